@@ -1,0 +1,26 @@
+"""Fused kernels for sums of Kronecker products (PHM layers).
+
+    W = sum_i rule_i (x) local_i        y = x W        rule_i = rule_in_i @ rule_out_i  (low rank)
+
+W is never built where that saves work: the factors are applied to the rows directly, and one call serves every
+(layer, expert) pair of a mixture.
+"""
+
+from .backends import available_backends, use_backend
+from .functional import LowRankPHM, explain_backend, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
+from .layers import MOPFeedForward, PHMLinear
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LowRankPHM",
+    "MOPFeedForward",
+    "PHMLinear",
+    "available_backends",
+    "explain_backend",
+    "lowrank_phm_linear",
+    "mop_ffn",
+    "phm_linear",
+    "phm_weight",
+    "use_backend",
+]

@@ -1,0 +1,90 @@
+"""What each operation saves for backward, and which gradients its backward op computes.
+
+The autograd Functions stand outside the ops: `ctx.needs_input_grad` becomes the op's mask, so a frozen factor
+costs nothing. Hidden activations are recomputed from the inputs, never saved. Double backward raises.
+Every tensor has been validated (functional.py); non-contiguous inputs are made contiguous here, gradients are not.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import ops
+
+_HALF = torch.bfloat16
+_SAVED = {"phm_weight": 2, "phm_linear": 3, "lowrank_phm_linear": 4}  # how many inputs backward reads: not the bias
+
+
+def _mask(needs: tuple[bool, ...]) -> int:
+    return sum(1 << k for k, needed in enumerate(needs) if needed)
+
+
+def _spread(gradients: list[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """The op's gradients, which are those asked for, at the places of the inputs."""
+    found = iter(gradients)
+    return [next(found) if needed else None for needed in needs]
+
+
+def _call(name: str, backend: str, args: tuple):
+    """One op call. The CPU kernels compute bfloat16 in float32 and round once, at the end."""
+    op = ops.get(name, backend)
+    if backend != "cpu" or _dtype(args) != _HALF:
+        return op(*args)
+    result = op(*_cast(args, torch.float32))
+    return result.to(_HALF) if isinstance(result, Tensor) else [t.to(_HALF) for t in result]
+
+
+def _dtype(args: tuple) -> torch.dtype:
+    first = args[0]
+    return first.dtype if isinstance(first, Tensor) else first[0].dtype
+
+
+def _cast(args, dtype: torch.dtype):
+    def cast(value):
+        if isinstance(value, list):
+            return [cast(v) for v in value]
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return [cast(value) for value in args]
+
+
+class PhmProduct(torch.autograd.Function):
+    """phm_weight, phm_linear or lowrank_phm_linear; `tensors` are the op's inputs in order, a bias (or None) last."""
+
+    @staticmethod
+    def forward(ctx, name, backend, *tensors):
+        tensors = tuple(None if t is None else t.contiguous() for t in tensors)
+        ctx.name, ctx.backend = name, backend
+        ctx.save_for_backward(*tensors[: _SAVED[name]])
+        return _call(name, backend, tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad[2:]
+        args = (grad, *ctx.saved_tensors, _mask(needs))
+        return (None, None, *_spread(_call(f"{ctx.name}_backward", ctx.backend, args), needs))
+
+
+class MopFFN(torch.autograd.Function):
+    """`factors` is the flat list down + ups of ops.py, `num_down` how many of them are the down map's."""
+
+    @staticmethod
+    def forward(ctx, backend, num_down, num_maps, activation, experts, x, *factors):
+        x, *factors = (t.contiguous() for t in (x, *factors))
+        ctx.backend = backend
+        ctx.layout = (num_down, num_maps, activation)
+        ctx.save_for_backward(experts, x, *factors)
+        down, ups = list(factors[:num_down]), list(factors[num_down:])
+        return tuple(_call("mop_ffn", backend, (x, down, ups, num_maps, activation, experts)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        experts, x, *factors = ctx.saved_tensors
+        num_down, num_maps, activation = ctx.layout
+        down, ups = list(factors[:num_down]), list(factors[num_down:])
+        needs = ctx.needs_input_grad[5:]
+        args = (list(grads), x, down, ups, num_maps, activation, experts, _mask(needs))
+        gradients = _call("mop_ffn_backward", ctx.backend, args)
+        return (None, None, None, None, None, *_spread(gradients, needs))

@@ -1,0 +1,142 @@
+"""Which implementations exist here, and which one a call takes.
+
+Order of choice: the argument `backend=`, then `use_backend(...)`, then the environment variable MOP_KERNELS_BACKEND,
+then "auto". A named backend never falls back: it runs or it raises. "auto" depends on the device, the dtype and what is
+installed, never on a timing, so that all processes of a job agree and runs repeat.
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from . import ops
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+
+_C = None
+_missing_cpu = "it was not built"
+if importlib.util.find_spec("mop_kernels._C") is not None:
+    try:
+        from . import _C
+    except ImportError as error:  # built for another Python, or for a torch without the stable ABI it needs
+        _missing_cpu = str(error)
+
+if _C is not None:
+    ops.define("cpu")
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_NOT_IN_THIS_VERSION = "this version of mop_kernels has no {} kernels yet"
+
+_override: str | None = None
+_warned: set[str] = set()
+
+
+class Choice(NamedTuple):
+    backend: str
+    reason: str
+
+
+def build_info() -> dict:
+    """What the compiled module says of itself (compiler, torch, vector instructions); {} where it is absent."""
+    return {} if _C is None else dict(_C.build_info())
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends that can run on this machine, in the order of NAMES."""
+    return tuple(name for name in NAMES if why_not(name) is None)
+
+
+def why_not(name: str) -> str | None:
+    """None if the backend can run on this machine, otherwise the reason and the cure."""
+    if name == "reference":
+        return None
+    if name == "cpu":
+        if _C is not None:
+            return None
+        return (
+            f"the compiled module mop_kernels._C is missing ({_missing_cpu}); with a C++ compiler on the PATH, "
+            "run pip install again"
+        )
+    return _NOT_IN_THIS_VERSION.format(name)
+
+
+def check_name(name: str) -> str:
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, NAMES))}; got {name!r}.")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make `name` the backend of all calls in the block that name none themselves.
+
+    Holds for the whole process, not for one thread. Raises ValueError for an unknown name.
+    """
+    global _override
+    previous, _override = _override, check_name(name)
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def requested(backend: str | None) -> tuple[str, str]:
+    """(name or "auto", who asked for it)."""
+    if backend is not None:
+        if not isinstance(backend, str):
+            raise TypeError(f"backend must be a string or None; got {type(backend).__name__}.")
+        return check_name(backend), "the argument backend="
+    if _override is not None:
+        return _override, "use_backend"
+    name = os.environ.get("MOP_KERNELS_BACKEND")
+    if name:
+        return check_name(name), "the environment variable MOP_KERNELS_BACKEND"
+    return "auto", "auto"
+
+
+def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend of one call. Raises ValueError for an unknown name, RuntimeError for one that cannot run."""
+    name, source = requested(backend)
+    if name != "auto":
+        reason = why_not(name) or _unfit(name, device, dtype)
+        if reason is not None:
+            raise RuntimeError(
+                f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
+                f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
+            )
+        return Choice(name, f"asked for by {source}")
+    reason = why_not("cpu") or _unfit("cpu", device, dtype)
+    if reason is None:
+        return Choice("cpu", f"auto: compiled kernels serve {dtype} on {device.type}")
+    _warn_once(reason)
+    return Choice("reference", f"auto: {reason}")
+
+
+def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    if name != "cpu":
+        return None
+    if device.type not in ("cpu", "meta"):
+        return f"it takes tensors on the CPU, these are on {device}"
+    if dtype not in _CPU_DTYPES:
+        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _CPU_DTYPES)}, these are {dtype}"
+    return None
+
+
+@torch.compiler.disable
+def _warn_slow(reason: str) -> None:
+    warnings.warn(
+        f"mop_kernels uses its slow reference backend: {reason}. Name backend='reference' to silence this.",
+        stacklevel=5,
+    )
+
+
+def _warn_once(reason: str) -> None:
+    if torch.compiler.is_compiling() or reason in _warned:
+        return
+    _warned.add(reason)
+    _warn_slow(reason)

@@ -1,0 +1,338 @@
+"""The public operations: validate (here, for every backend alike), choose the backend, differentiate.
+
+Errors: TypeError for something that is no tensor, no floating-point tensor, or of another dtype than the rest;
+ValueError for a shape, a device or a name; RuntimeError for a backend that cannot run here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import backends
+from .autograd import MopFFN, PhmProduct
+from .reference import ACTIVATIONS, group_sizes
+
+
+class LowRankPHM(NamedTuple):
+    """The factors of one PHM map of `mop_ffn`, each with two leading group dims (layers or 1, experts or 1).
+
+    rule_in (., ., terms, g_in, rank), rule_out (., ., terms, rank, g_out), local (., ., terms, loc_in, loc_out),
+    bias (., ., out) or None. A full rule: rule_in (., ., terms, g_in, g_out) and rule_out None.
+    """
+
+    rule_in: Tensor
+    rule_out: Tensor | None
+    local: Tensor
+    bias: Tensor | None = None
+
+
+def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Tensor:
+    """The dense weight W = sum_i rule[i] (x) local[i] (MOP Eq. 2; Compacter).
+
+    rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out) -> (..., g_in*loc_in, g_out*loc_out); leading
+    dims broadcast. Accumulates in float32 or better. Differentiable once in both.
+    """
+    rule, local = _same_kind({"rule": rule, "local": local})
+    _check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
+    _check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
+    _check_equal("local", local, -3, rule.shape[-3], "terms of rule")
+    try:
+        torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
+    except RuntimeError:
+        raise ValueError(
+            f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
+        ) from None
+    choice = backends.resolve(backend, rule.device, rule.dtype)
+    return PhmProduct.apply("phm_weight", choice.backend, rule, local)
+
+
+def phm_linear(
+    x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """y = x W + bias with W = sum_i rule[i] (x) local[i] (MOP Eq. 2; Compacter's PHM layer).
+
+    x (..., in), rule (terms, g_in, g_out), local (terms, loc_in, loc_out), bias (out,) -> (..., out), where
+    in = g_in*loc_in and out = g_out*loc_out. Accumulates in float32 or better. Differentiable once in all four.
+    """
+    x, rule, local, bias = _same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
+    _check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
+    _check_linear(x, rule.shape[0], rule.shape[1], rule.shape[2], local, bias)
+    choice = backends.resolve(backend, x.device, x.dtype)
+    return PhmProduct.apply("phm_linear", choice.backend, x, rule, local, bias)
+
+
+def lowrank_phm_linear(
+    x: Tensor,
+    rule_in: Tensor,
+    rule_out: Tensor,
+    local: Tensor,
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i] (MOP Eqs. 2 and 3), W never built.
+
+    x (..., in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out), local (terms, loc_in, loc_out),
+    bias (out,) -> (..., out); rank may exceed min(g_in, g_out). Differentiable once in all five.
+    """
+    x, rule_in, rule_out, local, bias = _same_kind(
+        {"x": x, "rule_in": rule_in, "rule_out": rule_out, "local": local, "bias": bias}
+    )
+    _check_dims("rule_in", rule_in, "(terms, g_in, rank)", exactly=3, cure="rule_in.unsqueeze(-1) for rank 1")
+    _check_dims("rule_out", rule_out, "(terms, rank, g_out)", exactly=3, cure="rule_out.unsqueeze(-2) for rank 1")
+    _check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
+    _check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
+    _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
+    choice = backends.resolve(backend, x.device, x.dtype)
+    return PhmProduct.apply("lowrank_phm_linear", choice.backend, x, rule_in, rule_out, local, bias)
+
+
+def mop_ffn(
+    x: Tensor,
+    down: LowRankPHM,
+    ups: Sequence[LowRankPHM],
+    *,
+    activation: str = "relu",
+    experts: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, ...]:
+    """The MOP generator for all (layer, expert) pairs and all up maps in one call (MOP Eqs. 1 to 4).
+
+    x (layers|1, experts|1, n, in); down a LowRankPHM in -> mid; ups LowRankPHMs mid -> out of equal shapes, which
+    share the hidden rows; activation one of relu, gelu (erf), gelu_tanh, tanh, silu, identity. experts int64 (k,),
+    distinct: only these experts, in this order. Returns one (layers, experts or k, n, out) tensor an up map.
+    Differentiable once in x and all factors; hidden rows are recomputed in backward.
+    """
+    x, down, ups, experts = _check_mop_ffn(x, down, ups, activation, experts)
+    choice = backends.resolve(backend, x.device, x.dtype)
+    down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
+    flat_down = [t for t in down if t is not None]
+    flat_ups = [t for up in ups for t in up if t is not None]
+    return MopFFN.apply(choice.backend, len(flat_down), len(ups), activation, experts, x, *flat_down, *flat_ups)
+
+
+OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}
+
+
+def explain_backend(op: str, *args, **kwargs) -> str:
+    """Which backend `op(*args, **kwargs)` would take and why, in one line a fact; nothing is computed.
+
+    op: "phm_weight", "phm_linear", "lowrank_phm_linear" or "mop_ffn" (or the function itself).
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPERATIONS:
+        raise ValueError(f"op must be one of {', '.join(OPERATIONS)}; got {name!r}.")
+    backend = kwargs.get("backend")
+    first = args[0] if args else kwargs.get("rule" if name == "phm_weight" else "x")
+    if not isinstance(first, Tensor):
+        raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
+    choice = backends.resolve(backend, first.device, _autocast_dtype(first) or first.dtype)
+    lines = [f"{name}: backend {choice.backend} ({choice.reason})", f"method: {_METHODS[choice.backend][name]}"]
+    for other in backends.NAMES:
+        reason = backends.why_not(other)
+        if reason is not None:
+            lines.append(f"not here: {other} ({reason})")
+    return "\n".join(lines)
+
+
+_METHODS = {
+    "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
+    "cpu": {
+        "phm_weight": "one row of W an (a, u), terms summed in registers",
+        "phm_linear": "W built once, then one dense matrix product (a full rule saves no multiply-adds)",
+        "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
+        "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
+    },
+}
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
+    """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
+    first_name = first = None
+    dtype = None
+    result = []
+    for name, tensor in tensors.items():
+        if tensor is None and name.split(".")[-1] in ("bias", "rule_out") and name != "rule_out":
+            result.append(None)
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}.")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}. Cast it: {name}.float().")
+        if first is None:
+            first_name, first, dtype = name, tensor, _autocast_dtype(tensor)
+        if dtype is not None and tensor.dtype != torch.float64:
+            tensor = tensor.to(dtype)
+        if dtype is None and tensor.dtype != first.dtype:
+            raise TypeError(
+                f"all tensors of a call must have one dtype; {first_name} has {first.dtype}, {name} has "
+                f"{tensor.dtype}. Cast one, or use torch.autocast."
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"all tensors of a call must be on one device; {first_name} is on {first.device}, {name} on "
+                f"{tensor.device}. Move it: {name}.to({str(first.device)!r})."
+            )
+        result.append(tensor)
+    return result
+
+
+def _check_dims(
+    name: str, tensor: Tensor, shape: str, *, cure: str, exactly: int | None = None, at_least: int = 0
+) -> None:
+    wrong = tensor.dim() < at_least if exactly is None else tensor.dim() != exactly
+    if wrong:
+        raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}. Add a dimension: {cure}.")
+    if 0 in tensor.shape:
+        raise ValueError(f"{name} must have no empty dimension; got shape {tuple(tensor.shape)}.")
+
+
+def _check_equal(name: str, tensor: Tensor, dim: int, size: int, of: str) -> None:
+    if tensor.shape[dim] != size:
+        raise ValueError(f"dim {dim} of {name} must equal the {of}, {size}; got {name} of shape {tuple(tensor.shape)}.")
+
+
+def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, bias: Tensor | None) -> None:
+    _check_dims("local", local, "(terms, loc_in, loc_out)", exactly=3, cure="local.unsqueeze(0)")
+    _check_equal("local", local, 0, terms, "terms of the rule")
+    if x.dim() == 0:
+        raise ValueError("x must have shape (..., in); got a scalar. Add a dimension: x.unsqueeze(0).")
+    expected_in = g_in * local.shape[1]
+    if x.shape[-1] != expected_in:
+        raise ValueError(
+            f"the last dim of x must be g_in*loc_in = {g_in}*{local.shape[1]} = {expected_in}; got x of shape "
+            f"{tuple(x.shape)}."
+        )
+    expected_out = g_out * local.shape[2]
+    if bias is not None and tuple(bias.shape) != (expected_out,):
+        raise ValueError(
+            f"bias must have shape (out,) = (g_out*loc_out,) = ({expected_out},); got {tuple(bias.shape)}."
+        )
+
+
+def _check_mop_ffn(x, down, ups, activation, experts):
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
+    down = _as_phm("down", down)
+    if isinstance(ups, LowRankPHM) or not isinstance(ups, Sequence) or len(ups) == 0:
+        raise TypeError("ups must be a non-empty sequence of LowRankPHM, one an up map. For a single map: ups=[up].")
+    ups = [_as_phm(f"ups[{k}]", up) for k, up in enumerate(ups)]
+    names = ["down"] + [f"ups[{k}]" for k in range(len(ups))]
+    maps = [down, *ups]
+
+    tensors = {"x": x}
+    for name, phm in zip(names, maps):
+        for field, tensor in zip(LowRankPHM._fields, phm):
+            if tensor is not None:
+                tensors[f"{name}.{field}"] = tensor
+    cast = dict(zip(tensors, _same_kind(tensors)))
+    x = cast["x"]
+    maps = [LowRankPHM(*(cast.get(f"{name}.{field}") for field in LowRankPHM._fields)) for name in names]
+    for name, phm in zip(names, maps):
+        _check_factors(name, phm)
+
+    _check_dims(
+        "x",
+        x.new_empty(x.shape[:2] + (1,) * (x.dim() - 2)) if x.dim() == 4 else x,
+        _X_SHAPE,
+        exactly=4,
+        cure="x[None, None] for x of shape (n, in)",
+    )
+    num_layers, num_experts = group_sizes(x, maps[0], maps[1:])
+    for name, tensor in cast.items():
+        for dim, size, group in ((0, num_layers, "layers"), (1, num_experts, "experts")):
+            if tensor.shape[dim] not in (1, size):
+                raise ValueError(
+                    f"dim {dim} of {name} must be 1 or the number of {group}, {size}; got shape {tuple(tensor.shape)}."
+                )
+    for name, phm, rows_name, rows in [(names[0], maps[0], "x", x.shape[-1])] + [
+        (name, phm, "down's output", _sides(maps[0])[1]) for name, phm in zip(names[1:], maps[1:])
+    ]:
+        expected_in, expected_out = _sides(phm)
+        if rows != expected_in:
+            raise ValueError(f"the last dim of {rows_name} must be g_in*loc_in of {name}, {expected_in}; got {rows}.")
+        if phm.bias is not None and phm.bias.shape[-1] != expected_out:
+            raise ValueError(
+                f"{name}.bias must have shape (layers|1, experts|1, out) with out = {expected_out}; got "
+                f"{tuple(phm.bias.shape)}."
+            )
+    for name, up in zip(names[2:], maps[2:]):
+        for field, one, other in zip(LowRankPHM._fields, maps[1], up):
+            shapes = [None if t is None else tuple(t.shape) for t in (one, other)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"all up maps must have equal shapes; ups[0].{field} has {shapes[0]}, {name}.{field} {shapes[1]}."
+                )
+    if experts is not None:
+        experts = _check_experts(experts, num_experts, x.device)
+    return x, maps[0], maps[1:], experts
+
+
+_X_SHAPE = "(layers|1, experts|1, n, in)"
+
+
+def _as_phm(name: str, phm) -> LowRankPHM:
+    if not isinstance(phm, tuple) or len(phm) not in (3, 4):
+        raise TypeError(f"{name} must be a LowRankPHM(rule_in, rule_out, local, bias=None); got {type(phm).__name__}.")
+    return LowRankPHM(*phm)
+
+
+def _check_factors(name: str, phm: LowRankPHM) -> None:
+    group = "(layers|1, experts|1, "
+    shapes = {
+        "rule_in": (group + "terms, g_in, rank)", 5),
+        "rule_out": (group + "terms, rank, g_out)", 5),
+        "local": (group + "terms, loc_in, loc_out)", 5),
+        "bias": (group + "out)", 3),
+    }
+    for field, tensor in phm._asdict().items():
+        if tensor is not None:
+            shape, dims = shapes[field]
+            _check_dims(f"{name}.{field}", tensor, shape, exactly=dims, cure="two group dims come first, full or 1")
+    _check_equal(f"{name}.local", phm.local, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
+    if phm.rule_out is not None:
+        _check_equal(f"{name}.rule_out", phm.rule_out, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
+        _check_equal(f"{name}.rule_out", phm.rule_out, 3, phm.rule_in.shape[4], f"rank of {name}.rule_in")
+
+
+def _sides(phm: LowRankPHM) -> tuple[int, int]:
+    rule_out = phm.rule_in if phm.rule_out is None else phm.rule_out
+    return phm.rule_in.shape[3] * phm.local.shape[3], rule_out.shape[4] * phm.local.shape[4]
+
+
+def _check_experts(experts: Tensor, num_experts: int, device: torch.device) -> Tensor:
+    if not isinstance(experts, Tensor) or experts.dtype != torch.int64:
+        got = experts.dtype if isinstance(experts, Tensor) else type(experts).__name__
+        raise TypeError(f"experts must be an int64 tensor of shape (k,); got {got}. Use torch.tensor([0, 2]).")
+    if experts.dim() != 1:
+        raise ValueError(f"experts must have shape (k,); got {tuple(experts.shape)}.")
+    experts = experts.to(device)
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        ids = experts.tolist()
+        bad = [i for i in ids if not 0 <= i < num_experts]
+        if bad:
+            raise ValueError(f"experts must lie in 0..{num_experts - 1}; got {bad[0]}.")
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"experts must be distinct; got {ids}. Use experts.unique().")
+    return experts.contiguous()
+
+
+def _as_low_rank(phm: LowRankPHM) -> LowRankPHM:
+    """A full rule as the exact low-rank one: the identity is the factor on its smaller side, and asks for no gradient."""
+    if phm.rule_out is not None:
+        return phm
+    terms, g_in, g_out = phm.rule_in.shape[2:]
+    side = min(g_in, g_out)
+    identity = torch.eye(side, dtype=phm.rule_in.dtype, device=phm.rule_in.device).expand(1, 1, terms, side, side)
+    if g_out <= g_in:
+        return phm._replace(rule_out=identity)
+    return phm._replace(rule_in=identity, rule_out=phm.rule_in)

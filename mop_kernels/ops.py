@@ -1,0 +1,164 @@
+"""The private torch ops behind every backend: schemas, fakes, and the registration of the reference.
+
+An operation `NAME` of backend `BACKEND` is the op `mop_kernels::NAME_BACKEND`; its gradient is
+`mop_kernels::NAME_backward_BACKEND`. The schemas stand here once, for all backends; csrc/ only implements them.
+Gradient ops take `mask`, an integer whose bit k says that the k-th differentiable input asks for a gradient, and
+return those gradients only, in that order. All results are contiguous.
+
+`down` is [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]; `ups` is num_maps such lists in a row.
+"""
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+SCHEMAS = {
+    "phm_weight": "(Tensor rule, Tensor local) -> Tensor",
+    "phm_weight_backward": "(Tensor grad, Tensor rule, Tensor local, int mask) -> Tensor[]",
+    "phm_linear": "(Tensor x, Tensor rule, Tensor local, Tensor? bias) -> Tensor",
+    "phm_linear_backward": "(Tensor grad, Tensor x, Tensor rule, Tensor local, int mask) -> Tensor[]",
+    "lowrank_phm_linear": "(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, Tensor? bias) -> Tensor",
+    "lowrank_phm_linear_backward": (
+        "(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, int mask) -> Tensor[]"
+    ),
+    "mop_ffn": ("(Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts) -> Tensor[]"),
+    "mop_ffn_backward": (
+        "(Tensor[] grads, Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts, "
+        "int mask) -> Tensor[]"
+    ),
+}
+
+_library = torch.library.Library("mop_kernels", "FRAGMENT")
+
+
+def split_maps(ups: list[Tensor], num_maps: int) -> list[list[Tensor | None]]:
+    """The flat list of an op as one (rule_in, rule_out, local, bias | None) an up map."""
+    width = len(ups) // num_maps
+    return [_padded(ups[k * width : (k + 1) * width]) for k in range(num_maps)]
+
+
+def _padded(factors: list[Tensor]) -> list[Tensor | None]:
+    return [*factors, None] if len(factors) == 3 else list(factors)
+
+
+def _asked(tensors: list[Tensor], mask: int) -> list[Tensor]:
+    return [t for k, t in enumerate(tensors) if mask >> k & 1]
+
+
+# Fakes: shapes and dtypes only; one a schema, for all backends.
+
+
+def _fake_phm_weight(rule, local):
+    groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
+    return rule.new_empty(*groups, rule.shape[-2] * local.shape[-2], rule.shape[-1] * local.shape[-1])
+
+
+def _fake_phm_linear(x, rule, local, bias):
+    return x.new_empty(*x.shape[:-1], rule.shape[-1] * local.shape[-1])
+
+
+def _fake_lowrank_phm_linear(x, rule_in, rule_out, local, bias):
+    return x.new_empty(*x.shape[:-1], rule_out.shape[-1] * local.shape[-1])
+
+
+def _fake_mop_ffn(x, down, ups, num_maps, activation, experts):
+    maps = split_maps(ups, num_maps)
+    num_layers, num_experts = reference.group_sizes(x, down, maps)
+    picked = num_experts if experts is None else experts.shape[0]
+    return [x.new_empty(num_layers, picked, x.shape[2], m[1].shape[-1] * m[2].shape[-1]) for m in maps]
+
+
+def _fake_gradients(tensors: list[Tensor], mask: int) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in _asked(tensors, mask)]
+
+
+def _fake_bias(x: Tensor, rule: Tensor, local: Tensor) -> Tensor:
+    return x.new_empty(rule.shape[-1] * local.shape[-1])
+
+
+_FAKES = {
+    "phm_weight": _fake_phm_weight,
+    "phm_weight_backward": lambda grad, rule, local, mask: _fake_gradients([rule, local], mask),
+    "phm_linear": _fake_phm_linear,
+    "phm_linear_backward": lambda grad, x, rule, local, mask: _fake_gradients(
+        [x, rule, local, _fake_bias(x, rule, local)], mask
+    ),
+    "lowrank_phm_linear": _fake_lowrank_phm_linear,
+    "lowrank_phm_linear_backward": lambda grad, x, rule_in, rule_out, local, mask: _fake_gradients(
+        [x, rule_in, rule_out, local, _fake_bias(x, rule_out, local)], mask
+    ),
+    "mop_ffn": _fake_mop_ffn,
+    "mop_ffn_backward": lambda grads, x, down, ups, num_maps, activation, experts, mask: _fake_gradients(
+        [x, *down, *ups], mask
+    ),
+}
+
+
+# The reference backend: the einsum forms, and their gradients by autograd on a fresh graph.
+
+
+def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: int) -> list[Tensor]:
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate(tensors)]
+        outputs = function(*leaves)
+        asked = torch.autograd.grad(outputs, _asked(leaves, mask), grads)
+    return [g.contiguous() for g in asked]
+
+
+def _phm_linear_backward(grad, x, rule, local, mask):
+    bias = _fake_bias(x, rule, local).zero_()
+    return _differentiate(reference.phm_linear, [x, rule, local, bias], [grad], mask)
+
+
+def _lowrank_phm_linear(x, rule_in, rule_out, local, bias):
+    y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rule_in, rule_out, local, bias)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _lowrank_phm_linear_backward(grad, x, rule_in, rule_out, local, mask):
+    bias = _fake_bias(x, rule_out, local).zero_()
+    return _differentiate(_lowrank_phm_linear, [x, rule_in, rule_out, local, bias], [grad], mask)
+
+
+def _mop_ffn(x, down, ups, num_maps, activation, experts):
+    return list(reference.mop_ffn(x, _padded(down), split_maps(ups, num_maps), activation, experts))
+
+
+def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, mask):
+    def function(x, *factors):
+        return _mop_ffn(x, list(factors[: len(down)]), list(factors[len(down) :]), num_maps, activation, experts)
+
+    return _differentiate(function, [x, *down, *ups], grads, mask)
+
+
+_REFERENCE = {
+    "phm_weight": lambda rule, local: reference.phm_weight(rule, local).contiguous(),
+    "phm_weight_backward": lambda grad, rule, local, mask: _differentiate(
+        reference.phm_weight, [rule, local], [grad], mask
+    ),
+    "phm_linear": lambda x, rule, local, bias: reference.phm_linear(x, rule, local, bias).contiguous(),
+    "phm_linear_backward": _phm_linear_backward,
+    "lowrank_phm_linear": lambda *args: _lowrank_phm_linear(*args).contiguous(),
+    "lowrank_phm_linear_backward": _lowrank_phm_linear_backward,
+    "mop_ffn": _mop_ffn,
+    "mop_ffn_backward": _mop_ffn_backward,
+}
+
+
+def define(backend: str, implementations: dict | None = None) -> None:
+    """Define the ops of one backend; `implementations` is None where compiled code registers them itself."""
+    for name, schema in SCHEMAS.items():
+        qualified = f"{name}_{backend}"
+        _library.define(qualified + schema)
+        torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=_library)
+        if implementations is not None:
+            _library.impl(qualified, implementations[name], "CompositeExplicitAutograd")
+
+
+def get(name: str, backend: str):
+    """The op overload of an operation for a backend."""
+    return getattr(torch.ops.mop_kernels, f"{name}_{backend}").default
+
+
+define("reference", _REFERENCE)

@@ -1,0 +1,82 @@
+"""The mathematics in plain einsum: the definition of correct for every backend.
+
+Index letters, here and in all kernels: n row; i term; r rank; a, c the rule's input and output side (g_in, g_out);
+u, v the local's input and output side (loc_in, loc_out); l layer; e expert. A row of x is viewed as (a, u), a row of
+y as (c, v), so that W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v] = sum_i torch.kron(rule[i], local[i]).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
+
+
+def phm_weight(rule: Tensor, local: Tensor) -> Tensor:
+    """(..., terms, g_in, g_out), (..., terms, loc_in, loc_out) -> (..., g_in*loc_in, g_out*loc_out)."""
+    weight = torch.einsum("...iac,...iuv->...aucv", rule, local)
+    return weight.flatten(-2).flatten(-3, -2)
+
+
+def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., g_in*loc_in) -> (..., g_out*loc_out)."""
+    rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
+    y = torch.einsum("...au,iac,iuv->...cv", rows, rule, local).flatten(-2)
+    return y if bias is None else y + bias
+
+
+def lowrank_phm_linear(
+    x: Tensor, rule_in: Tensor, rule_out: Tensor | None, local: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The three stages (design of the kernels), for tensors with any equal or broadcast leading group dims.
+
+    x (*groups, n, in); rule_in (*groups, terms, g_in, rank); rule_out (*groups, terms, rank, g_out), or None where
+    rule_in is a full rule (*groups, terms, g_in, g_out); local (*groups, terms, loc_in, loc_out); bias (*groups, out).
+    """
+    rows = x.unflatten(-1, (rule_in.shape[-2], local.shape[-2]))
+    t = torch.einsum("...nau,...iar->...niru", rows, rule_in)
+    s = torch.einsum("...niru,...iuv->...nirv", t, local)
+    y = s.sum(-3) if rule_out is None else torch.einsum("...nirv,...irc->...ncv", s, rule_out)
+    y = y.flatten(-2)
+    return y if bias is None else y + bias.unsqueeze(-2)
+
+
+def mop_ffn(
+    x: Tensor,
+    down: tuple[Tensor | None, ...],
+    ups: list[tuple[Tensor | None, ...]],
+    activation: str = "relu",
+    experts: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """MOP (Eq. 4): up maps of the activated down map, for all (layer, expert) pairs at once.
+
+    x (1|L, 1|E, n, in); down and each of ups: (rule_in, rule_out | None, local, bias | None), each with the leading
+    group dims (1|L, 1|E). Returns one tensor (L, E or k, n, out) an up map.
+    """
+    num_layers, num_experts = group_sizes(x, down, ups)
+
+    def pick(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or experts is None or tensor.shape[1] == 1 != num_experts:
+            return tensor
+        return tensor.index_select(1, experts)
+
+    picked = num_experts if experts is None else experts.numel()
+    hidden = ACTIVATIONS[activation](lowrank_phm_linear(pick(x), *map(pick, down)))
+    outputs = []
+    for up in ups:
+        y = lowrank_phm_linear(hidden, *map(pick, up))
+        outputs.append(y.expand(num_layers, picked, *y.shape[2:]).contiguous())
+    return tuple(outputs)
+
+
+def group_sizes(x: Tensor, down, ups) -> tuple[int, int]:
+    """(layers, experts): the largest leading dims among x and all factors; each tensor has them in full or 1."""
+    tensors = [x, *(t for phm in (down, *ups) for t in phm if t is not None)]
+    return max(t.shape[0] for t in tensors), max(t.shape[1] for t in tensors)
