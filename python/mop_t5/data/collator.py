@@ -1,0 +1,91 @@
+"""From examples to the tensors of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from .corpus import Example
+
+IGNORED = -100  # the label that transformers' cross entropy leaves out
+
+
+class EncodedExamples(Dataset):
+    """Examples as token ids, encoded once: rows `{"input_ids", "labels", "scenario_ids"}` of lists and one int.
+
+    `scenarios` gives the ids: the position in it is the id. Without it (`None`) the rows carry no scenario, for
+    training a plain backbone. Dialogues and summaries longer than `max_source` / `max_target` tokens are cut at the
+    end. Raises ValueError for an example whose scenario is not in `scenarios`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase,
+        scenarios: Sequence[str] | None,
+        *,
+        max_source: int = 512,
+        max_target: int = 128,
+    ):
+        if not examples:
+            raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
+        sources = tokenizer([e.dialogue for e in examples], truncation=True, max_length=max_source)["input_ids"]
+        # Generation reads files without summaries: their label is the end-of-sequence token alone.
+        targets = tokenizer([e.summary for e in examples], truncation=True, max_length=max_target)["input_ids"]
+        self._rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets)]
+        if scenarios is not None:
+            for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
+                row["scenario_ids"] = scenario_id
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._rows[index]
+
+
+def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> list[int]:
+    """The position of every example's scenario in `scenarios`; ValueError for one that is not there."""
+    position = {name: i for i, name in enumerate(scenarios)}
+    for example in examples:
+        if example.scenario not in position:
+            raise ValueError(
+                f"example {example.id!r} is of scenario {example.scenario!r}; known are {', '.join(scenarios)}. "
+                "Train with this scenario in the corpus, or take the row out."
+            )
+    return [position[example.scenario] for example in examples]
+
+
+class Collator:
+    """Pads a list of rows of `EncodedExamples` into a batch of LongTensors.
+
+    `input_ids`, `attention_mask` `[B, S]`; `labels` `[B, T]`, padded with -100; `scenario_ids` `[B]` where the rows
+    have them. S and T are the longest of the batch. Ids outside `[0, num_scenarios)` raise IndexError here, on the CPU:
+    on a GPU an index out of range ends the process.
+    """
+
+    def __init__(self, pad_token_id: int, num_scenarios: int | None = None):
+        self.pad_token_id, self.num_scenarios = pad_token_id, num_scenarios
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+        sources = [torch.tensor(row["input_ids"]) for row in rows]
+        labels = [torch.tensor(row["labels"]) for row in rows]
+        batch = {
+            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self.pad_token_id),
+            "attention_mask": pad_sequence([torch.ones_like(source) for source in sources], batch_first=True),
+            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        }
+        if self.num_scenarios is not None:
+            ids = [row["scenario_ids"] for row in rows]
+            wrong = [i for i in ids if not 0 <= i < self.num_scenarios]
+            if wrong:
+                raise IndexError(
+                    f"scenario_ids must be in [0, {self.num_scenarios}), got {wrong}. Number the scenarios by their "
+                    "position in the list the method was attached with."
+                )
+            batch["scenario_ids"] = torch.tensor(ids)
+        return batch

@@ -1,0 +1,159 @@
+"""The corpus format: JSON lines, one dialogue and its summary a line, gzip by suffix, one file a split.
+
+    {"scenario": "taxi", "dialogue": "用户：…\\n客服：…", "summary": "…", "id": "optional"}
+
+`task`, `input` and `target` are accepted for `scenario`, `dialogue` and `summary`. A corpus is a folder that holds
+train.jsonl, valid.jsonl and test.jsonl, each of them possibly with `.gz` behind. Reading is strict: whatever is wrong
+is reported with its file and line, because a row that is skipped silently changes every number computed later.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SPLITS = ("train", "valid", "test")
+_KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One dialogue of one scenario. `summary` is empty only where a file to generate from was read without one."""
+
+    scenario: str
+    dialogue: str
+    summary: str
+    id: str
+
+
+def read_examples(path: str | Path, *, need_summary: bool = True) -> list[Example]:
+    """All rows of one `.jsonl` or `.jsonl.gz` file, in order.
+
+    Rows without an id get `<file stem>-<line number>`. `need_summary=False` accepts rows without a summary, for
+    generation. Raises FileNotFoundError; ValueError for a row or file that cannot be read and for an empty file;
+    TypeError for a field that is not a string. Every message names the file, and the line where there is one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no corpus file at {path}. Give the path of a .jsonl or .jsonl.gz file.")
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    examples = [
+        _parse(line, f"{path}, line {number}", f"{stem}-{number}", need_summary)
+        for number, line in _lines(path)
+        if line.strip()
+    ]
+    if not examples:
+        raise ValueError(f"{path} holds no examples. Write one JSON object a line, or leave the file out.")
+    return examples
+
+
+def find_split(folder: str | Path, split: str) -> Path:
+    """The file of one split: `<folder>/<split>.jsonl` or `.jsonl.gz`.
+
+    Raises FileNotFoundError where neither is there, ValueError where both are (which one is meant cannot be known).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no corpus folder at {folder}. A corpus is a folder with {_names(SPLITS)}.")
+    found = [path for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz") if path.is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no {split} split. Add {split}.jsonl or {split}.jsonl.gz to it.")
+    if len(found) == 2:
+        raise ValueError(f"{folder} has both {found[0].name} and {found[1].name}. Keep one of them.")
+    return found[0]
+
+
+def read_split(folder: str | Path, split: str) -> list[Example]:
+    """`read_examples` of `find_split`."""
+    return read_examples(find_split(folder, split))
+
+
+def read_corpus(folder: str | Path) -> dict[str, list[Example]]:
+    """The three splits of a corpus folder, as `{"train": [...], "valid": [...], "test": [...]}`.
+
+    Raises what `read_split` raises, and ValueError if valid or test has a scenario that train has not: no method could
+    have learnt it.
+    """
+    corpus = {split: read_split(folder, split) for split in SPLITS}
+    known = set(scenarios_of(corpus["train"]))
+    for split in ("valid", "test"):
+        unknown = sorted(set(scenarios_of(corpus[split])) - known)
+        if unknown:
+            raise ValueError(
+                f"{find_split(folder, split)} has scenarios that train lacks: {', '.join(unknown)}. "
+                "Add training rows for them or take them out."
+            )
+    return corpus
+
+
+def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write rows that `read_examples` reads back equal; gzip if the name ends in `.gz`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        for example in examples:
+            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+
+
+def scenarios_of(examples: Iterable[Example]) -> list[str]:
+    """The distinct scenarios, sorted, so that scenario ids do not depend on the order of the rows."""
+    return sorted({example.scenario for example in examples})
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, line {number}: not UTF-8 (byte {error.start} of the line). Convert the file, for example with "
+            "`iconv -f GB18030 -t UTF-8`."
+        ) from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: broken or truncated gzip data after line {number} ({error}). Copy or compress the file again."
+        ) from error
+
+
+def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Example:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not valid JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
+        ) from error
+    if not isinstance(row, dict):
+        raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
+    fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}
+    identifier = row.get("id", default_id)
+    if not isinstance(identifier, str):
+        raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
+    return Example(**fields, id=identifier)
+
+
+def _field(row: dict, key: str, where: str, needed: bool) -> str:
+    present = [name for name in (key, _KEYS[key]) if name in row]
+    if len(present) == 2:
+        raise ValueError(f"{where}: has both `{key}` and `{_KEYS[key]}`, which mean the same. Keep one of them.")
+    if not present:
+        if not needed:
+            return ""
+        raise ValueError(f"{where}: no `{key}` (or `{_KEYS[key]}`). Keys found: {_names(row) or 'none'}. Add it.")
+    value = row[present[0]]
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.")
+    if needed and not value.strip():
+        raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
+    return value
+
+
+def _names(names: Sequence[str] | dict) -> str:
+    return ", ".join(f"`{name}`" for name in names)
