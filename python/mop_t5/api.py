@@ -1,0 +1,110 @@
+"""The public calls on one model: attach, detach, save, load, count_parameters, scenario_ids."""
+
+import os
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from mop_t5 import adapter_folder
+from mop_t5.backbone import BackboneShape, check_backbone
+from mop_t5.injection import SUBMODULE, attach_method, detach_method, is_attached
+from mop_t5.methods import get, of_config
+from mop_t5.methods.base import Method, MethodConfig
+
+__all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attached", "load", "save", "scenario_ids"]
+
+
+class ParameterCount(NamedTuple):
+    trained: int  # parameters that ask for a gradient
+    total: int  # backbone and method
+    backbone: int
+    share: float  # trained / backbone
+
+
+def attach(model: PreTrainedModel, method: str | MethodConfig, /, **fields) -> PreTrainedModel:
+    """Attach a method, by name and fields or by config object, and return the same model object.
+
+    The backbone is frozen; only the method's parameters ask for gradients. They are made on the model's device, in
+    float32, or in float64 if the model is.
+    """
+    _check_plain(model)
+    if isinstance(method, MethodConfig):
+        if fields:
+            raise ValueError(
+                f"fields ({', '.join(sorted(fields))}) cannot be given beside a config object. Put them in the config."
+            )
+        config, method_class = method, of_config(method)
+    else:
+        method_class = get(method)
+        config = method_class.Config.make(fields)
+    return attach_method(model, build_method(method_class, config, model))
+
+
+def _check_plain(model) -> None:
+    if is_attached(model):
+        raise RuntimeError(f"model has the method {model.mop.name!r} attached already. Call mop_t5.detach first.")
+    check_backbone(model)
+
+
+def build_method(method_class: type[Method], config: MethodConfig, model: PreTrainedModel) -> Method:
+    """The method's module with fresh parameters that fit model; model is not changed."""
+    weight = model.shared.weight
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return method_class(config, BackboneShape.of(model), device=weight.device, dtype=dtype)
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove the attached method and return the same model object, plain and as it was before attach, bit for bit."""
+    return detach_method(model)
+
+
+def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
+    """Write the attached method to folder: its parameters, its config, and the shape of its backbone."""
+    if not is_attached(model):
+        raise RuntimeError("model has no method attached. Use model.save_pretrained(folder) for a plain backbone.")
+    model.save_pretrained(folder)
+
+
+def load(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
+    """Attach the method saved in folder to a plain backbone, with its weights. Returns the same model object.
+
+    The backbone must have the shape of the one that it was trained on. On an error the model is unchanged.
+    """
+    _check_plain(model)
+    description = adapter_folder.read_description(folder)
+    differences = BackboneShape.of(model).differences(description["backbone"])
+    if differences:
+        raise ValueError(f"{str(folder)!r} was trained on another backbone ({'; '.join(differences)}). Load that one.")
+    method_class = get(description["method"])
+    method = build_method(method_class, method_class.Config.make(description["config"]), model)
+    expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}
+    expected |= {name: p for name, p in model.named_parameters() if method.trains_backbone(name)}
+    tensors = adapter_folder.read_tensors(folder, expected)
+    attach_method(model, method)
+    model.load_state_dict(tensors, strict=False)
+    return model
+
+
+def count_parameters(model: PreTrainedModel) -> ParameterCount:
+    """Count trained parameters, all, and the backbone's; works on device="meta". A tied weight counts once."""
+    backbone = trained = total = 0
+    for name, parameter in model.named_parameters():
+        total += parameter.numel()
+        trained += parameter.numel() if parameter.requires_grad else 0
+        backbone += 0 if name.startswith(f"{SUBMODULE}.") else parameter.numel()
+    return ParameterCount(trained, total, backbone, trained / backbone)
+
+
+def scenario_ids(model: PreTrainedModel, names: str | list[str], device=None) -> torch.Tensor:
+    """Ids of scenario names, int64 (len(names),); (1,) for a single name."""
+    if not is_attached(model):
+        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
+    names = [names] if isinstance(names, str) else list(names)
+    known = {name: i for i, name in enumerate(model.scenarios)}
+    unknown = sorted({str(name) for name in names if name not in known})
+    if unknown:
+        raise ValueError(
+            f"unknown scenario {', '.join(unknown)}; expected one of {', '.join(known) or 'none: the method has none'}."
+        )
+    return torch.tensor([known[name] for name in names], dtype=torch.int64, device=device)

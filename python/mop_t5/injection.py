@@ -1,0 +1,273 @@
+"""Attach a method to one T5 instance, reversibly: the object stays a T5, none of its modules is replaced.
+
+attach_method  points the attention of encoder and decoder at mop_t5.prefix_attention, adds the method as the submodule
+               `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
+detach_method  undoes all of it, bit for bit.
+
+Scenario ids and the prefix travel as keyword arguments through the model, never on modules: two forwards before a
+backward, and the recomputation of activation checkpointing, then see what their own forward saw.
+"""
+
+import functools
+import inspect
+from dataclasses import asdict, dataclass
+
+import torch
+from packaging.version import Version
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from mop_t5 import adapter_folder
+from mop_t5.backbone import BackboneShape
+from mop_t5.prefix_attention import PLAIN, PREFIXED
+
+SUBMODULE = "mop"
+
+
+@dataclass
+class _Record:
+    """What detach puts back."""
+
+    attention: list[str | None]  # of encoder, decoder, model
+    requires_grad: dict[str, bool]
+    keys_to_ignore_on_save: set | None
+    trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
+
+
+def is_attached(model) -> bool:
+    return isinstance(model, AttachedT5)
+
+
+def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrainedModel:
+    """Attach method to a plain backbone and freeze everything that it does not train. Changes nothing on an error."""
+    if "forward" in model.__dict__:
+        raise RuntimeError(
+            "model.forward was replaced on this instance (accelerate's prepare does so). Attach before prepare, or "
+            "unwrap the model first."
+        )
+    stacks = (model.encoder, model.decoder)
+    plain = [_plain_implementation(stack) for stack in stacks]
+    base_state = model.state_dict(keep_vars=True)
+    trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
+
+    record = _Record(
+        attention=[*plain, model.config._attn_implementation],
+        requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
+        keys_to_ignore_on_save=model._keys_to_ignore_on_save,
+        trained={name: p.detach().clone() for name, p in model.named_parameters() if name in trained},
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    # the top level takes the decoder's: it picks the kind of mask in static-cache generation
+    _point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
+    for attention, module in attention_modules(model):
+        module._mop_attention = attention
+    # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
+    model._keys_to_ignore_on_save = set(base_state) - trained
+    model._mop_record = record
+    model.add_module(SUBMODULE, method)
+    method.train(model.training)
+    model.__class__ = _attached_class(type(model))
+    return model
+
+
+def detach_method(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo attach_method and return the same object, plain again. Keep model.mop before if it is still wanted."""
+    if not is_attached(model):
+        raise RuntimeError("model has no method attached. Call mop_t5.attach(model, name) first.")
+    if "forward" in model.__dict__:
+        if "_original_forward" not in model.__dict__:
+            raise RuntimeError("model.forward was replaced on this instance. Undo that before mop_t5.detach.")
+        # accelerate's mixed precision wrapper; kept, it would go on calling the forward of the attached class
+        del model.forward, model._original_forward
+    record = model._mop_record
+    model.__class__ = type(model)._plain_class
+    del model._modules[SUBMODULE], model._mop_record
+    model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
+    for _, module in attention_modules(model):
+        del module._mop_attention
+    _point_attention(model, record.attention)
+    for name, parameter in model.named_parameters():
+        if name in record.trained:
+            with torch.no_grad():
+                parameter.copy_(record.trained[name])
+        parameter.requires_grad_(record.requires_grad[name])
+        if not parameter.requires_grad:
+            parameter.grad = None
+    return model
+
+
+def attention_modules(model):
+    """(attention, module) of every attention in the model, attention being one of prefix_attention.ATTENTIONS."""
+    for block in model.encoder.block:
+        yield "encoder_self", block.layer[0].SelfAttention
+    for block in model.decoder.block:
+        yield "decoder_self", block.layer[0].SelfAttention
+        yield "cross", block.layer[1].EncDecAttention
+
+
+def _plain_implementation(stack) -> str:
+    # read from the stack itself: encoder and decoder own copies of the config, the model's may say something else
+    implementation = stack.config._attn_implementation
+    if implementation not in PREFIXED:
+        raise ValueError(
+            f"attn_implementation must be one of {', '.join(PREFIXED)} to take a prefix; got {implementation!r}. Load "
+            "the backbone with attn_implementation='sdpa'."
+        )
+    too_old = Version(transformers_version).release < (5, 18)
+    if stack.config.model_type == "umt5" and implementation == "sdpa" and too_old:
+        raise ValueError(
+            f"umT5 with sdpa is not causal in training in transformers {transformers_version} (fixed in 5.18). Use "
+            "attn_implementation='eager' or a newer transformers."
+        )
+    return implementation
+
+
+def _point_attention(model, implementations) -> None:
+    for owner, implementation in zip((model.encoder, model.decoder, model), implementations, strict=True):
+        owner.config._attn_implementation_internal = implementation
+
+
+@functools.cache
+def _attached_class(plain: type) -> type:
+    """A subclass of a transformers class, made once. It keeps the name and module: transformers reads the source file
+    of the module to decide what the class can do."""
+    signature = inspect.signature(plain.forward)
+
+    @functools.wraps(plain.forward)
+    def forward(self, *args, scenario_ids=None, mop_prefix=None, **kwargs):
+        return self._forward_with_prefix(args, scenario_ids, mop_prefix, kwargs)
+
+    # Trainer and generate read the names of the arguments that forward takes
+    parameters = list(signature.parameters.values())
+    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in ("scenario_ids", "mop_prefix")]
+    parameters[-1:-1] = extra
+    forward.__signature__ = signature.replace(parameters=parameters)
+    namespace = {"forward": forward, "_plain_class": plain, "__module__": plain.__module__, "__doc__": plain.__doc__}
+    return type(plain.__name__, (AttachedT5, plain), namespace)
+
+
+def _new_attached(plain: type):
+    attached = _attached_class(plain)
+    return attached.__new__(attached)
+
+
+class AttachedT5:
+    """Mixed into the class of an attached model."""
+
+    # T5's forward takes **kwargs, from which Trainer concludes that the loss divides by num_items_in_batch. It does
+    # not: gradients would be multiplied by gradient_accumulation_steps.
+    accepts_loss_kwargs = False
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """Names of the scenarios; scenario s has id s. Empty if the method does not tell scenarios apart."""
+        return self.mop.scenarios
+
+    def _forward_with_prefix(self, args, scenario_ids, mop_prefix, kwargs):
+        self._check_attention()
+        if self.training:
+            self._check_checkpointing()
+            if kwargs.get("use_cache") is None:
+                kwargs["use_cache"] = False  # else decoder.config.use_cache fills a cache that nobody reads
+        batch, device = _batch_of(args, kwargs)
+        scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
+        if mop_prefix is None:
+            mop_prefix = self.mop.prefixes(scenario_ids)
+        elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            mop_prefix.check_holds(scenario_ids)
+        return super().forward(*args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
+
+    def generate(self, inputs=None, *args, scenario_ids=None, mop_prefix=None, **kwargs):
+        """transformers' generate; scenario_ids (batch,), one id for all, or a list. The prefix is made once."""
+        self._check_attention()
+        batch, device = _batch_of(() if inputs is None else (inputs,), kwargs)
+        # a tensor (batch,) is what transformers repeats for the beams
+        scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
+        if mop_prefix is None:
+            with torch.no_grad():
+                mop_prefix = self.mop.prefixes(scenario_ids)
+        else:
+            mop_prefix.check_holds(scenario_ids)
+        if self._needs_deep_cache(kwargs):
+            kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
+
+    def _needs_deep_cache(self, kwargs) -> bool:
+        # transformers sizes the cache by num_layers, too short for a deeper decoder
+        if self.config.num_decoder_layers <= self.config.num_layers or kwargs.get("past_key_values") is not None:
+            return False
+        generation = kwargs.get("generation_config") or self.generation_config
+        asked = {
+            name: kwargs.get(name, getattr(generation, name, None)) for name in ("use_cache", "cache_implementation")
+        }
+        return asked["use_cache"] is not False and asked["cache_implementation"] is None
+
+    def _check_attention(self) -> None:
+        for owner in (self.encoder, self.decoder):
+            implementation = owner.config._attn_implementation
+            if implementation not in PLAIN:
+                raise RuntimeError(
+                    f"the attention of the {'decoder' if owner.is_decoder else 'encoder'} was switched to "
+                    f"{implementation!r} after attach, which would drop the prefix. Use model.set_attn_implementation."
+                )
+
+    def _check_checkpointing(self) -> None:
+        for stack in (self.encoder, self.decoder):
+            block = stack.block[0]
+            if not getattr(block, "gradient_checkpointing", False):
+                continue
+            options = getattr(block._gradient_checkpointing_func, "keywords", None) or {}
+            if options.get("use_reentrant", False):
+                raise RuntimeError(
+                    "use_reentrant=True checkpointing runs backward through the prefix network once a layer. Enable "
+                    "it with gradient_checkpointing_kwargs={'use_reentrant': False}."
+                )
+
+    def set_attn_implementation(self, attn_implementation: str, *args, **kwargs) -> None:
+        """Switch between "sdpa" and "eager" (which returns attention weights) with the prefix kept."""
+        if attn_implementation not in PREFIXED:
+            raise ValueError(
+                f"attn_implementation must be one of {', '.join(PREFIXED)} while a method is attached; got "
+                f"{attn_implementation!r}. Detach first."
+            )
+        _point_attention(self, [PREFIXED[attn_implementation]] * 3)
+        self._mop_record.attention = [attn_implementation] * 3
+
+    def save_pretrained(
+        self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs
+    ) -> None:
+        """Write the method only, as mop_t5.save does; Trainer calls it. The backbone is saved from a detached model.
+
+        state_dict: take the values from here, as Trainer asks under sharding.
+        """
+        if push_to_hub:
+            raise ValueError("push_to_hub=True is not supported with a method attached. Upload the saved folder.")
+        if not is_main_process:
+            return
+        description = {
+            "method": self.mop.name,
+            "config": self.mop.config.to_dict(),
+            "backbone": asdict(BackboneShape.of(self)),
+        }
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        # the names they have in the attached model, because Trainer loads them back with load_state_dict
+        mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
+        adapter_folder.write(save_directory, description, mine)
+
+    def __reduce_ex__(self, protocol):
+        # the class is made at run time, so pickle has to be told how
+        return _new_attached, (type(self)._plain_class,), self.__getstate__()
+
+
+def _batch_of(args, kwargs) -> tuple[int, torch.device]:
+    """Batch size and device, from whichever input the call has."""
+    candidates = [*args[:1]]
+    candidates += [kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds")]
+    if (encoder_outputs := kwargs.get("encoder_outputs")) is not None:
+        candidates.append(encoder_outputs[0])
+    candidates += [kwargs.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")]
+    for candidate in candidates:
+        if isinstance(candidate, torch.Tensor):
+            return candidate.shape[0], candidate.device
+    raise ValueError("no input found; pass input_ids, inputs_embeds or encoder_outputs.")

@@ -1,0 +1,54 @@
+"""The registry of methods: the only place that knows their names.
+
+A method is one file of this folder with a class decorated by `register`; it is found by being there.
+"""
+
+import importlib
+import pkgutil
+
+_METHODS: dict[str, type] = {}
+_discovered = False
+
+
+def register(method: type) -> type:
+    """Class decorator: make a Method subclass known under its `name`."""
+    known = _METHODS.get(method.name)
+    if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"method name {method.name!r} is taken by {known.__module__}.{known.__qualname__}.")
+    _METHODS[method.name] = method
+    return method
+
+
+def names() -> tuple[str, ...]:
+    """Names of all methods, in alphabetical order."""
+    _discover()
+    return tuple(sorted(_METHODS))
+
+
+def get(name: str) -> type:
+    """The Method subclass of this name."""
+    _discover()
+    if not isinstance(name, str):
+        raise TypeError(f"method must be a name or a config object; got {type(name).__name__}.")
+    if name not in _METHODS:
+        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(names())}.")
+    return _METHODS[name]
+
+
+def of_config(config) -> type:
+    """The Method subclass that a config object belongs to."""
+    _discover()
+    for method in _METHODS.values():
+        if type(config) is method.Config:
+            return method
+    raise TypeError(
+        f"method must be a name ({', '.join(names())}) or a config object of one; got {type(config).__name__}."
+    )
+
+
+def _discover() -> None:
+    global _discovered
+    if not _discovered:
+        for module in pkgutil.iter_modules(__path__):
+            importlib.import_module(f"{__name__}.{module.name}")
+        _discovered = True

@@ -1,0 +1,168 @@
+"""What every method has in common: a config that checks itself, and a module that makes prefixes."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from mop_t5.backbone import BackboneShape
+from mop_t5.prefix_attention import PrefixBatch
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Base of the configs. Every field can be written as JSON; lists become tuples.
+
+    scenarios: names of the scenarios; the scenario at position s has id s.
+    """
+
+    scenarios: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        self._set("scenarios", check_scenarios(self.scenarios))
+
+    def _set(self, name: str, value) -> None:
+        object.__setattr__(self, name, value)  # only while the frozen config is being made
+
+    @classmethod
+    def make(cls, given: dict) -> "MethodConfig":
+        """From a dict, with an error that lists the valid fields if one is unknown."""
+        valid = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(valid))
+        if unknown:
+            raise ValueError(f"unknown field {', '.join(unknown)} for {cls.__name__}; expected {', '.join(valid)}.")
+        return cls(**given)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class Method(nn.Module):
+    """Base of the methods. A subclass sets `name` and `Config` and overrides what it needs.
+
+    Constructed as Method(config, shape, device=, dtype=): config an instance of Config, shape the BackboneShape.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: MethodConfig, shape: BackboneShape):
+        super().__init__()
+        self.config = config
+        self.shape = shape
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        return self.config.scenarios
+
+    @property
+    def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
+        return False
+
+    def prefixes(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
+        """The prefixes of these scenarios, of all if None. scenario_ids: (batch,) int64, repetitions allowed."""
+        return PrefixBatch({})
+
+    def forward(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
+        return self.prefixes(scenario_ids)
+
+    def trains_backbone(self, parameter_name: str) -> bool:
+        """Whether the method trains this parameter of the backbone. It is then saved with it and restored by detach."""
+        return False
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Named groups of the method's parameters, for an optimizer; each parameter is in exactly one."""
+        return {"method": list(self.parameters())}
+
+    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
+        """(parameter, dimension that counts the experts) of every parameter that belongs to single experts.
+
+        A slice whose scenario a batch lacks has gradient zero; training keeps it free of decay and momentum.
+        """
+        return iter(())
+
+    def check_scenario_ids(self, scenario_ids, batch: int, device, on_device: bool = False) -> torch.Tensor | None:
+        """scenario_ids as an int64 tensor (batch,) on device. Takes a tensor, a list or one id for the whole batch.
+
+        The range is checked for ids that live on the CPU; reading others back would make the host wait, so they are
+        checked only if on_device.
+        """
+        if scenario_ids is None:
+            if not self.distinguishes_scenarios:
+                return None
+            if len(self.scenarios) == 1:
+                scenario_ids = 0
+            else:
+                raise ValueError(
+                    f"scenario_ids is missing; {self.name} needs one id an example, 0 to {len(self.scenarios) - 1} for "
+                    f"{', '.join(self.scenarios)}."
+                )
+        if not isinstance(scenario_ids, torch.Tensor):
+            scenario_ids = _tensor_of_ids(scenario_ids)
+        if scenario_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise TypeError(f"scenario_ids must be integers; got a tensor of {scenario_ids.dtype}.")
+        if scenario_ids.dim() == 0:
+            scenario_ids = scenario_ids.expand(batch)
+        if scenario_ids.shape != (batch,):
+            raise ValueError(
+                f"scenario_ids must have shape ({batch},), one id an example; got {tuple(scenario_ids.shape)}."
+            )
+        readable = scenario_ids.device.type == "cpu" or (on_device and not scenario_ids.is_meta)
+        if readable and self.scenarios and batch and not torch.compiler.is_compiling():
+            low, high = (int(v) for v in scenario_ids.aminmax())
+            if low < 0 or high >= len(self.scenarios):
+                raise ValueError(
+                    f"scenario_ids must lie in 0 to {len(self.scenarios) - 1} ({', '.join(self.scenarios)}); got "
+                    f"{low if low < 0 else high}."
+                )
+        return scenario_ids.to(device=device, dtype=torch.int64)
+
+
+def _tensor_of_ids(scenario_ids) -> torch.Tensor:
+    if isinstance(scenario_ids, str) or (
+        isinstance(scenario_ids, (list, tuple)) and any(isinstance(i, str) for i in scenario_ids)
+    ):
+        raise TypeError("scenario_ids must be ids, not names. Use mop_t5.scenario_ids(model, names).")
+    valid = scenario_ids if isinstance(scenario_ids, (list, tuple)) else [scenario_ids]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in valid):
+        raise TypeError(f"scenario_ids must be a tensor, a list of int or an int; got {scenario_ids!r}.")
+    return torch.tensor(scenario_ids, dtype=torch.int64)
+
+
+def check_scenarios(value) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
+        raise TypeError(f"scenarios must be a list of names; got {value!r}.")
+    repeated = sorted({s for s in value if value.count(s) > 1})
+    if repeated:
+        raise ValueError(f"scenarios must be distinct; got {', '.join(repeated)} more than once.")
+    return tuple(value)
+
+
+def check_int(name: str, value, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+
+
+def check_bool(name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}.")
+
+
+def check_choice(name: str, value, options) -> None:
+    """value must be one of options, which are strings or None."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a string; got {value!r}.")
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
+
+
+def check_probability(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1; got {value}.")

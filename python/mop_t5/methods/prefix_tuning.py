@@ -1,0 +1,62 @@
+"""Prefix-tuning with an MLP: one generator an attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.base import Method, MethodConfig, check_choice, check_int, check_probability
+from mop_t5.methods.mlp_generator import ACTIVATIONS, MLPGenerator
+from mop_t5.prefix_attention import ATTENTIONS, PrefixBatch
+
+
+@dataclass(frozen=True)
+class PrefixTuningConfig(MethodConfig):
+    """Fields of the method "prefix_tuning".
+
+    scenarios: names of the scenarios, for the record: they share one prefix.
+    prefix_length: prefix rows in every attention. 0 gives the plain model.
+    d_mid: width of the hidden layer of the generators.
+    activation: of the hidden layer: "tanh", "relu", "gelu", "silu" or "identity".
+    dropout: probability, after the last layer of the generators.
+    """
+
+    prefix_length: int = 40
+    d_mid: int = 128
+    activation: str = "tanh"
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_int("prefix_length", self.prefix_length, 0)
+        check_int("d_mid", self.d_mid, 1)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_probability("dropout", self.dropout)
+
+
+@register
+class PrefixTuning(Method):
+    """Three independent generators: encoder self-attention, decoder self-attention, cross-attention."""
+
+    name = "prefix_tuning"
+    Config = PrefixTuningConfig
+
+    def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device=None, dtype=None):
+        super().__init__(config, shape)
+        c = config
+        self.generators = nn.ModuleDict(
+            {
+                a: MLPGenerator(
+                    shape, shape.layers(a), c.prefix_length, c.d_mid, c.activation, c.dropout, device, dtype
+                )
+                for a in ATTENTIONS
+            }
+        )
+
+    def prefixes(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
+        return PrefixBatch({attention: generator.pairs() for attention, generator in self.generators.items()})
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"generators": list(self.generators.parameters())}
