@@ -1,7 +1,7 @@
 """Corpora: the file format, a synthetic one, temperature mixing and batches."""
 
-from .collator import Collator, EncodedExamples, scenario_ids_of
-from .corpus import (
+from mop_t5.data.collator import Collator, EncodedExamples, scenario_ids_of
+from mop_t5.data.corpus import (
     SPLITS,
     Example,
     find_split,
@@ -11,8 +11,8 @@ from .corpus import (
     scenarios_of,
     write_examples,
 )
-from .mixing import BATCHINGS, TemperatureBatchSampler, temperature_weights
-from .synthetic import SCENARIOS, synthetic_corpus
+from mop_t5.data.mixing import BATCHINGS, TemperatureBatchSampler, temperature_weights
+from mop_t5.data.synthetic import SCENARIOS, synthetic_corpus
 
 __all__ = [
     "BATCHINGS",

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from .corpus import Example
+from mop_t5.data.corpus import Example
 
 IGNORED = -100  # the label that transformers' cross entropy leaves out
 

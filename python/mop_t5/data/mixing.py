@@ -61,7 +61,7 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         self.sizes = [len(rows) for rows in self._rows]
         if min(self.sizes) < num_replicas:
             raise ValueError(
-                f"every scenario needs at least one row for each of the {num_replicas} replicas, got sizes {self.sizes}."
+                f"every scenario needs at least one row for each of {num_replicas} replicas, got sizes {self.sizes}."
             )
         self.weights = temperature_weights(self.sizes, temperature)
         self.batch_size, self.batching, self.seed = batch_size, batching, seed

@@ -16,18 +16,31 @@ from __future__ import annotations
 
 import random
 
-from .corpus import Example
+from mop_t5.data.corpus import Example
 
-_AREAS = "东湖 西城 南山 北苑 青年 人民 解放 中山 光明 和平 长江 黄河 泰山 桃园 梅岭 竹林 松江 柳州 金桥 银河 滨海 临港 新华 文化".split()
-_KINDS = "路 大街 广场 地铁站 医院 公园 小区 火车站 机场 大学".split()
-_NAMES = "王 李 张 刘 陈 杨 赵 黄 周 吴 徐 孙".split()
-_GOODS = (
-    "蓝牙耳机 保温杯 运动鞋 台灯 电饭煲 双肩包 羽绒服 充电宝 加湿器 行李箱 键盘 牛仔裤 护手霜 雨伞 手表 枕头 吹风机 洗面奶 望远镜 滑板"
-).split()
-_DISHES = (
-    "牛肉面 宫保鸡丁 麻辣烫 黄焖鸡 酸菜鱼 小笼包 烤鸭饭 鱼香肉丝 炸鸡 披萨 寿司 凉皮 煲仔饭 水煮肉片 番茄炒蛋 馄饨 火锅 烧烤 奶茶 豆浆"
-).split()
-_SHOWS = "流浪地球 满江红 长津湖 战狼 红海行动 哪吒 唐人街探案 夏洛特烦恼 天鹅湖 茶馆 雷雨 图兰朵 梁祝 四世同堂 白蛇传 牡丹亭".split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_AREAS = _words(
+    "东湖 西城 南山 北苑 青年 人民 解放 中山 光明 和平 长江 黄河 泰山 桃园 梅岭 竹林 "
+    "松江 柳州 金桥 银河 滨海 临港 新华 文化"
+)
+_KINDS = _words("路 大街 广场 地铁站 医院 公园 小区 火车站 机场 大学")
+_NAMES = _words("王 李 张 刘 陈 杨 赵 黄 周 吴 徐 孙")
+_GOODS = _words(
+    "蓝牙耳机 保温杯 运动鞋 台灯 电饭煲 双肩包 羽绒服 充电宝 加湿器 行李箱 "
+    "键盘 牛仔裤 护手霜 雨伞 手表 枕头 吹风机 洗面奶 望远镜 滑板"
+)
+_DISHES = _words(
+    "牛肉面 宫保鸡丁 麻辣烫 黄焖鸡 酸菜鱼 小笼包 烤鸭饭 鱼香肉丝 炸鸡 披萨 寿司 凉皮 "
+    "煲仔饭 水煮肉片 番茄炒蛋 馄饨 火锅 烧烤 奶茶 豆浆"
+)
+_SHOWS = _words(
+    "流浪地球 满江红 长津湖 战狼 红海行动 哪吒 唐人街探案 夏洛特烦恼 "
+    "天鹅湖 茶馆 雷雨 图兰朵 梁祝 四世同堂 白蛇传 牡丹亭"
+)
 
 # Per scenario: what the user calls to say, the same as a clause of the summary, and the detail the agent asks for.
 _PROBLEMS = {
@@ -92,6 +105,7 @@ _STYLES = (
     "诉求{w}：顾客表示{p}，最终{o}。",
     "已{o}，食客此前因{p}希望{w}。",
 )
+_SHARES = (5, 4, 3, 2, 2)  # of the rows, in the order of SCENARIOS
 
 
 def synthetic_corpus(
@@ -108,7 +122,9 @@ def synthetic_corpus(
     for split, size in (("general", general), ("train", train), ("valid", valid), ("test", test)):
         rows = []
         while len(rows) < size:
-            scenario = rng.choices(SCENARIOS, weights=(5, 4, 3, 2, 2))[0] if split != "test" else SCENARIOS[len(rows) % 5]
+            scenario = (
+                rng.choices(SCENARIOS, weights=(5, 4, 3, 2, 2))[0] if split != "test" else SCENARIOS[len(rows) % 5]
+            )
             style = rng.choice(_STYLES) if split == "general" else _STYLES[SCENARIOS.index(scenario)]
             dialogue, summary = _pair(rng, scenario, style)
             if dialogue not in seen:

@@ -1,0 +1,25 @@
+"""Generated summaries and what they are worth: ROUGE, floors, tables."""
+
+from mop_t5.evaluation.floors import FLOORS, first_user_turn, nearest_reference, random_reference
+from mop_t5.evaluation.generation import generate_summaries
+from mop_t5.evaluation.rouge import AVERAGE, IMPLEMENTATIONS, UNITS, Rouge, Scores, by_scenario, mean_scores
+from mop_t5.evaluation.tables import format_scores, make_table, score_table, to_markdown
+
+__all__ = [
+    "AVERAGE",
+    "FLOORS",
+    "IMPLEMENTATIONS",
+    "UNITS",
+    "Rouge",
+    "Scores",
+    "by_scenario",
+    "first_user_turn",
+    "format_scores",
+    "generate_summaries",
+    "make_table",
+    "mean_scores",
+    "nearest_reference",
+    "random_reference",
+    "score_table",
+    "to_markdown",
+]

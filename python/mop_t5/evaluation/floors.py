@@ -1,0 +1,65 @@
+"""What a summary scores that no model made: floors to read a model's ROUGE against.
+
+In a corpus whose references repeat, even a wrong reference scores high. A model that does not pass the nearest training
+dialogue's reference has learnt the form of the summaries and not the content.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from mop_t5.data import Example
+
+_USER_TURN = re.compile(r"^(?:用户|user)\s*[：:].+$", re.IGNORECASE | re.MULTILINE)
+
+
+def first_user_turn(examples: Sequence[Example]) -> list[str]:
+    """The first line that starts with 用户： or user:, as it stands; else the first line of the dialogue."""
+    found = (_USER_TURN.search(example.dialogue) for example in examples)
+    return [match[0] if match else e.dialogue.strip().splitlines()[0] for match, e in zip(found, examples)]
+
+
+def random_reference(examples: Sequence[Example], train: Sequence[Example], seed: int = 0) -> list[str]:
+    """For each example a training summary of its scenario, drawn at random."""
+    rng = random.Random(seed)
+    pools = _by_scenario(train)
+    return [rng.choice(pools[example.scenario]).summary for example in examples]
+
+
+def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
+    """For each example the summary of the training dialogue of its scenario that is most like its dialogue.
+
+    Likeness is the share of distinct character pairs that two dialogues have in common (Jaccard); of equals, the first.
+    """
+    pools = {
+        scenario: [(_pairs(row.dialogue), row.summary) for row in rows]
+        for scenario, rows in _by_scenario(train).items()
+    }
+    summaries = []
+    for example in examples:
+        mine = _pairs(example.dialogue)
+        _, summary = max(pools[example.scenario], key=lambda row: len(mine & row[0]) / max(1, len(mine | row[0])))
+        summaries.append(summary)
+    return summaries
+
+
+# name -> summaries(examples, train), in the order in which tables show them
+FLOORS: dict[str, Callable[[Sequence[Example], Sequence[Example]], list[str]]] = {
+    "first user turn": lambda examples, train: first_user_turn(examples),
+    "random reference": random_reference,
+    "nearest reference": nearest_reference,
+}
+
+
+def _by_scenario(rows: Sequence[Example]) -> dict[str, list[Example]]:
+    groups: dict[str, list[Example]] = {}
+    for row in rows:
+        groups.setdefault(row.scenario, []).append(row)
+    return groups
+
+
+def _pairs(text: str) -> set[str]:
+    return {a + b for a, b in pairwise(text)}

@@ -1,0 +1,53 @@
+"""Summaries from a model, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from rich.progress import track
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mop_t5.api import is_attached
+from mop_t5.data import Collator, EncodedExamples, Example
+
+
+@torch.no_grad()
+def generate_summaries(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 32,
+    num_beams: int = 1,
+    max_source: int = 512,
+    max_new_tokens: int = 64,
+    progress: bool = False,
+) -> list[str]:
+    """One summary an example, in the order of `examples`; the model is in evaluation mode meanwhile.
+
+    Batches hold dialogues of like length, so little is computed on padding. `num_beams=1` is greedy. An attached method
+    gets the scenario of every example, in one batch as they come; a plain backbone gets none. Raises ValueError for a
+    scenario that the method was not attached with.
+    """
+    if num_beams < 1 or batch_size < 1:
+        raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
+    scenarios = model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
+    rows = EncodedExamples(examples, tokenizer, scenarios, max_source=max_source)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
+
+    was_training = model.training
+    model.eval()
+    summaries = [""] * len(rows)
+    for indices, batch in zip(batches, track(loader, "generating", total=len(batches), disable=not progress)):
+        del batch["labels"]
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_new_tokens=max_new_tokens)
+        for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+            summaries[index] = text.strip()
+    model.train(was_training)
+    return summaries
