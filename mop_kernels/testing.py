@@ -1,0 +1,296 @@
+"""Named shapes, float64 truth, input layouts and the error budget: shared by tests/ and benchmarks/.
+
+The truth is the definition written with torch.kron and dense products in float64, one (layer, expert) pair at a time;
+it shares no code with reference.py. A result is right if its error against the truth is at most twice that of
+reference.py in the same dtype, plus 4 ulp of the root mean square (`assert_within_budget`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+class Shape(NamedTuple):
+    """One PHM map applied to `rows` rows."""
+
+    rows: int
+    terms: int
+    g_in: int
+    g_out: int
+    loc_in: int
+    loc_out: int
+    rank: int
+
+    @property
+    def d_in(self) -> int:
+        return self.g_in * self.loc_in
+
+    @property
+    def d_out(self) -> int:
+        return self.g_out * self.loc_out
+
+
+SHAPES = {
+    "paper_down": Shape(40, 16, 16, 16, 48, 8, 1),
+    "paper_up": Shape(40, 8, 8, 8, 16, 96, 1),
+    "odd": Shape(9, 3, 3, 3, 5, 7, 1),
+    "prime": Shape(13, 5, 7, 3, 11, 13, 2),
+    "one_row": Shape(1, 4, 4, 4, 8, 16, 1),
+    "no_row": Shape(0, 4, 4, 4, 8, 16, 1),
+    "reading_b": Shape(10, 4, 12, 6, 4, 4, 2),
+    "wide": Shape(3, 2, 2, 2, 8, 300, 1),
+    "high_rank": Shape(6, 2, 2, 3, 5, 4, 5),  # rank > min(g_in, g_out)
+    "one_term": Shape(5, 1, 1, 1, 10, 6, 1),
+}
+
+
+class Bank(NamedTuple):
+    """The maps of a mixture: `down`, then `maps` maps of shape `up` on the hidden rows, for layers x experts pairs."""
+
+    layers: int
+    experts: int
+    down: Shape
+    up: Shape
+    maps: int = 2
+
+
+BANKS = {
+    "paper": Bank(12, 5, SHAPES["paper_down"], SHAPES["paper_up"]),
+    "small": Bank(2, 3, Shape(6, 4, 4, 4, 6, 4, 1), Shape(6, 2, 2, 2, 8, 9, 1)),
+    "odd": Bank(3, 2, Shape(5, 3, 3, 3, 5, 7, 2), Shape(5, 7, 7, 7, 3, 5, 1), maps=3),
+    "one_row": Bank(1, 2, Shape(1, 2, 2, 2, 8, 8, 1), Shape(1, 4, 4, 4, 4, 16, 1), maps=1),
+    "no_row": Bank(2, 2, Shape(0, 2, 2, 2, 8, 8, 1), Shape(0, 4, 4, 4, 4, 16, 1)),
+    "reading_b": Bank(2, 3, Shape(7, 2, 6, 4, 2, 2, 2), Shape(7, 4, 2, 3, 4, 4, 2)),
+    "wide": Bank(2, 1, Shape(4, 2, 2, 2, 6, 4, 1), Shape(4, 2, 2, 2, 4, 200, 2)),
+    "high_rank": Bank(2, 2, Shape(4, 2, 2, 3, 5, 4, 5), Shape(4, 3, 3, 2, 4, 5, 4)),
+}
+
+# Leading group dims (layers, experts) of every tensor: True is full, False is 1. MOP itself, its ablations, and x of
+# each expert's or each pair's own.
+MOP_SHARING = {
+    "x": (False, False),
+    "rule_in": (False, True),
+    "rule_out": (True, False),
+    "local": (True, True),
+    "bias": (True, False),
+}
+SHARINGS = {
+    "mop": MOP_SHARING,
+    "no_lorl": MOP_SHARING | {"rule_in": (True, True)},
+    "no_lore": MOP_SHARING | {"rule_out": (True, True)},
+    "no_both": MOP_SHARING | {"rule_in": (True, True), "rule_out": (True, True)},
+    "rules_for_all": MOP_SHARING | {"rule_in": (False, False), "rule_out": (False, False)},
+    "swapped": MOP_SHARING | {"rule_in": (True, False), "rule_out": (False, True)},
+    "bias_per_pair": MOP_SHARING | {"bias": (True, True)},
+    "bias_per_expert": MOP_SHARING | {"bias": (False, True)},
+    "x_per_expert": MOP_SHARING | {"x": (False, True)},
+    "x_per_layer": MOP_SHARING | {"x": (True, False)},
+    "x_per_pair": MOP_SHARING | {"x": (True, True), "bias": (False, False)},
+    "local_per_layer": MOP_SHARING | {"local": (True, False)},
+    "local_per_expert": MOP_SHARING | {"local": (False, True)},
+    "only_x_per_pair": dict.fromkeys(MOP_SHARING, (False, False)) | {"x": (True, True)},
+}
+
+
+def _normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:
+    return (torch.randn(shape, generator=generator, dtype=torch.float64) / fan**0.5).to(dtype)
+
+
+def lowrank_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
+    """[x, rule_in, rule_out, local, bias | None]; outputs have variance about 1."""
+    g = torch.Generator().manual_seed(seed)
+    return [
+        _normal(g, dtype, shape.rows, shape.d_in),
+        _normal(g, dtype, shape.terms, shape.g_in, shape.rank, fan=shape.g_in),
+        _normal(g, dtype, shape.terms, shape.rank, shape.g_out, fan=shape.terms * shape.rank),
+        _normal(g, dtype, shape.terms, shape.loc_in, shape.loc_out, fan=shape.loc_in),
+        _normal(g, dtype, shape.d_out) if bias else None,
+    ]
+
+
+def linear_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
+    """[x, rule, local, bias | None] of phm_linear."""
+    x, _, _, local, bias_ = lowrank_inputs(shape, dtype, bias=bias, seed=seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    return [x, _normal(g, dtype, shape.terms, shape.g_in, shape.g_out, fan=shape.g_in * shape.terms), local, bias_]
+
+
+def mop_inputs(
+    bank: Bank,
+    dtype: torch.dtype,
+    *,
+    sharing: dict[str, tuple[bool, bool]] = MOP_SHARING,
+    bias: bool = True,
+    full_rule: bool = False,
+    seed: int = 0,
+) -> list[Tensor | None]:
+    """[x, *down, *up, ..., *up], each map [rule_in, rule_out | None, local, bias | None], as `as_mop_arguments` takes.
+
+    full_rule: rule_in is the full rule (., ., terms, g_in, g_out) and rule_out None.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, *shape: int, fan: int = 1) -> Tensor:
+        full_layers, full_experts = sharing[name]
+        groups = (bank.layers if full_layers else 1, bank.experts if full_experts else 1)
+        return _normal(g, dtype, *groups, *shape, fan=fan)
+
+    def phm(s: Shape) -> list[Tensor | None]:
+        if full_rule:
+            rules = [draw("rule_in", s.terms, s.g_in, s.g_out, fan=s.g_in * s.terms), None]
+        else:
+            rules = [
+                draw("rule_in", s.terms, s.g_in, s.rank, fan=s.g_in),
+                draw("rule_out", s.terms, s.rank, s.g_out, fan=s.terms * s.rank),
+            ]
+        local = draw("local", s.terms, s.loc_in, s.loc_out, fan=s.loc_in)
+        return [*rules, local, draw("bias", s.d_out) if bias else None]
+
+    tensors = [draw("x", bank.down.rows, bank.down.d_in), *phm(bank.down)]
+    for _ in range(bank.maps):
+        tensors += phm(bank.up)
+    return tensors
+
+
+def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
+    """(x, down, ups) of the flat list of `mop_inputs`; down and ups are lists of four."""
+    x, *factors = tensors
+    maps = [factors[k : k + 4] for k in range(0, len(factors), 4)]
+    return x, maps[0], maps[1:]
+
+
+# Truth.
+
+
+def kron_weight(rule: Tensor, local: Tensor) -> Tensor:
+    """(..., terms, g_in, g_out), (..., terms, loc_in, loc_out) -> W, by torch.kron, term by term."""
+    if rule.dim() == 3 and local.dim() == 3:
+        return sum(torch.kron(r, loc) for r, loc in zip(rule, local, strict=True))
+    groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
+    pairs = zip(
+        rule.expand(*groups, *rule.shape[-3:]).flatten(0, -4), local.expand(*groups, *local.shape[-3:]).flatten(0, -4)
+    )
+    return torch.stack([kron_weight(r, loc) for r, loc in pairs]).unflatten(0, groups)
+
+
+def kron_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = x @ kron_weight(rule, local)
+    return y if bias is None else y + bias
+
+
+def kron_lowrank_linear(x, rule_in, rule_out, local, bias=None) -> Tensor:
+    return kron_linear(x, rule_in @ rule_out, local, bias)
+
+
+def kron_mop_ffn(x, down, ups, activation: str = "relu", experts: Tensor | None = None) -> tuple[Tensor, ...]:
+    """reference.mop_ffn, one dense pair at a time."""
+    num_layers, num_experts = reference.group_sizes(x, down, ups)
+    chosen = range(num_experts) if experts is None else experts.tolist()
+
+    def apply(rows, phm, layer, expert):
+        rule_in, rule_out, local, bias = (None if t is None else _pick(t, layer, expert) for t in phm)
+        return kron_linear(rows, rule_in if rule_out is None else rule_in @ rule_out, local, bias)
+
+    outputs = [[] for _ in ups]
+    for layer in range(num_layers):
+        for expert in chosen:
+            hidden = reference.ACTIVATIONS[activation](apply(_pick(x, layer, expert), down, layer, expert))
+            for found, up in zip(outputs, ups):
+                found.append(apply(hidden, up, layer, expert))
+    return tuple(torch.stack(found).unflatten(0, (num_layers, len(chosen))) for found in outputs)
+
+
+def _pick(tensor: Tensor, layer: int, expert: int) -> Tensor:
+    return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
+
+
+# Layouts: the same shape in other strides. The first three keep the values as well.
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    return tensor.mT.contiguous().mT if tensor.dim() > 1 else sliced(tensor)
+
+
+def sliced(tensor: Tensor) -> Tensor:
+    """Every second number of a storage whose others are NaN, from offset 1: nothing is aligned or adjacent."""
+    storage = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"), dtype=tensor.dtype)
+    view = storage[..., 1::2]
+    return view.copy_(tensor)
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """Stride 0 in the last dim but one: all rows equal the first."""
+    if tensor.dim() < 2:
+        return tensor[:1].expand_as(tensor)
+    return tensor[..., :1, :].expand_as(tensor)
+
+
+def scalar(tensor: Tensor) -> Tensor:
+    """Stride 0 everywhere: the gradient that sum() gives."""
+    return tensor.flatten()[0].expand_as(tensor)
+
+
+LAYOUTS = {
+    "contiguous": lambda tensor: tensor.contiguous(),
+    "transposed": transposed,
+    "sliced": sliced,
+    "expanded": expanded,
+    "scalar": scalar,
+}
+
+
+# Running and judging.
+
+
+def value_and_gradients(
+    function: Callable, tensors: Sequence[Tensor | None], grads: Sequence[Tensor], needs: Sequence[bool] | None = None
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Outputs of function(*tensors), and the gradients of sum(output * grad), None where not asked for or absent."""
+    needs = [t is not None for t in tensors] if needs is None else needs
+    leaves = [None if t is None else t.detach().requires_grad_(needed) for t, needed in zip(tensors, needs)]
+    outputs = function(*leaves)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    asked = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    found = iter(torch.autograd.grad(outputs, asked, list(grads))) if asked else iter(())
+    gradients = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
+    return [y.detach() for y in outputs], gradients
+
+
+def in_float64(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Contiguous copies in float64: torch.kron takes no other strides in its backward."""
+    return [None if t is None else t.double().contiguous() for t in tensors]
+
+
+def max_error(actual: Tensor, truth: Tensor) -> float:
+    """Largest absolute error; NaN where actual has one."""
+    return (actual.double() - truth).abs().max().item() if truth.numel() else 0.0
+
+
+def error_budget(expected: Tensor, truth: Tensor) -> float:
+    """Twice the error of `expected` (reference.py, in its dtype), plus 4 ulp of the truth's root mean square."""
+    if truth.numel() == 0:
+        return 0.0
+    ulp = torch.finfo(expected.dtype).eps * truth.square().mean().sqrt().item()
+    return 2 * max_error(expected, truth) + 4 * ulp
+
+
+def assert_within_budget(
+    actual: Sequence[Tensor | None],
+    expected: Sequence[Tensor | None],
+    truth: Sequence[Tensor | None],
+    what: str = "result",
+) -> None:
+    """Each of `actual` is within the error budget that `expected` (of the reference) and the float64 `truth` give."""
+    for k, (a, e, t) in enumerate(zip(actual, expected, truth, strict=True)):
+        if t is None:
+            assert a is None, f"{what} {k}: a tensor where none was asked for"
+            continue
+        assert a is not None, f"{what} {k} is missing"
+        assert a.shape == t.shape, f"{what} {k} has shape {tuple(a.shape)}, not {tuple(t.shape)}"
+        assert a.dtype == e.dtype, f"{what} {k} has dtype {a.dtype}, not {e.dtype}"
+        error, budget = max_error(a, t), error_budget(e, t)
+        assert error <= budget, f"{what} {k}: error {error:.3g} against float64, budget {budget:.3g}"

@@ -1,0 +1,154 @@
+"""mop_ffn: shapes, sharing, activations, full rules and layouts, values and all gradients within the error budget."""
+
+import random
+
+import pytest
+import torch
+
+import mop_kernels as mk
+from mop_kernels import LowRankPHM, reference, testing
+from mop_kernels.testing import BANKS, LAYOUTS, SHARINGS
+
+
+def call(tensors, **kwargs):
+    x, down, ups = testing.as_mop_arguments(tensors)
+    return mk.mop_ffn(x, LowRankPHM(*down), [LowRankPHM(*up) for up in ups], **kwargs)
+
+
+def check(tensors, backend, *, activation="relu", experts=None, grad_layouts=("contiguous",), needs=None):
+    truth_inputs = testing.in_float64(tensors)
+    arguments = testing.as_mop_arguments
+
+    def true(*t):
+        return testing.kron_mop_ffn(*arguments(t), activation, experts)
+
+    g = torch.Generator().manual_seed(9)
+    outputs = true(*truth_inputs)
+    grads = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(tensors[0].dtype) for y in outputs]
+    grads = [LAYOUTS[grad_layouts[k % len(grad_layouts)]](grad) for k, grad in enumerate(grads)]
+
+    def run(function, inputs, grads):
+        return testing.value_and_gradients(function, inputs, grads, needs)
+
+    actual = run(lambda *t: call(t, activation=activation, experts=experts, backend=backend), tensors, grads)
+    expected = run(lambda *t: reference.mop_ffn(*arguments(t), activation, experts), tensors, grads)
+    truth = run(true, truth_inputs, testing.in_float64(grads))
+    assert all(y.is_contiguous() for y in actual[0])
+    testing.assert_within_budget(actual[0], expected[0], truth[0], "output")
+    testing.assert_within_budget(actual[1], expected[1], truth[1], "gradient")
+
+
+@pytest.mark.parametrize("name", [name for name in BANKS if name != "paper"])
+def test_named_banks(name, dtype, backend):
+    check(testing.mop_inputs(BANKS[name], dtype), backend)
+
+
+@pytest.mark.parametrize(("dtype", "layers"), [(torch.float32, 12), (torch.bfloat16, 2)])
+def test_the_bank_of_the_paper(dtype, layers, backend):
+    check(testing.mop_inputs(BANKS["paper"]._replace(layers=layers), dtype), backend)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_sharing(sharing, backend):
+    check(testing.mop_inputs(BANKS["small"], torch.float32, sharing=SHARINGS[sharing]), backend)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_group_sizes(seed, backend):
+    """Each tensor has its own group dims, drawn from all four; a map's may differ from another map's."""
+    draw = random.Random(seed)
+    bank = BANKS[draw.choice(["small", "odd", "reading_b"])]
+    every = testing.mop_inputs(bank, torch.float64, sharing=dict.fromkeys(testing.MOP_SHARING, (True, True)))
+    group = [(draw.random() < 0.5, draw.random() < 0.5) for _ in every]
+    group[5:] = group[5:9] * bank.maps  # up maps have equal shapes
+    group[draw.randrange(9)] = (True, True)
+    group[5:] = group[5:9] * bank.maps
+    tensors = [
+        t[: None if full_layers else 1, : None if full_experts else 1] for t, (full_layers, full_experts) in zip(every, group)
+    ]
+    check(tensors, backend, activation=draw.choice(list(reference.ACTIVATIONS)))
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activations(activation, dtype, backend):
+    check(testing.mop_inputs(BANKS["small"], dtype), backend, activation=activation)
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activations_far_from_zero(activation, backend):
+    """Hidden values of size 100: no overflow to NaN on the way to a finite result."""
+    x, *factors = testing.mop_inputs(BANKS["small"], torch.float32)
+    check([100 * x, *factors], backend, activation=activation)
+
+
+@pytest.mark.parametrize("sharing", ["mop", "x_per_expert", "no_both", "bias_per_pair"])
+@pytest.mark.parametrize("name", ["odd", "reading_b"])
+def test_without_bias(name, sharing, backend):
+    check(testing.mop_inputs(BANKS[name], torch.float32, sharing=SHARINGS[sharing], bias=False), backend)
+
+
+def test_bias_in_one_map_only(backend):
+    tensors = testing.mop_inputs(BANKS["small"], torch.float32)
+    tensors[4] = None
+    check(tensors, backend)
+    tensors = testing.mop_inputs(BANKS["small"], torch.float32)
+    tensors[8] = tensors[12] = None
+    check(tensors, backend)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "pair"])
+@pytest.mark.parametrize("name", ["small", "reading_b", "high_rank"])  # square, g_in > g_out and g_in < g_out
+def test_full_rule(name, scope, dtype, backend):
+    rule_groups = {"global": (False, False), "layer": (True, False), "pair": (True, True)}[scope]
+    sharing = testing.MOP_SHARING | {"rule_in": rule_groups}
+    check(testing.mop_inputs(BANKS[name], dtype, sharing=sharing, full_rule=True), backend)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["small", "odd"])
+def test_layouts_of_inputs(name, layout, backend):
+    check([LAYOUTS[layout](t) for t in testing.mop_inputs(BANKS[name], torch.float32)], backend)
+
+
+@pytest.mark.parametrize("layouts", [*((layout,) for layout in LAYOUTS), ("scalar", "contiguous"), ("expanded", "sliced")])
+@pytest.mark.parametrize("name", ["small", "one_row", "reading_b"])
+def test_layouts_of_output_gradients(name, layouts, backend):
+    check(testing.mop_inputs(BANKS[name], torch.float32), backend, grad_layouts=layouts)
+
+
+def test_layouts_together(dtype, backend):
+    layouts = ("expanded", "sliced", "transposed", "contiguous", "sliced", "transposed")
+    tensors = testing.mop_inputs(BANKS["odd"], dtype)
+    tensors = [LAYOUTS[layouts[k % len(layouts)]](t) for k, t in enumerate(tensors)]
+    check(tensors, backend, grad_layouts=("transposed", "scalar"))
+
+
+def test_groups_given_as_expanded_tensors(backend):
+    """A factor repeated by expand() is a factor of full group size: its gradient has that size too."""
+    tensors = testing.mop_inputs(BANKS["small"], torch.float32)
+    check([t.expand(2, 3, *t.shape[2:]) for t in tensors], backend)
+
+
+def test_one_tensor_in_several_places(backend):
+    """The same factors as both up maps: their gradients add up."""
+    tensors = testing.mop_inputs(BANKS["small"], torch.float32)
+    leaf = tensors[7].clone().requires_grad_()
+    tied = [*tensors[:7], leaf, *tensors[8:11], leaf, tensors[12]]
+    first, second = call(tied, backend=backend)
+    (tied_gradient,) = torch.autograd.grad([first, second], leaf, [torch.ones_like(first), torch.ones_like(second)])
+    _, separate = testing.value_and_gradients(
+        lambda *t: call(t, backend=backend), [t.detach() for t in tied], [torch.ones_like(first)] * 2
+    )
+    assert torch.equal(tied_gradient, separate[7] + separate[11])
+
+
+def test_a_map_whose_output_is_not_used(backend):
+    tensors = testing.mop_inputs(BANKS["small"], torch.float32)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    first, second = call(leaves, backend=backend)
+    used = torch.autograd.grad(first.sum(), leaves, allow_unused=True)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    first, second = call(leaves, backend=backend)
+    zeroed = torch.autograd.grad(first.sum() + 0 * second.sum(), leaves)
+    for k, (a, b) in enumerate(zip(used, zeroed)):
+        assert torch.equal(torch.zeros_like(b) if a is None else a, b), k

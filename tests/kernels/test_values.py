@@ -1,0 +1,108 @@
+"""Values and all gradients of every operation, on every backend, within the error budget."""
+
+import pytest
+import torch
+
+import mop_kernels as mk
+from mop_kernels import reference, testing
+from mop_kernels.testing import LAYOUTS, SHAPES
+
+INPUTS = {
+    "phm_weight": lambda *args, **kwargs: testing.linear_inputs(*args, **kwargs)[1:3],
+    "phm_linear": testing.linear_inputs,
+    "lowrank_phm_linear": testing.lowrank_inputs,
+}
+TRUTH = {
+    "phm_weight": testing.kron_weight,
+    "phm_linear": testing.kron_linear,
+    "lowrank_phm_linear": testing.kron_lowrank_linear,
+}
+OPERATIONS = tuple(INPUTS)
+
+
+def check(op, backend, tensors, grad_layout="contiguous"):
+    truth_inputs = testing.in_float64(tensors)
+    output = TRUTH[op](*truth_inputs)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    grad = LAYOUTS[grad_layout](grad.to(tensors[0].dtype))
+    function = getattr(mk, op)
+    actual = testing.value_and_gradients(lambda *t: function(*t, backend=backend), tensors, [grad])
+    expected = testing.value_and_gradients(getattr(reference, op), tensors, [grad])
+    truth = testing.value_and_gradients(TRUTH[op], truth_inputs, [grad.double()])
+    assert actual[0][0].is_contiguous()
+    testing.assert_within_budget(actual[0], expected[0], truth[0], f"{op}: output")
+    testing.assert_within_budget(actual[1], expected[1], truth[1], f"{op}: gradient")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_named_shapes(op, name, dtype, backend):
+    check(op, backend, INPUTS[op](SHAPES[name], dtype))
+
+
+@pytest.mark.parametrize("name", ["odd", "one_row", "no_row"])
+@pytest.mark.parametrize("op", ["phm_linear", "lowrank_phm_linear"])
+def test_without_bias(op, name, backend):
+    check(op, backend, INPUTS[op](SHAPES[name], torch.float32, bias=False))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["odd", "paper_up"])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_layouts_of_inputs(op, name, layout, backend):
+    check(op, backend, [LAYOUTS[layout](t) for t in INPUTS[op](SHAPES[name], torch.float32)])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["odd", "paper_up", "one_row"])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_layouts_of_output_gradients(op, name, layout, backend):
+    check(op, backend, INPUTS[op](SHAPES[name], torch.float32), layout)
+
+
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_layouts_together(op, dtype, backend):
+    tensors = INPUTS[op](SHAPES["prime"], dtype)
+    layouts = ("sliced", "transposed", "expanded", "contiguous", "sliced")
+    check(op, backend, [LAYOUTS[layout](t) for layout, t in zip(layouts, tensors)], "transposed")
+
+
+@pytest.mark.parametrize("groups", [(), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("op", ["phm_linear", "lowrank_phm_linear"])
+def test_leading_dims_of_x(op, groups, dtype, backend):
+    x, *factors = INPUTS[op](SHAPES["odd"], dtype)
+    count = torch.Size(groups).numel()
+    x = x[:count].reshape(*groups, x.shape[-1])
+    function = getattr(mk, op)
+    y = function(x, *factors, backend=backend)
+    flat = function(x.reshape(-1, x.shape[-1]), *factors, backend=backend)
+    assert y.shape == (*groups, flat.shape[-1])
+    assert torch.equal(y.reshape(flat.shape), flat)
+
+
+def test_gradient_of_a_single_vector(dtype, backend):
+    tensors = testing.lowrank_inputs(SHAPES["one_row"], dtype)
+    grad = torch.randn(1, SHAPES["one_row"].d_out).to(dtype)
+
+    def of_vector(x, *factors):
+        return mk.lowrank_phm_linear(x[0], *factors, backend=backend)[None]
+
+    def of_rows(*tensors):
+        return mk.lowrank_phm_linear(*tensors, backend=backend)
+
+    for a, b in zip(*(testing.value_and_gradients(f, tensors, [grad]) for f in (of_vector, of_rows))):
+        assert all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule_groups", "local_groups"), [((2, 3), (2, 3)), ((), (4,)), ((3, 1), (1, 2)), ((2,), (3, 1)), ((1,), ())]
+)
+def test_phm_weight_broadcasts_leading_dims(rule_groups, local_groups, dtype, backend):
+    g = torch.Generator().manual_seed(3)
+    rule = torch.randn(*rule_groups, 3, 4, 2, generator=g).to(dtype)
+    local = torch.randn(*local_groups, 3, 5, 7, generator=g).to(dtype)
+    check("phm_weight", backend, [rule, local])
+
+
+def test_float16_runs_on_the_reference():
+    check("lowrank_phm_linear", "reference", testing.lowrank_inputs(SHAPES["odd"], torch.float16))
