@@ -39,12 +39,13 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
     _check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
     _check_equal("local", local, -3, rule.shape[-3], "terms of rule")
     try:
-        torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
+        groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
     except RuntimeError:
         raise ValueError(
             f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
         ) from None
     choice = backends.resolve(backend, rule.device, rule.dtype)
+    rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
     return PhmProduct.apply("phm_weight", choice.backend, rule, local)
 
 
@@ -128,7 +129,7 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     first = args[0] if args else kwargs.get("rule" if name == "phm_weight" else "x")
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
-    choice = backends.resolve(backend, first.device, _autocast_dtype(first) or first.dtype)
+    choice = backends.resolve(backend, first.device, _dtype_of_call(first))
     lines = [f"{name}: backend {choice.backend} ({choice.reason})", f"method: {_METHODS[choice.backend][name]}"]
     for other in backends.NAMES:
         reason = backends.why_not(other)
@@ -148,17 +149,17 @@ _METHODS = {
 }
 
 
-def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+def _dtype_of_call(tensor: Tensor) -> torch.dtype:
+    """The tensor's dtype, or the one that autocast makes of it: float64 is left alone, as in F.linear."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
     first_name = first = None
-    dtype = None
     result = []
     for name, tensor in tensors.items():
         if tensor is None and name.split(".")[-1] in ("bias", "rule_out") and name != "rule_out":
@@ -168,11 +169,10 @@ def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}.")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}. Cast it: {name}.float().")
+        tensor = tensor.to(_dtype_of_call(tensor))
         if first is None:
-            first_name, first, dtype = name, tensor, _autocast_dtype(tensor)
-        if dtype is not None and tensor.dtype != torch.float64:
-            tensor = tensor.to(dtype)
-        if dtype is None and tensor.dtype != first.dtype:
+            first_name, first = name, tensor
+        if tensor.dtype != first.dtype:
             raise TypeError(
                 f"all tensors of a call must have one dtype; {first_name} has {first.dtype}, {name} has "
                 f"{tensor.dtype}. Cast one, or use torch.autocast."
@@ -327,7 +327,7 @@ def _check_experts(experts: Tensor, num_experts: int, device: torch.device) -> T
 
 
 def _as_low_rank(phm: LowRankPHM) -> LowRankPHM:
-    """A full rule as the exact low-rank one: the identity is the factor on its smaller side, and asks for no gradient."""
+    """A full rule as the exact low-rank one: the identity, which asks for no gradient, stands on its smaller side."""
     if phm.rule_out is not None:
         return phm
     terms, g_in, g_out = phm.rule_in.shape[2:]

@@ -8,6 +8,9 @@ return those gradients only, in that order. All results are contiguous.
 `down` is [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]; `ups` is num_maps such lists in a row.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -50,8 +53,7 @@ def _asked(tensors: list[Tensor], mask: int) -> list[Tensor]:
 
 
 def _fake_phm_weight(rule, local):
-    groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
-    return rule.new_empty(*groups, rule.shape[-2] * local.shape[-2], rule.shape[-1] * local.shape[-1])
+    return rule.new_empty(*rule.shape[:-3], rule.shape[-2] * local.shape[-2], rule.shape[-1] * local.shape[-1])
 
 
 def _fake_phm_linear(x, rule, local, bias):
@@ -99,11 +101,28 @@ _FAKES = {
 
 
 def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: int) -> list[Tensor]:
-    with torch.enable_grad():
+    autocast_off = torch.autocast(tensors[0].device.type, enabled=False)  # forward has cast; backward may be inside one
+    with _autograd_inside_an_op(), torch.enable_grad(), autocast_off:
         leaves = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate(tensors)]
         outputs = function(*leaves)
-        asked = torch.autograd.grad(outputs, _asked(leaves, mask), grads)
-    return [g.contiguous() for g in asked]
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        # an up map whose factors are all frozen has no part in the gradients of another's
+        kept = [k for k, y in enumerate(outputs) if y.requires_grad]
+        asked = torch.autograd.grad([outputs[k] for k in kept], _asked(leaves, mask), [grads[k] for k in kept])
+    # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
+    return [g.clone(memory_format=torch.contiguous_format) for g in asked]
+
+
+@contextmanager
+def _autograd_inside_an_op() -> Iterator[None]:
+    """Under a TorchDispatchMode (a FLOP counter, selective checkpointing) an op runs with autograd excluded."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
 
 
 def _phm_linear_backward(grad, x, rule, local, mask):

@@ -1,0 +1,148 @@
+// The units of work that the level files export, and the plain structs they take: raw pointers and sizes only.
+//
+// Letters as in reference.py: n row; i term; r rank; j = (i, r); a, c sides of the rule; u, v sides of the local.
+// Row-local intermediates of a block of rows are kept as t[j, n, u] and s[j, n, v], so that stage 2 of a term is one
+// product with rank*rows rows and the rank needs no code of its own. `rule_in` is packed as [j, a] throughout.
+#pragma once
+
+#include <stdint.h>
+
+namespace mop {
+
+typedef int64_t i64;
+
+enum class Activation { relu, gelu, gelu_tanh, tanh, silu, identity };
+
+struct PhmDims {
+  i64 terms, rank, g_in, g_out, loc_in, loc_out;
+
+  i64 j() const { return terms * rank; }
+  i64 in() const { return g_in * loc_in; }
+  i64 out() const { return g_out * loc_out; }
+  i64 local_size() const { return terms * loc_in * loc_out; }
+};
+
+template <class T>
+struct Factors {
+  const T* rule_in;   // [j, a]
+  const T* rule_out;  // [j, c]
+  const T* local;     // [i, u, v]
+  const T* bias;      // [c, v], or null
+};
+
+template <class T>
+struct Gradients {  // null: not asked for
+  T* rule_in;
+  T* rule_out;
+  T* local;
+  T* bias;
+};
+
+template <class T>
+struct Rows {  // rows of any strides
+  const T* data;
+  i64 row, col;
+};
+
+// A block of rows through one map.
+template <class T>
+struct MapForward {
+  PhmDims dims;
+  Factors<T> factors;
+  i64 rows;
+  const T* x;  // [rows, in]
+  T* y;        // [rows, out]
+  bool stream;
+};
+
+template <class T>
+struct MapBackward {
+  PhmDims dims;
+  Factors<T> factors;
+  i64 rows;
+  const T* x;
+  Rows<T> grad_y;
+  Gradients<T> grads;
+  T* grad_x;        // [rows, in], or null
+  bool accumulate;  // add to grads (a later block of the same rows); grad_x is always written
+};
+
+// A block of rows through the whole generator of one (layer, expert) pair.
+template <class T>
+struct PairForward {
+  PhmDims down_dims, up_dims;
+  Activation activation;
+  Factors<T> down;
+  const Factors<T>* ups;
+  int maps;
+  i64 rows;
+  const T* t;     // stage 1 of the down map, [j, rows, u]
+  T* const* y;    // a map: [rows, out]
+  bool stream;
+};
+
+template <class T>
+struct PairBackward {
+  PhmDims down_dims, up_dims;
+  Activation activation;
+  Factors<T> down;
+  const Factors<T>* ups;
+  int maps;
+  i64 rows;
+  const T* t;
+  const Rows<T>* grad_y;  // a map
+  Gradients<T> down_grads;
+  const Gradients<T>* up_grads;
+  T* down_grad_s;  // out: gradient of s of the down map, [j, rows, v], or null if nothing before it asks
+  bool accumulate;
+};
+
+// One term of the down map for one group of pairs that share x and rule_in.
+template <class T>
+struct DownTail {
+  PhmDims dims;
+  i64 term, rows, block_rows;
+  const T* const* grad_s;  // a pair: blocks of [j, rows of the block, v], one after another
+  const T* const* local;   // a pair
+  i64 pairs;
+  const T* x;      // [rows, in]
+  T* grad_t;       // blocks of [j, rows of the block, u]
+  T* rule_in;      // gradient [j, a], or null
+};
+
+template <class T>
+struct Kernels {
+  void (*stage1)(const PhmDims&, const T* rule_in, i64 rows, const T* x, T* t);
+  void (*map_forward)(const MapForward<T>&, T* scratch);
+  void (*map_backward)(const MapBackward<T>&, T* scratch);
+  void (*pair_forward)(const PairForward<T>&, T* scratch);
+  void (*pair_backward)(const PairBackward<T>&, T* scratch);
+  void (*down_tail)(const DownTail<T>&, T* scratch);
+  void (*grad_x)(const PhmDims&, const T* rule_in, i64 rows, const T* grad_t, T* grad_x);
+  void (*weight_rows)(const PhmDims&, i64 a, const T* rule, const T* local, T* weight);
+  void (*weight_grad_rule)(const PhmDims&, i64 a, const T* grad, const T* local, T* rule);
+  void (*weight_grad_local)(const PhmDims&, i64 u, const T* grad, const T* rule, T* local);
+  void (*sum_rows)(i64 rows, i64 width, const T* from, i64 row, T* to);  // to[w] = sum over rows, in order
+};
+
+// Scratch of a unit in elements, an upper bound: each buffer is rounded up to whole lines.
+inline i64 line(i64 elements) { return (elements + 31) / 32 * 32; }
+inline i64 map_forward_scratch(const PhmDims& d, i64 rows) {
+  return line(d.j() * rows * d.loc_in) + line(d.j() * rows * d.loc_out);
+}
+inline i64 map_backward_scratch(const PhmDims& d, i64 rows) {
+  return 2 * map_forward_scratch(d, rows) + line(d.loc_in * d.loc_out) + line(rows * d.out());
+}
+inline i64 pair_forward_scratch(const PhmDims& down, const PhmDims& up, i64 rows) {
+  return line(down.j() * rows * down.loc_out) + line(rows * down.out()) + map_forward_scratch(up, rows);
+}
+inline i64 pair_backward_scratch(const PhmDims& down, const PhmDims& up, i64 rows) {
+  return 2 * line(down.j() * rows * down.loc_out) + 4 * line(rows * down.out()) + map_backward_scratch(up, rows);
+}
+inline i64 down_tail_scratch(const PhmDims& d) { return line(d.loc_in * d.loc_out); }
+
+template <class T>
+const Kernels<T>& kernels();  // those of the best level this machine runs
+const char* level_name();
+
+}  // namespace mop

@@ -1,0 +1,179 @@
+// The two register-blocked products that everything else is made of.
+//
+//   product:  C[m, :] = init[m, :] + sum_k A[m, k] B[k, :]       lanes run along the columns of B and C
+//   dots:     D[m, n] (+)= sum_b sum_w A[b, m, w] B[b, n, w]      lanes run along w, the accumulators live over all b
+//
+// A of `product` and D of `dots` take any two strides; all other operands have unit stride along their lanes.
+#pragma once
+
+#include "vec.h"
+
+namespace {
+
+typedef int64_t i64;
+
+template <class T>
+struct Matrix {  // a read operand with two strides
+  const T* data;
+  i64 row, col;
+};
+
+template <class T>
+struct Panel {  // rows of contiguous elements
+  T* data;
+  i64 row;
+};
+
+template <class T, int MR, int NV, bool TAIL, bool STREAM>
+static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init, int tail) {
+  constexpr int W = kLanes<T>;
+  Vec<T> acc[MR][NV];
+  for (int m = 0; m < MR; ++m)
+    for (int j = 0; j < NV; ++j) {
+      const T* from = init.data + m * init.row + j * W;
+      if (init.data == nullptr)
+        acc[m][j] = Vec<T>{};
+      else
+        acc[m][j] = TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
+    }
+  for (i64 k = 0; k < depth; ++k) {
+    Vec<T> row[NV];
+    for (int j = 0; j < NV; ++j) {
+      const T* from = b.data + k * b.row + j * W;
+      row[j] = TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
+    }
+    for (int m = 0; m < MR; ++m) {
+      const T scalar = a.data[m * a.row + k * a.col];
+      for (int j = 0; j < NV; ++j) acc[m][j] += scalar * row[j];
+    }
+  }
+  for (int m = 0; m < MR; ++m)
+    for (int j = 0; j < NV; ++j) {
+      T* to = c.data + m * c.row + j * W;
+      if (TAIL && j == NV - 1)
+        store_first(to, acc[m][j], tail);
+      else if (STREAM)
+        stream(to, acc[m][j]);
+      else
+        store(to, acc[m][j]);
+    }
+}
+
+// `rows` < = MR rows of C by NV vectors: MR is a compile-time size, so count down to it.
+template <class T, int MR, int NV, bool TAIL, bool STREAM>
+MOP_INLINE void product_rows(int rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
+                             int tail) {
+  if (rows == MR)
+    product_tile<T, MR, NV, TAIL, STREAM>(depth, a, b, c, init, tail);
+  else if constexpr (MR > 1)
+    product_rows<T, MR - 1, NV, TAIL, STREAM>(rows, depth, a, b, c, init, tail);
+}
+
+template <class T, int NV, bool TAIL, bool STREAM>
+static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
+                            int tail) {
+  constexpr int MR = NV == 3 ? 4 : NV == 2 ? 6 : 8;  // 12 accumulators or 8: what sixteen registers hold
+  const i64 blocks = (rows + MR - 1) / MR;
+  for (i64 block = 0, m = 0; block < blocks; ++block) {
+    const i64 height = (rows - m + (blocks - block) - 1) / (blocks - block);
+    product_rows<T, MR, NV, TAIL, STREAM>(int(height), depth, {a.data + m * a.row, a.row, a.col}, b,
+                                          {c.data + m * c.row, c.row},
+                                          {init.data ? init.data + m * init.row : nullptr, init.row}, tail);
+    m += height;
+  }
+}
+
+// C (rows x columns) = init + A (rows x depth) B (depth x columns). init.data == nullptr means zero; init may be C.
+// STREAM writes C past the caches: its rows must start at, and be, whole 64-byte lines.
+template <class T, bool STREAM = false>
+static void product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
+                    Panel<const T> init = {nullptr, 0}) {
+  constexpr int W = kLanes<T>;
+  constexpr int NV = STREAM ? 2 : 3;  // two vectors of 32 bytes are one line
+  const i64 vectors = (columns + W - 1) / W;
+  const int tail = int(columns - (vectors - 1) * W);
+  for (i64 v = 0; v < vectors; v += NV) {
+    const i64 left = vectors - v;
+    const i64 at = v * W;
+    const Panel<const T> b_at{b.data + at, b.row};
+    const Panel<T> c_at{c.data + at, c.row};
+    const Panel<const T> init_at{init.data ? init.data + at : nullptr, init.row};
+    if (left > NV || (left == NV && tail == W))
+      product_columns<T, NV, false, STREAM>(rows, depth, a, b_at, c_at, init_at, W);
+    else if (left == 3)
+      product_columns<T, 3, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
+    else if (left == 2 && tail == W)
+      product_columns<T, 2, false, STREAM>(rows, depth, a, b_at, c_at, init_at, tail);
+    else if (left == 2)
+      product_columns<T, 2, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
+    else if (tail == W)
+      product_columns<T, 1, false, STREAM>(rows, depth, a, b_at, c_at, init_at, tail);
+    else
+      product_columns<T, 1, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
+  }
+}
+
+template <class T>
+struct Batch {  // an operand of `dots`: element (b, m, w) at data[b * batch + m * row + w]
+  const T* data;
+  i64 row, batch;
+};
+
+template <class T, int MR, int NR>
+static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col, bool accumulate) {
+  constexpr int W = kLanes<T>;
+  Vec<T> acc[MR][NR] = {};
+  const int tail = int(width % W);
+  for (i64 k = 0; k < batches; ++k) {
+    const T* pa = a.data + k * a.batch;
+    const T* pb = b.data + k * b.batch;
+    i64 w = 0;
+    for (; w + W <= width; w += W) {
+      Vec<T> right[NR];
+      for (int n = 0; n < NR; ++n) right[n] = load(pb + n * b.row + w);
+      for (int m = 0; m < MR; ++m) {
+        const Vec<T> left = load(pa + m * a.row + w);
+        for (int n = 0; n < NR; ++n) acc[m][n] += left * right[n];
+      }
+    }
+    if (tail) {
+      Vec<T> right[NR];
+      for (int n = 0; n < NR; ++n) right[n] = load_first(pb + n * b.row + w, tail);
+      for (int m = 0; m < MR; ++m) {
+        const Vec<T> left = load_first(pa + m * a.row + w, tail);
+        for (int n = 0; n < NR; ++n) acc[m][n] += left * right[n];
+      }
+    }
+  }
+  for (int m = 0; m < MR; ++m)
+    for (int n = 0; n < NR; ++n) {
+      T* to = d + m * d_row + n * d_col;
+      const T value = sum_lanes<T>(acc[m][n]);
+      *to = accumulate ? *to + value : value;
+    }
+}
+
+template <class T, int MR, int NR>
+MOP_INLINE void dots_sized(int rows, int columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row,
+                           i64 d_col, bool accumulate) {
+  if (rows == MR && columns == NR)
+    dots_tile<T, MR, NR>(batches, width, a, b, d, d_row, d_col, accumulate);
+  else if (rows < MR) {
+    if constexpr (MR > 1) dots_sized<T, MR - 1, NR>(rows, columns, batches, width, a, b, d, d_row, d_col, accumulate);
+  } else {
+    if constexpr (NR > 1) dots_sized<T, MR, NR - 1>(rows, columns, batches, width, a, b, d, d_row, d_col, accumulate);
+  }
+}
+
+template <class T>
+static void dots(i64 rows, i64 columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col,
+                 bool accumulate) {
+  constexpr int MR = 4, NR = 3;
+  for (i64 n = 0; n < columns; n += NR)
+    for (i64 m = 0; m < rows; m += MR)
+      dots_sized<T, MR, NR>(int(rows - m < MR ? rows - m : MR), int(columns - n < NR ? columns - n : NR), batches,
+                            width, {a.data + m * a.row, a.row, a.batch}, {b.data + n * b.row, b.row, b.batch},
+                            d + m * d_row + n * d_col, d_row, d_col, accumulate);
+}
+
+}  // namespace

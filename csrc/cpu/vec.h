@@ -1,0 +1,118 @@
+// One SIMD register of the level that this file is compiled for, by the compiler's vector extensions.
+//
+// Every level file compiles these templates again with other flags, so they stand in an anonymous namespace, and no
+// template of std:: may be used beside them: a shared weak symbol could be taken from the wrong level.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VecType<T>::type;
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+#define MOP_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+MOP_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <class T>
+MOP_INLINE void store(T* p, Vec<T> v) {
+  memcpy(p, &v, sizeof(v));
+}
+
+#if defined(__AVX2__)
+// all ones in the first n lanes
+MOP_INLINE __m256i lane_mask(const float*, int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+MOP_INLINE __m256i lane_mask(const double*, int n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+MOP_INLINE Vec<float> load_first(const float* p, int n) {
+  return _mm256_maskload_ps(p, lane_mask(p, n));
+}
+MOP_INLINE Vec<double> load_first(const double* p, int n) {
+  return _mm256_maskload_pd(p, lane_mask(p, n));
+}
+MOP_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm256_maskstore_ps(p, lane_mask(p, n), v);
+}
+MOP_INLINE void store_first(double* p, Vec<double> v, int n) {
+  _mm256_maskstore_pd(p, lane_mask(p, n), v);
+}
+MOP_INLINE void stream(float* p, Vec<float> v) {
+  _mm256_stream_ps(p, v);
+}
+MOP_INLINE void stream(double* p, Vec<double> v) {
+  _mm256_stream_pd(p, v);
+}
+#else
+template <class T>
+MOP_INLINE Vec<T> load_first(const T* p, int n) {
+  Vec<T> v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <class T>
+MOP_INLINE void store_first(T* p, Vec<T> v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#if defined(__SSE2__)
+MOP_INLINE void stream(float* p, Vec<float> v) {
+  _mm_stream_ps(p, v);
+}
+MOP_INLINE void stream(double* p, Vec<double> v) {
+  _mm_stream_pd(p, v);
+}
+#else
+template <class T>
+MOP_INLINE void stream(T* p, Vec<T> v) {
+  store(p, v);
+}
+#endif
+#endif
+
+// Streamed stores are weakly ordered: a unit that streamed ends with this.
+MOP_INLINE void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <class T>
+MOP_INLINE T sum_lanes(Vec<T> v) {
+  T parts[kLanes<T>];
+  store(parts, v);
+  for (int width = kLanes<T> / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
+}
+
+}  // namespace
