@@ -1,4 +1,4 @@
-"""The flag --benchmark: `pytest --benchmark` times what is in benchmarks/; without it each benchmark runs once, small."""
+"""The flag --benchmark: `pytest --benchmark` times benchmarks/; without it each benchmark runs once, small."""
 
 import pytest
 

@@ -49,7 +49,9 @@ def test_a_subset_gives_the_bits_of_the_whole(backend):
 def test_an_expanded_or_strided_index(backend):
     tensors = testing.mop_inputs(BANK, torch.float32)
     strided = torch.tensor([4, 9, 0, 9, 2, 9])[::2]
-    for a, b in zip(call(tensors, experts=strided, backend=backend), call(tensors, experts=strided.clone(), backend=backend)):
+    for a, b in zip(
+        call(tensors, experts=strided, backend=backend), call(tensors, experts=strided.clone(), backend=backend)
+    ):
         assert torch.equal(a, b)
 
 

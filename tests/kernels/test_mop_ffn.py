@@ -64,7 +64,8 @@ def test_any_group_sizes(seed, backend):
     group[draw.randrange(9)] = (True, True)
     group[5:] = group[5:9] * bank.maps
     tensors = [
-        t[: None if full_layers else 1, : None if full_experts else 1] for t, (full_layers, full_experts) in zip(every, group)
+        t[: None if full_layers else 1, : None if full_experts else 1]
+        for t, (full_layers, full_experts) in zip(every, group)
     ]
     check(tensors, backend, activation=draw.choice(list(reference.ACTIVATIONS)))
 
@@ -110,7 +111,9 @@ def test_layouts_of_inputs(name, layout, backend):
     check([LAYOUTS[layout](t) for t in testing.mop_inputs(BANKS[name], torch.float32)], backend)
 
 
-@pytest.mark.parametrize("layouts", [*((layout,) for layout in LAYOUTS), ("scalar", "contiguous"), ("expanded", "sliced")])
+@pytest.mark.parametrize(
+    "layouts", [*((layout,) for layout in LAYOUTS), ("scalar", "contiguous"), ("expanded", "sliced")]
+)
 @pytest.mark.parametrize("name", ["small", "one_row", "reading_b"])
 def test_layouts_of_output_gradients(name, layouts, backend):
     check(testing.mop_inputs(BANKS[name], torch.float32), backend, grad_layouts=layouts)
