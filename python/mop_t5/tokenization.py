@@ -81,16 +81,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     )
 
 
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a backbone's folder: a `JiebaTokenizer` if it was saved as one, else what transformers finds."""
-    config = Path(folder) / "tokenizer_config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"no tokenizer_config.json in {folder}. Save the backbone's tokenizer beside its weights."
-        )
-    if json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class", "").startswith("JiebaTokenizer"):
-        return JiebaTokenizer.from_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+def load_tokenizer(path_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone: a `JiebaTokenizer` if its folder holds one, else what transformers finds."""
+    config = Path(path_or_hub_name) / "tokenizer_config.json"
+    if config.is_file():
+        saved = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+        if saved == JiebaTokenizer.__name__:
+            return JiebaTokenizer.from_pretrained(path_or_hub_name)
+    elif Path(path_or_hub_name).is_dir():
+        raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer beside the weights.")
+    return AutoTokenizer.from_pretrained(path_or_hub_name)
 
 
 def _separate(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -65,11 +65,16 @@ class Collator:
 
     `input_ids`, `attention_mask` `[B, S]`; `labels` `[B, T]`, padded with -100; `scenario_ids` `[B]` where the rows
     have them. S and T are the longest of the batch. Ids outside `[0, num_scenarios)` raise IndexError here, on the CPU:
-    on a GPU an index out of range ends the process.
+    on a GPU an index out of range ends the process. `decoder_inputs` makes `decoder_input_ids` `[B, T]` from labels.
     """
 
-    def __init__(self, pad_token_id: int, num_scenarios: int | None = None):
-        self.pad_token_id, self.num_scenarios = pad_token_id, num_scenarios
+    def __init__(
+        self,
+        pad_token_id: int,
+        num_scenarios: int | None = None,
+        decoder_inputs: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        self.pad_token_id, self.num_scenarios, self._decoder_inputs = pad_token_id, num_scenarios, decoder_inputs
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
         sources = [torch.tensor(row["input_ids"]) for row in rows]
@@ -79,6 +84,8 @@ class Collator:
             "attention_mask": pad_sequence([torch.ones_like(source) for source in sources], batch_first=True),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         }
+        if self._decoder_inputs is not None:
+            batch["decoder_input_ids"] = self._decoder_inputs(batch["labels"])
         if self.num_scenarios is not None:
             ids = [row["scenario_ids"] for row in rows]
             wrong = [i for i in ids if not 0 <= i < self.num_scenarios]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from rich.progress import track
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.api import is_attached
@@ -43,10 +43,11 @@ def generate_summaries(
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
-    for indices, batch in zip(batches, track(loader, "generating", total=len(batches), disable=not progress)):
+    for indices, batch in zip(batches, tqdm(loader, "generating", disable=not progress)):
         del batch["labels"]
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_new_tokens=max_new_tokens)
+        # max_length counts the start token too; max_new_tokens beside the model's own max_length would warn each time
+        tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_length=max_new_tokens + 1)
         for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
             summaries[index] = text.strip()
     model.train(was_training)

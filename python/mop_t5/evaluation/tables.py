@@ -22,13 +22,17 @@ def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     return table
 
 
-def score_table(title: str, results: Mapping[str, Mapping[str, Scores]]) -> Table:
+def score_table(
+    title: str, results: Mapping[str, Mapping[str, Scores]], more: Mapping[str, Mapping[str, str]] | None = None
+) -> Table:
     """Rows: the scenarios and their average. Columns: the systems, each cell `R-1/R-2/R-L` times 100.
 
-    results: system -> scenario -> `Scores`; every system has the same scenarios (see `by_scenario`).
+    results: system -> scenario -> `Scores`; every system has the same scenarios (see `by_scenario`). more: further
+    rows, name -> system -> cell; a system without a cell gets an empty one.
     """
     scenarios = list(next(iter(results.values())))
     rows = [[scenario, *(format_scores(means[scenario]) for means in results.values())] for scenario in scenarios]
+    rows += [[name, *(cells.get(system, "") for system in results)] for name, cells in (more or {}).items()]
     return make_table(title, ["scenario", *results], rows)
 
 

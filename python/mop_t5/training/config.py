@@ -1,0 +1,82 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mop_t5.data import BATCHINGS
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train; the same fields for a method on a frozen backbone and for a whole backbone.
+
+    Args:
+        steps: optimizer steps in all.
+        batch_size: rows a step on each device, before gradient accumulation.
+        accumulation: batches whose gradients are averaged into one step.
+        learning_rate: highest rate of AdamW, reached after the warm-up.
+        group_rates: factors on the learning rate for named parameter groups of the method, such as {"experts": 10}.
+        schedule: what the rate does after the warm-up: "linear" to zero, "cosine" to zero, or "constant".
+        warmup_steps: steps over which the rate rises from zero.
+        weight_decay: decoupled decay of AdamW; biases and norms are spared.
+        beta2: AdamW's decay of squared gradients. Lower follows faster, for runs of a few hundred steps.
+        max_grad_norm: gradients are scaled down to this norm. 0 turns it off.
+        label_smoothing: share of the target's probability that is spread over the vocabulary.
+        temperature: mixing temperature T, P(scenario) proportional to size^(1/T). 1 keeps the corpus as it is.
+        batching: "homogeneous", one scenario a batch, or "mixed".
+        max_source: dialogue tokens kept.
+        max_target: summary tokens kept, and generated when validating.
+        evaluate_every: validate by generated summaries every so many steps; the best checkpoint is kept. 0: never.
+        patience: stop after so many validations without a better mean ROUGE. 0: train to the end.
+        save_every: write a checkpoint every so many steps, to resume from. 0: only when validating.
+        log_every: steps whose mean loss is one point of the loss history.
+        bf16: compute in bfloat16 where autocast does; weights stay as they are.
+        seed: of everything that is random.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float = 5e-4
+    group_rates: dict[str, float] = field(default_factory=dict)
+    schedule: str = "linear"
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+    beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.0
+    temperature: float = 2.0
+    batching: str = "homogeneous"
+    max_source: int = 512
+    max_target: int = 128
+    evaluate_every: int = 0
+    patience: int = 0
+    save_every: int = 0
+    log_every: int = 20
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulation", "max_source", "max_target", "log_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_steps", "evaluate_every", "patience", "save_every", "weight_decay", "max_grad_norm"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("learning_rate", self.learning_rate > 0, "above 0")
+        self._require("temperature", self.temperature > 0, "above 0; 1 keeps the sizes, 2 is the paper's")
+        self._require("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
+        self._require("batching", self.batching in BATCHINGS, f"one of {', '.join(BATCHINGS)}")
+        self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
+        if self.evaluate_every and self.save_every % self.evaluate_every:
+            raise ValueError(
+                f"save_every must be a multiple of evaluate_every = {self.evaluate_every}, got {self.save_every}. "
+                "Leave it at 0 to save at every validation."
+            )
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}.")

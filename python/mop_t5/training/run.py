@@ -1,0 +1,90 @@
+"""A run folder: what a training run leaves, and all that is needed to use it again.
+
+run.json      the backbone, the corpus and the settings it was made with
+adapter/      the method (mop_t5.save), or
+backbone/     the whole model and its tokenizer, where all weights were trained
+loss.jsonl    the loss history
+checkpoints/  what `--resume` goes on from, if checkpoints were asked for
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import mop_t5
+from mop_t5.tokenization import load_tokenizer
+from mop_t5.training.trainer import TrainingResult
+
+SETTINGS = "run.json"
+
+
+def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> Path:
+    """Make an output folder. One that has content raises FileExistsError, unless `overwrite` (it is emptied) or `keep`
+    (it is used as it is, to resume). Only a folder that looks like an earlier output is ever emptied."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose another --output.")
+    if not keep and folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
+        if not (folder / SETTINGS).is_file():
+            raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_run(
+    folder: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    result: TrainingResult,
+    settings: dict,
+) -> None:
+    """Write the trained part of `model`, the history and `settings` (JSON; with the key "backbone" for a method)."""
+    folder = Path(folder)
+    if mop_t5.is_attached(model):
+        mop_t5.save(model, folder / "adapter")
+    else:
+        model.save_pretrained(folder / "backbone")
+        tokenizer.save_pretrained(folder / "backbone")
+        settings = settings | {"backbone": str((folder / "backbone").resolve())}
+    result.write(folder / "loss.jsonl")
+    write_settings(folder, settings)
+
+
+def write_settings(folder: str | Path, settings: dict) -> None:
+    """run.json. Written before training, too, so that an interrupted run can be overwritten or resumed."""
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (Path(folder) / SETTINGS).write_text(text, encoding="utf-8")
+
+
+def read_settings(folder: str | Path) -> dict:
+    """run.json of a run folder; FileNotFoundError where there is none."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_run(
+    folder: str | Path, backbone_path: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """The model with its method attached, its tokenizer, and the settings of a run folder.
+
+    `backbone_path` replaces the backbone's path in the settings, for a run that was moved.
+    """
+    folder, settings = Path(folder), read_settings(folder)
+    path = backbone_path or settings.get("backbone")
+    if not (folder / "adapter").is_dir() and not (folder / "backbone").is_dir():
+        raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
+    if (folder / "backbone").is_dir() and backbone_path is None:
+        path = str(folder / "backbone")
+    model = mop_t5.load_backbone(path)
+    if (folder / "adapter").is_dir():
+        mop_t5.load(model, folder / "adapter")
+    return model, load_tokenizer(path), settings

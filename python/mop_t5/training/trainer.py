@@ -1,0 +1,219 @@
+"""Training by transformers' Seq2SeqTrainer: what it is given, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    set_seed,
+)
+
+from mop_t5.api import is_attached
+from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
+from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
+from mop_t5.training.config import TrainingConfig
+from mop_t5.training.optimizer import group_parameters, hold_absent_experts
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run leaves besides the trained model.
+
+    history: one dict a logged point, as Trainer logs them: `step` with `loss` (mean since the point before),
+        `learning_rate`, `grad_norm`; after a validation `step` with `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and
+        their mean `eval_rouge`, all times 100 and averaged over scenarios.
+    seconds_per_step: wall time of the whole run over its steps, validation included.
+    """
+
+    history: list[dict]
+    seconds_per_step: float
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of every logged point."""
+        return [(point["step"], point["loss"]) for point in self.history if "loss" in point]
+
+    def write(self, path: str | Path) -> None:
+        """The history as JSON lines."""
+        Path(path).write_text("".join(json.dumps(point) + "\n" for point in self.history), encoding="utf-8")
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    config: TrainingConfig,
+    *,
+    output: str | Path,
+    valid: Sequence[Example] | None = None,
+    rouge: Rouge | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train what of `model` asks for gradients: an attached method, or a plain backbone that was not frozen.
+
+    A method gets the scenario of every row; a plain backbone gets none. Checkpoints go to `output/checkpoints`, from
+    the newest of which `resume=True` goes on. `valid` is needed where `config.evaluate_every` is set; `rouge` scores it
+    (default: rouge_score on characters), and the model ends as it was at its best validation.
+
+    Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "no parameter of the model asks for a gradient. Attach a method, or model.requires_grad_(True)."
+        )
+    if config.evaluate_every and not valid:
+        raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
+    set_seed(config.seed)
+    folder = Path(output) / CHECKPOINTS
+    scenarios = list(model.scenarios) if is_attached(model) else None
+    lengths = {"max_source": config.max_source, "max_target": config.max_target}
+    mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, folder, progress),
+        data_collator=Collator(
+            tokenizer.pad_token_id,
+            None if scenarios is None else len(scenarios),
+            # Trainer smooths labels outside the model, which then cannot make the decoder's inputs from them.
+            decoder_inputs=model.prepare_decoder_input_ids_from_labels if config.label_smoothing else None,
+        ),
+        train_dataset=EncodedExamples(examples, tokenizer, scenarios, **lengths),
+        eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **lengths) if config.evaluate_every else None,
+        processing_class=tokenizer,
+        compute_metrics=_metrics(tokenizer, valid, rouge or Rouge()) if config.evaluate_every else None,
+        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
+    )
+    trainer.set_up(config, mixing_ids)
+    outcome = trainer.train(resume_from_checkpoint=resume)
+    model.eval()
+    if not any(folder.iterdir()):
+        folder.rmdir()  # Trainer makes it even where nothing is saved
+    steps = max(1, trainer.state.global_step)
+    return TrainingResult(trainer.state.log_history, outcome.metrics["train_runtime"] / steps)
+
+
+class _Trainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer with the mixing sampler and the optimizer of a method."""
+
+    def set_up(self, config: TrainingConfig, mixing_ids: Sequence[int]) -> None:
+        self._config = config
+        self._sampler = TemperatureBatchSampler(
+            mixing_ids,
+            config.batch_size,
+            temperature=config.temperature,
+            batching=config.batching,
+            num_replicas=self.args.world_size,
+            rank=self.args.process_index,
+            seed=config.seed,
+        )
+        self.add_callback(_NextEpoch(self._sampler, config.accumulation))
+        # The losses are in the history and on the plot; printed, they would push the results off the screen.
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_BarWithoutLogs)
+        # T5's forward takes **kwargs, from which Trainer concludes that its loss divides by num_items_in_batch. It does
+        # not, so accumulated gradients would come out `accumulation` times too large.
+        self.model_accepts_loss_kwargs = False
+
+    def get_train_dataloader(self) -> DataLoader:
+        # Not through accelerator.prepare: it would shard the batches once more, and the sampler knows its rank.
+        return DataLoader(self.train_dataset, batch_sampler=self._sampler, collate_fn=self.data_collator)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None and is_attached(self.model):
+            method = self.model.mop
+            own = {id(parameter) for parameter in method.parameters()}
+            backbone = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+            decayed = self.get_decay_parameter_names(self.model)
+            spared = {id(p) for name, p in self.model.named_parameters() if name not in decayed}
+            optimizer_class, fields = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = group_parameters(
+                method.parameter_groups() | ({"backbone": backbone} if backbone else {}),
+                learning_rate=self._config.learning_rate,
+                weight_decay=self._config.weight_decay,
+                rates=self._config.group_rates,
+                decays=lambda parameter: id(parameter) not in spared,
+            )
+            self.optimizer = optimizer_class(groups, **fields)
+            hold_absent_experts(self.optimizer, method.expert_parameters())
+        return super().create_optimizer(model)
+
+
+class _BarWithoutLogs(ProgressCallback):
+    def on_log(self, *args, **kwargs):
+        pass
+
+
+class _NextEpoch(TrainerCallback):
+    """Tells the sampler its epoch; from the step count, so that a resumed run draws the rows it would have drawn."""
+
+    def __init__(self, sampler: TemperatureBatchSampler, accumulation: int):
+        self._sampler = sampler
+        self._steps = max(1, -(-len(sampler) // accumulation))
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self._sampler.set_epoch(state.global_step // self._steps)
+
+
+def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqTrainingArguments:
+    validates = config.evaluate_every > 0
+    save_every = config.save_every or config.evaluate_every
+    return Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm,
+        label_smoothing_factor=config.label_smoothing,
+        bf16=config.bf16,
+        logging_steps=config.log_every,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=config.evaluate_every or None,
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or 500,
+        save_total_limit=2,
+        load_best_model_at_end=validates,
+        metric_for_best_model="rouge" if validates else None,
+        predict_with_generate=True,
+        generation_max_length=config.max_target + 1,
+        seed=config.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=not progress,
+    )
+
+
+def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], rouge: Rouge):
+    references, scenarios = [e.summary for e in valid], [e.scenario for e in valid]
+
+    def compute(prediction) -> dict[str, float]:
+        tokens = torch.as_tensor(prediction.predictions)
+        texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
+        average = by_scenario(rouge(references, texts), scenarios)[AVERAGE]
+        return {name: 100 * value for name, value in average._asdict().items()} | {"rouge": 100 * average.mean}
+
+    return compute
