@@ -1,0 +1,359 @@
+"""Attach and detach on one model: reversible bit for bit, nothing trained but the method, clear errors."""
+
+import copy
+import inspect
+import pickle
+
+import mop_t5
+import pytest
+import torch
+from mop_t5 import backbone, injection, prefix_attention
+from mop_t5.prefix_attention import PrefixBatch
+from t5_oracle import batch, random_prefix, tiny
+
+SCENARIOS = ["a", "b", "c"]
+FIELDS = {"prefix_length": 5, "d_mid": 8, "scenarios": SCENARIOS}
+MOP_FIELDS = {**FIELDS, "terms_down": 4, "terms_up": 4}
+IDS = torch.tensor([0, 2, 0, 2])
+
+
+def attach(model, method="mop", **overrides):
+    return mop_t5.attach(model, method, **{**(MOP_FIELDS if method == "mop" else FIELDS), **overrides})
+
+
+def labelled(masks="padding"):
+    inputs = batch(masks)
+    inputs["labels"] = inputs.pop("decoder_input_ids")
+    inputs.pop("decoder_attention_mask", None)
+    return inputs
+
+
+def snapshot(model):
+    """Everything about a model that attach touches or might touch."""
+    return {
+        "class": type(model),
+        "signature": str(inspect.signature(model.forward)),
+        "attributes": {
+            name: {k: repr(v) for k, v in vars(module).items() if not k.startswith("_modules")}
+            for name, module in model.named_modules()
+            if not list(module.children())
+        },
+        "attribute names": {name: sorted(vars(module)) for name, module in model.named_modules()},
+        "modules": [(name, type(module)) for name, module in model.named_modules()],
+        "configs": [
+            (owner.config.to_dict(), owner.config._attn_implementation)
+            for owner in (model, model.encoder, model.decoder)
+        ],
+        "keys": list(model.state_dict()),
+        "pointers": {name: p.data_ptr() for name, p in model.named_parameters()},
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "ignored on save": model._keys_to_ignore_on_save,
+        "training": {name: module.training for name, module in model.named_modules()},
+    }
+
+
+@pytest.mark.parametrize("method", ["mop", "prefix_tuning"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_detach_gives_the_model_back(method, implementation):
+    model, inputs = tiny(implementation=implementation), labelled()
+    model.encoder.block[0].requires_grad_(True)  # a user's own choice comes back too
+    before = snapshot(model)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        beam = model.generate(inputs["input_ids"], num_beams=2, max_new_tokens=4, use_cache=False)
+    same = attach(model, method)
+    assert same is model
+    assert isinstance(model, before["class"])
+    model(**inputs, scenario_ids=IDS).loss.backward()
+    model.generate(inputs["input_ids"], scenario_ids=IDS, max_new_tokens=3)
+    assert mop_t5.detach(model) is model
+    assert snapshot(model) == before
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, logits)
+        again = model.generate(inputs["input_ids"], num_beams=2, max_new_tokens=4, use_cache=False)
+        assert torch.equal(again, beam)
+    attach(model, method)  # and can be attached again
+    assert mop_t5.is_attached(model)
+
+
+def test_snapshot_sees_what_attach_does():
+    model = tiny()
+    before = snapshot(model)
+    after = snapshot(attach(model))
+    changed = {key for key in before if before[key] != after[key]}
+    assert changed >= {"class", "signature", "attribute names", "configs", "keys", "ignored on save", "modules"}
+    assert all(after["pointers"][name] == pointer for name, pointer in before["pointers"].items())
+
+
+def test_the_model_stays_a_t5():
+    model = tiny()
+    plain = type(model)
+    attach(model)
+    assert type(model).__name__ == plain.__name__
+    assert type(model).__module__ == plain.__module__
+    names = list(inspect.signature(model.forward).parameters)
+    assert names[-3:] == ["scenario_ids", "mop_prefix", "kwargs"]
+    assert names[:-3] == list(inspect.signature(plain.forward).parameters)[1:-1]
+    assert model.scenarios == ("a", "b", "c")
+    assert [k for k in model.state_dict() if not k.startswith("mop.")] == list(tiny().state_dict())
+
+
+@pytest.mark.parametrize("method", ["mop", "prefix_tuning"])
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_an_optimiser_step_changes_the_method_only(method, kind):
+    model = attach(tiny(kind).requires_grad_(True), method)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert {id(p) for p in trainable} == {id(p) for p in model.mop.parameters()}
+    optimiser = torch.optim.AdamW(trainable, lr=0.1)
+    model.train()
+    model(**labelled(), scenario_ids=IDS).loss.backward()
+    optimiser.step()
+    for name, parameter in model.named_parameters():
+        if name.startswith("mop."):
+            assert not torch.equal(parameter, before[name]), name
+        else:
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+
+
+def test_absent_experts_have_gradient_exactly_zero():
+    model = attach(tiny(), attention=["encoder_self", "decoder_self", "cross"])
+    model(**labelled(), scenario_ids=IDS).loss.backward()
+    pairs = list(model.mop.expert_parameters())
+    assert len(pairs) == 3 * 3 * 2  # attentions, maps, left factor and local
+    for parameter, dim in pairs:
+        assert not parameter.grad.select(dim, 1).any()
+        assert parameter.grad.select(dim, 0).any()
+        assert parameter.grad.select(dim, 2).any()
+
+
+def test_running_a_few_experts_equals_running_all():
+    model, inputs = attach(tiny()), labelled()
+
+    def gradients(prefix):
+        model.zero_grad()
+        model(**inputs, scenario_ids=IDS, mop_prefix=prefix).loss.backward()
+        return [p.grad.clone() for p in model.mop.parameters()]
+
+    few = model.mop.prefixes(IDS)
+    assert few.scenarios.tolist() == [0, 2]
+    assert few.get("decoder_self", 0)[0].shape[0] == 2
+    for f, a in zip(gradients(few), gradients(model.mop.prefixes()), strict=True):
+        torch.testing.assert_close(f, a, atol=1e-13, rtol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["mop", "prefix_tuning"])
+def test_checkpointing_changes_nothing(method):
+    model, inputs = attach(tiny(dropout_rate=0.0), method).train(), labelled()
+
+    def gradients():
+        model.zero_grad()
+        loss = model(**inputs, scenario_ids=IDS).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in model.mop.parameters())]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for got, expected in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-14, rtol=1e-12)
+
+
+def test_two_forwards_before_one_backward_under_checkpointing():
+    model, inputs = attach(tiny(dropout_rate=0.0)).train(), labelled()
+    first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([2, 1, 2, 0])
+
+    def together():
+        model.zero_grad()
+        (model(**inputs, scenario_ids=first).loss + 2 * model(**inputs, scenario_ids=second).loss).backward()
+        return [p.grad.clone() for p in model.mop.parameters()]
+
+    model.zero_grad()
+    model(**inputs, scenario_ids=first).loss.backward()
+    (2 * model(**inputs, scenario_ids=second).loss).backward()
+    apart = [p.grad.clone() for p in model.mop.parameters()]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for got, expected in zip(together(), apart, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-13, rtol=1e-11)
+
+
+def test_reentrant_checkpointing_is_refused():
+    model = attach(tiny()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match=r"use_reentrant=True .*'use_reentrant': False"):
+        model(**labelled(), scenario_ids=IDS)
+    with torch.no_grad():
+        model.eval()(**labelled(), scenario_ids=IDS)
+
+
+def test_training_builds_no_cache():
+    model, inputs = attach(tiny()), labelled()
+    assert model.train()(**inputs, scenario_ids=IDS).past_key_values is None
+    assert model.eval()(**inputs, scenario_ids=IDS).past_key_values is not None
+
+
+def test_bfloat16_backbone_keeps_a_float32_method():
+    model, inputs = attach(tiny(dtype=torch.bfloat16)), labelled()
+    assert {p.dtype for p in model.mop.parameters()} == {torch.float32}
+    out = model(**inputs, scenario_ids=IDS)
+    assert out.logits.dtype == torch.bfloat16
+    out.loss.backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.mop.parameters())
+    model.generate(inputs["input_ids"], scenario_ids=IDS, max_new_tokens=3)
+
+
+def test_autocast():
+    model, inputs = attach(tiny(dtype=torch.float32)), labelled()
+    expected = model(**inputs, scenario_ids=IDS).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**inputs, scenario_ids=IDS).loss
+    loss.backward()
+    torch.testing.assert_close(loss.float(), expected, atol=0.2, rtol=0.05)
+    assert all(p.grad.dtype == torch.float32 for p in model.mop.parameters())
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_are_independent(copier):
+    model, inputs = attach(tiny()), labelled()
+    expected = model(**inputs, scenario_ids=IDS).logits
+    other = copier(model)
+    assert type(other) is type(model)
+    assert torch.equal(other(**inputs, scenario_ids=IDS).logits, expected)
+    with torch.no_grad():
+        other.mop.input.add_(1)
+    mop_t5.detach(other)
+    assert torch.equal(model(**inputs, scenario_ids=IDS).logits, expected)
+    with torch.no_grad():
+        assert torch.equal(other(**inputs).logits, tiny()(**inputs).logits)
+
+
+def test_two_models_in_one_process_do_not_see_each_other():
+    plain, model, inputs = tiny(), attach(tiny()), labelled()
+    with torch.no_grad():
+        expected = tiny()(**inputs).logits
+        model(**inputs, scenario_ids=IDS)
+        assert torch.equal(plain(**inputs).logits, expected)
+        assert not mop_t5.is_attached(plain)
+
+
+def test_set_attn_implementation_keeps_the_prefix():
+    model, inputs = attach(tiny()), labelled()
+    sdpa = model(**inputs, scenario_ids=IDS).logits
+    model.set_attn_implementation("eager")
+    out = model(**inputs, scenario_ids=IDS, output_attentions=True)
+    torch.testing.assert_close(out.logits, sdpa, atol=1e-12, rtol=0)
+    assert out.decoder_attentions[0].shape[-1] == 5 + 5
+    mop_t5.detach(model)
+    assert model.decoder.config._attn_implementation == "eager"
+    attach(model)
+    with pytest.raises(
+        ValueError, match=r"must be one of sdpa, eager while a method is attached; got 'flex_attention'"
+    ):
+        model.set_attn_implementation("flex_attention")
+
+
+def test_attention_switched_behind_our_back_is_noticed():
+    model, inputs = attach(tiny()), labelled()
+    model.decoder.config._attn_implementation_internal = "sdpa"
+    with pytest.raises(RuntimeError, match=r"the attention of the decoder was switched to 'sdpa' after attach"):
+        model(**inputs, scenario_ids=IDS)
+    with pytest.raises(RuntimeError, match=r"switched to 'sdpa'"):
+        model.generate(inputs["input_ids"], scenario_ids=IDS)
+
+
+def test_encoder_without_the_prefix_is_refused():
+    model = attach(tiny())
+    with pytest.raises(RuntimeError, match=r"encoder_self attention of layer 0 was called without mop_prefix"):
+        model.encoder(torch.ones(1, 3, dtype=torch.long))
+    with pytest.raises(RuntimeError, match=r"scenario_ids is missing, but the prefix differs between 3 scenarios"):
+        model.encoder(torch.ones(1, 3, dtype=torch.long), mop_prefix=PrefixBatch(random_prefix(model, 2)))
+
+
+def test_accelerate_leftovers():
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model, inputs = attach(tiny(dtype=torch.float32)), labelled()
+    # what Accelerator.prepare does to a model under bf16
+    model._original_forward = model.forward
+    model.forward = convert_outputs_to_fp32(
+        torch.autocast("cpu", torch.bfloat16)(model.forward.__func__).__get__(model)
+    )
+    model(**inputs, scenario_ids=IDS).loss.backward()
+    mop_t5.detach(model)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, tiny(dtype=torch.float32)(**inputs).logits)
+    model.forward = model.forward
+    with pytest.raises(RuntimeError, match=r"model.forward was replaced on this instance .* Attach before prepare"):
+        attach(model)
+    del model.forward
+    attach(model)
+    model.forward = model.forward
+    with pytest.raises(RuntimeError, match=r"model.forward was replaced on this instance. Undo that before"):
+        mop_t5.detach(model)
+
+
+def test_attach_errors_change_nothing():
+    model = tiny()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=r"model has no method attached. Call mop_t5.attach\(model, name\) first"):
+        mop_t5.detach(model)
+    with pytest.raises(ValueError, match=r"terms_down must divide d_model = 24; got 5. Choose another terms_down"):
+        attach(model, terms_down=5)
+    model.decoder.config._attn_implementation_internal = "flex_attention"
+    with pytest.raises(ValueError, match=r"must be one of sdpa, eager to take a prefix; got 'flex_attention'"):
+        attach(model)
+    model.decoder.config._attn_implementation_internal = "sdpa"
+    assert snapshot(model) == before
+    attach(model)
+    with pytest.raises(RuntimeError, match=r"model has the method 'mop' attached already. Call mop_t5.detach first"):
+        attach(model)
+    with pytest.raises(TypeError, match=r"model must be one of T5ForConditionalGeneration, .*; got Linear"):
+        attach(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"unknown attentions \['decoder'\]; expected a subset"):
+        PrefixBatch({"decoder": ()})
+
+
+@pytest.mark.parametrize("version", ["4.57.1", "5.14.1"])
+def test_old_transformers_is_refused(version):
+    with pytest.raises(ImportError, match=rf"mop_t5 needs transformers >= 5.15, .* found {version}. Install it with"):
+        backbone.require_transformers(version)
+    for fine in ("5.15.0", "5.15.0.dev0", "5.23.0", "6.0.0"):
+        backbone.require_transformers(fine)
+
+
+def test_umt5_with_sdpa_needs_a_transformers_that_is_causal(monkeypatch):
+    monkeypatch.setattr(injection, "transformers_version", "5.17.0")
+    with pytest.raises(ValueError, match=r"umT5 with sdpa is not causal in training in transformers 5.17.0"):
+        attach(tiny("umt5"))
+    attach(tiny("umt5", implementation="eager"))
+    attach(tiny("mt5"))
+
+
+def test_masks_are_registered_with_the_functions():
+    """Without a mask function of the same name transformers passes no masks at all."""
+    from transformers import AttentionMaskInterface
+
+    for name in prefix_attention.PLAIN:
+        assert name in AttentionMaskInterface._global_mapping
+
+
+def test_trainer_does_not_divide_the_loss_twice():
+    assert attach(tiny()).accepts_loss_kwargs is False
+
+
+def test_compiles_without_graph_breaks():
+    model = attach(tiny(dtype=torch.float32))
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    for size, source, target in ((4, 6, 5), (3, 7, 5), (5, 9, 4)):
+        inputs = batch("padding", size, source, target)
+        ids = torch.arange(size) % 3
+        got = compiled(**inputs, scenario_ids=ids, use_cache=False).logits
+        expected = model(**inputs, scenario_ids=ids, use_cache=False).logits
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(graphs) <= 2
