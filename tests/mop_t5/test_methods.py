@@ -1,0 +1,241 @@
+"""The registry, the configs, and what every method must offer."""
+
+from dataclasses import dataclass, fields
+
+import mop_t5
+import pytest
+import torch
+from mop_t5 import methods as _  # noqa: F401
+from mop_t5.methods import get, names, register
+from mop_t5.methods.base import Method, MethodConfig
+from mop_t5.methods.mop import MOPConfig
+from mop_t5.methods.prefix_tuning import PrefixTuningConfig
+from mop_t5.prefix_attention import PrefixBatch
+from t5_oracle import batch, tiny
+
+SCENARIOS = ["taxi", "ticket", "food"]
+SMALL = {
+    "mop": {"scenarios": SCENARIOS, "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 4},
+    "prefix_tuning": {"prefix_length": 5, "d_mid": 8},
+}
+
+
+def test_names():
+    assert mop_t5.methods() == names()
+    assert {"mop", "prefix_tuning"} <= set(mop_t5.methods())
+    assert all(get(name).name == name for name in names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_field_is_documented(name):
+    config = get(name).Config
+    text = (config.__doc__ or "") + (MethodConfig.__doc__ or "")
+    for field in fields(config):
+        assert field.name in text, f"{name}.{field.name} has no documentation"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_parameter_groups_partition_the_parameters(name):
+    model = mop_t5.attach(tiny(), name, **SMALL[name])
+    grouped = [id(p) for group in model.mop.parameter_groups().values() for p in group]
+    assert sorted(grouped) == sorted(id(p) for p in model.mop.parameters())
+    parameters = {id(p) for p in model.mop.parameters()}
+    for parameter, dim in model.mop.expert_parameters():
+        assert id(parameter) in parameters
+        assert parameter.shape[dim] == len(model.scenarios)
+
+
+def test_attach_by_config_object():
+    config = PrefixTuningConfig(prefix_length=3, d_mid=4)
+    model = mop_t5.attach(tiny(), config)
+    assert model.mop.config == config
+    with pytest.raises(ValueError, match=r"fields \(d_mid\) cannot be given beside a config object"):
+        mop_t5.attach(tiny(), config, d_mid=5)
+
+
+def test_attach_errors_list_what_is_valid():
+    model = tiny()
+    with pytest.raises(ValueError, match=r"unknown method 'lora'; expected one of .*mop, .*prefix_tuning"):
+        mop_t5.attach(model, "lora")
+    with pytest.raises(
+        ValueError, match=r"unknown field prefix_len for PrefixTuningConfig; expected scenarios, prefix_length"
+    ):
+        mop_t5.attach(model, "prefix_tuning", prefix_len=3)
+    with pytest.raises(TypeError, match=r"method must be a name or a config object; got int"):
+        mop_t5.attach(model, 3)
+
+    @dataclass(frozen=True)
+    class Stranger(MethodConfig):
+        """Not registered."""
+
+    with pytest.raises(TypeError, match=r"or a config object of one; got Stranger"):
+        mop_t5.attach(model, Stranger())
+    assert not mop_t5.is_attached(model)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "given"),
+    [
+        (TypeError, r"prefix_length must be an int; got 4.0", {"prefix_length": 4.0}),
+        (TypeError, r"prefix_length must be an int; got True", {"prefix_length": True}),
+        (ValueError, r"prefix_length must be at least 0; got -1", {"prefix_length": -1}),
+        (ValueError, r"d_mid must be at least 1; got 0", {"d_mid": 0}),
+        (ValueError, r"activation must be one of 'tanh', .*; got 'swish'", {"activation": "swish"}),
+        (TypeError, r"activation must be a string; got 3", {"activation": 3}),
+        (ValueError, r"dropout must be at least 0 and below 1; got 1", {"dropout": 1}),
+        (TypeError, r"dropout must be a number; got 'x'", {"dropout": "x"}),
+        (TypeError, r"scenarios must be a list of names; got 'taxi'", {"scenarios": "taxi"}),
+        (TypeError, r"scenarios must be a list of names; got \[1\]", {"scenarios": [1]}),
+        (ValueError, r"scenarios must be distinct; got a more than once", {"scenarios": ["a", "b", "a"]}),
+    ],
+)
+def test_prefix_tuning_config_errors(error, message, given):
+    with pytest.raises(error, match=message):
+        PrefixTuningConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "given"),
+    [
+        (ValueError, r"scenarios must name at least one scenario; got none", {"scenarios": []}),
+        (ValueError, r"terms_up must be at least 1; got 0", {"terms_up": 0}),
+        (ValueError, r"reading must be one of 'A', 'B'; got 'C'", {"reading": "C"}),
+        (ValueError, r"routing must be one of 'scenario'; got 'xmoe_top2'", {"routing": "xmoe_top2"}),
+        (ValueError, r"rule must be one of 'low_rank', 'full'", {"rule": "none"}),
+        (ValueError, r"bias must be one of 'layer', 'layer_expert', None; got 'expert'", {"bias": "expert"}),
+        (TypeError, r"share_lorl must be True or False; got 1", {"share_lorl": 1}),
+        (ValueError, r"preset must be one of None, 'paper'; got 'papers'", {"preset": "papers"}),
+        (TypeError, r"attention must be a list of names out of encoder_self, .*; got 'cross'", {"attention": "cross"}),
+        (ValueError, r"non-empty subset of .*; got decoder", {"attention": ["decoder"]}),
+        (ValueError, r"non-empty subset of .*; got none. For no MOP at all", {"attention": []}),
+        (ValueError, r"num_experts must be None, 2 \(one a scenario\) or 1 .*; got 3", {"num_experts": 3}),
+        (TypeError, r"layers must be a list of layer indices or None; got 6", {"layers": 6}),
+        (ValueError, r"layers must name at least one layer", {"layers": []}),
+        (ValueError, r"layers must be at least 0; got -1", {"layers": [-1]}),
+    ],
+)
+def test_mop_config_errors(error, message, given):
+    with pytest.raises(error, match=message):
+        MOPConfig(**{"scenarios": ["a", "b"], **given})
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        (r"terms_down must divide d_model = 24; got 16", {"terms_down": 16}),
+        (r"terms_down must divide d_mid = 8; got 3", {"terms_down": 3}),
+        (r"terms_up must divide d_mid = 8; got 5", {"terms_up": 5}),
+        (r"terms_up must divide num_heads\*d_kv = 32; got 6", {"terms_up": 6, "d_mid": 12}),
+        (r"layers must lie in 0 to 2 for decoder_self; got 3", {"layers": [0, 3]}),
+    ],
+)
+def test_mop_errors_that_need_the_backbone(message, given):
+    with pytest.raises(ValueError, match=message):
+        mop_t5.attach(tiny(), "mop", **{**SMALL["mop"], **given})
+
+
+def test_preset_fills_in_and_given_fields_win():
+    config = MOPConfig(scenarios=["a"], preset="paper", share_lorl=False, rank=2)
+    assert (config.terms_down, config.terms_up, config.reading, config.rank) == (16, 8, "A", 2)
+    assert config.share_lorl is False
+
+
+def test_scenario_ids_from_names():
+    model = mop_t5.attach(tiny(), "mop", **SMALL["mop"])
+    ids = mop_t5.scenario_ids(model, ["food", "taxi", "food"])
+    assert ids.dtype == torch.int64
+    assert ids.tolist() == [2, 0, 2]
+    assert mop_t5.scenario_ids(model, "ticket").tolist() == [1]
+    with pytest.raises(ValueError, match=r"unknown scenario hotel; expected one of taxi, ticket, food"):
+        mop_t5.scenario_ids(model, ["taxi", "hotel"])
+    with pytest.raises(RuntimeError, match="no method attached, so it knows no scenarios"):
+        mop_t5.scenario_ids(tiny(), ["taxi"])
+
+
+def test_one_scenario_needs_no_ids():
+    model = mop_t5.attach(tiny(), "mop", **{**SMALL["mop"], "scenarios": ["only"]})
+    with torch.no_grad():
+        assert torch.equal(model(**batch()).logits, model(**batch(), scenario_ids=0).logits)
+
+
+def test_shared_control_ignores_the_scenario():
+    model = mop_t5.attach(tiny(), "mop", **SMALL["mop"], num_experts=1)
+    assert list(model.mop.expert_parameters()) == []
+    with torch.no_grad():
+        expected = model(**batch(), scenario_ids=[0, 1, 2, 0]).logits
+        assert torch.equal(model(**batch(), scenario_ids=[2, 2, 0, 1]).logits, expected)
+        assert torch.equal(model(**batch()).logits, expected)
+
+
+def test_parameters_are_float64_only_for_a_float64_backbone():
+    for dtype, expected in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ):
+        model = mop_t5.attach(tiny(dtype=dtype), "prefix_tuning", **SMALL["prefix_tuning"])
+        assert {p.dtype for p in model.mop.parameters()} == {expected}
+
+
+def test_a_new_method_is_one_class():
+    """A table of keys and values for the cross-attention, and the last LayerNorm of the backbone trained with it."""
+
+    @dataclass(frozen=True)
+    class TableConfig(MethodConfig):
+        """rows: of the table."""
+
+        rows: int = 3
+
+    class Table(Method):
+        name = "table_for_a_test"
+        Config = TableConfig
+
+        def __init__(self, config, shape, device=None, dtype=None):
+            super().__init__(config, shape)
+            size = (2, shape.num_decoder_layers, 1, shape.num_heads, config.rows, shape.d_kv)
+            self.table = torch.nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+
+        def prefixes(self, scenario_ids=None):
+            return PrefixBatch({"cross": tuple(zip(*(t.unbind(0) for t in self.table.unbind(0)), strict=True))})
+
+        def trains_backbone(self, parameter_name):
+            return parameter_name == "decoder.final_layer_norm.weight"
+
+    from mop_t5 import methods
+
+    registry = __import__("sys").modules["mop_t5.methods"]._METHODS
+    register(Table)
+    try:
+        assert "table_for_a_test" in methods()
+        model, inputs = tiny(), batch()
+        with torch.no_grad():
+            plain = model(**inputs).logits
+        mop_t5.attach(model, "table_for_a_test", rows=4)
+        norm = model.decoder.final_layer_norm.weight
+        counted = mop_t5.count_parameters(model)
+        assert counted.trained == model.mop.table.numel() + norm.numel()
+        assert counted.total == counted.backbone + model.mop.table.numel()
+        model(**inputs, labels=inputs["decoder_input_ids"]).loss.backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+        with torch.no_grad():
+            trained = model(**inputs).logits
+        assert (trained - plain).abs().max() > 1e-3
+
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            mop_t5.save(model, folder)
+            with torch.no_grad():
+                assert torch.equal(mop_t5.load(tiny(), folder)(**inputs).logits, trained)
+        mop_t5.detach(model)
+        assert not norm.requires_grad
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, plain), "detach must restore what the method trained"
+
+        class Other(Table):
+            pass
+
+        with pytest.raises(ValueError, match=r"method name 'table_for_a_test' is taken by"):
+            register(Other)
+    finally:
+        del registry["table_for_a_test"]

@@ -1,0 +1,203 @@
+"""The adapter folder: what is in it, what is refused, and that a failure leaves nothing half written."""
+
+import json
+import os
+
+import mop_t5
+import pytest
+import torch
+from mop_t5 import adapter_folder
+from safetensors.torch import load_file
+from t5_oracle import batch, tiny
+
+IDS = torch.tensor([0, 2, 1, 2])
+FIELDS = {
+    "mop": {"scenarios": ["打车", "ticket", "food"], "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 4},
+    "prefix_tuning": {"prefix_length": 5, "d_mid": 8},
+}
+
+
+def attached(method="mop", model=None, **overrides):
+    torch.manual_seed(11)
+    return mop_t5.attach(tiny() if model is None else model, method, **{**FIELDS[method], **overrides})
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**batch(), scenario_ids=IDS).logits
+
+
+@pytest.mark.parametrize("method", FIELDS)
+def test_round_trip(method, tmp_path):
+    model = attached(method)
+    mop_t5.save(model, tmp_path / "new" / "folder")
+    torch.manual_seed(99)
+    fresh = tiny()
+    loaded = mop_t5.load(fresh, tmp_path / "new" / "folder")
+    assert loaded is fresh
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.mop.config == model.mop.config
+    assert loaded.scenarios == model.scenarios
+    assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
+        n for n, _ in loaded.named_parameters() if n.startswith("mop.")
+    }
+    mop_t5.detach(loaded)
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch()).logits, tiny()(**batch()).logits)
+
+
+def test_files(tmp_path):
+    model = attached()
+    mop_t5.save(model, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "mop_config.json"]
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {n for n, _ in model.named_parameters() if n.startswith("mop.")} == set(tensors)
+    description = json.loads((tmp_path / "mop_config.json").read_text(encoding="utf-8"))
+    assert description["method"] == "mop"
+    assert description["format_version"] == 1
+    assert description["config"]["scenarios"] == ["打车", "ticket", "food"]
+    assert description["backbone"]["model_type"] == "t5"
+    assert description["backbone"]["num_decoder_layers"] == 3
+    assert "打车" in (tmp_path / "mop_config.json").read_text(encoding="utf-8")
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o444 == 0o444
+
+
+def test_save_pretrained_writes_the_same_and_no_config(tmp_path):
+    model = attached()
+    model.save_pretrained(tmp_path / "a")
+    mop_t5.save(model, tmp_path / "b")
+    for name in ("model.safetensors", "mop_config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert not (tmp_path / "a" / "config.json").exists()
+    model.save_pretrained(tmp_path / "c", is_main_process=False)
+    assert not (tmp_path / "c").exists()
+    changed = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "d", state_dict=changed)
+    saved = load_file(tmp_path / "d" / "model.safetensors")
+    assert torch.equal(saved["mop.input"], model.mop.input + 1)
+    with pytest.raises(ValueError, match=r"push_to_hub=True is not supported"):
+        model.save_pretrained(tmp_path / "e", push_to_hub=True)
+
+
+def test_trainer_can_load_the_file(tmp_path):
+    """Trainer's own loading: load_state_dict(strict=False), and no warning if what is missing was to be ignored."""
+    model = attached()
+    mop_t5.save(model, tmp_path)
+    other = attached()
+    with torch.no_grad():
+        other.mop.input.zero_()
+    result = other.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert set(result.missing_keys) == other._keys_to_ignore_on_save
+    assert not result.unexpected_keys
+    assert torch.equal(logits(other), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        ("mt5", {}, r"another backbone \(model_type: saved t5, here mt5\). Load that one"),
+        ("t5", {"num_decoder_layers": 2}, r"num_decoder_layers: saved 3, here 2"),
+        ("t5", {"d_kv": 16, "num_heads": 2}, r"d_kv: saved 8, here 16; num_heads: saved 4, here 2"),
+        ("t5", {"vocab_size": 50}, r"vocab_size: saved 40, here 50"),
+    ],
+)
+def test_another_backbone_is_refused_and_left_alone(kind, overrides, message, tmp_path):
+    mop_t5.save(attached(), tmp_path)
+    model = tiny(kind, **overrides)
+    before, attributes = {n: p.clone() for n, p in model.state_dict().items()}, dict(vars(model))
+    with pytest.raises(ValueError, match=message):
+        mop_t5.load(model, tmp_path)
+    assert not mop_t5.is_attached(model)
+    assert vars(model) == attributes
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert model.decoder.config._attn_implementation == "sdpa"
+
+
+def test_broken_folders_are_refused(tmp_path):
+    model, config = tiny(), tmp_path / "mop_config.json"
+    with pytest.raises(FileNotFoundError, match=r"has no mop_config.json; expected a folder written by mop_t5.save"):
+        mop_t5.load(model, tmp_path)
+    mop_t5.save(attached(), tmp_path)
+    description = json.loads(config.read_text(encoding="utf-8"))
+
+    def rewrite(**changes):
+        config.write_text(json.dumps({**description, **changes}))
+
+    rewrite(format_version=2)
+    with pytest.raises(ValueError, match=r"has format_version 2; this mop_t5 reads 1"):
+        mop_t5.load(model, tmp_path)
+    rewrite(method="unheard_of")
+    with pytest.raises(ValueError, match=r"unknown method 'unheard_of'"):
+        mop_t5.load(model, tmp_path)
+    rewrite(config={**description["config"], "d_mid": 16})
+    with pytest.raises(ValueError, match=r"does not fit mop_config.json: mop.experts.* or of another shape"):
+        mop_t5.load(model, tmp_path)
+    rewrite(config={**description["config"], "new_field": 1})
+    with pytest.raises(ValueError, match=r"unknown field new_field for MOPConfig"):
+        mop_t5.load(model, tmp_path)
+    config.write_text("[1, 2")
+    with pytest.raises(ValueError, match=r"is not a description written by mop_t5.save"):
+        mop_t5.load(model, tmp_path)
+    rewrite()
+    os.unlink(tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors"):
+        mop_t5.load(model, tmp_path)
+    assert not mop_t5.is_attached(model)
+
+
+@pytest.mark.parametrize("failing_write", [1, 2])
+def test_a_failed_save_leaves_the_old_one(failing_write, tmp_path, monkeypatch):
+    model = attached()
+    mop_t5.save(model, tmp_path)
+    expected = logits(model)
+    real, calls = os.fsync, []
+
+    def failing(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing_write:
+            raise OSError("No space left on device")
+        real(descriptor)
+
+    with torch.no_grad():
+        model.mop.input.zero_()
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="No space left"):
+        mop_t5.save(model, tmp_path)
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "mop_config.json"]
+    assert torch.equal(logits(mop_t5.load(tiny(), tmp_path)), expected)
+
+
+def test_an_interrupted_replacement_is_never_a_mixture(tmp_path, monkeypatch):
+    """Between the two replacements a folder has no description, so new weights never meet an old config."""
+    mop_t5.save(attached(), tmp_path)
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter_folder.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mop_t5.save(attached(prefix_length=6), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match=r"has no mop_config.json"):
+        mop_t5.load(tiny(), tmp_path)
+
+
+def test_other_errors(tmp_path):
+    with pytest.raises(RuntimeError, match=r"no method attached. Use model.save_pretrained\(folder\)"):
+        mop_t5.save(tiny(), tmp_path)
+    mop_t5.save(attached(), tmp_path)
+    with pytest.raises(RuntimeError, match=r"has the method 'mop' attached already"):
+        mop_t5.load(attached(), tmp_path)
+    with pytest.raises(NotADirectoryError, match=r"is a file. Give a directory"):
+        mop_t5.save(attached(), tmp_path / "mop_config.json")
+    with pytest.raises(TypeError, match=r"model must be one of T5ForConditionalGeneration"):
+        mop_t5.load(torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_a_bfloat16_backbone_loads_a_float32_method(tmp_path):
+    model = attached(model=tiny(dtype=torch.bfloat16))
+    mop_t5.save(model, tmp_path)
+    loaded = mop_t5.load(tiny(dtype=torch.bfloat16), tmp_path)
+    assert {p.dtype for p in loaded.mop.parameters()} == {torch.float32}
+    assert torch.equal(logits(loaded), logits(model))
