@@ -99,8 +99,11 @@ if reason is not None:
     print(f"mop_kernels: installing without compiled kernels ({reason}); the reference backend computes everything.")
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 setup(
-    packages=["mop_kernels"] + [str(p.parent.relative_to(ROOT / "python")).replace(os.sep, ".")
-                                for p in sorted((ROOT / "python").rglob("__init__.py"))],
+    packages=["mop_kernels"]
+    + [
+        str(p.parent.relative_to(ROOT / "python")).replace(os.sep, ".")
+        for p in sorted((ROOT / "python").rglob("__init__.py"))
+    ],
     package_dir={"mop_t5": "python/mop_t5"},
     ext_modules=[] if reason else [Extension("mop_kernels._C", SOURCES)],
     cmdclass={"build_ext": NinjaBuild},

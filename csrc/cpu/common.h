@@ -40,9 +40,7 @@ inline Tensor empty(const Tensor& like, std::initializer_list<i64> sizes) {
 }
 
 // rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in), and back; no copy for rank 1.
-inline Tensor swapped_sides(const Tensor& t) {
-  return torch::stable::contiguous(torch::stable::transpose(t, -2, -1));
-}
+inline Tensor swapped_sides(const Tensor& t) { return torch::stable::contiguous(torch::stable::transpose(t, -2, -1)); }
 
 // Calls body(task) for every task, in no order, on torch's threads. A task must own what it writes and may depend on
 // nothing but its number: then results are bit-equal for any number of threads. One counter instead of fixed ranges

@@ -76,8 +76,8 @@ struct PairForward {
   const Factors<T>* ups;
   int maps;
   i64 rows;
-  const T* t;     // stage 1 of the down map, [j, rows, u]
-  T* const* y;    // a map: [rows, out]
+  const T* t;   // stage 1 of the down map, [j, rows, u]
+  T* const* y;  // a map: [rows, out]
   bool stream;
 };
 
@@ -105,9 +105,9 @@ struct DownTail {
   const T* const* grad_s;  // a pair: blocks of [j, rows of the block, v], one after another
   const T* const* local;   // a pair
   i64 pairs;
-  const T* x;      // [rows, in]
-  T* grad_t;       // blocks of [j, rows of the block, u]
-  T* rule_in;      // gradient [j, a], or null
+  const T* x;  // [rows, in]
+  T* grad_t;   // blocks of [j, rows of the block, u]
+  T* rule_in;  // gradient [j, a], or null
 };
 
 template <class T>

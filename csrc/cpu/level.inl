@@ -70,8 +70,8 @@ void stage1_transposed(const PhmDims& d, const T* rule_in, i64 rows, const T* gr
 
 template <class T>
 void grad_rule_out(const PhmDims& d, i64 rows, const T* s, const T* grad_y, i64 grad_row, T* to, bool accumulate) {
-  dots<T>(d.j(), d.g_out, rows, d.loc_out, {s, rows * d.loc_out, d.loc_out}, {grad_y, d.loc_out, grad_row}, to,
-          d.g_out, 1, accumulate);
+  dots<T>(d.j(), d.g_out, rows, d.loc_out, {s, rows * d.loc_out, d.loc_out}, {grad_y, d.loc_out, grad_row}, to, d.g_out,
+          1, accumulate);
 }
 
 template <class T>
@@ -210,8 +210,7 @@ MOP_INLINE T slope(Activation activation, T x) {
     case Activation::relu:
       return x > T(0) ? T(1) : T(0);
     case Activation::gelu:
-      return T(0.5) * (T(1) + erf_of(x * T(M_SQRT1_2))) +
-             x * exp_of(T(-0.5) * x * x) * T(M_2_SQRTPI * M_SQRT1_2 * 0.5);
+      return T(0.5) * (T(1) + erf_of(x * T(M_SQRT1_2))) + x * exp_of(T(-0.5) * x * x) * T(M_2_SQRTPI * M_SQRT1_2 * 0.5);
     case Activation::gelu_tanh: {
       const T scale = T(M_SQRT2 * M_2_SQRTPI * 0.5);
       const T tanh = tanh_of(scale * (x + T(0.044715) * x * x * x));
@@ -316,10 +315,10 @@ void down_tail(const DownTail<T>& p, T* transposed) {
                         p.grad_t + d.j() * n * d.loc_in + before * d.loc_in, transposed, pair > 0);
     }
   if (!p.rule_in) return;
-  for (i64 n = 0; n < p.rows; n += p.block_rows) {
+  for (i64 n = 0; n < p.rows || n == 0; n += p.block_rows) {  // no row: once, to write the zeros
     const i64 rows = p.rows - n < p.block_rows ? p.rows - n : p.block_rows;
-    grad_rule_in(d, d.rank, rows, p.grad_t + d.j() * n * d.loc_in + p.term * d.rank * rows * d.loc_in,
-                 p.x + n * d.in(), p.rule_in + p.term * d.rank * d.g_in, n > 0);
+    grad_rule_in(d, d.rank, rows, p.grad_t + d.j() * n * d.loc_in + p.term * d.rank * rows * d.loc_in, p.x + n * d.in(),
+                 p.rule_in + p.term * d.rank * d.g_in, n > 0);
   }
 }
 
@@ -353,8 +352,8 @@ void sum_rows_to(i64 rows, i64 width, const T* from, i64 row, T* to) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {stage1<T>,      map_forward<T>,       map_backward<T>, pair_forward<T>,
-                               pair_backward<T>, down_tail<T>,       stage1_transposed<T>, weight_rows<T>,
+constexpr Kernels<T> kTable = {stage1<T>,           map_forward<T>,       map_backward<T>,      pair_forward<T>,
+                               pair_backward<T>,    down_tail<T>,         stage1_transposed<T>, weight_rows<T>,
                                weight_grad_rule<T>, weight_grad_local<T>, sum_rows_to<T>};
 
 }  // namespace

@@ -27,8 +27,7 @@ Map map_of(const Tensor* factors, std::size_t count) {
   MOP_GUARD(count == 3 || count == 4);
   const Tensor &rule_in = factors[0], &rule_out = factors[1], &local = factors[2];
   MOP_GUARD(rule_in.dim() == 5 && rule_out.dim() == 5 && local.dim() == 5);
-  const PhmDims d{local.size(2),    rule_in.size(4), rule_in.size(3),
-                  rule_out.size(4), local.size(3),   local.size(4)};
+  const PhmDims d{local.size(2), rule_in.size(4), rule_in.size(3), rule_out.size(4), local.size(3), local.size(4)};
   MOP_GUARD(rule_in.size(2) == d.terms && rule_out.size(2) == d.terms && rule_out.size(3) == d.rank);
   Map map{d, swapped_sides(rule_in), rule_out, local, std::nullopt};
   if (count == 4) {
@@ -44,8 +43,8 @@ struct Problem {
   std::vector<Map> ups;
   Tensor x;
   i64 layers, experts, picked, rows;
-  std::vector<i64> ids;           // the expert at each place of the output
-  i64 key_layers, key_experts;    // the groups of pairs that share x and rule_in of the down map
+  std::vector<i64> ids;         // the expert at each place of the output
+  i64 key_layers, key_experts;  // the groups of pairs that share x and rule_in of the down map
 
   i64 pairs() const { return layers * picked; }
   i64 keys() const { return key_layers * key_experts; }
@@ -136,8 +135,8 @@ void forward(const Problem& p, const std::vector<Tensor>& y) {
     std::vector<T*> to;
     for (T* output : outputs) to.push_back(output + (pair * p.rows + n) * up.out());
     const T* from = stage1 + (p.key(l, e) * p.rows + n) * down.j() * down.loc_in;
-    const PairForward<T> unit{
-        down, up, p.activation, p.factors<T>(p.down, l, e), ups.data(), maps, rows, from, to.data(), stream};
+    const PairForward<T> unit{down, up,        p.activation, p.factors<T>(p.down, l, e), ups.data(), maps, rows,
+                              from, to.data(), stream};
     kernels<T>().pair_forward(unit, thread_scratch<T>(pair_forward_scratch(down, up, rows)));
   });
 }
@@ -281,17 +280,16 @@ Tensor backward(const Problem& p, const std::vector<Tensor>& grads, Asked& asked
     std::vector<Factors<T>> ups(maps);
     p.all_up_factors(l, e, ups.data());
     std::vector<Gradients<T>> up_grads;
-    for (int m = 0; m < maps; ++m)
-      up_grads.push_back(gradients_of<T>(p, asked.maps[m + 1], pair, chunk, chunks, true));
+    for (int m = 0; m < maps; ++m) up_grads.push_back(gradients_of<T>(p, asked.maps[m + 1], pair, chunk, chunks, true));
     T* scratch = thread_scratch<T>(pair_backward_scratch(down, up, block));
     const i64 begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
     for (i64 b = begin; b < end || b == begin; ++b) {  // no block: once, to write the zeros
       const i64 n = b * block, rows = b < end ? std::min(block, p.rows - n) : 0;
       std::vector<Rows<T>> grad_y;
       for (const Tensor& g : grads)
-        grad_y.push_back({static_cast<const T*>(g.const_data_ptr()) + l * g.stride(0) + e * g.stride(1) +
-                              n * g.stride(2),
-                          g.stride(2), g.stride(3)});
+        grad_y.push_back(
+            {static_cast<const T*>(g.const_data_ptr()) + l * g.stride(0) + e * g.stride(1) + n * g.stride(2),
+             g.stride(2), g.stride(3)});
       const PairBackward<T> unit{down,
                                  up,
                                  p.activation,

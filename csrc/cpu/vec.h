@@ -55,24 +55,12 @@ MOP_INLINE __m256i lane_mask(const float*, int n) {
 MOP_INLINE __m256i lane_mask(const double*, int n) {
   return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
-MOP_INLINE Vec<float> load_first(const float* p, int n) {
-  return _mm256_maskload_ps(p, lane_mask(p, n));
-}
-MOP_INLINE Vec<double> load_first(const double* p, int n) {
-  return _mm256_maskload_pd(p, lane_mask(p, n));
-}
-MOP_INLINE void store_first(float* p, Vec<float> v, int n) {
-  _mm256_maskstore_ps(p, lane_mask(p, n), v);
-}
-MOP_INLINE void store_first(double* p, Vec<double> v, int n) {
-  _mm256_maskstore_pd(p, lane_mask(p, n), v);
-}
-MOP_INLINE void stream(float* p, Vec<float> v) {
-  _mm256_stream_ps(p, v);
-}
-MOP_INLINE void stream(double* p, Vec<double> v) {
-  _mm256_stream_pd(p, v);
-}
+MOP_INLINE Vec<float> load_first(const float* p, int n) { return _mm256_maskload_ps(p, lane_mask(p, n)); }
+MOP_INLINE Vec<double> load_first(const double* p, int n) { return _mm256_maskload_pd(p, lane_mask(p, n)); }
+MOP_INLINE void store_first(float* p, Vec<float> v, int n) { _mm256_maskstore_ps(p, lane_mask(p, n), v); }
+MOP_INLINE void store_first(double* p, Vec<double> v, int n) { _mm256_maskstore_pd(p, lane_mask(p, n), v); }
+MOP_INLINE void stream(float* p, Vec<float> v) { _mm256_stream_ps(p, v); }
+MOP_INLINE void stream(double* p, Vec<double> v) { _mm256_stream_pd(p, v); }
 #else
 template <class T>
 MOP_INLINE Vec<T> load_first(const T* p, int n) {
@@ -85,12 +73,8 @@ MOP_INLINE void store_first(T* p, Vec<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 #if defined(__SSE2__)
-MOP_INLINE void stream(float* p, Vec<float> v) {
-  _mm_stream_ps(p, v);
-}
-MOP_INLINE void stream(double* p, Vec<double> v) {
-  _mm_stream_pd(p, v);
-}
+MOP_INLINE void stream(float* p, Vec<float> v) { _mm_stream_ps(p, v); }
+MOP_INLINE void stream(double* p, Vec<double> v) { _mm_stream_pd(p, v); }
 #else
 template <class T>
 MOP_INLINE void stream(T* p, Vec<T> v) {

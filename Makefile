@@ -1,0 +1,47 @@
+# make demo    environment, install, build, and the main job: tune a frozen T5 on dialogues
+# make test    the same set-up, then lint and the whole suite
+# Both work from a clean clone, in any order, and a second time without rebuilding.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
+
+.PHONY: setup demo demo-short test lint format benchmark clean
+
+setup: $(STAMP)
+
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[t5,test]"
+	$(BIN)/python -m mop_kernels.env_report
+	touch $@
+
+# make demo CORPUS=DIR runs the demo on your own corpus
+demo: setup
+	$(BIN)/mop-t5 demo $(if $(CORPUS),--corpus $(CORPUS))
+
+demo-short: setup
+	$(BIN)/mop-t5 demo --short
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -type f)
+
+benchmark: setup
+	$(BIN)/python -m pytest --benchmark
+
+clean:
+	rm -rf build *.egg-info $(STAMP) mop_kernels/_C*.so

@@ -1,0 +1,45 @@
+"""What a bug report needs: versions, hardware, backends and how the compiled module was built.
+
+python -m mop_kernels.env_report
+"""
+
+import platform
+from importlib import metadata
+
+import torch
+
+from . import __version__, backends
+
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "tokenizers", "safetensors", "jieba", "pybind11")
+
+
+def collect() -> dict[str, str]:
+    """Facts by name; no path, host name or user name among them."""
+    facts = {"mop_kernels": __version__, "python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    facts["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    facts["backends"] = ", ".join(backends.available_backends())
+    for name in backends.NAMES:
+        reason = backends.why_not(name)
+        if reason is not None:
+            facts[f"no {name}"] = reason
+    facts |= {f"compiled module: {key}": str(value) for key, value in backends.build_info().items()}
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    for name, value in collect().items():
+        print(f"{name:<36} {value}")
