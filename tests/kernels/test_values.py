@@ -30,8 +30,8 @@ def check(op, backend, tensors, grad_layout="contiguous"):
     expected = testing.value_and_gradients(getattr(reference, op), tensors, [grad])
     truth = testing.value_and_gradients(TRUTH[op], truth_inputs, [grad.double()])
     assert actual[0][0].is_contiguous()
-    testing.assert_within_budget(actual[0], expected[0], truth[0], f"{op}: output")
-    testing.assert_within_budget(actual[1], expected[1], truth[1], f"{op}: gradient")
+    names = ["y", *(f"gradient {k}" for k in range(len(tensors)))]
+    testing.assert_within_budget(*([*outputs, *gradients] for outputs, gradients in (actual, expected, truth)), names)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -54,7 +54,7 @@ def test_layouts_of_inputs(op, name, layout, backend):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["odd", "paper_up", "one_row"])
+@pytest.mark.parametrize("name", ["odd", "paper_up", "one_row", "many_rows"])
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_layouts_of_output_gradients(op, name, layout, backend):
     check(op, backend, INPUTS[op](SHAPES[name], torch.float32), layout)
