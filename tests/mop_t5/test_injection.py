@@ -28,7 +28,15 @@ def test_oracle_is_t5_without_a_prefix(kind, masks):
         torch.testing.assert_close(logits(model, inputs), model(**inputs).logits, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.fixture(params=["sdpa", "eager", "sdpa, long queries"])
+def implementation(request, monkeypatch):
+    """Each way to compute the attention; long queries take another one than short queries do."""
+    if request.param == "sdpa, long queries":
+        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+        monkeypatch.delattr(prefix_attention, "split_attention")
+    return request.param.partition(",")[0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("attentions", [*((a,) for a in ATTENTIONS), ATTENTIONS], ids="+".join)
 def test_logits_equal_the_oracle(kind, implementation, attentions):
@@ -45,7 +53,6 @@ def test_logits_equal_the_oracle(kind, implementation, attentions):
             torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["t5", "umt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("scenarios", [1, 3])
@@ -110,7 +117,6 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
         torch.testing.assert_close(real[visible], plain.expand_as(real)[visible], atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", ["no prefix rows", "attention not named", "empty"])
 def test_no_prefix_is_plain_bit_for_bit(implementation, case):
     model, inputs = tiny(implementation=implementation), batch("decoder")
@@ -150,6 +156,18 @@ def test_dropout_acts_on_prefix_and_real_weights_alike():
     torch.testing.assert_close(got, expected, atol=1e-14, rtol=0)
 
 
+def test_dropout_of_long_queries_keeps_the_mean():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
+    prefix = [torch.randn(1, 3, 2, 4, dtype=torch.float64) for _ in range(2)]
+    expected, _ = prefix_attention.split_attention(query, key, value, *prefix, None, None)
+    joined = prefix_attention.joined_attention
+    torch.testing.assert_close(joined(query, key, value, *prefix, None, None)[0], expected)
+    draws = torch.stack([joined(query, key, value, *prefix, None, None, dropout=0.3)[0] for _ in range(4000)])
+    assert draws.std(0).min() > 0.01
+    torch.testing.assert_close(draws.mean(0), expected, atol=0.1, rtol=0.05)
+
+
 def test_half_precision_softmax_is_float32():
     """In bfloat16 a softmax over a large offset loses small columns; the split keeps them as float32 does."""
     torch.manual_seed(0)
@@ -182,7 +200,6 @@ def golden_attention(tensors, *, attention, implementation, dtype):
     return module.to(dtype).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", ["dec_self_l0", "enc_self_l0", "dec_self_l1", "cross"])
 def test_golden_attention(case, implementation):
     stored = load_file(GOLDEN + "prefix_attention_t5.safetensors")
