@@ -51,8 +51,11 @@ class NinjaBuild(build_ext):
     """Compiles with ninja, each level of vector instructions with its own flags, and links one module."""
 
     def build_extension(self, extension: Extension) -> None:
-        import ninja
-        import pybind11
+        try:
+            import ninja
+            import pybind11
+        except ImportError as error:
+            raise RuntimeError("A build without isolation needs: pip install ninja pybind11 wheel.") from error
 
         torch = find_torch()
         if torch is None:
@@ -81,7 +84,7 @@ class NinjaBuild(build_ext):
             f"flags = {shlex.join(flags)}".replace("$", "$$"),
             f"libraries = -L{torch / 'lib'} -ltorch_cpu",
             "rule compile\n  command = $cxx $flags $level -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
-            "rule link\n  command = $cxx -shared $in -o $out $libraries",
+            "rule link\n  command = rm -f $out && $cxx -shared $in -o $out $libraries",
         ]
         objects = []
         for source in extension.sources:

@@ -119,10 +119,13 @@ struct Batch {  // an operand of `dots`: element (b, m, w) at data[b * batch + m
   i64 row, batch;
 };
 
+// acc[m][n] += the products of one stretch, as vectors: summed over lanes only at the very end.
 template <class T, int MR, int NR>
-static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col, bool accumulate) {
+static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, Vec<T>* sums, i64 sums_row) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[MR][NR] = {};
+  Vec<T> acc[MR][NR];
+  for (int m = 0; m < MR; ++m)
+    for (int n = 0; n < NR; ++n) acc[m][n] = sums[m * sums_row + n];
   const int tail = int(width % W);
   for (i64 k = 0; k < batches; ++k) {
     const T* pa = a.data + k * a.batch;
@@ -146,34 +149,53 @@ static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 
     }
   }
   for (int m = 0; m < MR; ++m)
-    for (int n = 0; n < NR; ++n) {
-      T* to = d + m * d_row + n * d_col;
-      const T value = sum_lanes<T>(acc[m][n]);
-      *to = accumulate ? *to + value : value;
-    }
+    for (int n = 0; n < NR; ++n) sums[m * sums_row + n] = acc[m][n];
 }
 
 template <class T, int MR, int NR>
-MOP_INLINE void dots_sized(int rows, int columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row,
-                           i64 d_col, bool accumulate) {
-  if (rows == MR && columns == NR)
-    dots_tile<T, MR, NR>(batches, width, a, b, d, d_row, d_col, accumulate);
+MOP_INLINE void dots_sized(i64 rows, i64 columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, Vec<T>* sums,
+                           i64 sums_row) {
+  if (rows >= MR && columns >= NR)
+    dots_tile<T, MR, NR>(batches, width, a, b, sums, sums_row);
   else if (rows < MR) {
-    if constexpr (MR > 1) dots_sized<T, MR - 1, NR>(rows, columns, batches, width, a, b, d, d_row, d_col, accumulate);
+    if constexpr (MR > 1) dots_sized<T, MR - 1, NR>(rows, columns, batches, width, a, b, sums, sums_row);
   } else {
-    if constexpr (NR > 1) dots_sized<T, MR, NR - 1>(rows, columns, batches, width, a, b, d, d_row, d_col, accumulate);
+    if constexpr (NR > 1) dots_sized<T, MR, NR - 1>(rows, columns, batches, width, a, b, sums, sums_row);
   }
 }
 
+// D (rows x columns) = or += dots. A patch of D keeps its accumulators while stretches of the operands that fit the L1
+// cache pass through it; otherwise each tile would fetch both operands again from L2.
 template <class T>
 static void dots(i64 rows, i64 columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col,
                  bool accumulate) {
-  constexpr int MR = 4, NR = 3;
-  for (i64 n = 0; n < columns; n += NR)
-    for (i64 m = 0; m < rows; m += MR)
-      dots_sized<T, MR, NR>(int(rows - m < MR ? rows - m : MR), int(columns - n < NR ? columns - n : NR), batches,
-                            width, {a.data + m * a.row, a.row, a.batch}, {b.data + n * b.row, b.row, b.batch},
-                            d + m * d_row + n * d_col, d_row, d_col, accumulate);
+  constexpr int W = kLanes<T>, MR = 4, NR = 3;
+  constexpr i64 kRows = 16, kColumns = 12, kCache = 16 * 1024 / sizeof(T);
+  for (i64 n0 = 0; n0 < columns; n0 += kColumns)
+    for (i64 m0 = 0; m0 < rows; m0 += kRows) {
+      const i64 height = rows - m0 < kRows ? rows - m0 : kRows;
+      const i64 breadth = columns - n0 < kColumns ? columns - n0 : kColumns;
+      const i64 fit = kCache / (height + breadth);  // elements of a row of an operand
+      const i64 stretch = width <= fit ? width : fit / W * W;
+      const i64 chunk = stretch < width || fit < 2 * width ? 1 : fit / width;
+      Vec<T> sums[kRows * kColumns] = {};
+      for (i64 k = 0; k < batches; k += chunk)
+        for (i64 w = 0; w < width; w += stretch) {
+          const i64 some = batches - k < chunk ? batches - k : chunk;
+          const i64 wide = width - w < stretch ? width - w : stretch;
+          for (i64 n = 0; n < breadth; n += NR)
+            for (i64 m = 0; m < height; m += MR)
+              dots_sized<T, MR, NR>(
+                  height - m, breadth - n, some, wide, {a.data + k * a.batch + (m0 + m) * a.row + w, a.row, a.batch},
+                  {b.data + k * b.batch + (n0 + n) * b.row + w, b.row, b.batch}, sums + m * kColumns + n, kColumns);
+        }
+      for (i64 m = 0; m < height; ++m)
+        for (i64 n = 0; n < breadth; ++n) {
+          T* to = d + (m0 + m) * d_row + (n0 + n) * d_col;
+          const T value = sum_lanes<T>(sums[m * kColumns + n]);
+          *to = accumulate ? *to + value : value;
+        }
+    }
 }
 
 }  // namespace
