@@ -26,17 +26,24 @@ def _spread(gradients: list[Tensor], needs: tuple[bool, ...]) -> list[Tensor | N
 
 
 def _call(name: str, backend: str, args: tuple):
-    """One op call. The CPU kernels compute bfloat16 in float32 and round once, at the end."""
+    """One op call. The CPU kernels compute bfloat16 in float32 and round once, at the end.
+
+    Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
+    dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
+    """
+    device = _first(args).device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _call(name, backend, args)
     op = ops.get(name, backend)
-    if backend != "cpu" or _dtype(args) != _HALF:
+    if backend != "cpu" or _first(args).dtype != _HALF:
         return op(*args)
     result = op(*_cast(args, torch.float32))
     return result.to(_HALF) if isinstance(result, Tensor) else [t.to(_HALF) for t in result]
 
 
-def _dtype(args: tuple) -> torch.dtype:
-    first = args[0]
-    return first.dtype if isinstance(first, Tensor) else first[0].dtype
+def _first(args: tuple) -> Tensor:
+    return args[0] if isinstance(args[0], Tensor) else args[0][0]
 
 
 def _cast(args, dtype: torch.dtype):

@@ -101,8 +101,7 @@ _FAKES = {
 
 
 def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: int) -> list[Tensor]:
-    autocast_off = torch.autocast(tensors[0].device.type, enabled=False)  # forward has cast; backward may be inside one
-    with _autograd_inside_an_op(), torch.enable_grad(), autocast_off:
+    with _autograd_inside_an_op(), torch.enable_grad():
         leaves = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate(tensors)]
         outputs = function(*leaves)
         outputs = [outputs] if isinstance(outputs, Tensor) else outputs
