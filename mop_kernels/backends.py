@@ -7,6 +7,7 @@ installed, never on a timing, so that all processes of a job agree and runs repe
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,8 +132,16 @@ def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 def _warn_slow(reason: str) -> None:
     warnings.warn(
         f"mop_kernels uses its slow reference backend: {reason}. Name backend='reference' to silence this.",
-        stacklevel=5,
+        stacklevel=_stacklevel_of_caller(),
     )
+
+
+def _stacklevel_of_caller() -> int:
+    """For warnings.warn in the calling function: the first frame outside this package and torch (nn.Module's call)."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("mop_kernels", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _warn_once(reason: str) -> None:

@@ -232,7 +232,7 @@ def _check_mop_ffn(x, down, ups, activation, experts):
     tensors = {"x": x}
     for name, phm in zip(names, maps):
         for field, tensor in zip(LowRankPHM._fields, phm):
-            if tensor is not None:
+            if tensor is not None or field in ("rule_in", "local"):  # those two are never optional
                 tensors[f"{name}.{field}"] = tensor
     cast = dict(zip(tensors, _same_kind(tensors)))
     x = cast["x"]

@@ -1,0 +1,167 @@
+"""The order of choice: argument, use_backend, environment variable, auto; what is named never falls back."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+
+import mop_kernels as mk
+from mop_kernels import backends, testing
+from mop_kernels.testing import SHAPES
+
+TENSORS = testing.lowrank_inputs(SHAPES["odd"], torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_asked_for(monkeypatch):
+    monkeypatch.delenv("MOP_KERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_warned", set())
+
+
+def explained(**kwargs) -> str:
+    return mk.explain_backend("lowrank_phm_linear", *TENSORS, **kwargs)
+
+
+def pretend_there_is_no_compiled_module(monkeypatch):
+    monkeypatch.setattr(backends, "_C", None)
+
+
+def test_reference_is_always_there():
+    assert mk.available_backends()[0] == "reference"
+    assert set(mk.available_backends()) <= set(backends.NAMES)
+
+
+def test_argument_beats_use_backend_beats_environment_beats_auto(monkeypatch):
+    best = "cpu" if "cpu" in mk.available_backends() else "reference"
+    assert f"backend {best} (auto" in explained()
+    monkeypatch.setenv("MOP_KERNELS_BACKEND", "reference")
+    assert "backend reference (asked for by the environment variable MOP_KERNELS_BACKEND)" in explained()
+    with mk.use_backend("auto"):
+        assert f"backend {best} (auto" in explained()
+    with mk.use_backend("reference"):
+        monkeypatch.setenv("MOP_KERNELS_BACKEND", "nonsense")
+        assert "backend reference (asked for by use_backend)" in explained()
+        assert "backend reference (asked for by the argument backend=)" in explained(backend="reference")
+        assert f"backend {best} (auto" in explained(backend="auto")
+
+
+def test_an_empty_environment_variable_asks_for_nothing(monkeypatch):
+    monkeypatch.setenv("MOP_KERNELS_BACKEND", "")
+    assert "(auto" in explained()
+
+
+def test_use_backend_nests_and_ends_with_the_block():
+    with mk.use_backend("reference"):
+        with mk.use_backend("auto"):
+            assert "(auto" in explained()
+        assert "asked for by use_backend" in explained()
+    assert "(auto" in explained()
+
+
+def test_use_backend_holds_in_other_threads():
+    """autograd's own threads must take the backend of the forward pass, data loader threads that of the process."""
+    seen = []
+    with mk.use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(explained()))
+        thread.start()
+        thread.join()
+    assert "asked for by use_backend" in seen[0]
+
+
+def test_backward_takes_the_backend_of_forward(backend):
+    leaves = [t.clone().requires_grad_() for t in TENSORS]
+    y = mk.lowrank_phm_linear(*leaves, backend=backend)
+    with mk.use_backend("triton"):
+        y.sum().backward()
+    assert leaves[0].grad is not None
+
+
+def test_unknown_names(monkeypatch):
+    message = r"backend must be one of 'auto', 'reference', 'cpu', 'triton', 'cuda'; got 'gpu'"
+    with pytest.raises(ValueError, match=message):
+        mk.lowrank_phm_linear(*TENSORS, backend="gpu")
+    with pytest.raises(ValueError, match=message), mk.use_backend("gpu"):
+        pass
+    monkeypatch.setenv("MOP_KERNELS_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=message):
+        mk.lowrank_phm_linear(*TENSORS)
+    with pytest.raises(TypeError, match=r"backend must be a string or None; got int"):
+        mk.lowrank_phm_linear(*TENSORS, backend=1)
+
+
+ABSENT = (
+    r"backend 'cpu' \(asked for by {}\) cannot run here: the compiled module mop_kernels\._C is missing.*"
+    r"pip install.*Available: reference"
+)
+
+
+def test_what_is_named_and_absent_raises(monkeypatch):
+    pretend_there_is_no_compiled_module(monkeypatch)
+    with pytest.raises(RuntimeError, match=ABSENT.format("the argument backend=")):
+        mk.lowrank_phm_linear(*TENSORS, backend="cpu")
+    with mk.use_backend("cpu"), pytest.raises(RuntimeError, match=ABSENT.format("use_backend")):
+        mk.lowrank_phm_linear(*TENSORS)
+    monkeypatch.setenv("MOP_KERNELS_BACKEND", "cpu")
+    with pytest.raises(RuntimeError, match=ABSENT.format("the environment variable MOP_KERNELS_BACKEND")):
+        mk.lowrank_phm_linear(*TENSORS)
+
+
+@pytest.mark.parametrize("name", [name for name in backends.NAMES if name not in mk.available_backends()])
+def test_backends_that_are_not_here_say_so(name):
+    with pytest.raises(RuntimeError, match=rf"backend '{name}' .* cannot run here: .*Available: reference"):
+        mk.lowrank_phm_linear(*TENSORS, backend=name)
+    assert f"not here: {name} (" in explained()
+
+
+def test_a_dtype_the_named_backend_does_not_take():
+    if "cpu" not in mk.available_backends():
+        pytest.skip("the compiled module is not built")
+    half = [t.half() for t in TENSORS]
+    with pytest.raises(RuntimeError, match=r"it takes float32, float64, bfloat16, these are torch\.float16"):
+        mk.lowrank_phm_linear(*half, backend="cpu")
+    with pytest.warns(UserWarning, match=r"slow reference backend: it takes .*float16"):
+        assert mk.lowrank_phm_linear(*half).dtype == torch.float16
+
+
+def test_auto_warns_once_where_it_is_slow(monkeypatch):
+    pretend_there_is_no_compiled_module(monkeypatch)
+    layer = mk.PHMLinear(12, 12)
+    with pytest.warns(UserWarning, match=r"slow reference backend.*Name backend='reference' to silence") as caught:
+        layer(torch.randn(2, 12))
+    assert [w.filename for w in caught] == [__file__], "the warning points at the caller's line"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mk.lowrank_phm_linear(*TENSORS)
+
+
+def test_a_named_reference_does_not_warn(monkeypatch):
+    pretend_there_is_no_compiled_module(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mk.lowrank_phm_linear(*TENSORS, backend="reference")
+
+
+@pytest.mark.parametrize("op", [mk.phm_weight, mk.phm_linear, mk.lowrank_phm_linear, mk.mop_ffn])
+def test_explain_backend_of_every_operation(op, backend):
+    first = TENSORS[1] if op is mk.phm_weight else TENSORS[0]
+    by_function, by_name = (mk.explain_backend(o, first, backend=backend) for o in (op, op.__name__))
+    assert by_function == by_name
+    assert by_name.startswith(f"{op.__name__}: backend {backend} (asked for by the argument backend=)\nmethod: ")
+    keyword = "rule" if op is mk.phm_weight else "x"
+    assert mk.explain_backend(op, **{keyword: first}, backend=backend) == by_name
+
+
+def test_explain_backend_sees_autocast():
+    with torch.autocast("cpu", torch.float16):
+        line = explained().splitlines()[0]
+    assert "reference (auto" in line
+
+
+def test_explain_backend_errors():
+    with pytest.raises(ValueError, match=r"op must be one of phm_weight, .*; got 'matmul'"):
+        mk.explain_backend("matmul", TENSORS[0])
+    with pytest.raises(
+        TypeError, match=r"explain_backend needs the arguments of phm_linear, tensors first; got NoneType"
+    ):
+        mk.explain_backend("phm_linear")
