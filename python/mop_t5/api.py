@@ -22,7 +22,7 @@ class ParameterCount(NamedTuple):
     share: float  # trained / backbone
 
 
-def attach(model: PreTrainedModel, method: str | MethodConfig, /, **fields) -> PreTrainedModel:
+def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreTrainedModel:
     """Attach a method, by name and fields or by config object, and return the same model object.
 
     The backbone is frozen; only the method's parameters ask for gradients. They are made on the model's device, in

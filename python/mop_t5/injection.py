@@ -173,7 +173,7 @@ class AttachedT5:
         batch, device = _batch_of(args, kwargs)
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
         if mop_prefix is None:
-            mop_prefix = self.mop.prefixes(scenario_ids)
+            mop_prefix = self.mop(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             mop_prefix.check_holds(scenario_ids)
         return super().forward(*args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
@@ -186,7 +186,7 @@ class AttachedT5:
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
         if mop_prefix is None:
             with torch.no_grad():
-                mop_prefix = self.mop.prefixes(scenario_ids)
+                mop_prefix = self.mop(scenario_ids)
         else:
             mop_prefix.check_holds(scenario_ids)
         if self._needs_deep_cache(kwargs):

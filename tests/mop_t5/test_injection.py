@@ -53,6 +53,14 @@ def test_logits_equal_the_oracle(kind, implementation, attentions):
             torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
+def test_a_long_source():
+    model, inputs = attached("mt5"), batch("decoder", source=90, target=70)
+    prefix = random_prefix(model, 7)
+    with torch.no_grad():
+        got = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(prefix)).logits
+        torch.testing.assert_close(got, logits(model, inputs, prefix, IDS), atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["t5", "umt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("scenarios", [1, 3])

@@ -32,7 +32,7 @@ class MLPGenerator(nn.Module):
         """(layers, 2, 1, heads, prefix, d_kv), keys at 0 and values at 1 of the second dimension."""
         rows = self.dropout(self.up(self.activation(self.down(self.embedding))))
         rows = rows.view(-1, self.layers, 2, self.heads, self.d_kv)
-        return rows.permute(1, 2, 3, 0, 4).unsqueeze(2)
+        return rows.permute(1, 2, 3, 0, 4).unsqueeze(2).contiguous()
 
     def pairs(self) -> tuple:
         """One (keys, values) a layer, each (1, heads, prefix, d_kv)."""

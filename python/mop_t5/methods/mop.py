@@ -224,7 +224,8 @@ class MOP(Method):
         """One (keys, values) a layer, each (experts or active, heads, prefix, d_kv)."""
         keys, values = self.experts[attention](self.input, experts=active)  # each (layers, experts, prefix, inner)
         heads = (self.shape.num_heads, self.shape.d_kv)
-        per_layer = (rows.unflatten(-1, heads).transpose(2, 3).unbind(0) for rows in (keys, values))
+        # contiguous: one copy here, not one in every layer at every decoding step
+        per_layer = (rows.unflatten(-1, heads).transpose(2, 3).contiguous().unbind(0) for rows in (keys, values))
         return tuple(zip(*per_layer, strict=True))
 
     def _active_experts(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
