@@ -43,7 +43,7 @@ def generate_summaries(
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
-    for indices, batch in zip(batches, tqdm(loader, "generating", disable=not progress)):
+    for batch, indices in zip(tqdm(loader, "generating", disable=not progress), batches):
         del batch["labels"]
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         # max_length counts the start token too; max_new_tokens beside the model's own max_length would warn each time

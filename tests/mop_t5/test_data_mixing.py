@@ -1,0 +1,96 @@
+"""Temperature mixing, against golden batches of the public sampler and by counting."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from mop_t5.data import TemperatureBatchSampler, temperature_weights
+from safetensors.torch import load_file
+
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "temperature_sampler.safetensors")
+SIZES = [50, 10, 30]
+
+
+def ids_of(sizes):
+    return [scenario for scenario, size in enumerate(sizes) for _ in range(size)]
+
+
+@pytest.mark.parametrize("temperature", [1, 2, 5, 10])
+def test_weights_of_the_paper(temperature):
+    torch.testing.assert_close(
+        temperature_weights(GOLDEN["train_sizes"].tolist(), temperature),
+        GOLDEN[f"weights_T{temperature}"],
+        rtol=1e-14,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize(("replicas", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_homogeneous_batches_are_golden_bit_for_bit(replicas, rank):
+    sampler = TemperatureBatchSampler(ids_of(SIZES), 4, temperature=2, num_replicas=replicas, rank=rank, seed=7)
+    sampler.set_epoch(3)
+    batches = list(sampler)
+    assert batches == GOLDEN[f"small.rep{replicas}.rank{rank}.batches"].tolist()
+    assert len(batches) == len(sampler)
+    assert list(sampler) == batches  # iterating again repeats the epoch
+    sampler.set_epoch(4)
+    assert list(sampler) != batches
+
+
+def test_rows_may_stand_in_any_order():
+    ids = [2, 0, 1, 0, 0, 2, 1, 0]
+    for batch in TemperatureBatchSampler(ids, 2, seed=1):
+        assert len({ids[i] for i in batch}) == 1
+
+
+@pytest.mark.parametrize("batching", ["homogeneous", "mixed"])
+def test_shares_follow_the_temperature(batching):
+    ids = ids_of([800, 200, 10])
+    sampler = TemperatureBatchSampler(ids, 8, temperature=2, batching=batching)
+    drawn = Counter()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        drawn.update(ids[i] for batch in sampler for i in batch)
+    total = sum(drawn.values())
+    for scenario, weight in enumerate(temperature_weights([800, 200, 10], 2).tolist()):
+        assert drawn[scenario] / total == pytest.approx(weight, abs=0.03)
+
+
+def test_mixed_batches_mix():
+    ids = ids_of(SIZES)
+    batches = list(TemperatureBatchSampler(ids, 8, batching="mixed"))
+    assert sum(len({ids[i] for i in batch}) > 1 for batch in batches) > len(batches) / 2
+    assert all(len(batch) == 8 for batch in batches)
+
+
+@pytest.mark.parametrize("batching", ["homogeneous", "mixed"])
+def test_ranks_draw_the_same_scenarios_from_disjoint_rows(batching):
+    ids = ids_of(SIZES)
+    ranks = [
+        list(TemperatureBatchSampler(ids, 4, batching=batching, num_replicas=3, rank=rank, seed=5)) for rank in range(3)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    scenarios = [[[ids[i] for i in batch] for batch in batches] for batches in ranks]
+    assert scenarios[0] == scenarios[1] == scenarios[2]
+    rows = [{i for batch in batches for i in batch} for batches in ranks]
+    assert rows[0].isdisjoint(rows[1] | rows[2])
+    assert rows[1].isdisjoint(rows[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batching": "sorted"}, "batching must be one of .*got 'sorted'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 1000, "num_replicas": 2}, "Lower batch_size"),
+        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"rank": 1}, r"rank must be in \[0, num_replicas\) = \[0, 1\), got 1"),
+        ({"num_replicas": 20}, "at least one row for each of 20 replicas, got sizes"),
+        ({"scenario_ids": []}, "scenario_ids must be a non-empty sequence"),
+        ({"scenario_ids": [0, -1]}, "scenario_ids must be a non-empty sequence of ids from 0"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TemperatureBatchSampler(**({"scenario_ids": ids_of(SIZES), "batch_size": 4} | arguments))
