@@ -137,7 +137,7 @@ def _forward(implementation, module, query, key, value, attention_mask, *, mop_p
         return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
 
     rows = mop_prefix.row_index(scenario_ids, pair[0].shape[0])
-    # advanced indexing, not index_select: its backward is a sorted sum, so two runs on a GPU agree bit for bit
+    # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds atomically, in no fixed order
     prefix_key, prefix_value = (t.to(key.dtype) if rows is None else t[rows].to(key.dtype) for t in pair)
 
     bias = kwargs.get("position_bias")
