@@ -1,0 +1,60 @@
+"""Batches: padding, labels, scenario ids."""
+
+import mop_t5
+import pytest
+import torch
+from mop_t5.data import Collator, EncodedExamples, Example, scenario_ids_of
+from mop_t5.tokenization import train_tokenizer
+from transformers import T5Config
+
+ROWS = [Example("taxi", "用户：司机绕路", "绕路。", "a"), Example("food", "用户：点菜", "用户点菜。", "b")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([text for row in ROWS for text in (row.dialogue, row.summary)], 300)
+
+
+def test_a_batch(tokenizer):
+    rows = EncodedExamples(ROWS, tokenizer, ["food", "taxi"])
+    batch = Collator(tokenizer.pad_token_id, 2)([rows[0], rows[1]])
+    assert {name: tensor.dtype for name, tensor in batch.items()} == dict.fromkeys(
+        ["input_ids", "attention_mask", "labels", "scenario_ids"], torch.int64
+    )
+    assert batch["scenario_ids"].tolist() == [1, 0]
+    for i, row in enumerate(ROWS):
+        kept = batch["attention_mask"][i].bool()
+        assert batch["input_ids"][i][kept].tolist() == tokenizer(row.dialogue)["input_ids"]
+        assert batch["input_ids"][i][~kept].eq(tokenizer.pad_token_id).all()
+        labels = batch["labels"][i]
+        assert labels[labels != -100].tolist() == tokenizer(row.summary)["input_ids"]
+    assert batch["labels"].eq(-100).any()
+
+
+def test_without_scenarios_and_with_cut_texts(tokenizer):
+    rows = EncodedExamples(ROWS, tokenizer, None, max_source=3, max_target=2)
+    batch = Collator(tokenizer.pad_token_id)([rows[0], rows[1]])
+    assert "scenario_ids" not in batch
+    assert batch["input_ids"].shape == (2, 3)
+    assert batch["labels"].shape == (2, 2)
+    assert batch["input_ids"][:, -1].eq(tokenizer.eos_token_id).all()
+
+
+def test_decoder_inputs_are_the_shifted_labels(tokenizer):
+    config = T5Config(vocab_size=300, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    model = mop_t5.build_backbone(config)
+    rows = EncodedExamples(ROWS, tokenizer, None)
+    batch = Collator(0, None, model.prepare_decoder_input_ids_from_labels)([rows[0], rows[1]])
+    assert batch["decoder_input_ids"][:, 0].eq(0).all()
+    assert batch["decoder_input_ids"][1, 1:].tolist() == batch["labels"][1, :-1].tolist()
+    assert batch["decoder_input_ids"].min() >= 0
+
+
+def test_wrong_scenarios(tokenizer):
+    with pytest.raises(ValueError, match="example 'b' is of scenario 'food'; known are taxi"):
+        scenario_ids_of(ROWS, ["taxi"])
+    rows = EncodedExamples(ROWS, tokenizer, ["food", "taxi"])
+    with pytest.raises(IndexError, match=r"scenario_ids must be in \[0, 1\), got \[1\]"):
+        Collator(0, 1)([rows[0], rows[1]])
+    with pytest.raises(ValueError, match="examples is empty"):
+        EncodedExamples([], tokenizer, None)
