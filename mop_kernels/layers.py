@@ -38,7 +38,7 @@ class PHMLinear(nn.Module):
         super().__init__()
         loc_in = _divide("in_features", in_features, "terms", terms)
         loc_out = _divide("out_features", out_features, "terms", terms)
-        _positive(rank=rank, local_rank=local_rank)
+        _positive(**{name: r for name, r in (("rank", rank), ("local_rank", local_rank)) if r is not None})
         self.in_features, self.out_features, self.terms = in_features, out_features, terms
         self.rank, self.local_rank, self.init = rank, local_rank, _known_init(init)
 
@@ -220,7 +220,7 @@ class MOPFeedForward(nn.Module):
         self.ups = nn.ModuleList(factors(terms_up, d_mid, d_out, ("d_mid", "d_out")) for _ in range(num_maps))
 
     def forward(self, x: Tensor, experts: Tensor | None = None) -> tuple[Tensor, ...]:
-        if x.dim() not in (2, 3):
+        if x.dim() not in (2, 3) or (x.dim() == 3 and x.shape[0] != self.num_experts):
             raise ValueError(
                 f"x must have shape (n, {self.d_in}) or ({self.num_experts}, n, {self.d_in}); got {tuple(x.shape)}."
             )
@@ -333,9 +333,9 @@ def _divide(name: str, size: int, by_name: str, by: int) -> int:
     return size // by
 
 
-def _positive(**values: int | None) -> None:
+def _positive(**values: int) -> None:
     for name, value in values.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer; got {value!r}.")
 
 

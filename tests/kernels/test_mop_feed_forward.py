@@ -1,0 +1,246 @@
+"""MOPFeedForward: both readings, every ablation, parameter counts, its start, the dense weights it stands for."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import mop_kernels as mk
+from mop_kernels import MOPFeedForward, reference, testing
+
+SIZES = {"num_layers": 2, "num_experts": 3, "d_in": 24, "d_mid": 16, "d_out": 40, "terms_down": 4, "terms_up": 2}
+FORMS = {
+    "A": {},
+    "B": {"reading": "B"},
+    "rank 3": {"rank": 3},
+    "w/o LoRL": {"share_lorl": False},
+    "w/o LoRE": {"share_lore": False},
+    "w/o both": {"share_lorl": False, "share_lore": False, "reading": "B"},
+    "full rule": {"rule": "full"},
+    "full rule a layer": {"rule": "full", "rule_scope": "layer", "reading": "B"},
+    "bias a pair": {"bias": "layer_expert"},
+    "no bias": {"bias": None, "activation": "gelu"},
+    "one map": {"num_maps": 1, "activation": "tanh"},
+    "one pair": {"num_layers": 1, "num_experts": 1, "num_maps": 3},
+}
+BACKBONE = 275_029_248  # T5-pegasus base
+MLP = 2 * 2_506_880  # the two attentions that keep the MLP generator
+
+
+def bank(**form) -> MOPFeedForward:
+    torch.manual_seed(0)
+    layer = MOPFeedForward(**(SIZES | form), dtype=torch.float64)
+    with torch.no_grad():  # biases start at zero, where a mistake would not show
+        for name, p in layer.named_parameters():
+            if name.endswith("bias"):
+                p.normal_()
+    return layer
+
+
+def pair(tensor, layer, expert):
+    return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
+
+
+def kron(phm, layer, expert):
+    rule = pair(phm.rule_in, layer, expert)
+    if phm.rule_out is not None:
+        rule = rule @ pair(phm.rule_out, layer, expert)
+    return testing.kron_weight(rule, pair(phm.local, layer, expert))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("rows", ["shared", "per expert"])
+def test_forward_is_two_dense_maps_a_pair(form, rows, backend):
+    mop = bank(**form)
+    x = torch.randn(*([mop.num_experts] if rows == "per expert" else []), 5, 24, dtype=torch.float64)
+    with mk.use_backend(backend):
+        outputs = mop(x)
+    assert len(outputs) == len(mop.ups)
+    for layer in range(mop.num_layers):
+        for expert in range(mop.num_experts):
+            own = x if rows == "shared" else x[expert]
+            hidden = own @ mop.weight_matrix(layer, expert, "down")
+            hidden = hidden if mop.down.bias is None else hidden + pair(mop.down.bias, layer, expert)
+            hidden = reference.ACTIVATIONS[mop.activation](hidden)
+            for k, (y, up) in enumerate(zip(outputs, mop.ups, strict=True)):
+                expected = hidden @ mop.weight_matrix(layer, expert, k)
+                expected = expected if up.bias is None else expected + pair(up.bias, layer, expert)
+                torch.testing.assert_close(y[layer, expert], expected)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_weight_matrix_is_the_kronecker_sum(form, backend):
+    mop = bank(**form)
+    layer, expert = mop.num_layers - 1, mop.num_experts - 1
+    with mk.use_backend(backend):
+        torch.testing.assert_close(mop.weight_matrix(layer, expert, "down"), kron(mop.down, layer, expert))
+        for k, up in enumerate(mop.ups):
+            assert mop.weight_matrix(layer, expert, k).shape == (16, 40)
+            torch.testing.assert_close(mop.weight_matrix(layer, expert, k), kron(up, layer, expert))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_parameter_learns(form, backend):
+    mop = bank(**form)
+    with mk.use_backend(backend):
+        sum(y.square().sum() for y in mop(torch.randn(5, 24, dtype=torch.float64))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in mop.parameters())
+
+
+def test_parameter_shapes_of_both_readings():
+    a = {name: tuple(p.shape) for name, p in bank().named_parameters() if name.startswith("down")}
+    assert a == {
+        "down.rule_in": (1, 3, 4, 4, 1),
+        "down.rule_out": (2, 1, 4, 1, 4),
+        "down.local": (2, 3, 4, 6, 4),
+        "down.bias": (2, 1, 16),
+    }
+    b = {name: tuple(p.shape) for name, p in bank(reading="B").named_parameters() if name.startswith("ups.1")}
+    assert b == {
+        "ups.1.rule_in": (1, 3, 2, 8, 1),
+        "ups.1.rule_out": (2, 1, 2, 1, 20),
+        "ups.1.local": (2, 3, 2, 2, 2),
+        "ups.1.bias": (2, 1, 40),
+    }
+
+
+# (reading, terms_down, terms_up): the paper's bank at rank 1 with X', and trained per cent of the backbone for MOP and
+# its ablations: w/o LoRL, w/o LoRE, w/o both, w/o low-rank.
+COUNTS = {
+    ("A", 16, 8): (1_900_416, 2.5140, 2.5217, 2.5207, 2.5284, 2.5135),
+    ("A", 8, 8): (2_265_792, 2.6468, 2.6507, 2.6502, 2.6540, 2.6462),
+    ("A", 4, 4): (4_475_184, 3.4502, 3.4511, 3.4510, 3.4520, 3.4499),
+    ("B", 8, 8): (167_936, 1.8841, 1.9045, 1.9131, 1.9336, 1.8883),
+    ("B", 16, 8): (382_976, 1.9622, 1.9827, 1.9913, 2.0118, 1.9643),
+    ("B", 16, 16): (813_056, 2.1186, 2.1391, 2.1477, 2.1681, 2.1162),
+    ("B", 32, 32): (5_974_016, 3.9951, 4.0156, 4.0242, 4.0446, 3.9894),
+}
+ABLATIONS = [
+    {},
+    {"share_lorl": False},
+    {"share_lore": False},
+    {"share_lorl": False, "share_lore": False},
+    {"rule": "full"},
+]
+
+
+@pytest.mark.parametrize("reading", COUNTS)
+def test_parameter_counts_of_the_paper(reading):
+    name, terms_down, terms_up = reading
+    total, *percents = COUNTS[reading]
+    for ablation, percent in zip(ABLATIONS, percents, strict=True):
+        mop = MOPFeedForward(
+            12, 5, 768, 128, 768, terms_down=terms_down, terms_up=terms_up, reading=name, **ablation, device="meta"
+        )
+        count = sum(p.numel() for p in mop.parameters()) + 40 * 768
+        assert count == total or ablation
+        assert round(100 * (count + MLP) / BACKBONE, 4) == percent
+
+
+def test_full_rule_for_each_layer_has_a_rule_a_layer():
+    one, each = (bank(rule="full", rule_scope=scope).down.rule_in for scope in ("global", "layer"))
+    assert (each.numel(), tuple(each.shape[:2])) == (2 * one.numel(), (2, 1))
+
+
+@pytest.mark.parametrize("form", [{}, {"reading": "B"}, {"rank": 4}, {"rule": "full"}, {"share_lore": False}])
+def test_starts_at_glorot_scale(form):
+    """Var(W) = 2/(in + out) for every map, over the pairs of a bank."""
+    torch.manual_seed(0)
+    mop = MOPFeedForward(6, 6, 96, 48, 192, terms_down=8, terms_up=4, **form)
+    for which, variance in (("down", 2 / 144), (0, 2 / 240), (1, 2 / 240)):
+        mean_square = (
+            sum(mop.weight_matrix(i, j, which).square().mean().item() for i in range(6) for j in range(6)) / 36
+        )
+        assert math.isclose(mean_square, variance, rel_tol=0.3)
+    assert not any(p.any() for name, p in mop.named_parameters() if name.endswith("bias"))
+
+
+def test_compacter_start():
+    torch.manual_seed(0)
+    mop = MOPFeedForward(12, 5, 96, 48, 192, terms_down=8, terms_up=4, init="compacter")
+    assert math.isclose(mop.down.rule_in.std().item(), 0.01, rel_tol=0.2)
+    assert math.isclose(mop.ups[1].rule_out.std().item(), 0.01, rel_tol=0.2)
+    assert math.isclose(mop.down.local.square().mean().item(), 4 / (12 + 6), rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("form", [{}, {"share_lore": False, "bias": "layer_expert"}, {"rule": "full"}])
+def test_experts(form, backend):
+    mop = bank(**form)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    with mk.use_backend(backend):
+        for whole, part in zip(mop(x), mop(x, experts=torch.tensor([2, 0])), strict=True):
+            torch.testing.assert_close(part, whole[:, [2, 0]])
+        (own,) = bank(num_maps=1)(x.expand(3, 5, 24), experts=torch.tensor([1]))
+    assert own.shape == (2, 1, 5, 40)
+
+
+def test_deepcopy_and_state_dict(backend):
+    mop, x = bank(), torch.randn(5, 24, dtype=torch.float64)
+    copied = copy.deepcopy(mop)
+    with mk.use_backend(backend):
+        expected = mop(x)
+        assert all(torch.equal(a, b) for a, b in zip(copied(x), expected, strict=True))
+        for p in copied.parameters():
+            p.data.add_(1)
+        assert not any(torch.equal(a, b) for a, b in zip(copied(x), expected, strict=True))
+        copied.load_state_dict(mop.state_dict())
+        assert all(torch.equal(a, b) for a, b in zip(copied(x), expected, strict=True))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        bank(terms_down=8).load_state_dict(mop.state_dict())
+
+
+def test_dtype_device_and_seed():
+    mop = MOPFeedForward(**SIZES, dtype=torch.bfloat16)
+    assert {p.dtype for p in mop.parameters()} == {torch.bfloat16}
+    assert all(y.dtype == torch.bfloat16 for y in mop(torch.randn(3, 24).bfloat16()))
+    assert all(torch.equal(a, b) for a, b in zip(bank().parameters(), bank().parameters(), strict=True))
+
+
+def test_repr_names_the_sizes():
+    assert "num_layers=2, num_experts=3, d_in=24, d_mid=16, d_out=40, activation='relu'" in repr(bank())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_layers": 0}, r"num_layers must be a positive integer; got 0"),
+        ({"rank": 0}, r"rank must be a positive integer; got 0"),
+        ({"num_maps": None}, r"num_maps must be a positive integer; got None"),
+        ({"terms_down": 5}, r"d_in must be a multiple of its terms; got 24 and 5"),
+        ({"terms_down": 3}, r"d_mid must be a multiple of its terms; got 16 and 3"),
+        ({"terms_up": 16}, r"d_out must be a multiple of its terms; got 40 and 16"),
+        ({"reading": "C"}, r"reading must be one of 'A', 'B'; got 'C'"),
+        ({"rule": "dense"}, r"rule must be one of 'low_rank', 'full'; got 'dense'"),
+        ({"rule_scope": "expert"}, r"rule_scope must be one of 'global', 'layer'; got 'expert'"),
+        ({"bias": True}, r"bias must be one of 'layer', 'layer_expert', None; got True"),
+        ({"activation": "swish"}, r"activation must be one of 'relu', .*; got 'swish'"),
+        ({"init": "xavier"}, r"init must be one of 'variance_matched', 'compacter'; got 'xavier'"),
+    ],
+)
+def test_messages_of_the_constructor(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MOPFeedForward(**(SIZES | arguments))
+
+
+def test_messages_of_calls():
+    mop = bank()
+    x = torch.randn(5, 24, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 24\) or \(3, n, 24\); got \(1, 3, 5, 24\)"):
+        mop(x.expand(1, 3, 5, 24))
+    with pytest.raises(ValueError, match=r"last dim of x must be g_in\*loc_in of down, 24; got 23"):
+        mop(x[:, 1:])
+    with pytest.raises(ValueError, match=r"map must be 'down' or an up map 0\.\.1; got 2"):
+        mop.weight_matrix(0, 0, 2)
+    with pytest.raises(ValueError, match=r"layer must lie in 0\.\.1; got 2"):
+        mop.weight_matrix(2, 0, "down")
+    with pytest.raises(ValueError, match=r"expert must lie in 0\.\.2; got -1"):
+        mop.weight_matrix(0, -1, 0)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_rows_of_another_number_of_experts(count):
+    with pytest.raises(ValueError, match=rf"x must have shape \(n, 24\) or \(3, n, 24\); got \({count}, 5, 24\)"):
+        bank()(torch.randn(count, 5, 24, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 24\) or \(1, n, 24\)"):
+        bank(num_experts=1)(torch.randn(count, 5, 24, dtype=torch.float64))
