@@ -128,14 +128,6 @@ def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@torch.compiler.disable
-def _warn_slow(reason: str) -> None:
-    warnings.warn(
-        f"mop_kernels uses its slow reference backend: {reason}. Name backend='reference' to silence this.",
-        stacklevel=_stacklevel_of_caller(),
-    )
-
-
 def _stacklevel_of_caller() -> int:
     """For warnings.warn in the calling function: the first frame outside this package and torch (nn.Module's call)."""
     frame, level = sys._getframe(1), 1
@@ -148,4 +140,7 @@ def _warn_once(reason: str) -> None:
     if torch.compiler.is_compiling() or reason in _warned:
         return
     _warned.add(reason)
-    _warn_slow(reason)
+    warnings.warn(
+        f"mop_kernels uses its slow reference backend: {reason}. Name backend='reference' to silence this.",
+        stacklevel=_stacklevel_of_caller(),
+    )

@@ -104,6 +104,11 @@ def test_inductor(backend):
     )
 
 
+def test_automatic_choice_compiles():
+    """float16 lands on the reference, whose warning must not break the graph."""
+    compiled_equals_eager(phm_operations(None), testing.lowrank_inputs(SHAPES["odd"], torch.float16), "aot_eager", 0)
+
+
 @pytest.mark.parametrize("make", [lambda: PHMLinear(24, 12, rank=1, local_rank=2), lambda: PHMLinear(24, 12)])
 def test_layer_takes_any_number_of_rows_without_recompiling(make, backend):
     counter = CompileCounterWithBackend("aot_eager")
