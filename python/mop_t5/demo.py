@@ -86,6 +86,13 @@ class DemoConfig:
     unit: str = "char"
     seed: int = 0
 
+    def __post_init__(self):
+        for name in ("backbone_steps", "tuning_steps", "batch_size", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.d_model < 32 or self.d_model % 32:
+            raise ValueError(f"d_model must be a multiple of 32, got {self.d_model}: heads are 32 wide.")
+
 
 class _System(NamedTuple):
     """What is one column of the table."""
@@ -109,14 +116,16 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     rouge = Rouge(config.implementation, config.unit)
+    if config.short:
+        config = replace(config, backbone_steps=30, tuning_steps=10, d_model=64)
     splits = _synthetic(config) if config.corpus is None else _halved(config)
+    scenarios = scenarios_of(splits.general + splits.tuning)
+    _check_methods(config, scenarios)
     output = prepare_output(config.output, overwrite=config.overwrite)
     write_settings(output, asdict(config))
     if config.corpus is None:
         for name in ("general", "tuning", "test"):
             write_examples(output / "corpus" / f"{name}.jsonl", getattr(splits, name))
-    if config.short:
-        config = replace(config, backbone_steps=30, tuning_steps=10, d_model=64)
 
     console.print(f"[bold]backbone[/bold]: all weights of a new T5 on {len(splits.general)} pairs, scenario not given")
     tokenizer, model = _new_backbone(config, splits.general + splits.tuning)
@@ -126,7 +135,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     systems["frozen backbone"] = _System(_generate(config, model, tokenizer, splits.test))
     for method in config.methods:
         set_seed(config.seed)
-        attach(model, method, scenarios=scenarios_of(splits.general + splits.tuning), **config.options.get(method, {}))
+        attach(model, method, scenarios=scenarios, **config.options.get(method, {}))
         count = count_parameters(model)
         console.print(
             f"[bold]{method}[/bold]: {count.trained:,} parameters ({100 * count.share:.1f} % of the backbone) on "
@@ -161,10 +170,22 @@ def _halved(config: DemoConfig) -> _Splits:
     return _Splits(train[:half], train[half:], test, train)
 
 
+def _check_methods(config: DemoConfig, scenarios: Sequence[str]) -> None:
+    """Raise now what `attach` would otherwise raise after the backbone has been trained."""
+    for method in config.methods:
+        model = build_backbone(_shape(config, config.vocab_size), device="meta")
+        attach(model, method, scenarios=scenarios, **config.options.get(method, {}))
+
+
 def _new_backbone(config: DemoConfig, examples: Sequence[Example]) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = train_tokenizer((text for e in examples for text in (e.dialogue, e.summary)), config.vocab_size)
-    shape = T5Config(
-        vocab_size=len(tokenizer),
+    model = build_backbone(_shape(config, len(tokenizer)), seed=config.seed)
+    return tokenizer, model.requires_grad_(True)
+
+
+def _shape(config: DemoConfig, vocab_size: int) -> T5Config:
+    return T5Config(
+        vocab_size=vocab_size,
         d_model=config.d_model,
         d_ff=2 * config.d_model,
         d_kv=32,
@@ -173,11 +194,10 @@ def _new_backbone(config: DemoConfig, examples: Sequence[Example]) -> tuple[PreT
         num_decoder_layers=config.layers,
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,  # a few passes over the rows: it learns too little, not too much
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        pad_token_id=0,  # these three are the ids of train_tokenizer
+        eos_token_id=1,
+        decoder_start_token_id=0,
     )
-    return tokenizer, build_backbone(shape, seed=config.seed).requires_grad_(True)
 
 
 def _train(

@@ -89,7 +89,7 @@ def load_tokenizer(path_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
         if saved == JiebaTokenizer.__name__:
             return JiebaTokenizer.from_pretrained(path_or_hub_name)
     elif Path(path_or_hub_name).is_dir():
-        raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer beside the weights.")
+        raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer there, too.")
     return AutoTokenizer.from_pretrained(path_or_hub_name)
 
 

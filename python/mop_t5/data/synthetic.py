@@ -90,7 +90,6 @@ _OUTCOMES = [
     ("款项会在{hours}小时内原路退回", "答应{hours}小时内原路退回款项"),
     ("我们核实以后在{hours}小时内答复您", "核实后{hours}小时内答复"),
 ]
-_GREETINGS = ["您好，请讲。", "您好，请问有什么可以帮您？", "很高兴为您服务，请说。", "您好，我是客服，请说。"]
 _QUESTIONS = [
     ("请问您怎么称呼？", "我姓{name}。"),
     ("请提供一下订单尾号。", "尾号是{order}。"),
@@ -141,7 +140,6 @@ def _pair(rng: random.Random, scenario: str, style: str) -> tuple[str, str]:
     outcome_said, outcome = rng.choice(_OUTCOMES)
     question, answer = rng.choice(_QUESTIONS)
     turns = [
-        f"客服：{rng.choice(_GREETINGS)}",
         f"用户：{said}，{wish_said}。",
         f"客服：{question}",
         f"用户：{answer}",

@@ -188,7 +188,7 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
         max_grad_norm=config.max_grad_norm,
         label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
-        logging_steps=config.log_every,
+        logging_steps=min(config.log_every, config.steps),  # at least one point
         eval_strategy="steps" if validates else "no",
         eval_steps=config.evaluate_every or None,
         save_strategy="steps" if save_every else "no",

@@ -1,0 +1,199 @@
+"""The command mop-t5, called as a user calls it, in this process."""
+
+import inspect
+import json
+
+import mop_t5
+import pytest
+from mop_t5.cli import COMMANDS, main
+from mop_t5.data import synthetic_corpus, write_examples
+from mop_t5.tokenization import train_tokenizer
+from transformers import T5Config
+
+SMALL = ["--steps", "4", "--batch_size", "4", "--log_every", "2", "--max_target", "12"]
+MOP = ["--method", "mop", "--options.prefix_length", "3", "--options.d_mid=8"]
+MOP += ["--options.terms_down=4", "--options", '{"prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}']
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a corpus and a backbone."""
+    folder = tmp_path_factory.mktemp("cli")
+    corpus = synthetic_corpus(5, general=1, train=60, valid=6, test=6)
+    for split in ("train", "valid", "test"):
+        write_examples(folder / "corpus" / f"{split}.jsonl.gz", corpus[split])
+    tokenizer = train_tokenizer([text for row in corpus["train"] for text in (row.dialogue, row.summary)], 500)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    mop_t5.build_backbone(config).save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    base = ["train", "--corpus", str(place / "corpus"), "--backbone", str(place / "backbone"), *SMALL]
+    assert main([*base, *MOP, "--output", str(place / "mop"), "--evaluate_every", "2"]) == 0
+    assert main([*base, "--output", str(place / "full")]) == 0
+    return place
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def fails(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert message.startswith(f"mop-t5 {arguments[0]}: ")
+    assert "Traceback" not in captured.err
+    return message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_explains_every_flag(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert f"\n  mop-t5 {command}" in text
+    flags = inspect.signature(COMMANDS[command]).parameters
+    described = inspect.getdoc(COMMANDS[command]).split("Args:")[-1]
+    assert all(f"\n    {name}: " in described for name in flags if name not in ("training", "config"))
+
+
+def test_params_prints_the_shares_of_the_paper(capsys):
+    assert main(["params", "--preset", "paper", "--backbone", "t5-pegasus-base"]) == 0
+    text = capsys.readouterr().out
+    assert "275,029,248" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["mop"][1:4] == ["6,914,176", "2.5140", "%"]
+    assert rows["prefix_tuning"][1:4] == ["7,520,640", "2.7345", "%"]
+    assert set(mop_t5.methods()) <= set(rows)
+
+
+def test_params_of_a_folder_and_with_options(place, capsys):
+    options = ["--preset", "null", "--options", '{"prefix_length": 5, "terms_down": 4, "terms_up": 4}']
+    assert (
+        main(["params", "--backbone", str(place / "backbone"), "--methods", "[mop]", "--scenarios", "2", *options]) == 0
+    )
+    model = mop_t5.load_backbone(place / "backbone")
+    mop_t5.attach(model, "mop", scenarios=["a", "b"], prefix_length=5, terms_down=4, terms_up=4)
+    assert f" {mop_t5.count_parameters(model).trained:,} " in capsys.readouterr().out
+
+
+def test_train_leaves_a_run_folder(trained):
+    settings = json.loads((trained / "mop" / "run.json").read_text())
+    assert settings["method"] == "mop"
+    assert settings["options"] == {"prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}
+    assert settings["training"]["steps"] == 4
+    model = mop_t5.load(mop_t5.load_backbone(trained / "backbone"), trained / "mop" / "adapter")
+    assert model.scenarios == ("e-commerce", "food", "take-out", "taxi", "ticket")
+    history = read_lines(trained / "mop" / "loss.jsonl")
+    assert any("eval_rouge" in point for point in history)
+    assert (trained / "full" / "backbone" / "config.json").exists()
+
+
+def test_evaluate_writes_scores_beside_floors(trained, capsys):
+    assert main(["evaluate", "--run", str(trained / "mop"), "--unit", "jieba"]) == 0
+    text = capsys.readouterr().out
+    table = (trained / "mop" / "evaluation-test" / "results.md").read_text()
+    for part in (
+        "ROUGE F1 x 100 by rouge_score",
+        "jieba words (HMM off)",
+        "nearest reference",
+        "mop",
+        "average",
+        "taxi",
+    ):
+        assert part in text
+        assert part in table
+    rows = read_lines(trained / "mop" / "evaluation-test" / "predictions.jsonl")
+    assert [row["id"] for row in rows] == [f"test-{i}" for i in range(1, 7)]
+    assert set(rows[0]["predictions"]) == {"first user turn", "random reference", "nearest reference", "mop"}
+    again = ["evaluate", "--run", str(trained / "mop")]
+    assert "pass --overwrite" in fails(capsys, *again)
+    assert main([*again, "--overwrite", "--floors", "false", "--num_beams", "2"]) == 0
+    assert "nearest" not in (trained / "mop" / "evaluation-test" / "results.md").read_text()
+
+
+def test_generate_from_a_file_and_from_a_dialogue(trained, tmp_path, capsys):
+    new = tmp_path / "new.jsonl"
+    lines = [{"scenario": s, "dialogue": f"用户：{i}元", "id": f"n{i}"} for i, s in enumerate(["taxi", "food", "taxi"])]
+    new.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = tmp_path / "out.jsonl"
+    command = ["generate", "--run", str(trained / "mop"), "--input", str(new)]
+    assert main([*command, "--output", str(target)]) == 0
+    rows = read_lines(target)
+    assert [(row["id"], row["scenario"]) for row in rows] == [("n0", "taxi"), ("n1", "food"), ("n2", "taxi")]
+    assert "exists. Choose another --output" in fails(capsys, *command, "--output", target)
+    capsys.readouterr()
+    assert main(["generate", "--run", str(trained / "full"), "--dialogue", "用户：退款", "--scenario", "any"]) == 0
+    assert json.loads(capsys.readouterr().out)["scenario"] == "any"
+
+
+def test_a_configuration_file_names_the_same_fields_as_the_flags(trained, tmp_path, capsys):
+    config = tmp_path / "train.yaml"
+    lines = [f"corpus: {trained / 'corpus'}", f"backbone: {trained / 'backbone'}", "method: prefix_tuning", "steps: 2"]
+    config.write_text("\n".join([*lines, "batch_size: 3", "max_target: 8", "options: {prefix_length: 2, d_mid: 4}"]))
+    assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--batch_size", "2"]) == 0
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert settings["method"] == "prefix_tuning"
+    assert settings["training"]["steps"] == 2
+    assert settings["training"]["batch_size"] == 2  # a flag wins
+    config.write_text("\n".join([*lines, "bach_size: 3"]))
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--config", str(config), "--output", str(tmp_path / "other")])
+    assert "bach_size" in capsys.readouterr().err
+
+
+def test_resume_goes_on_from_the_checkpoint(trained, tmp_path, capsys):
+    base = ["train", "--corpus", str(trained / "corpus"), "--backbone", str(trained / "backbone"), *SMALL[2:], *MOP]
+    base += ["--output", str(tmp_path / "run"), "--save_every", "2", "--schedule", "constant"]
+    assert main([*base, "--steps", "2"]) == 0
+    assert main([*base, "--steps", "4", "--resume"]) == 0
+    history = read_lines(tmp_path / "run" / "loss.jsonl")
+    assert [point["step"] for point in history if "loss" in point] == [2, 4]
+    assert "exclude each other" in fails(capsys, *base, "--resume", "--overwrite")
+
+
+def test_errors_are_one_line(trained, tmp_path, capsys):
+    run = ["train", "--corpus", trained / "corpus", "--backbone", trained / "backbone", "--output", tmp_path / "x"]
+    assert "unknown method 'mopp'; expected one of" in fails(capsys, *run, "--method", "mopp")
+    assert "unknown field prefix" in fails(capsys, *run, "--method", "mop", "--options.prefix", "3")
+    assert "steps must be at least 1, got 0" in fails(capsys, *run, "--steps", "0")
+    assert "options are fields of a method" in fails(capsys, *run, "--options.prefix_length", "3")
+    assert "no corpus folder at" in fails(capsys, "train", "--corpus", tmp_path / "no", *run[3:])
+    assert not (tmp_path / "x").exists()
+    assert "exists and is not empty" in fails(
+        capsys,
+        *run[:-1],
+        trained / "mop",
+        "--method",
+        "mop",
+        "--options.terms_down",
+        "4",
+        "--options.terms_up",
+        "4",
+        "--options.d_mid",
+        "8",
+    )
+    assert "has no run.json" in fails(capsys, "evaluate", "--run", tmp_path)
+    assert "split must be one of" in fails(capsys, "evaluate", "--run", trained / "mop", "--split", "dev")
+    assert "give either --input" in fails(capsys, "generate", "--run", trained / "mop")
+    assert "--dialogue needs --scenario" in fails(capsys, "generate", "--run", trained / "mop", "--dialogue", "x")
+    message = fails(capsys, "generate", "--run", trained / "mop", "--dialogue", "x", "--scenario", "metro")
+    assert "scenario 'metro'; known are e-commerce" in message
+    assert "backbone must be a folder or one of" in fails(capsys, "params", "--backbone", "t6")
+    assert "no method has the field foo" in fails(capsys, "params", "--options.foo", "1")
+
+
+@pytest.mark.parametrize("arguments", [["demo", "--shrot"], ["train"], ["params", "--scenarios", "many"], ["fly"], []])
+def test_wrong_flags_exit_with_two(arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+
+
+def test_a_traceback_on_request(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOP_T5_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["evaluate", "--run", str(tmp_path)])
