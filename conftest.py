@@ -14,7 +14,11 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_*.py")
-    if not config.option.run_benchmarks:
-        config.option.benchmark_disable = True  # pytest-benchmark's own switch: each function runs once, untimed
-    elif config.args_source is not pytest.Config.ArgsSource.ARGS:
+    option = config.option
+    if not option.run_benchmarks:
+        if not (option.benchmark_only or option.benchmark_enable):  # pytest-benchmark's own options keep their meaning
+            option.benchmark_disable = True  # each function runs once, untimed
+        return
+    option.benchmark_quiet = True  # benchmarks/conftest.py prints the table, with ratios and floors
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(config.rootpath / "benchmarks")]
