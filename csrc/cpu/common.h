@@ -80,13 +80,13 @@ T* thread_scratch(i64 elements) {
   return static_cast<T*>(buffer.get());
 }
 
-// Rows of a block: so many that its scratch stays in the L2 cache, at least eight, evenly split.
-inline i64 block_rows(i64 rows, i64 bytes_a_row) {
+// Rows of a block: so many that its scratch stays in the L2 cache, evenly split; at least `least`, so that a deep
+// product has rows enough to pay for copying its operand (tiles.h) even where no block fits.
+inline i64 block_rows(i64 rows, i64 bytes_a_row, i64 least) {
   constexpr i64 kCache = 384 * 1024;
-  const i64 fit = std::max<i64>(8, kCache / std::max<i64>(1, bytes_a_row));
-  if (rows <= fit) return std::max<i64>(rows, 1);
-  const i64 blocks = (rows + fit - 1) / fit;
-  return (rows + blocks - 1) / blocks;
+  const i64 fit = std::max(least, kCache / std::max<i64>(1, bytes_a_row));
+  const i64 blocks = std::max<i64>(1, (rows + fit - 1) / fit);
+  return std::max<i64>(1, (rows + blocks - 1) / blocks);
 }
 
 // Output past the caches where it is far larger than they are and every row of a block is whole 64-byte lines.

@@ -53,8 +53,7 @@ void stage3_transposed(const PhmDims& d, const T* rule_out, i64 rows, const T* g
 template <class T>
 void stage2_transposed(const PhmDims& d, const T* local, i64 height, const T* grad_s, T* grad_t, T* transposed,
                        bool accumulate) {
-  for (i64 u = 0; u < d.loc_in; ++u)
-    for (i64 v = 0; v < d.loc_out; ++v) transposed[v * d.loc_in + u] = local[u * d.loc_out + v];
+  transpose(d.loc_in, d.loc_out, local, transposed);
   product<T>(height, d.loc_in, d.loc_out, {grad_s, d.loc_out, 1}, {transposed, d.loc_in}, {grad_t, d.loc_in},
              {accumulate ? grad_t : nullptr, d.loc_in});
 }

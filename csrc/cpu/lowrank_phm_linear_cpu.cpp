@@ -6,6 +6,7 @@ namespace mop {
 namespace {
 
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 64;
+constexpr i64 kLeastForward = 48, kLeastBackward = 192;  // backward reads and writes the locals' gradient once a block
 
 PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
   MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
@@ -30,7 +31,7 @@ Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor loca
     const Factors<T> factors{in<T>(packed), in<T>(rule_out), in<T>(local), in<T>(bias)};
     const T* from = in<T>(x);
     T* to = out<T>(y);
-    const i64 block = std::min<i64>(block_rows(rows, map_forward_scratch(d, 1) * sizeof(T)), 48);
+    const i64 block = block_rows(rows, map_forward_scratch(d, 1) * sizeof(T), kLeastForward);
     const bool stream = streams<T>(d, rows);
     for_each_task((rows + block - 1) / block, [&](i64 task) {
       const i64 n = task * block, height = std::min(block, rows - n);
@@ -63,7 +64,7 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
     const T* from = in<T>(x);
     const T* from_grad = static_cast<const T*>(grad_y.const_data_ptr());
     T* const to_x = mask & 1 ? out<T>(grad_x) : nullptr;
-    const i64 block = std::min<i64>(block_rows(rows, map_backward_scratch(d, 1) * sizeof(T)), 48);
+    const i64 block = block_rows(rows, map_backward_scratch(d, 1) * sizeof(T), kLeastBackward);
     const auto part = [&](int k, i64 chunk) {
       return mask >> (k + 1) & 1 ? out<T>(parts[k]) + chunk * sizes[k] : nullptr;
     };

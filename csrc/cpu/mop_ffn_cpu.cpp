@@ -9,6 +9,8 @@
 namespace mop {
 namespace {
 
+constexpr i64 kLeastRows = 48;
+
 Activation activation_of(const std::string& name) {
   const char* const names[] = {"relu", "gelu", "gelu_tanh", "tanh", "silu", "identity"};
   for (int k = 0; k < 6; ++k)
@@ -120,7 +122,7 @@ template <class T>
 void forward(const Problem& p, const std::vector<Tensor>& y) {
   const PhmDims &down = p.down.dims, &up = p.ups[0].dims;
   const int maps = int(p.ups.size());
-  const i64 block = block_rows(p.rows, pair_forward_scratch(down, up, 1) * sizeof(T));
+  const i64 block = block_rows(p.rows, pair_forward_scratch(down, up, 1) * sizeof(T), kLeastRows);
   const i64 blocks = (p.rows + block - 1) / block;
   const Tensor t = stage1_of_down<T>(p, block);
   const T* stage1 = in<T>(t);
@@ -266,7 +268,7 @@ template <class T>
 Tensor backward(const Problem& p, const std::vector<Tensor>& grads, Asked& asked, i64 chunks) {
   const PhmDims &down = p.down.dims, &up = p.ups[0].dims;
   const int maps = int(p.ups.size());
-  const i64 block = block_rows(p.rows, pair_backward_scratch(down, up, 1) * sizeof(T));
+  const i64 block = block_rows(p.rows, pair_backward_scratch(down, up, 1) * sizeof(T), kLeastRows);
   const i64 blocks = (p.rows + block - 1) / block;
   const Tensor t = stage1_of_down<T>(p, block);
   GradientSum& rule_in = asked.maps[0][0];

@@ -83,6 +83,51 @@ static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, 
   }
 }
 
+// NV or fewer vectors of columns, the last of them with `tail` lanes.
+template <class T, int NV, bool STREAM>
+MOP_INLINE void product_group(i64 vectors, int tail, i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
+                              Panel<const T> init) {
+  const bool whole = tail == kLanes<T>;
+  if (vectors == NV && whole)
+    product_columns<T, NV, false, STREAM>(rows, depth, a, b, c, init, tail);
+  else if (vectors == NV)
+    product_columns<T, NV, true, false>(rows, depth, a, b, c, init, tail);
+  else if constexpr (NV > 1)
+    product_group<T, NV - 1, STREAM>(vectors, tail, rows, depth, a, b, c, init);
+}
+
+// C = init + A B where B is deep. It is copied, a group of columns and kDepth rows at a time, to where its rows are
+// neighbours: rows a power of two apart share a few sets of the L1 cache. The copy pays once kMinRows rows pass
+// through.
+constexpr i64 kDeep = 96, kMinRows = 24;
+
+template <class T>
+__attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b,
+                                                   Panel<T> c, Panel<const T> init) {
+  constexpr int W = kLanes<T>, NV = 3;
+  constexpr i64 kDepth = 192;
+  alignas(64) T packed[kDepth * NV * W];
+  const i64 vectors = (columns + W - 1) / W;
+  const int last = int(columns - (vectors - 1) * W);
+  for (i64 v = 0; v < vectors; v += NV) {
+    const i64 some = vectors - v < NV ? vectors - v : NV, at = v * W;
+    const int tail = v + some == vectors ? last : W;
+    const Panel<T> c_at{c.data + at, c.row};
+    Panel<const T> init_at{init.data ? init.data + at : nullptr, init.row};
+    for (i64 k0 = 0; k0 < depth; k0 += kDepth) {
+      const i64 deep = depth - k0 < kDepth ? depth - k0 : kDepth;
+      for (i64 k = 0; k < deep; ++k)
+        for (i64 j = 0; j < some; ++j) {
+          const T* from = b.data + (k0 + k) * b.row + at + j * W;
+          store(packed + (k * NV + j) * W, j == some - 1 ? load_first(from, tail) : load(from));
+        }
+      product_group<T, NV, false>(some, tail, rows, deep, {a.data + k0 * a.col, a.row, a.col}, {packed, NV * W}, c_at,
+                                  init_at);
+      init_at = {c_at.data, c_at.row};
+    }
+  }
+}
+
 // C (rows x columns) = init + A (rows x depth) B (depth x columns). init.data == nullptr means zero; init may be C.
 // STREAM writes C past the caches: its rows must start at, and be, whole 64-byte lines.
 template <class T, bool STREAM = false>
@@ -90,27 +135,34 @@ static void product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T
                     Panel<const T> init = {nullptr, 0}) {
   constexpr int W = kLanes<T>;
   constexpr int NV = STREAM ? 2 : 3;  // two vectors of 32 bytes are one line
+  if (!STREAM && depth >= kDeep && rows >= kMinRows) return deep_product<T>(rows, columns, depth, a, b, c, init);
   const i64 vectors = (columns + W - 1) / W;
-  const int tail = int(columns - (vectors - 1) * W);
+  const int last = int(columns - (vectors - 1) * W);
   for (i64 v = 0; v < vectors; v += NV) {
-    const i64 left = vectors - v;
-    const i64 at = v * W;
-    const Panel<const T> b_at{b.data + at, b.row};
-    const Panel<T> c_at{c.data + at, c.row};
-    const Panel<const T> init_at{init.data ? init.data + at : nullptr, init.row};
-    if (left > NV || (left == NV && tail == W))
-      product_columns<T, NV, false, STREAM>(rows, depth, a, b_at, c_at, init_at, W);
-    else if (left == 3)
-      product_columns<T, 3, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
-    else if (left == 2 && tail == W)
-      product_columns<T, 2, false, STREAM>(rows, depth, a, b_at, c_at, init_at, tail);
-    else if (left == 2)
-      product_columns<T, 2, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
-    else if (tail == W)
-      product_columns<T, 1, false, STREAM>(rows, depth, a, b_at, c_at, init_at, tail);
-    else
-      product_columns<T, 1, true, false>(rows, depth, a, b_at, c_at, init_at, tail);
+    const i64 some = vectors - v < NV ? vectors - v : NV, at = v * W;
+    product_group<T, NV, STREAM>(some, v + some == vectors ? last : W, rows, depth, a, {b.data + at, b.row},
+                                 {c.data + at, c.row}, {init.data ? init.data + at : nullptr, init.row});
   }
+}
+
+// B (columns x rows) = A (rows x columns) transposed, in square blocks of registers.
+template <class T>
+static void transpose(i64 rows, i64 columns, const T* a, T* b) {
+  constexpr int W = kLanes<T>;
+  i64 m = 0;
+  for (; m + W <= rows; m += W) {
+    i64 n = 0;
+    for (; n + W <= columns; n += W) {
+      Vec<T> block[W];
+      for (int k = 0; k < W; ++k) block[k] = load(a + (m + k) * columns + n);
+      transpose_block(a, block);
+      for (int k = 0; k < W; ++k) store(b + (n + k) * rows + m, block[k]);
+    }
+    for (; n < columns; ++n)
+      for (int k = 0; k < W; ++k) b[n * rows + m + k] = a[(m + k) * columns + n];
+  }
+  for (; m < rows; ++m)
+    for (i64 n = 0; n < columns; ++n) b[n * rows + m] = a[m * columns + n];
 }
 
 template <class T>

@@ -90,6 +90,33 @@ MOP_INLINE void stream_fence() {
 #endif
 }
 
+// A square block of registers, transposed in place.
+template <class T>
+MOP_INLINE void transpose_block(const T*, Vec<T>* block) {  // the pointer only names the type
+  Vec<T> result[kLanes<T>] = {};
+  for (int m = 0; m < kLanes<T>; ++m)
+    for (int n = 0; n < kLanes<T>; ++n) result[n][m] = block[m][n];
+  for (int m = 0; m < kLanes<T>; ++m) block[m] = result[m];
+}
+#if defined(__AVX2__)
+MOP_INLINE void transpose_block(const float*, Vec<float>* block) {
+  Vec<float> pairs[8], quads[8];
+  for (int k = 0; k < 8; k += 2) {
+    pairs[k] = _mm256_unpacklo_ps(block[k], block[k + 1]);
+    pairs[k + 1] = _mm256_unpackhi_ps(block[k], block[k + 1]);
+  }
+  for (int k = 0; k < 8; k += 4)
+    for (int h = 0; h < 2; ++h) {
+      quads[k + 2 * h] = _mm256_shuffle_ps(pairs[k + h], pairs[k + h + 2], 0x44);
+      quads[k + 2 * h + 1] = _mm256_shuffle_ps(pairs[k + h], pairs[k + h + 2], 0xee);
+    }
+  for (int k = 0; k < 4; ++k) {
+    block[k] = _mm256_permute2f128_ps(quads[k], quads[k + 4], 0x20);
+    block[k + 4] = _mm256_permute2f128_ps(quads[k], quads[k + 4], 0x31);
+  }
+}
+#endif
+
 template <class T>
 MOP_INLINE T sum_lanes(Vec<T> v) {
   T parts[kLanes<T>];
