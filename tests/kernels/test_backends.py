@@ -152,6 +152,7 @@ def test_explain_backend_of_every_operation(op, backend):
     assert mk.explain_backend(op, **{keyword: first}, backend=backend) == by_name
 
 
+@pytest.mark.filterwarnings("ignore:mop_kernels uses its slow reference")
 def test_explain_backend_sees_autocast():
     with torch.autocast("cpu", torch.float16):
         line = explained().splitlines()[0]

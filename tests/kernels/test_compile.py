@@ -104,6 +104,7 @@ def test_inductor(backend):
     )
 
 
+@pytest.mark.filterwarnings("ignore:mop_kernels uses its slow reference")
 def test_automatic_choice_compiles():
     """float16 lands on the reference, whose warning must not break the graph."""
     compiled_equals_eager(phm_operations(None), testing.lowrank_inputs(SHAPES["odd"], torch.float16), "aot_eager", 0)

@@ -104,5 +104,16 @@ def test_phm_weight_broadcasts_leading_dims(rule_groups, local_groups, dtype, ba
     check("phm_weight", backend, [rule, local])
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "scalar"])
+@pytest.mark.parametrize("op", ["phm_linear", "lowrank_phm_linear"])
+def test_bias_gradient_of_very_many_rows(op, layout, backend):
+    """One running sum over the rows drifts: equal gradients, as sum() gives, round the same way every time."""
+    tensors = INPUTS[op](SHAPES["many_rows"]._replace(rows=50_000), torch.float32)
+    grad = LAYOUTS[layout](torch.randn(50_000, tensors[-1].numel(), generator=torch.Generator().manual_seed(9)))
+    needs = [k == len(tensors) - 1 for k in range(len(tensors))]
+    _, gradients = testing.value_and_gradients(lambda *t: getattr(mk, op)(*t, backend=backend), tensors, [grad], needs)
+    assert testing.relative_error(gradients[-1], grad.double().sum(0)) < 2e-6
+
+
 def test_float16_runs_on_the_reference():
     check("lowrank_phm_linear", "reference", testing.lowrank_inputs(SHAPES["odd"], torch.float16))
