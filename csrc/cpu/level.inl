@@ -89,21 +89,31 @@ void grad_rule_in(const PhmDims& d, i64 j, i64 rows, const T* grad_t, const T* x
           accumulate);
 }
 
+// Sums of kStretch rows are added to the total as one: over n rows the rounding grows with kStretch + n / kStretch.
 template <class T>
 void sum_rows(i64 rows, i64 width, const T* from, i64 row, T* to, bool accumulate) {
   constexpr int W = kLanes<T>;
+  constexpr i64 kStretch = 64;
   i64 w = 0;
   for (; w + 4 * W <= width; w += 4 * W) {
-    Vec<T> acc[4];
-    for (int k = 0; k < 4; ++k) acc[k] = accumulate ? load(to + w + k * W) : Vec<T>{};
-    for (i64 n = 0; n < rows; ++n)
-      for (int k = 0; k < 4; ++k) acc[k] += load(from + n * row + w + k * W);
-    for (int k = 0; k < 4; ++k) store(to + w + k * W, acc[k]);
+    Vec<T> total[4];
+    for (int k = 0; k < 4; ++k) total[k] = accumulate ? load(to + w + k * W) : Vec<T>{};
+    for (i64 n0 = 0; n0 < rows; n0 += kStretch) {
+      Vec<T> part[4] = {};
+      for (i64 n = n0; n < rows && n < n0 + kStretch; ++n)
+        for (int k = 0; k < 4; ++k) part[k] += load(from + n * row + w + k * W);
+      for (int k = 0; k < 4; ++k) total[k] += part[k];
+    }
+    for (int k = 0; k < 4; ++k) store(to + w + k * W, total[k]);
   }
   for (; w < width; ++w) {
-    T sum = accumulate ? to[w] : T(0);
-    for (i64 n = 0; n < rows; ++n) sum += from[n * row + w];
-    to[w] = sum;
+    T total = accumulate ? to[w] : T(0);
+    for (i64 n0 = 0; n0 < rows; n0 += kStretch) {
+      T part = 0;
+      for (i64 n = n0; n < rows && n < n0 + kStretch; ++n) part += from[n * row + w];
+      total += part;
+    }
+    to[w] = total;
   }
 }
 

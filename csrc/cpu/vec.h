@@ -93,10 +93,12 @@ MOP_INLINE void stream_fence() {
 // A square block of registers, transposed in place.
 template <class T>
 MOP_INLINE void transpose_block(const T*, Vec<T>* block) {  // the pointer only names the type
-  Vec<T> result[kLanes<T>] = {};
-  for (int m = 0; m < kLanes<T>; ++m)
-    for (int n = 0; n < kLanes<T>; ++n) result[n][m] = block[m][n];
-  for (int m = 0; m < kLanes<T>; ++m) block[m] = result[m];
+  constexpr int W = kLanes<T>;
+  T from[W * W], to[W * W];
+  for (int m = 0; m < W; ++m) store(from + m * W, block[m]);
+  for (int m = 0; m < W; ++m)
+    for (int n = 0; n < W; ++n) to[n * W + m] = from[m * W + n];
+  for (int m = 0; m < W; ++m) block[m] = load(to + m * W);
 }
 #if defined(__AVX2__)
 MOP_INLINE void transpose_block(const float*, Vec<float>* block) {
