@@ -25,7 +25,7 @@ from mop_t5.training import hold_absent_experts
 from torch.utils.data import DataLoader
 from transformers import T5Config
 
-STEPS = 60
+EPOCHS = 3
 
 torch.manual_seed(0)
 corpus = synthetic_corpus(seed=0, general=1, train=400, valid=1, test=5)
@@ -46,17 +46,16 @@ loader = DataLoader(rows, batch_sampler=sampler, collate_fn=Collator(tokenizer.p
 
 optimizer = torch.optim.AdamW(model.mop.parameters(), lr=5e-3)
 hold_absent_experts(optimizer, model.mop.expert_parameters())  # no decay and no momentum for experts out of use
-step = 0
-while step < STEPS:
-    sampler.set_epoch(step // len(sampler))
+for epoch in range(EPOCHS):
+    sampler.set_epoch(epoch)  # other rows each time, the same for the same seed
+    losses = []
     for batch in loader:
         optimizer.zero_grad()
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()
-        step += 1
-        if step % 15 == 0:
-            print(f"step {step}: loss {loss.item():.3f}")
+        losses.append(loss.item())
+    print(f"epoch {epoch}: mean loss {sum(losses) / len(losses):.3f}")
 
 for row, summary in zip(corpus["test"], generate_summaries(model, tokenizer, corpus["test"], max_new_tokens=10)):
     print(f"{row.scenario}: {summary}")

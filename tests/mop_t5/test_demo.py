@@ -67,7 +67,7 @@ def test_a_corpus_of_ones_own(tmp_path, capsys):
         (["--corpus", "nowhere"], "no corpus folder at nowhere"),
         (["--unit", "word"], "unit must be one of"),
         (["--methods", "[mopp]"], "unknown method 'mopp'"),
-        (["--d_model", "100"], "d_model must be a multiple of 32, got 100"),
+        (["--d_model", "100"], "d_model must be a multiple of 16, the width of a head; got 100"),
     ],
 )
 def test_errors_come_before_the_work(tmp_path, capsys, arguments, message):

@@ -108,7 +108,7 @@ _SHARES = (5, 4, 3, 2, 2)  # of the rows, in the order of SCENARIOS
 
 
 def synthetic_corpus(
-    seed: int = 0, *, general: int = 3000, train: int = 3000, valid: int = 250, test: int = 250
+    seed: int = 0, *, general: int = 4000, train: int = 4000, valid: int = 250, test: int = 250
 ) -> dict[str, list[Example]]:
     """The splits `general` (random styles) and `train`, `valid`, `test` (one style a scenario) with that many rows.
 
