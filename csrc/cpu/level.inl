@@ -89,31 +89,39 @@ void grad_rule_in(const PhmDims& d, i64 j, i64 rows, const T* grad_t, const T* x
           accumulate);
 }
 
-// Sums of kStretch rows are added to the total as one: over n rows the rounding grows with kStretch + n / kStretch.
+MOP_INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+
+// to[0 .. N vectors) (+)= the sum of the rows, in three levels: 32 rows, 32 such sums, then the rest. One running sum
+// over n equal numbers drifts by n roundings, this one by 64 + n / 1024.
+template <class Lanes, int N, class Load>
+MOP_INLINE void cascade(i64 rows, Lanes* total, const Load& load_row) {
+  constexpr i64 kStretch = 32, kGroup = 32 * kStretch;
+  for (i64 n0 = 0; n0 < rows; n0 += kGroup) {
+    Lanes group[N] = {};
+    for (i64 n1 = n0; n1 < smaller(rows, n0 + kGroup); n1 += kStretch) {
+      Lanes part[N] = {};
+      for (i64 n = n1; n < smaller(rows, n1 + kStretch); ++n)
+        for (int k = 0; k < N; ++k) part[k] += load_row(n, k);
+      for (int k = 0; k < N; ++k) group[k] += part[k];
+    }
+    for (int k = 0; k < N; ++k) total[k] += group[k];
+  }
+}
+
 template <class T>
 void sum_rows(i64 rows, i64 width, const T* from, i64 row, T* to, bool accumulate) {
-  constexpr int W = kLanes<T>;
-  constexpr i64 kStretch = 64;
+  constexpr int W = kLanes<T>, N = 4;
   i64 w = 0;
-  for (; w + 4 * W <= width; w += 4 * W) {
-    Vec<T> total[4];
-    for (int k = 0; k < 4; ++k) total[k] = accumulate ? load(to + w + k * W) : Vec<T>{};
-    for (i64 n0 = 0; n0 < rows; n0 += kStretch) {
-      Vec<T> part[4] = {};
-      for (i64 n = n0; n < rows && n < n0 + kStretch; ++n)
-        for (int k = 0; k < 4; ++k) part[k] += load(from + n * row + w + k * W);
-      for (int k = 0; k < 4; ++k) total[k] += part[k];
-    }
-    for (int k = 0; k < 4; ++k) store(to + w + k * W, total[k]);
+  for (; w + N * W <= width; w += N * W) {
+    Vec<T> total[N];
+    for (int k = 0; k < N; ++k) total[k] = accumulate ? load(to + w + k * W) : Vec<T>{};
+    cascade<Vec<T>, N>(rows, total, [=](i64 n, int k) { return load(from + n * row + w + k * W); });
+    for (int k = 0; k < N; ++k) store(to + w + k * W, total[k]);
   }
   for (; w < width; ++w) {
-    T total = accumulate ? to[w] : T(0);
-    for (i64 n0 = 0; n0 < rows; n0 += kStretch) {
-      T part = 0;
-      for (i64 n = n0; n < rows && n < n0 + kStretch; ++n) part += from[n * row + w];
-      total += part;
-    }
-    to[w] = total;
+    T total[1] = {accumulate ? to[w] : T(0)};
+    cascade<T, 1>(rows, total, [=](i64 n, int) { return from[n * row + w]; });
+    to[w] = total[0];
   }
 }
 

@@ -27,6 +27,7 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
   const i64 width = weight.size(0), out_width = weight.size(1);
   MOP_GUARD(x.size(x.dim() - 1) == width && (!bias || bias->numel() == out_width));
   Tensor y = torch::stable::matmul(as_rows(x, width), weight);
+  MOP_GUARD(y.scalar_type() == x.scalar_type());  // autocast would have cast it
   if (bias)
     by_dtype(x, [&](auto zero) {
       using T = decltype(zero);
