@@ -102,7 +102,7 @@ def train(
     trainer.set_up(config, mixing_ids)
     outcome = trainer.train(resume_from_checkpoint=resume)
     model.eval()
-    if not any(folder.iterdir()):
+    if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes it even where nothing is saved
     steps = max(1, trainer.state.global_step)
     return TrainingResult(trainer.state.log_history, outcome.metrics["train_runtime"] / steps)
