@@ -29,9 +29,20 @@ pybind11::dict build_info() {
   return info;
 }
 
+pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_t g_out, int64_t loc_in,
+                               int64_t loc_out) {
+  const mop::Plan plan = mop::plan_phm_linear(rows, {terms, 1, g_in, g_out, loc_in, loc_out});
+  pybind11::dict figures;
+  figures["weight_once"] = plan.weight_once;
+  figures["local_first"] = plan.local_first;
+  figures["takes_local_first"] = plan.takes_local_first;
+  return figures;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.";
+  m.def("plan_phm_linear", &plan_phm_linear, "The cost model of phm_linear: multiply-adds of its two ways.");
   m.def("build_info", &build_info, "What this binary was built with, and the vector level it uses here.");
 }

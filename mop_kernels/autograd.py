@@ -31,12 +31,13 @@ def _call(name: str, backend: str, args: tuple):
     Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
     dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
     """
-    device = _first(args).device.type
+    first = _first(args)
+    device = first.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return _call(name, backend, args)
     op = ops.get(name, backend)
-    if backend != "cpu" or _first(args).dtype != _HALF:
+    if backend != "cpu" or first.dtype is not _HALF:
         return op(*args)
     result = op(*_cast(args, torch.float32))
     return result.to(_HALF) if isinstance(result, Tensor) else [t.to(_HALF) for t in result]

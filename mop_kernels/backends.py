@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 
@@ -31,20 +30,21 @@ if _C is not None:
     ops.define("cpu")
 
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CPU_DEVICES = ("cpu", "meta")
 _NOT_IN_THIS_VERSION = "this version of mop_kernels has no {} kernels yet"
 
 _override: str | None = None
 _warned: set[str] = set()
 
 
-class Choice(NamedTuple):
-    backend: str
-    reason: str
-
-
 def build_info() -> dict:
     """What the compiled module says of itself (compiler, torch, vector instructions); {} where it is absent."""
     return {} if _C is None else dict(_C.build_info())
+
+
+def plan_phm_linear(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int) -> dict:
+    """The cost model of the cpu backend's phm_linear: multiply-adds of its two ways, and which it takes."""
+    return _C.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -100,28 +100,36 @@ def requested(backend: str | None) -> tuple[str, str]:
     return "auto", "auto"
 
 
-def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> Choice:
+def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend of one call. Raises ValueError for an unknown name, RuntimeError for one that cannot run."""
     name, source = requested(backend)
+    if name == "auto":
+        if _C is not None and device.type in _CPU_DEVICES and dtype in _CPU_DTYPES:
+            return "cpu"
+        _warn_once(why_not("cpu") or _unfit("cpu", device, dtype))
+        return "reference"
+    reason = why_not(name) or _unfit(name, device, dtype)
+    if reason is not None:
+        raise RuntimeError(
+            f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
+            f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
+        )
+    return name
+
+
+def reason_of(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """Why `resolve` takes what it takes, in words; apart from it, because a call should not pay for them."""
+    name, source = requested(backend)
     if name != "auto":
-        reason = why_not(name) or _unfit(name, device, dtype)
-        if reason is not None:
-            raise RuntimeError(
-                f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
-                f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
-            )
-        return Choice(name, f"asked for by {source}")
-    reason = why_not("cpu") or _unfit("cpu", device, dtype)
-    if reason is None:
-        return Choice("cpu", f"auto: compiled kernels serve {dtype} on {device.type}")
-    _warn_once(reason)
-    return Choice("reference", f"auto: {reason}")
+        return f"asked for by {source}"
+    missing = why_not("cpu") or _unfit("cpu", device, dtype)
+    return f"auto: {missing or f'compiled kernels serve {dtype} on {device.type}'}"
 
 
 def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if name != "cpu":
         return None
-    if device.type not in ("cpu", "meta"):
+    if device.type not in _CPU_DEVICES:
         return f"it takes tensors on the CPU, these are on {device}"
     if dtype not in _CPU_DTYPES:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _CPU_DTYPES)}, these are {dtype}"

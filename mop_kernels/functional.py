@@ -4,6 +4,7 @@ Errors: TypeError for something that is no tensor, no floating-point tensor, or 
 ValueError for a shape, a device or a name; RuntimeError for a backend that cannot run here.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,9 +45,9 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
         raise ValueError(
             f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
         ) from None
-    choice = backends.resolve(backend, rule.device, rule.dtype)
+    backend = backends.resolve(backend, rule.device, rule.dtype)
     rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
-    return PhmProduct.apply("phm_weight", choice.backend, rule, local)
+    return PhmProduct.apply("phm_weight", backend, rule, local)
 
 
 def phm_linear(
@@ -60,8 +61,8 @@ def phm_linear(
     x, rule, local, bias = _same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
     _check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, rule.shape[0], rule.shape[1], rule.shape[2], local, bias)
-    choice = backends.resolve(backend, x.device, x.dtype)
-    return PhmProduct.apply("phm_linear", choice.backend, x, rule, local, bias)
+    backend = backends.resolve(backend, x.device, x.dtype)
+    return PhmProduct.apply("phm_linear", backend, x, rule, local, bias)
 
 
 def lowrank_phm_linear(
@@ -86,8 +87,8 @@ def lowrank_phm_linear(
     _check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
     _check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
     _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
-    choice = backends.resolve(backend, x.device, x.dtype)
-    return PhmProduct.apply("lowrank_phm_linear", choice.backend, x, rule_in, rule_out, local, bias)
+    backend = backends.resolve(backend, x.device, x.dtype)
+    return PhmProduct.apply("lowrank_phm_linear", backend, x, rule_in, rule_out, local, bias)
 
 
 def mop_ffn(
@@ -107,11 +108,11 @@ def mop_ffn(
     Differentiable once in x and all factors; hidden rows are recomputed in backward.
     """
     x, down, ups, experts = _check_mop_ffn(x, down, ups, activation, experts)
-    choice = backends.resolve(backend, x.device, x.dtype)
+    backend = backends.resolve(backend, x.device, x.dtype)
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
     flat_ups = [t for up in ups for t in up if t is not None]
-    return MopFFN.apply(choice.backend, len(flat_down), len(ups), activation, experts, x, *flat_down, *flat_ups)
+    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, x, *flat_down, *flat_ups)
 
 
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}
@@ -125,12 +126,16 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}; got {name!r}.")
-    backend = kwargs.get("backend")
-    first = args[0] if args else kwargs.get("rule" if name == "phm_weight" else "x")
+    given = inspect.signature(OPERATIONS[name]).bind_partial(*args, **kwargs).arguments
+    backend, first = given.get("backend"), given.get("rule" if name == "phm_weight" else "x")
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
-    choice = backends.resolve(backend, first.device, _dtype_of_call(first))
-    lines = [f"{name}: backend {choice.backend} ({choice.reason})", f"method: {_METHODS[choice.backend][name]}"]
+    dtype = _dtype_of_call(first)
+    choice = backends.resolve(backend, first.device, dtype)
+    reason = backends.reason_of(backend, first.device, dtype)
+    lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
+    if name == "phm_linear" and choice == "cpu" and {"rule", "local"} <= given.keys():
+        lines.append(_plan_of_phm_linear(first, given["rule"], given["local"]))
     for other in backends.NAMES:
         reason = backends.why_not(other)
         if reason is not None:
@@ -142,11 +147,22 @@ _METHODS = {
     "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
     "cpu": {
         "phm_weight": "one row of W an (a, u), terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product (a full rule saves no multiply-adds)",
+        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, local first, without W",
         "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
         "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
     },
 }
+
+
+def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
+    terms, g_in, g_out = rule.shape
+    rows = x.numel() // (g_in * local.shape[1])
+    plan = backends.plan_phm_linear(rows, terms, g_in, g_out, *local.shape[1:])
+    taken = "local first" if plan["takes_local_first"] else "W built once"
+    return (
+        f"plan: {taken}; multiply-adds of the forward pass on {rows} rows: W built once {plan['weight_once']:,}, "
+        f"local first {plan['local_first']:,} (taken where it needs less than half)"
+    )
 
 
 def _dtype_of_call(tensor: Tensor) -> torch.dtype:
@@ -159,6 +175,14 @@ def _dtype_of_call(tensor: Tensor) -> torch.dtype:
 
 def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
+    values = list(tensors.values())
+    first = values[0]
+    if isinstance(first, Tensor) and first.is_floating_point() and _dtype_of_call(first) is first.dtype:
+        # the common case costs a call two microseconds; whatever is unusual is looked at, and explained, below
+        dtype, device = first.dtype, first.device
+        given = values[:-1] if values[-1] is None and "bias" in tensors else values
+        if all(isinstance(t, Tensor) and t.dtype is dtype and t.device == device for t in given):
+            return values
     first_name = first = None
     result = []
     for name, tensor in tensors.items():

@@ -39,8 +39,11 @@ inline Tensor empty(const Tensor& like, std::initializer_list<i64> sizes) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()));
 }
 
-// rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in), and back; no copy for rank 1.
+// The gradient of a packed rule_in as rule_in itself is, (..., terms, g_in, rank).
 inline Tensor swapped_sides(const Tensor& t) { return torch::stable::contiguous(torch::stable::transpose(t, -2, -1)); }
+
+// rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in). Rank 1 is the same memory.
+inline Tensor packed_rule_in(const Tensor& t) { return t.size(t.dim() - 1) == 1 ? t : swapped_sides(t); }
 
 // Calls body(task) for every task, in no order, on torch's threads. A task must own what it writes and may depend on
 // nothing but its number: then results are bit-equal for any number of threads. One counter instead of fixed ranges

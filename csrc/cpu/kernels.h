@@ -24,7 +24,7 @@ struct PhmDims {
 
 template <class T>
 struct Factors {
-  const T* rule_in;   // [j, a]
+  const T* rule_in;   // [j, a]; of a full rule (local_first): [i, a, c], and rule_out null
   const T* rule_out;  // [j, c]
   const T* local;     // [i, u, v]
   const T* bias;      // [c, v], or null
@@ -119,6 +119,7 @@ struct Kernels {
   void (*pair_backward)(const PairBackward<T>&, T* scratch);
   void (*down_tail)(const DownTail<T>&, T* scratch);
   void (*grad_x)(const PhmDims&, const T* rule_in, i64 rows, const T* grad_t, T* grad_x);
+  void (*local_first)(const MapForward<T>&, T* scratch);
   void (*weight_rows)(const PhmDims&, i64 a, const T* rule, const T* local, T* weight);
   void (*weight_grad_rule)(const PhmDims&, i64 a, const T* grad, const T* local, T* rule);
   void (*weight_grad_local)(const PhmDims&, i64 u, const T* grad, const T* rule, T* local);
@@ -133,6 +134,7 @@ inline i64 map_forward_scratch(const PhmDims& d, i64 rows) {
 inline i64 map_backward_scratch(const PhmDims& d, i64 rows) {
   return 2 * map_forward_scratch(d, rows) + line(d.loc_in * d.loc_out) + line(rows * d.out());
 }
+inline i64 local_first_scratch(const PhmDims& d, i64 rows) { return line(d.terms * rows * d.g_in * d.loc_out); }
 inline i64 pair_forward_scratch(const PhmDims& down, const PhmDims& up, i64 rows) {
   return line(down.j() * rows * down.loc_out) + line(rows * down.out()) + map_forward_scratch(up, rows);
 }

@@ -160,6 +160,24 @@ void map_forward(const MapForward<T>& m, T* scratch) {
   if (m.stream) stream_fence();
 }
 
+// A full rule on few rows: s[i, (n a), v] = sum_u x[(n a), u] local[i, u, v], then the rule mixes (i, a) into c.
+template <class T>
+void local_first(const MapForward<T>& m, T* s) {
+  const PhmDims& d = m.dims;
+  const i64 height = m.rows * d.g_in;
+  for (i64 i = 0; i < d.terms; ++i)
+    product<T>(height, d.loc_out, d.loc_in, {m.x, d.loc_in, 1}, {m.factors.local + i * d.loc_in * d.loc_out, d.loc_out},
+               {s + i * height * d.loc_out, d.loc_out});
+  for (i64 n = 0; n < m.rows; ++n) {
+    const Panel<T> y{m.y + n * d.out(), d.loc_out};
+    for (i64 i = 0; i < d.terms; ++i) {
+      const T* from = s + (i * height + n * d.g_in) * d.loc_out;
+      product<T>(d.g_out, d.loc_out, d.g_in, {m.factors.rule_in + i * d.g_in * d.g_out, 1, d.g_out}, {from, d.loc_out},
+                 y, {i == 0 ? m.factors.bias : y.data, d.loc_out});
+    }
+  }
+}
+
 template <class T>
 void map_backward(const MapBackward<T>& m, T* scratch) {
   const PhmDims& d = m.dims;
@@ -369,9 +387,9 @@ void sum_rows_to(i64 rows, i64 width, const T* from, i64 row, T* to) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {stage1<T>,           map_forward<T>,       map_backward<T>,      pair_forward<T>,
-                               pair_backward<T>,    down_tail<T>,         stage1_transposed<T>, weight_rows<T>,
-                               weight_grad_rule<T>, weight_grad_local<T>, sum_rows_to<T>};
+constexpr Kernels<T> kTable = {stage1<T>,        map_forward<T>,      map_backward<T>,      pair_forward<T>,
+                               pair_backward<T>, down_tail<T>,        stage1_transposed<T>, local_first<T>,
+                               weight_rows<T>,   weight_grad_rule<T>, weight_grad_local<T>, sum_rows_to<T>};
 
 }  // namespace
 

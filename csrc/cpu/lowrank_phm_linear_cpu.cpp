@@ -25,7 +25,7 @@ Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor loca
   sizes.back() = d.out();
   Tensor y = torch::stable::new_empty(x, sizes);
   const i64 rows = x.numel() / d.in();
-  const Tensor packed = swapped_sides(rule_in);
+  const Tensor packed = packed_rule_in(rule_in);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const Factors<T> factors{in<T>(packed), in<T>(rule_out), in<T>(local), in<T>(bias)};
@@ -49,7 +49,7 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
   const i64 rows = x.numel() / d.in();
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
   const Tensor grad_y = torch::stable::reshape(grad, {rows, d.out()});
-  const Tensor packed = swapped_sides(rule_in);
+  const Tensor packed = packed_rule_in(rule_in);
   const i64 sizes[4] = {d.j() * d.g_in, d.j() * d.g_out, d.local_size(), d.out()};
 
   Tensor grad_x;

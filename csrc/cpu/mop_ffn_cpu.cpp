@@ -31,7 +31,7 @@ Map map_of(const Tensor* factors, std::size_t count) {
   MOP_GUARD(rule_in.dim() == 5 && rule_out.dim() == 5 && local.dim() == 5);
   const PhmDims d{local.size(2), rule_in.size(4), rule_in.size(3), rule_out.size(4), local.size(3), local.size(4)};
   MOP_GUARD(rule_in.size(2) == d.terms && rule_out.size(2) == d.terms && rule_out.size(3) == d.rank);
-  Map map{d, swapped_sides(rule_in), rule_out, local, std::nullopt};
+  Map map{d, packed_rule_in(rule_in), rule_out, local, std::nullopt};
   if (count == 4) {
     MOP_GUARD(factors[3].dim() == 3 && factors[3].size(2) == d.out());
     map.bias = factors[3];
@@ -351,9 +351,12 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
 
   std::vector<Tensor> result;
   if (asked.x) result.push_back(grad_x);
-  for (const auto& sums : asked.maps)
-    for (std::size_t k = 0; k < sums.size(); ++k)
-      if (sums[k].asked) result.push_back(k == 0 ? swapped_sides(sums[k].result) : sums[k].result);
+  for (std::size_t m = 0; m < asked.maps.size(); ++m)
+    for (int k = 0; k < 4; ++k) {
+      const GradientSum& sum = asked.maps[m][k];
+      const bool packed = k == 0 && (m == 0 ? p.down : p.ups[m - 1]).dims.rank > 1;
+      if (sum.asked) result.push_back(packed ? swapped_sides(sum.result) : sum.result);
+    }
   return result;
 }
 

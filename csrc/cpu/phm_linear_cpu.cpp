@@ -1,8 +1,12 @@
-// phm_linear: W built once, then dense products of torch. A full rule saves no multiply-adds over dense.
+// phm_linear: W built once, then dense products of torch; on few rows the factors are applied without it. A full rule
+// saves no multiply-adds over dense, only the building of W.
 #include "ops.h"
 
 namespace mop {
 namespace {
+
+// Local first makes short products of odd shapes, a dense product runs near the machine's rate.
+constexpr i64 kLocalFirstPenalty = 2;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
 
@@ -22,24 +26,44 @@ Tensor column_sums(const Tensor& rows) {
   return sums;
 }
 
+Plan plan_phm_linear(i64 rows, const PhmDims& d) {
+  const i64 weight_once = (d.terms + rows) * d.in() * d.out();
+  const i64 local_first = rows * d.terms * (d.in() * d.loc_out + d.g_in * d.out());
+  return {weight_once, local_first, local_first * kLocalFirstPenalty < weight_once};
+}
+
 Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias) {
-  const Tensor weight = phm_weight(rule, local);
-  const i64 width = weight.size(0), out_width = weight.size(1);
-  MOP_GUARD(x.size(x.dim() - 1) == width && (!bias || bias->numel() == out_width));
-  Tensor y = torch::stable::matmul(as_rows(x, width), weight);
+  const PhmDims d = weight_dims(rule, local);
+  MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && (!bias || bias->numel() == d.out()));
+  const i64 rows = x.numel() / d.in();
+  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = d.out();
+  if (plan_phm_linear(rows, d).takes_local_first) {
+    Tensor y = torch::stable::new_empty(x, sizes);
+    by_dtype(x, [&](auto zero) {
+      using T = decltype(zero);
+      const Factors<T> factors{in<T>(rule), nullptr, in<T>(local), in<T>(bias)};
+      const T* from = in<T>(x);
+      T* to = out<T>(y);
+      for_each_task(rows, [&](i64 n) {
+        const MapForward<T> unit{d, factors, 1, from + n * d.in(), to + n * d.out(), false};
+        kernels<T>().local_first(unit, thread_scratch<T>(local_first_scratch(d, 1)));
+      });
+    });
+    return y;
+  }
+  Tensor y = torch::stable::matmul(x.dim() == 2 ? x : as_rows(x, d.in()), phm_weight(rule, local));
   MOP_GUARD(y.scalar_type() == x.scalar_type());  // autocast would have cast it
   if (bias)
     by_dtype(x, [&](auto zero) {
       using T = decltype(zero);
       const T* b = in<T>(*bias);
       T* to = out<T>(y);
-      for_each_task(y.size(0), [&](i64 n) {
-        for (i64 k = 0; k < out_width; ++k) to[n * out_width + k] += b[k];
+      for_each_task(rows, [&](i64 n) {
+        for (i64 k = 0; k < d.out(); ++k) to[n * d.out() + k] += b[k];
       });
     });
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = out_width;
-  return torch::stable::view(y, sizes);
+  return x.dim() == 2 ? y : torch::stable::view(y, sizes);
 }
 
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask) {
