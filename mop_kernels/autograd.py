@@ -75,13 +75,22 @@ class PhmProduct(torch.autograd.Function):
 
 
 class MopFFN(torch.autograd.Function):
-    """`factors` is the flat list down + ups of ops.py, `num_down` how many of them are the down map's."""
+    """`factors` is the flat list down + ups of ops.py, `num_down` how many of them are the down map's.
+
+    row_gradients: copy the asked experts' factors (k rows of each) and give their gradients as sparse tensors.
+    """
 
     @staticmethod
-    def forward(ctx, backend, num_down, num_maps, activation, experts, x, *factors):
-        x, *factors = (t.contiguous() for t in (x, *factors))
+    def forward(ctx, backend, num_down, num_maps, activation, experts, row_gradients, *tensors):
         ctx.backend = backend
         ctx.layout = (num_down, num_maps, activation)
+        ctx.rows_of = None
+        if row_gradients and experts is not None:
+            num_experts = max(t.shape[1] for t in tensors)
+            ctx.rows_of = (experts, num_experts, [t.shape[1] == num_experts > 1 for t in tensors])
+            tensors = [t.index_select(1, experts) if own else t for t, own in zip(tensors, ctx.rows_of[2])]
+            experts = None
+        x, *factors = (t.contiguous() for t in tensors)
         ctx.save_for_backward(experts, x, *factors)
         down, ups = list(factors[:num_down]), list(factors[num_down:])
         return tuple(_call("mop_ffn", backend, (x, down, ups, num_maps, activation, experts)))
@@ -92,7 +101,22 @@ class MopFFN(torch.autograd.Function):
         experts, x, *factors = ctx.saved_tensors
         num_down, num_maps, activation = ctx.layout
         down, ups = list(factors[:num_down]), list(factors[num_down:])
-        needs = ctx.needs_input_grad[5:]
+        needs = ctx.needs_input_grad[6:]
         args = (list(grads), x, down, ups, num_maps, activation, experts, _mask(needs))
-        gradients = _call("mop_ffn_backward", ctx.backend, args)
-        return (None, None, None, None, None, *_spread(gradients, needs))
+        gradients = _spread(_call("mop_ffn_backward", ctx.backend, args), needs)
+        if ctx.rows_of is not None:
+            ids, num_experts, own = ctx.rows_of
+            gradients = [
+                g if g is None or not of_expert else _as_rows(g, ids, num_experts)
+                for g, of_expert in zip(gradients, own)
+            ]
+        return (None, None, None, None, None, None, *gradients)
+
+
+def _as_rows(gradient: Tensor, experts: Tensor, num_experts: int) -> Tensor:
+    """(layers, k, ...) of the asked experts as a sparse tensor (layers, num_experts, ...): nothing is zero-filled."""
+    layers, picked = gradient.shape[:2]
+    every_layer = torch.arange(layers, device=experts.device).repeat_interleave(picked)
+    indices = torch.stack([every_layer, experts.repeat(layers)])
+    size = (layers, num_experts, *gradient.shape[2:])
+    return torch.sparse_coo_tensor(indices, gradient.flatten(0, 1), size, check_invariants=False)

@@ -98,6 +98,7 @@ def mop_ffn(
     *,
     activation: str = "relu",
     experts: Tensor | None = None,
+    row_gradients: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, ...]:
     """The MOP generator for all (layer, expert) pairs and all up maps in one call (MOP Eqs. 1 to 4).
@@ -105,14 +106,17 @@ def mop_ffn(
     x (layers|1, experts|1, n, in); down a LowRankPHM in -> mid; ups LowRankPHMs mid -> out of equal shapes, which
     share the hidden rows; activation one of relu, gelu (erf), gelu_tanh, tanh, silu, identity. experts int64 (k,),
     distinct: only these experts, in this order. Returns one (layers, experts or k, n, out) tensor an up map.
-    Differentiable once in x and all factors; hidden rows are recomputed in backward.
+    Differentiable once in x and all factors; hidden rows are recomputed in backward. The gradient of an expert that
+    `experts` leaves out is zero; row_gradients=True gives those of the tensors with an experts dim as sparse tensors
+    (layers, experts, ...) with the asked rows only, as nn.Embedding(sparse=True) does, for SparseAdam or a thousand
+    experts.
     """
     x, down, ups, experts = _check_mop_ffn(x, down, ups, activation, experts)
     backend = backends.resolve(backend, x.device, x.dtype)
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
     flat_ups = [t for up in ups for t in up if t is not None]
-    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, x, *flat_down, *flat_ups)
+    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, row_gradients, x, *flat_down, *flat_ups)
 
 
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}

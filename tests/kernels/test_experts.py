@@ -68,3 +68,33 @@ def test_no_expert(backend):
 def test_one_expert_of_one(backend):
     tensors = testing.mop_inputs(BANK._replace(experts=1), torch.float32)
     check(tensors, backend, experts=torch.tensor([0]))
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_row_gradients_are_the_dense_ones(sharing, backend):
+    tensors = testing.mop_inputs(BANK, torch.float32, sharing=SHARINGS[sharing])
+    experts = torch.tensor([3, 1])
+    grads = [torch.randn(2, 2, 6, 18) for _ in range(2)]
+    dense_y, dense = testing.value_and_gradients(lambda *t: call(t, experts=experts, backend=backend), tensors, grads)
+    rows_y, rows = testing.value_and_gradients(
+        lambda *t: call(t, experts=experts, row_gradients=True, backend=backend), tensors, grads
+    )
+    assert all(torch.equal(a, b) for a, b in zip(dense_y, rows_y, strict=True))
+    for d, r in zip(dense, rows, strict=True):
+        assert r.is_sparse == (d.shape[1] == 5)
+        if r.is_sparse:
+            assert r._nnz() == d.shape[0] * 2, "only the asked rows are stored"
+            r = r.to_dense()
+        torch.testing.assert_close(r, d, rtol=1e-5, atol=1e-5)
+
+
+def test_row_gradients_train_with_sparse_adam():
+    tensors = [None if t is None else t.requires_grad_() for t in testing.mop_inputs(BANK, torch.float32)]
+    own = [t for t in tensors if t is not None and t.shape[1] == 5]
+    before = [t.detach().clone() for t in own]
+    optimizer = torch.optim.SparseAdam(own)
+    sum(y.square().sum() for y in call(tensors, experts=torch.tensor([2]), row_gradients=True)).backward()
+    optimizer.step()
+    for old, new in zip(before, own, strict=True):
+        assert torch.equal(old[:, [0, 1, 3, 4]], new[:, [0, 1, 3, 4]])
+        assert not torch.equal(old[:, 2], new[:, 2])
