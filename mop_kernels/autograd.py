@@ -15,6 +15,11 @@ _HALF = torch.bfloat16
 _SAVED = {"phm_weight": 2, "phm_linear": 3, "lowrank_phm_linear": 4}  # how many inputs backward reads: not the bias
 
 
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for this kind of device; some kinds, "meta" for one, have none."""
+    return (device == "cpu" or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+
+
 def _mask(needs: tuple[bool, ...]) -> int:
     return sum(1 << k for k, needed in enumerate(needs) if needed)
 
@@ -33,7 +38,7 @@ def _call(name: str, backend: str, args: tuple):
     """
     first = _first(args)
     device = first.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocast_is_on(device):
         with torch.autocast(device, enabled=False):
             return _call(name, backend, args)
     op = ops.get(name, backend)
@@ -61,7 +66,7 @@ class PhmProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, name, backend, *tensors):
-        tensors = tuple(None if t is None else t.contiguous() for t in tensors)
+        tensors = [None if t is None else t.contiguous() for t in tensors]
         ctx.name, ctx.backend = name, backend
         ctx.save_for_backward(*tensors[: _SAVED[name]])
         return _call(name, backend, tensors)

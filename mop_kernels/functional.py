@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import MopFFN, PhmProduct
+from .autograd import MopFFN, PhmProduct, autocast_is_on
 from .reference import ACTIVATIONS, group_sizes
 
 
@@ -171,10 +171,10 @@ def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
 
 def _dtype_of_call(tensor: Tensor) -> torch.dtype:
     """The tensor's dtype, or the one that autocast makes of it: float64 is left alone, as in F.linear."""
-    device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return tensor.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    device, dtype = tensor.device.type, tensor.dtype
+    if dtype is torch.float64 or not autocast_is_on(device):
+        return dtype
+    return torch.get_autocast_dtype(device)
 
 
 def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
@@ -184,8 +184,10 @@ def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     if isinstance(first, Tensor) and first.is_floating_point() and _dtype_of_call(first) is first.dtype:
         # the common case costs a call two microseconds; whatever is unusual is looked at, and explained, below
         dtype, device = first.dtype, first.device
-        given = values[:-1] if values[-1] is None and "bias" in tensors else values
-        if all(isinstance(t, Tensor) and t.dtype is dtype and t.device == device for t in given):
+        for t in values[:-1] if values[-1] is None and "bias" in tensors else values:
+            if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
+                break
+        else:
             return values
     first_name = first = None
     result = []
