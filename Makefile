@@ -20,12 +20,12 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -m mop_kernels.env_report
 	touch $@
 
-# make demo CORPUS=DIR runs the demo on your own corpus
+# make demo CORPUS=DIR runs the demo on your own corpus; each run replaces runs/demo
 demo: setup
-	$(BIN)/mop-t5 demo $(if $(CORPUS),--corpus $(CORPUS))
+	$(BIN)/mop-t5 demo --overwrite $(if $(CORPUS),--corpus $(CORPUS))
 
 demo-short: setup
-	$(BIN)/mop-t5 demo --short
+	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
 test: lint
 	$(BIN)/python -m pytest
