@@ -1,0 +1,29 @@
+"""The level without AVX2, which machines like this one never choose by themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mop_kernels import backends
+
+HERE = Path(__file__).parent
+PLAIN = os.environ | {"MOP_KERNELS_CPU_LEVEL": "plain"}
+
+
+@pytest.mark.skipif("cpu" not in backends.available_backends(), reason="needs the compiled module")
+def test_the_plain_level_can_be_asked_for():
+    script = "from mop_kernels import backends; print(backends.build_info()['vector_level_here'])"
+    run = subprocess.run([sys.executable, "-c", script], env=PLAIN, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "plain"
+
+
+@pytest.mark.skipif(backends.build_info().get("vector_level_here") != "avx2", reason="this run is of the plain level")
+def test_values_and_gradients_of_the_plain_level():
+    files = [str(HERE / name) for name in ("test_values.py", "test_mop_ffn.py", "test_experts.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    run = subprocess.run(command, env=PLAIN, capture_output=True, text=True, cwd=HERE.parents[1])
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert " passed" in run.stdout
