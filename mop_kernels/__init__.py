@@ -7,6 +7,7 @@ W is never built where that saves work: the factors are applied to the rows dire
 """
 
 from .backends import available_backends, use_backend
+from .conversion import phm_linear_from_compacter, replace_linears
 from .functional import LowRankPHM, explain_backend, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .layers import MOPFeedForward, PHMLinear
 
@@ -21,6 +22,8 @@ __all__ = [
     "lowrank_phm_linear",
     "mop_ffn",
     "phm_linear",
+    "phm_linear_from_compacter",
     "phm_weight",
+    "replace_linears",
     "use_backend",
 ]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .evaluation_weight import EvaluationWeight
 from .functional import ACTIVATIONS, LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
-
-INITS = ("variance_matched", "compacter")
-COMPACTER_RULE_STD = 0.01
+from .initialisation import INITS, init_factors, nearest_kronecker_sum
 
 
 class PHMLinear(nn.Module):
@@ -21,6 +21,13 @@ class PHMLinear(nn.Module):
     from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
 
     Shapes: x (..., in_features) -> (..., out_features). Raises ValueError where a size does not divide.
+
+    In evaluation (`eval()`, gradients off, not compiled, not captured in a CUDA graph) W is built once and kept, at
+    in*out numbers, where applying it takes fewer multiply-adds a row than the factors do: with a full rule always, with
+    a low-rank one where rank*(terms*(in + out) + in*out/terms) > in*out, so never at the usual low ranks. W is built
+    anew once a factor has changed (its memory or its version counter), and dropped by train(), eval(), to(),
+    load_state_dict, deepcopy and pickling. Writes that bypass the version counter, `layer.local.data.mul_(2)`, are
+    not seen: write under torch.no_grad() instead, or call eval() again.
     """
 
     def __init__(
@@ -41,6 +48,9 @@ class PHMLinear(nn.Module):
         _positive(**{name: r for name, r in (("rank", rank), ("local_rank", local_rank)) if r is not None})
         self.in_features, self.out_features, self.terms = in_features, out_features, terms
         self.rank, self.local_rank, self.init = rank, local_rank, _known_init(init)
+        dense, stages = in_features * out_features, terms * (in_features + out_features) + terms * loc_in * loc_out
+        self._keeps_weight = rank is None or rank * stages > dense  # multiply-adds a row
+        self._evaluation_weight = EvaluationWeight()
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -57,12 +67,15 @@ class PHMLinear(nn.Module):
         self.register_parameter("bias", parameter(out_features) if bias else None)
         self.reset_parameters()
 
+    def _rules(self) -> list[Tensor]:
+        return [self.rule] if self.rank is None else [self.rule_in, self.rule_out]
+
+    def _locals(self) -> list[Tensor]:
+        return [self.local] if self.local_rank is None else [self.local_left, self.local_right]
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        rules = [self.rule] if self.rank is None else [self.rule_in, self.rule_out]
-        locals_ = [self.local] if self.local_rank is None else [self.local_left, self.local_right]
-        variance = 1 / (3 * self.in_features)
-        _init_factors(rules, locals_, variance, self.init)
+        init_factors(self._rules(), self._locals(), 1 / (3 * self.in_features), self.init)
         if self.bias is not None:
             if self.init == "variance_matched":
                 nn.init.uniform_(self.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
@@ -73,6 +86,12 @@ class PHMLinear(nn.Module):
         return self.local if self.local_rank is None else self.local_left @ self.local_right
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self._keeps_weight:
+            weight = self._evaluation_weight.get(
+                x, self._rules() + self._locals(), self.in_features, self.weight_matrix
+            )
+            if weight is not None:
+                return F.linear(x, weight, self.bias)
         if self.rank is None:
             return phm_linear(x, self.rule, self._local(), self.bias)
         return lowrank_phm_linear(x, self.rule_in, self.rule_out, self._local(), self.bias)
@@ -82,6 +101,18 @@ class PHMLinear(nn.Module):
         rule = self.rule if self.rank is None else self.rule_in @ self.rule_out
         return phm_weight(rule, self._local())
 
+    def train(self, mode: bool = True) -> "PHMLinear":
+        self._evaluation_weight.drop()
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> "PHMLinear":  # to(), half(), cuda() and their like
+        self._evaluation_weight.drop()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        self._evaluation_weight.drop()
+        super()._load_from_state_dict(*args, **kwargs)
+
     @classmethod
     @torch.no_grad()
     def from_linear(
@@ -89,8 +120,7 @@ class PHMLinear(nn.Module):
     ) -> "PHMLinear":
         """The best fit to a dense layer: the nearest sum of `terms` Kronecker products in the Frobenius norm.
 
-        By SVD of the rearranged W (Van Loan and Pitsianis); with rank or local_rank each factor is then cut to its
-        own nearest matrix of that rank. Exact where W has such a form. Same device and dtype as `linear`.
+        See initialisation.nearest_kronecker_sum. Exact where W has such a form. Same device and dtype as `linear`.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}.")
@@ -104,20 +134,9 @@ class PHMLinear(nn.Module):
             device=linear.weight.device,
             dtype=linear.weight.dtype,
         )
-        loc_in, loc_out = linear.in_features // terms, linear.out_features // terms
-        blocks = linear.weight.T.double().reshape(terms, loc_in, terms, loc_out)
-        rearranged = blocks.permute(0, 2, 1, 3).reshape(terms * terms, loc_in * loc_out)
-        rule, local = _split_by_svd(rearranged, terms)
-        rule = rule.T.reshape(-1, terms, terms)
-        local = local.reshape(-1, loc_in, loc_out)
-        for names, value, cut in (
-            (("rule", "rule_in", "rule_out"), rule, rank),
-            (("local", "local_left", "local_right"), local, local_rank),
-        ):
-            parts = [value] if cut is None else _split_by_svd(value, cut)
-            for name, part in zip(names[:1] if cut is None else names[1:], parts):
-                target = getattr(layer, name).zero_()
-                target[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+        for name, part in nearest_kronecker_sum(linear.weight.T, terms, rank, local_rank).items():
+            target = getattr(layer, name).zero_()
+            target[tuple(map(slice, part.shape))] = part
         if linear.bias is not None:
             layer.bias.copy_(linear.bias)
         return layer
@@ -270,7 +289,7 @@ class _PHMFactors(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         rules = [self.rule_in] if self.rule_out is None else [self.rule_in, self.rule_out]
-        _init_factors(rules, [self.local], self.variance, self.init)
+        init_factors(rules, [self.local], self.variance, self.init)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -283,47 +302,6 @@ class _PHMFactors(nn.Module):
 
         rule = pick(self.rule_in) if self.rule_out is None else pick(self.rule_in) @ pick(self.rule_out)
         return phm_weight(rule, pick(self.local))
-
-
-def _init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, init: str) -> None:
-    """Draw rule and local factors (one tensor, or the two of a low-rank product) in place.
-
-    Each entry of W sums terms products of a rule entry and a local entry, so its variance is terms * Var(rule) *
-    Var(local). The locals are Glorot-uniform with gain sqrt(2); "variance_matched" scales the rules to reach
-    `variance`, with Var(rule_in) = Var(rule_out).
-    """
-    local_variance = 4 / (locals_[0].shape[-2] + locals_[-1].shape[-1])
-    _draw(locals_, local_variance, lambda t: nn.init.uniform_(t, -1, 1))
-    if init == "compacter":
-        for rule in rules:
-            nn.init.normal_(rule, std=COMPACTER_RULE_STD)
-    else:
-        _draw(rules, variance / (rules[0].shape[-3] * local_variance), nn.init.normal_)
-
-
-def _draw(factors: list[Tensor], variance: float, fill) -> None:
-    """Fill the factors, then scale them evenly so that their product's mean square is `variance` exactly.
-
-    Rules are small: left to chance, the mean square of a 4 x 4 x 4 draw is off by 40 % often enough to matter.
-    """
-    for factor in factors:
-        fill(factor)
-    first, last = factors[0].float(), factors[-1].float()
-    if len(factors) == 1:
-        mean_square = first.square().mean()
-    else:  # mean square of first @ last by their Gram matrices, which broadcast over groups at no cost
-        grams = (first.mT @ first) * (last @ last.mT)
-        mean_square = grams.sum((-2, -1)).mean() / (first.shape[-2] * last.shape[-1])
-    scale = (variance / mean_square) ** (1 / (2 * len(factors)))
-    for factor in factors:
-        factor.mul_(scale)
-
-
-def _split_by_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrix of that rank as left (..., m, rank) @ right (..., rank, n), the scale shared evenly."""
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    root = s[..., :rank].sqrt()
-    return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * v[..., :rank, :]
 
 
 def _divide(name: str, size: int, by_name: str, by: int) -> int:

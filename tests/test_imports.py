@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "mop_t5",
     "mop_kernels",
+    "mop_kernels.conversion",
     "mop_kernels.layers",
+    "mop_kernels.evaluation_weight",
+    "mop_kernels.initialisation",
     "mop_kernels.functional",
     "mop_kernels.autograd",
     "mop_kernels.backends",

@@ -1,0 +1,236 @@
+"""Into PHMLinear from elsewhere: from a model's dense layers, and from checkpoints of Compacter and of adapters."""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from .initialisation import INITS
+from .layers import PHMLinear
+
+_NAMES_SHOWN = 8
+
+
+def replace_linears(
+    module: nn.Module,
+    pattern: str | re.Pattern,
+    terms: int = 4,
+    rank: int | None = None,
+    local_rank: int | None = None,
+    *,
+    init: str = "fit",
+) -> list[str]:
+    """Replace, in place, every nn.Linear of `module` whose qualified name matches by a PHMLinear; returns the names.
+
+    pattern: a glob over the whole name, whose * also crosses dots ("encoder.*.wi"), or a compiled regular expression
+    that matches the whole name. init: "fit" takes the nearest sum of Kronecker products (PHMLinear.from_linear),
+    "variance_matched" and "compacter" start anew. Device, dtype and mode are the old layer's; parameters ask for
+    gradients. A layer that stands at several places is replaced at all of them, by one layer, if one name matches.
+
+    A PHMLinear has no `weight`: code that reads it fails, as T5's feed-forward does for its `wo`. Subclasses of
+    nn.Linear are left alone, because they are mostly made to be read (by nn.MultiheadAttention, by quantisers). A
+    weight that was tied to another module's is no longer.
+
+    All is checked and built before anything is replaced. Raises TypeError for a wrong type, ValueError for a pattern
+    that matches nothing, an unknown init, and sizes that do not divide, by the layer's name.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}.")
+    if type(module) is nn.Linear:
+        raise ValueError("module is itself an nn.Linear, which has no parent; use PHMLinear.from_linear(module).")
+    if not isinstance(pattern, (str, re.Pattern)):
+        raise TypeError(f"pattern must be a glob string or a compiled re.Pattern; got {type(pattern).__name__}.")
+    if init not in ("fit", *INITS):
+        raise ValueError(f"init must be one of 'fit', {', '.join(map(repr, INITS))}; got {init!r}.")
+
+    every = {name: m for name, m in module.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
+    chosen = {linear for name, linear in every.items() if _matches(pattern, name)}
+    if not chosen:
+        shown = pattern if isinstance(pattern, str) else pattern.pattern
+        raise ValueError(f"pattern {shown!r} matches no nn.Linear of the module, which has {_some(every)}.")
+    places = {name: linear for name, linear in every.items() if linear in chosen}
+    for name, linear in places.items():
+        for side in ("in_features", "out_features"):
+            size = getattr(linear, side)
+            if not isinstance(terms, int) or terms < 1 or size % terms:
+                raise ValueError(
+                    f"{name}: {side} must be a multiple of terms; got {size} and {terms}. Nothing was replaced: choose "
+                    "another number of terms, or a pattern that leaves this layer out."
+                )
+    # by the modules, whose hash is their identity: each is fitted once
+    built = {linear: _converted(linear, terms, rank, local_rank, init) for linear in dict.fromkeys(places.values())}
+    for name, linear in places.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, built[linear])
+    return list(places)
+
+
+def _matches(pattern: str | re.Pattern, name: str) -> bool:
+    return fnmatchcase(name, pattern) if isinstance(pattern, str) else pattern.fullmatch(name) is not None
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    rest = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + rest if names else "none"
+
+
+def _converted(linear: nn.Linear, terms: int, rank: int | None, local_rank: int | None, init: str) -> PHMLinear:
+    if init == "fit":
+        layer = PHMLinear.from_linear(linear, terms, rank, local_rank)
+    else:
+        layer = PHMLinear(
+            linear.in_features,
+            linear.out_features,
+            terms,
+            rank,
+            local_rank,
+            linear.bias is not None,
+            init,
+            linear.weight.device,
+            linear.weight.dtype,
+        )
+    return layer.train(linear.training)
+
+
+# Compacter's names, which adapters has kept, and what they are here: a factor is whole or in two parts.
+_FACTORS = {
+    "phm_rule": {"phm_rule": "rule", "phm_rule_left": "rule_in", "phm_rule_right": "rule_out"},
+    "W": {"W": "local", "W_left": "local_left", "W_right": "local_right"},
+}
+_SHAPES = {
+    "phm_rule": "(terms, terms, terms)",
+    "phm_rule_left": "(terms, terms, rank)",
+    "phm_rule_right": "(terms, rank, terms)",
+    "W": "(terms, in/terms, out/terms)",
+    "W_left": "(terms, in/terms, rank)",
+    "W_right": "(terms, rank, out/terms)",
+    "b": "(out,)",
+}
+
+
+def phm_linear_from_compacter(
+    state: Mapping[str, Tensor],
+    prefix: str = "",
+    *,
+    shared: Mapping[str, Tensor] | None = None,
+    position: str | None = None,
+) -> PHMLinear:
+    """A PHMLinear with the parameters of a PHM layer of rabeehk/compacter (PHMLinear) or of adapters (PHMLayer).
+
+    Under `prefix`, `state` holds phm_rule (terms, terms, terms), or phm_rule_left (terms, terms, rank) and
+    phm_rule_right (terms, rank, terms); W (terms, in/terms, out/terms), or W_left (terms, in/terms, rank) and W_right
+    (terms, rank, out/terms); and b (out,), unless the layer has no bias. Sizes, ranks, device and dtype are theirs.
+
+    shared: the factors that a model keeps once for all its layers, by the same names; they stand in for those which
+    the layer has none of. position, "down" or "up": there, as in adapters, the shared W is W_down..., W_up.... For a
+    checkpoint of adapters, whose shared factors stand at "<base model>.shared_parameters.<adapter name>.":
+
+        shared = {key.removeprefix(p): t for key, t in state.items() if key.startswith(p)}
+
+    Everything is copied: layers that shared a rule have each their own, until `other.rule = layer.rule`.
+    Raises TypeError for a wrong type or mixed dtypes, ValueError for missing, unknown or contradictory keys and shapes.
+    """
+    for name, mapping in (("state", state), ("shared", {} if shared is None else shared)):
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"{name} must be a mapping of names to tensors; got {type(mapping).__name__}.")
+    if position not in (None, "down", "up"):
+        raise ValueError(f"position must be 'down', 'up' or None; got {position!r}.")
+    prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    if prefix and not own:
+        raise ValueError(f"state has no key that starts with {prefix!r}; its keys are {_some(state)}.")
+    unknown = sorted(own.keys() - _SHAPES.keys())
+    if unknown:
+        raise ValueError(
+            f"state has keys that a PHM layer has not: {', '.join(prefix + key for key in unknown)}. Name the layer "
+            f"by prefix=; known are {', '.join(_SHAPES)}."
+        )
+    at_position = {} if shared is None else _of_position(shared, position)
+    found = {}
+    for family, names in _FACTORS.items():
+        source, where = (own, f"state, prefix {prefix!r}") if own.keys() & names.keys() else (at_position, "shared")
+        found |= _whole_or_in_two(family, {key: source[key] for key in names if key in source}, where)
+    if "b" in own:
+        found["b"] = own["b"]
+    return _phm_linear_of(found)
+
+
+def _of_position(shared: Mapping[str, Tensor], position: str | None) -> dict[str, Tensor]:
+    """The shared factors by the names that a layer's own have: W_down_left is W_left of position "down"."""
+    if position is None:
+        return dict(shared)
+    renamed = {key.replace(f"W_{position}", "W", 1): t for key, t in shared.items() if key.startswith(f"W_{position}")}
+    return renamed | {key: t for key, t in shared.items() if not key.startswith("W")}
+
+
+def _whole_or_in_two(family: str, given: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    whole, *halves = _FACTORS[family]
+    if set(given) not in ({whole}, set(halves)):
+        raise ValueError(
+            f"{family} must be given as {whole}, or as {' and '.join(halves)}; got {_some(given)} in {where}. A factor "
+            "that several layers share is passed as shared={...}, with position= for adapters."
+        )
+    return given
+
+
+def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
+    _check_kind(found)
+    local_in, local_out = (found[key] for key in (("W", "W") if "W" in found else ("W_left", "W_right")))
+    terms, loc_in, loc_out = local_in.shape[0], local_in.shape[1], local_out.shape[2]
+    rank = found["phm_rule_left"].shape[2] if "phm_rule_left" in found else None
+    local_rank = local_in.shape[2] if "W_left" in found else None
+    expected = {
+        "phm_rule": (terms, terms, terms),
+        "phm_rule_left": (terms, terms, rank),
+        "phm_rule_right": (terms, rank, terms),
+        "W": (terms, loc_in, loc_out),
+        "W_left": (terms, loc_in, local_rank),
+        "W_right": (terms, local_rank, loc_out),
+        "b": (terms * loc_out,),
+    }
+    for key, tensor in found.items():
+        if tuple(tensor.shape) != expected[key]:
+            raise _wrong_shape(key, tensor, f"{_SHAPES[key]} = {expected[key]}")
+
+    layer = nn.utils.skip_init(
+        PHMLinear,
+        terms * loc_in,
+        terms * loc_out,
+        terms,
+        rank,
+        local_rank,
+        "b" in found,
+        device=local_in.device,
+        dtype=local_in.dtype,
+    )
+    ours = _FACTORS["phm_rule"] | _FACTORS["W"] | {"b": "bias"}
+    layer.load_state_dict({ours[key]: tensor for key, tensor in found.items()})
+    return layer
+
+
+def _check_kind(found: dict[str, Tensor]) -> None:
+    first_key, first = next(iter(found.items()))
+    for key, tensor in found.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{key} must be a floating-point tensor; got {got}.")
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"all parameters of a layer must have one dtype; {first_key} has {first.dtype}, {key} has "
+                f"{tensor.dtype}. Cast one."
+            )
+        if tensor.device != first.device:
+            raise ValueError(
+                f"all parameters of a layer must be on one device; {first_key} is on {first.device}, {key} on "
+                f"{tensor.device}. Move one."
+            )
+        if tensor.dim() != (1 if key == "b" else 3):
+            raise _wrong_shape(key, tensor, _SHAPES[key])
+        if 0 in tensor.shape:
+            raise ValueError(f"{key} must have no empty dimension; got shape {tuple(tensor.shape)}.")
+
+
+def _wrong_shape(key: str, tensor: Tensor, expected: str) -> ValueError:
+    return ValueError(f"{key} must have shape {expected}; got {tuple(tensor.shape)}. Is it the same layer's?")
