@@ -110,7 +110,7 @@ MOP_INLINE void cascade(i64 rows, Lanes* total, const Load& load_row) {
 
 template <class T>
 void sum_rows(i64 rows, i64 width, const T* from, i64 row, T* to, bool accumulate) {
-  constexpr int W = kLanes<T>, N = 4;
+  constexpr int W = kLanes<T>, N = 8;
   i64 w = 0;
   for (; w + N * W <= width; w += N * W) {
     Vec<T> total[N];
