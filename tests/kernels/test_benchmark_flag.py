@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def collected(*arguments: str) -> set[str]:
     """Files in which the tests lie that such a call would run."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", *arguments]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return {line.split("::")[0] for line in done.stdout.splitlines() if "::" in line}

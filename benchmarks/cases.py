@@ -1,0 +1,141 @@
+"""A case: the inputs of one call, the right answers, the least work; a contender: one way to compute it.
+
+`compare` proves a contender right and then times it. The gate: our backends within the error budget of
+mop_kernels/testing.py, any other form right to five digits, in outputs and gradients.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import mop_kernels as mk
+from mop_kernels import testing
+from mop_kernels.testing import Bank, Shape
+
+FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
+
+
+class Contender(NamedTuple):
+    """One way: function(*tensors), or what `prepare(tensors)` returns: (function, its own tensors).
+
+    kind: "ours"; "reference", the backend of that name; "form", which computes the same; "stand-in", whose gradients
+    are of other tensors (a dense weight, a module's parameters), so that only its outputs are judged.
+    """
+
+    name: str
+    function: Callable | None = None
+    kind: str = "form"
+    compiled: bool = False
+    prepare: Callable[[list[Tensor]], tuple[Callable, list[Tensor]]] | None = None
+
+
+def ours(operation: Callable, adapt: Callable = lambda *tensors: tensors) -> list[Contender]:
+    """The operation by each backend of this machine; adapt(*tensors) gives its arguments."""
+
+    def by(backend: str) -> Callable:
+        return lambda *tensors: operation(*adapt(*tensors), backend=backend)
+
+    return [
+        Contender(f"mop_kernels {name}", by(name), "reference" if name == "reference" else "ours")
+        for name in reversed(mk.available_backends())
+    ]
+
+
+def mop_arguments(*tensors: Tensor) -> tuple:
+    x, down, ups = testing.as_mop_arguments(tensors)
+    return x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
+
+
+class Case:
+    """judge: the function that defines right, run in float32 (its error is the budget's measure) and in float64.
+
+    multiply_adds: of the forward pass; backward counts twice that. Bytes at least: forward reads the inputs and writes
+    the outputs; backward reads both again and writes the gradients of the inputs.
+    """
+
+    def __init__(self, label: str, tensors: list[Tensor], judge: Callable, multiply_adds: int, full_size: bool):
+        torch.compiler.reset()  # a compiled form meets one case's shapes, not the eighth recompilation's fallback
+        self.label, self.tensors, self.multiply_adds, self.full_size = label, tensors, multiply_adds, full_size
+        g = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            outputs = judge(*tensors)
+        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        self.grads = [torch.randn(y.shape, generator=g) for y in outputs]
+        self.expected, self.truth = (
+            testing.value_and_gradients(judge, given, grads)
+            for given, grads in (
+                (tensors, self.grads),
+                (testing.in_float64(tensors), testing.in_float64(self.grads)),
+            )
+        )
+        self._ready: dict[str, tuple[Callable, list[Tensor]]] = {}
+
+    def least_work(self, direction: str) -> dict[str, int]:
+        read, written = (sum(t.nbytes for t in some) for some in (self.tensors, self.grads))
+        if direction == FORWARD:
+            return {"flops": 2 * self.multiply_adds, "nbytes": read + written}
+        return {"flops": 6 * self.multiply_adds, "nbytes": 3 * read + 2 * written}
+
+    def ready(self, contender: Contender) -> tuple[Callable, list[Tensor]]:
+        """The contender's function and tensors, proven right once."""
+        if contender.name not in self._ready:
+            function, tensors = contender.function, self.tensors
+            if contender.prepare is not None:
+                function, tensors = contender.prepare(tensors)
+            if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
+                backend = "inductor" if self.full_size else "aot_eager"
+                function = torch.compile(function, backend=backend, dynamic=False)
+            self._prove(contender.kind, function, tensors)
+            self._ready[contender.name] = function, tensors
+        return self._ready[contender.name]
+
+    def _prove(self, kind: str, function: Callable, tensors: list[Tensor]) -> None:
+        if kind == "stand-in":
+            with torch.no_grad():
+                y = function(*tensors)
+            found, right = [y] if isinstance(y, Tensor) else y, self.truth[0]
+        else:
+            outputs, gradients = testing.value_and_gradients(function, tensors, self.grads)
+            found, right = [*outputs, *gradients], [*self.truth[0], *self.truth[1]]
+        if kind in ("ours", "reference"):
+            testing.assert_within_budget(found, [*self.expected[0], *self.expected[1]], right)
+            return
+        for actual, truth in zip(found, right, strict=True):
+            assert testing.relative_error(actual, truth) < 1e-5
+
+
+def compare(timed, case: Case, contender: Contender, direction: str, **about) -> None:
+    """Prove, then time, one contender in one direction; `about` goes to `timed`, and what that does not know into the
+    row of the JSON."""
+    function, tensors = case.ready(contender)
+    about = {"kind": contender.kind, "direction": direction, **case.least_work(direction), **about}
+    group = f"{case.label}: {direction}"
+    if direction == FORWARD:
+        with torch.no_grad():
+            timed(lambda: function(*tensors), group, contender.name, **about)
+        return
+    leaves = [t if t.requires_grad else t.clone().requires_grad_() for t in tensors]
+    timed(lambda: torch.autograd.grad(function(*leaves), leaves, case.grads), group, contender.name, **about)
+
+
+def every_pair(contenders: dict[str, list[Contender]]):
+    """Parametrize a test over (case, contender); `case` is a module's fixture whose request.param is the label."""
+    pairs = [(label, contender) for label, some in contenders.items() for contender in some]
+    ids = [f"{contender.name}; {label}" for label, contender in pairs]
+    return pytest.mark.parametrize(("case", "contender"), pairs, indirect=["case"], ids=ids, scope="module")
+
+
+def lowrank_multiply_adds(s: Shape) -> int:
+    """The three stages of one layer."""
+    return s.rows * s.rank * s.terms * (s.d_in + s.loc_in * s.loc_out + s.d_out)
+
+
+def bank_multiply_adds(bank: Bank) -> int:
+    """The three stages of all pairs and maps, with stage 1 of the down map once an expert: 115.5 M for the paper's."""
+    down, up = bank.down, bank.up
+    stage_1 = down.rows * down.rank * down.terms * down.d_in
+    a_pair = lowrank_multiply_adds(down) - stage_1 + bank.maps * lowrank_multiply_adds(up)
+    return bank.layers * bank.experts * a_pair + bank.experts * stage_1

@@ -1,0 +1,73 @@
+"""Two pictures out of the JSON: how the bank scales, and what share of the floor each operation reaches."""
+
+from pathlib import Path
+
+from benchmarks import tables
+from benchmarks.targets import Results
+
+SCALING_WAYS = {
+    "mop_kernels cpu": "tab:blue",
+    "batched, three stages": "tab:orange",
+    "batched, W as one product": "tab:green",
+}
+
+
+def scaling(results: Results, path: Path) -> None:
+    """Median times of forward + backward, one panel an axis."""
+    import matplotlib.pyplot as plt
+
+    found = results.modules["mop_ffn_scaling"]
+    rows = [row for row in found["rows"] if row["direction"] == "forward + backward"]
+    axes_names = list(dict.fromkeys(row["axis"] for row in rows))
+    figure, panels = plt.subplots(1, len(axes_names), figsize=(3.2 * len(axes_names), 3.4), sharey=True)
+    for panel, axis in zip(panels, axes_names):
+        for name, color in SCALING_WAYS.items():
+            line = sorted((row["at"], row["median_ms"]) for row in rows if (row["axis"], row["name"]) == (axis, name))
+            panel.plot(*zip(*line), marker="o", color=color, label=name)
+        at = sorted({row["at"] for row in rows if row["axis"] == axis})
+        panel.set(xscale="log", yscale="log", xlabel=axis)
+        panel.set_xticks(at, [str(a) for a in at])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("forward + backward, ms")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
+    figure.text(0.5, 0.01, machine_line(found), ha="center", fontsize=8, color="gray")
+    _save(figure, path, top=0.87, bottom=0.2)
+
+
+def share_of_floor(results: Results, path: Path) -> None:
+    """Our time against the floor of each operation at full size: the larger of arithmetic and bytes."""
+    import matplotlib.pyplot as plt
+
+    bars, found = [], None
+    for group, (module, rows) in results.groups().items():
+        best = next((row for row in rows if row["name"] == "mop_kernels cpu"), None)
+        if best is not None and best.get("flops") and "axis" not in best and not group.startswith("peers"):
+            floors, found = tables.floor_ms(best, module), module
+            bars.append((group, 100 * max(floors.values()) / best["median_ms"], max(floors, key=floors.get)))
+    figure, panel = plt.subplots(figsize=(9, 0.3 * len(bars) + 1.2))
+    colors = {"arithmetic": "tab:blue", "bytes": "tab:cyan"}
+    for limit, color in colors.items():
+        chosen = [(at, share) for at, (_, share, what) in enumerate(bars) if what == limit]
+        if chosen:
+            drawn = panel.barh(*zip(*chosen), color=color, label=f"floor set by {limit}")
+            panel.bar_label(drawn, fmt="%.0f", padding=2, fontsize=8)
+    panel.set_yticks(range(len(bars)), [group for group, *_ in bars], fontsize=8)
+    panel.invert_yaxis()
+    panel.set(xlim=(0, max(110, 1.1 * max(share for _, share, _ in bars))), xlabel="floor / our median, %")
+    panel.legend(frameon=False, loc="lower right")
+    panel.grid(axis="x", alpha=0.3)
+    figure.text(0.5, 0.01, machine_line(found), ha="center", fontsize=8, color="gray")
+    _save(figure, path, left=0.42, bottom=0.12)
+
+
+def machine_line(found: dict) -> str:
+    machine = found["machine"]
+    return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, float32, medians"
+
+
+def _save(figure, path: Path, **margins) -> None:
+    figure.tight_layout()
+    figure.subplots_adjust(**margins)
+    figure.savefig(path, dpi=130)
