@@ -6,7 +6,7 @@ namespace mop {
 namespace {
 
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 64;
-constexpr i64 kLeastForward = 48, kLeastBackward = 192;  // backward reads and writes the locals' gradient once a block
+constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward reads and writes the locals' gradient once a block
 
 PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
   MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);

@@ -116,11 +116,18 @@ __attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 de
     Panel<const T> init_at{init.data ? init.data + at : nullptr, init.row};
     for (i64 k0 = 0; k0 < depth; k0 += kDepth) {
       const i64 deep = depth - k0 < kDepth ? depth - k0 : kDepth;
-      for (i64 k = 0; k < deep; ++k)
-        for (i64 j = 0; j < some; ++j) {
-          const T* from = b.data + (k0 + k) * b.row + at + j * W;
-          store(packed + (k * NV + j) * W, j == some - 1 ? load_first(from, tail) : load(from));
+      const T* from = b.data + k0 * b.row + at;
+      if (some == NV && tail == W)
+        for (i64 k = 0; k < deep; ++k, from += b.row) {
+          // the next group's lines, while this group is multiplied
+          __builtin_prefetch(from + NV * W, 0, 2);
+          __builtin_prefetch(from + 2 * NV * W - 1, 0, 2);
+          for (int j = 0; j < NV; ++j) store(packed + (k * NV + j) * W, load(from + j * W));
         }
+      else
+        for (i64 k = 0; k < deep; ++k, from += b.row)
+          for (i64 j = 0; j < some; ++j)
+            store(packed + (k * NV + j) * W, j == some - 1 ? load_first(from + j * W, tail) : load(from + j * W));
       product_group<T, NV, false>(some, tail, rows, deep, {a.data + k0 * a.col, a.row, a.col}, {packed, NV * W}, c_at,
                                   init_at);
       init_at = {c_at.data, c_at.row};
