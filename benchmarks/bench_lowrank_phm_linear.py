@@ -1,5 +1,7 @@
 """Single layers with a low-rank rule, beside PyTorch forms and a dense layer of the same sides, which they replace."""
 
+from functools import lru_cache
+
 import pytest
 import torch
 
@@ -37,14 +39,18 @@ SMALL = Shape(8, 4, 4, 4, 4, 4, 1)
 
 
 @pytest.fixture(scope="module")
-def case(request, full_size):
-    shape = CASES[request.param][0] if full_size else SMALL
-    tensors = testing.lowrank_inputs(shape, torch.float32)
-    label = f"lowrank_phm_linear, {request.param}"
-    return Case(label, tensors, reference.lowrank_phm_linear, lowrank_multiply_adds(shape), full_size)
+def case_of(full_size):
+    @lru_cache(maxsize=1)  # the tests of a case follow each other
+    def make(label):
+        shape = CASES[label][0] if full_size else SMALL
+        tensors = testing.lowrank_inputs(shape, torch.float32)
+        title = f"lowrank_phm_linear, {label}"
+        return Case(title, tensors, reference.lowrank_phm_linear, lowrank_multiply_adds(shape), full_size)
+
+    return make
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @every_pair({label: contenders for label, (_, contenders) in CASES.items()})
-def test_layer(contender, direction, case, timed):
-    compare(timed, case, contender, direction)
+def test_layer(label, contender, direction, case_of, timed):
+    compare(timed, case_of(label), contender, direction)

@@ -102,6 +102,8 @@ def test_generator(part, backbone, batch, full_size, timed):
         def both():
             return torch.autograd.grad(forward(), leaves, grads)
 
-        timed(both, "MOP's generator in that step: forward + backward", part, kind="ours")
+        timed(
+            both, "MOP's generator in that step: forward + backward", part, kind="ours" if part == "mop_ffn" else "form"
+        )
     finally:
         mop_t5.detach(backbone)

@@ -1,7 +1,8 @@
 """A case: the inputs of one call, the right answers, the least work; a contender: one way to compute it.
 
 `compare` proves a contender right and then times it. The gate: our backends within the error budget of
-mop_kernels/testing.py, any other form right to five digits, in outputs and gradients.
+mop_kernels/testing.py, any other form right to four digits (eager sums over 4096 rows keep no more), in outputs and
+gradients.
 """
 
 from collections.abc import Callable
@@ -54,18 +55,27 @@ class Case:
 
     multiply_adds: of the forward pass; backward counts twice that. Bytes at least: forward reads the inputs and writes
     the outputs; backward reads both again and writes the gradients of the inputs.
+
+    outputs_only: gradients are not judged. Among millions of hidden numbers a few lie within rounding of relu's kink,
+    where two right float32 computations have different gradients.
     """
 
-    def __init__(self, label: str, tensors: list[Tensor], judge: Callable, multiply_adds: int, full_size: bool):
+    def __init__(
+        self,
+        label: str,
+        tensors: list[Tensor],
+        judge: Callable,
+        multiply_adds: int,
+        full_size: bool,
+        outputs_only: bool = False,
+    ):
         torch.compiler.reset()  # a compiled form meets one case's shapes, not the eighth recompilation's fallback
         self.label, self.tensors, self.multiply_adds, self.full_size = label, tensors, multiply_adds, full_size
+        self.outputs_only = outputs_only
         g = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            outputs = judge(*tensors)
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        self.grads = [torch.randn(y.shape, generator=g) for y in outputs]
+        self.grads = [torch.randn(y.shape, generator=g) for y in _outputs(judge, tensors)]
         self.expected, self.truth = (
-            testing.value_and_gradients(judge, given, grads)
+            self._results(judge, given, grads, outputs_only)
             for given, grads in (
                 (tensors, self.grads),
                 (testing.in_float64(tensors), testing.in_float64(self.grads)),
@@ -92,19 +102,28 @@ class Case:
             self._ready[contender.name] = function, tensors
         return self._ready[contender.name]
 
+    @staticmethod
+    def _results(function: Callable, tensors: list[Tensor], grads: list[Tensor], outputs_only: bool) -> list[Tensor]:
+        """Outputs, then gradients."""
+        if outputs_only:
+            return _outputs(function, tensors)
+        outputs, gradients = testing.value_and_gradients(function, tensors, grads)
+        return [*outputs, *gradients]
+
     def _prove(self, kind: str, function: Callable, tensors: list[Tensor]) -> None:
-        if kind == "stand-in":
-            with torch.no_grad():
-                y = function(*tensors)
-            found, right = [y] if isinstance(y, Tensor) else y, self.truth[0]
-        else:
-            outputs, gradients = testing.value_and_gradients(function, tensors, self.grads)
-            found, right = [*outputs, *gradients], [*self.truth[0], *self.truth[1]]
+        found = self._results(function, tensors, self.grads, self.outputs_only or kind == "stand-in")
         if kind in ("ours", "reference"):
-            testing.assert_within_budget(found, [*self.expected[0], *self.expected[1]], right)
+            testing.assert_within_budget(found, self.expected, self.truth)
             return
-        for actual, truth in zip(found, right, strict=True):
-            assert testing.relative_error(actual, truth) < 1e-5
+        for actual, truth in zip(found, self.truth):  # a stand-in has outputs only, which come first
+            error = testing.relative_error(actual, truth)
+            assert error < 1e-4, f"relative error {error:.3g} in a tensor of shape {tuple(truth.shape)}"
+
+
+def _outputs(function: Callable, tensors: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        outputs = function(*tensors)
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def compare(timed, case: Case, contender: Contender, direction: str, **about) -> None:
@@ -122,10 +141,10 @@ def compare(timed, case: Case, contender: Contender, direction: str, **about) ->
 
 
 def every_pair(contenders: dict[str, list[Contender]]):
-    """Parametrize a test over (case, contender); `case` is a module's fixture whose request.param is the label."""
+    """Parametrize a test over (label, contender), one case after the other."""
     pairs = [(label, contender) for label, some in contenders.items() for contender in some]
     ids = [f"{contender.name}; {label}" for label, contender in pairs]
-    return pytest.mark.parametrize(("case", "contender"), pairs, indirect=["case"], ids=ids, scope="module")
+    return pytest.mark.parametrize(("label", "contender"), pairs, ids=ids)
 
 
 def lowrank_multiply_adds(s: Shape) -> int:

@@ -17,7 +17,7 @@ def scaling(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     found = results.modules["mop_ffn_scaling"]
-    rows = [row for row in found["rows"] if row["direction"] == "forward + backward"]
+    rows = found["rows"]
     axes_names = list(dict.fromkeys(row["axis"] for row in rows))
     figure, panels = plt.subplots(1, len(axes_names), figsize=(3.2 * len(axes_names), 3.4), sharey=True)
     for panel, axis in zip(panels, axes_names):
@@ -46,20 +46,21 @@ def share_of_floor(results: Results, path: Path) -> None:
         if best is not None and best.get("flops") and "axis" not in best and not group.startswith("peers"):
             floors, found = tables.floor_ms(best, module), module
             bars.append((group, 100 * max(floors.values()) / best["median_ms"], max(floors, key=floors.get)))
-    figure, panel = plt.subplots(figsize=(9, 0.3 * len(bars) + 1.2))
+    figure, panel = plt.subplots(figsize=(10, 0.3 * len(bars) + 1.4))
     colors = {"arithmetic": "tab:blue", "bytes": "tab:cyan"}
     for limit, color in colors.items():
         chosen = [(at, share) for at, (_, share, what) in enumerate(bars) if what == limit]
         if chosen:
             drawn = panel.barh(*zip(*chosen), color=color, label=f"floor set by {limit}")
             panel.bar_label(drawn, fmt="%.0f", padding=2, fontsize=8)
+    panel.margins(y=0.02)
     panel.set_yticks(range(len(bars)), [group for group, *_ in bars], fontsize=8)
     panel.invert_yaxis()
     panel.set(xlim=(0, max(110, 1.1 * max(share for _, share, _ in bars))), xlabel="floor / our median, %")
-    panel.legend(frameon=False, loc="lower right")
+    panel.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
     panel.grid(axis="x", alpha=0.3)
     figure.text(0.5, 0.01, machine_line(found), ha="center", fontsize=8, color="gray")
-    _save(figure, path, left=0.42, bottom=0.12)
+    _save(figure, path, left=0.5, bottom=0.9 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight())
 
 
 def machine_line(found: dict) -> str:
