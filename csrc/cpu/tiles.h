@@ -178,13 +178,12 @@ struct Batch {  // an operand of `dots`: element (b, m, w) at data[b * batch + m
   i64 row, batch;
 };
 
-// acc[m][n] += the products of one stretch, as vectors: summed over lanes only at the very end.
+// sums[m][n] += the products of one stretch, as vectors: lanes are summed only at the very end. A stretch is summed by
+// itself first, so that the rounding of a long sum grows with the stretch and the number of stretches, not with both.
 template <class T, int MR, int NR>
 static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, Vec<T>* sums, i64 sums_row) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[MR][NR];
-  for (int m = 0; m < MR; ++m)
-    for (int n = 0; n < NR; ++n) acc[m][n] = sums[m * sums_row + n];
+  Vec<T> acc[MR][NR] = {};
   const int tail = int(width % W);
   for (i64 k = 0; k < batches; ++k) {
     const T* pa = a.data + k * a.batch;
@@ -208,7 +207,7 @@ static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, Vec<T>* su
     }
   }
   for (int m = 0; m < MR; ++m)
-    for (int n = 0; n < NR; ++n) sums[m * sums_row + n] = acc[m][n];
+    for (int n = 0; n < NR; ++n) sums[m * sums_row + n] += acc[m][n];
 }
 
 template <class T, int MR, int NR>
