@@ -11,10 +11,10 @@ from benchmarks.cases import DIRECTIONS, Case, Contender, compare, every_pair, l
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
-_, seed_way = layer_forms.linear_by(layer_forms.summed_array)
+_, array_way = layer_forms.linear_by(layer_forms.summed_array)
 _, by_one_product = layer_forms.linear_by(layer_forms.one_product)
 
-SEED = Contender("terms*d*m array (Compacter, the seed)", seed_way)
+ARRAY = Contender("terms*d*m array (Compacter's way)", array_way)
 PRODUCT = Contender("W as one product", by_one_product)
 STAGES = Contender("three stages", layer_forms.three_stages)
 COMPILED_PRODUCT = Contender("torch.compile, W as one product", by_one_product, compiled=True)
@@ -23,11 +23,11 @@ DENSE = Contender("dense F.linear", kind="stand-in", prepare=layer_forms.dense)
 ALWAYS = [*ours(mk.lowrank_phm_linear), STAGES, DENSE]
 
 # The ways through W take seconds a call at 4096 x 4096, which the dense layer bounds from below: once is enough there,
-# and the seed's way would need gigabytes.
+# and the authors' way would need gigabytes.
 CASES = {
     "512 rows, 1024 -> 1024, terms 4, rank 1": (
         Shape(512, 4, 4, 4, 256, 256, 1),
-        [*ALWAYS, SEED, PRODUCT, COMPILED_PRODUCT, COMPILED_STAGES],
+        [*ALWAYS, ARRAY, PRODUCT, COMPILED_PRODUCT, COMPILED_STAGES],
     ),
     "4096 rows, 4096 -> 4096, terms 16, rank 1": (
         Shape(4096, 16, 16, 16, 256, 256, 1),

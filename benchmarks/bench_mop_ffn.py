@@ -12,11 +12,11 @@ from benchmarks import bank_forms, layer_forms
 from benchmarks.cases import DIRECTIONS, Case, Contender, bank_multiply_adds, compare, mop_arguments, ours
 from mop_kernels import reference, testing
 
-_, seed_way = layer_forms.linear_by(layer_forms.summed_array)
+_, array_way = layer_forms.linear_by(layer_forms.summed_array)
 _, by_einsum = layer_forms.linear_by(reference.phm_weight)
 CONTENDERS = [
     *ours(mk.mop_ffn, mop_arguments),
-    Contender("pair by pair, terms*d*m array (the seed)", bank_forms.pair_by_pair(seed_way)),
+    Contender("pair by pair, terms*d*m array (the authors' way)", bank_forms.pair_by_pair(array_way)),
     Contender("pair by pair, one einsum a map", bank_forms.pair_by_pair(layer_forms.one_einsum)),
     Contender("pair by pair, W by einsum", bank_forms.pair_by_pair(by_einsum)),
     Contender("batched, W as one product", bank_forms.built_weights),

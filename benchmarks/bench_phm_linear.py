@@ -15,11 +15,11 @@ from benchmarks.cases import DIRECTIONS, Case, Contender, compare, every_pair, o
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
-seed_way, _ = layer_forms.linear_by(layer_forms.summed_array)
+array_way, _ = layer_forms.linear_by(layer_forms.summed_array)
 by_one_product, _ = layer_forms.linear_by(layer_forms.one_product)
 COMMON = [
     *ours(mk.phm_linear),
-    Contender("terms*d*m array (Compacter, the seed)", seed_way),
+    Contender("terms*d*m array (Compacter's way)", array_way),
     Contender("W as one product", by_one_product),
     Contender("local first", layer_forms.local_first),
     Contender("rule first", layer_forms.rule_first),

@@ -12,7 +12,7 @@ from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
 FORMS = [
-    Contender("terms*d*m array (Compacter, the seed)", layer_forms.summed_array),
+    Contender("terms*d*m array (Compacter's way)", layer_forms.summed_array),
     Contender("sum of torch.kron", testing.kron_weight),
     Contender("one matrix product", layer_forms.one_product),
     Contender("torch.compile, one matrix product", layer_forms.one_product, compiled=True),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def summed_array(rule: Tensor, local: Tensor) -> Tensor:
-    """W as the seed and Compacter build it: an array of terms*d*m by broadcasting, then its sum."""
+    """W as the MOP authors' code and Compacter build it: an array of terms*d*m by broadcasting, then its sum."""
     terms, g_in, g_out = rule.shape
     array = rule.view(terms, g_in, 1, g_out, 1) * local.unsqueeze(1).unsqueeze(3)  # (i, a, u, c, v)
     return array.sum(0).view(g_in * local.shape[1], g_out * local.shape[2])

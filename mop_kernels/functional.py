@@ -164,7 +164,7 @@ def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
     plan = backends.plan_phm_linear(rows, terms, g_in, g_out, *local.shape[1:])
     taken = "local first" if plan["takes_local_first"] else "W built once"
     return (
-        f"plan: {taken}; multiply-adds of the forward pass on {rows} rows: W built once {plan['weight_once']:,}, "
+        f"plan: {taken}; cost in multiply-adds, forward on {rows} rows: W built once {plan['weight_once']:,}, "
         f"local first {plan['local_first']:,} (taken where it needs less than half)"
     )
 

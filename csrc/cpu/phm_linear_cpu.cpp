@@ -5,8 +5,11 @@
 namespace mop {
 namespace {
 
-// Local first makes short products of odd shapes, a dense product runs near the machine's rate.
-constexpr i64 kLocalFirstPenalty = 2;
+// The cost model counts multiply-adds, with what they do not show: local first makes short products of odd shapes, a
+// dense product runs near the machine's rate; an element of W that is written and read again costs as much as kMemory.
+constexpr i64 kLocalFirstPenalty = 2, kMemory = 64;
+// Rows of a task of local first: few, so that few rows make several tasks; more share what is read of the locals.
+constexpr i64 kLocalFirstRows = 4;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
 
@@ -27,7 +30,7 @@ Tensor column_sums(const Tensor& rows) {
 }
 
 Plan plan_phm_linear(i64 rows, const PhmDims& d) {
-  const i64 weight_once = (d.terms + rows) * d.in() * d.out();
+  const i64 weight_once = (d.terms + rows + kMemory) * d.in() * d.out();
   const i64 local_first = rows * d.terms * (d.in() * d.loc_out + d.g_in * d.out());
   return {weight_once, local_first, local_first * kLocalFirstPenalty < weight_once};
 }
@@ -45,9 +48,10 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
       const Factors<T> factors{in<T>(rule), nullptr, in<T>(local), in<T>(bias)};
       const T* from = in<T>(x);
       T* to = out<T>(y);
-      for_each_task(rows, [&](i64 n) {
-        const MapForward<T> unit{d, factors, 1, from + n * d.in(), to + n * d.out(), false};
-        kernels<T>().local_first(unit, thread_scratch<T>(local_first_scratch(d, 1)));
+      for_each_task((rows + kLocalFirstRows - 1) / kLocalFirstRows, [&](i64 task) {
+        const i64 n = task * kLocalFirstRows, height = std::min(kLocalFirstRows, rows - n);
+        const MapForward<T> unit{d, factors, height, from + n * d.in(), to + n * d.out(), false};
+        kernels<T>().local_first(unit, thread_scratch<T>(local_first_scratch(d, height)));
       });
     });
     return y;
