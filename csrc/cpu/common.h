@@ -5,7 +5,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -94,9 +96,10 @@ inline i64 block_rows(i64 rows, i64 bytes_a_row, i64 least) {
 
 // Output past the caches where it is far larger than they are and every row of a block is whole 64-byte lines.
 template <class T>
-bool streams(const PhmDims& d, i64 rows) {
-  constexpr i64 kLarge = 4 * 1024 * 1024;
-  return d.loc_out * sizeof(T) % 64 == 0 && rows * d.out() * i64(sizeof(T)) >= kLarge;
+bool streams(const PhmDims& d, i64 rows, const T* y) {
+  constexpr i64 kLarge = 4 * 1024 * 1024, kLine = 64;
+  const bool whole_lines = d.loc_out * sizeof(T) % kLine == 0 && reinterpret_cast<std::uintptr_t>(y) % kLine == 0;
+  return whole_lines && rows * d.out() * i64(sizeof(T)) >= kLarge;
 }
 
 template <class Function>

@@ -32,7 +32,7 @@ Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor loca
     const T* from = in<T>(x);
     T* to = out<T>(y);
     const i64 block = block_rows(rows, map_forward_scratch(d, 1) * sizeof(T), kLeastForward);
-    const bool stream = streams<T>(d, rows);
+    const bool stream = streams<T>(d, rows, to);
     for_each_task((rows + block - 1) / block, [&](i64 task) {
       const i64 n = task * block, height = std::min(block, rows - n);
       const MapForward<T> unit{d, factors, height, from + n * d.in(), to + n * d.out(), stream};

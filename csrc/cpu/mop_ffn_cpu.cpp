@@ -128,7 +128,8 @@ void forward(const Problem& p, const std::vector<Tensor>& y) {
   const T* stage1 = in<T>(t);
   std::vector<T*> outputs;
   for (const Tensor& map : y) outputs.push_back(out<T>(map));
-  const bool stream = streams<T>(up, p.pairs() * p.rows * maps);
+  const bool stream = std::all_of(outputs.begin(), outputs.end(),
+                                  [&](const T* to) { return streams<T>(up, p.pairs() * p.rows * maps, to); });
   for_each_task(p.pairs() * blocks, [&](i64 task) {
     const i64 pair = task / blocks, n = task % blocks * block, rows = std::min(block, p.rows - n);
     const i64 l = pair / p.picked, e = pair % p.picked;
