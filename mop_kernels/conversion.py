@@ -80,17 +80,7 @@ def _converted(linear: nn.Linear, terms: int, rank: int | None, local_rank: int 
     if init == "fit":
         layer = PHMLinear.from_linear(linear, terms, rank, local_rank)
     else:
-        layer = PHMLinear(
-            linear.in_features,
-            linear.out_features,
-            terms,
-            rank,
-            local_rank,
-            linear.bias is not None,
-            init,
-            linear.weight.device,
-            linear.weight.dtype,
-        )
+        layer = PHMLinear.like(linear, terms, rank, local_rank, init)
     return layer.train(linear.training)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
-from .functional import _dtype_of_call
+from .functional import dtype_of_call
 
 
 class EvaluationWeight:
@@ -33,10 +33,10 @@ class EvaluationWeight:
             return None
         if any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in factors):
             return None
-        device, dtype = factors[0].device, _dtype_of_call(factors[0])
+        device, dtype = factors[0].device, dtype_of_call(factors[0])
         if not isinstance(x, Tensor) or x.shape[-1:] != (in_features,):
             return None
-        if x.device != device or _dtype_of_call(x) != dtype:
+        if x.device != device or dtype_of_call(x) != dtype:
             return None
         if x.is_cuda and torch.cuda.is_current_stream_capturing():
             return None

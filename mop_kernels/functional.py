@@ -134,7 +134,7 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     backend, first = given.get("backend"), given.get("rule" if name == "phm_weight" else "x")
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
-    dtype = _dtype_of_call(first)
+    dtype = dtype_of_call(first)
     choice = backends.resolve(backend, first.device, dtype)
     reason = backends.reason_of(backend, first.device, dtype)
     lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
@@ -169,7 +169,7 @@ def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
     )
 
 
-def _dtype_of_call(tensor: Tensor) -> torch.dtype:
+def dtype_of_call(tensor: Tensor) -> torch.dtype:
     """The tensor's dtype, or the one that autocast makes of it: float64 is left alone, as in F.linear."""
     device, dtype = tensor.device.type, tensor.dtype
     if dtype is torch.float64 or not autocast_is_on(device):
@@ -181,7 +181,7 @@ def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
     values = list(tensors.values())
     first = values[0]
-    if isinstance(first, Tensor) and first.is_floating_point() and _dtype_of_call(first) is first.dtype:
+    if isinstance(first, Tensor) and first.is_floating_point() and dtype_of_call(first) is first.dtype:
         # the common case costs a call two microseconds; whatever is unusual is looked at, and explained, below
         dtype, device = first.dtype, first.device
         for t in values[:-1] if values[-1] is None and "bias" in tensors else values:
@@ -192,14 +192,14 @@ def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     first_name = first = None
     result = []
     for name, tensor in tensors.items():
-        if tensor is None and name.split(".")[-1] in ("bias", "rule_out") and name != "rule_out":
+        if tensor is None and name == "bias":  # of mop_ffn only the tensors that are there come here
             result.append(None)
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}.")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}. Cast it: {name}.float().")
-        tensor = tensor.to(_dtype_of_call(tensor))
+        tensor = tensor.to(dtype_of_call(tensor))
         if first is None:
             first_name, first = name, tensor
         if tensor.dtype != first.dtype:
@@ -217,12 +217,20 @@ def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
 
 
 def _check_dims(
-    name: str, tensor: Tensor, shape: str, *, cure: str, exactly: int | None = None, at_least: int = 0
+    name: str,
+    tensor: Tensor,
+    shape: str,
+    *,
+    cure: str,
+    exactly: int | None = None,
+    at_least: int = 0,
+    filled: int | None = None,
 ) -> None:
+    """The number of dims, and that the first `filled` of them (all by default) are not empty."""
     wrong = tensor.dim() < at_least if exactly is None else tensor.dim() != exactly
     if wrong:
         raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}. Add a dimension: {cure}.")
-    if 0 in tensor.shape:
+    if 0 in tensor.shape[:filled]:
         raise ValueError(f"{name} must have no empty dimension; got shape {tuple(tensor.shape)}.")
 
 
@@ -270,13 +278,8 @@ def _check_mop_ffn(x, down, ups, activation, experts):
     for name, phm in zip(names, maps):
         _check_factors(name, phm)
 
-    _check_dims(
-        "x",
-        x.new_empty(x.shape[:2] + (1,) * (x.dim() - 2)) if x.dim() == 4 else x,
-        _X_SHAPE,
-        exactly=4,
-        cure="x[None, None] for x of shape (n, in)",
-    )
+    cure = "x[None, None] for x of shape (n, in)"
+    _check_dims("x", x, "(layers|1, experts|1, n, in)", exactly=4, cure=cure, filled=2)
     num_layers, num_experts = group_sizes(x, maps[0], maps[1:])
     for name, tensor in cast.items():
         for dim, size, group in ((0, num_layers, "layers"), (1, num_experts, "experts")):
@@ -305,9 +308,6 @@ def _check_mop_ffn(x, down, ups, activation, experts):
     if experts is not None:
         experts = _check_experts(experts, num_experts, x.device)
     return x, maps[0], maps[1:], experts
-
-
-_X_SHAPE = "(layers|1, experts|1, n, in)"
 
 
 def _as_phm(name: str, phm) -> LowRankPHM:

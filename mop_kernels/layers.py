@@ -114,6 +114,19 @@ class PHMLinear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     @classmethod
+    def like(
+        cls,
+        linear: nn.Linear,
+        terms: int = 4,
+        rank: int | None = None,
+        local_rank: int | None = None,
+        init: str = "variance_matched",
+    ) -> "PHMLinear":
+        """A freshly drawn layer with the sizes, bias or none, device and dtype of a dense one."""
+        sizes = (linear.in_features, linear.out_features, terms, rank, local_rank, linear.bias is not None, init)
+        return cls(*sizes, linear.weight.device, linear.weight.dtype)
+
+    @classmethod
     @torch.no_grad()
     def from_linear(
         cls, linear: nn.Linear, terms: int = 4, rank: int | None = None, local_rank: int | None = None
@@ -124,16 +137,7 @@ class PHMLinear(nn.Module):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}.")
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            terms,
-            rank,
-            local_rank,
-            linear.bias is not None,
-            device=linear.weight.device,
-            dtype=linear.weight.dtype,
-        )
+        layer = cls.like(linear, terms, rank, local_rank)
         for name, part in nearest_kronecker_sum(linear.weight.T, terms, rank, local_rank).items():
             target = getattr(layer, name).zero_()
             target[tuple(map(slice, part.shape))] = part

@@ -51,6 +51,13 @@ struct Problem {
   i64 pairs() const { return layers * picked; }
   i64 keys() const { return key_layers * key_experts; }
   i64 key(i64 l, i64 e) const { return (key_layers > 1 ? l : 0) * key_experts + (key_experts > 1 ? e : 0); }
+  // the same problem with keys for pairs: what the gradients of x and of the down map's rule_in have parts for
+  Problem by_key() const {
+    Problem keys = *this;
+    keys.layers = key_layers;
+    keys.picked = key_experts;
+    return keys;
+  }
   // where the part of pair (l, at place e) stands in a tensor of parameters
   i64 group(const Tensor& t, i64 l, i64 e) const {
     return (t.size(0) > 1 ? l : 0) * t.size(1) + (t.size(1) > 1 ? ids[e] : 0);
@@ -215,9 +222,9 @@ Gradients<T> gradients_of(const Problem& p, const std::vector<GradientSum>& g, i
 template <class T>
 Tensor tail_of_down(const Problem& p, i64 block, const Tensor& grad_s, GradientSum& rule_in, bool asked_x) {
   const PhmDims& d = p.down.dims;
+  const Problem keys = p.by_key();
   const i64 s_size = p.rows * d.j() * d.loc_out, t_size = p.rows * d.j() * d.loc_in;
   Tensor grad_t = empty(p.x, {p.keys(), t_size});
-  Tensor rule_parts = empty(p.x, {p.keys(), d.j() * d.g_in});
   std::vector<std::vector<i64>> members(p.keys());
   for (i64 pair = 0; pair < p.pairs(); ++pair) members[p.key(pair / p.picked, pair % p.picked)].push_back(pair);
 
@@ -237,31 +244,22 @@ Tensor tail_of_down(const Problem& p, i64 block, const Tensor& grad_s, GradientS
                            i64(from.size()),
                            p.x_rows<T>(key / p.key_experts, key % p.key_experts),
                            out<T>(grad_t) + key * t_size,
-                           rule_in.asked ? out<T>(rule_parts) + key * d.j() * d.g_in : nullptr};
+                           part_of<T>(keys, rule_in, key, 0, 1)};
     kernels<T>().down_tail(unit, thread_scratch<T>(down_tail_scratch(d)));
   });
 
-  // rule_in and x now have a part a key; a key is to them what a pair is to the other factors
-  Problem by_key = p;
-  by_key.layers = p.key_layers;
-  by_key.picked = p.key_experts;
-  if (rule_in.asked) {
-    rule_in.parts = rule_parts;
-    rule_in.direct = false;
-    finish<T>(by_key, rule_in, 1);
-  }
+  finish<T>(keys, rule_in, 1);
+
   if (!asked_x) return Tensor();
-  GradientSum x = gradient_sum(p, p.x, true, 1);
-  x.parts = empty(p.x, {p.keys(), p.rows * d.in()});
-  x.direct = false;
+  GradientSum x = gradient_sum(keys, p.x, true, 1);
   const i64 blocks = (p.rows + block - 1) / block;
   for_each_task(p.keys() * blocks, [&](i64 task) {
     const i64 key = task / blocks, n = task % blocks * block;
     kernels<T>().grad_x(d, p.factors<T>(p.down, key / p.key_experts, key % p.key_experts).rule_in,
                         std::min(block, p.rows - n), in<T>(grad_t) + key * t_size + n * d.j() * d.loc_in,
-                        out<T>(x.parts) + (key * p.rows + n) * d.in());
+                        part_of<T>(keys, x, key, 0, 1) + n * d.in());
   });
-  finish<T>(by_key, x, 1);
+  finish<T>(keys, x, 1);
   return x.result;
 }
 
@@ -342,8 +340,9 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
   for (std::size_t m = 0; m <= p.ups.size(); ++m) {
     const Map& map = m == 0 ? p.down : p.ups[m - 1];
     std::vector<GradientSum> sums;
-    for (const Tensor* t : {&map.rule_in, &map.rule_out, &map.local})
-      sums.push_back(gradient_sum(p, *t, mask >> bit++ & 1, chunks));
+    const bool by_key = m == 0;  // rule_in of the down map
+    sums.push_back(gradient_sum(by_key ? p.by_key() : p, map.rule_in, mask >> bit++ & 1, by_key ? 1 : chunks));
+    for (const Tensor* t : {&map.rule_out, &map.local}) sums.push_back(gradient_sum(p, *t, mask >> bit++ & 1, chunks));
     sums.push_back(map.bias ? gradient_sum(p, *map.bias, mask >> bit++ & 1, chunks) : GradientSum{});
     asked.maps.push_back(sums);
   }

@@ -13,8 +13,6 @@ constexpr i64 kLocalFirstRows = 4;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
 
-}  // namespace
-
 Tensor column_sums(const Tensor& rows) {
   const i64 height = rows.size(0), width = rows.size(1);
   Tensor sums = empty(rows, {width});
@@ -28,6 +26,8 @@ Tensor column_sums(const Tensor& rows) {
   });
   return sums;
 }
+
+}  // namespace
 
 Plan plan_phm_linear(i64 rows, const PhmDims& d) {
   const i64 weight_once = (d.terms + rows + kMemory) * d.in() * d.out();
@@ -71,10 +71,10 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
 }
 
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask) {
-  const i64 width = rule.size(1) * local.size(1), out_width = rule.size(2) * local.size(2);
-  MOP_GUARD(x.size(x.dim() - 1) == width && grad.size(grad.dim() - 1) == out_width);
-  const Tensor rows = as_rows(x, width);
-  const Tensor grad_rows = torch::stable::contiguous(as_rows(grad, out_width));
+  const PhmDims d = weight_dims(rule, local);
+  MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && grad.size(grad.dim() - 1) == d.out());
+  const Tensor rows = as_rows(x, d.in());
+  const Tensor grad_rows = torch::stable::contiguous(as_rows(grad, d.out()));
   std::vector<Tensor> asked;
   if (mask & 1) {
     const Tensor weight = phm_weight(rule, local);
