@@ -102,12 +102,13 @@ if reason is not None:
     print(f"mop_kernels: installing without compiled kernels ({reason}); the reference backend computes everything.")
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 setup(
-    packages=["mop_kernels"]
+    packages=["mop_kernels", "mop_kernels.triton_kernels"]
     + [
         str(p.parent.relative_to(ROOT / "python")).replace(os.sep, ".")
         for p in sorted((ROOT / "python").rglob("__init__.py"))
     ],
     package_dir={"mop_t5": "python/mop_t5"},
+    package_data={"mop_kernels.triton_kernels": ["configs/*.json"]},
     ext_modules=[] if reason else [Extension("mop_kernels._C", SOURCES)],
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[] if reason or find_torch() else [pinned],

@@ -29,8 +29,12 @@ if importlib.util.find_spec("mop_kernels._C") is not None:
 if _C is not None:
     ops.define("cpu")
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_CPU_DEVICES = ("cpu", "meta")
+# what each backend's kernels take; "meta" computes shapes only. The reference takes everything.
+_DTYPES = {
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+_DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta")}
 _NOT_IN_THIS_VERSION = "this version of mop_kernels has no {} kernels yet"
 
 _override: str | None = None
@@ -63,7 +67,18 @@ def why_not(name: str) -> str | None:
             f"the compiled module mop_kernels._C is missing ({_missing_cpu}); with a C++ compiler on the PATH, "
             "run pip install again"
         )
+    if name == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed; pip install triton"
+        if torch.cuda.is_available() or interpreting():
+            return None
+        return "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors, for tests"
     return _NOT_IN_THIS_VERSION.format(name)
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter runs its kernels, on CPU tensors; triton reads the variable when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def check_name(name: str) -> str:
@@ -104,9 +119,11 @@ def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> st
     """The backend of one call. Raises ValueError for an unknown name, RuntimeError for one that cannot run."""
     name, source = requested(backend)
     if name == "auto":
-        if _C is not None and device.type in _CPU_DEVICES and dtype in _CPU_DTYPES:
-            return "cpu"
-        _warn_once(why_not("cpu") or _unfit("cpu", device, dtype))
+        best = _best_for(device)
+        reason = why_not(best) or _unfit(best, device, dtype)
+        if reason is None:
+            return best
+        _warn_once(reason)
         return "reference"
     reason = why_not(name) or _unfit(name, device, dtype)
     if reason is not None:
@@ -122,17 +139,25 @@ def reason_of(backend: str | None, device: torch.device, dtype: torch.dtype) -> 
     name, source = requested(backend)
     if name != "auto":
         return f"asked for by {source}"
-    missing = why_not("cpu") or _unfit("cpu", device, dtype)
-    return f"auto: {missing or f'compiled kernels serve {dtype} on {device.type}'}"
+    best = _best_for(device)
+    missing = why_not(best) or _unfit(best, device, dtype)
+    return f"auto: {missing or f'{_KERNELS[best]} kernels serve {dtype} on {device.type}'}"
+
+
+_KERNELS = {"cpu": "compiled", "triton": "Triton"}
+
+
+def _best_for(device: torch.device) -> str:
+    return "triton" if device.type == "cuda" else "cpu"
 
 
 def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    if name != "cpu":
+    if name not in _DEVICES:
         return None
-    if device.type not in _CPU_DEVICES:
-        return f"it takes tensors on the CPU, these are on {device}"
-    if dtype not in _CPU_DTYPES:
-        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _CPU_DTYPES)}, these are {dtype}"
+    if device.type not in _DEVICES[name] and not (name == "triton" and device.type == "cpu" and interpreting()):
+        return f"it takes tensors on {_DEVICES[name][0]}, these are on {device}"
+    if dtype not in _DTYPES[name]:
+        return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"
     return None
 
 

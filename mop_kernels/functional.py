@@ -155,6 +155,12 @@ _METHODS = {
         "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
         "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
     },
+    "triton": {
+        "phm_weight": "one tile of W a program, terms summed in registers",
+        "phm_linear": "local first as one dense product with a mixing epilogue, or W built once",
+        "lowrank_phm_linear": "three stages, W never built",
+        "mop_ffn": "one launch for all pairs and maps, W never built, hidden rows on chip",
+    },
 }
 
 

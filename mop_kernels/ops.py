@@ -179,4 +179,16 @@ def get(name: str, backend: str):
     return getattr(torch.ops.mop_kernels, f"{name}_{backend}").default
 
 
+def _on_first_use(name: str):
+    """The Triton implementation of an operation, imported when it is first called: triton is slow to import."""
+
+    def implementation(*args):
+        from . import triton_kernels
+
+        return triton_kernels.IMPLEMENTATIONS[name](*args)
+
+    return implementation
+
+
 define("reference", _REFERENCE)
+define("triton", {name: _on_first_use(name) for name in SCHEMAS})

@@ -1,0 +1,19 @@
+"""The Triton backend: one file an operation, each with `forward` and `backward` of the signatures in ops.SCHEMAS.
+
+Nothing here validates (functional.py has), differentiates or chooses. Tensors come contiguous, but for the gradients of
+outputs, which come with any strides; results are contiguous. Sums are accumulated in float32. No atomics: two runs give
+the same bits.
+"""
+
+from . import lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
+
+IMPLEMENTATIONS = {
+    "phm_weight": phm_weight.forward,
+    "phm_weight_backward": phm_weight.backward,
+    "phm_linear": phm_linear.forward,
+    "phm_linear_backward": phm_linear.backward,
+    "lowrank_phm_linear": lowrank_phm_linear.forward,
+    "lowrank_phm_linear_backward": lowrank_phm_linear.backward,
+    "mop_ffn": mop_ffn.forward,
+    "mop_ffn_backward": mop_ffn_backward.backward,
+}
