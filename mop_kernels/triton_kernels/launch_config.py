@@ -6,7 +6,7 @@ while a program runs: ranks of one job agree, and runs repeat.
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,7 +33,7 @@ def pick(
     return heuristic(sizes, dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tuned(gpu: str) -> dict[str, dict[str, dict[str, int]]]:
     path = CONFIGS / f"{gpu.replace(' ', '_')}.json"
     return json.loads(path.read_text()) if path.exists() else {}
