@@ -15,9 +15,12 @@ _HALF = torch.bfloat16
 _SAVED = {"phm_weight": 2, "phm_linear": 3, "lowrank_phm_linear": 4}  # how many inputs backward reads: not the bias
 
 
-def autocast_is_on(device: str) -> bool:
-    """Whether autocast is on for this kind of device; some kinds, "meta" for one, have none."""
-    return (device == "cpu" or torch.amp.is_autocast_available(device)) and torch.is_autocast_enabled(device)
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's kind of device; some kinds, "meta" for one, have none."""
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _mask(needs: tuple[bool, ...]) -> int:
@@ -36,20 +39,15 @@ def _call(name: str, backend: str, args: tuple):
     Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
     dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
     """
-    first = _first(args)
-    device = first.device.type
-    if autocast_is_on(device):
-        with torch.autocast(device, enabled=False):
+    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+    if autocast_is_on(first):
+        with torch.autocast(first.device.type, enabled=False):
             return _call(name, backend, args)
     op = ops.get(name, backend)
     if backend != "cpu" or first.dtype is not _HALF:
         return op(*args)
     result = op(*_cast(args, torch.float32))
     return result.to(_HALF) if isinstance(result, Tensor) else [t.to(_HALF) for t in result]
-
-
-def _first(args: tuple) -> Tensor:
-    return args[0] if isinstance(args[0], Tensor) else args[0][0]
 
 
 def _cast(args, dtype: torch.dtype):

@@ -37,6 +37,7 @@ _DTYPES = {
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta")}
 _NOT_IN_THIS_VERSION = "this version of mop_kernels has no {} kernels yet"
 
+_VARIABLE = "MOP_KERNELS_BACKEND"
 _override: str | None = None
 _warned: set[str] = set()
 
@@ -109,29 +110,26 @@ def requested(backend: str | None) -> tuple[str, str]:
         return check_name(backend), "the argument backend="
     if _override is not None:
         return _override, "use_backend"
-    name = os.environ.get("MOP_KERNELS_BACKEND")
-    if name:
-        return check_name(name), "the environment variable MOP_KERNELS_BACKEND"
+    if _VARIABLE in os.environ and os.environ[_VARIABLE]:
+        return check_name(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}"
     return "auto", "auto"
 
 
 def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The backend of one call. Raises ValueError for an unknown name, RuntimeError for one that cannot run."""
     name, source = requested(backend)
+    kind = device.type
+    chosen = _best_for(kind) if name == "auto" else name
+    reason = why_not(chosen) or _unfit(chosen, kind, dtype)
+    if reason is None:
+        return chosen
     if name == "auto":
-        best = _best_for(device)
-        reason = why_not(best) or _unfit(best, device, dtype)
-        if reason is None:
-            return best
         _warn_once(reason)
         return "reference"
-    reason = why_not(name) or _unfit(name, device, dtype)
-    if reason is not None:
-        raise RuntimeError(
-            f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
-            f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
-        )
-    return name
+    raise RuntimeError(
+        f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
+        f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
+    )
 
 
 def reason_of(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
@@ -139,23 +137,24 @@ def reason_of(backend: str | None, device: torch.device, dtype: torch.dtype) -> 
     name, source = requested(backend)
     if name != "auto":
         return f"asked for by {source}"
-    best = _best_for(device)
-    missing = why_not(best) or _unfit(best, device, dtype)
+    best = _best_for(device.type)
+    missing = why_not(best) or _unfit(best, device.type, dtype)
     return f"auto: {missing or f'{_KERNELS[best]} kernels serve {dtype} on {device.type}'}"
 
 
 _KERNELS = {"cpu": "compiled", "triton": "Triton"}
 
 
-def _best_for(device: torch.device) -> str:
-    return "triton" if device.type == "cuda" else "cpu"
+def _best_for(kind: str) -> str:
+    """The backend that "auto" hopes for on a kind of device."""
+    return "triton" if kind == "cuda" else "cpu"
 
 
-def _unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _unfit(name: str, kind: str, dtype: torch.dtype) -> str | None:
     if name not in _DEVICES:
         return None
-    if device.type not in _DEVICES[name] and not (name == "triton" and device.type == "cpu" and interpreting()):
-        return f"it takes tensors on {_DEVICES[name][0]}, these are on {device}"
+    if kind not in _DEVICES[name] and not (name == "triton" and kind == "cpu" and interpreting()):
+        return f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
     if dtype not in _DTYPES[name]:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"
     return None

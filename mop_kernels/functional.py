@@ -60,7 +60,7 @@ def phm_linear(
     """
     x, rule, local, bias = _same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
     _check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
-    _check_linear(x, rule.shape[0], rule.shape[1], rule.shape[2], local, bias)
+    _check_linear(x, *rule.shape, local, bias)
     backend = backends.resolve(backend, x.device, x.dtype)
     return PhmProduct.apply("phm_linear", backend, x, rule, local, bias)
 
@@ -177,10 +177,10 @@ def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
 
 def dtype_of_call(tensor: Tensor) -> torch.dtype:
     """The tensor's dtype, or the one that autocast makes of it: float64 is left alone, as in F.linear."""
-    device, dtype = tensor.device.type, tensor.dtype
-    if dtype is torch.float64 or not autocast_is_on(device):
+    dtype = tensor.dtype
+    if dtype is torch.float64 or not autocast_is_on(tensor):
         return dtype
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(tensor.device.type)
 
 
 def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
@@ -248,15 +248,15 @@ def _check_equal(name: str, tensor: Tensor, dim: int, size: int, of: str) -> Non
 def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, bias: Tensor | None) -> None:
     _check_dims("local", local, "(terms, loc_in, loc_out)", exactly=3, cure="local.unsqueeze(0)")
     _check_equal("local", local, 0, terms, "terms of the rule")
+    _, loc_in, loc_out = local.shape
     if x.dim() == 0:
         raise ValueError("x must have shape (..., in); got a scalar. Add a dimension: x.unsqueeze(0).")
-    expected_in = g_in * local.shape[1]
+    expected_in = g_in * loc_in
     if x.shape[-1] != expected_in:
         raise ValueError(
-            f"the last dim of x must be g_in*loc_in = {g_in}*{local.shape[1]} = {expected_in}; got x of shape "
-            f"{tuple(x.shape)}."
+            f"the last dim of x must be g_in*loc_in = {g_in}*{loc_in} = {expected_in}; got x of shape {tuple(x.shape)}."
         )
-    expected_out = g_out * local.shape[2]
+    expected_out = g_out * loc_out
     if bias is not None and tuple(bias.shape) != (expected_out,):
         raise ValueError(
             f"bias must have shape (out,) = (g_out*loc_out,) = ({expected_out},); got {tuple(bias.shape)}."
