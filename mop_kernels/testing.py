@@ -97,19 +97,24 @@ SHARINGS = {
 }
 
 
-def _normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:
-    return (torch.randn(shape, generator=generator, dtype=torch.float64) / fan**0.5).to(dtype)
+def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:
+    """On torch's default device, drawn on the CPU: the same numbers everywhere. On "meta" nothing is drawn."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return (drawn / fan**0.5).to(device, dtype)
 
 
 def lowrank_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
     """[x, rule_in, rule_out, local, bias | None]; outputs have variance about 1."""
     g = torch.Generator().manual_seed(seed)
     return [
-        _normal(g, dtype, shape.rows, shape.d_in),
-        _normal(g, dtype, shape.terms, shape.g_in, shape.rank, fan=shape.g_in),
-        _normal(g, dtype, shape.terms, shape.rank, shape.g_out, fan=shape.terms * shape.rank),
-        _normal(g, dtype, shape.terms, shape.loc_in, shape.loc_out, fan=shape.loc_in),
-        _normal(g, dtype, shape.d_out) if bias else None,
+        normal(g, dtype, shape.rows, shape.d_in),
+        normal(g, dtype, shape.terms, shape.g_in, shape.rank, fan=shape.g_in),
+        normal(g, dtype, shape.terms, shape.rank, shape.g_out, fan=shape.terms * shape.rank),
+        normal(g, dtype, shape.terms, shape.loc_in, shape.loc_out, fan=shape.loc_in),
+        normal(g, dtype, shape.d_out) if bias else None,
     ]
 
 
@@ -117,7 +122,7 @@ def linear_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: 
     """[x, rule, local, bias | None] of phm_linear."""
     x, _, _, local, bias_ = lowrank_inputs(shape, dtype, bias=bias, seed=seed)
     g = torch.Generator().manual_seed(seed + 1)
-    return [x, _normal(g, dtype, shape.terms, shape.g_in, shape.g_out, fan=shape.g_in * shape.terms), local, bias_]
+    return [x, normal(g, dtype, shape.terms, shape.g_in, shape.g_out, fan=shape.g_in * shape.terms), local, bias_]
 
 
 def mop_inputs(
@@ -138,7 +143,7 @@ def mop_inputs(
     def draw(name: str, *shape: int, fan: int = 1) -> Tensor:
         full_layers, full_experts = sharing[name]
         groups = (bank.layers if full_layers else 1, bank.experts if full_experts else 1)
-        return _normal(g, dtype, *groups, *shape, fan=fan)
+        return normal(g, dtype, *groups, *shape, fan=fan)
 
     def phm(s: Shape) -> list[Tensor | None]:
         if full_rule:
@@ -218,7 +223,8 @@ def transposed(tensor: Tensor) -> Tensor:
 
 def sliced(tensor: Tensor) -> Tensor:
     """Every second number of a storage whose others are NaN, from offset 1: nothing is aligned or adjacent."""
-    storage = torch.full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"), dtype=tensor.dtype)
+    shape = (*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)
+    storage = torch.full(shape, float("nan"), dtype=tensor.dtype, device=tensor.device)
     view = storage[..., 1::2]
     return view.copy_(tensor)
 

@@ -5,9 +5,12 @@ while a program runs: ranks of one job agree, and runs repeat.
 """
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +21,10 @@ def key_of(sizes: dict[str, int], dtype: torch.dtype) -> str:
     return " ".join([str(dtype).removeprefix("torch."), *(f"{name}={size}" for name, size in sizes.items())])
 
 
+def path_of(gpu: str) -> Path:
+    return CONFIGS / f"{gpu.replace(' ', '_')}.json"
+
+
 def pick(
     kernel: str,
     sizes: dict[str, int],
@@ -26,6 +33,10 @@ def pick(
     heuristic: Callable[[dict[str, int], torch.dtype], dict[str, int]],
 ) -> dict[str, int]:
     """The launch configuration of `kernel` for these sizes: BLOCK_... constexprs, num_warps, num_stages."""
+    if _choices is not None:
+        _choices.append(Choice(kernel, sizes, dtype, heuristic))
+    if kernel in _forced:
+        return _forced[kernel]
     if device.type == "cuda":
         tuned = _tuned(torch.cuda.get_device_name(device)).get(kernel, {}).get(key_of(sizes, dtype))
         if tuned is not None:
@@ -35,5 +46,51 @@ def pick(
 
 @cache
 def _tuned(gpu: str) -> dict[str, dict[str, dict[str, int]]]:
-    path = CONFIGS / f"{gpu.replace(' ', '_')}.json"
+    path = path_of(gpu)
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+# For `make tune` and the tests: which choices a call makes, and what another choice gives.
+
+
+class Choice(NamedTuple):
+    """One call of `pick`."""
+
+    kernel: str
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    heuristic: Callable
+
+    def candidates(self) -> list[dict[str, int]]:
+        """What is worth timing: `candidates` stands beside `heuristic`, `candidates_rows` beside `heuristic_rows`."""
+        name = self.heuristic.__name__.replace("heuristic", "candidates")
+        offered = getattr(sys.modules[self.heuristic.__module__], name, lambda sizes, dtype: [])(self.sizes, self.dtype)
+        own = self.heuristic(self.sizes, self.dtype)
+        return [own, *(config for config in offered if config != own)]
+
+
+_choices: list[Choice] | None = None
+_forced: dict[str, dict[str, int]] = {}
+
+
+@contextmanager
+def asked() -> Iterator[list[Choice]]:
+    """Within the block the choices are collected; for the whole process."""
+    global _choices
+    before, _choices = _choices, []
+    try:
+        yield _choices
+    finally:
+        _choices = before
+
+
+@contextmanager
+def forced(kernel: str, config: dict[str, int]) -> Iterator[None]:
+    """Within the block `kernel` is launched with this configuration; for the whole process."""
+    before = dict(_forced)
+    _forced[kernel] = config
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
