@@ -49,5 +49,8 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
 
 
 def input_precision() -> str:
-    """What tl.dot does with float32: IEEE products unless torch allows TF32 in its own."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """What tl.dot does with float32: IEEE products unless torch allows TF32 in its own.
+
+    Not read from `allow_tf32`, which raises where the program has set `fp32_precision`; that one knows both.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
