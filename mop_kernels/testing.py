@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import backends, reference
 
 
 class Shape(NamedTuple):
@@ -95,6 +95,11 @@ SHARINGS = {
     "local_per_expert": MOP_SHARING | {"local": (False, True)},
     "only_x_per_pair": dict.fromkeys(MOP_SHARING, (False, False)) | {"x": (True, True)},
 }
+
+
+def device_of(backend: str) -> torch.device:
+    """Where tests and benchmarks keep the tensors of a backend: Triton's on the GPU, unless its interpreter is on."""
+    return torch.device("cuda" if backend == "triton" and not backends.interpreting() else "cpu")
 
 
 def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:

@@ -81,12 +81,12 @@ def test_names_are_those_of_the_module_given():
     assert phm_names(model) == ["encoder.0.wi", "encoder.1.wi"]
 
 
-def test_a_fit_of_what_has_the_form_changes_nothing(backend):
+def test_a_fit_of_what_has_the_form_changes_nothing(backend, float64):
     model = Model().double()
     for block in model.encoder:
-        block.wi = PHMLinear(8, 12, terms=2, dtype=torch.float64).to_linear()
-        block.wo = PHMLinear(12, 8, terms=2, bias=False, dtype=torch.float64).to_linear()
-    x = torch.randn(3, 8, dtype=torch.float64)
+        block.wi = PHMLinear(8, 12, terms=2, dtype=float64).to_linear()
+        block.wo = PHMLinear(12, 8, terms=2, bias=False, dtype=float64).to_linear()
+    x = torch.randn(3, 8, dtype=float64)
     expected = model(x)
     replace_linears(model, "encoder.*", terms=2)
     with mk.use_backend(backend):
@@ -188,7 +188,8 @@ def test_wrong_types():
 
 def stored(case: str, kind: str = "param", dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
     start = f"{case}.{kind}."
-    return {key.removeprefix(start): t.to(dtype) for key, t in COMPACTER.items() if key.startswith(start)}
+    device = torch.get_default_device()
+    return {key.removeprefix(start): t.to(device, dtype) for key, t in COMPACTER.items() if key.startswith(start)}
 
 
 def assert_is_the_case(layer, case, dtype, backend):
@@ -196,14 +197,16 @@ def assert_is_the_case(layer, case, dtype, backend):
 
     def near(actual, name):
         tolerance = 1e-10 if dtype == torch.float64 else 2e-5
-        torch.testing.assert_close(actual, COMPACTER[f"{case}.{name}"].to(dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(
+            actual, COMPACTER[f"{case}.{name}"].to(x.device, dtype), rtol=tolerance, atol=tolerance
+        )
 
-    x = COMPACTER[f"{case}.x"].to(dtype, copy=True).requires_grad_()
+    x = COMPACTER[f"{case}.x"].to(torch.get_default_device(), dtype, copy=True).requires_grad_()
     with mk.use_backend(backend):
         y = layer(x)
         with torch.no_grad():
             near(layer.eval()(x), "y")
-    y.backward(COMPACTER[f"{case}.gy"].to(dtype))
+    y.backward(COMPACTER[f"{case}.gy"].to(y))
     near(y, "y")
     near(x.grad, "gx")
     names = stored(case)
@@ -223,25 +226,25 @@ def test_compacter(case, dtype, backend):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_shared_rule(case, backend):
+def test_shared_rule(case, backend, float64):
     own = stored(case)
     shared = {key: own.pop(key) for key in list(own) if key.startswith("phm_rule")}
     layer = phm_linear_from_compacter(own, shared=shared)
-    assert_is_the_case(layer, case, torch.float64, backend)
+    assert_is_the_case(layer, case, float64, backend)
     own_rule_wins = phm_linear_from_compacter(stored(case), shared={"phm_rule": torch.zeros(1)})
-    assert_is_the_case(own_rule_wins, case, torch.float64, backend)
+    assert_is_the_case(own_rule_wins, case, float64, backend)
 
 
 @pytest.mark.parametrize("position", ["down", "up"])
 @pytest.mark.parametrize("case", CASES)
-def test_everything_shared_as_adapters_does(case, position, backend):
+def test_everything_shared_as_adapters_does(case, position, backend, float64):
     own = stored(case)
     shared = {"W_other": torch.zeros(1), "W_down_left": torch.zeros(1), "W_up": torch.zeros(1)}
     shared = {key: t for key, t in shared.items() if not key.startswith(f"W_{position}")}
     for key in [key for key in own if key != "b"]:
         shared[key.replace("W", f"W_{position}", 1)] = own.pop(key)
     layer = phm_linear_from_compacter(own, shared=shared, position=position)
-    assert_is_the_case(layer, case, torch.float64, backend)
+    assert_is_the_case(layer, case, float64, backend)
 
 
 def test_a_higher_rule_rank_and_no_bias():

@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_factors(form, dtype, backend):
     layer = PHMLinear(24, 36, dtype=dtype, **form).eval()
     rule = (layer.rule if layer.rank is None else layer.rule_in @ layer.rule_out).detach()
     local = (layer.local if layer.local_rank is None else layer.local_left @ layer.local_right).detach()
-    inputs = [X.to(dtype), rule, local, None if layer.bias is None else layer.bias.detach()]
+    inputs = [X.to(rule), rule, local, None if layer.bias is None else layer.bias.detach()]
     expected = reference.phm_linear(*inputs)
     truth = testing.kron_linear(*testing.in_float64(inputs))
     with mk.use_backend(backend):

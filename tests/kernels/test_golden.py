@@ -31,14 +31,14 @@ PLACES = {"down": "down", "ups.0": "upk", "ups.1": "upv"}
 
 def assert_near(actual, stored, dtype):
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
-    torch.testing.assert_close(actual, stored.to(dtype), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual, stored.to(actual.device, dtype), rtol=tolerance, atol=tolerance)
 
 
-def test_kronecker_products(backend):
+def test_kronecker_products(backend, float64):
     a, b = COMPACTER["kron.A"], COMPACTER["kron.B"]
     each = mk.phm_weight(a[:, None], b[:, None], backend=backend)
-    assert_near(each, COMPACTER["kron.out"], torch.float64)
-    assert_near(mk.phm_weight(a, b, backend=backend), COMPACTER["kron.sum0"], torch.float64)
+    assert_near(each, COMPACTER["kron.out"], float64)
+    assert_near(mk.phm_weight(a, b, backend=backend), COMPACTER["kron.sum0"], float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -47,12 +47,12 @@ def test_compacter(case, dtype, backend):
     stored = {key.removeprefix(case + "."): t for key, t in COMPACTER.items() if key.startswith(case + ".")}
     rank = stored["param.phm_rule_left"].shape[-1] if "param.phm_rule_left" in stored else None
     local_rank = stored["param.W_left"].shape[-1] if "param.W_left" in stored else None
-    x = stored["x"].to(dtype, copy=True).requires_grad_()
+    x = stored["x"].to(torch.get_default_device(), dtype, copy=True).requires_grad_()
     layer = PHMLinear(x.shape[1], stored["y"].shape[1], 1 if case == "p1" else 4, rank, local_rank, dtype=dtype)
     layer.load_state_dict({name: stored["param." + OURS[name]] for name in layer.state_dict()})
     with mk.use_backend(backend):
         y = layer(x)
-    y.backward(stored["gy"].to(dtype))
+    y.backward(stored["gy"].to(y))
     assert_near(y, stored["y"], dtype)
     assert_near(x.grad, stored["gx"], dtype)
     for name, parameter in layer.named_parameters():
@@ -95,10 +95,10 @@ def test_mop(file, mode, dtype, backend):
         return grouped(stored[f"{kind}.{PLACES[place]}.{letters[field]}"], letters[field])
 
     mop.load_state_dict({name: read("param", name) for name in mop.state_dict()})
-    x = stored["param.X"].to(dtype, copy=True).requires_grad_()
+    x = stored["param.X"].to(torch.get_default_device(), dtype, copy=True).requires_grad_()
     with mk.use_backend(backend):
         keys, values = mop(x)
-        torch.autograd.backward([keys, values], [stored["gK"].to(dtype), stored["gV"].to(dtype)])
+        torch.autograd.backward([keys, values], [stored["gK"].to(keys), stored["gV"].to(values)])
         down, up = mop.weight_matrix(1, 2, "down"), mop.weight_matrix(0, 1, 0)
     # stored in float32, whatever they were computed in
     near = torch.float32

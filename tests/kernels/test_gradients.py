@@ -124,19 +124,19 @@ def test_no_graph_where_nothing_asks(backend):
 
 @pytest.mark.parametrize("name", ["odd", "high_rank", "reading_b"])
 @pytest.mark.parametrize("op", ["phm_weight", "phm_linear", "lowrank_phm_linear"])
-def test_gradcheck(op, name, backend):
+def test_gradcheck(op, name, backend, float64):
     shape = SHAPES[name]._replace(rows=2, loc_in=2, loc_out=3)
     inputs = testing.lowrank_inputs if op == "lowrank_phm_linear" else testing.linear_inputs
-    tensors = inputs(shape, torch.float64)
+    tensors = inputs(shape, float64)
     tensors = tensors[1:3] if op == "phm_weight" else tensors
     leaves = [t.requires_grad_() for t in tensors]
     assert torch.autograd.gradcheck(lambda *t: getattr(mk, op)(*t, backend=backend), leaves)
 
 
 @pytest.mark.parametrize("activation", [a for a in reference.ACTIVATIONS if a != "relu"])
-def test_gradcheck_of_mop_ffn(activation, backend):
+def test_gradcheck_of_mop_ffn(activation, backend, float64):
     bank = testing.Bank(2, 2, testing.Shape(2, 2, 2, 2, 3, 1, 1), testing.Shape(2, 1, 1, 1, 2, 2, 2))
-    tensors = [t.requires_grad_() for t in testing.mop_inputs(bank, torch.float64)]
+    tensors = [t.requires_grad_() for t in testing.mop_inputs(bank, float64)]
     experts = torch.tensor([1, 0])
     assert torch.autograd.gradcheck(lambda *t: call(t, activation=activation, backend=backend), tensors)
     assert torch.autograd.gradcheck(
@@ -156,11 +156,11 @@ def test_relu_passes_no_gradient_at_zero(backend):
 @pytest.mark.parametrize("op", ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"])
 def test_double_backward_raises(op, backend):
     if op == "mop_ffn":
-        tensors = [t.requires_grad_() for t in testing.mop_inputs(BANKS["small"], torch.float64)]
+        tensors = [t.requires_grad_() for t in testing.mop_inputs(BANKS["small"], torch.float32)]
         y = call(tensors, backend=backend)[0]
     else:
         inputs = testing.lowrank_inputs if op == "lowrank_phm_linear" else testing.linear_inputs
-        tensors = inputs(SHAPES["odd"], torch.float64)
+        tensors = inputs(SHAPES["odd"], torch.float32)
         tensors = [t.requires_grad_() for t in (tensors[1:3] if op == "phm_weight" else tensors)]
         y = getattr(mk, op)(*tensors, backend=backend)
     (first,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)

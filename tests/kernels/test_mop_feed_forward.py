@@ -51,7 +51,7 @@ def kron(phm, layer, expert):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("rows", ["shared", "per expert"])
-def test_forward_is_two_dense_maps_a_pair(form, rows, backend):
+def test_forward_is_two_dense_maps_a_pair(form, rows, backend, float64):
     mop = bank(**form)
     x = torch.randn(*([mop.num_experts] if rows == "per expert" else []), 5, 24, dtype=torch.float64)
     with mk.use_backend(backend):
@@ -70,7 +70,7 @@ def test_forward_is_two_dense_maps_a_pair(form, rows, backend):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_weight_matrix_is_the_kronecker_sum(form, backend):
+def test_weight_matrix_is_the_kronecker_sum(form, backend, float64):
     mop = bank(**form)
     layer, expert = mop.num_layers - 1, mop.num_experts - 1
     with mk.use_backend(backend):
@@ -81,7 +81,7 @@ def test_weight_matrix_is_the_kronecker_sum(form, backend):
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_every_parameter_learns(form, backend):
+def test_every_parameter_learns(form, backend, float64):
     mop = bank(**form)
     with mk.use_backend(backend):
         sum(y.square().sum() for y in mop(torch.randn(5, 24, dtype=torch.float64))).backward()
@@ -165,7 +165,7 @@ def test_compacter_start():
 
 
 @pytest.mark.parametrize("form", [{}, {"share_lore": False, "bias": "layer_expert"}, {"rule": "full"}])
-def test_experts(form, backend):
+def test_experts(form, backend, float64):
     mop = bank(**form)
     x = torch.randn(5, 24, dtype=torch.float64)
     with mk.use_backend(backend):
@@ -175,7 +175,7 @@ def test_experts(form, backend):
     assert own.shape == (2, 1, 5, 40)
 
 
-def test_deepcopy_and_state_dict(backend):
+def test_deepcopy_and_state_dict(backend, float64):
     mop, x = bank(), torch.randn(5, 24, dtype=torch.float64)
     copied = copy.deepcopy(mop)
     with mk.use_backend(backend):

@@ -24,7 +24,7 @@ def check(tensors, backend, *, activation="relu", experts=None, grad_layouts=("c
 
     g = torch.Generator().manual_seed(9)
     outputs = true(*truth_inputs)
-    grads = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(tensors[0].dtype) for y in outputs]
+    grads = [testing.normal(g, tensors[0].dtype, *y.shape) for y in outputs]
     grads = [LAYOUTS[grad_layouts[k % len(grad_layouts)]](grad) for k, grad in enumerate(grads)]
 
     def run(function, inputs, grads):
@@ -43,7 +43,7 @@ def test_named_banks(name, dtype, backend):
     check(testing.mop_inputs(BANKS[name], dtype), backend)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_two_layers_of_the_bank_of_the_paper(dtype, backend):
     check(testing.mop_inputs(BANKS["paper"]._replace(layers=2), dtype), backend)
 

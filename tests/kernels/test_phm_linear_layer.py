@@ -28,9 +28,9 @@ def own_weight(layer: PHMLinear) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forward_is_the_dense_layer(form, backend):
-    layer = PHMLinear(24, 36, dtype=torch.float64, **form)
-    x = torch.randn(2, 5, 24, dtype=torch.float64)
+def test_forward_is_the_dense_layer(form, backend, float64):
+    layer = PHMLinear(24, 36, dtype=float64, **form)
+    x = torch.randn(2, 5, 24, dtype=float64)
     with mk.use_backend(backend):
         expected = x @ own_weight(layer) + (0 if layer.bias is None else layer.bias)
         torch.testing.assert_close(layer(x), expected)
@@ -162,7 +162,7 @@ def test_drop_in_for_linear(backend):
         assert not torch.equal(model(x), copied(x))
         copied.load_state_dict(model.state_dict())
         assert torch.equal(model(x), copied(x))
-        assert model.double()(x.double()).dtype == torch.float64
+        assert backend == "triton" or model.double()(x.double()).dtype == torch.float64
 
 
 def test_repr_names_the_sizes():

@@ -23,8 +23,8 @@ OPERATIONS = tuple(INPUTS)
 def check(op, backend, tensors, grad_layout="contiguous"):
     truth_inputs = testing.in_float64(tensors)
     output = TRUTH[op](*truth_inputs)
-    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    grad = LAYOUTS[grad_layout](grad.to(tensors[0].dtype))
+    grad = testing.normal(torch.Generator().manual_seed(9), tensors[0].dtype, *output.shape)
+    grad = LAYOUTS[grad_layout](grad)
     function = getattr(mk, op)
     actual = testing.value_and_gradients(lambda *t: function(*t, backend=backend), tensors, [grad])
     expected = testing.value_and_gradients(getattr(reference, op), tensors, [grad])
@@ -99,8 +99,8 @@ def test_gradient_of_a_single_vector(dtype, backend):
 )
 def test_phm_weight_broadcasts_leading_dims(rule_groups, local_groups, dtype, backend):
     g = torch.Generator().manual_seed(3)
-    rule = torch.randn(*rule_groups, 3, 4, 2, generator=g).to(dtype)
-    local = torch.randn(*local_groups, 3, 5, 7, generator=g).to(dtype)
+    rule = testing.normal(g, dtype, *rule_groups, 3, 4, 2)
+    local = testing.normal(g, dtype, *local_groups, 3, 5, 7)
     check("phm_weight", backend, [rule, local])
 
 
@@ -109,11 +109,8 @@ def test_phm_weight_broadcasts_leading_dims(rule_groups, local_groups, dtype, ba
 def test_bias_gradient_of_very_many_rows(op, layout, backend):
     """One running sum over the rows drifts: equal gradients, as sum() gives, round the same way every time."""
     tensors = INPUTS[op](SHAPES["many_rows"]._replace(rows=50_000), torch.float32)
-    grad = LAYOUTS[layout](torch.randn(50_000, tensors[-1].numel(), generator=torch.Generator().manual_seed(9)))
+    grad = testing.normal(torch.Generator().manual_seed(9), torch.float32, 50_000, tensors[-1].numel())
+    grad = LAYOUTS[layout](grad)
     needs = [k == len(tensors) - 1 for k in range(len(tensors))]
     _, gradients = testing.value_and_gradients(lambda *t: getattr(mk, op)(*t, backend=backend), tensors, [grad], needs)
     assert testing.relative_error(gradients[-1], grad.double().sum(0)) < 2e-6
-
-
-def test_float16_runs_on_the_reference():
-    check("lowrank_phm_linear", "reference", testing.lowrank_inputs(SHAPES["odd"], torch.float16))
