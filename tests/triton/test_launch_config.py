@@ -1,0 +1,77 @@
+"""Which launch configuration a kernel takes: forced, tuned for this GPU, or its own heuristic."""
+
+import json
+
+import pytest
+import torch
+
+from mop_kernels.triton_kernels import launch_config
+
+SIZES = {"rows": 40, "terms": 16}
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def heuristic(sizes, dtype):
+    return {"BLOCK_N": 16}
+
+
+def candidates(sizes, dtype):
+    return [{"BLOCK_N": 8}, {"BLOCK_N": 16}]
+
+
+def heuristic_rows(sizes, dtype):
+    return {"BLOCK_N": 1}
+
+
+def pick(device=CPU):
+    return launch_config.pick("k", SIZES, torch.bfloat16, device, heuristic)
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """This machine's GPU is a "Test GPU", for which one kernel has been tuned."""
+    monkeypatch.setattr(launch_config, "CONFIGS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    launch_config._tuned.cache_clear()
+    (tmp_path / "Test_GPU.json").write_text(json.dumps({"k": {"bfloat16 rows=40 terms=16": {"BLOCK_N": 64}}}))
+    yield
+    launch_config._tuned.cache_clear()
+
+
+def test_the_heuristic_where_nothing_was_tuned():
+    assert pick() == {"BLOCK_N": 16}
+
+
+def test_what_was_tuned_for_this_gpu(tuned):
+    assert pick(GPU) == {"BLOCK_N": 64}
+    assert pick() == {"BLOCK_N": 16}, "not for tensors that only have sizes"
+    for other in ({"rows": 41, "terms": 16}, {"rows": 40}):
+        assert launch_config.pick("k", other, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
+    assert launch_config.pick("k", SIZES, torch.float16, GPU, heuristic) == {"BLOCK_N": 16}
+    assert launch_config.pick("other", SIZES, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
+
+
+def test_forced_beats_tuned_and_ends_with_the_block(tuned):
+    with launch_config.forced("k", {"BLOCK_N": 2}):
+        with launch_config.forced("k", {"BLOCK_N": 4}):
+            assert pick(GPU) == {"BLOCK_N": 4}
+        assert pick(GPU) == {"BLOCK_N": 2}
+        assert launch_config.pick("other", SIZES, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
+    assert pick(GPU) == {"BLOCK_N": 64}
+
+
+def test_choices_are_seen_with_their_candidates():
+    with launch_config.asked() as choices:
+        pick()
+        launch_config.pick("rows", SIZES, torch.float32, CPU, heuristic_rows)
+    pick()
+    assert [choice.kernel for choice in choices] == ["k", "rows"]
+    assert choices[0].candidates() == [{"BLOCK_N": 16}, {"BLOCK_N": 8}], "its own comes first, each once"
+    assert choices[1].candidates() == [{"BLOCK_N": 1}], "a kernel that offers none keeps its heuristic's"
+
+
+def test_every_file_of_tuned_configurations_can_be_read():
+    for path in launch_config.CONFIGS.glob("*.json"):
+        for kernel, keys in json.loads(path.read_text()).items():
+            assert kernel.isidentifier()
+            assert all(isinstance(value, int) for config in keys.values() for value in config.values())
