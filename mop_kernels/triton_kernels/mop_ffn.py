@@ -1,6 +1,290 @@
-def forward(*args):
-    raise NotImplementedError
+"""mop_ffn: y_map = up_map(activation(down(x))) for all (layer, expert) pairs and all up maps in one launch.
+
+x (1|L, 1|E, n, in), factors with the group dims (1|L, 1|E) -> num_maps tensors (L, k, n, out); k = E or len(experts).
+One program computes a block of rows of one pair and one up map (and `BLOCKS_V` blocks of v):
+    t[j, n, u] = sum_a rule_in[j, a] x[n, a, u];  s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
+    y[c, n, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
+for the down map, then for the up map on the activated hidden rows, which never leave the chip and are computed once
+an up map. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products, are
+rounded to the dtype of x between them, as torch's eager operations do.
+"""
+
+from dataclasses import replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch_config
+from .device_functions import (
+    Phm,
+    activate,
+    fold,
+    load_local,
+    load_rule_in,
+    load_rule_out,
+    of_pair,
+    row_tile,
+    select,
+    stage_1,
+    unfold,
+)
+from .launch import input_precision, launch
 
 
-def backward(*args):
-    raise NotImplementedError
+@triton.jit
+def hidden_before_activation(
+    x, rule_in, rule_out, local, bias, first_row, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The down map of a block of rows, [(c f), (n v/f)] with f = P.fold_j, in float32; all of c and v."""
+    BLOCK_J: tl.constexpr = P.block_j
+    BLOCK_V: tl.constexpr = P.block_v
+    FOLD: tl.constexpr = P.fold_j
+    _, column, mask = row_tile(first_row, 0, 0, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, BLOCK_V, FOLD)
+    if bias is None:
+        y = tl.zeros(mask.shape, tl.float32)
+    else:
+        y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+    for j in range(0, P.size_j, BLOCK_J):
+        s = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_V), tl.float32)
+        for u in range(0, P.loc_in, P.block_u):
+            t = stage_1(x, rule_in, first_row, j, u, rows, P, BLOCK_ROWS, PRECISION)
+            s = tl.dot(t, load_local(local, j, u, 0, P), s, input_precision=PRECISION)
+        rule = tl.trans(load_rule_out(rule_out, j, 0, P, P.block_c, FOLD))
+        y = tl.dot(rule, fold(s, FOLD).to(rule.dtype), y, input_precision=PRECISION)
+    return y
+
+
+@triton.jit
+def view_as_up(h, DOWN: tl.constexpr, UP: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Hidden rows [(c f), (n v/f)] of the down map as [(a f), (n u/f)] of the up map.
+
+    What stands in padded places is of the same row and meets zeros of the factors.
+    """
+    C: tl.constexpr = DOWN.block_c
+    V: tl.constexpr = DOWN.block_v
+    A: tl.constexpr = UP.block_a
+    U: tl.constexpr = UP.block_u
+    DOWN_FOLD: tl.constexpr = DOWN.fold_j
+    UP_FOLD: tl.constexpr = UP.fold_a
+    h = tl.permute(tl.reshape(h, (C, DOWN_FOLD, BLOCK_ROWS, V // DOWN_FOLD)), (2, 0, 1, 3))
+    h = tl.reshape(h, (BLOCK_ROWS, C * V))
+    if DOWN.loc_out != V or UP.loc_in != U or C * V != A * U:  # padding stands between the columns of either view
+        column = tl.arange(0, A * U)
+        column = tl.minimum(column // U * UP.loc_in + column % U, DOWN.d_out - 1)
+        place = column // DOWN.loc_out * V + column % DOWN.loc_out
+        h = tl.gather(h, tl.broadcast_to(place[None, :], (BLOCK_ROWS, A * U)), 1)
+    h = tl.permute(tl.reshape(h, (BLOCK_ROWS, A, UP_FOLD, U // UP_FOLD)), (1, 2, 0, 3))
+    return tl.reshape(h, (A * UP_FOLD, BLOCK_ROWS * U // UP_FOLD))
+
+
+@triton.jit
+def up_stage_1(h, rule_in, first_j, P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr):
+    """t[j, n, u] from hidden rows on chip, [(a f), (n u/f)], all of a and u."""
+    rule = load_rule_in(rule_in, first_j, 0, P, P.block_a, P.fold_a)
+    return unfold(tl.dot(rule, h, input_precision=PRECISION), BLOCK_ROWS, P.fold_a).to(h.dtype)
+
+
+@triton.jit
+def up_stage_2(t, local, first_j, first_v, P: tl.constexpr, PRECISION: tl.constexpr):
+    """s[j, n, v] as [(j f), (n v/f)], folded for the product with rule_out."""
+    s = tl.dot(t, load_local(local, first_j, 0, first_v, P), input_precision=PRECISION)
+    return fold(s, P.fold_j).to(t.dtype)
+
+
+@triton.jit
+def mop_ffn_kernel(
+    x, down_rule_in, down_rule_out, down_local, down_bias, rules_in, rules_out, locals_, biases, outs, experts,
+    strides, num_experts, num_pairs, rows,
+    DOWN: tl.constexpr, UP: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCKS_V: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """rules_in, rules_out, locals_, biases, outs: one pointer an up map; strides: the group strides of `group_strides`.
+
+    Programs that read the same factors, those of a pair and map, stand side by side.
+    """
+    row_blocks = tl.cdiv(rows, BLOCK_ROWS)
+    splits = tl.cdiv(UP.loc_out, BLOCKS_V * UP.block_v)
+    program = tl.program_id(0)
+    first_row = program % row_blocks * BLOCK_ROWS
+    first_v = program // row_blocks % splits * (BLOCKS_V * UP.block_v)
+    map = program // (row_blocks * splits) // num_pairs
+    pair = program // (row_blocks * splits) % num_pairs
+    layer, expert = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
+    out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
+    if experts is not None:
+        expert = tl.load(experts + expert)
+
+    h = hidden_before_activation(
+        of_pair(x, strides[0], layer, expert),
+        of_pair(down_rule_in, strides[1], layer, expert),
+        of_pair(down_rule_out, strides[2], layer, expert),
+        of_pair(down_local, strides[3], layer, expert),
+        of_pair(down_bias, strides[4], layer, expert),
+        first_row, rows, DOWN, BLOCK_ROWS, PRECISION,
+    )  # fmt: skip
+    h = view_as_up(activate(h, ACTIVATION).to(x.dtype.element_ty), DOWN, UP, BLOCK_ROWS)
+
+    rule_in = of_pair(select(rules_in, map), strides[5], layer, expert)
+    rule_out = of_pair(select(rules_out, map), strides[6], layer, expert)
+    local = of_pair(select(locals_, map), strides[7], layer, expert)
+    bias = of_pair(select(biases, map), strides[8], layer, expert)
+    ONE_J: tl.constexpr = UP.block_j >= UP.size_j  # then t serves all v, and s all c
+    BLOCK_C: tl.constexpr = UP.block_c
+    BLOCK_V: tl.constexpr = UP.block_v
+    FOLD: tl.constexpr = UP.fold_j
+    t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
+    for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
+        s = up_stage_2(t, local, 0, v, UP, PRECISION)
+        for c in range(0, UP.g_out, BLOCK_C):
+            row, column, mask = row_tile(
+                first_row, c, v, rows, UP.g_out, UP.loc_out, BLOCK_ROWS, BLOCK_C, BLOCK_V, FOLD
+            )
+            if bias is None:
+                y = tl.zeros(mask.shape, tl.float32)
+            else:
+                y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+            for j in range(0, UP.size_j, UP.block_j):
+                if not ONE_J:
+                    t = up_stage_1(h, rule_in, j, UP, BLOCK_ROWS, PRECISION)
+                    s = up_stage_2(t, local, j, v, UP, PRECISION)
+                rule = tl.trans(load_rule_out(rule_out, j, c, UP, BLOCK_C, FOLD))
+                y = tl.dot(rule, s, y, input_precision=PRECISION)
+            tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
+
+
+SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
+
+
+def group_strides(tensor: Tensor | None) -> tuple[int, int]:
+    """How far to step for the next layer and the next expert: not at all where the group dim is 1."""
+    if tensor is None:
+        return 0, 0
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape[:2], tensor.stride()))
+
+
+def sizes_of(x: Tensor, down: list[Tensor], up: list[Tensor], num_maps: int, pairs: int) -> dict[str, int]:
+    """What the launch configurations depend on."""
+    sizes = {"pairs": pairs, "maps": num_maps, "rows": x.shape[2]}
+    for side, (rule_in, rule_out, local) in (("down", down[:3]), ("up", up[:3])):
+        terms, g_in, rank = rule_in.shape[2:]
+        values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
+        sizes |= {f"{side}_{name}": value for name, value in zip(SIDES, values)}
+    return sizes
+
+
+def maps_of(sizes: dict[str, int]) -> tuple[Phm, Phm]:
+    """The down and the up map, without blocks."""
+    return tuple(Phm(*(sizes[f"{side}_{name}"] for name in SIDES)) for side in ("down", "up"))
+
+
+def block(size: int, most: int) -> int:
+    """A power of two for a side of `size`: all of it, or as much as there is room for."""
+    return max(1, min(triton.next_power_of_2(size), 1 << max(most, 1).bit_length() - 1))
+
+
+def even_block(size: int, most: int) -> int:
+    """The largest power of two in 16..most that divides `size`, if there is one, otherwise one that holds it."""
+    return max(16, min(most, size & -size)) if size % 16 == 0 else block(max(size, 16), most)
+
+
+TILE = 8192  # numbers in a tile of 128 threads: at most 64 registers of each
+
+
+def with_blocks(sizes: dict[str, int], config: dict[str, int]) -> tuple[Phm, Phm]:
+    """Both maps with the blocks of a configuration: whole sides where the hidden rows are, as those stay on chip."""
+    down, up = maps_of(sizes)
+    rows = config["BLOCK_ROWS"]
+    v = triton.next_power_of_2(down.loc_out)
+    j = block(down.size_j, min(32, TILE // (rows * v), TILE // (config["BLOCK_U"] * v)))
+    down = replace(
+        down,
+        block_j=j,
+        block_a=block(down.g_in, 16),
+        block_c=triton.next_power_of_2(down.g_out),
+        block_u=config["BLOCK_U"],
+        block_v=max(v, 16 // j),
+    )
+    u = max(16, triton.next_power_of_2(up.loc_in))
+    j = block(
+        up.size_j, min(32, TILE // (rows * u), TILE // (rows * config["BLOCK_V"]), TILE // (u * config["BLOCK_V"]))
+    )
+    up = replace(
+        up,
+        block_j=j,
+        block_a=triton.next_power_of_2(up.g_in),
+        block_c=block(up.g_out, TILE // (rows * config["BLOCK_V"])),
+        block_u=u,
+        block_v=max(config["BLOCK_V"], 16 // j),
+    )
+    return down, up
+
+
+def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    down, up = maps_of(sizes)
+    hidden = max(
+        triton.next_power_of_2(down.g_out) * triton.next_power_of_2(down.loc_out),
+        triton.next_power_of_2(up.g_in) * max(16, triton.next_power_of_2(up.loc_in)),
+    )
+    rows = block(8 if dtype is torch.float32 else 16, TILE // hidden)
+    block_v = even_block(up.loc_out, 32)
+    return {
+        "BLOCK_ROWS": rows,
+        "BLOCK_U": even_block(down.loc_in, 16),
+        "BLOCK_V": block_v,
+        "BLOCKS_V": triton.cdiv(up.loc_out, block_v),
+        "num_warps": 4,
+        "num_stages": 2,
+    }
+
+
+def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype)
+    down, up = maps_of(sizes)
+    return [
+        own | {"BLOCK_ROWS": rows, "BLOCK_U": u, "BLOCK_V": v, "BLOCKS_V": triton.cdiv(up.loc_out, v * split)}
+        for rows in (own["BLOCK_ROWS"], 2 * own["BLOCK_ROWS"])
+        for u in sorted({own["BLOCK_U"], even_block(down.loc_in, 64)})
+        for v in sorted({even_block(up.loc_out, 16), own["BLOCK_V"]})
+        for split in (1, 3)
+    ]
+
+
+def forward(x, down, ups, num_maps, activation, experts):
+    width = len(ups) // num_maps
+    maps = [ups[k : k + width] for k in range(0, len(ups), width)]
+    layers, num_experts = (max(t.shape[dim] for t in (x, *down, *maps[0])) for dim in (0, 1))
+    num_experts = num_experts if experts is None else experts.shape[0]
+    pairs, rows = layers * num_experts, x.shape[2]
+    sizes = sizes_of(x, down, maps[0], num_maps, pairs)
+    config = dict(launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic))
+    down_map, up_map = with_blocks(sizes, config)
+    outs = [x.new_empty(layers, num_experts, rows, up_map.d_out) for _ in range(num_maps)]
+    factors = [*down, None] if len(down) == 3 else down
+    fields = [tuple(m[k] for m in maps) if k < width else (None,) * num_maps for k in range(4)]
+    launch(
+        mop_ffn_kernel,
+        (
+            triton.cdiv(rows, config["BLOCK_ROWS"])
+            * triton.cdiv(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
+            * pairs
+            * num_maps,
+        ),
+        x,
+        *factors,
+        *fields,
+        tuple(outs),
+        experts,
+        tuple(group_strides(t) for t in (x, *factors, *(field[0] for field in fields))),
+        num_experts,
+        pairs,
+        rows,
+        DOWN=down_map,
+        UP=up_map,
+        ACTIVATION=activation,
+        PRECISION=input_precision(),
+        **{name: config[name] for name in ("BLOCK_ROWS", "BLOCKS_V", "num_warps", "num_stages")},
+    )
+    return outs

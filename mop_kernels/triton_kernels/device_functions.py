@@ -1,0 +1,225 @@
+"""What the kernels of PHM maps share on the device: their tiles, the rules' products, the activations.
+
+A row of n columns is viewed as (g, w), a rule's side times a local's. Its tile is kept as `[g, (n w)]`, so that a
+product with a rule is one matrix product; what comes out reshapes to `[j, n, w]`, the batch of one with a local.
+j = (i, r) is the term and the rank in one axis, r padded to a power of two; a padded j has zeros in its factors.
+
+A matrix product needs an inner size of 16. Where a rule's side is smaller, a tile is folded: f = 16/side stretches of w
+stand below one another, `[(g f), (n w/f)]`, and the rule's tile is block-diagonal, `[(j f), (g f')]`, zero for f != f'.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True)
+class Phm:
+    """Sizes of one map, as in reference.py, and of the blocks (powers of two) in which a kernel takes them."""
+
+    terms: int
+    rank: int
+    g_in: int
+    g_out: int
+    loc_in: int
+    loc_out: int
+    block_j: int = 1
+    block_a: int = 1
+    block_c: int = 1
+    block_u: int = 1
+    block_v: int = 1
+
+    @property
+    def padded_rank(self) -> int:
+        return triton.next_power_of_2(self.rank)
+
+    @property
+    def size_j(self) -> int:
+        return self.terms * self.padded_rank
+
+    @property
+    def d_in(self) -> int:
+        return self.g_in * self.loc_in
+
+    @property
+    def d_out(self) -> int:
+        return self.g_out * self.loc_out
+
+    @property
+    def fold_j(self) -> int:
+        return max(1, 16 // self.block_j)
+
+    @property
+    def fold_a(self) -> int:
+        return max(1, 16 // self.block_a)
+
+    @property
+    def fold_c(self) -> int:
+        return max(1, 16 // self.block_c)
+
+
+@triton.jit
+def select(tensors, index):
+    """tensors[index] of a tuple of pointers, or of None (no bias)."""
+    chosen = tensors[0]
+    if chosen is not None:
+        for k in tl.static_range(1, len(tensors)):
+            chosen = tl.where(index == k, tensors[k], chosen)
+    return chosen
+
+
+@triton.jit
+def of_pair(pointer, strides, layer, expert):
+    """Where a pair's part of a tensor (1|L, 1|E, ...) begins; layer and expert are int64. None stays None."""
+    if pointer is not None:
+        pointer += layer * strides[0] + expert * strides[1]
+    return pointer
+
+
+@triton.jit
+def row_tile(
+    first_row, first_g, first_w, rows, G, W,
+    BLOCK_ROWS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    """Row, column and mask of the tile [(g f), (n w/f)] of rows viewed as (G, W)."""
+    NARROW: tl.constexpr = BLOCK_W // FOLD
+    gf = tl.arange(0, BLOCK_G * FOLD)[:, None]
+    nw = tl.arange(0, BLOCK_ROWS * NARROW)[None, :]
+    n = first_row + nw // NARROW
+    g = first_g + gf // FOLD
+    w = first_w + gf % FOLD * NARROW + nw % NARROW
+    return n, g * W + w, (n < rows) & (g < G) & (w < W)
+
+
+@triton.jit
+def load_rows(pointer, row, column, mask, WIDTH):
+    return tl.load(pointer + (row.to(tl.int64) * WIDTH + column), mask=mask, other=0.0)
+
+
+@triton.jit
+def unfold(tile, BLOCK_ROWS: tl.constexpr, FOLD: tl.constexpr):
+    """[(j f), (n w/f)] -> [j, n, w]."""
+    B: tl.constexpr = tile.shape[0] // FOLD
+    NARROW: tl.constexpr = tile.shape[1] // BLOCK_ROWS
+    tile = tl.reshape(tile, (B, FOLD, BLOCK_ROWS, NARROW))
+    return tl.reshape(tl.permute(tile, (0, 2, 1, 3)), (B, BLOCK_ROWS, FOLD * NARROW))
+
+
+@triton.jit
+def fold(tile, FOLD: tl.constexpr):
+    """[j, n, w] -> [(j f), (n w/f)]."""
+    B: tl.constexpr = tile.shape[0]
+    N: tl.constexpr = tile.shape[1]
+    NARROW: tl.constexpr = tile.shape[2] // FOLD
+    tile = tl.permute(tl.reshape(tile, (B, N, FOLD, NARROW)), (0, 2, 1, 3))
+    return tl.reshape(tile, (B * FOLD, N * NARROW))
+
+
+@triton.jit
+def load_rule_in(pointer, first_j, first_a, P: tl.constexpr, BLOCK_A: tl.constexpr, FOLD: tl.constexpr):
+    """rule_in (terms, g_in, rank) as [(j f), (a f')]."""
+    BLOCK_J: tl.constexpr = P.block_j
+    jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
+    af = tl.arange(0, BLOCK_A * FOLD)[None, :]
+    j = first_j + jf // FOLD
+    i, r = j // P.padded_rank, j % P.padded_rank
+    a = first_a + af // FOLD
+    mask = (i < P.terms) & (r < P.rank) & (a < P.g_in) & (jf % FOLD == af % FOLD)
+    return tl.load(pointer + ((i * P.g_in + a) * P.rank + r), mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rule_out(pointer, first_j, first_c, P: tl.constexpr, BLOCK_C: tl.constexpr, FOLD: tl.constexpr):
+    """rule_out (terms, rank, g_out) as [(j f), (c f')]."""
+    BLOCK_J: tl.constexpr = P.block_j
+    jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
+    cf = tl.arange(0, BLOCK_C * FOLD)[None, :]
+    j = first_j + jf // FOLD
+    i, r = j // P.padded_rank, j % P.padded_rank
+    c = first_c + cf // FOLD
+    mask = (i < P.terms) & (r < P.rank) & (c < P.g_out) & (jf % FOLD == cf % FOLD)
+    return tl.load(pointer + ((i * P.rank + r) * P.g_out + c), mask=mask, other=0.0)
+
+
+@triton.jit
+def load_local(pointer, first_j, first_u, first_v, P: tl.constexpr):
+    """local (terms, loc_in, loc_out) as [j, u, v]: a term's block stands there once for each r."""
+    BLOCK_J: tl.constexpr = P.block_j
+    BLOCK_U: tl.constexpr = P.block_u
+    BLOCK_V: tl.constexpr = P.block_v
+    i = (first_j + tl.arange(0, BLOCK_J))[:, None, None] // P.padded_rank
+    u = (first_u + tl.arange(0, BLOCK_U))[None, :, None]
+    v = (first_v + tl.arange(0, BLOCK_V))[None, None, :]
+    mask = (i < P.terms) & (u < P.loc_in) & (v < P.loc_out)
+    return tl.load(pointer + ((i * P.loc_in + u) * P.loc_out + v), mask=mask, other=0.0)
+
+
+@triton.jit
+def stage_1(
+    x, rule_in, first_row, first_j, first_u, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """t[j, n, u] = sum_a rule_in[j, a] x[n, a, u], in the dtype of x."""
+    BLOCK_J: tl.constexpr = P.block_j
+    BLOCK_U: tl.constexpr = P.block_u
+    FOLD: tl.constexpr = P.fold_a
+    t = tl.zeros((BLOCK_J * FOLD, BLOCK_ROWS * BLOCK_U // FOLD), tl.float32)
+    for a in range(0, P.g_in, P.block_a):
+        n, column, mask = row_tile(first_row, a, first_u, rows, P.g_in, P.loc_in, BLOCK_ROWS, P.block_a, BLOCK_U, FOLD)
+        rule = load_rule_in(rule_in, first_j, a, P, P.block_a, FOLD)
+        t = tl.dot(rule, load_rows(x, n, column, mask, P.d_in), t, input_precision=PRECISION)
+    return unfold(t, BLOCK_ROWS, FOLD).to(x.dtype.element_ty)
+
+
+@triton.jit
+def tanh(x):
+    e = tl.exp(-2.0 * tl.abs(x))
+    magnitude = (1.0 - e) / (1.0 + e)
+    xx = x * x
+    near_zero = x * (1.0 + xx * (-1.0 / 3 + xx * (2.0 / 15 - xx * (17.0 / 315))))  # where 1 - e would cancel
+    return tl.where(tl.abs(x) < 0.125, near_zero, tl.where(x < 0, -magnitude, magnitude))
+
+
+@triton.jit
+def normal_cdf(x):
+    return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
+
+
+@triton.jit
+def activate(x, NAME: tl.constexpr):
+    if NAME == "relu":
+        y = tl.where(x < 0, 0.0, x)  # keeps NaN, as torch does
+    elif NAME == "gelu":
+        y = x * normal_cdf(x)
+    elif NAME == "gelu_tanh":
+        y = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    elif NAME == "tanh":
+        y = tanh(x)
+    elif NAME == "silu":
+        y = x * tl.sigmoid(x)
+    else:
+        y = x
+    return y
+
+
+@triton.jit
+def derivative(x, NAME: tl.constexpr):
+    """d activate(x) / dx."""
+    if NAME == "relu":
+        d = tl.where(x > 0, 1.0, 0.0)
+    elif NAME == "gelu":
+        d = normal_cdf(x) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    elif NAME == "gelu_tanh":
+        y = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
+        inner = 0.7978845608028654 * (1.0 + 0.134145 * x * x)
+        # at |x| > 1e13 the cubic's slope overflows where 1 - y^2 is 0
+        d = 0.5 * (1.0 + y) + tl.where(tl.abs(x) > 100.0, 0.0, 0.5 * x * (1.0 - y * y) * inner)
+    elif NAME == "tanh":
+        y = tanh(x)
+        d = 1.0 - y * y
+    elif NAME == "silu":
+        y = tl.sigmoid(x)
+        d = y * (1.0 + x * (1.0 - y))
+    else:
+        d = tl.zeros_like(x) + 1.0
+    return d
