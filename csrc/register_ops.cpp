@@ -31,18 +31,24 @@ pybind11::dict build_info() {
 
 pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_t g_out, int64_t loc_in,
                                int64_t loc_out) {
-  const mop::Plan plan = mop::plan_phm_linear(rows, {terms, 1, g_in, g_out, loc_in, loc_out});
-  pybind11::dict figures;
-  figures["weight_once"] = plan.weight_once;
-  figures["local_first"] = plan.local_first;
-  figures["takes_local_first"] = plan.takes_local_first;
-  return figures;
+  const mop::PhmDims dims{terms, 1, g_in, g_out, loc_in, loc_out};
+  const mop::ForwardPlan plan = mop::plan_phm_linear(rows, dims);
+  const mop::BackwardPlan backward = mop::plan_phm_linear_backward(rows, dims);
+  pybind11::dict costs;
+  costs["forward"] = pybind11::dict();
+  costs["forward"]["W built once"] = plan.weight_once;
+  costs["forward"]["local first"] = plan.local_first;
+  costs["forward"]["rule first"] = plan.rule_first;
+  costs["backward"] = pybind11::dict();
+  costs["backward"]["W built once"] = backward.weight_once;
+  costs["backward"]["rule first"] = backward.rule_first;
+  return costs;
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.";
-  m.def("plan_phm_linear", &plan_phm_linear, "The cost model of phm_linear: multiply-adds of its two ways.");
+  m.def("plan_phm_linear", &plan_phm_linear, "The cost model of phm_linear: costs of its ways.");
   m.def("build_info", &build_info, "What this binary was built with, and the vector level it uses here.");
 }

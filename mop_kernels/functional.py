@@ -151,7 +151,7 @@ _METHODS = {
     "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
     "cpu": {
         "phm_weight": "one row of W an (a, u), terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, local first, without W",
+        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W",
         "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
         "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
     },
@@ -167,12 +167,12 @@ _METHODS = {
 def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
     terms, g_in, g_out = rule.shape
     rows = x.numel() // (g_in * local.shape[1])
-    plan = backends.plan_phm_linear(rows, terms, g_in, g_out, *local.shape[1:])
-    taken = "local first" if plan["takes_local_first"] else "W built once"
-    return (
-        f"plan: {taken}; cost in multiply-adds, forward on {rows} rows: W built once {plan['weight_once']:,}, "
-        f"local first {plan['local_first']:,} (taken where it needs less than half)"
-    )
+    lines = []
+    for direction, costs in backends.plan_phm_linear(rows, terms, g_in, g_out, *local.shape[1:]).items():
+        figures = ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
+        taken = min(costs, key=costs.get)
+        lines.append(f"plan, {direction} of {rows} rows: {taken}; costs in multiply-adds of a dense product: {figures}")
+    return "\n".join(lines)
 
 
 def dtype_of_call(tensor: Tensor) -> torch.dtype:

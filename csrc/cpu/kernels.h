@@ -24,7 +24,7 @@ struct PhmDims {
 
 template <class T>
 struct Factors {
-  const T* rule_in;   // [j, a]; of a full rule (local_first): [i, a, c], and rule_out null
+  const T* rule_in;   // [j, a]
   const T* rule_out;  // [j, c]
   const T* local;     // [i, u, v]
   const T* bias;      // [c, v], or null
@@ -65,6 +65,26 @@ struct MapBackward {
   Gradients<T> grads;
   T* grad_x;        // [rows, in], or null
   bool accumulate;  // add to grads (a later block of the same rows); grad_x is always written
+};
+
+// A full rule without W: `columns` of y, from `column` on, of a block of rows.
+template <class T>
+struct FullRuleForward {
+  PhmDims dims;
+  const T *rule, *local, *bias;  // [i, a, c]; [i, u, v]; [c, v] or null
+  i64 rows, column, columns;
+  const T* x;  // [rows, in]
+  T* y;        // [rows, out]
+};
+
+// The gradients of one term of a full rule, from all rows.
+template <class T>
+struct FullRuleBackward {
+  PhmDims dims;
+  const T *rule, *local;  // of this term: [a, c]; [u, v]
+  i64 rows;
+  const T *x, *grad_y;                 // [rows, in]; [rows, out]
+  T *grad_x, *grad_rule, *grad_local;  // this term's part [rows, in]; [a, c]; [u, v]; each may be null
 };
 
 // A block of rows through the whole generator of one (layer, expert) pair.
@@ -119,7 +139,9 @@ struct Kernels {
   void (*pair_backward)(const PairBackward<T>&, T* scratch);
   void (*down_tail)(const DownTail<T>&, T* scratch);
   void (*grad_x)(const PhmDims&, const T* rule_in, i64 rows, const T* grad_t, T* grad_x);
-  void (*local_first)(const MapForward<T>&, T* scratch);
+  void (*local_first)(const FullRuleForward<T>&, T* scratch);
+  void (*rule_first)(const FullRuleForward<T>&, T* scratch);
+  void (*rule_first_backward)(const FullRuleBackward<T>&, T* scratch);
   void (*weight_rows)(const PhmDims&, i64 a, const T* rule, const T* local, T* weight);
   void (*weight_grad_rule)(const PhmDims&, i64 a, const T* grad, const T* local, T* rule);
   void (*weight_grad_local)(const PhmDims&, i64 u, const T* grad, const T* rule, T* local);
@@ -134,7 +156,13 @@ inline i64 map_forward_scratch(const PhmDims& d, i64 rows) {
 inline i64 map_backward_scratch(const PhmDims& d, i64 rows) {
   return 2 * map_forward_scratch(d, rows) + line(d.loc_in * d.loc_out) + line(rows * d.out());
 }
-inline i64 local_first_scratch(const PhmDims& d, i64 rows) { return line(d.terms * rows * d.g_in * d.loc_out); }
+inline i64 full_rule_scratch(const PhmDims& d, i64 rows, i64 columns) {
+  const i64 local_first = d.g_in * columns, rule_first = d.g_out * d.loc_in;
+  return line(d.terms * rows * (local_first > rule_first ? local_first : rule_first));
+}
+inline i64 full_rule_backward_scratch(const PhmDims& d, i64 rows) {
+  return 2 * line(rows * d.g_out * d.loc_in) + line(d.loc_in * d.loc_out);
+}
 inline i64 pair_forward_scratch(const PhmDims& down, const PhmDims& up, i64 rows) {
   return line(down.j() * rows * down.loc_out) + line(rows * down.out()) + map_forward_scratch(up, rows);
 }

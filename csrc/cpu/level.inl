@@ -39,24 +39,6 @@ void map_forward(const MapForward<T>& m, T* scratch) {
   if (m.stream) stream_fence();
 }
 
-// A full rule on few rows: s[i, (n a), v] = sum_u x[(n a), u] local[i, u, v], then the rule mixes (i, a) into c.
-template <class T>
-void local_first(const MapForward<T>& m, T* s) {
-  const PhmDims& d = m.dims;
-  const i64 height = m.rows * d.g_in;
-  for (i64 i = 0; i < d.terms; ++i)
-    product<T>(height, d.loc_out, d.loc_in, {m.x, d.loc_in, 1}, {m.factors.local + i * d.loc_in * d.loc_out, d.loc_out},
-               {s + i * height * d.loc_out, d.loc_out});
-  for (i64 n = 0; n < m.rows; ++n) {
-    const Panel<T> y{m.y + n * d.out(), d.loc_out};
-    for (i64 i = 0; i < d.terms; ++i) {
-      const T* from = s + (i * height + n * d.g_in) * d.loc_out;
-      product<T>(d.g_out, d.loc_out, d.g_in, {m.factors.rule_in + i * d.g_in * d.g_out, 1, d.g_out}, {from, d.loc_out},
-                 y, {i == 0 ? m.factors.bias : y.data, d.loc_out});
-    }
-  }
-}
-
 template <class T>
 void map_backward(const MapBackward<T>& m, T* scratch) {
   const PhmDims& d = m.dims;
@@ -165,6 +147,75 @@ void down_tail(const DownTail<T>& p, T* transposed) {
   }
 }
 
+// A full rule without W, on few rows.
+
+// s[i, (n a), v] = sum_u x[(n a), u] local[i, u, v], then the rule mixes (i, a) into c.
+template <class T>
+void local_first(const FullRuleForward<T>& m, T* s) {
+  const PhmDims& d = m.dims;
+  const i64 height = m.rows * d.g_in;
+  for (i64 i = 0; i < d.terms; ++i)
+    product<T>(height, m.columns, d.loc_in, {m.x, d.loc_in, 1},
+               {m.local + i * d.loc_in * d.loc_out + m.column, d.loc_out}, {s + i * height * m.columns, m.columns});
+  for (i64 n = 0; n < m.rows; ++n) {
+    const Panel<T> y{m.y + n * d.out() + m.column, d.loc_out};
+    for (i64 i = 0; i < d.terms; ++i) {
+      const T* from = s + (i * height + n * d.g_in) * m.columns;
+      const T* init = i > 0 ? y.data : m.bias ? m.bias + m.column : nullptr;
+      product<T>(d.g_out, m.columns, d.g_in, {m.rule + i * d.g_in * d.g_out, 1, d.g_out}, {from, m.columns}, y,
+                 {init, d.loc_out});
+    }
+  }
+}
+
+// t[(n c), u] = sum_a x[n, a, u] rule[a, c] of one term; t_row: elements from one (n c) to the next
+template <class T>
+void mix_sides(const PhmDims& d, i64 rows, const T* rule, const T* x, T* t, i64 t_row) {
+  for (i64 n = 0; n < rows; ++n)
+    product<T>(d.g_out, d.loc_in, d.g_in, {rule, 1, d.g_out}, {x + n * d.in(), d.loc_in},
+               {t + n * d.g_out * t_row, t_row});
+}
+
+// y[(n c), v] = sum_(i u) t[(n c), (i u)] local[(i u), v]: one product, as deep as all terms together
+template <class T>
+void rule_first(const FullRuleForward<T>& m, T* t) {
+  const PhmDims& d = m.dims;
+  const i64 depth = d.terms * d.loc_in;
+  for (i64 i = 0; i < d.terms; ++i) mix_sides(d, m.rows, m.rule + i * d.g_in * d.g_out, m.x, t + i * d.loc_in, depth);
+  const Panel<T> y{m.y + m.column, d.loc_out};
+  if (m.bias)
+    for (i64 row = 0; row < m.rows * d.g_out; ++row)
+      for (i64 v = 0; v < m.columns; ++v) y.data[row * y.row + v] = m.bias[row % d.g_out * d.loc_out + m.column + v];
+  product<T>(m.rows * d.g_out, m.columns, depth, {t, depth, 1}, {m.local + m.column, d.loc_out}, y,
+             {m.bias ? y.data : nullptr, y.row});
+}
+
+template <class T>
+void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
+  const PhmDims& d = m.dims;
+  const i64 height = m.rows * d.g_out;
+  Arena<T> arena{scratch};
+  if (m.grad_local) {
+    T* t = arena.take(height * d.loc_in);
+    mix_sides(d, m.rows, m.rule, m.x, t, d.loc_in);
+    product<T>(d.loc_in, d.loc_out, height, {t, 1, d.loc_in}, {m.grad_y, d.loc_out}, {m.grad_local, d.loc_out});
+  }
+  if (!m.grad_rule && !m.grad_x) return;
+  T* grad_t = arena.take(height * d.loc_in);
+  if (height < d.loc_out)  // few rows: their sums over lanes cost less than turning the local around
+    dots<T>(height, d.loc_in, 1, d.loc_out, {m.grad_y, d.loc_out, 0}, {m.local, d.loc_out, 0}, grad_t, d.loc_in, 1,
+            false);
+  else
+    stage2_transposed(d, m.local, height, m.grad_y, grad_t, arena.take(d.loc_in * d.loc_out), false);
+  if (m.grad_rule)
+    dots<T>(d.g_in, d.g_out, m.rows, d.loc_in, {m.x, d.loc_in, d.in()}, {grad_t, d.loc_in, d.g_out * d.loc_in},
+            m.grad_rule, d.g_out, 1, false);
+  if (m.grad_x)
+    for (i64 n = 0; n < m.rows; ++n)
+      product<T>(d.g_in, d.loc_in, d.g_out, {m.rule, d.g_out, 1}, {grad_t + n * d.g_out * d.loc_in, d.loc_in},
+                 {m.grad_x + n * d.in(), d.loc_in});
+}
+
 // The dense weight: the rows (a, u) of one a, all u; and its gradients.
 
 template <class T>
@@ -195,9 +246,10 @@ void sum_rows_to(i64 rows, i64 width, const T* from, i64 row, T* to) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {stage1<T>,        map_forward<T>,      map_backward<T>,      pair_forward<T>,
-                               pair_backward<T>, down_tail<T>,        stage1_transposed<T>, local_first<T>,
-                               weight_rows<T>,   weight_grad_rule<T>, weight_grad_local<T>, sum_rows_to<T>};
+constexpr Kernels<T> kTable = {
+    stage1<T>,      map_forward<T>,       map_backward<T>,      pair_forward<T>, pair_backward<T>,
+    down_tail<T>,   stage1_transposed<T>, local_first<T>,       rule_first<T>,   rule_first_backward<T>,
+    weight_rows<T>, weight_grad_rule<T>,  weight_grad_local<T>, sum_rows_to<T>};
 
 }  // namespace
 

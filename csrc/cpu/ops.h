@@ -12,11 +12,15 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
 
 PhmDims weight_dims(const Tensor& rule, const Tensor& local);
 
-struct Plan {  // multiply-adds of phm_linear's two ways, and whether the second is taken
-  i64 weight_once, local_first;
-  bool takes_local_first;
+// The ways of phm_linear and their costs, in multiply-adds at the rate of a dense product; the cheapest is taken.
+struct ForwardPlan {
+  i64 weight_once, local_first, rule_first;
 };
-Plan plan_phm_linear(i64 rows, const PhmDims& dims);
+struct BackwardPlan {
+  i64 weight_once, rule_first;
+};
+ForwardPlan plan_phm_linear(i64 rows, const PhmDims& dims);
+BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& dims);
 
 Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias);
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask);

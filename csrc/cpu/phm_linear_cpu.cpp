@@ -1,17 +1,28 @@
-// phm_linear: W built once, then dense products of torch; on few rows the factors are applied without it. A full rule
-// saves no multiply-adds over dense, only the building of W.
+// phm_linear. A full rule saves no multiply-adds over dense, only the building of W. So: W built once, then dense
+// products of torch; on few rows the factors are applied without it, local first or rule first, whichever is less.
+#include <array>
+
 #include "ops.h"
 
 namespace mop {
 namespace {
 
-// The cost model counts multiply-adds, with what they do not show: local first makes short products of odd shapes, a
-// dense product runs near the machine's rate; an element of W that is written and read again costs as much as kMemory.
-constexpr i64 kLocalFirstPenalty = 2, kMemory = 64;
-// Rows of a task of local first: few, so that few rows make several tasks; more share what is read of the locals.
-constexpr i64 kLocalFirstRows = 4;
+// The cost model counts multiply-adds, with what they do not show: a dense product runs near the machine's rate, the
+// short products of the other ways at about half of it; an element of W (or of its gradient) that is written and read
+// again costs as much as kMemory.
+constexpr i64 kShort = 2, kMemory = 64;
+// A task of local first or rule first: some columns of the locals for all rows, where the rows are few and the locals
+// are wide, so that each local is read once and one row is several tasks; otherwise some rows.
+constexpr i64 kFewRows = 16, kRows = 8, kColumns = 48;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
+
+Tensor linear(const Tensor& x, const Tensor& transposed_weight, const std::optional<Tensor>& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(transposed_weight),
+                                    torch::stable::detail::from(bias)};
+  MOP_GUARD(torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS);
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
 
 Tensor column_sums(const Tensor& rows) {
   const i64 height = rows.size(0), width = rows.size(1);
@@ -27,63 +38,104 @@ Tensor column_sums(const Tensor& rows) {
   return sums;
 }
 
+// The gradients of x, rule and local (mask bits 0 to 2), a task a term.
+std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_rows, const Tensor& x, const Tensor& rule,
+                                        const Tensor& local, i64 mask) {
+  const Tensor* const inputs[3] = {&x, &rule, &local};
+  Tensor grads[3], parts;
+  for (int k = 0; k < 3; ++k)
+    if (mask >> k & 1) grads[k] = torch::stable::empty_like(*inputs[k]);
+  if (mask & 1) parts = empty(x, {d.terms, x.numel()});
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const i64 rows = grad_rows.size(0), rule_size = d.g_in * d.g_out, local_size = d.loc_in * d.loc_out;
+    const T *from = in<T>(x), *from_grad = in<T>(grad_rows), *rules = in<T>(rule), *locals = in<T>(local);
+    T* const to_x = mask & 1 ? out<T>(parts) : nullptr;
+    T* const to_rule = mask & 2 ? out<T>(grads[1]) : nullptr;
+    T* const to_local = mask & 4 ? out<T>(grads[2]) : nullptr;
+    for_each_task(d.terms, [&](i64 i) {
+      const FullRuleBackward<T> unit{d,
+                                     rules + i * rule_size,
+                                     locals + i * local_size,
+                                     rows,
+                                     from,
+                                     from_grad,
+                                     to_x ? to_x + i * x.numel() : nullptr,
+                                     to_rule ? to_rule + i * rule_size : nullptr,
+                                     to_local ? to_local + i * local_size : nullptr};
+      kernels<T>().rule_first_backward(unit, thread_scratch<T>(full_rule_backward_scratch(d, rows)));
+    });
+    if (to_x) sum_parts<T>(1, d.terms, x.numel(), to_x, out<T>(grads[0]));
+  });
+  std::vector<Tensor> asked;
+  for (int k = 0; k < 3; ++k)
+    if (mask >> k & 1) asked.push_back(grads[k]);
+  return asked;
+}
+
 }  // namespace
 
-Plan plan_phm_linear(i64 rows, const PhmDims& d) {
-  const i64 weight_once = (d.terms + rows + kMemory) * d.in() * d.out();
-  const i64 local_first = rows * d.terms * (d.in() * d.loc_out + d.g_in * d.out());
-  return {weight_once, local_first, local_first * kLocalFirstPenalty < weight_once};
+ForwardPlan plan_phm_linear(i64 rows, const PhmDims& d) {
+  return {(d.terms + rows + kMemory) * d.in() * d.out(),
+          kShort * rows * d.terms * (d.in() * d.loc_out + d.g_in * d.out()),
+          kShort * rows * d.terms * (d.g_out * d.in() + d.loc_in * d.out())};
+}
+
+// With all gradients asked for: W and its gradient, built and read; or t again and the gradients of t, local, rule, x.
+BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& d) {
+  return {(3 * d.terms + 2 * rows + 2 * kMemory) * d.in() * d.out(),
+          kShort * rows * d.terms * (3 * d.g_out * d.in() + 2 * d.loc_in * d.out())};
 }
 
 Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = weight_dims(rule, local);
   MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && (!bias || bias->numel() == d.out()));
   const i64 rows = x.numel() / d.in();
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = d.out();
-  if (plan_phm_linear(rows, d).takes_local_first) {
-    Tensor y = torch::stable::new_empty(x, sizes);
-    by_dtype(x, [&](auto zero) {
-      using T = decltype(zero);
-      const Factors<T> factors{in<T>(rule), nullptr, in<T>(local), in<T>(bias)};
-      const T* from = in<T>(x);
-      T* to = out<T>(y);
-      for_each_task((rows + kLocalFirstRows - 1) / kLocalFirstRows, [&](i64 task) {
-        const i64 n = task * kLocalFirstRows, height = std::min(kLocalFirstRows, rows - n);
-        const MapForward<T> unit{d, factors, height, from + n * d.in(), to + n * d.out(), false};
-        kernels<T>().local_first(unit, thread_scratch<T>(local_first_scratch(d, height)));
-      });
-    });
+  const ForwardPlan plan = plan_phm_linear(rows, d);
+  if (plan.weight_once <= std::min(plan.local_first, plan.rule_first)) {
+    const Tensor y = linear(x, torch::stable::transpose(phm_weight(rule, local), 0, 1), bias);
+    MOP_GUARD(y.scalar_type() == x.scalar_type());  // autocast would have cast it
     return y;
   }
-  Tensor y = torch::stable::matmul(x.dim() == 2 ? x : as_rows(x, d.in()), phm_weight(rule, local));
-  MOP_GUARD(y.scalar_type() == x.scalar_type());  // autocast would have cast it
-  if (bias)
-    by_dtype(x, [&](auto zero) {
-      using T = decltype(zero);
-      const T* b = in<T>(*bias);
-      T* to = out<T>(y);
-      for_each_task(rows, [&](i64 n) {
-        for (i64 k = 0; k < d.out(); ++k) to[n * d.out() + k] += b[k];
-      });
+  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = d.out();
+  Tensor y = torch::stable::new_empty(x, sizes);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto unit = plan.local_first < plan.rule_first ? kernels<T>().local_first : kernels<T>().rule_first;
+    const T *from = in<T>(x), *rules = in<T>(rule), *locals = in<T>(local), *biases = in<T>(bias);
+    T* to = out<T>(y);
+    const bool by_columns = rows <= kFewRows && d.loc_out > kColumns;
+    const i64 block = by_columns ? rows : kRows, breadth = by_columns ? kColumns : d.loc_out;
+    const i64 across = (d.loc_out + breadth - 1) / breadth, down = rows == 0 ? 0 : (rows + block - 1) / block;
+    for_each_task(down * across, [&](i64 task) {
+      const i64 n = task / across * block, height = std::min(block, rows - n);
+      const i64 column = task % across * breadth, columns = std::min(breadth, d.loc_out - column);
+      unit({d, rules, locals, biases, height, column, columns, from + n * d.in(), to + n * d.out()},
+           thread_scratch<T>(full_rule_scratch(d, height, columns)));
     });
-  return x.dim() == 2 ? y : torch::stable::view(y, sizes);
+  });
+  return y;
 }
 
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask) {
   const PhmDims d = weight_dims(rule, local);
   MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && grad.size(grad.dim() - 1) == d.out());
-  const Tensor rows = as_rows(x, d.in());
   const Tensor grad_rows = torch::stable::contiguous(as_rows(grad, d.out()));
+  const BackwardPlan plan = plan_phm_linear_backward(grad_rows.size(0), d);
   std::vector<Tensor> asked;
-  if (mask & 1) {
-    const Tensor weight = phm_weight(rule, local);
-    const Tensor grad_x = torch::stable::matmul(grad_rows, torch::stable::transpose(weight, 0, 1));
-    asked.push_back(torch::stable::view(grad_x, x.sizes()));
-  }
-  if (mask & 6) {
-    const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), grad_rows);
-    for (Tensor& factor : phm_weight_backward(grad_weight, rule, local, mask >> 1 & 3)) asked.push_back(factor);
+  if (mask & 7 && plan.rule_first < plan.weight_once) {
+    asked = rule_first_backward(d, grad_rows, x, rule, local, mask & 7);
+  } else {
+    if (mask & 1) {
+      const Tensor grad_x = torch::stable::matmul(grad_rows, torch::stable::transpose(phm_weight(rule, local), 0, 1));
+      asked.push_back(torch::stable::view(grad_x, x.sizes()));
+    }
+    if (mask & 6) {
+      const Tensor rows = as_rows(x, d.in());
+      const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), grad_rows);
+      for (Tensor& factor : phm_weight_backward(grad_weight, rule, local, mask >> 1 & 3)) asked.push_back(factor);
+    }
   }
   if (mask & 8) asked.push_back(column_sums(grad_rows));
   return asked;

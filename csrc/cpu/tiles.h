@@ -27,15 +27,7 @@ struct Panel {  // rows of contiguous elements
 template <class T, int MR, int NV, bool TAIL, bool STREAM>
 static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init, int tail) {
   constexpr int W = kLanes<T>;
-  Vec<T> acc[MR][NV];
-  for (int m = 0; m < MR; ++m)
-    for (int j = 0; j < NV; ++j) {
-      const T* from = init.data + m * init.row + j * W;
-      if (init.data == nullptr)
-        acc[m][j] = Vec<T>{};
-      else
-        acc[m][j] = TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
-    }
+  Vec<T> acc[MR][NV] = {};
   for (i64 k = 0; k < depth; ++k) {
     Vec<T> row[NV];
     for (int j = 0; j < NV; ++j) {
@@ -47,6 +39,12 @@ static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, P
       for (int j = 0; j < NV; ++j) acc[m][j] += scalar * row[j];
     }
   }
+  if (init.data != nullptr)  // last, so that a deep product is a sum of stretches, not one long sum
+    for (int m = 0; m < MR; ++m)
+      for (int j = 0; j < NV; ++j) {
+        const T* from = init.data + m * init.row + j * W;
+        acc[m][j] += TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
+      }
   for (int m = 0; m < MR; ++m)
     for (int j = 0; j < NV; ++j) {
       T* to = c.data + m * c.row + j * W;
