@@ -9,7 +9,7 @@ x (..., g_in*loc_in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out)
 
 Each sum is accumulated in float32; t and s are rounded to the dtype of x, as in reference.py.
 
-What moves, in elements: rows * (in + 2 terms rank (loc_in + loc_out) + out), and the locals. At 4096 rows, 4096 -> 4096,
+What moves, in numbers: rows*(in + 2*terms*rank*(loc_in + loc_out) + out), and the locals. At 4096 rows, 4096 -> 4096,
 16 terms of rank 1 in bfloat16 that is 6 x 34 MB, 47 us at 4.3 TB/s, less what the L2 keeps of t and s, beside some
 190 us of the dense product. Stages 2 and 3 in one kernel would not move s, but hold the accumulators of all c, which
 leaves room for tiles of 64 x 32 (of 128 x 64 with 4 terms): t and the locals would then come from the L2 some 400 MB

@@ -40,7 +40,7 @@ def _mix(
     x, r, bias, y, E,
     x_g, x_m, x_e1, x_e2, r_g, r_m, r_k1, r_k2, y_g, y_k1, y_k2, y_e1, y_e2,
     M: tl.constexpr, K: tl.constexpr, K2: tl.constexpr, E2: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, PREFETCH: tl.constexpr,
 ):  # fmt: skip
     """A program makes [BLOCK_K, BLOCK_E] of y."""
     K_BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -58,7 +58,11 @@ def _mix(
     r += group * r_g
     r_k = k1 * r_k1 + k2 * r_k2
 
-    acc = tl.zeros((BLOCK_K, BLOCK_E), tl.float32)
+    mask = k_mask[:, None] & e_mask[None, :]
+    if HAS_BIAS:
+        acc = tl.load(bias + k[:, None] * E2 + e2[None, :], mask=mask, other=0.0).to(tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_K, BLOCK_E), tl.float32)
     if DOT:
         for m0 in range(0, M, BLOCK_M):
             m = m0 + tl.arange(0, BLOCK_M)
@@ -69,13 +73,10 @@ def _mix(
             r_tile = tl.load(r + r_k[:, None] + m[None, :] * r_m, mask=k_mask[:, None] & m_mask[None, :], other=0.0)
             acc = tl.dot(r_tile, x_tile, acc, input_precision="ieee")
     else:
-        for m in range(M):
+        for m in tl.range(0, M, num_stages=PREFETCH):
             x_m_e = tl.load(x + tl.cast(m, tl.int64) * x_m + x_e, mask=e_mask, other=0.0).to(tl.float32)
             r_m_k = tl.load(r + m * r_m + r_k, mask=k_mask, other=0.0).to(tl.float32)
             acc += r_m_k[:, None] * x_m_e[None, :]
-    mask = k_mask[:, None] & e_mask[None, :]
-    if HAS_BIAS:
-        acc += tl.load(bias + k[:, None] * E2 + e2[None, :], mask=mask, other=0.0).to(tl.float32)
     y += group * y_g
     y_k = k1 * y_k1 + k2 * y_k2
     y_e = e1 * y_e1 + e2 * y_e2
@@ -121,14 +122,15 @@ def _mix_config(sizes: dict[str, int], dot: bool, block_m: int, block_k: int, bl
         block_e //= 2
     num_warps = 4 if block_k * block_e >= 2048 else 2
     return {
-        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_E": block_e, "num_warps": num_warps, "num_stages": 3,
+        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_E": block_e, "PREFETCH": 4, "num_warps": num_warps,
+        "num_stages": 3,
     }  # fmt: skip
 
 
 def candidates_mix(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
     own = heuristic_mix(sizes, dtype)
     size = own["BLOCK_E"]
-    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if 64 <= e and own["BLOCK_K"] * e <= 16384]
+    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if e >= 64 and own["BLOCK_K"] * e <= 16384]
     found += [own | {"num_warps": 8}]
     if dtype.itemsize == 2:
         other = not own["DOT"]
@@ -238,7 +240,7 @@ def _mix_backward_config(sizes: dict[str, int], dot: bool, block_m: int, block_e
 def candidates_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
     own = heuristic_mix_backward(sizes, dtype)
     size = own["BLOCK_E"]
-    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if 64 <= e and own["BLOCK_M"] * e <= 16384]
+    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if e >= 64 and own["BLOCK_M"] * e <= 16384]
     found += [own | {"num_warps": 8 if own["DOT"] else 4}]
     if dtype.itemsize == 2:
         other = not own["DOT"]
