@@ -9,16 +9,12 @@ an up map. W is never formed. Sums are accumulated in float32; t, s and the hidd
 rounded to the dtype of x between them, as torch's eager operations do.
 """
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from . import launch_config
 from .device_functions import (
-    Phm,
     activate,
     fold,
     load_local,
@@ -31,6 +27,7 @@ from .device_functions import (
     unfold,
 )
 from .launch import input_precision, launch
+from .mop_ffn_tiles import TILE, block, even_block, group_strides, maps_of, size_of_hidden, sizes_of, with_blocks
 
 
 @triton.jit
@@ -155,84 +152,13 @@ def mop_ffn_kernel(
             tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
 
 
-SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
-
-
-def group_strides(tensor: Tensor | None) -> tuple[int, int]:
-    """How far to step for the next layer and the next expert: not at all where the group dim is 1."""
-    if tensor is None:
-        return 0, 0
-    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape[:2], tensor.stride()))
-
-
-def sizes_of(x: Tensor, down: list[Tensor], up: list[Tensor], num_maps: int, pairs: int) -> dict[str, int]:
-    """What the launch configurations depend on."""
-    sizes = {"pairs": pairs, "maps": num_maps, "rows": x.shape[2]}
-    for side, (rule_in, rule_out, local) in (("down", down[:3]), ("up", up[:3])):
-        terms, g_in, rank = rule_in.shape[2:]
-        values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
-        sizes |= {f"{side}_{name}": value for name, value in zip(SIDES, values)}
-    return sizes
-
-
-def maps_of(sizes: dict[str, int]) -> tuple[Phm, Phm]:
-    """The down and the up map, without blocks."""
-    return tuple(Phm(*(sizes[f"{side}_{name}"] for name in SIDES)) for side in ("down", "up"))
-
-
-def block(size: int, most: int) -> int:
-    """A power of two for a side of `size`: all of it, or as much as there is room for."""
-    return max(1, min(triton.next_power_of_2(size), 1 << max(most, 1).bit_length() - 1))
-
-
-def even_block(size: int, most: int) -> int:
-    """The largest power of two in 16..most that divides `size`, if there is one, otherwise one that holds it."""
-    return max(16, min(most, size & -size)) if size % 16 == 0 else block(max(size, 16), most)
-
-
-TILE = 8192  # numbers in a tile of 128 threads: at most 64 registers of each
-
-
-def with_blocks(sizes: dict[str, int], config: dict[str, int]) -> tuple[Phm, Phm]:
-    """Both maps with the blocks of a configuration: whole sides where the hidden rows are, as those stay on chip."""
-    down, up = maps_of(sizes)
-    rows = config["BLOCK_ROWS"]
-    v = triton.next_power_of_2(down.loc_out)
-    j = block(down.size_j, min(32, TILE // (rows * v), TILE // (config["BLOCK_U"] * v)))
-    down = replace(
-        down,
-        block_j=j,
-        block_a=block(down.g_in, 16),
-        block_c=triton.next_power_of_2(down.g_out),
-        block_u=config["BLOCK_U"],
-        block_v=max(v, 16 // j),
-    )
-    u = max(16, triton.next_power_of_2(up.loc_in))
-    j = block(
-        up.size_j, min(32, TILE // (rows * u), TILE // (rows * config["BLOCK_V"]), TILE // (u * config["BLOCK_V"]))
-    )
-    up = replace(
-        up,
-        block_j=j,
-        block_a=triton.next_power_of_2(up.g_in),
-        block_c=block(up.g_out, TILE // (rows * config["BLOCK_V"])),
-        block_u=u,
-        block_v=max(config["BLOCK_V"], 16 // j),
-    )
-    return down, up
-
-
 def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    """4 warps; 8 rows in float32, where products are plain FMAs, 16 where they are matrix instructions."""
     down, up = maps_of(sizes)
-    hidden = max(
-        triton.next_power_of_2(down.g_out) * triton.next_power_of_2(down.loc_out),
-        triton.next_power_of_2(up.g_in) * max(16, triton.next_power_of_2(up.loc_in)),
-    )
-    rows = block(8 if dtype is torch.float32 else 16, TILE // hidden)
     block_v = even_block(up.loc_out, 32)
     return {
-        "BLOCK_ROWS": rows,
-        "BLOCK_U": even_block(down.loc_in, 16),
+        "BLOCK_ROWS": block(8 if dtype is torch.float32 else 16, TILE[dtype] // size_of_hidden(down, up)),
+        "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
         "BLOCKS_V": triton.cdiv(up.loc_out, block_v),
         "num_warps": 4,
@@ -246,7 +172,7 @@ def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]
     return [
         own | {"BLOCK_ROWS": rows, "BLOCK_U": u, "BLOCK_V": v, "BLOCKS_V": triton.cdiv(up.loc_out, v * split)}
         for rows in (own["BLOCK_ROWS"], 2 * own["BLOCK_ROWS"])
-        for u in sorted({own["BLOCK_U"], even_block(down.loc_in, 64)})
+        for u in sorted({own["BLOCK_U"], max(16, even_block(down.loc_in, 64))})
         for v in sorted({even_block(up.loc_out, 16), own["BLOCK_V"]})
         for split in (1, 3)
     ]
@@ -260,7 +186,7 @@ def forward(x, down, ups, num_maps, activation, experts):
     pairs, rows = layers * num_experts, x.shape[2]
     sizes = sizes_of(x, down, maps[0], num_maps, pairs)
     config = dict(launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic))
-    down_map, up_map = with_blocks(sizes, config)
+    down_map, up_map = with_blocks(sizes, config, x.dtype)
     outs = [x.new_empty(layers, num_experts, rows, up_map.d_out) for _ in range(num_maps)]
     factors = [*down, None] if len(down) == 3 else down
     fields = [tuple(m[k] for m in maps) if k < width else (None,) * num_maps for k in range(4)]

@@ -1,0 +1,82 @@
+"""What the launches of mop_ffn depend on: the sizes of a call, its group strides, and the blocks of each map."""
+
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+
+from .device_functions import Phm
+
+
+def group_strides(tensor: Tensor | None) -> tuple[int, int]:
+    """How far to step for the next layer and the next expert: not at all where the group dim is 1."""
+    if tensor is None:
+        return 0, 0
+    return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape[:2], tensor.stride()))
+
+
+SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
+
+
+def sizes_of(x: Tensor, down: list[Tensor], up: list[Tensor], num_maps: int, pairs: int) -> dict[str, int]:
+    """What the launch configurations depend on."""
+    sizes = {"pairs": pairs, "maps": num_maps, "rows": x.shape[2]}
+    for side, (rule_in, rule_out, local) in (("down", down[:3]), ("up", up[:3])):
+        terms, g_in, rank = rule_in.shape[2:]
+        values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
+        sizes |= {f"{side}_{name}": value for name, value in zip(SIDES, values)}
+    return sizes
+
+
+def maps_of(sizes: dict[str, int]) -> tuple[Phm, Phm]:
+    """The down and the up map, without blocks."""
+    return tuple(Phm(*(sizes[f"{side}_{name}"] for name in SIDES)) for side in ("down", "up"))
+
+
+def block(size: int, most: int) -> int:
+    """A power of two for a side of `size`: all of it, or as much as there is room for."""
+    return max(1, min(triton.next_power_of_2(size), 1 << max(most, 1).bit_length() - 1))
+
+
+# Numbers in a tile: with 128 threads at most 64 registers of each, and 32 where operands are held in registers too.
+TILE = {torch.float32: 4096, torch.bfloat16: 8192, torch.float16: 8192}
+
+
+def size_of_hidden(down: Phm, up: Phm) -> int:
+    """Columns of the hidden rows, with the padding of either view."""
+    power = triton.next_power_of_2
+    return max(power(down.g_out) * power(down.loc_out), power(up.g_in) * max(16, power(up.loc_in)))
+
+
+def even_block(size: int, most: int) -> int:
+    """The largest power of two up to `most` that divides `size`, if it is 16 or more; otherwise as `block`."""
+    return min(most, size & -size) if size % 16 == 0 else block(size, most)
+
+
+def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtype) -> tuple[Phm, Phm]:
+    """Both maps with the blocks of a configuration: whole sides where the hidden rows are, as those stay on chip."""
+    down, up = maps_of(sizes)
+    rows, block_v = config["BLOCK_ROWS"], config["BLOCK_V"]
+    tile = TILE[dtype]
+    v = triton.next_power_of_2(down.loc_out)
+    j = block(down.size_j, min(32, tile // (v * max(rows, config["BLOCK_U"]))))
+    down = replace(
+        down,
+        block_j=j,
+        block_a=block(down.g_in, 16),
+        block_c=triton.next_power_of_2(down.g_out),
+        block_u=config["BLOCK_U"],
+        block_v=max(v, 16 // j),
+    )
+    u = max(16, triton.next_power_of_2(up.loc_in))
+    j = block(up.size_j, min(32, tile // (rows * max(u, block_v)), tile // (u * block_v)))
+    up = replace(
+        up,
+        block_j=j,
+        block_a=triton.next_power_of_2(up.g_in),
+        block_c=block(up.g_out, tile // (rows * block_v)),
+        block_u=u,
+        block_v=max(block_v, 16 // j),
+    )
+    return down, up
