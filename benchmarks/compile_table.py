@@ -27,7 +27,7 @@ from mop_kernels.triton_kernels.launch import Launch, recording
 
 # bytes of shared memory that one program may use
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
+SHOWN = ("DOT", "num_warps", "num_stages", "maxnreg")
 
 
 class Compiled(NamedTuple):
@@ -51,26 +51,29 @@ class Request(NamedTuple):
 
 
 def requests(
-    works: Iterable[Work] = WORK, precisions: Iterable[Precision] = PRECISIONS, candidates: bool = False
+    works: Iterable[Work] = WORK,
+    precisions: Iterable[Precision] = PRECISIONS,
+    candidates: bool = False,
+    direction: str = BOTH,
 ) -> list[Request]:
-    """The distinct launches of forward and backward; with `candidates`, of every configuration `make tune` tries."""
+    """The distinct launches; with `candidates`, of every configuration that `make tune` tries."""
     found: dict[tuple, Request] = {}
     for work in works:
         for precision in precisions:
-            for launch in _launches(work, precision, candidates):
+            for launch in _launches(work, precision, candidates, direction):
                 found.setdefault(_identity(launch), Request(f"{work.op}, {work.label}", precision.name, launch))
     return list(found.values())
 
 
-def _launches(work: Work, precision: Precision, candidates: bool) -> list[Launch]:
+def _launches(work: Work, precision: Precision, candidates: bool, direction: str) -> list[Launch]:
     with torch.device("meta"), precision.in_force(), recording() as launches:
         tensors = work.inputs(precision.dtype)
         with launch_config.asked() as choices:
-            run(work, "triton", tensors, BOTH)
+            run(work, "triton", tensors, direction)
         for choice in choices if candidates else ():
             for config in choice.candidates():
                 with launch_config.forced(choice.kernel, config):
-                    run(work, "triton", tensors, BOTH)
+                    run(work, "triton", tensors, direction)
     return launches
 
 
@@ -124,7 +127,7 @@ def compile_one(request: Request, arch: int) -> Compiled:
         command = [str(tool), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    shown = {name: value for name, value in launch.meta.items() if name.startswith("BLOCK") or name in OPTIONS}
+    shown = {name: value for name, value in launch.meta.items() if name.startswith("BLOCK") or name in SHOWN}
     return Compiled(
         launch.kernel.fn.__name__,
         request.work,

@@ -135,7 +135,9 @@ def floors_us(work: Work, precision: Precision, direction: str, rates: dict = H2
     }
 
 
-def run(work: Work, backend: str, tensors: list[Tensor], direction: str) -> list[Tensor]:
+def run(
+    work: Work, backend: str, tensors: list[Tensor], direction: str, grads: list[Tensor] | None = None
+) -> list[Tensor]:
     """The raw ops of a backend, or Triton's functions themselves for tensors that only have sizes."""
     if tensors[0].device.type == "meta":
         from mop_kernels.triton_kernels import IMPLEMENTATIONS
@@ -147,4 +149,4 @@ def run(work: Work, backend: str, tensors: list[Tensor], direction: str) -> list
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     if direction == FORWARD:
         return outputs
-    return backward(*work.backward_arguments(tensors, [torch.ones_like(y) for y in outputs]))
+    return backward(*work.backward_arguments(tensors, grads or [torch.ones_like(y) for y in outputs]))
