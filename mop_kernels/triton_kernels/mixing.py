@@ -22,9 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch_config
+from .cost_model import SMS
 from .launch import launch
-
-_SMS = 132
 
 
 @triton.jit
@@ -118,7 +117,7 @@ def heuristic_mix(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
 def _mix_config(sizes: dict[str, int], dot: bool, block_m: int, block_k: int, block_e: int) -> dict[str, int]:
     """A short e is cut until there are two programs for each multiprocessor, or a block is a warp or two wide."""
     columns = sizes["groups"] * triton.cdiv(sizes["k"], block_k)
-    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * _SMS:
+    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
     num_warps = 4 if block_k * block_e >= 2048 else 2
     return {
@@ -228,7 +227,7 @@ def heuristic_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> dict[st
 
 def _mix_backward_config(sizes: dict[str, int], dot: bool, block_m: int, block_e: int) -> dict[str, int]:
     columns = sizes["groups"] * triton.cdiv(sizes["m"], block_m)
-    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * _SMS:
+    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
     num_warps = 4 if dot and block_e * block_m >= 2048 else 2
     return {
