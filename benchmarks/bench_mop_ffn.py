@@ -1,7 +1,8 @@
 """The paper's bank (12 layers, 5 experts, 40 rows, 768 -> 128 -> 2 x 768, terms 16 and 8, rank 1, float32) in one call.
 
 Beside what a PyTorch user would write; the batched three stages with stage 1 of the down map shared over layers are
-the bar. Then: a thousand experts of which a batch asks for five, which must cost what a bank of five costs.
+the bar. Then the same bank in bfloat16, and a thousand experts of which a batch asks for five, which must cost what a
+bank of five costs.
 """
 
 import pytest
@@ -26,15 +27,24 @@ CONTENDERS = [
 ]
 
 
+def judge(*tensors):
+    return reference.mop_ffn(*testing.as_mop_arguments(tensors))
+
+
 @pytest.fixture(scope="module")
 def case(full_size):
     bank = testing.BANKS["paper" if full_size else "small"]
     tensors = testing.mop_inputs(bank, torch.float32)
-
-    def judge(*tensors):
-        return reference.mop_ffn(*testing.as_mop_arguments(tensors))
-
     return Case("paper bank", tensors, judge, bank_multiply_adds(bank), full_size)
+
+
+@pytest.fixture(scope="module")
+def case_in_bfloat16(full_size):
+    bank = testing.BANKS["paper" if full_size else "small"]
+    tensors = testing.mop_inputs(bank, torch.bfloat16)
+    # a rounding to bfloat16 decides the sign of many a hidden number, and with it which gradients relu lets pass
+    options = {"outputs_only": True, "loose": 0.1}
+    return Case("paper bank, bfloat16", tensors, judge, bank_multiply_adds(bank), full_size, **options)
 
 
 def test_the_operations_counted():
@@ -46,6 +56,15 @@ def test_the_operations_counted():
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: c.name)
 def test_bank(contender, direction, case, timed):
     compare(timed, case, contender, direction)
+
+
+IN_BFLOAT16 = [c for c in CONTENDERS if c.name.startswith(("mop_kernels", "batched, three"))]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("contender", IN_BFLOAT16, ids=lambda c: c.name)
+def test_bank_in_bfloat16(contender, direction, case_in_bfloat16, timed):
+    compare(timed, case_in_bfloat16, contender, direction)
 
 
 @pytest.fixture(scope="module")

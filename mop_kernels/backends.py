@@ -110,8 +110,9 @@ def requested(backend: str | None) -> tuple[str, str]:
         return check_name(backend), "the argument backend="
     if _override is not None:
         return _override, "use_backend"
-    if _VARIABLE in os.environ and os.environ[_VARIABLE]:
-        return check_name(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}"
+    name = os.environ.get(_VARIABLE)
+    if name:
+        return check_name(name), f"the environment variable {_VARIABLE}"
     return "auto", "auto"
 
 

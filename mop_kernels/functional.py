@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import backends
 from .autograd import MopFFN, PhmProduct, autocast_is_on
@@ -39,14 +40,15 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
     _check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
     _check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
     _check_equal("local", local, -3, rule.shape[-3], "terms of rule")
-    try:
-        groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
-    except RuntimeError:
-        raise ValueError(
-            f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
-        ) from None
+    if rule.shape[:-3] != local.shape[:-3]:
+        try:
+            groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
+        except RuntimeError:
+            raise ValueError(
+                f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
+            ) from None
+        rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
     backend = backends.resolve(backend, rule.device, rule.dtype)
-    rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
     return PhmProduct.apply("phm_weight", backend, rule, local)
 
 
@@ -111,7 +113,15 @@ def mop_ffn(
     (layers, experts, ...) with the asked rows only, as nn.Embedding(sparse=True) does, for SparseAdam or a thousand
     experts.
     """
-    x, down, ups, experts = _check_mop_ffn(x, down, ups, activation, experts)
+    shapes = _shapes_of_mop_ffn(x, down, ups)
+    if shapes is None or (activation, shapes) not in _passed:
+        x, down, ups = _check_mop_ffn(x, down, ups, activation)
+        if shapes is not None:
+            if len(_passed) == _MOST_PASSED:
+                _passed.clear()
+            _passed.add((activation, shapes))
+    if experts is not None:
+        experts = _check_experts(experts, group_sizes(x, down, ups)[1], x.device)
     backend = backends.resolve(backend, x.device, x.dtype)
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
@@ -183,18 +193,23 @@ def dtype_of_call(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(tensor.device.type)
 
 
+def _alike(values: list) -> bool:
+    """Whether all are floating-point tensors of one dtype, which autocast leaves alone, on one device."""
+    first = values[0]
+    if not (isinstance(first, Tensor) and first.is_floating_point() and dtype_of_call(first) is first.dtype):
+        return False
+    dtype, device = first.dtype, first.device
+    for t in values:  # noqa: SIM110 a generator costs every call half a microsecond
+        if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
+            return False
+    return True
+
+
 def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
     """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
     values = list(tensors.values())
-    first = values[0]
-    if isinstance(first, Tensor) and first.is_floating_point() and dtype_of_call(first) is first.dtype:
-        # the common case costs a call two microseconds; whatever is unusual is looked at, and explained, below
-        dtype, device = first.dtype, first.device
-        for t in values[:-1] if values[-1] is None and "bias" in tensors else values:
-            if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
-                break
-        else:
-            return values
+    if _alike(values[:-1] if values[-1] is None and "bias" in tensors else values):
+        return values  # the common case, told in a microsecond; whatever is unusual is looked at, and explained, below
     first_name = first = None
     result = []
     for name, tensor in tensors.items():
@@ -263,7 +278,30 @@ def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, b
         )
 
 
-def _check_mop_ffn(x, down, ups, activation, experts):
+_MOST_PASSED = 1000
+_passed: set[tuple] = set()  # (activation, shapes) of calls that passed the checks, which depend on nothing else
+
+
+def _shapes_of_mop_ffn(x, down, ups) -> tuple | None:
+    """The shapes of a call whose tensors need no cast and are all of one kind; None of any other call.
+
+    A bank is called with the same shapes again and again, and looking at a dozen tensors' shapes takes longer than a
+    GPU takes to compute it: shapes that passed once are only compared.
+    """
+    if torch.compiler.is_compiling() or not isinstance(ups, (list, tuple)):
+        return None
+    tensors = [x]
+    for phm in (down, *ups):
+        if not isinstance(phm, LowRankPHM):
+            return None
+        tensors += phm
+    present = [t for t in tensors if t is not None]
+    if any(type(t) is not Tensor and type(t) is not Parameter for t in present):
+        return None  # among them fake tensors, whose sizes may be symbols
+    return tuple([None if t is None else t.shape for t in tensors]) if _alike(present) else None
+
+
+def _check_mop_ffn(x, down, ups, activation):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
     down = _as_phm("down", down)
@@ -311,9 +349,7 @@ def _check_mop_ffn(x, down, ups, activation, experts):
                 raise ValueError(
                     f"all up maps must have equal shapes; ups[0].{field} has {shapes[0]}, {name}.{field} {shapes[1]}."
                 )
-    if experts is not None:
-        experts = _check_experts(experts, num_experts, x.device)
-    return x, maps[0], maps[1:], experts
+    return x, maps[0], maps[1:]
 
 
 def _as_phm(name: str, phm) -> LowRankPHM:
