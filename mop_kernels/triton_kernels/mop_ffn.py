@@ -27,7 +27,18 @@ from .device_functions import (
     unfold,
 )
 from .launch import input_precision, launch
-from .mop_ffn_tiles import TILE, block, even_block, group_strides, maps_of, size_of_hidden, sizes_of, with_blocks
+from .mop_ffn_tiles import (
+    TILE,
+    block,
+    even_block,
+    group_strides,
+    groups_of,
+    maps_of,
+    maps_of_list,
+    size_of_hidden,
+    sizes_of,
+    with_blocks,
+)
 
 
 @triton.jit
@@ -179,33 +190,31 @@ def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]
 
 
 def forward(x, down, ups, num_maps, activation, experts):
-    width = len(ups) // num_maps
-    maps = [ups[k : k + width] for k in range(0, len(ups), width)]
-    layers, num_experts = (max(t.shape[dim] for t in (x, *down, *maps[0])) for dim in (0, 1))
-    num_experts = num_experts if experts is None else experts.shape[0]
-    pairs, rows = layers * num_experts, x.shape[2]
-    sizes = sizes_of(x, down, maps[0], num_maps, pairs)
-    config = dict(launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic))
+    maps = maps_of_list(ups, num_maps)
+    groups, rows = groups_of(x, down, maps, experts), x.shape[2]
+    sizes = sizes_of(x, down, maps[0], num_maps, groups)
+    config = launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic)
     down_map, up_map = with_blocks(sizes, config, x.dtype)
-    outs = [x.new_empty(layers, num_experts, rows, up_map.d_out) for _ in range(num_maps)]
-    factors = [*down, None] if len(down) == 3 else down
-    fields = [tuple(m[k] for m in maps) if k < width else (None,) * num_maps for k in range(4)]
+    outs = [x.new_empty(*groups, rows, up_map.d_out) for _ in maps]
+    # with a bias or None, the up maps' as one tuple a factor
+    factors = [down[k] if k < len(down) else None for k in range(4)]
+    factors += [tuple(m[k] if k < len(m) else None for m in maps) for k in range(4)]
     launch(
         mop_ffn_kernel,
         (
             triton.cdiv(rows, config["BLOCK_ROWS"])
             * triton.cdiv(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
-            * pairs
+            * groups[0]
+            * groups[1]
             * num_maps,
         ),
         x,
         *factors,
-        *fields,
         tuple(outs),
         experts,
-        tuple(group_strides(t) for t in (x, *factors, *(field[0] for field in fields))),
-        num_experts,
-        pairs,
+        tuple(group_strides(t[0] if isinstance(t, tuple) else t) for t in (x, *factors)),
+        groups[1],
+        groups[0] * groups[1],
         rows,
         DOWN=down_map,
         UP=up_map,

@@ -16,17 +16,38 @@ def group_strides(tensor: Tensor | None) -> tuple[int, int]:
     return tuple(0 if size == 1 else stride for size, stride in zip(tensor.shape[:2], tensor.stride()))
 
 
+def maps_of_list(ups: list, num_maps: int) -> list[list]:
+    """The flat list of an op, one list an up map."""
+    width = len(ups) // num_maps
+    return [ups[k * width : (k + 1) * width] for k in range(num_maps)]
+
+
+def groups_of(x: Tensor, down: list[Tensor], maps: list[list[Tensor]], experts: Tensor | None) -> tuple[int, int]:
+    """(layers, experts asked for)."""
+    layers, num_experts = (max(t.shape[dim] for t in (x, *down, *maps[0])) for dim in (0, 1))
+    return layers, num_experts if experts is None else experts.shape[0]
+
+
 SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
 
 
-def sizes_of(x: Tensor, down: list[Tensor], up: list[Tensor], num_maps: int, pairs: int) -> dict[str, int]:
-    """What the launch configurations depend on."""
-    sizes = {"pairs": pairs, "maps": num_maps, "rows": x.shape[2]}
-    for side, (rule_in, rule_out, local) in (("down", down[:3]), ("up", up[:3])):
-        terms, g_in, rank = rule_in.shape[2:]
-        values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
-        sizes |= {f"{side}_{name}": value for name, value in zip(SIDES, values)}
-    return sizes
+def sizes_of_map(phm: list[Tensor], grads: list[Tensor]) -> dict[str, int]:
+    """What a launch for one level's maps depends on; grads are (L, k, n, out), one a map."""
+    layers, num_experts, rows = grads[0].shape[:3]
+    return {"pairs": layers * num_experts, "maps": len(grads), "rows": rows} | sides_of(phm)
+
+
+def sizes_of(x: Tensor, down: list[Tensor], up: list[Tensor], num_maps: int, groups: tuple[int, int]) -> dict[str, int]:
+    """What a launch for both levels depends on."""
+    sizes = {"pairs": groups[0] * groups[1], "maps": num_maps, "rows": x.shape[2]}
+    return sizes | sides_of(down, "down_") | sides_of(up, "up_")
+
+
+def sides_of(phm: list[Tensor], level: str = "") -> dict[str, int]:
+    rule_in, rule_out, local = phm[:3]
+    terms, g_in, rank = rule_in.shape[2:]
+    values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
+    return {level + name: value for name, value in zip(SIDES, values)}
 
 
 def maps_of(sizes: dict[str, int]) -> tuple[Phm, Phm]:
@@ -80,3 +101,18 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
         block_v=max(block_v, 16 // j),
     )
     return down, up
+
+
+def gradient_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtype, kernel: str) -> Phm:
+    """The blocks of "rows" or of "weights": 16 of a side that is summed over, much of one that is a result's."""
+    P = Phm(*(sizes[name] for name in SIDES))
+    rows, u, v = config["BLOCK_ROWS"], config["BLOCK_U"], config["BLOCK_V"]
+    tile = TILE[dtype]
+    j = block(P.size_j, min(32, tile // (rows * max(u, v)), tile // (u * v)))
+    if kernel == "rows":
+        return replace(
+            P, block_j=j, block_a=block(P.g_in, tile // (rows * u)), block_c=block(P.g_out, 16), block_u=u, block_v=v
+        )
+    j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
+    c = block(P.g_out, tile // (rows * max(j, v)))
+    return replace(P, block_j=j, block_a=block(P.g_in, 16), block_c=c, block_u=u, block_v=v)
