@@ -1,6 +1,7 @@
 # make demo    environment, install, build, and the main job: tune a frozen T5 on dialogues
 # make test    the same set-up, then lint and the whole suite
 # Both work from a clean clone, in any order, and a second time without rebuilding.
+# make gpu     on a machine with a GPU, whose Python has torch and triton: build, test, benchmark; one JSON (docs/gpu.md)
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 
-.PHONY: setup demo demo-short test lint format benchmark clean
+# what `make gpu` builds into and runs: nothing is installed or downloaded there
+ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: setup demo demo-short test lint format benchmark gpu gpu-dry-run tune clean
 
 setup: $(STAMP)
 
@@ -27,8 +31,10 @@ demo: setup
 demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
+# Triton reads TRITON_INTERPRET when it is imported, so its interpreter has a process of its own
 test: lint
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -k triton
 
 lint: setup
 	$(BIN)/ruff check .
@@ -42,6 +48,16 @@ format: setup
 
 benchmark: setup
 	$(BIN)/python -m pytest --benchmark
+
+# make gpu TUNE=1 tunes the launch configurations first
+gpu:
+	$(ANY_PYTHON) -m benchmarks.gpu_run $(if $(TUNE),--tune)
+
+gpu-dry-run:
+	$(ANY_PYTHON) -m benchmarks.gpu_run --dry-run
+
+tune:
+	$(ANY_PYTHON) -m benchmarks.tune
 
 clean:
 	rm -rf build *.egg-info $(STAMP) mop_kernels/_C*.so

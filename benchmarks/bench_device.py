@@ -81,10 +81,9 @@ SMALL = {
     "lowrank_phm_linear": Shape(8, 4, 4, 4, 4, 4, 1),
     "phm_linear": Shape(8, 4, 4, 4, 4, 4, 1),
 }
-# float16 runs at bfloat16's rates, and bfloat16 is wrong in Triton's interpreter
-TIMED = [p for p in PRECISIONS if p.name == ("bfloat16" if torch.cuda.is_available() else "float16")] + [
-    p for p in PRECISIONS if p.name in ("float32", "tf32")
-]
+# float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
+NAMES = ("bfloat16", "float32", "tf32") if device_timer.on_gpu() else ("float16", "float32")
+TIMED = [precision for precision in PRECISIONS if precision.name in NAMES]
 CASES = [
     (work, precision, contender, ways)
     for work, contenders in CONTENDERS.items()
@@ -101,15 +100,18 @@ def on_the_device():
 
 
 @pytest.fixture(scope="module")
-def device_rows(full_size):
-    """The rows; written at the end where MOP_DEVICE_RESULTS names a file, as `make gpu` does."""
-    rows = []
+def keep(full_size):
+    """keep(row): at once into the file that MOP_DEVICE_RESULTS names, so that a run that is stopped leaves its rows."""
+    file = os.environ.get("MOP_DEVICE_RESULTS")
     with torch.device(testing.device_of("triton")):
-        before = device_timer.rates(full_size)
-    yield rows
-    if "MOP_DEVICE_RESULTS" in os.environ:
-        found = {"rates": before, "rows": rows}
-        Path(os.environ["MOP_DEVICE_RESULTS"]).write_text(json.dumps(found, indent=1) + "\n")
+        found = {"rates": device_timer.rates(full_size), "rows": []}
+
+    def add(row: dict) -> None:
+        found["rows"].append(row)
+        if file is not None:
+            Path(file).write_text(json.dumps(found, indent=1) + "\n")
+
+    return add
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,9 @@ def case_of(full_size):
     CASES,
     ids=[f"{contender.name}; {work.label}; {precision.name}" for work, precision, contender, _ in CASES],
 )
-def test_device(work, precision, contender, ways, direction, case_of, full_size, device_rows):
+def test_device(work, precision, contender, ways, direction, case_of, full_size, keep):
+    if contender.compiled and not full_size:
+        pytest.skip("compiling takes a while, and says nothing about small cases")
     if "LyCORIS" in contender.name:
         try:
             importlib.import_module("lycoris")
@@ -166,8 +170,9 @@ def test_device(work, precision, contender, ways, direction, case_of, full_size,
         for way in ways:
             timer = device_timer.graph_times if way == GRAPH else device_timer.eager_times
             with torch.set_grad_enabled(direction == BOTH):
-                times = timer(call, inputs, 50 if way == GRAPH and full_size else 5)
-            device_rows.append(
+                rounds = (50 if way == GRAPH else 7) if full_size else 1
+                times = timer(call, inputs, rounds)
+            keep(
                 {
                     "group": group_of(work, precision.name, direction),
                     "name": contender.name + (", eager" if way == EAGER else ""),
@@ -180,7 +185,7 @@ def test_device(work, precision, contender, ways, direction, case_of, full_size,
 
 
 @pytest.mark.parametrize("name", ["mop_kernels phm_linear", "mop_kernels phm_linear, no gradients", "F.linear"])
-def test_host_cost(name, full_size, device_rows):
+def test_host_cost(name, full_size, keep):
     tensors = testing.linear_inputs(SMALL["phm_linear"], torch.float32)
     function, kind = mk.phm_linear, "ours"
     if name == "F.linear":
@@ -189,4 +194,4 @@ def test_host_cost(name, full_size, device_rows):
         tensors = [t.requires_grad_() for t in tensors]
     times = device_timer.host_times(function, tensors, *((200, 20) if full_size else (1, 2)))
     group = "host cost of a call (16 -> 16, 8 rows)"
-    device_rows.append({"group": group, "name": name, "kind": kind, **device_timer.summary(times)})
+    keep({"group": group, "name": name, "kind": kind, **device_timer.summary(times)})

@@ -153,10 +153,15 @@ def _work(index: int, arch: int) -> Compiled:
 
 
 def compile_all(
-    arches: Iterable[int] = (90, 80), *, workers: int = 2, candidates: bool = False, works: Iterable[Work] = WORK
+    arches: Iterable[int] = (90, 80),
+    *,
+    works: Iterable[Work] = WORK,
+    precisions: Iterable[Precision] = PRECISIONS,
+    candidates: bool = False,
+    workers: int = 2,
 ) -> list[Compiled]:
     """Each worker records the same launches for itself: kernels do not travel between processes, indices do."""
-    arguments = (tuple(works), PRECISIONS, candidates)
+    arguments = (tuple(works), tuple(precisions), candidates)
     count = len(requests(*arguments))
     tasks = [(index, arch) for index in range(count) for arch in arches]
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arguments,)) as pool:

@@ -1,0 +1,185 @@
+"""`make gpu` and `make tune` as far as a machine without a GPU can show them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import device_tables, gpu_run, tune
+from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
+from benchmarks.gpu_run import Step
+from mop_kernels.testing import Shape
+from mop_kernels.triton_kernels import launch_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def workshop(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path)
+
+
+def python(script: str, **kwargs) -> Step:
+    return Step("a step", [sys.executable, "-c", script], **{"seconds": 60, **kwargs})
+
+
+def soon() -> float:
+    return time.monotonic() + 60
+
+
+def test_a_step_ends_as_it_ends(capsys):
+    assert gpu_run.run(python("pass"), soon())["outcome"] == "ok"
+    assert gpu_run.run(python("print('why'); raise SystemExit(3)"), soon())["outcome"] == "failed, status 3"
+    assert "why" in capsys.readouterr().out
+    assert gpu_run.run(Step("a step", [], left_out="not found"), soon())["why"] == "not found"
+
+
+def test_a_step_out_of_time_is_ended_with_its_children():
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    start = time.monotonic()
+    assert gpu_run.run(python(script, seconds=2), soon())["outcome"] == "out of time"
+    assert gpu_run.run(python(script), time.monotonic())["outcome"] == "out of time", "nor past the end of all"
+    assert time.monotonic() - start < 30
+
+
+ALONE = """
+tests/a.py::test_one[x, y-2] PASSED                                      [ 33%]
+tests/a.py::test_two FAILED                                              [ 66%]
+tests/a.py::test_three SKIPPED (needs two GPUs)                          [100%]
+tests/a.py::test_four
+"""
+SHARED = """
+[gw0] [ 33%] PASSED tests/a.py::test_one[x, y-2]
+[gw1] [ 66%] FAILED tests/a.py::test_two
+[gw0] [100%] SKIPPED tests/a.py::test_three
+FAILED tests/a.py::test_two - assert 1 == 2
+"""
+
+
+@pytest.mark.parametrize("text", [ALONE, SHARED], ids=["alone", "shared"])
+def test_counts_of_a_run_that_may_have_been_stopped(text):
+    found = gpu_run.test_counts(text)
+    assert found == {"counts": {"passed": 1, "failed": 1, "skipped": 1}, "failures": ["tests/a.py::test_two"]}
+
+
+def test_no_step_stops_the_others_and_one_json_is_written(tmp_path, monkeypatch, capsys):
+    steps = [python("raise SystemExit(1)"), Step("b", [], left_out="not found"), python("pass")]
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_run, "steps", lambda dry, tune: steps)
+    monkeypatch.setattr(sys, "argv", ["gpu_run", "--dry-run"])
+    assert gpu_run.main() == 1
+    found = json.loads((tmp_path / "dry_run.json").read_text())
+    assert [step["outcome"] for step in found["steps"]] == ["failed, status 1", "left out", "ok"]
+    assert found["versions"]["torch"] == torch.__version__
+
+
+def test_steps_of_both_kinds_can_be_made():
+    for dry in (False, True):
+        for tune_too in (False, True):
+            names = [step.name for step in gpu_run.steps(dry, tune_too)]
+            assert names == ["build", "tune", "tests", "benchmarks", "tests of mop_t5", "compute-sanitizer"]
+
+
+# Tuning.
+
+LAYER = Work("lowrank_phm_linear", "small", Shape(64, 4, 4, 4, 16, 16, 1))
+HALF = next(p for p in PRECISIONS if p.name == "bfloat16")
+
+
+def tuned_by(time_of) -> dict:
+    """What tuning keeps if `time_of(kernel, configuration)` is what a launch takes."""
+
+    def timer(work, precision):
+        return lambda: sum(time_of(kernel, config) for kernel, config in launch_config._forced.items())
+
+    return tune.tune([LAYER], [HALF], timer, soon())
+
+
+def test_tuning_keeps_what_is_clearly_faster():
+    choices = tune.choices_of(LAYER, HALF)
+    assert choices
+    chosen = next(c for c in choices if len(c.candidates()) > 1)
+    best = chosen.candidates()[-1]
+    found = tuned_by(lambda kernel, config: 1.0 if (kernel, config) == (chosen.kernel, best) else 2.0)
+    assert found[chosen.kernel][launch_config.key_of(chosen.sizes, chosen.dtype)] == best
+    assert tuned_by(lambda kernel, config: 1.99 if config == best else 2.0) == {}, "a hundredth is noise"
+
+
+def test_a_candidate_that_fails_is_none():
+    def time_of(kernel, config):
+        if config not in own:
+            raise RuntimeError("out of shared memory")
+        return 1.0
+
+    own = [choice.candidates()[0] for choice in tune.choices_of(LAYER, HALF)]
+    assert tuned_by(time_of) == {}
+
+
+def test_tuning_stops_in_time():
+    assert tune.tune([LAYER], [HALF], lambda *_: pytest.fail("timed"), time.monotonic() - 1) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would tune")
+def test_tuning_needs_a_gpu():
+    done = subprocess.run([sys.executable, "-m", "benchmarks.tune"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.strip() == "Tuning needs a CUDA GPU: it times the kernels there; torch sees none."
+
+
+# Goals and floors.
+
+
+def test_goals_are_judged_by_the_rows():
+    group = device_tables.group_of(WORK[0], "bfloat16", FORWARD)
+
+    def rows(ours_us, other_us):
+        names = (device_tables.OURS, ours_us), ("torch.compile, three stages", other_us)
+        return [{"group": group, "name": name, "median_ms": us / 1e3} for name, us in names]
+
+    at_most, against, *_ = (goal for goal in device_tables.GOALS if goal.group == group)
+    assert at_most.judge(rows(9, 45))["met"] is True
+    assert at_most.judge(rows(11, 45))["met"] is False
+    assert against.judge(rows(9, 46))["met"] is True
+    assert against.judge(rows(9, 44))["met"] is False
+    assert against.judge(rows(9, 44)[:1])["met"] is None, "not measured"
+
+
+def test_every_goal_names_a_group_that_is_timed():
+    bench = pytest.importorskip("benchmarks.bench_device")
+    works = {f"{work.op}, {work.label}": contenders for work, contenders in bench.CONTENDERS.items()}
+    for goal in device_tables.GOALS:
+        work = goal.group.rsplit(", ", 1)[0]
+        names = {
+            contender.name + (", eager" if way == "eager" else "") for contender, ways in works[work] for way in ways
+        }
+        assert {device_tables.OURS, *goal.against} <= names
+
+
+def test_floors_of_the_paper_s_bank():
+    """By hand: 2 x 115,507,200 operations at 790 TFLOP/s; numbers of two bytes at 4.3 TB/s, 1,900,416 of them read."""
+    floors = floors_us(WORK[0], HALF, FORWARD)
+    assert floors["arithmetic"] == pytest.approx(0.2924, rel=1e-3)
+    assert floors["bytes"] == pytest.approx(2 * (1_900_416 + 2 * 12 * 5 * 40 * 768) / 4300e3, rel=1e-3)
+    assert floors_us(WORK[0], HALF, BOTH)["arithmetic"] == pytest.approx(3 * floors["arithmetic"])
+
+
+def test_the_table_of_a_result_can_be_rendered():
+    rows = [
+        {
+            "group": "phm_linear, small, tf32: forward",
+            "name": name,
+            "kind": "ours",
+            "rounds": 1,
+            "flops": 1e6,
+            "bytes": 1e6,
+        }
+        | {"median_ms": ms, "q1_ms": ms, "q3_ms": ms, "min_ms": ms}
+        for name, ms in ((device_tables.OURS, 0.01), ("dense F.linear", 0.02))
+    ]
+    rates = {"copy_gbps": 1000.0, "mm_gflops": {"tf32": 1e5}}
+    lines = device_tables.measured({"rates": rates, "rows": rows})
+    assert "| dense F.linear | 20.00 | 20.00-20.00 | 2.00 | 5 |" in lines
