@@ -1,13 +1,20 @@
 """Single layers with a low-rank rule, beside PyTorch forms and a dense layer of the same sides, which they replace."""
 
-from functools import lru_cache
-
 import pytest
 import torch
 
 import mop_kernels as mk
 from benchmarks import layer_forms
-from benchmarks.cases import DIRECTIONS, Case, Contender, compare, every_pair, lowrank_multiply_adds, ours
+from benchmarks.cases import (
+    DIRECTIONS,
+    Case,
+    Contender,
+    case_by_label,
+    compare,
+    every_pair,
+    lowrank_multiply_adds,
+    ours,
+)
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
@@ -38,16 +45,12 @@ CASES = {
 SMALL = Shape(8, 4, 4, 4, 4, 4, 1)
 
 
-@pytest.fixture(scope="module")
-def case_of(full_size):
-    @lru_cache(maxsize=1)  # the tests of a case follow each other
-    def make(label):
-        shape = CASES[label][0] if full_size else SMALL
-        tensors = testing.lowrank_inputs(shape, torch.float32)
-        title = f"lowrank_phm_linear, {label}"
-        return Case(title, tensors, reference.lowrank_phm_linear, lowrank_multiply_adds(shape), full_size)
-
-    return make
+@case_by_label
+def case_of(label, full_size):
+    shape = CASES[label][0] if full_size else SMALL
+    tensors = testing.lowrank_inputs(shape, torch.float32)
+    title = f"lowrank_phm_linear, {label}"
+    return Case(title, tensors, reference.lowrank_phm_linear, lowrank_multiply_adds(shape), full_size)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

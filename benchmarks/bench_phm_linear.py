@@ -4,14 +4,12 @@ A full rule saves no multiply-adds, so the bar is the best way to order them; th
 with W, and nothing for building W. In evaluation PHMLinear may keep W, so it stands beside nn.Linear there.
 """
 
-from functools import lru_cache
-
 import pytest
 import torch
 
 import mop_kernels as mk
 from benchmarks import layer_forms
-from benchmarks.cases import DIRECTIONS, Case, Contender, compare, every_pair, ours
+from benchmarks.cases import DIRECTIONS, Case, Contender, case_by_label, compare, every_pair, ours
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
@@ -40,16 +38,12 @@ CASES = {
 SMALL = Shape(8, 4, 4, 4, 4, 4, 1)
 
 
-@pytest.fixture(scope="module")
-def case_of(full_size):
-    @lru_cache(maxsize=1)  # the tests of a case follow each other
-    def make(label):
-        shape = CASES[label][0] if full_size else SMALL
-        tensors = testing.linear_inputs(shape, torch.float32)
-        multiply_adds = shape.rows * shape.d_in * shape.d_out
-        return Case(f"phm_linear, {label}", tensors, reference.phm_linear, multiply_adds, full_size)
-
-    return make
+@case_by_label
+def case_of(label, full_size):
+    shape = CASES[label][0] if full_size else SMALL
+    tensors = testing.linear_inputs(shape, torch.float32)
+    multiply_adds = shape.rows * shape.d_in * shape.d_out
+    return Case(f"phm_linear, {label}", tensors, reference.phm_linear, multiply_adds, full_size)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -1,13 +1,11 @@
 """The dense weight W by itself: one layer's, and all pairs' of the paper's down map at once (768 -> 128, terms 16)."""
 
-from functools import lru_cache
-
 import pytest
 import torch
 
 import mop_kernels as mk
 from benchmarks import layer_forms
-from benchmarks.cases import DIRECTIONS, Case, Contender, compare, every_pair, ours
+from benchmarks.cases import DIRECTIONS, Case, Contender, case_by_label, compare, every_pair, ours
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 
@@ -25,21 +23,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def case_of(full_size):
-    @lru_cache(maxsize=1)  # the tests of a case follow each other
-    def make(label):
-        s, pairs, _ = CASES[label]
-        if not full_size:
-            s, pairs = Shape(0, 3, 3, 3, 4, 2, 1), pairs and 2
-        groups = () if pairs is None else (pairs,)
-        g = torch.Generator().manual_seed(0)
-        rule = torch.randn(*groups, s.terms, s.g_in, s.g_out, generator=g) / s.terms**0.5
-        local = torch.randn(*groups, s.terms, s.loc_in, s.loc_out, generator=g)
-        multiply_adds = (pairs or 1) * s.terms * s.d_in * s.d_out
-        return Case(f"phm_weight, {label}", [rule, local], reference.phm_weight, multiply_adds, full_size)
-
-    return make
+@case_by_label
+def case_of(label, full_size):
+    s, pairs, _ = CASES[label]
+    if not full_size:
+        s, pairs = Shape(0, 3, 3, 3, 4, 2, 1), pairs and 2
+    groups = () if pairs is None else (pairs,)
+    g = torch.Generator().manual_seed(0)
+    rule = torch.randn(*groups, s.terms, s.g_in, s.g_out, generator=g) / s.terms**0.5
+    local = torch.randn(*groups, s.terms, s.loc_in, s.loc_out, generator=g)
+    multiply_adds = (pairs or 1) * s.terms * s.d_in * s.d_out
+    return Case(f"phm_weight, {label}", [rule, local], reference.phm_weight, multiply_adds, full_size)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -6,6 +6,7 @@ outputs and gradients.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import pytest
@@ -151,6 +152,19 @@ def every_pair(contenders: dict[str, list[Contender]]):
     pairs = [(label, contender) for label, some in contenders.items() for contender in some]
     ids = [f"{contender.name}; {label}" for label, contender in pairs]
     return pytest.mark.parametrize(("label", "contender"), pairs, ids=ids)
+
+
+def case_by_label(make: Callable[[str, bool], Case]):
+    """A fixture out of make(label, full_size): gives a test the case that its label names.
+
+    The last one is kept: the tests of a case follow each other.
+    """
+
+    @pytest.fixture(scope="module")
+    def case_of(full_size):
+        return lru_cache(maxsize=1)(lambda label: make(label, full_size))
+
+    return case_of
 
 
 def lowrank_multiply_adds(s: Shape) -> int:
