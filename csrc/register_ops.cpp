@@ -37,8 +37,8 @@ pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_
   pybind11::dict costs;
   costs["forward"] = pybind11::dict();
   costs["forward"]["W built once"] = plan.weight_once;
-  costs["forward"]["local first"] = plan.local_first;
   costs["forward"]["rule first"] = plan.rule_first;
+  costs["forward"]["local first"] = plan.local_first;
   costs["backward"] = pybind11::dict();
   costs["backward"]["W built once"] = backward.weight_once;
   costs["backward"]["rule first"] = backward.rule_first;
@@ -49,6 +49,6 @@ pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.";
-  m.def("plan_phm_linear", &plan_phm_linear, "The cost model of phm_linear: costs of its ways.");
+  m.def("plan_phm_linear", &plan_phm_linear, "What the ways of phm_linear cost; of equals the first is taken.");
   m.def("build_info", &build_info, "What this binary was built with, and the vector level it uses here.");
 }

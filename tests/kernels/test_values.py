@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from mop_kernels import reference, testing
-from mop_kernels.testing import LAYOUTS, SHAPES
+from mop_kernels import backends, reference, testing
+from mop_kernels.testing import LAYOUTS, SHAPES, Shape
 
 INPUTS = {
     "phm_weight": lambda *args, **kwargs: testing.linear_inputs(*args, **kwargs)[1:3],
@@ -114,3 +114,32 @@ def test_bias_gradient_of_very_many_rows(op, layout, backend):
     needs = [k == len(tensors) - 1 for k in range(len(tensors))]
     _, gradients = testing.value_and_gradients(lambda *t: getattr(mk, op)(*t, backend=backend), tensors, [grad], needs)
     assert testing.relative_error(gradients[-1], grad.double().sum(0)) < 2e-6
+
+
+WAYS = {  # shape: what the cpu backend's cost model takes for it, forward and backward
+    Shape(9, 2, 2, 6, 60, 50, 1): ("local first", "rule first"),  # columns in two tasks
+    Shape(20, 2, 2, 6, 60, 50, 1): ("local first", "rule first"),  # rows in three
+    Shape(5, 4, 4, 4, 100, 100, 1): ("rule first", "rule first"),
+    Shape(21, 4, 4, 4, 100, 100, 1): ("rule first", "rule first"),  # more rows than a local is wide: other products
+    Shape(40, 16, 16, 16, 48, 8, 1): ("local first", "W built once"),
+    Shape(200, 4, 4, 4, 24, 40, 1): ("W built once", "W built once"),
+}
+
+
+@pytest.mark.parametrize("shape", WAYS, ids=str)
+def test_every_way_of_phm_linear(shape, backend):
+    if backend == "cpu":
+        costs = backends.plan_phm_linear(shape.rows, *shape[1:6])
+        assert tuple(min(costs[k], key=costs[k].get) for k in ("forward", "backward")) == WAYS[shape]
+    tensors = testing.linear_inputs(shape, torch.float32)
+    check("phm_linear", backend, tensors)
+    grad = testing.normal(torch.Generator().manual_seed(9), torch.float32, shape.rows, shape.d_out)
+
+    def gradients(needs):
+        return testing.value_and_gradients(lambda *t: mk.phm_linear(*t, backend=backend), tensors, [grad], needs)[1]
+
+    together = gradients([True] * 4)
+    for k in range(4):
+        alone = gradients([j == k for j in range(4)])
+        torch.testing.assert_close(alone[k], together[k])
+        assert alone[:k] + alone[k + 1 :] == [None] * 3
