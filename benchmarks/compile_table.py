@@ -70,9 +70,9 @@ def _launches(work: Work, precision: Precision, candidates: bool, direction: str
         tensors = work.inputs(precision.dtype)
         with launch_config.asked() as choices:
             run(work, "triton", tensors, direction)
-        for choice in choices if candidates else ():
+        for choice in {choice.key: choice for choice in choices}.values() if candidates else ():
             for config in choice.candidates():
-                with launch_config.forced(choice.kernel, config):
+                with launch_config.forced(choice, config):
                     run(work, "triton", tensors, direction)
     return launches
 
@@ -85,7 +85,7 @@ def _identity(launch: Launch) -> tuple:
             return argument.dtype
         if isinstance(argument, int):
             return argument == 1, argument % 16 == 0, argument.bit_length() > 31
-        return argument
+        return tuple(map(kind, argument)) if isinstance(argument, tuple) else argument
 
     options = tuple(sorted((name, str(value)) for name, value in launch.meta.items()))
     return launch.kernel.fn.__qualname__, tuple(map(kind, launch.arguments)), options

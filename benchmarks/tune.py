@@ -32,7 +32,7 @@ def choices_of(work: Work, precision: Precision) -> list[Choice]:
 
     with torch.device("meta"), precision.in_force(), recording(), launch_config.asked() as choices:
         run(work, "triton", work.inputs(precision.dtype), BOTH)
-    return list({(c.kernel, launch_config.key_of(c.sizes, c.dtype)): c for c in choices}.values())
+    return list({choice.key: choice for choice in choices}.values())
 
 
 def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | None:
@@ -40,7 +40,7 @@ def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | No
     own, *others = choice.candidates()
     times = []
     for config in (own, *others):
-        with launch_config.forced(choice.kernel, config):
+        with launch_config.forced(choice, config):
             try:
                 times.append(time_ms())
             except Exception as error:  # a candidate that does not compile or fit is no candidate
@@ -64,18 +64,18 @@ def tune(
     for work in works:
         for precision in precisions:
             for choice in choices_of(work, precision):
-                key = launch_config.key_of(choice.sizes, choice.dtype)
-                if (choice.kernel, key) in seen:
+                if choice.key in seen:
                     continue
                 if time.monotonic() > deadline:
                     print("out of time: the rest keeps the kernels' own choices")
                     return found
-                seen.add((choice.kernel, key))
+                seen.add(choice.key)
                 with precision.in_force():
                     config = best_of(choice, timer(work, precision))
                 if config is not None:
-                    print(f"{choice.kernel}, {key}: {config}", flush=True)
-                    found.setdefault(choice.kernel, {})[key] = config
+                    kernel, key = choice.key
+                    print(f"{kernel}, {key}: {config}", flush=True)
+                    found.setdefault(kernel, {})[key] = config
     return found
 
 

@@ -35,8 +35,8 @@ def pick(
     """The launch configuration of `kernel` for these sizes: BLOCK_... constexprs, num_warps, num_stages."""
     if _choices is not None:
         _choices.append(Choice(kernel, sizes, dtype, heuristic))
-    if kernel in _forced:
-        return _forced[kernel]
+    if _forced and (kernel, key_of(sizes, dtype)) in _forced:
+        return _forced[kernel, key_of(sizes, dtype)]
     if device.type == "cuda":
         tuned = _tuned(torch.cuda.get_device_name(device)).get(kernel, {}).get(key_of(sizes, dtype))
         if tuned is not None:
@@ -61,6 +61,10 @@ class Choice(NamedTuple):
     dtype: torch.dtype
     heuristic: Callable
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kernel, key_of(self.sizes, self.dtype)
+
     def candidates(self) -> list[dict[str, int]]:
         """What is worth timing: `candidates` stands beside `heuristic`, `candidates_rows` beside `heuristic_rows`."""
         name = self.heuristic.__name__.replace("heuristic", "candidates")
@@ -70,7 +74,7 @@ class Choice(NamedTuple):
 
 
 _choices: list[Choice] | None = None
-_forced: dict[str, dict[str, int]] = {}
+_forced: dict[tuple[str, str], dict[str, int]] = {}
 
 
 @contextmanager
@@ -85,10 +89,10 @@ def asked() -> Iterator[list[Choice]]:
 
 
 @contextmanager
-def forced(kernel: str, config: dict[str, int]) -> Iterator[None]:
-    """Within the block `kernel` is launched with this configuration; for the whole process."""
+def forced(choice: Choice, config: dict[str, int]) -> Iterator[None]:
+    """Within the block this choice falls on this configuration; for the whole process."""
     before = dict(_forced)
-    _forced[kernel] = config
+    _forced[choice.key] = config
     try:
         yield
     finally:

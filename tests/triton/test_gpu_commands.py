@@ -91,10 +91,10 @@ HALF = next(p for p in PRECISIONS if p.name == "bfloat16")
 
 
 def tuned_by(time_of) -> dict:
-    """What tuning keeps if `time_of(kernel, configuration)` is what a launch takes."""
+    """What tuning keeps if `time_of(key, configuration)` is what a launch takes."""
 
     def timer(work, precision):
-        return lambda: sum(time_of(kernel, config) for kernel, config in launch_config._forced.items())
+        return lambda: sum(time_of(key, config) for key, config in launch_config._forced.items())
 
     return tune.tune([LAYER], [HALF], timer, soon())
 
@@ -104,13 +104,13 @@ def test_tuning_keeps_what_is_clearly_faster():
     assert choices
     chosen = next(c for c in choices if len(c.candidates()) > 1)
     best = chosen.candidates()[-1]
-    found = tuned_by(lambda kernel, config: 1.0 if (kernel, config) == (chosen.kernel, best) else 2.0)
-    assert found[chosen.kernel][launch_config.key_of(chosen.sizes, chosen.dtype)] == best
-    assert tuned_by(lambda kernel, config: 1.99 if config == best else 2.0) == {}, "a hundredth is noise"
+    found = tuned_by(lambda key, config: 1.0 if (key, config) == (chosen.key, best) else 2.0)
+    assert found == {chosen.kernel: {chosen.key[1]: best}}
+    assert tuned_by(lambda key, config: 1.99 if config == best else 2.0) == {}, "a hundredth is noise"
 
 
 def test_a_candidate_that_fails_is_none():
-    def time_of(kernel, config):
+    def time_of(key, config):
         if config not in own:
             raise RuntimeError("out of shared memory")
         return 1.0

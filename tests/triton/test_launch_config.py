@@ -52,11 +52,13 @@ def test_what_was_tuned_for_this_gpu(tuned):
 
 
 def test_forced_beats_tuned_and_ends_with_the_block(tuned):
-    with launch_config.forced("k", {"BLOCK_N": 2}):
-        with launch_config.forced("k", {"BLOCK_N": 4}):
+    choice = launch_config.Choice("k", SIZES, torch.bfloat16, heuristic)
+    with launch_config.forced(choice, {"BLOCK_N": 2}):
+        with launch_config.forced(choice, {"BLOCK_N": 4}):
             assert pick(GPU) == {"BLOCK_N": 4}
         assert pick(GPU) == {"BLOCK_N": 2}
         assert launch_config.pick("other", SIZES, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
+        assert launch_config.pick("k", {"rows": 1}, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
     assert pick(GPU) == {"BLOCK_N": 64}
 
 
