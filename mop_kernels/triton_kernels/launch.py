@@ -34,13 +34,14 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
-    """kernel[grid](*arguments, **meta). Tensors first, at least one; meta: constexprs, num_warps, num_stages."""
+    """kernel[grid](*arguments, **meta). A tensor or tuple of tensors first; meta: constexprs, num_warps, num_stages."""
     if 0 in grid:
         return
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, meta))
         return
-    device = arguments[0].device
+    first = arguments[0]
+    device = first.device if isinstance(first, torch.Tensor) else first[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
             kernel[grid](*arguments, **meta, enable_fp_fusion=True)

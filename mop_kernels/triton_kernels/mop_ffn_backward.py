@@ -13,7 +13,8 @@ from . import launch_config
 from .device_functions import activate, derivative, of_pair, row_tile
 from .launch import input_precision, launch
 from .mop_ffn import heuristic, hidden_before_activation
-from .mop_ffn_gradients import Partial, level
+from .mop_ffn_gradients import level
+from .mop_ffn_sums import Partial, totals
 from .mop_ffn_tiles import group_strides, groups_of, maps_of_list, sizes_of, with_blocks
 
 
@@ -87,10 +88,9 @@ def backward(grads, x, down, ups, num_maps, activation, experts, mask):
         dpre = torch.empty_like(hidden)
     # biases alone read no input
     of_ups = level(grads[0] if hidden is None else hidden, grads, maps, slope, dpre, needs_up, experts, None)
-    found = []
+    of_x = [Partial(x, groups, 1, experts)] if needs_x else []
+    of_down = []
     if to_down:
-        dx = Partial(x, groups, 1, experts) if needs_x else None
-        buffer = None if dx is None else dx.tensor
-        (of_down,) = level(x, [dpre], [down], None, buffer, [needs_down], experts, experts)
-        found = ([dx.total()] if needs_x else []) + of_down
-    return [*found, *(gradient for of_map in of_ups for gradient in of_map)]
+        dx = of_x[0].tensor if needs_x else None
+        of_down = level(x, [dpre], [down], None, dx, [needs_down], experts, experts)
+    return totals([*of_x, *of_down, *of_ups], experts)

@@ -6,14 +6,13 @@ With t and s as in mop_ffn.py, x a map's input and dy the gradient of its result
     weights:  dlocal[i, u, v] = sum_{n, r} t[j, n, u] ds[j, n, v]    drule_out[j, c] = sum_{n, v} s[j, n, v] dy[n, c, v]
               dbias[c, v] = sum_n dy[n, c, v]
 All is linear in x and in dy, so a program may take one block of every side that its results have and of one they sum
-over. Then they are partial sums (L, k, blocks, ...), in float32, which `Partial` adds up, in a fixed order, over blocks
-and over the group dims that the tensor has not. All accumulates in float32.
+over. What it writes is a partial sum, one of (L, k, blocks, ...) in float32, for mop_ffn_sums.py. All accumulates in
+float32.
 """
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from . import launch_config
 from .device_functions import (
@@ -29,6 +28,7 @@ from .device_functions import (
     unfold,
 )
 from .launch import input_precision, launch
+from .mop_ffn_sums import Partial
 from .mop_ffn_tiles import even_block, gradient_blocks, group_strides, sizes_of_map
 
 
@@ -219,24 +219,6 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
 
 
-class Partial:
-    """A gradient as the kernels write it, (L, k, blocks, ...): in the tensor's dtype if nothing is left to sum."""
-
-    def __init__(self, like: Tensor, groups: tuple[int, int], blocks: int, experts: Tensor | None):
-        self.like, self.experts = like, experts
-        self.dims = [dim for dim in (0, 1) if like.shape[dim] == 1 != groups[dim]] + [2] * (blocks != 1)
-        dtype = torch.float32 if self.dims else like.dtype
-        self.tensor = torch.empty(*groups, blocks, *like.shape[2:], dtype=dtype, device=like.device)
-
-    def total(self) -> Tensor:
-        """The gradient, of the tensor's shape and dtype; zero for experts that were not asked for."""
-        total = self.tensor.sum(self.dims, keepdim=True).to(self.like.dtype) if self.dims else self.tensor
-        total = total.squeeze(2)
-        if self.experts is None or self.like.shape[1] == 1:
-            return total
-        return torch.zeros_like(self.like).index_copy_(1, self.experts, total)
-
-
 def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     return {
         "BLOCK_ROWS": 8 if dtype is torch.float32 else 16,
@@ -271,8 +253,8 @@ def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[s
     ]
 
 
-def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[list[Tensor]]:
-    """Writes dx unless it is None; returns the gradients of each map's factors that its `needs` ask for, in order.
+def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial]:
+    """Writes dx unless it is None; returns the gradients of the maps' factors that `needs` asks for, in order.
 
     grads: one (L, k, n, out) a map; maps: their [rule_in, rule_out, local] or [..., bias]. experts are the ids by which
     the factors are addressed, x_experts those of x: None where it has the k asked experts only.
@@ -288,10 +270,10 @@ def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[list[Ten
         some_grads, some_maps = ([values[k] for k in chosen] for values in (grads, maps))
         for k, gradients in zip(chosen, weights_gradients(x, some_grads, some_maps, wanted, experts, x_experts)):
             found[k][1:] = gradients
-    return [[gradient for gradient in of_map if gradient is not None] for of_map in found]
+    return [gradient for of_map in found for gradient in of_map if gradient is not None]
 
 
-def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Tensor | None]:
+def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial | None]:
     """Writes dx; returns drule_in of the maps that need it."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
@@ -317,10 +299,10 @@ def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list
         PRECISION=input_precision(),
         **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
     )
-    return [None if p is None else p.total() for p in partials]
+    return partials
 
 
-def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Tensor | None]]:
+def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Partial | None]]:
     """[drule_out, dlocal, dbias] of each map, those that `needs`, a bool for each, asks for."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
@@ -352,4 +334,4 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Te
         PRECISION=input_precision(),
         **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
     )
-    return [[None if p is None else p.total() for p in of_map] for of_map in partials]
+    return partials
