@@ -31,10 +31,12 @@ from .mop_ffn_tiles import (
     TILE,
     block,
     even_block,
+    fits,
     group_strides,
     groups_of,
     maps_of,
     maps_of_list,
+    rows_of_a_block,
     size_of_hidden,
     sizes_of,
     with_blocks,
@@ -164,11 +166,10 @@ def mop_ffn_kernel(
 
 
 def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    """4 warps; 8 rows in float32, where products are plain FMAs, 16 where they are matrix instructions."""
     down, up = maps_of(sizes)
     block_v = even_block(up.loc_out, 32)
     return {
-        "BLOCK_ROWS": block(8 if dtype is torch.float32 else 16, TILE[dtype] // size_of_hidden(down, up)),
+        "BLOCK_ROWS": block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up)),
         "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
         "BLOCKS_V": triton.cdiv(up.loc_out, block_v),
@@ -193,6 +194,8 @@ def forward(x, down, ups, num_maps, activation, experts):
     maps = maps_of_list(ups, num_maps)
     groups, rows = groups_of(x, down, maps, experts), x.shape[2]
     sizes = sizes_of(x, down, maps[0], num_maps, groups)
+    if not fits(sizes, x.dtype):
+        return torch.ops.mop_kernels.mop_ffn_reference(x, down, ups, num_maps, activation, experts)
     config = launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic)
     down_map, up_map = with_blocks(sizes, config, x.dtype)
     outs = [x.new_empty(*groups, rows, up_map.d_out) for _ in maps]

@@ -15,7 +15,7 @@ from .launch import input_precision, launch
 from .mop_ffn import heuristic, hidden_before_activation
 from .mop_ffn_gradients import level
 from .mop_ffn_sums import Partial, totals
-from .mop_ffn_tiles import group_strides, groups_of, maps_of_list, sizes_of, with_blocks
+from .mop_ffn_tiles import fits, group_strides, groups_of, maps_of_list, sizes_of, with_blocks
 
 
 @triton.jit
@@ -45,9 +45,8 @@ def hidden_kernel(
         tl.store(slope + place, derivative(y, ACTIVATION), mask=mask)
 
 
-def hidden_rows(x, down, up, groups, activation, experts, with_slope) -> tuple[Tensor, Tensor | None]:
+def hidden_rows(x, down, sizes, groups, activation, experts, with_slope) -> tuple[Tensor, Tensor | None]:
     rows = x.shape[2]
-    sizes = sizes_of(x, down, up, 1, groups)
     config = launch_config.pick("mop_ffn_hidden", sizes, x.dtype, x.device, heuristic)
     P = with_blocks(sizes, config, x.dtype)[0]
     factors = down if len(down) == 4 else [*down, None]
@@ -75,6 +74,11 @@ def hidden_rows(x, down, up, groups, activation, experts, with_slope) -> tuple[T
 def backward(grads, x, down, ups, num_maps, activation, experts, mask):
     maps = maps_of_list(ups, num_maps)
     groups = groups_of(x, down, maps, experts)
+    sizes = sizes_of(x, down, maps[0], num_maps, groups)
+    if not fits(sizes, x.dtype):
+        return torch.ops.mop_kernels.mop_ffn_backward_reference(
+            grads, x, down, ups, num_maps, activation, experts, mask
+        )
     needs = [bool(mask >> k & 1) for k in range(1 + len(down) + len(ups))]
     needs_x, needs_down = needs[0], needs[1 : 1 + len(down)]
     needs_up = maps_of_list(needs[1 + len(down) :], num_maps)
@@ -83,7 +87,7 @@ def backward(grads, x, down, ups, num_maps, activation, experts, mask):
     to_down = needs_x or any(needs_down)
     hidden = slope = dpre = None
     if to_down or any(any(needed[:3]) for needed in needs_up):
-        hidden, slope = hidden_rows(x, down, maps[0], groups, activation, experts, to_down)
+        hidden, slope = hidden_rows(x, down, sizes, groups, activation, experts, to_down)
     if to_down:
         dpre = torch.empty_like(hidden)
     # biases alone read no input

@@ -29,7 +29,7 @@ from .device_functions import (
 )
 from .launch import input_precision, launch
 from .mop_ffn_sums import Partial
-from .mop_ffn_tiles import even_block, gradient_blocks, group_strides, sizes_of_map
+from .mop_ffn_tiles import even_block, gradient_blocks, group_strides, rows_of_a_block, sizes_of_map
 
 
 @triton.jit
@@ -221,7 +221,7 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
 
 def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     return {
-        "BLOCK_ROWS": 8 if dtype is torch.float32 else 16,
+        "BLOCK_ROWS": rows_of_a_block(dtype),
         "BLOCK_U": max(16, even_block(sizes["loc_in"], 16)),
         "BLOCK_V": max(16, even_block(sizes["loc_out"], 16 if dtype is torch.float32 else 32)),
         "num_warps": 4,
@@ -240,7 +240,8 @@ def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str,
 
 
 def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    return heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}
+    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}
+    return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
 
 
 def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:

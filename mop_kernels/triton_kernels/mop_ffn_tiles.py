@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from .device_functions import Phm
+from .launch import input_precision
 
 
 def group_strides(tensor: Tensor | None) -> tuple[int, int]:
@@ -60,7 +61,8 @@ def block(size: int, most: int) -> int:
     return max(1, min(triton.next_power_of_2(size), 1 << max(most, 1).bit_length() - 1))
 
 
-# Numbers in a tile: with 128 threads at most 64 registers of each, and 32 where operands are held in registers too.
+# Numbers in a tile: with 128 threads at most 64 registers of each thread; 32 in float32, whose products keep their
+# operands in registers as well.
 TILE = {torch.float32: 4096, torch.bfloat16: 8192, torch.float16: 8192}
 
 
@@ -68,6 +70,20 @@ def size_of_hidden(down: Phm, up: Phm) -> int:
     """Columns of the hidden rows, with the padding of either view."""
     power = triton.next_power_of_2
     return max(power(down.g_out) * power(down.loc_out), power(up.g_in) * max(16, power(up.loc_in)))
+
+
+def rows_of_a_block(dtype: torch.dtype) -> int:
+    """8 where products are plain multiply-adds, the 16 of an instruction where they are matrix instructions."""
+    return 8 if dtype is torch.float32 and input_precision() == "ieee" else 16
+
+
+def fits(sizes: dict[str, int], dtype: torch.dtype) -> bool:
+    """Whether the kernels serve these sizes: four hidden rows or more on chip, all r of a term in a block.
+
+    Otherwise a call takes the three stages as batched matrix products of torch, which is what the reference op does.
+    """
+    down, up = maps_of(sizes)
+    return 4 * size_of_hidden(down, up) <= TILE[dtype] and max(down.padded_rank, up.padded_rank) <= 32
 
 
 def even_block(size: int, most: int) -> int:
@@ -114,5 +130,5 @@ def gradient_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.
             P, block_j=j, block_a=block(P.g_in, tile // (rows * u)), block_c=block(P.g_out, 16), block_u=u, block_v=v
         )
     j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
-    c = block(P.g_out, tile // (rows * max(j, v)))
+    c = block(P.g_out, 4096 // (rows * max(j, v)))
     return replace(P, block_j=j, block_a=block(P.g_in, 16), block_c=c, block_u=u, block_v=v)
