@@ -16,11 +16,13 @@ OWN_SHARE = 0.6  # and one of ours: a guess until it is measured
 READERS = 64  # so many programs that read at once reach the memory's rate
 
 
-def product_rate(dtype: torch.dtype) -> float:
+def uses_tf32(dtype: torch.dtype) -> bool:
+    return dtype is torch.float32 and input_precision() == "tf32"
+
+
+def product_rate(dtype: torch.dtype, tf32: bool) -> float:
     """Operations a microsecond of a matrix product, at best."""
-    if dtype.itemsize == 2:
-        return HALF
-    return TF32 if input_precision() == "tf32" else CUDA_CORES
+    return HALF if dtype.itemsize == 2 else TF32 if tf32 else CUDA_CORES
 
 
 def step(moved: float, operations: float, rate: float) -> float:

@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import cost_model, launch_config
+from .arithmetic import blocks, power_of_2
 from .cost_model import SMS
-from .launch import input_precision, launch
+from .launch import launch
 
 _WIDEST_MIX = 256  # terms*g_in, each padded to a power of two: what the epilogue sums over
 
@@ -108,36 +109,39 @@ def local_first(
     full = rule_out is None
     rule_out = rule if full else rule_out
     g_out = rule_out.shape[2]
-    sizes = _sizes(rows, terms, g_in, g_out, loc_in, loc_out)
+    tf32 = cost_model.uses_tf32(x.dtype)
+    sizes = _sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32)
     config = launch_config.pick("local_first", sizes, x.dtype, x.device, heuristic)
-    programs = triton.cdiv(rows, config["BLOCK_N"]) * triton.cdiv(loc_out, config["BLOCK_V"])
+    programs = blocks(rows, config["BLOCK_N"]) * blocks(loc_out, config["BLOCK_V"])
     launch(
         _local_first, (programs,), x, rule, rule_out, local, y if bias is None else bias, y, rows,
         *x.stride(), *rule.stride(), *rule_out.stride(), *local.stride(),
         I=terms, A=g_in, C=g_out, U=loc_in, V=loc_out, RANK=0 if full else rank,
-        HAS_BIAS=bias is not None, PRECISION=input_precision(), BLOCK_I=triton.next_power_of_2(terms),
-        BLOCK_A=triton.next_power_of_2(g_in), BLOCK_C=triton.next_power_of_2(g_out), **config,
+        HAS_BIAS=bias is not None, PRECISION="tf32" if tf32 else "ieee", BLOCK_I=power_of_2(terms),
+        BLOCK_A=power_of_2(g_in), BLOCK_C=power_of_2(g_out), **config,
     )  # fmt: skip
 
 
-def cost(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype) -> float:
+def cost(
+    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype, tf32: bool
+) -> float:
     """Microseconds (cost_model.py): x, the locals and y move once; multiply-adds of padded sizes, by the programs there
     are. Infinite where terms*g_in exceeds the tile of the epilogue."""
-    mixed = triton.next_power_of_2(g_in) * triton.next_power_of_2(terms)
+    mixed = power_of_2(g_in) * power_of_2(terms)
     if mixed > _WIDEST_MIX:
         return float("inf")
-    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out), dtype)
-    programs = triton.cdiv(loc_out, config["BLOCK_V"]) * max(1, triton.cdiv(rows, config["BLOCK_N"]))
+    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32), dtype)
+    programs = blocks(loc_out, config["BLOCK_V"]) * max(1, blocks(rows, config["BLOCK_N"]))
     moved = dtype.itemsize * (rows * (g_in * loc_in + g_out * loc_out) + terms * loc_in * loc_out)
     operations = 2 * rows * mixed * loc_out * (loc_in + g_out)
-    rate = cost_model.product_rate(dtype) * cost_model.OWN_SHARE * min(1.0, programs / SMS)
+    rate = cost_model.product_rate(dtype, tf32) * cost_model.OWN_SHARE * min(1.0, programs / SMS)
     return cost_model.step(moved / min(1.0, programs / cost_model.READERS), operations, rate)
 
 
-def _sizes(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int) -> dict[str, int]:
+def _sizes(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, tf32: bool) -> dict[str, int]:
     return {
         "rows": rows, "terms": terms, "g_in": g_in, "g_out": g_out, "loc_in": loc_in, "loc_out": loc_out,
-        "tf32": int(input_precision() == "tf32"),
+        "tf32": int(tf32),
     }  # fmt: skip
 
 
@@ -146,17 +150,17 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
 
     Float32 that is not TF32 is FMAs on registers: small tiles, short inner blocks.
     """
-    half, tf32 = dtype.itemsize == 2, dtype.itemsize == 4 and bool(sizes["tf32"])
-    block_i, block_a = triton.next_power_of_2(sizes["terms"]), triton.next_power_of_2(sizes["g_in"])
+    half, tf32 = dtype.itemsize == 2, bool(sizes["tf32"])
+    block_i, block_a = power_of_2(sizes["terms"]), power_of_2(sizes["g_in"])
     accumulators = 32768 if half else 16384 if tf32 else 8192
     # 16 numbers are the shortest rows of the locals worth reading, but for the small tile of FMAs
     shortest_v = 16 if half or tf32 else min(16, max(4, 128 // block_i))
-    block_v = min(max(shortest_v, (128 if half or tf32 else 64) // block_i), triton.next_power_of_2(sizes["loc_out"]))
+    block_v = min(max(shortest_v, (128 if half or tf32 else 64) // block_i), power_of_2(sizes["loc_out"]))
     tallest = max(block_a, min(256, accumulators // (block_i * block_v)))
-    block_n = min(triton.next_power_of_2(max(1, sizes["rows"])), tallest // block_a)
+    block_n = min(power_of_2(sizes["rows"]), tallest // block_a)
 
     def programs() -> int:
-        return triton.cdiv(sizes["rows"], block_n) * triton.cdiv(sizes["loc_out"], block_v)
+        return blocks(sizes["rows"], block_n) * blocks(sizes["loc_out"], block_v)
 
     while programs() < SMS and block_v > shortest_v:
         block_v //= 2
@@ -169,7 +173,7 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
         block_u, num_warps = 32, 8 if tile > 4096 else 4
     else:
         block_u, num_warps = 32 if tile <= 1024 else 16, 8 if tile > 2048 else 4
-    block_u = min(block_u, max(16, triton.next_power_of_2(sizes["loc_in"])))
+    block_u = min(block_u, max(16, power_of_2(sizes["loc_in"])))
     return {
         "MIX_BY_DOT": half and block_a * block_i >= 16, "BLOCK_N": block_n, "BLOCK_U": block_u, "BLOCK_V": block_v,
         "num_warps": num_warps, "num_stages": 3,

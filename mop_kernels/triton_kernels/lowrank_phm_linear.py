@@ -23,6 +23,8 @@ mix_backward of stage 1 gives gx and rule_in's gradient from one reading of gt. 
 That is 14 times the 34 MB above, for all gradients. On few rows, gx alone is one launch of local_first.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -111,14 +113,21 @@ def plan(
 
     Returns {"local_first": float, "three_stages": float, "takes_local_first": bool}.
     """
+    return dict(_plan(rows, terms, rank, g_in, g_out, loc_in, loc_out, dtype, cost_model.uses_tf32(dtype)))
+
+
+@lru_cache(maxsize=1024)  # ten microseconds are a small call's cost
+def _plan(
+    rows: int, terms: int, rank: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype, tf32: bool
+) -> dict:
     size, j = dtype.itemsize, terms * rank
     mixing = cost_model.HALF if size == 2 else cost_model.CUDA_CORES
-    product = cost_model.product_rate(dtype) * cost_model.LIBRARY_SHARE
+    product = cost_model.product_rate(dtype, tf32) * cost_model.LIBRARY_SHARE
     stage_1 = cost_model.step(size * rows * loc_in * (g_in + j), 2 * rows * g_in * loc_in * j, mixing)
     stage_2 = cost_model.step(
         size * (rows * j * (loc_in + loc_out) + terms * loc_in * loc_out), 2 * rows * j * loc_in * loc_out, product
     )
     stage_3 = cost_model.step(size * rows * loc_out * (j + g_out), 2 * rows * j * g_out * loc_out, mixing)
     three_stages = stage_1 + stage_2 + stage_3
-    first = local_first.cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype)
+    first = local_first.cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype, tf32)
     return {"local_first": first, "three_stages": three_stages, "takes_local_first": first < three_stages}

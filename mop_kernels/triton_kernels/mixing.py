@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch_config
+from .arithmetic import blocks, power_of_2
 from .cost_model import SMS
 from .launch import launch
 
@@ -90,7 +91,7 @@ def mix(x: Tensor, r: Tensor, y: Tensor, bias: Tensor | None = None) -> None:
     groups, m, e1, e2 = x.shape
     k1, k2 = y.shape[1:3]
     config = launch_config.pick("mix", _sizes(x, y), x.dtype, x.device, heuristic_mix)
-    programs = triton.cdiv(k1 * k2, config["BLOCK_K"]) * triton.cdiv(e1 * e2, config["BLOCK_E"]) * groups
+    programs = blocks(k1 * k2, config["BLOCK_K"]) * blocks(e1 * e2, config["BLOCK_E"]) * groups
     launch(
         _mix, (programs,), x, r, y if bias is None else bias, y, e1 * e2,
         *x.stride(), *r.stride(), *y.stride(),
@@ -109,15 +110,15 @@ def _takes_dot(sizes: dict[str, int], dtype: torch.dtype) -> bool:
 
 def heuristic_mix(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     dot = _takes_dot(sizes, dtype)
-    block_k = min(triton.next_power_of_2(sizes["k"]), 64 if dot else 16)
-    block_m = min(max(16, triton.next_power_of_2(sizes["m"])), 32)
+    block_k = min(power_of_2(sizes["k"]), 64 if dot else 16)
+    block_m = min(max(16, power_of_2(sizes["m"])), 32)
     return _mix_config(sizes, dot, block_m, block_k, min(1024, 8192 // block_k))
 
 
 def _mix_config(sizes: dict[str, int], dot: bool, block_m: int, block_k: int, block_e: int) -> dict[str, int]:
     """A short e is cut until there are two programs for each multiprocessor, or a block is a warp or two wide."""
-    columns = sizes["groups"] * triton.cdiv(sizes["k"], block_k)
-    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * SMS:
+    columns = sizes["groups"] * blocks(sizes["k"], block_k)
+    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
     num_warps = 4 if block_k * block_e >= 2048 else 2
     return {
@@ -133,7 +134,7 @@ def candidates_mix(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, 
     found += [own | {"num_warps": 8}]
     if dtype.itemsize == 2:
         other = not own["DOT"]
-        block_k = min(triton.next_power_of_2(sizes["k"]), 64 if other else 16)
+        block_k = min(power_of_2(sizes["k"]), 64 if other else 16)
         found.append(_mix_config(sizes, other, own["BLOCK_M"], block_k, min(1024, 8192 // block_k)))
     return found
 
@@ -205,8 +206,8 @@ def mix_backward(gy: Tensor, x: Tensor | None, r: Tensor, gx: Tensor | None) -> 
     k1, k2 = gy.shape[1:3]
     sizes = {"groups": groups, "m": m, "k": k1 * k2, "e": e1 * e2}
     config = launch_config.pick("mix_backward", sizes, gy.dtype, gy.device, heuristic_mix_backward)
-    e_blocks = triton.cdiv(e1 * e2, config["BLOCK_E"])
-    programs = triton.cdiv(m, config["BLOCK_M"]) * e_blocks * groups
+    e_blocks = blocks(e1 * e2, config["BLOCK_E"])
+    programs = blocks(m, config["BLOCK_M"]) * e_blocks * groups
     gr = None if x is None else gy.new_empty(groups, e_blocks, m, k1 * k2, dtype=torch.float32)
     some = gx if x is None else x  # stands for a pointer that is not followed
     launch(
@@ -220,14 +221,14 @@ def mix_backward(gy: Tensor, x: Tensor | None, r: Tensor, gx: Tensor | None) -> 
 
 def heuristic_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     dot = _takes_dot(sizes, dtype)
-    block_m = min(triton.next_power_of_2(sizes["m"]), 64 if dot else 16)
+    block_m = min(power_of_2(sizes["m"]), 64 if dot else 16)
     block_e = min(256, 8192 // block_m) if dot else 128
     return _mix_backward_config(sizes, dot, block_m, block_e)
 
 
 def _mix_backward_config(sizes: dict[str, int], dot: bool, block_m: int, block_e: int) -> dict[str, int]:
-    columns = sizes["groups"] * triton.cdiv(sizes["m"], block_m)
-    while block_e > 64 and columns * triton.cdiv(sizes["e"], block_e) < 2 * SMS:
+    columns = sizes["groups"] * blocks(sizes["m"], block_m)
+    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
     num_warps = 4 if dot and block_e * block_m >= 2048 else 2
     return {
@@ -243,7 +244,7 @@ def candidates_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> list[d
     found += [own | {"num_warps": 8 if own["DOT"] else 4}]
     if dtype.itemsize == 2:
         other = not own["DOT"]
-        block_m = min(triton.next_power_of_2(sizes["m"]), 64 if other else 16)
+        block_m = min(power_of_2(sizes["m"]), 64 if other else 16)
         found.append(_mix_backward_config(sizes, other, block_m, min(256, 8192 // block_m) if other else 128))
     if own["DOT"]:
         found.append(own | {"BLOCK_K": 32})

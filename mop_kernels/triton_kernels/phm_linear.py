@@ -12,6 +12,8 @@ and local come from W's, x^T gy, one torch.mm whose inner size is the rows, and 
 once. Without W they would take as many multiply-adds, and temporaries of rows*terms*out*g_in/g_out numbers.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -60,11 +62,18 @@ def plan(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int
     Returns {"local_first": float, "weight_once": float, "takes_local_first": bool}. Local first: see local_first.cost.
     Weight once: the locals are read and W written; then x and W are read and y is written.
     """
+    return dict(_plan(rows, terms, g_in, g_out, loc_in, loc_out, dtype, cost_model.uses_tf32(dtype)))
+
+
+@lru_cache(maxsize=1024)  # ten microseconds are a small call's cost
+def _plan(
+    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype, tf32: bool
+) -> dict:
     d_in, d_out, size = g_in * loc_in, g_out * loc_out, dtype.itemsize
-    product = cost_model.product_rate(dtype) * cost_model.LIBRARY_SHARE
+    product = cost_model.product_rate(dtype, tf32) * cost_model.LIBRARY_SHARE
     build = cost_model.step(
         size * (terms * loc_in * loc_out + d_in * d_out), 2 * terms * d_in * d_out, cost_model.CUDA_CORES
     )
     apply = cost_model.step(size * (d_in * d_out + rows * (d_in + d_out)), 2 * rows * d_in * d_out, product)
-    first = local_first.cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype)
+    first = local_first.cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype, tf32)
     return {"local_first": first, "weight_once": build + apply, "takes_local_first": first < build + apply}
