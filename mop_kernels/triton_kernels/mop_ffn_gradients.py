@@ -279,7 +279,7 @@ def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
     config = launch_config.pick("mop_ffn_rows", sizes, x.dtype, x.device, heuristic_rows)
-    P = gradient_blocks(sizes, config, x.dtype, "rows")
+    P = gradient_blocks(sizes, config, "rows")
     tiles = triton.cdiv(rows, config["BLOCK_ROWS"]) * triton.cdiv(P.loc_in, P.block_u)
     partials = [Partial(m[0], groups, tiles, experts) if needed else None for m, needed in zip(maps, needs)]
     launch(
@@ -308,7 +308,7 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Pa
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
     config = launch_config.pick("mop_ffn_weights", sizes, x.dtype, x.device, heuristic_weights)
-    P = gradient_blocks(sizes, config, x.dtype, "weights")
+    P = gradient_blocks(sizes, config, "weights")
     uv_blocks = triton.cdiv(P.loc_in, P.block_u) * triton.cdiv(P.loc_out, P.block_v)
     c_blocks = triton.cdiv(P.g_out, P.block_c)
     partials = [

@@ -119,16 +119,16 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
     return down, up
 
 
-def gradient_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtype, kernel: str) -> Phm:
+def gradient_blocks(sizes: dict[str, int], config: dict[str, int], kernel: str) -> Phm:
     """The blocks of "rows" or of "weights": 16 of a side that is summed over, much of one that is a result's."""
     P = Phm(*(sizes[name] for name in SIDES))
     rows, u, v = config["BLOCK_ROWS"], config["BLOCK_U"], config["BLOCK_V"]
-    tile = TILE[dtype]
-    j = block(P.size_j, min(32, tile // (rows * max(u, v)), tile // (u * v)))
+    most = TILE[torch.float32]  # these kernels hold more tiles at once
+    a, c = block(P.g_in, 16), block(P.g_out, 16)
+    j = block(P.size_j, min(32, most // (max(rows, u) * max(rows, v))))
     if kernel == "rows":
-        return replace(
-            P, block_j=j, block_a=block(P.g_in, tile // (rows * u)), block_c=block(P.g_out, 16), block_u=u, block_v=v
-        )
-    j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
-    c = block(P.g_out, 4096 // (rows * max(j, v)))
-    return replace(P, block_j=j, block_a=block(P.g_in, 16), block_c=c, block_u=u, block_v=v)
+        a = block(P.g_in, most // (rows * u))
+    else:
+        j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
+        c = block(P.g_out, most // (rows * max(j, v)))
+    return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
