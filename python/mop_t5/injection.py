@@ -155,9 +155,8 @@ def _new_attached(plain: type):
 class AttachedT5:
     """Mixed into the class of an attached model."""
 
-    # T5's forward takes **kwargs, from which Trainer concludes that the loss divides by num_items_in_batch. It does
-    # not: gradients would be multiplied by gradient_accumulation_steps.
-    accepts_loss_kwargs = False
+    # Trainer then passes num_items_in_batch, which T5's own forward would swallow and ignore.
+    accepts_loss_kwargs = True
 
     @property
     def scenarios(self) -> tuple[str, ...]:
@@ -176,7 +175,9 @@ class AttachedT5:
             mop_prefix = self.mop(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             mop_prefix.check_holds(scenario_ids)
-        return super().forward(*args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        output = super().forward(*args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
+        return output if num_items is None else _per_item(output, kwargs.get("labels"), num_items)
 
     def generate(self, inputs=None, *args, scenario_ids=None, mop_prefix=None, **kwargs):
         """transformers' generate; scenario_ids (batch,), one id for all, or a list. The prefix is made once."""
@@ -258,6 +259,17 @@ class AttachedT5:
     def __reduce_ex__(self, protocol):
         # the class is made at run time, so pickle has to be told how
         return _new_attached, (type(self)._plain_class,), self.__getstate__()
+
+
+def _per_item(output, labels, num_items):
+    """The loss as this batch's share of a mean over num_items label tokens, those of all micro-batches of a step."""
+    if labels is None:  # a loss outside the model, such as Trainer's label smoothing, divides by itself
+        return output
+    loss = output[0] * labels.ne(-100).sum() / num_items
+    if isinstance(output, tuple):  # return_dict=False
+        return (loss, *output[1:])
+    output.loss = loss
+    return output
 
 
 def _batch_of(args, kwargs) -> tuple[int, torch.device]:

@@ -337,10 +337,6 @@ def test_masks_are_registered_with_the_functions():
         assert name in AttentionMaskInterface._global_mapping
 
 
-def test_trainer_does_not_divide_the_loss_twice():
-    assert attach(tiny()).accepts_loss_kwargs is False
-
-
 def test_compiles_without_graph_breaks():
     model = attach(tiny(dtype=torch.float32))
     graphs = []
