@@ -230,9 +230,8 @@ def _mix_backward_config(sizes: dict[str, int], dot: bool, block_m: int, block_e
     columns = sizes["groups"] * blocks(sizes["m"], block_m)
     while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
-    num_warps = 4 if dot and block_e * block_m >= 2048 else 2
     return {
-        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": 16, "BLOCK_E": block_e, "PREFETCH": 4, "num_warps": num_warps,
+        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": 16, "BLOCK_E": block_e, "PREFETCH": 4, "num_warps": 4 if dot else 2,
         "num_stages": 4,
     }  # fmt: skip
 

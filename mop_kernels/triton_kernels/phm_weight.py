@@ -2,9 +2,11 @@
 
 rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out) -> W (..., g_in*loc_in, g_out*loc_out). One launch
 of `mixing.mix`: i is summed, (a, c) made, (u, v) carried along, so that a program reads a stretch of all locals once
-and writes it, mixed, to many places of W. Bound by writing W; backward by reading its gradient, once.
+and writes it, mixed, to many places of W. Bound by writing W; backward by reading its gradient, once. A product of
+library calls would first copy the gradient to [(a c), (u v)]: three more passes over what is by far the largest tensor.
 """
 
+import torch
 from torch import Tensor
 
 from .mixing import mix, mix_backward
@@ -17,15 +19,19 @@ def forward(rule: Tensor, local: Tensor) -> Tensor:
 
 
 def backward(grad: Tensor, rule: Tensor, local: Tensor, mask: int) -> list[Tensor]:
-    rules, locals_ = rule.reshape(-1, *rule.shape[-3:]), local.reshape(-1, *local.shape[-3:])
-    grad_local = local.new_empty(locals_.shape) if mask & 2 else None
-    grad_rule = mix_backward(_as_blocks(grad, rule, local), locals_ if mask & 1 else None, rules, grad_local)
-    asked = []
-    if mask & 1:
-        asked.append(grad_rule.to(rule.dtype).view(rule.shape))
-    if mask & 2:
-        asked.append(grad_local.view(local.shape))
-    return asked
+    factors = [t.reshape(-1, *t.shape[-3:]) for t in (rule, local)]
+    blocks = _as_blocks(grad, rule, local)
+    # the longer of (u, v) and (a, c) is carried along, the other is what each program runs over
+    carried = 1 if local.numel() >= rule.numel() else 0
+    if carried == 0:
+        blocks = blocks.permute(0, 3, 4, 1, 2)
+    mixed = 1 - carried
+    gradients = [None, None]
+    if mask >> carried & 1:
+        gradients[carried] = torch.empty_like(factors[carried])
+    found = mix_backward(blocks, factors[carried] if mask >> mixed & 1 else None, factors[mixed], gradients[carried])
+    gradients[mixed] = None if found is None else found.to(rule.dtype)
+    return [g.view(t.shape) for g, t in zip(gradients, (rule, local)) if g is not None]
 
 
 def _as_blocks(weight: Tensor, rule: Tensor, local: Tensor) -> Tensor:
