@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from mop_t5 import adapter_folder
 from mop_t5.backbone import BackboneShape, check_backbone
+from mop_t5.backbone_identity import check_same_backbone
 from mop_t5.injection import SUBMODULE, attach_method, detach_method, is_attached
 from mop_t5.methods import get, of_config
 from mop_t5.methods.base import Method, MethodConfig
@@ -60,7 +61,10 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Write the attached method to folder: its parameters, its config, and the shape of its backbone."""
+    """Write the attached method to folder: its parameters, its config, and which backbone it was trained on.
+
+    Raises OSError if the disk is full or the folder cannot be written, with what was in it untouched.
+    """
     if not is_attached(model):
         raise RuntimeError("model has no method attached. Use model.save_pretrained(folder) for a plain backbone.")
     model.save_pretrained(folder)
@@ -69,18 +73,18 @@ def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
 def load(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
     """Attach the method saved in folder to a plain backbone, with its weights. Returns the same model object.
 
-    The backbone must have the shape of the one that it was trained on. On an error the model is unchanged.
+    Raises ValueError for another backbone than the one it was trained on (other sizes or other weights, see
+    backbone_identity.hash_weights) and for damaged files, FileNotFoundError where a file is missing. On an error the
+    model is unchanged.
     """
     _check_plain(model)
-    description = adapter_folder.read_description(folder)
-    differences = BackboneShape.of(model).differences(description["backbone"])
-    if differences:
-        raise ValueError(f"{str(folder)!r} was trained on another backbone ({'; '.join(differences)}). Load that one.")
+    description, tensors = adapter_folder.read(folder)
+    check_same_backbone(model, description["backbone"], dict(model.named_parameters()), folder)
     method_class = get(description["method"])
     method = build_method(method_class, method_class.Config.make(description["config"]), model)
     expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}
     expected |= {name: p for name, p in model.named_parameters() if method.trains_backbone(name)}
-    tensors = adapter_folder.read_tensors(folder, expected)
+    adapter_folder.check_tensors(folder, tensors, expected)
     attach_method(model, method)
     model.load_state_dict(tensors, strict=False)
     return model

@@ -10,7 +10,7 @@ backward, and the recomputation of activation checkpointing, then see what their
 
 import functools
 import inspect
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from packaging.version import Version
@@ -18,7 +18,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from mop_t5 import adapter_folder
-from mop_t5.backbone import BackboneShape
+from mop_t5.backbone_identity import describe_backbone
 from mop_t5.prefix_attention import PLAIN, PREFIXED
 
 SUBMODULE = "mop"
@@ -95,6 +95,12 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
         if not parameter.requires_grad:
             parameter.grad = None
     return model
+
+
+def backbone_parameters(model) -> dict[str, torch.Tensor]:
+    """The backbone's parameters by name, those that the method trains with the values they had before."""
+    mine = {n: p for n, p in model.named_parameters() if not n.startswith(f"{SUBMODULE}.")}
+    return mine | (model._mop_record.trained if is_attached(model) else {})
 
 
 def attention_modules(model):
@@ -249,7 +255,7 @@ class AttachedT5:
         description = {
             "method": self.mop.name,
             "config": self.mop.config.to_dict(),
-            "backbone": asdict(BackboneShape.of(self)),
+            "backbone": describe_backbone(self, backbone_parameters(self)),
         }
         state_dict = self.state_dict() if state_dict is None else state_dict
         # the names they have in the attached model, because Trainer loads them back with load_state_dict
