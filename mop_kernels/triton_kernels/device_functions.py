@@ -78,6 +78,15 @@ def of_pair(pointer, strides, layer, expert):
 
 
 @triton.jit
+def group_of(pair, num_experts, experts):
+    """(layer, expert) of a pair (L, k), int64; the expert's id where `experts` are asked for, otherwise its place."""
+    layer, expert = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
+    if experts is not None:
+        expert = tl.load(experts + expert)
+    return layer, expert
+
+
+@triton.jit
 def row_tile(
     first_row, first_g, first_w, rows, G, W,
     BLOCK_ROWS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, FOLD: tl.constexpr,

@@ -17,6 +17,7 @@ from . import launch_config
 from .device_functions import (
     activate,
     fold,
+    group_of,
     load_local,
     load_rule_in,
     load_rule_out,
@@ -122,10 +123,8 @@ def mop_ffn_kernel(
     first_v = program // row_blocks % splits * (BLOCKS_V * UP.block_v)
     map = program // (row_blocks * splits) // num_pairs
     pair = program // (row_blocks * splits) % num_pairs
-    layer, expert = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
+    layer, expert = group_of(pair, num_experts, experts)
     out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
-    if experts is not None:
-        expert = tl.load(experts + expert)
 
     h = hidden_before_activation(
         of_pair(x, strides[0], layer, expert),
@@ -166,13 +165,17 @@ def mop_ffn_kernel(
 
 
 def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    """One program computes all v, unless there are too few pairs for two programs on each of 132 multiprocessors."""
     down, up = maps_of(sizes)
+    rows = block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up))
     block_v = even_block(up.loc_out, 32)
+    v_blocks = triton.cdiv(up.loc_out, block_v)
+    programs = sizes["pairs"] * sizes["maps"] * triton.cdiv(sizes["rows"], rows)
     return {
-        "BLOCK_ROWS": block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up)),
+        "BLOCK_ROWS": rows,
         "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
-        "BLOCKS_V": triton.cdiv(up.loc_out, block_v),
+        "BLOCKS_V": triton.cdiv(v_blocks, min(v_blocks, max(1, 264 // max(1, programs)))),
         "num_warps": 4,
         "num_stages": 2,
     }
@@ -181,13 +184,11 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
 def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
     own = heuristic(sizes, dtype)
     down, up = maps_of(sizes)
-    return [
-        own | {"BLOCK_ROWS": rows, "BLOCK_U": u, "BLOCK_V": v, "BLOCKS_V": triton.cdiv(up.loc_out, v * split)}
-        for rows in (own["BLOCK_ROWS"], 2 * own["BLOCK_ROWS"])
-        for u in sorted({own["BLOCK_U"], max(16, even_block(down.loc_in, 64))})
-        for v in sorted({even_block(up.loc_out, 16), own["BLOCK_V"]})
-        for split in (1, 3)
-    ]
+    rows, v = own["BLOCK_ROWS"], even_block(up.loc_out, 16)
+    changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
+    changes += [{"BLOCK_V": v, "BLOCKS_V": triton.cdiv(up.loc_out, v)}, {"BLOCKS_V": 1}]
+    changes += [{"BLOCK_U": max(16, even_block(down.loc_in, 64))}, {"num_stages": 1}, {"num_stages": 3}]
+    return [own | change for change in changes]
 
 
 def forward(x, down, ups, num_maps, activation, experts):

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch_config
-from .device_functions import activate, derivative, of_pair, row_tile
+from .device_functions import activate, derivative, group_of, of_pair, row_tile
 from .launch import input_precision, launch
 from .mop_ffn import heuristic, hidden_before_activation
 from .mop_ffn_gradients import level
@@ -27,9 +27,7 @@ def hidden_kernel(
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
     first_row = tl.program_id(0) % row_blocks * BLOCK_ROWS
     pair = tl.program_id(0) // row_blocks
-    layer, expert = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
-    if experts is not None:
-        expert = tl.load(experts + expert)
+    layer, expert = group_of(pair, num_experts, experts)
     y = hidden_before_activation(
         of_pair(x, strides[0], layer, expert),
         of_pair(rule_in, strides[1], layer, expert),
@@ -45,9 +43,18 @@ def hidden_kernel(
         tl.store(slope + place, derivative(y, ACTIVATION), mask=mask)
 
 
+def heuristic_hidden(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    return heuristic(sizes, dtype)
+
+
+def candidates_hidden(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype)
+    return [own | {"BLOCK_ROWS": 2 * own["BLOCK_ROWS"]}, own | {"num_warps": 8}, own | {"num_stages": 3}]
+
+
 def hidden_rows(x, down, sizes, groups, activation, experts, with_slope) -> tuple[Tensor, Tensor | None]:
     rows = x.shape[2]
-    config = launch_config.pick("mop_ffn_hidden", sizes, x.dtype, x.device, heuristic)
+    config = launch_config.pick("mop_ffn_hidden", sizes, x.dtype, x.device, heuristic_hidden)
     P = with_blocks(sizes, config, x.dtype)[0]
     factors = down if len(down) == 4 else [*down, None]
     hidden = x.new_empty(*groups, rows, P.d_out)

@@ -17,6 +17,7 @@ import triton.language as tl
 from . import launch_config
 from .device_functions import (
     fold,
+    group_of,
     load_local,
     load_rows,
     load_rule_in,
@@ -65,18 +66,15 @@ def rows_kernel(
     tile = program // a_blocks % (row_blocks * u_blocks)
     first_row, first_u = tile // u_blocks * BLOCK_ROWS, tile % u_blocks * P.block_u
     pair = program // (a_blocks * row_blocks * u_blocks)
-    layer, slot = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
-    expert, x_expert = slot, slot
-    if experts is not None:
-        expert = tl.load(experts + slot)
-    if x_experts is not None:
-        x_expert = tl.load(x_experts + slot)
-    pair = pair.to(tl.int64)
+    layer, x_expert = group_of(pair, num_experts, x_experts)
     x = of_pair(x, strides[0], layer, x_expert)
+    layer, expert = group_of(pair, num_experts, experts)
+    pair = pair.to(tl.int64)
 
     BLOCK_J: tl.constexpr = P.block_j
     BLOCK_A: tl.constexpr = P.block_a
     BLOCK_U: tl.constexpr = P.block_u
+    BLOCK_V: tl.constexpr = P.block_v
     FOLD: tl.constexpr = P.fold_j
     rows_of_x = tl.zeros((BLOCK_A * FOLD, BLOCK_ROWS * BLOCK_U // FOLD), tl.float32)
     for map in tl.static_range(len(grads)):
@@ -87,8 +85,8 @@ def rows_kernel(
             local = of_pair(locals_[map], strides[3], layer, expert)
             for j in range(0, P.size_j, BLOCK_J):
                 dt = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_U), tl.float32)
-                for v in range(0, P.loc_out, P.block_v):
-                    ds = tl.zeros((BLOCK_J, BLOCK_ROWS, P.block_v), tl.float32)
+                for v in range(0, P.loc_out, BLOCK_V):
+                    ds = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_V), tl.float32)
                     for c in range(0, P.g_out, P.block_c):
                         ds += gradient_before_local(dy, rule_out, first_row, j, c, v, rows, P, BLOCK_ROWS, PRECISION)[0]
                     local_t = tl.permute(load_local(local, j, first_u, v, P), (0, 2, 1))
@@ -149,27 +147,25 @@ def weights_kernel(
     first_c = c_block * P.block_c
     map = program // (j_blocks * c_blocks) // num_pairs
     pair = program // (j_blocks * c_blocks) % num_pairs
-    layer, slot = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
-    expert, x_expert = slot, slot
-    if experts is not None:
-        expert = tl.load(experts + slot)
-    if x_experts is not None:
-        x_expert = tl.load(x_experts + slot)
-    pair = pair.to(tl.int64)
+    layer, x_expert = group_of(pair, num_experts, x_experts)
     x = of_pair(x, strides[0], layer, x_expert)
+    layer, expert = group_of(pair, num_experts, experts)
+    pair = pair.to(tl.int64)
     dy = select(grads, map) + pair * rows * P.d_out
     rule_in = of_pair(select(rules_in, map), strides[1], layer, expert)
     rule_out = of_pair(select(rules_out, map), strides[2], layer, expert)
     local = of_pair(select(locals_, map), strides[3], layer, expert)
     drule_out, dlocal, dbias = select(drules_out, map), select(dlocals, map), select(dbiases, map)
 
-    BLOCK_I: tl.constexpr = P.block_j // P.padded_rank
+    RANK: tl.constexpr = P.padded_rank
+    BLOCK_J: tl.constexpr = P.block_j
+    BLOCK_I: tl.constexpr = BLOCK_J // RANK
     BLOCK_U: tl.constexpr = P.block_u
     BLOCK_V: tl.constexpr = P.block_v
     BLOCK_C: tl.constexpr = P.block_c
     FOLD: tl.constexpr = P.fold_c
     of_local = tl.zeros((BLOCK_I, BLOCK_U, BLOCK_V), tl.float32)
-    of_rule = tl.zeros((BLOCK_ROWS, P.block_j, BLOCK_C), tl.float32)  # summed over the rows at the end
+    of_rule = tl.zeros((BLOCK_ROWS, BLOCK_J, BLOCK_C), tl.float32)  # summed over the rows at the end
     of_bias = tl.zeros((BLOCK_C * FOLD, BLOCK_ROWS * BLOCK_V // FOLD), tl.float32)
     for first_row in range(0, rows, BLOCK_ROWS):
         ds, dy_tile = gradient_before_local(
@@ -181,8 +177,8 @@ def weights_kernel(
             t = stage_1(x, rule_in, first_row, first_j, first_u, rows, P, BLOCK_ROWS, PRECISION)
             if dlocal is not None:
                 # r and n are one axis of the sum: [(i r), n, w] -> [i, (r n), w]
-                t_of_i = tl.reshape(t, (BLOCK_I, P.padded_rank * BLOCK_ROWS, BLOCK_U))
-                ds_of_i = tl.reshape(ds.to(t.dtype), (BLOCK_I, P.padded_rank * BLOCK_ROWS, BLOCK_V))
+                t_of_i = tl.reshape(t, (BLOCK_I, RANK * BLOCK_ROWS, BLOCK_U))
+                ds_of_i = tl.reshape(ds.to(t.dtype), (BLOCK_I, RANK * BLOCK_ROWS, BLOCK_V))
                 of_local = tl.dot(tl.permute(t_of_i, (0, 2, 1)), ds_of_i, of_local, input_precision=PRECISION)
             if drule_out is not None:
                 s = tl.dot(t, load_local(local, first_j, first_u, first_v, P), input_precision=PRECISION)
@@ -192,15 +188,15 @@ def weights_kernel(
                 of_rule = tl.dot(s, dy_tile, of_rule, input_precision=PRECISION)
 
     if dlocal is not None:
-        i = (first_j // P.padded_rank + tl.arange(0, BLOCK_I))[:, None, None]
+        i = (first_j // RANK + tl.arange(0, BLOCK_I))[:, None, None]
         u = (first_u + tl.arange(0, BLOCK_U))[None, :, None]
         v = (first_v + tl.arange(0, BLOCK_V))[None, None, :]
         place = ((pair * c_blocks + c_block) * P.terms + i) * (P.loc_in * P.loc_out) + (u * P.loc_out + v)
         mask = (i < P.terms) & (u < P.loc_in) & (v < P.loc_out)
         tl.store(dlocal + place, of_local.to(dlocal.dtype.element_ty), mask=mask)
     if drule_out is not None:
-        j = (first_j + tl.arange(0, P.block_j))[:, None]
-        i, r = j // P.padded_rank, j % P.padded_rank
+        j = (first_j + tl.arange(0, BLOCK_J))[:, None]
+        i, r = j // RANK, j % RANK
         c = (first_c + tl.arange(0, BLOCK_C))[None, :]
         drule_out += (pair * u_blocks * v_blocks + uv) * (P.terms * P.rank * P.g_out)
         mask = (i < P.terms) & (r < P.rank) & (c < P.g_out)
@@ -213,9 +209,10 @@ def weights_kernel(
 @triton.jit
 def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: tl.constexpr):
     """The sum over n of [(c f), (n v/f)]."""
-    FOLD: tl.constexpr = P.fold_c
-    _, column, mask = row_tile(0, first_c, first_v, 1, P.g_out, P.loc_out, 1, P.block_c, P.block_v, FOLD)
-    total = tl.sum(tl.reshape(of_rows, (P.block_c * FOLD, BLOCK_ROWS, P.block_v // FOLD)), 1)
+    CF: tl.constexpr = of_rows.shape[0]
+    NARROW: tl.constexpr = of_rows.shape[1] // BLOCK_ROWS
+    _, column, mask = row_tile(0, first_c, first_v, 1, P.g_out, P.loc_out, 1, P.block_c, P.block_v, P.fold_c)
+    total = tl.sum(tl.reshape(of_rows, (CF, BLOCK_ROWS, NARROW)), 1)
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
 
 
@@ -230,28 +227,23 @@ def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
 
 
 def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic_rows(sizes, dtype)
-    return [
-        own | {"BLOCK_ROWS": rows, "BLOCK_V": max(16, even_block(sizes["loc_out"], v)), "num_warps": warps}
-        for rows in (8, 16)
-        for v in (16, 32)
-        for warps in (4, 8)
-    ]
+    return _variants(heuristic_rows(sizes, dtype), sizes)
 
 
 def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}
+    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}  # rows are summed over
     return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
 
 
 def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic_weights(sizes, dtype)
-    return [
-        own | {"BLOCK_ROWS": rows, "BLOCK_V": max(16, even_block(sizes["loc_out"], v)), "num_warps": warps}
-        for rows in (16, 32)
-        for v in (16, 32)
-        for warps in (4, 8)
-    ]
+    return _variants(heuristic_weights(sizes, dtype), sizes)
+
+
+def _variants(own: dict[str, int], sizes: dict[str, int]) -> list[dict[str, int]]:
+    rows, v = own["BLOCK_ROWS"], max(16, even_block(sizes["loc_out"], 48 - own["BLOCK_V"]))
+    changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
+    changes += [{"BLOCK_V": v}, {"BLOCK_V": v, "num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}]
+    return [own | change for change in changes]
 
 
 def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial]:
