@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.pop("config", None)
     try:
         command(**_gather(command, given))
-    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         if os.environ.get("MOP_T5_DEBUG"):
             raise
         print(f"mop-t5 {parsed.command}: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from mop_t5.data import TemperatureBatchSampler, temperature_weights
 from safetensors.torch import load_file
 
@@ -83,6 +84,7 @@ def test_ranks_draw_the_same_scenarios_from_disjoint_rows(batching):
     [
         ({"batching": "sorted"}, "batching must be one of .*got 'sorted'"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_batches": 0}, "num_batches must be at least 1, or None for one epoch; got 0"),
         ({"batch_size": 1000, "num_replicas": 2}, "Lower batch_size"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"rank": 1}, r"rank must be in \[0, num_replicas\) = \[0, 1\), got 1"),
@@ -94,3 +96,31 @@ def test_ranks_draw_the_same_scenarios_from_disjoint_rows(batching):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         TemperatureBatchSampler(**({"scenario_ids": ids_of(SIZES), "batch_size": 4} | arguments))
+
+
+@pytest.mark.parametrize("batching", ["homogeneous", "mixed"])
+def test_a_long_iteration_goes_on_with_the_next_epochs(batching):
+    epochs = TemperatureBatchSampler(ids_of(SIZES), 4, batching=batching, seed=7)
+    expected = list(epochs)
+    epochs.set_epoch(1)
+    expected += list(epochs)
+    long = TemperatureBatchSampler(ids_of(SIZES), 4, batching=batching, seed=7, num_batches=40)
+    assert list(long) == expected[:40]
+    assert len(long) == 40 < len(expected)
+    longer = TemperatureBatchSampler(ids_of(SIZES), 4, batching=batching, seed=7, num_batches=45)
+    assert list(longer)[:40] == list(long)
+
+
+@pytest.mark.parametrize("batching", ["homogeneous", "mixed"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_one_stream(batching, processes):
+    """Of 23 batches every process gets as many; what is left over is left out, and none comes twice."""
+    stream = TemperatureBatchSampler(ids_of(SIZES), 4, batching=batching, seed=7)
+    batches = list(stream)
+    assert len(batches) == 23
+    shares = [list(BatchSamplerShard(stream, processes, rank)) for rank in range(processes)]
+    for rank, share in enumerate(shares):
+        assert share == batches[rank::processes][: 23 // processes]
+    if batching == "homogeneous":
+        ids = ids_of(SIZES)
+        assert any(len({ids[share[step][0]] for share in shares}) > 1 for step in range(23 // processes))

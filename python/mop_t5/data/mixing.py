@@ -6,6 +6,7 @@ small scenarios, T -> infinity draws all equally often (the MOP paper uses T = 2
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -27,14 +28,22 @@ def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tenso
 
 
 class TemperatureBatchSampler(Sampler[list[int]]):
-    """Batches of row indices, with replacement, of one epoch: `ceil(rows / batch_size) // num_replicas` batches.
+    """Batches of row indices, drawn with replacement; one epoch is `ceil(rows / batch_size) // num_replicas` of them.
 
-    `batching="homogeneous"`: all rows of a batch are of one scenario, the same on every rank, as in HyperFormer; the
-    batches are those of its sampler, bit for bit. `"mixed"`: every row draws its own scenario.
+    `batching="homogeneous"`: all rows of a batch are of one scenario; the batches are those of HyperFormer's sampler,
+    bit for bit. `"mixed"`: every row draws its own scenario. `num_batches`: the length of one iteration, which goes on
+    with the epochs that follow where it is longer than one; None for one epoch.
 
-    The random numbers of an epoch come from one generator seeded with `seed + epoch`; all ranks draw the same numbers
-    and use them on disjoint parts of each scenario, so no communication is needed.
+    The random numbers of an epoch come from one generator seeded with `seed + epoch`, so the batches are one stream
+    that nothing else changes. Under data parallel let every process take its share of it: of R processes, process r
+    takes batches r, r + R, r + 2R, ... (accelerate's `prepare` of a DataLoader does that, and so does
+    `mop_t5.training.train`). Then no batch is used twice, processes may have different scenarios at one step, and R
+    processes draw what one process draws that accumulates R batches. `num_replicas` and `rank` do what HyperFormer
+    does instead: all ranks have the same scenario, each draws from its own part of the rows, and every number of ranks
+    gives other batches.
     """
+
+    drop_last = True  # all batches are full; accelerate must not fill up the last round with the first batches again
 
     def __init__(
         self,
@@ -46,11 +55,14 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
+        num_batches: int | None = None,
     ):
         if batching not in BATCHINGS:
             raise ValueError(f"batching must be one of {BATCHINGS}, got {batching!r}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_batches is not None and num_batches < 1:
+            raise ValueError(f"num_batches must be at least 1, or None for one epoch; got {num_batches}.")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank must be in [0, num_replicas) = [0, {num_replicas}), got {rank}.")
         ids = torch.as_tensor(scenario_ids, dtype=torch.long)
@@ -66,34 +78,39 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         self.weights = temperature_weights(self.sizes, temperature)
         self.batch_size, self.batching, self.seed = batch_size, batching, seed
         self.num_replicas, self.rank, self.epoch = num_replicas, rank, 0
-        self._length = math.ceil(len(ids) / batch_size) // num_replicas
-        if self._length == 0:
+        self._epoch_length = math.ceil(len(ids) / batch_size) // num_replicas
+        if self._epoch_length == 0:
             raise ValueError(
                 f"{len(ids)} rows in batches of {batch_size} give no batch for each of {num_replicas} replicas. "
                 "Lower batch_size."
             )
+        self._length = self._epoch_length if num_batches is None else num_batches
 
     def __len__(self) -> int:
         return self._length
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the random numbers of the next iteration; `Trainer` and data-parallel loops call this."""
+        """Choose the epoch that the next iteration starts with; `Trainer` and data-parallel loops call this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        epochs = (self._batches_of(epoch) for epoch in itertools.count(self.epoch))
+        return itertools.islice(itertools.chain.from_iterable(epochs), self._length)
+
+    def _batches_of(self, epoch: int) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + epoch)
         mine = []  # per scenario, the rows this rank may draw
         for rows, size in zip(self._rows, self.sizes):
             order = torch.randperm(size, generator=generator)
             mine.append(rows[order[self.rank : size // self.num_replicas * self.num_replicas : self.num_replicas]])
-        draws = self._length if self.batching == "homogeneous" else self._length * self.batch_size
+        draws = self._epoch_length * (1 if self.batching == "homogeneous" else self.batch_size)
         scenarios = torch.multinomial(self.weights, draws, replacement=True, generator=generator)
         if self.batching == "homogeneous":
             for scenario in scenarios.tolist():
                 picks = torch.randint(len(mine[scenario]), (self.batch_size,), generator=generator)
                 yield mine[scenario][picks].tolist()
         else:
-            for batch in scenarios.view(self._length, self.batch_size).tolist():
+            for batch in scenarios.view(self._epoch_length, self.batch_size).tolist():
                 yield [
                     mine[scenario][torch.randint(len(mine[scenario]), (), generator=generator)].item()
                     for scenario in batch

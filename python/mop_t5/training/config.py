@@ -16,7 +16,7 @@ class TrainingConfig:
     Args:
         steps: optimizer steps in all.
         batch_size: rows a step on each device, before gradient accumulation.
-        accumulation: batches whose gradients are averaged into one step.
+        accumulation: batches a step on each device; the step is that of one batch with all their rows.
         learning_rate: highest rate of AdamW, reached after the warm-up.
         group_rates: factors on the learning rate for named parameter groups of the method, such as {"experts": 10}.
         schedule: what the rate does after the warm-up: "linear" to zero, "cosine" to zero, or "constant".
@@ -31,7 +31,7 @@ class TrainingConfig:
         max_target: summary tokens kept, and generated when validating.
         evaluate_every: validate by generated summaries every so many steps; the best checkpoint is kept. 0: never.
         patience: stop after so many validations without a better mean ROUGE. 0: train to the end.
-        save_every: write a checkpoint every so many steps, to resume from. 0: only when validating.
+        save_every: write a checkpoint every so many steps, to resume from. 0: only when validating, which always does.
         log_every: steps whose mean loss is one point of the loss history.
         bf16: compute in bfloat16 where autocast does; weights stay as they are.
         seed: of everything that is random.
@@ -71,11 +71,6 @@ class TrainingConfig:
         self._require("batching", self.batching in BATCHINGS, f"one of {', '.join(BATCHINGS)}")
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
-        if self.evaluate_every and self.save_every % self.evaluate_every:
-            raise ValueError(
-                f"save_every must be a multiple of evaluate_every = {self.evaluate_every}, got {self.save_every}. "
-                "Leave it at 0 to save at every validation."
-            )
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
@@ -20,9 +21,11 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
+from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
@@ -35,8 +38,9 @@ class TrainingResult:
     """What a run leaves besides the trained model.
 
     history: one dict a logged point, as Trainer logs them: `step` with `loss` (mean since the point before),
-        `learning_rate`, `grad_norm`; after a validation `step` with `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and
-        their mean `eval_rouge`, all times 100 and averaged over scenarios.
+        `learning_rate`, `grad_norm` and `epoch` (rows drawn so far over rows of the corpus); after a validation `step`
+        with `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and their mean `eval_rouge`, all times 100 and averaged over
+        scenarios.
     seconds_per_step: wall time of the whole run over its steps, validation included.
     """
 
@@ -69,9 +73,15 @@ def train(
 
     A method gets the scenario of every row; a plain backbone gets none. Checkpoints go to `output/checkpoints`, from
     the newest of which `resume=True` goes on. `valid` is needed where `config.evaluate_every` is set; `rouge` scores it
-    (default: rouge_score on characters), and the model ends as it was at its best validation.
+    (default: rouge_score on characters), and the model ends as it was at its best validation, by the mean of the three
+    ROUGE F1 over scenarios.
 
-    Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown.
+    Started by torchrun or `accelerate launch`, the processes train one model: a step takes `accumulation` batches of
+    every process, its loss is the mean over all their tokens, and it is the step that one process would make with
+    `accumulation` times as many batches. Only the first process logs and saves.
+
+    Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown;
+    FloatingPointError at the step whose gradient is not finite, before it changes a weight.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
@@ -97,7 +107,7 @@ def train(
         eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **lengths) if config.evaluate_every else None,
         processing_class=tokenizer,
         compute_metrics=_metrics(tokenizer, valid, rouge or Rouge()) if config.evaluate_every else None,
-        callbacks=[EarlyStoppingCallback(config.patience)] if config.patience else None,
+        callbacks=_callbacks(config),
     )
     trainer.set_up(config, mixing_ids)
     outcome = trainer.train(resume_from_checkpoint=resume)
@@ -105,7 +115,9 @@ def train(
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes it even where nothing is saved
     steps = max(1, trainer.state.global_step)
-    return TrainingResult(trainer.state.log_history, outcome.metrics["train_runtime"] / steps)
+    rows = config.batch_size * config.accumulation * trainer.args.world_size
+    history = [point | {"epoch": point["step"] * rows / len(examples)} for point in trainer.state.log_history]
+    return TrainingResult(history, outcome.metrics["train_runtime"] / steps)
 
 
 class _Trainer(Seq2SeqTrainer):
@@ -113,27 +125,35 @@ class _Trainer(Seq2SeqTrainer):
 
     def set_up(self, config: TrainingConfig, mixing_ids: Sequence[int]) -> None:
         self._config = config
+        # The whole run is one pass of the sampler: no step straddles two epochs with fewer batches than the others.
+        batches = config.steps * config.accumulation * self.args.world_size
         self._sampler = TemperatureBatchSampler(
             mixing_ids,
             config.batch_size,
             temperature=config.temperature,
             batching=config.batching,
-            num_replicas=self.args.world_size,
-            rank=self.args.process_index,
             seed=config.seed,
+            num_batches=batches,
         )
-        self.add_callback(_NextEpoch(self._sampler, config.accumulation))
         # The losses are in the history and on the plot; printed, they would push the results off the screen.
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_BarWithoutLogs)
-        # T5's forward takes **kwargs, from which Trainer concludes that its loss divides by num_items_in_batch. It does
-        # not, so accumulated gradients would come out `accumulation` times too large.
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of a step; see compute_loss
 
     def get_train_dataloader(self) -> DataLoader:
-        # Not through accelerator.prepare: it would shard the batches once more, and the sampler knows its rank.
-        return DataLoader(self.train_dataset, batch_sampler=self._sampler, collate_fn=self.data_collator)
+        share = BatchSamplerShard(self._sampler, self.args.world_size, self.args.process_index)
+        return DataLoader(self.train_dataset, batch_sampler=share, collate_fn=self.data_collator)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """num_items_in_batch: label tokens in all batches of the step, of all processes. The loss is this batch's share
+        of the mean over them, which a plain T5 would not make of it."""
+        tokens = inputs["labels"].ne(IGNORED).sum()
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if num_items_in_batch is not None:
+            # times the processes, because the gradients of processes are averaged
+            loss = loss * (self.accelerator.num_processes * tokens / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and is_attached(self.model):
@@ -160,21 +180,45 @@ class _BarWithoutLogs(ProgressCallback):
         pass
 
 
-class _NextEpoch(TrainerCallback):
-    """Tells the sampler its epoch; from the step count, so that a resumed run draws the rows it would have drawn."""
+class _StopWhereNotFinite(TrainerCallback):
+    """Stops before a step whose gradient is not finite. The gradient is the same on all processes, so all of them stop;
+    the loss is not."""
 
-    def __init__(self, sampler: TemperatureBatchSampler, accumulation: int):
-        self._sampler = sampler
-        self._steps = max(1, -(-len(sampler) // accumulation))
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+            raise FloatingPointError(
+                f"step {state.global_step + 1}: the loss or its gradient is not finite. Training stopped before this "
+                f"step changed a weight; the last checkpoint is {last or 'none: save_every was 0'}. Lower "
+                "learning_rate, raise warmup_steps, or turn bf16 off."
+            )
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self._sampler.set_epoch(state.global_step // self._steps)
+
+class _SaveEvery(TrainerCallback):
+    """Checkpoints between validations; Trainer's own interval is that of the validations, which all leave one."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self._steps == 0:
+            control.should_save = True
+
+
+def _callbacks(config: TrainingConfig) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [_StopWhereNotFinite()]
+    if config.save_every:
+        callbacks.append(_SaveEvery(config.save_every))
+    if config.patience:
+        callbacks.append(EarlyStoppingCallback(config.patience))
+    return callbacks
 
 
 def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqTrainingArguments:
     validates = config.evaluate_every > 0
-    save_every = config.save_every or config.evaluate_every
-    return Seq2SeqTrainingArguments(
+    save_every = config.evaluate_every or config.save_every
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
@@ -189,11 +233,13 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
         label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
         logging_steps=min(config.log_every, config.steps),  # at least one point
+        logging_nan_inf_filter=False,  # it would log the mean of earlier losses in place of a NaN
         eval_strategy="steps" if validates else "no",
         eval_steps=config.evaluate_every or None,
         save_strategy="steps" if save_every else "no",
         save_steps=save_every or 500,
         save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,  # else a resumed run starts to count its patience anew
         load_best_model_at_end=validates,
         metric_for_best_model="rouge" if validates else None,
         predict_with_generate=True,
@@ -202,9 +248,14 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Every trained parameter gets a gradient at every step, of zeros where a batch lacks its scenario, so DDP need
+        # not search for unused ones.
+        ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=not progress,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: more would be torch's old DataParallel
+    return arguments
 
 
 def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], rouge: Rouge):
