@@ -30,6 +30,10 @@ SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 SHOWN = ("DOT", "num_warps", "num_stages", "maxnreg")
 
 
+# (kernel, dtype, architecture): bytes of spilled registers that are accepted, with the reason
+SPILLS: dict[tuple[str, str, int], tuple[int, str]] = {}
+
+
 class Compiled(NamedTuple):
     """One kernel as machine code for one architecture, and the work that launches it first."""
 
@@ -60,12 +64,12 @@ def requests(
     found: dict[tuple, Request] = {}
     for work in works:
         for precision in precisions:
-            for launch in _launches(work, precision, candidates, direction):
+            for launch in launches_of(work, precision, direction, candidates):
                 found.setdefault(_identity(launch), Request(f"{work.op}, {work.label}", precision.name, launch))
     return list(found.values())
 
 
-def _launches(work: Work, precision: Precision, candidates: bool, direction: str) -> list[Launch]:
+def launches_of(work: Work, precision: Precision, direction: str, candidates: bool = False) -> list[Launch]:
     with torch.device("meta"), precision.in_force(), recording() as launches:
         tensors = work.inputs(precision.dtype)
         with launch_config.asked() as choices:
@@ -168,6 +172,18 @@ def compile_all(
         return list(pool.map(_work, *zip(*tasks, strict=True)))
 
 
+def problems(rows: Iterable[Compiled]) -> list[str]:
+    """What would make a kernel slow or fail to start."""
+    found = []
+    for row in rows:
+        allowed, _ = SPILLS.get((row.kernel, row.precision, row.arch), (0, ""))
+        if row.spill_bytes > allowed:
+            found.append(f"{row.spill_bytes} bytes of registers spilled: {row}")
+        if row.shared_bytes > SHARED_BYTES[row.arch]:
+            found.append(f"more shared memory than sm_{row.arch} has: {row}")
+    return found
+
+
 def as_markdown(rows: list[Compiled]) -> list[str]:
     lines = [
         "| kernel | first launched by | dtype | sm | configuration | registers | spill B | shared KB | compile s |",
@@ -188,6 +204,7 @@ def main() -> None:
     start = time.perf_counter()
     rows = compile_all(arguments.arch, workers=arguments.workers, candidates=arguments.candidates)
     print("\n".join(as_markdown(rows)))
+    print("\n".join(problems(rows)), file=sys.stderr)
     print(f"\n{len(rows)} kernels in {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 
