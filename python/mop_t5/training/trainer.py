@@ -27,6 +27,7 @@ from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
+from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, checkpoint_to_resume
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
@@ -110,7 +111,7 @@ def train(
         callbacks=_callbacks(config),
     )
     trainer.set_up(config, mixing_ids)
-    outcome = trainer.train(resume_from_checkpoint=resume)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint_to_resume(folder, model) if resume else None)
     model.eval()
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes it even where nothing is saved
@@ -120,7 +121,7 @@ def train(
     return TrainingResult(history, outcome.metrics["train_runtime"] / steps)
 
 
-class _Trainer(Seq2SeqTrainer):
+class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
     """Seq2SeqTrainer with the mixing sampler and the optimizer of a method."""
 
     def set_up(self, config: TrainingConfig, mixing_ids: Sequence[int]) -> None:
@@ -135,6 +136,7 @@ class _Trainer(Seq2SeqTrainer):
             seed=config.seed,
             num_batches=batches,
         )
+        self.add_callback(LogWhenSaving)
         # The losses are in the history and on the plot; printed, they would push the results off the screen.
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:

@@ -1,0 +1,164 @@
+"""Checkpoints that are whole or not there, and the one to go on from.
+
+Trainer writes the files of a checkpoint one after another under the name that resuming looks for. Here it writes them
+to `.writing`; once all are on the disk, a list of their checksums is added and the folder takes its name. A process
+that is killed at any moment leaves the checkpoints that were whole before, and at most one in `.writing`, which the
+next save removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mop_t5 import adapter_folder
+from mop_t5.api import is_attached
+from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.files import failure_in_a_sentence, flush, write_durably
+from mop_t5.injection import backbone_parameters
+
+FILES = "files.json"  # {"files": {name: SHA-256}} of all others; its presence says that the checkpoint is whole
+_WRITING = ".writing"
+_REMOVING = ".removing"
+
+
+class WholeCheckpoints:
+    """Mixed into a Trainer, before it in the list of bases. Raises OSError, with earlier checkpoints untouched, where
+    one cannot be written."""
+
+    _writes = False
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, _WRITING) if self._writes else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with failure_in_a_sentence(name, folder):
+            if self.args.should_save:
+                _remove(folder / _WRITING)
+            self.accelerator.wait_for_everyone()
+            self._writes = True
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # every process has written its random state
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(folder / name)
+                if self.args.should_save:
+                    self.state.save_to_json(folder / _WRITING / name / "trainer_state.json")
+                    _seal(folder / _WRITING / name)
+                    _remove(folder / name)
+                    os.replace(folder / _WRITING / name, folder / name)
+                    flush(folder)
+                    self._remove_old(folder)
+            finally:
+                self._writes = False
+                if self.args.should_save:
+                    shutil.rmtree(folder / _WRITING, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+
+    def _remove_old(self, folder: Path) -> None:
+        """Keep the newest save_total_limit checkpoints and the best."""
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        ordered = [path for path in checkpoints(folder) if best is None or path != Path(best)]
+        kept = limit - (len(ordered) < len(checkpoints(folder))) if limit else len(ordered)
+        for path in ordered[: max(0, len(ordered) - max(1, kept))]:
+            _remove(path)
+
+
+class LogWhenSaving(TrainerCallback):
+    """Trainer forgets the losses since the last logged point when it resumes, so a checkpoint is a logged point. Add it
+    behind the callbacks that decide when to save."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = control.should_log or control.should_save
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first."""
+    found = []
+    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+        if step.isdecimal() and (path / FILES).is_file():
+            found.append((int(step), path))
+    return [path for _, path in sorted(found)]
+
+
+def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
+    """The newest whole checkpoint, if it is undamaged and of this model.
+
+    Raises FileNotFoundError if there is none, ValueError if it is damaged or was made with another backbone, another
+    method or other fields.
+    """
+    whole = checkpoints(folder)
+    if not whole:
+        raise FileNotFoundError(
+            f"{str(folder)!r} has no whole checkpoint to resume from: save_every was 0, or the run ended before the "
+            "first was written. Train without resume."
+        )
+    newest = whole[-1]
+    _check_files(newest)
+    if is_attached(model):
+        _check_is_of(model, newest)
+    return str(newest)
+
+
+def _check_is_of(model: PreTrainedModel, checkpoint: Path) -> None:
+    description, _ = adapter_folder.read(checkpoint)
+    if description["method"] != model.mop.name:
+        raise ValueError(f"{str(checkpoint)!r} is of the method {description['method']!r}, not {model.mop.name!r}.")
+    saved, config = description["config"], json.loads(json.dumps(model.mop.config.to_dict()))
+    other = [
+        f"{key}: saved {saved.get(key)!r}, here {config[key]!r}" for key in config if saved.get(key) != config[key]
+    ]
+    if other:
+        raise ValueError(f"{str(checkpoint)!r} has other fields ({'; '.join(other)}). Attach the method with those.")
+    check_same_backbone(model, description["backbone"], backbone_parameters(model), checkpoint)
+
+
+def _seal(checkpoint: Path) -> None:
+    """Wait until all files are on the disk, then write the list of their checksums."""
+    files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    for path in files.values():
+        flush(path)
+    sums = {name: _checksum(path) for name, path in files.items()}
+    write_durably(checkpoint / FILES, (json.dumps({"files": sums}, indent=2) + "\n").encode())
+    for path in {checkpoint, *(path.parent for path in files.values())}:
+        flush(path)
+
+
+def _check_files(checkpoint: Path) -> None:
+    cure = "Delete this folder to go on from the checkpoint before it."
+    try:
+        sums = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{str(checkpoint)!r} is damaged: {FILES} cannot be read. {cure}") from error
+    for name, expected in sums:
+        if not (checkpoint / name).is_file():
+            raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is missing. {cure}")
+        if _checksum(checkpoint / name) != expected:
+            raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is not as it was saved. {cure}")
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder that may be there; it loses its name before its content."""
+    if path.exists():
+        going = path.with_name(_REMOVING)
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(path, going)
+        shutil.rmtree(going, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""Checkpoints: whole or not there, checked before they are gone on from, and a killed run ends as an unbroken one."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mop_t5
+import pytest
+import torch
+from mop_t5.data import synthetic_corpus
+from mop_t5.tokenization import train_tokenizer
+from mop_t5.training import TrainingConfig, train
+from mop_t5.training.checkpoints import checkpoint_to_resume, checkpoints
+from transformers import T5Config
+
+CORPUS = synthetic_corpus(2, general=60, train=60, valid=5, test=5)
+SCENARIOS = ["e-commerce", "food", "take-out", "taxi", "ticket"]
+MOP = {"scenarios": SCENARIOS, "prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([text for row in CORPUS["general"] for text in (row.dialogue, row.summary)], 600)
+
+
+def new_model(tokenizer, method="mop", seed=0, **fields):
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4, dropout_rate=0.1
+    )
+    config.pad_token_id, config.eos_token_id = 0, 1
+    model = mop_t5.build_backbone(config, seed=seed)
+    torch.manual_seed(0)
+    return mop_t5.attach(model, method, **{**MOP, **fields}) if method == "mop" else model.requires_grad_(True)
+
+
+def run(model, tokenizer, folder, resume=False, **changes):
+    fields = {"steps": 4, "batch_size": 2, "warmup_steps": 0, "save_every": 2, "max_source": 24, "max_target": 12}
+    config = TrainingConfig(**fields | {"log_every": 3} | changes)
+    valid = CORPUS["valid"] if config.evaluate_every else None
+    return train(model, tokenizer, CORPUS["train"], config, output=folder, resume=resume, valid=valid, progress=False)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run(new_model(tokenizer), tokenizer, folder)
+    return folder / "checkpoints"
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    subprocess.run(["cp", "-r", trained, tmp_path / "checkpoints"], check=True)
+    return tmp_path / "checkpoints"
+
+
+def test_what_a_checkpoint_holds(trained):
+    assert [path.name for path in checkpoints(trained)] == ["checkpoint-2", "checkpoint-4"]
+    newest = trained / "checkpoint-4"
+    files = set(os.listdir(newest))
+    assert {"model.safetensors", "mop_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= files
+    assert "config.json" not in files
+    assert set(json.loads((newest / "files.json").read_text())["files"]) == files - {"files.json"}
+    assert sorted(os.listdir(trained)) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_old_checkpoints_go_and_the_best_stays(tokenizer, tmp_path):
+    run(new_model(tokenizer), tokenizer, tmp_path / "a", steps=5, save_every=1)
+    assert names(tmp_path / "a") == ["checkpoint-4", "checkpoint-5"]
+    # almost no learning: the first validation is the best
+    changes = {"steps": 4, "save_every": 0, "evaluate_every": 1, "learning_rate": 1e-12}
+    run(new_model(tokenizer), tokenizer, tmp_path / "b", **changes)
+    assert names(tmp_path / "b") == ["checkpoint-1", "checkpoint-4"]
+    state = json.loads((tmp_path / "b" / "checkpoints" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "b" / "checkpoints" / "checkpoint-1")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "mop_config.json", "optimizer.pt", "scheduler.pt",
+                                  "rng_state.pth", "trainer_state.json", "files.json"])  # fmt: skip
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+def test_a_damaged_checkpoint_is_not_gone_on_from(name, how, copied, tokenizer):
+    path = copied / "checkpoint-4" / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(
+            content[:middle] + (bytes([content[middle] ^ 4]) + content[middle + 1 :] if how == "flipped" else b"")
+        )
+    if (name, how) == ("files.json", "missing"):  # then it was never whole
+        assert checkpoint_to_resume(copied, new_model(tokenizer)) == str(copied / "checkpoint-2")
+        return
+    with pytest.raises(ValueError, match=r"checkpoint-4' is damaged: .*\. Delete this folder to go on from the check"):
+        checkpoint_to_resume(copied, new_model(tokenizer))
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"trained on another backbone \(the same shape with other weights\)"):
+        run(new_model(tokenizer, seed=1), tokenizer, trained.parent, resume=True, steps=6)
+    with pytest.raises(ValueError, match=r"has other fields \(prefix_length: saved 3, here 4\)\. Attach the method"):
+        run(new_model(tokenizer, prefix_length=4), tokenizer, trained.parent, resume=True, steps=6)
+    with pytest.raises(ValueError, match=r"has other fields \(scenarios: saved \['e-commerce', 'food'"):
+        run(new_model(tokenizer, scenarios=SCENARIOS[::-1]), tokenizer, trained.parent, resume=True, steps=6)
+    with pytest.raises(FileNotFoundError, match=r"has no whole checkpoint to resume from: .*Train without resume"):
+        run(new_model(tokenizer), tokenizer, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("method", ["mop", None])
+def test_a_full_disk_keeps_the_checkpoints_before(method, tokenizer, tmp_path, monkeypatch):
+    """A disk that is full from the third checkpoint on; the checkpoints before it resume."""
+    model, real, calls = new_model(tokenizer, method), torch.save, []
+
+    def on_a_full_disk(content, file, *arguments, **keywords):
+        calls.append(file)
+        if "checkpoint-6" in str(file) and "optimizer" in str(file):
+            with open("/dev/full", "wb", buffering=0) as full:  # every write to it is ENOSPC
+                return real(content, full, *arguments, **keywords)
+        return real(content, file, *arguments, **keywords)
+
+    monkeypatch.setattr(torch, "save", on_a_full_disk)
+    with pytest.raises(OSError, match=r"checkpoint-6 could not be written to .*\. Nothing that was saved before"):
+        run(model, tokenizer, tmp_path, steps=8)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    resumed = new_model(tokenizer, method)
+    run(resumed, tokenizer, tmp_path, steps=8, resume=True)
+    straight = new_model(tokenizer, method)
+    run(straight, tokenizer, tmp_path / "straight", steps=8)
+    assert all(torch.equal(p, q) for p, q in zip(resumed.parameters(), straight.parameters()))
+
+
+def test_a_disk_that_is_full(tokenizer, tmp_path):
+    """A real file system of 200 KiB; a checkpoint takes about 120."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-\d could not be written to") as caught:
+            run(new_model(tokenizer), tokenizer, tmp_path, steps=8, save_every=1)
+        assert caught.value.errno in (errno.ENOSPC, errno.EIO)
+        assert len(names(tmp_path)) >= 1
+        assert checkpoint_to_resume(tmp_path / "checkpoints", new_model(tokenizer))
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+KILLED_RUN = Path(__file__).with_name("killed_training.py")
+
+
+def test_a_killed_run_ends_as_an_unbroken_one(tmp_path):
+    """Processes killed by signal 9 in a step, at every stage of writing a checkpoint, and by a timer; each is resumed
+    in a process of its own and must log the losses of a run that was let be, bit for bit."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, KILLED_RUN, tmp_path], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    straight = report.pop("straight")
+    assert [point["step"] for point in straight["history"] if "loss" in point] == list(range(1, 10))
+    assert len(report) >= 9
+    for moment, outcome in report.items():
+        assert outcome["signal"] == (signal.SIGKILL if not moment.startswith("timer") else outcome["signal"]), moment
+        assert outcome["history"] == straight["history"], moment
+        assert outcome["weights"] == straight["weights"], moment
+        assert outcome["resumed_from"] in (None, "checkpoint-3", "checkpoint-6", "checkpoint-9")
+    # what was written before the kill was used
+    assert report["in step 5"]["resumed_from"] == "checkpoint-3"
+    assert report["before the checkpoint of step 6 takes its name"]["resumed_from"] == "checkpoint-3"
+    assert report["after the checkpoint of step 6 took its name"]["resumed_from"] == "checkpoint-6"
