@@ -63,60 +63,100 @@ class PrefixBatch:
             )
 
 
-def _shared_rows(x: torch.Tensor) -> torch.Tensor:
-    """(batch, heads, q, d) -> (heads, batch*q, d): a prefix that all examples share is then read once."""
-    batch, heads, q, d = x.shape
-    return x.transpose(0, 1).reshape(heads, batch * q, d)
+def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Each example times its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
 
-
-def _times_prefix(x: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
-    """x (batch, heads, q, a) @ prefix (batch or 1, heads, a, b) -> (batch, heads, q, b)."""
-    if prefix.shape[0] != 1 or x.shape[0] == 1:
-        return x @ prefix
-    batch, heads, q, _ = x.shape
-    return (_shared_rows(x) @ prefix[0]).view(heads, batch, q, prefix.shape[-1]).transpose(0, 1)
-
-
-def split_attention(query, key, value, prefix_key, prefix_value, bias, allowed, *, scaling=1.0, dropout=0.0):
-    """Attention over a prefix and real tokens. Returns the output and the weights.
-
-    query (batch, heads, q, d); key, value (batch, heads, k, d); prefix_key, prefix_value (batch or 1, heads, p, d);
-    bias: added to the real scores, broadcastable to (batch, heads, q, k), or None; allowed: boolean, same shape, or
-    None. Output (batch, q, heads, d), contiguous; weights (batch, heads, q, p + k), prefix columns first.
+    rows: (batch,) the row of each example, or None if the only row serves them all.
     """
-    wide = torch.float32 if query.dtype in (torch.float16, torch.bfloat16) else query.dtype
-    real = (query @ key.transpose(-1, -2)).to(wide) * scaling
-    if bias is not None:
-        real = real + bias
-    if allowed is not None:
-        real = real.masked_fill(~allowed, torch.finfo(wide).min)
-    prefix = _times_prefix(query, prefix_key.transpose(-1, -2)).to(wide) * scaling
-    weights = torch.cat([prefix, real], dim=-1).softmax(-1).to(query.dtype)
-    weights = F.dropout(weights, dropout, training=dropout > 0)
+    batch, heads, q, _ = x.shape
+    if rows is not None and q > 1:
+        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+        return x @ prefix[rows]
+    # Every prefix is read once: times all examples, of which each then picks its own. At one query an example a copy
+    # of its prefix would cost more than the products that are not picked.
+    every = x.transpose(0, 1).reshape(heads, batch * q, -1) @ prefix
+    every = every.view(-1, heads, batch, q, prefix.shape[-1])
+    return every[0].transpose(0, 1) if rows is None else every[rows, :, torch.arange(batch, device=x.device)]
+
+
+def split_attention(
+    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
+):
+    """Attention over a prefix and real tokens, whose keys and values are not copied. Returns output and weights.
+
+    query (batch, heads, q, d); key, value (batch, heads, k, d); prefix_key, prefix_value (rows, heads, p, d);
+    mask: added to the scores, broadcastable to (batch, heads, q, p + k), or None; rows: (batch,) the row of each
+    example, or None if the only row serves them all. Output (batch, q, heads, d), contiguous; weights (batch, heads,
+    q, p + k). Prefix columns come first.
+    """
+    query = query if scaling == 1 else query * scaling
+    scores = [_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2)]
+    scores = torch.cat([block.to(_wide(query.dtype)) for block in scores], dim=-1)
+    if mask is not None:
+        scores += mask
+    weights = F.dropout(scores.softmax(-1).to(query.dtype), dropout, training=dropout > 0)
     p = prefix_key.shape[-2]
-    out = _times_prefix(weights[..., :p], prefix_value) + weights[..., p:] @ value
+    out = _times_prefix(weights[..., :p], prefix_value, rows) + weights[..., p:] @ value
     return out.transpose(1, 2).contiguous(), weights
 
 
-def joined_attention(query, key, value, prefix_key, prefix_value, bias, allowed, *, scaling=1.0, dropout=0.0):
+def joined_attention(
+    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
+):
     """split_attention by scaled_dot_product_attention on concatenated keys and values; gives no weights (None)."""
-    rows = (query.shape[0], -1, -1, -1)
-    p = prefix_key.shape[-2]
-    mask = bias
-    if allowed is not None:
-        zero = torch.zeros((), dtype=query.dtype, device=query.device)
-        mask = torch.where(allowed, zero if bias is None else bias, torch.finfo(query.dtype).min)
-    if mask is not None:
-        mask = F.pad(mask.to(query.dtype), (p, 0))
+    prefix_key, prefix_value = (
+        t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
+    )
     out = F.scaled_dot_product_attention(
         query,
-        torch.cat([prefix_key.expand(rows), key], dim=-2),
-        torch.cat([prefix_value.expand(rows), value], dim=-2),
+        torch.cat([prefix_key, key], dim=-2),
+        torch.cat([prefix_value, value], dim=-2),
         attn_mask=mask,
         dropout_p=dropout,
         scale=scaling,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores that are written out."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _additive_mask(bias, allowed, prefix: int, dtype) -> torch.Tensor | None:
+    """[0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
+
+    bias (1, heads, q, k) or None; allowed: boolean, or a float mask to add, or None; (batch, 1, q, k) or of fewer
+    dimensions.
+    """
+    mask = None if bias is None else bias.to(dtype)
+    if allowed is not None and allowed.dtype == torch.bool:
+        zero = torch.zeros((), dtype=dtype, device=allowed.device)
+        mask = torch.where(allowed, zero if mask is None else mask, torch.finfo(dtype).min)
+    elif allowed is not None:
+        mask = allowed.to(dtype) if mask is None else mask + allowed.to(dtype)
+    return None if mask is None else F.pad(mask, (prefix, 0))
+
+
+def _mask_of_stack(module, query, key, attention_mask, position_bias, prefix: int, dtype, causal: bool):
+    """_additive_mask, made once for all layers of a stack.
+
+    T5 and mT5 hand the same bias object to every layer, so what is made of it is kept on it, and goes when it goes.
+    Made in every layer, it would be most of what a long padded batch saves for backward.
+    """
+    compiling = torch.compiler.is_compiling()  # the compiler merges equal subgraphs by itself
+    kept = None if compiling else getattr(position_bias, "_mop_mask", None)
+    if kept is not None and kept[0] is attention_mask and kept[1:3] == (prefix, dtype):
+        return kept[3]
+    # the bias of a cross attention is zeros, and asks for a gradient under checkpointing
+    bias = None if module._mop_attention == "cross" else position_bias
+    allowed = (
+        _causal(query.shape[2], key.shape[2], query.device) if attention_mask is None and causal else attention_mask
+    )
+    mask = _additive_mask(bias, allowed, prefix, dtype)
+    if position_bias is not None and not compiling:
+        position_bias._mop_mask = (attention_mask, prefix, dtype, mask)
+    return mask
 
 
 def _plain(implementation: str, module):
@@ -136,32 +176,29 @@ def _forward(implementation, module, query, key, value, attention_mask, *, mop_p
     if pair is None or pair[0].shape[-2] == 0:
         return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
 
-    rows = mop_prefix.row_index(scenario_ids, pair[0].shape[0])
-    # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds atomically, in no fixed order
-    prefix_key, prefix_value = (t.to(key.dtype) if rows is None else t[rows].to(key.dtype) for t in pair)
-
-    bias = kwargs.get("position_bias")
-    if bias is not None and bias.requires_grad and not torch.compiler.is_compiling() and bias.is_leaf:
-        bias = bias.detach()  # zeros that T5 marks under checkpointing: a gradient for them would be wasted
-    allowed = None
-    if attention_mask is None:
-        if implementation == "sdpa" and query.shape[2] > 1 and _is_causal(module, kwargs):
-            allowed = _causal(query.shape[2], key.shape[2], query.device)
-    elif attention_mask.dtype == torch.bool:
-        allowed = attention_mask
-    else:
-        bias = attention_mask if bias is None else bias + attention_mask
-
+    prefix_key, prefix_value = (t.to(key.dtype) for t in pair)
+    # transformers leaves the mask out where sdpa's own is_causal would do
+    causal = implementation == "sdpa" and query.shape[2] > 1 and _is_causal(module, kwargs)
+    joined = implementation == "sdpa" and query.shape[2] >= _LONG_QUERY
+    mask = _mask_of_stack(
+        module,
+        query,
+        key,
+        attention_mask,
+        kwargs.get("position_bias"),
+        prefix_key.shape[-2],
+        query.dtype if joined else _wide(query.dtype),
+        causal,
+    )
     scaling = kwargs.get("scaling")
-    attention = joined_attention if implementation == "sdpa" and query.shape[2] >= _LONG_QUERY else split_attention
-    out, weights = attention(
+    out, weights = (joined_attention if joined else split_attention)(
         query,
         key,
         value,
         prefix_key,
         prefix_value,
-        bias,
-        allowed,
+        mask,
+        rows=mop_prefix.row_index(scenario_ids, prefix_key.shape[0]),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=kwargs.get("dropout", 0.0),
     )
@@ -169,7 +206,6 @@ def _forward(implementation, module, query, key, value, attention_mask, *, mop_p
 
 
 def _is_causal(module, kwargs: dict) -> bool:
-    # transformers leaves the mask out where sdpa's own is_causal would do
     asked = kwargs.get("is_causal")
     return module.is_causal if asked is None else asked
 

@@ -3,6 +3,7 @@
 import mop_t5
 import pytest
 import torch
+import torch.nn.functional as F
 from mop_t5 import prefix_attention
 from mop_t5.prefix_attention import PrefixBatch
 from safetensors.torch import load_file
@@ -97,17 +98,16 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
 
     split = prefix_attention.split_attention
 
-    def spy_split(query, key, value, prefix_key, prefix_value, bias, allowed, **kwargs):
+    def spy_split(query, key, value, prefix_key, prefix_value, mask, **kwargs):
         # with one-hot values, queries and keys of zero, the output is the softmax of the biases alone
         columns = prefix_key.shape[-2] + key.shape[-2]
         one_hot = torch.eye(columns, dtype=query.dtype).expand(*query.shape[:2], -1, -1)
         p = prefix_key.shape[-2]
-        out, _ = split(
-            query * 0, key * 0, one_hot[:, :, p:], prefix_key * 0, one_hot[:, :, :p], bias, allowed, **kwargs
-        )
+        shared = {**kwargs, "rows": None}
+        out, _ = split(query * 0, key * 0, one_hot[:, :, p:], prefix_key[:1] * 0, one_hot[:1, :, :p], mask, **shared)
         logs = out.transpose(1, 2).log()
         seen["prefixed"].append(logs - logs[..., :1])
-        return split(query, key, value, prefix_key, prefix_value, bias, allowed, **kwargs)
+        return split(query, key, value, prefix_key, prefix_value, mask, **kwargs)
 
     inputs = batch("none")
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_dropout_acts_on_prefix_and_real_weights_alike():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
     prefix = [torch.randn(2, 3, 2, 4, dtype=torch.float64) for _ in range(2)]
-    bias = torch.randn(1, 3, 5, 6, dtype=torch.float64)
+    mask = F.pad(torch.randn(1, 3, 5, 6, dtype=torch.float64), (2, 0))
     module = nn.Module().train()
     torch.manual_seed(7)
     expected, expected_weights = modeling_t5.eager_attention_forward(
@@ -155,10 +155,10 @@ def test_dropout_acts_on_prefix_and_real_weights_alike():
         None,
         scaling=1.0,
         dropout=0.4,
-        position_bias=torch.cat([torch.zeros(1, 3, 5, 2, dtype=torch.float64), bias], -1),
+        position_bias=mask,
     )
     torch.manual_seed(7)
-    got, weights = prefix_attention.split_attention(query, key, value, *prefix, bias, None, dropout=0.4)
+    got, weights = prefix_attention.split_attention(query, key, value, *prefix, mask, rows=torch.arange(2), dropout=0.4)
     assert (weights == 0).any()
     torch.testing.assert_close(weights, expected_weights, atol=1e-14, rtol=0)
     torch.testing.assert_close(got, expected, atol=1e-14, rtol=0)
@@ -168,10 +168,10 @@ def test_dropout_of_long_queries_keeps_the_mean():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
     prefix = [torch.randn(1, 3, 2, 4, dtype=torch.float64) for _ in range(2)]
-    expected, _ = prefix_attention.split_attention(query, key, value, *prefix, None, None)
+    expected, _ = prefix_attention.split_attention(query, key, value, *prefix)
     joined = prefix_attention.joined_attention
-    torch.testing.assert_close(joined(query, key, value, *prefix, None, None)[0], expected)
-    draws = torch.stack([joined(query, key, value, *prefix, None, None, dropout=0.3)[0] for _ in range(4000)])
+    torch.testing.assert_close(joined(query, key, value, *prefix)[0], expected)
+    draws = torch.stack([joined(query, key, value, *prefix, dropout=0.3)[0] for _ in range(4000)])
     assert draws.std(0).min() > 0.01
     torch.testing.assert_close(draws.mean(0), expected, atol=0.1, rtol=0.05)
 
@@ -181,7 +181,7 @@ def test_half_precision_softmax_is_float32():
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, n, 8).bfloat16() for n in (3, 300, 300))
     prefix = [torch.randn(1, 1, 40, 8).bfloat16() for _ in range(2)]
-    got, weights = prefix_attention.split_attention(query, key, value, *prefix, None, None)
+    got, weights = prefix_attention.split_attention(query, key, value, *prefix)
     scores = torch.cat([query @ prefix[0].mT, query @ key.mT], -1).float()
     assert got.dtype == torch.bfloat16
     assert torch.equal(weights, scores.softmax(-1).bfloat16())
