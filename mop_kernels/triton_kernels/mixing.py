@@ -12,8 +12,8 @@ Backward: gx[m, e] = sum_k r[m, k] gy[k, e] and gr[m, k] = sum_e x[m, e] gy[k, e
 once. Every program owns a block of e: gx is finished there, gr is a partial in float32; torch.sum adds the partials.
 Both kernels are bound by bytes: x and y move once, r is small. Sums are in float32.
 
-DOT: 16-bit numbers go through tl.dot, with m and k padded to its sizes. The other way takes one m (or k) at a time and
-pads nothing; it serves float32, whose tl.dot is the same FMAs and more traffic, and fewer than 8 terms.
+What is summed is padded to the 16 of tl.dot, what is made is not. Float32 is IEEE arithmetic on the CUDA cores, also
+where torch's own products may take TF32: 16 terms cost as long as their bytes.
 """
 
 import torch
@@ -39,8 +39,8 @@ def _places(first, BLOCK: tl.constexpr, E2: tl.constexpr):
 def _mix(
     x, r, bias, y, E,
     x_g, x_m, x_e1, x_e2, r_g, r_m, r_k1, r_k2, y_g, y_k1, y_k2, y_e1, y_e2,
-    M: tl.constexpr, K: tl.constexpr, K2: tl.constexpr, E2: tl.constexpr, HAS_BIAS: tl.constexpr, DOT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, PREFETCH: tl.constexpr,
+    M: tl.constexpr, K: tl.constexpr, K2: tl.constexpr, E2: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A program makes [BLOCK_K, BLOCK_E] of y."""
     K_BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -63,20 +63,13 @@ def _mix(
         acc = tl.load(bias + k[:, None] * E2 + e2[None, :], mask=mask, other=0.0).to(tl.float32)
     else:
         acc = tl.zeros((BLOCK_K, BLOCK_E), tl.float32)
-    if DOT:
-        for m0 in range(0, M, BLOCK_M):
-            m = m0 + tl.arange(0, BLOCK_M)
-            m_mask = m < M
-            x_tile = tl.load(
-                x + m.to(tl.int64)[:, None] * x_m + x_e[None, :], mask=m_mask[:, None] & e_mask[None, :], other=0.0
-            )
-            r_tile = tl.load(r + r_k[:, None] + m[None, :] * r_m, mask=k_mask[:, None] & m_mask[None, :], other=0.0)
-            acc = tl.dot(r_tile, x_tile, acc, input_precision="ieee")
-    else:
-        for m in tl.range(0, M, num_stages=PREFETCH):
-            x_m_e = tl.load(x + tl.cast(m, tl.int64) * x_m + x_e, mask=e_mask, other=0.0).to(tl.float32)
-            r_m_k = tl.load(r + m * r_m + r_k, mask=k_mask, other=0.0).to(tl.float32)
-            acc += r_m_k[:, None] * x_m_e[None, :]
+    for m0 in range(0, M, BLOCK_M):
+        m = m0 + tl.arange(0, BLOCK_M)
+        m_mask = m < M
+        x_me = m.to(tl.int64)[:, None] * x_m + x_e[None, :]
+        x_tile = tl.load(x + x_me, mask=m_mask[:, None] & e_mask[None, :], other=0.0)
+        r_tile = tl.load(r + r_k[:, None] + m[None, :] * r_m, mask=k_mask[:, None] & m_mask[None, :], other=0.0)
+        acc = tl.dot(r_tile, x_tile, acc, input_precision="ieee")
     y += group * y_g
     y_k = k1 * y_k1 + k2 * y_k2
     y_e = e1 * y_e1 + e2 * y_e2
@@ -104,39 +97,22 @@ def _sizes(x: Tensor, y: Tensor) -> dict[str, int]:
     return {"groups": groups, "m": m, "k": y.shape[1] * y.shape[2], "e": e1 * e2}
 
 
-def _takes_dot(sizes: dict[str, int], dtype: torch.dtype) -> bool:
-    return dtype.itemsize == 2 and min(sizes["m"], sizes["k"]) >= 8
-
-
 def heuristic_mix(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    dot = _takes_dot(sizes, dtype)
-    block_k = min(power_of_2(sizes["k"]), 64 if dot else 16)
-    block_m = min(max(16, power_of_2(sizes["m"])), 32)
-    return _mix_config(sizes, dot, block_m, block_k, min(1024, 8192 // block_k))
-
-
-def _mix_config(sizes: dict[str, int], dot: bool, block_m: int, block_k: int, block_e: int) -> dict[str, int]:
-    """A short e is cut until there are two programs for each multiprocessor, or a block is a warp or two wide."""
+    """Accumulators of 64 numbers a thread, 32 in float32; a short e is cut until no multiprocessor stands idle."""
+    half = dtype.itemsize == 2
+    block_k = min(power_of_2(sizes["k"]), 64 if half else 16)
+    block_e = min(512 if half else 256, 8192 // block_k)
     columns = sizes["groups"] * blocks(sizes["k"], block_k)
     while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
-    num_warps = 4 if block_k * block_e >= 2048 else 2
-    return {
-        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_E": block_e, "PREFETCH": 4, "num_warps": num_warps,
-        "num_stages": 3,
-    }  # fmt: skip
+    block_m = 32 if half and sizes["m"] > 16 else 16
+    return {"BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_E": block_e, "num_warps": 4, "num_stages": 3}
 
 
 def candidates_mix(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
     own = heuristic_mix(sizes, dtype)
-    size = own["BLOCK_E"]
-    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if e >= 64 and own["BLOCK_K"] * e <= 16384]
-    found += [own | {"num_warps": 8}]
-    if dtype.itemsize == 2:
-        other = not own["DOT"]
-        block_k = min(power_of_2(sizes["k"]), 64 if other else 16)
-        found.append(_mix_config(sizes, other, own["BLOCK_M"], block_k, min(1024, 8192 // block_k)))
-    return found
+    lengths = [e for e in (own["BLOCK_E"] // 2, own["BLOCK_E"] * 2) if e >= 64 and own["BLOCK_K"] * e <= 16384]
+    return [own | {"BLOCK_E": e} for e in lengths] + [own | {"num_warps": 8}, own | {"num_stages": 2}]
 
 
 @triton.jit
@@ -144,7 +120,7 @@ def _mix_backward(
     gy, x, r, gx, gr, E,
     gy_g, gy_k1, gy_k2, gy_e1, gy_e2, x_g, x_m, x_e1, x_e2, r_g, r_m, r_k1, r_k2, gx_g, gx_m, gx_e1, gx_e2,
     M: tl.constexpr, K: tl.constexpr, K2: tl.constexpr, E2: tl.constexpr, WANT_X: tl.constexpr, WANT_R: tl.constexpr,
-    DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, PREFETCH: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A program runs over all k for [BLOCK_M, BLOCK_E]: that much of gx, and its share of gr[m, :]."""
     M_BLOCKS: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
@@ -166,32 +142,19 @@ def _mix_backward(
         x_me = group * x_g + m.to(tl.int64)[:, None] * x_m + (e1 * x_e1 + e2 * x_e2)[None, :]
         x_tile = tl.load(x + x_me, mask=mask, other=0.0)
 
-    if DOT:
-        for k0 in range(0, K, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            k_mask = k < K
-            k1, k2 = (k // K2).to(tl.int64), k % K2
-            gy_tile = tl.load(
-                gy + (k1 * gy_k1 + k2 * gy_k2)[:, None] + gy_e[None, :],
-                mask=k_mask[:, None] & e_mask[None, :],
-                other=0.0,
-            )
-            mk_mask = m_mask[:, None] & k_mask[None, :]
-            if WANT_X:
-                r_tile = tl.load(r + m[:, None] * r_m + (k1 * r_k1 + k2 * r_k2)[None, :], mask=mk_mask, other=0.0)
-                gx_acc = tl.dot(r_tile, gy_tile, gx_acc, input_precision="ieee")
-            if WANT_R:
-                share = tl.dot(x_tile, tl.trans(gy_tile), input_precision="ieee")
-                tl.store(gr[:, None] + k[None, :], share, mask=mk_mask)
-    else:
-        for k in tl.range(0, K, num_stages=PREFETCH):
-            k1, k2 = tl.cast(k // K2, tl.int64), k % K2
-            gy_k = tl.load(gy + k1 * gy_k1 + k2 * gy_k2 + gy_e, mask=e_mask, other=0.0).to(tl.float32)
-            if WANT_X:
-                r_m_k = tl.load(r + m * r_m + k1 * r_k1 + k2 * r_k2, mask=m_mask, other=0.0).to(tl.float32)
-                gx_acc += r_m_k[:, None] * gy_k[None, :]
-            if WANT_R:
-                tl.store(gr + k, tl.sum(x_tile.to(tl.float32) * gy_k[None, :], axis=1), mask=m_mask)
+    for k0 in range(0, K, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        k_mask = k < K
+        k1, k2 = (k // K2).to(tl.int64), k % K2
+        gy_ke = (k1 * gy_k1 + k2 * gy_k2)[:, None] + gy_e[None, :]
+        gy_tile = tl.load(gy + gy_ke, mask=k_mask[:, None] & e_mask[None, :], other=0.0)
+        mk_mask = m_mask[:, None] & k_mask[None, :]
+        if WANT_X:
+            r_tile = tl.load(r + m[:, None] * r_m + (k1 * r_k1 + k2 * r_k2)[None, :], mask=mk_mask, other=0.0)
+            gx_acc = tl.dot(r_tile, gy_tile, gx_acc, input_precision="ieee")
+        if WANT_R:
+            share = tl.dot(x_tile, tl.trans(gy_tile), input_precision="ieee")
+            tl.store(gr[:, None] + k[None, :], share, mask=mk_mask)
     if WANT_X:
         gx_me = group * gx_g + m.to(tl.int64)[:, None] * gx_m + (e1 * gx_e1 + e2 * gx_e2)[None, :]
         tl.store(gx + gx_me, gx_acc.to(gx.dtype.element_ty), mask=mask)
@@ -220,31 +183,16 @@ def mix_backward(gy: Tensor, x: Tensor | None, r: Tensor, gx: Tensor | None) -> 
 
 
 def heuristic_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    dot = _takes_dot(sizes, dtype)
-    block_m = min(power_of_2(sizes["m"]), 64 if dot else 16)
-    block_e = min(256, 8192 // block_m) if dot else 128
-    return _mix_backward_config(sizes, dot, block_m, block_e)
-
-
-def _mix_backward_config(sizes: dict[str, int], dot: bool, block_m: int, block_e: int) -> dict[str, int]:
+    half = dtype.itemsize == 2
+    block_m = min(power_of_2(sizes["m"]), 64 if half else 16)
+    block_e = min(256 if half else 128, 8192 // block_m)
     columns = sizes["groups"] * blocks(sizes["m"], block_m)
     while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
         block_e //= 2
-    return {
-        "DOT": dot, "BLOCK_M": block_m, "BLOCK_K": 16, "BLOCK_E": block_e, "PREFETCH": 4, "num_warps": 4 if dot else 2,
-        "num_stages": 4,
-    }  # fmt: skip
+    return {"BLOCK_M": block_m, "BLOCK_K": 16, "BLOCK_E": block_e, "num_warps": 4, "num_stages": 4 if half else 3}
 
 
 def candidates_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
     own = heuristic_mix_backward(sizes, dtype)
-    size = own["BLOCK_E"]
-    found = [own | {"BLOCK_E": e} for e in (size // 2, size * 2) if e >= 64 and own["BLOCK_M"] * e <= 16384]
-    found += [own | {"num_warps": 8 if own["DOT"] else 4}]
-    if dtype.itemsize == 2:
-        other = not own["DOT"]
-        block_m = min(power_of_2(sizes["m"]), 64 if other else 16)
-        found.append(_mix_backward_config(sizes, other, block_m, min(256, 8192 // block_m) if other else 128))
-    if own["DOT"]:
-        found.append(own | {"BLOCK_K": 32})
-    return found
+    lengths = [e for e in (own["BLOCK_E"] // 2, own["BLOCK_E"] * 2) if e >= 64 and own["BLOCK_M"] * e <= 8192]
+    return [own | {"BLOCK_E": e} for e in lengths] + [own | {"BLOCK_K": 32}, own | {"num_warps": 8}]
