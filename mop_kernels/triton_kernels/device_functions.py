@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from .arithmetic import power_of_2
+
 
 @dataclass(frozen=True)
 class Phm:
@@ -32,7 +34,7 @@ class Phm:
 
     @property
     def padded_rank(self) -> int:
-        return triton.next_power_of_2(self.rank)
+        return power_of_2(self.rank)
 
     @property
     def size_j(self) -> int:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from . import launch_config
+from .arithmetic import blocks
 from .device_functions import (
     activate,
     fold,
@@ -169,13 +170,13 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     down, up = maps_of(sizes)
     rows = block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up))
     block_v = even_block(up.loc_out, 32)
-    v_blocks = triton.cdiv(up.loc_out, block_v)
-    programs = sizes["pairs"] * sizes["maps"] * triton.cdiv(sizes["rows"], rows)
+    v_blocks = blocks(up.loc_out, block_v)
+    programs = sizes["pairs"] * sizes["maps"] * blocks(sizes["rows"], rows)
     return {
         "BLOCK_ROWS": rows,
         "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
-        "BLOCKS_V": triton.cdiv(v_blocks, min(v_blocks, max(1, 264 // max(1, programs)))),
+        "BLOCKS_V": blocks(v_blocks, min(v_blocks, max(1, 264 // max(1, programs)))),
         "num_warps": 4,
         "num_stages": 2,
     }
@@ -186,7 +187,7 @@ def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]
     down, up = maps_of(sizes)
     rows, v = own["BLOCK_ROWS"], even_block(up.loc_out, 16)
     changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
-    changes += [{"BLOCK_V": v, "BLOCKS_V": triton.cdiv(up.loc_out, v)}, {"BLOCKS_V": 1}]
+    changes += [{"BLOCK_V": v, "BLOCKS_V": blocks(up.loc_out, v)}, {"BLOCKS_V": 1}]
     changes += [{"BLOCK_U": max(16, even_block(down.loc_in, 64))}, {"num_stages": 1}, {"num_stages": 3}]
     return [own | change for change in changes]
 
@@ -206,8 +207,8 @@ def forward(x, down, ups, num_maps, activation, experts):
     launch(
         mop_ffn_kernel,
         (
-            triton.cdiv(rows, config["BLOCK_ROWS"])
-            * triton.cdiv(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
+            blocks(rows, config["BLOCK_ROWS"])
+            * blocks(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
             * groups[0]
             * groups[1]
             * num_maps,

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch_config
+from .arithmetic import blocks
 from .device_functions import activate, derivative, group_of, of_pair, row_tile
 from .launch import input_precision, launch
 from .mop_ffn import heuristic, hidden_before_activation
@@ -61,7 +62,7 @@ def hidden_rows(x, down, sizes, groups, activation, experts, with_slope) -> tupl
     slope = x.new_empty(hidden.shape, dtype=torch.float32) if with_slope else None
     launch(
         hidden_kernel,
-        (triton.cdiv(rows, config["BLOCK_ROWS"]) * groups[0] * groups[1],),
+        (blocks(rows, config["BLOCK_ROWS"]) * groups[0] * groups[1],),
         x,
         *factors,
         hidden,

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from . import launch_config
+from .arithmetic import blocks
 from .device_functions import (
     fold,
     group_of,
@@ -272,11 +273,11 @@ def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list
     sizes = sizes_of_map(maps[0], grads)
     config = launch_config.pick("mop_ffn_rows", sizes, x.dtype, x.device, heuristic_rows)
     P = gradient_blocks(sizes, config, "rows")
-    tiles = triton.cdiv(rows, config["BLOCK_ROWS"]) * triton.cdiv(P.loc_in, P.block_u)
+    tiles = blocks(rows, config["BLOCK_ROWS"]) * blocks(P.loc_in, P.block_u)
     partials = [Partial(m[0], groups, tiles, experts) if needed else None for m, needed in zip(maps, needs)]
     launch(
         rows_kernel,
-        (triton.cdiv(P.g_in, P.block_a) * tiles * groups[0] * groups[1],),
+        (blocks(P.g_in, P.block_a) * tiles * groups[0] * groups[1],),
         x,
         tuple(grads),
         *(tuple(m[k] for m in maps) for k in range(3)),
@@ -301,18 +302,18 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Pa
     sizes = sizes_of_map(maps[0], grads)
     config = launch_config.pick("mop_ffn_weights", sizes, x.dtype, x.device, heuristic_weights)
     P = gradient_blocks(sizes, config, "weights")
-    uv_blocks = triton.cdiv(P.loc_in, P.block_u) * triton.cdiv(P.loc_out, P.block_v)
-    c_blocks = triton.cdiv(P.g_out, P.block_c)
+    uv_blocks = blocks(P.loc_in, P.block_u) * blocks(P.loc_out, P.block_v)
+    c_blocks = blocks(P.g_out, P.block_c)
     partials = [
         [
-            Partial(m[k], groups, blocks, experts) if needed else None
-            for k, blocks, needed in zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False))
+            Partial(m[k], groups, parts, experts) if needed else None
+            for k, parts, needed in zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False))
         ]
         for m in maps
     ]
     launch(
         weights_kernel,
-        (uv_blocks * c_blocks * triton.cdiv(P.size_j, P.block_j) * groups[0] * groups[1] * len(maps),),
+        (uv_blocks * c_blocks * blocks(P.size_j, P.block_j) * groups[0] * groups[1] * len(maps),),
         x,
         tuple(grads),
         *(tuple(m[k] for m in maps) for k in range(3)),

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arithmetic import blocks
 from .device_functions import select
 from .launch import launch
 
@@ -18,19 +19,19 @@ from .launch import launch
 class Partial:
     """Where the kernels write the gradient of a tensor, a pair and block apart; `done` if that is the gradient."""
 
-    def __init__(self, like: Tensor, groups: tuple[int, int], blocks: int, experts: Tensor | None):
-        self.like, self.blocks = like, blocks
+    def __init__(self, like: Tensor, groups: tuple[int, int], parts: int, experts: Tensor | None):
+        self.like, self.parts = like, parts
         self.summed = tuple(full if size == 1 else 1 for size, full in zip(like.shape, groups))
         self.kept = tuple(1 if size == 1 else full for size, full in zip(like.shape, groups))
-        is_sum = (*self.summed, blocks) != (1, 1, 1)
+        is_sum = (*self.summed, parts) != (1, 1, 1)
         self.done = not is_sum and (experts is None or like.shape[1] == 1)
         dtype = like.dtype if self.done else torch.float32
-        self.tensor = torch.empty(*groups, blocks, *like.shape[2:], dtype=dtype, device=like.device)
+        self.tensor = torch.empty(*groups, parts, *like.shape[2:], dtype=dtype, device=like.device)
 
 
 @triton.jit
 def sums_kernel(
-    partials, totals, experts, first_programs, sizes, blocks, layers_summed, experts_summed, layers_kept, experts_kept,
+    partials, totals, experts, first_programs, sizes, parts, layers_summed, experts_summed, layers_kept, experts_kept,
     all_experts, num_experts, BLOCK: tl.constexpr, BLOCK_SUM: tl.constexpr,
 ):  # fmt: skip
     """Every tuple has one entry a tensor; sizes are the numbers of one pair. A program writes BLOCK numbers of one."""
@@ -39,7 +40,7 @@ def sums_kernel(
     for tensor in tl.static_range(1, len(partials)):
         which += (program >= first_programs[tensor]).to(tl.int32)
     partial, total, size = select(partials, which), select(totals, which), select(sizes, which)
-    blocks, all_experts = select(blocks, which), select(all_experts, which)
+    parts, all_experts = select(parts, which), select(all_experts, which)
     layers_summed, experts_summed = select(layers_summed, which), select(experts_summed, which)
     layers_kept, experts_kept = select(layers_kept, which), select(experts_kept, which)
 
@@ -47,11 +48,11 @@ def sums_kernel(
     layer, expert, place = place // (experts_kept * size), place // size % experts_kept, place % size
     inside = layer < layers_kept
     sums = tl.zeros((BLOCK_SUM, BLOCK), tl.float32)
-    for first in range(0, layers_summed * experts_summed * blocks, BLOCK_SUM):
+    for first in range(0, layers_summed * experts_summed * parts, BLOCK_SUM):
         k = first + tl.arange(0, BLOCK_SUM)[:, None]
-        pair = (layer + k // (blocks * experts_summed)) * num_experts + (expert + k // blocks % experts_summed)
-        mask = inside & (k < layers_summed * experts_summed * blocks)
-        sums += tl.load(partial + ((pair * blocks + k % blocks) * size + place), mask=mask, other=0.0)
+        pair = (layer + k // (parts * experts_summed)) * num_experts + (expert + k // parts % experts_summed)
+        mask = inside & (k < layers_summed * experts_summed * parts)
+        sums += tl.load(partial + ((pair * parts + k % parts) * size + place), mask=mask, other=0.0)
     if experts is not None:
         expert = tl.where(all_experts > 1, tl.load(experts + expert, mask=inside, other=0), 0)
     place = (layer * all_experts + expert) * size + place
@@ -66,7 +67,7 @@ def totals(gradients: list[Partial], experts: Tensor | None) -> list[Tensor]:
     results = {id(p): make(p.like) for p in waiting}
     if waiting:
         sizes = [p.like[0, 0].numel() for p in waiting]
-        programs = [triton.cdiv(size * p.kept[0] * p.kept[1], block) for p, size in zip(waiting, sizes)]
+        programs = [blocks(size * p.kept[0] * p.kept[1], block) for p, size in zip(waiting, sizes)]
         launch(
             sums_kernel,
             (sum(programs),),
@@ -75,7 +76,7 @@ def totals(gradients: list[Partial], experts: Tensor | None) -> list[Tensor]:
             experts,
             tuple(accumulate(programs[:-1], initial=0)),
             tuple(sizes),
-            tuple(p.blocks for p in waiting),
+            tuple(p.parts for p in waiting),
             *(tuple(p.summed[dim] for p in waiting) for dim in (0, 1)),
             *(tuple(p.kept[dim] for p in waiting) for dim in (0, 1)),
             tuple(p.like.shape[1] for p in waiting),

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import torch
-import triton
 from torch import Tensor
 
+from .arithmetic import power_of_2
 from .device_functions import Phm
 from .launch import input_precision
 
@@ -58,7 +58,7 @@ def maps_of(sizes: dict[str, int]) -> tuple[Phm, Phm]:
 
 def block(size: int, most: int) -> int:
     """A power of two for a side of `size`: all of it, or as much as there is room for."""
-    return max(1, min(triton.next_power_of_2(size), 1 << max(most, 1).bit_length() - 1))
+    return max(1, min(power_of_2(size), 1 << max(most, 1).bit_length() - 1))
 
 
 # Numbers in a tile: with 128 threads at most 64 registers of each thread; 32 in float32, whose products keep their
@@ -68,8 +68,7 @@ TILE = {torch.float32: 4096, torch.bfloat16: 8192, torch.float16: 8192}
 
 def size_of_hidden(down: Phm, up: Phm) -> int:
     """Columns of the hidden rows, with the padding of either view."""
-    power = triton.next_power_of_2
-    return max(power(down.g_out) * power(down.loc_out), power(up.g_in) * max(16, power(up.loc_in)))
+    return max(power_of_2(down.g_out) * power_of_2(down.loc_out), power_of_2(up.g_in) * max(16, power_of_2(up.loc_in)))
 
 
 def rows_of_a_block(dtype: torch.dtype) -> int:
@@ -96,22 +95,22 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
     down, up = maps_of(sizes)
     rows, block_v = config["BLOCK_ROWS"], config["BLOCK_V"]
     tile = TILE[dtype]
-    v = triton.next_power_of_2(down.loc_out)
+    v = power_of_2(down.loc_out)
     j = block(down.size_j, min(32, tile // (v * max(rows, config["BLOCK_U"]))))
     down = replace(
         down,
         block_j=j,
         block_a=block(down.g_in, 16),
-        block_c=triton.next_power_of_2(down.g_out),
+        block_c=power_of_2(down.g_out),
         block_u=config["BLOCK_U"],
         block_v=max(v, 16 // j),
     )
-    u = max(16, triton.next_power_of_2(up.loc_in))
+    u = max(16, power_of_2(up.loc_in))
     j = block(up.size_j, min(32, tile // (rows * max(u, block_v)), tile // (u * block_v)))
     up = replace(
         up,
         block_j=j,
-        block_a=triton.next_power_of_2(up.g_in),
+        block_a=power_of_2(up.g_in),
         block_c=block(up.g_out, tile // (rows * block_v)),
         block_u=u,
         block_v=max(block_v, 16 // j),
