@@ -17,6 +17,7 @@ from typing import get_type_hints
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mop_t5 import commands
+from mop_t5.methods import get, names
 
 _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what that is worth.
 
@@ -41,12 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     command, given = COMMANDS[parsed.command], parsed[parsed.command].as_dict()
     given.pop("config", None)
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     try:
+        if processes > 1 and parsed.command != "train":
+            raise RuntimeError(f"only train runs in several processes, and this is one of {processes}.")
         command(**_gather(command, given))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         if os.environ.get("MOP_T5_DEBUG"):
             raise
-        print(f"mop-t5 {parsed.command}: {error}", file=sys.stderr)
+        if rank == 0:
+            print(f"mop-t5 {parsed.command}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -60,7 +65,8 @@ def _parser() -> ArgumentParser:
     subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
-        one = ArgumentParser(description=description, formatter_class=_Help)
+        epilog = _method_fields() if "options" in inspect.signature(command).parameters else None
+        one = ArgumentParser(description=description, epilog=epilog, formatter_class=_Help)
         one.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
         dataclasses = _dataclasses(command)
         one.add_function_arguments(command, as_group=False, skip=set(dataclasses))
@@ -71,6 +77,11 @@ def _parser() -> ArgumentParser:
                 action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
         subcommands.add_subcommand(name, one, help=description.split("\n")[0])
     return parser
+
+
+def _method_fields() -> str:
+    """The documentation of every method's fields, for the help of commands with options."""
+    return "\n\n".join(inspect.getdoc(get(name).Config) for name in names())
 
 
 def _dataclasses(command: Callable) -> dict[str, type]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
@@ -22,8 +23,19 @@ from mop_t5.demo import DemoConfig, run_demo
 from mop_t5.evaluation import FLOORS, Rouge, by_scenario, generate_summaries, make_table, score_table, to_markdown
 from mop_t5.methods import get
 from mop_t5.tokenization import load_tokenizer
-from mop_t5.training import TrainingConfig, load_run, prepare_output, save_run, write_settings
+from mop_t5.training import (
+    TrainingConfig,
+    check_resumable,
+    has_checkpoint,
+    load_run,
+    prepare_output,
+    read_history,
+    read_settings,
+    save_run,
+    write_settings,
+)
 from mop_t5.training import train as train_model
+from mop_t5.training.seeds import history_table, seed_folders, spread_table
 
 
 def train(
@@ -33,6 +45,7 @@ def train(
     output: str,
     method: str | None = None,
     options: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
     implementation: str = "rouge_score",
     unit: str = "char",
     overwrite: bool = False,
@@ -40,10 +53,13 @@ def train(
 ) -> None:
     """Train a method on a frozen backbone, or all weights of a backbone where no method is named.
 
-    The output folder can be given to `evaluate` and `generate`.
+    The output folder can be given to `evaluate` and `generate`; its run.json is the configuration with every default
+    filled in, and `--config OUTPUT/run.json --output ANOTHER` repeats the run. torchrun trains on several devices.
 
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --options.prefix_length 20
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --evaluate_every 500 --patience 3
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
+      torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
 
     Args:
         corpus: folder with train.jsonl, and valid.jsonl if evaluate_every is set.
@@ -51,42 +67,85 @@ def train(
         output: folder for the result. It must be new or empty.
         method: name of the method to tune. Without it all weights of the backbone are trained.
         options: fields of the method, such as {"prefix_length": 20}; as flags --options.prefix_length 20.
+        seeds: train once with each of these in place of seed, into OUTPUT/seed-N, and report mean and deviation.
         implementation: package that counts ROUGE when validating, "rouge_score" or "rouge".
         unit: what ROUGE counts when validating, "char", "jieba" or "jieba_hmm".
         overwrite: empty the output folder first if it holds an earlier run.
-        resume: go on from the newest checkpoint in the output folder.
+        resume: go on from the newest checkpoint in the output folder, with the same configuration but for steps,
+            patience and the intervals.
     """
     if overwrite and resume:
         raise ValueError("overwrite and resume exclude each other: one empties the folder that the other needs.")
     if method is None and options:
         raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
+    if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
+        raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
     examples = read_split(corpus, "train")
     valid = read_split(corpus, "valid") if training.evaluate_every else None
     rouge = Rouge(implementation, unit)
-    model, tokenizer = mop_t5.load_backbone(backbone), load_tokenizer(backbone)
-    set_seed(training.seed)  # attach draws the method's initial values
-    if method is None:
-        model.requires_grad_(True)
-    else:
-        mop_t5.attach(model, method, scenarios=scenarios_of(examples), **(options or {}))
-    folder = prepare_output(output, overwrite=overwrite, keep=resume)
+    tokenizer = load_tokenizer(backbone)
+
+    def new_model(seed: int):
+        model = mop_t5.load_backbone(backbone)
+        set_seed(seed)  # attach draws the method's initial values
+        if method is None:
+            return model.requires_grad_(True)
+        return mop_t5.attach(model, method, scenarios=scenarios_of(examples), **(options or {}))
+
+    first = training.seed if seeds is None else seeds[0]
+    model = new_model(first)  # raises what is wrong with the method before a folder is made
+    resolved = {} if method is None else model.mop.config.to_dict()
     settings = {
         "corpus": str(Path(corpus).resolve()),
         "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
         "method": method,
-        "options": options or {},
-        "training": asdict(training),
+        "options": {name: value for name, value in resolved.items() if name != "scenarios"},
+        "implementation": implementation,
+        "unit": unit,
+        "seeds": seeds,
+        **asdict(training),
     }
-    write_settings(folder, settings)
-    result = train_model(model, tokenizer, examples, training, output=folder, valid=valid, rouge=rouge, resume=resume)
-    save_run(folder, model, tokenizer, result, settings)
+    if resume:
+        check_resumable(output, settings)
+    processes = PartialState()  # one, unless torchrun or accelerate started several
+    if processes.is_main_process:
+        prepare_output(output, overwrite=overwrite, keep=resume)
+        write_settings(output, settings)
+    processes.wait_for_everyone()
+    runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+    for seed, folder in runs.items():
+        goes_on = resume and (seeds is None or has_checkpoint(folder))
+        if resume and not goes_on and read_history(folder):
+            continue  # finished, and without checkpoints
+        if seed != first:
+            model = new_model(seed)
+        result = train_model(
+            model,
+            tokenizer,
+            examples,
+            replace(training, seed=seed),
+            output=folder,
+            valid=valid,
+            rouge=rouge,
+            resume=goes_on,
+        )
+        if processes.is_main_process:
+            save_run(folder, model, tokenizer, result, settings | {"seed": seed, "seeds": None})
+        processes.wait_for_everyone()
+    if not processes.is_main_process:
+        return
     count = mop_t5.count_parameters(model)
-    losses = [loss for _, loss in result.losses]
-    print(
-        f"Trained {count.trained:,} parameters, {100 * count.share:.4f} % of the backbone's {count.backbone:,}, for "
-        f"{training.steps} steps of {result.seconds_per_step:.3f} s; loss {losses[0]:.3f} -> {losses[-1]:.3f}.\n"
-        f"Written to {folder}. Next: mop-t5 evaluate --run {folder}"
-    )
+    trained = f"Trained {count.trained:,} parameters, {100 * count.share:.4f} % of the backbone's {count.backbone:,}"
+    if seeds is None:
+        losses = [loss for _, loss in result.losses]
+        seconds = f"{training.steps} steps of {result.seconds_per_step:.3f} s"
+        print(f"{trained}, for {seconds}; loss {losses[0]:.3f} -> {losses[-1]:.3f}.")
+    else:
+        print(f"{trained}, with each of {len(seeds)} seeds.")
+        table = history_table({seed: read_history(folder) for seed, folder in runs.items()})
+        (Path(output) / "results.md").write_text(to_markdown(table), encoding="utf-8")
+        _show(table)
+    print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")
 
 
 def evaluate(
@@ -103,7 +162,8 @@ def evaluate(
 ) -> None:
     """Generate the summaries of one split and score them by ROUGE, per scenario and on average.
 
-    Writes RUN/evaluation-SPLIT with results.md and predictions.jsonl.
+    Writes RUN/evaluation-SPLIT with results.md and predictions.jsonl. A run of several seeds is evaluated seed by seed,
+    and RUN/evaluation-SPLIT.md has their mean and deviation.
 
       mop-t5 evaluate --run runs/mop
       mop-t5 evaluate --run runs/mop --split valid --num_beams 4 --unit jieba --overwrite
@@ -123,27 +183,37 @@ def evaluate(
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     rouge = Rouge(implementation, unit)
-    model, tokenizer, settings = load_run(run, backbone)
-    corpus = corpus or settings.get("corpus")
-    if corpus is None:
-        raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
-    examples = read_split(corpus, split)
-    summaries = {name: make(examples, read_split(corpus, "train")) for name, make in FLOORS.items() if floors}
-    folder = prepare_output(Path(run) / f"evaluation-{split}", overwrite=overwrite)
-    summaries[settings.get("method") or "all weights"] = generate_summaries(
-        model, tokenizer, examples, batch_size=batch_size, num_beams=num_beams, progress=True, **_lengths(settings)
-    )
-    references, scenarios = [e.summary for e in examples], [e.scenario for e in examples]
-    title = f"{rouge}: R-1/R-2/R-L on {len(examples)} {split} rows, {num_beams} beam(s)"
-    table = score_table(title, {n: by_scenario(rouge(references, texts), scenarios) for n, texts in summaries.items()})
-    write_settings(folder, {"run": run, "corpus": corpus, "split": split, "num_beams": num_beams})
-    (folder / "results.md").write_text(to_markdown(table), encoding="utf-8")
-    with open(folder / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for i, example in enumerate(examples):
-            row = asdict(example) | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    _show(table)
-    print(f"Written to {folder}: results.md, predictions.jsonl.")
+    seeds = read_settings(run).get("seeds")
+    scores = {}
+    for seed, folder in seed_folders(run, seeds).items() if seeds else [(None, Path(run))]:
+        model, tokenizer, settings = load_run(folder, backbone)
+        data = corpus or settings.get("corpus")
+        if data is None:
+            raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
+        examples = read_split(data, split)
+        output = prepare_output(folder / f"evaluation-{split}", overwrite=overwrite)
+        summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
+        system = settings.get("method") or "all weights"
+        summaries[system] = generate_summaries(
+            model, tokenizer, examples, batch_size=batch_size, num_beams=num_beams, progress=True, **_lengths(settings)
+        )
+        references, scenarios = [e.summary for e in examples], [e.scenario for e in examples]
+        means = {name: by_scenario(rouge(references, texts), scenarios) for name, texts in summaries.items()}
+        scores[seed] = means[system]
+        title = f"{rouge}: R-1/R-2/R-L on {len(examples)} {split} rows, {num_beams} beam(s)"
+        table = score_table(title, means)
+        write_settings(output, {"run": str(folder), "corpus": data, "split": split, "num_beams": num_beams})
+        (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
+        with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
+            for i, example in enumerate(examples):
+                row = asdict(example) | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _show(table)
+        print(f"Written to {output}: results.md, predictions.jsonl.")
+    if seeds:
+        table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
+        (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")
+        _show(table)
 
 
 def generate(
@@ -254,9 +324,8 @@ def demo(config: DemoConfig) -> None:
 
 
 def _lengths(settings: dict) -> dict[str, int]:
-    training = settings.get("training", {})
     names = {"max_source": "max_source", "max_target": "max_new_tokens"}
-    return {argument: training[field] for field, argument in names.items() if field in training}
+    return {argument: settings[field] for field, argument in names.items() if field in settings}
 
 
 def _show(table: Table) -> None:

@@ -227,7 +227,7 @@ def _train(
         seed=config.seed,
     )
     result = train(model, tokenizer, examples, training, output=folder)
-    save_run(folder, model, tokenizer, result, settings | {"training": asdict(training)})
+    save_run(folder, model, tokenizer, result, settings | asdict(training))
     return result
 
 

@@ -2,12 +2,19 @@
 
 import inspect
 import json
+import re
+import statistics
+from dataclasses import fields
 
 import mop_t5
 import pytest
+import torch
 from mop_t5.cli import COMMANDS, main
 from mop_t5.data import synthetic_corpus, write_examples
+from mop_t5.methods import get
 from mop_t5.tokenization import train_tokenizer
+from mop_t5.training import TrainingConfig
+from safetensors.torch import load_file
 from transformers import T5Config
 
 SMALL = ["--steps", "4", "--batch_size", "4", "--log_every", "2", "--max_target", "12"]
@@ -84,8 +91,9 @@ def test_params_of_a_folder_and_with_options(place, capsys):
 def test_train_leaves_a_run_folder(trained):
     settings = json.loads((trained / "mop" / "run.json").read_text())
     assert settings["method"] == "mop"
-    assert settings["options"] == {"prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}
-    assert settings["training"]["steps"] == 4
+    assert settings["options"].items() >= {"prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}.items()
+    assert settings["options"]["rank"] == 1  # a default, filled in
+    assert settings["steps"] == 4
     model = mop_t5.load(mop_t5.load_backbone(trained / "backbone"), trained / "mop" / "adapter")
     assert model.scenarios == ("e-commerce", "food", "take-out", "taxi", "ticket")
     history = read_lines(trained / "mop" / "loss.jsonl")
@@ -138,8 +146,8 @@ def test_a_configuration_file_names_the_same_fields_as_the_flags(trained, tmp_pa
     assert main(["train", "--config", str(config), "--output", str(tmp_path / "run"), "--batch_size", "2"]) == 0
     settings = json.loads((tmp_path / "run" / "run.json").read_text())
     assert settings["method"] == "prefix_tuning"
-    assert settings["training"]["steps"] == 2
-    assert settings["training"]["batch_size"] == 2  # a flag wins
+    assert settings["steps"] == 2
+    assert settings["batch_size"] == 2  # a flag wins
     config.write_text("\n".join([*lines, "bach_size: 3"]))
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--config", str(config), "--output", str(tmp_path / "other")])
@@ -154,6 +162,89 @@ def test_resume_goes_on_from_the_checkpoint(trained, tmp_path, capsys):
     history = read_lines(tmp_path / "run" / "loss.jsonl")
     assert [point["step"] for point in history if "loss" in point] == [2, 4]
     assert "exclude each other" in fails(capsys, *base, "--resume", "--overwrite")
+    other = fails(capsys, *base, "--learning_rate", "1", "--options.rank", "2", "--resume")
+    assert "cannot be resumed with another configuration: learning_rate was 0.0005, now 1.0; options was" in other
+    assert "has no run.json" in fails(capsys, *base[:-6], "--output", tmp_path / "none", "--resume")
+
+
+def test_the_stored_configuration_repeats_the_run(trained, tmp_path):
+    config = str(trained / "mop" / "run.json")
+    assert main(["train", "--config", config, "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "run.json").read_text() == (trained / "mop" / "run.json").read_text()
+    first, again = (load_file(run / "adapter" / "model.safetensors") for run in (trained / "mop", tmp_path / "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+def cells_of(markdown):
+    """Rows of a Markdown table by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return {cells[0]: cells[1:] for cells in rows}
+
+
+def test_several_seeds_are_trained_reported_resumed_and_evaluated(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    base = ["train", "--corpus", str(trained / "corpus"), "--backbone", str(trained / "backbone"), *SMALL, *MOP]
+    base += ["--output", str(run), "--evaluate_every", "2", "--seeds", "[1, 0]"]
+    assert main(base) == 0
+    histories = [read_lines(run / f"seed-{seed}" / "loss.jsonl") for seed in (1, 0)]
+    losses = [[point["loss"] for point in history if "loss" in point][-1] for history in histories]
+    best = [max(point["eval_rouge"] for point in history if "eval_rouge" in point) for history in histories]
+    rows = cells_of((run / "results.md").read_text())
+    assert rows[""] == ["last loss", "R-1", "R-2", "R-L", "mean"]
+    for column, values in ((0, losses), (4, best)):
+        expected = [*values, statistics.mean(values), statistics.stdev(values)]
+        shown = [float(rows[name][column]) for name in ("seed 1", "seed 0", "mean", "deviation")]
+        assert shown == pytest.approx(expected, abs=6e-4)
+    assert losses[0] != losses[1]
+    assert "deviation" in capsys.readouterr().out
+    # seed 0 is the run that no list of seeds would have made
+    same = load_file(run / "seed-0" / "adapter" / "model.safetensors")
+    single = load_file(trained / "mop" / "adapter" / "model.safetensors")
+    assert all(torch.equal(tensor, same[name]) for name, tensor in single.items())
+
+    (run / "seed-0" / "loss.jsonl").unlink()  # as if it had been interrupted
+    assert main([*base, "--resume"]) == 0
+    assert cells_of((run / "results.md").read_text()) == rows
+
+    evaluate = ["evaluate", "--run", str(run), "--floors", "false", "--split", "valid"]
+    assert main(evaluate) == 0
+    spread = cells_of((run / "evaluation-valid.md").read_text())
+    assert spread["scenario"] == ["R-1", "R-2", "R-L"]
+    averages = [
+        cells_of((run / f"seed-{seed}" / "evaluation-valid" / "results.md").read_text())["average"][0].split("/")
+        for seed in (1, 0)
+    ]
+    for shown, values in zip(spread["average"], zip(*averages)):
+        expected = statistics.mean(map(float, values)), statistics.stdev(map(float, values))
+        assert [float(part) for part in shown.split(" ± ")] == pytest.approx(expected, abs=0.11)
+    assert "several runs: seed-1, seed-0" in fails(
+        capsys, "generate", "--run", run, "--dialogue", "x", "--scenario", "y"
+    )
+    assert "seeds must be two or more different integers" in fails(capsys, *base[:-1], "[3, 3]")
+
+
+def test_help_has_a_text_for_every_setting_and_every_field_of_a_method(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    documented = re.findall(r"\n    (\w+): (.*)", inspect.getdoc(TrainingConfig))
+    assert {name for name, _ in documented} == {field.name for field in fields(TrainingConfig)}
+    for name, meaning in documented:
+        assert f"--{name}" in text
+        assert " ".join(meaning.split()[:3]) in text
+    for method in mop_t5.methods():
+        config = get(method).Config
+        assert " ".join(config.__doc__.split()) in text
+        named = re.findall(r"^ *((?:\w+, )*\w+): ", config.__doc__, flags=re.MULTILINE)
+        assert {name for names in named for name in names.split(", ")} >= {field.name for field in fields(config)}
+
+
+def test_only_train_runs_in_several_processes(trained, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "only train runs in several processes" in fails(capsys, "evaluate", "--run", trained / "mop")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["evaluate", "--run", str(trained / "mop")]) == 1
+    assert capsys.readouterr().err == ""  # one process says it
 
 
 def test_errors_are_one_line(trained, tmp_path, capsys):

@@ -40,7 +40,7 @@ def test_short_demo(tmp_path, capsys):
     for method in ("mop", "prefix_tuning"):
         model, _, settings = load_run(output / method)
         assert settings["method"] == model.mop.name == method
-        assert settings["training"]["steps"] == 10
+        assert settings["steps"] == 10
         # the backbone under each method is the one that was frozen
         for name, parameter in plain.named_parameters():
             assert parameter.equal(model.get_parameter(name))

@@ -2,7 +2,16 @@
 
 from mop_t5.training.config import SCHEDULES, TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
-from mop_t5.training.run import load_run, prepare_output, read_settings, save_run, write_settings
+from mop_t5.training.run import (
+    check_resumable,
+    has_checkpoint,
+    load_run,
+    prepare_output,
+    read_history,
+    read_settings,
+    save_run,
+    write_settings,
+)
 from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
 
 __all__ = [
@@ -10,10 +19,13 @@ __all__ = [
     "SCHEDULES",
     "TrainingConfig",
     "TrainingResult",
+    "check_resumable",
     "group_parameters",
+    "has_checkpoint",
     "hold_absent_experts",
     "load_run",
     "prepare_output",
+    "read_history",
     "read_settings",
     "save_run",
     "train",

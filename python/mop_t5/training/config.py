@@ -15,7 +15,7 @@ class TrainingConfig:
 
     Args:
         steps: optimizer steps in all.
-        batch_size: rows a step on each device, before gradient accumulation.
+        batch_size: rows of a batch, on each device.
         accumulation: batches a step on each device; the step is that of one batch with all their rows.
         learning_rate: highest rate of AdamW, reached after the warm-up.
         group_rates: factors on the learning rate for named parameter groups of the method, such as {"experts": 10}.

@@ -1,10 +1,12 @@
 """A run folder: what a training run leaves, and all that is needed to use it again.
 
-run.json      the backbone, the corpus and the settings it was made with
+run.json      the configuration it was made with, every default filled in: `mop-t5 train --config` takes it
 adapter/      the method (mop_t5.save), or
 backbone/     the whole model and its tokenizer, where all weights were trained
 loss.jsonl    the loss history
 checkpoints/  what `--resume` goes on from, if checkpoints were asked for
+
+A run of several seeds has run.json, results.md and one such folder a seed, seed-N.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mop_t5
 from mop_t5.tokenization import load_tokenizer
-from mop_t5.training.trainer import TrainingResult
+from mop_t5.training.trainer import CHECKPOINTS, TrainingResult
 
 SETTINGS = "run.json"
+HISTORY = "loss.jsonl"
+# what a resumed run may change: how long it goes on, how often it reports, and where its files lie
+_MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
 
 
 def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> Path:
@@ -53,7 +58,7 @@ def save_run(
         model.save_pretrained(folder / "backbone")
         tokenizer.save_pretrained(folder / "backbone")
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
-    result.write(folder / "loss.jsonl")
+    result.write(folder / HISTORY)
     write_settings(folder, settings)
 
 
@@ -71,6 +76,30 @@ def read_settings(folder: str | Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_history(folder: str | Path) -> list[dict]:
+    """`TrainingResult.history` of a run folder; empty where the run has not ended."""
+    path = Path(folder) / HISTORY
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    return any((Path(folder) / CHECKPOINTS).glob("checkpoint-*"))
+
+
+def check_resumable(folder: str | Path, settings: dict) -> None:
+    """Raise ValueError if the run in `folder` had other settings than it is to be resumed with. Trainer takes the
+    optimizer's from the checkpoint whatever is asked for, and another seed or method would be another run."""
+    # as JSON gives them back: tuples are lists there
+    given, stored = json.loads(json.dumps(settings)), read_settings(folder)
+    other = sorted(name for name in given if name not in _MAY_CHANGE and given[name] != stored.get(name))
+    if other:
+        changes = "; ".join(f"{name} was {stored.get(name)!r}, now {given[name]!r}" for name in other)
+        raise ValueError(
+            f"{folder} cannot be resumed with another configuration: {changes}. Take it back, or start a new run with "
+            "another --output."
+        )
+
+
 def load_run(
     folder: str | Path, backbone_path: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
@@ -79,6 +108,9 @@ def load_run(
     `backbone_path` replaces the backbone's path in the settings, for a run that was moved.
     """
     folder, settings = Path(folder), read_settings(folder)
+    if settings.get("seeds"):
+        names = ", ".join(f"seed-{seed}" for seed in settings["seeds"])
+        raise ValueError(f"{folder} holds several runs: {names}. Give one of these folders.")
     path = backbone_path or settings.get("backbone")
     if not (folder / "adapter").is_dir() and not (folder / "backbone").is_dir():
         raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
