@@ -54,7 +54,8 @@ def sums_kernel(
         mask = inside & (k < layers_summed * experts_summed * parts)
         sums += tl.load(partial + ((pair * parts + k % parts) * size + place), mask=mask, other=0.0)
     if experts is not None:
-        expert = tl.where(all_experts > 1, tl.load(experts + expert, mask=inside, other=0), 0)
+        asked = inside & (expert < num_experts)  # none may be asked for
+        expert = tl.where(all_experts > 1, tl.load(experts + expert, mask=asked, other=0), 0)
     place = (layer * all_experts + expert) * size + place
     tl.store(total + place, tl.sum(sums, 0).to(total.dtype.element_ty), mask=inside)
 
