@@ -24,6 +24,10 @@ _WHERE = {
     "count_parameters": "api",
     "ParameterCount": "api",
     "scenario_ids": "api",
+    "scenarios": "scenario_changes",
+    "add_scenario": "scenario_changes",
+    "remove_scenario": "scenario_changes",
+    "train_only": "scenario_changes",
     "save": "api",
     "load": "api",
 }

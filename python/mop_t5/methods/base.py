@@ -1,7 +1,7 @@
 """What every method has in common: a config that checks itself, and a module that makes prefixes."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
 
 import torch
@@ -38,6 +38,10 @@ class MethodConfig:
     def to_dict(self) -> dict:
         return asdict(self)
 
+    def with_scenarios(self, scenarios) -> "MethodConfig":
+        """The same config for other scenarios."""
+        return replace(self, scenarios=scenarios)
+
 
 class Method(nn.Module):
     """Base of the methods. A subclass sets `name` and `Config` and overrides what it needs.
@@ -47,6 +51,7 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only
 
     def __init__(self, config: MethodConfig, shape: BackboneShape):
         super().__init__()
@@ -132,12 +137,16 @@ def _tensor_of_ids(scenario_ids) -> torch.Tensor:
     return torch.tensor(scenario_ids, dtype=torch.int64)
 
 
-def check_scenarios(value) -> tuple[str, ...]:
+def check_scenarios(value, argument: str = "scenarios") -> tuple[str, ...]:
+    """value as a tuple of distinct names, with something in each that can be written as UTF-8."""
     if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
-        raise TypeError(f"scenarios must be a list of names; got {value!r}.")
+        raise TypeError(f"{argument} must be a list of names; got {value!r}.")
+    unwritable = [s for s in value if not s.strip() or any("\ud800" <= c <= "\udfff" for c in s)]
+    if unwritable:
+        raise ValueError(f"{argument} must be names with text in them, of whole characters; got {unwritable[0]!r}.")
     repeated = sorted({s for s in value if value.count(s) > 1})
     if repeated:
-        raise ValueError(f"scenarios must be distinct; got {', '.join(repeated)} more than once.")
+        raise ValueError(f"{argument} must be distinct; got {', '.join(repeated)} more than once.")
     return tuple(value)
 
 

@@ -6,7 +6,7 @@ the prefixes depend on the scenario only, never on the text.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -121,6 +121,10 @@ class MOPConfig(MethodConfig):
                 raise ValueError("layers must name at least one layer; got none. Use None for all layers.")
             self._set("layers", tuple(sorted(set(self.layers))))
 
+    def with_scenarios(self, scenarios) -> "MOPConfig":
+        one_a_scenario = self.num_experts is not None and self.num_experts > 1
+        return replace(self, scenarios=scenarios, num_experts=None if one_a_scenario else self.num_experts)
+
     @property
     def experts(self) -> int:
         return len(self.scenarios) if self.num_experts is None else self.num_experts
@@ -223,10 +227,17 @@ class MOP(Method):
     def _expert_pairs(self, attention: str, active: torch.Tensor | None) -> tuple:
         """One (keys, values) a layer, each (experts or active, heads, prefix, d_kv)."""
         keys, values = self.experts[attention](self.input, experts=active)  # each (layers, experts, prefix, inner)
+        if self.trained_scenarios is not None and torch.is_grad_enabled():
+            keys, values = (self._without_gradients_of_others(rows, active) for rows in (keys, values))
         heads = (self.shape.num_heads, self.shape.d_kv)
         # contiguous: one copy here, not one in every layer at every decoding step
         per_layer = (rows.unflatten(-1, heads).transpose(2, 3).contiguous().unbind(0) for rows in (keys, values))
         return tuple(zip(*per_layer, strict=True))
+
+    def _without_gradients_of_others(self, rows: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+        here = torch.arange(rows.shape[1], device=rows.device) if active is None else active
+        trained = torch.isin(here, torch.tensor(self.trained_scenarios, device=rows.device))
+        return torch.where(trained[None, :, None, None], rows, rows.detach())
 
     def _active_experts(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The experts that the batch needs, ascending, or None to run all of them.
