@@ -52,7 +52,7 @@ def _mix(
     e_mask = tl.arange(0, BLOCK_E) < E - first
     k = program % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
     k_mask = k < K
-    k1, k2 = (k // K2).to(tl.int64), k % K2
+    k1, k2 = (k // K2).to(tl.int64), (k % K2).to(tl.int64)
     x += group * x_g
     x_e = e1 * x_e1 + e2 * x_e2
     r += group * r_g
@@ -145,7 +145,7 @@ def _mix_backward(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_mask = k < K
-        k1, k2 = (k // K2).to(tl.int64), k % K2
+        k1, k2 = (k // K2).to(tl.int64), (k % K2).to(tl.int64)
         gy_ke = (k1 * gy_k1 + k2 * gy_k2)[:, None] + gy_e[None, :]
         gy_tile = tl.load(gy + gy_ke, mask=k_mask[:, None] & e_mask[None, :], other=0.0)
         mk_mask = m_mask[:, None] & k_mask[None, :]
