@@ -1,6 +1,6 @@
 """Every kernel that the work of device_work.py launches, compiled for a GPU that need not be there.
 
-    python -m benchmarks.compile_table [--arch 90 80] [--candidates] [--workers 2]
+    python -m benchmarks.compile_table [--arch 90 80] [--candidates] [--summary] [--workers 2]
 
 The launches are recorded on tensors of the device "meta"; Triton's own just-in-time path compiles them, so that
 arguments are specialised as on a GPU. Registers and spills are read from the machine code by Triton's cuobjdump.
@@ -195,15 +195,33 @@ def as_markdown(rows: list[Compiled]) -> list[str]:
     return lines
 
 
+def as_summary(rows: list[Compiled]) -> list[str]:
+    """A line a kernel, dtype and architecture: the worst of all its shapes."""
+    lines = [
+        "| kernel | dtype | sm | compiled | registers | spill B | shared KB |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for kind in sorted({(r.kernel, r.precision, r.arch) for r in rows}):
+        some = [r for r in rows if (r.kernel, r.precision, r.arch) == kind]
+        registers, spill, shared = (max(r[k] for r in some) for k in map(Compiled._fields.index, WORST))
+        numbers = f"{len(some)} | {registers} | {spill} | {shared / 1024:.0f}"
+        lines.append(f"| {kind[0]} | {kind[1]} | {kind[2]} | {numbers} |")
+    return lines
+
+
+WORST = ("registers", "spill_bytes", "shared_bytes")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_table", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=sorted(SHARED_BYTES))
     parser.add_argument("--candidates", action="store_true", help="also every configuration that tuning would try")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--summary", action="store_true", help="a line a kernel, not a launch")
     arguments = parser.parse_args()
     start = time.perf_counter()
     rows = compile_all(arguments.arch, workers=arguments.workers, candidates=arguments.candidates)
-    print("\n".join(as_markdown(rows)))
+    print("\n".join((as_summary if arguments.summary else as_markdown)(rows)))
     print("\n".join(problems(rows)), file=sys.stderr)
     print(f"\n{len(rows)} kernels in {time.perf_counter() - start:.0f} s", file=sys.stderr)
 

@@ -183,3 +183,11 @@ def test_the_table_of_a_result_can_be_rendered():
     rates = {"copy_gbps": 1000.0, "mm_gflops": {"tf32": 1e5}}
     lines = device_tables.measured({"rates": rates, "rows": rows})
     assert "| dense F.linear | 20.00 | 20.00-20.00 | 2.00 | 5 |" in lines
+
+
+def test_the_documented_floors_are_the_computed_ones():
+    """All columns but the launches, which change with the kernels, and what is expected of them."""
+    documented = (ROOT / "docs" / "performance_gpu.md").read_text()
+    for line in device_tables.estimates():
+        floors = "|".join(line.split("|")[:-3])
+        assert floors in documented, "run python -m benchmarks.device_tables and put its table into the document"
