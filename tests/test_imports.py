@@ -25,7 +25,7 @@ ORDER = (
     "mop_kernels.reference",
 )
 BESIDE = {  # tools that stand outside the order: what of the package they may import
-    "mop_kernels.testing": {"mop_kernels.reference"},
+    "mop_kernels.testing": {"mop_kernels.reference", "mop_kernels.backends"},
     "mop_kernels.env_report": set(ORDER[1:]),
 }
 NEVER = {  # third-party packages a part must not import, at any depth
