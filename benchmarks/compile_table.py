@@ -31,7 +31,9 @@ SHOWN = ("DOT", "num_warps", "num_stages", "maxnreg")
 
 
 # (kernel, dtype, architecture): bytes of spilled registers that are accepted, with the reason
-SPILLS: dict[tuple[str, str, int], tuple[int, str]] = {}
+SPILLS: dict[tuple[str, str, int], tuple[int, str]] = {
+    ("rows_kernel", "float32", 90): (8, "two registers with Triton 3.6, none with 3.9"),
+}
 
 
 class Compiled(NamedTuple):
