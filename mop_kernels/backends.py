@@ -48,8 +48,29 @@ def build_info() -> dict:
 
 
 def plan_phm_linear(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int) -> dict:
-    """{direction: {way: cost}} of the cpu backend's phm_linear; it takes the cheapest."""
+    """{direction: {way: cost}} of the cpu backend's phm_linear; it takes the cheapest, of equals the first."""
     return _C.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
+
+
+def plan(name: str, backend: str, x: torch.Tensor, *factors: torch.Tensor) -> tuple[str, dict[str, dict[str, float]]]:
+    """(unit, {direction: {way: cost}}) of an operation that chooses by a cost model, ("", {}) of any other."""
+    if name not in ("phm_linear", "lowrank_phm_linear"):
+        return "", {}
+    rules, local = factors[:-1], factors[-1]
+    terms, g_in = rules[0].shape[:2]
+    g_out, (loc_in, loc_out) = rules[-1].shape[2], local.shape[1:]
+    rows = x.numel() // (g_in * loc_in)
+    if backend == "cpu" and name == "phm_linear":
+        return "multiply-adds of a dense product", plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
+    if backend == "triton":
+        from . import triton_kernels
+
+        rank = () if name == "phm_linear" else (rules[0].shape[2],)
+        module = getattr(triton_kernels, name)
+        found = module.plan(rows, terms, *rank, g_in, g_out, loc_in, loc_out, x.dtype)
+        ways = {way.replace("_", " "): round(found[way], 1) for way in found if way != "takes_local_first"}
+        return "us on an H200, estimated", {"forward": dict(reversed(ways.items()))}
+    return "", {}
 
 
 def available_backends() -> tuple[str, ...]:

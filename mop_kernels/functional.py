@@ -148,8 +148,7 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     choice = backends.resolve(backend, first.device, dtype)
     reason = backends.reason_of(backend, first.device, dtype)
     lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
-    if name == "phm_linear" and choice == "cpu" and {"rule", "local"} <= given.keys():
-        lines.append(_plan_of_phm_linear(first, given["rule"], given["local"]))
+    lines += _plan_lines(name, choice, given)
     for other in backends.NAMES:
         reason = backends.why_not(other)
         if reason is not None:
@@ -167,22 +166,23 @@ _METHODS = {
     },
     "triton": {
         "phm_weight": "one tile of W a program, terms summed in registers",
-        "phm_linear": "local first as one dense product with a mixing epilogue, or W built once",
-        "lowrank_phm_linear": "three stages, W never built",
-        "mop_ffn": "one launch for all pairs and maps, W never built, hidden rows on chip",
+        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
+        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
+        "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows do not fit on chip",
     },
 }
 
 
-def _plan_of_phm_linear(x: Tensor, rule: Tensor, local: Tensor) -> str:
-    terms, g_in, g_out = rule.shape
-    rows = x.numel() // (g_in * local.shape[1])
+def _plan_lines(name: str, backend: str, given: dict) -> list[str]:
+    tensors = [given.get(k) for k in inspect.signature(OPERATIONS[name]).parameters if k not in ("bias", "backend")]
+    if not all(isinstance(t, Tensor) for t in tensors):
+        return []
+    unit, plans = backends.plan(name, backend, *tensors)
     lines = []
-    for direction, costs in backends.plan_phm_linear(rows, terms, g_in, g_out, *local.shape[1:]).items():
-        figures = ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
-        taken = min(costs, key=costs.get)
-        lines.append(f"plan, {direction} of {rows} rows: {taken}; costs in multiply-adds of a dense product: {figures}")
-    return "\n".join(lines)
+    for direction, costs in plans.items():
+        taken, figures = min(costs, key=costs.get), ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
+        lines.append(f"plan, {direction}: {taken}; costs in {unit}: {figures}")
+    return lines
 
 
 def dtype_of_call(tensor: Tensor) -> torch.dtype:

@@ -1,5 +1,6 @@
 """The order of choice: argument, use_backend, environment variable, auto; what is named never falls back."""
 
+import re
 import threading
 import warnings
 
@@ -166,3 +167,23 @@ def test_explain_backend_errors():
         TypeError, match=r"explain_backend needs the arguments of phm_linear, tensors first; got NoneType"
     ):
         mk.explain_backend("phm_linear")
+
+
+@pytest.mark.parametrize("name", ["one_row", "many_rows"])
+@pytest.mark.parametrize("op", ["phm_linear", "lowrank_phm_linear"])
+def test_explain_gives_the_figures_of_the_cost_model(op, name, backend):
+    inputs = testing.linear_inputs if op == "phm_linear" else testing.lowrank_inputs
+    lines = mk.explain_backend(op, *inputs(SHAPES[name], torch.float32), backend=backend).splitlines()
+    plans = [line for line in lines if line.startswith("plan, ")]
+    assert bool(plans) == ((backend, op) in {("cpu", "phm_linear"), ("triton", "phm_linear"), ("triton", op)})
+    for line in plans:
+        taken, figures = re.match(r"plan, \w+: ([\w ]+); costs in [^:]+: (.+)", line).groups()
+        costs = {
+            way: float(cost.replace(",", "")) for way, cost in re.findall(r"([A-Za-z ]+) ([\d,.]+)(?:, |$)", figures)
+        }
+        assert len(costs) > 1
+        assert costs[taken] == min(costs.values())
+
+
+def test_explain_without_all_tensors_has_no_plan():
+    assert "plan, " not in mk.explain_backend("phm_linear", TENSORS[0])
