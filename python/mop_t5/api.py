@@ -101,12 +101,15 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
 
 
 def scenario_ids(model: PreTrainedModel, names: str | list[str], device=None) -> torch.Tensor:
-    """Ids of scenario names, int64 (len(names),); (1,) for a single name."""
+    """Ids of scenario names, int64 (len(names),); (1,) for a single name. Raises ValueError for an unknown one."""
     if not is_attached(model):
         raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
-    names = [names] if isinstance(names, str) else list(names)
+    if isinstance(names, str):
+        names = [names]
+    if not isinstance(names, (list, tuple)) or any(not isinstance(name, str) for name in names):
+        raise TypeError(f"names must be a scenario or a list of scenarios; got {names!r}.")
     known = {name: i for i, name in enumerate(model.scenarios)}
-    unknown = sorted({str(name) for name in names if name not in known})
+    unknown = sorted({name for name in names if name not in known})
     if unknown:
         raise ValueError(
             f"unknown scenario {', '.join(unknown)}; expected one of {', '.join(known) or 'none: the method has none'}."

@@ -54,7 +54,7 @@ def test_wrong_scenarios(tokenizer):
     with pytest.raises(ValueError, match="example 'b' is of scenario 'food'; known are taxi"):
         scenario_ids_of(ROWS, ["taxi"])
     rows = EncodedExamples(ROWS, tokenizer, ["food", "taxi"])
-    with pytest.raises(IndexError, match=r"scenario_ids must be in \[0, 1\), got \[1\]"):
+    with pytest.raises(ValueError, match=r"scenario_ids must be in \[0, 1\), got \[1\]"):
         Collator(0, 1)([rows[0], rows[1]])
     with pytest.raises(ValueError, match="examples is empty"):
         EncodedExamples([], tokenizer, None)

@@ -64,7 +64,7 @@ class Collator:
     """Pads a list of rows of `EncodedExamples` into a batch of LongTensors.
 
     `input_ids`, `attention_mask` `[B, S]`; `labels` `[B, T]`, padded with -100; `scenario_ids` `[B]` where the rows
-    have them. S and T are the longest of the batch. Ids outside `[0, num_scenarios)` raise IndexError here, on the CPU:
+    have them. S and T are the longest of the batch. Ids outside `[0, num_scenarios)` raise ValueError here, on the CPU:
     on a GPU an index out of range ends the process. `decoder_inputs` makes `decoder_input_ids` `[B, T]` from labels.
     """
 
@@ -87,10 +87,12 @@ class Collator:
         if self._decoder_inputs is not None:
             batch["decoder_input_ids"] = self._decoder_inputs(batch["labels"])
         if self.num_scenarios is not None:
-            ids = [row["scenario_ids"] for row in rows]
+            ids = [row.get("scenario_ids") for row in rows]
+            if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+                raise TypeError(f"scenario_ids must be an int in every row; got {ids}.")
             wrong = [i for i in ids if not 0 <= i < self.num_scenarios]
             if wrong:
-                raise IndexError(
+                raise ValueError(
                     f"scenario_ids must be in [0, {self.num_scenarios}), got {wrong}. Number the scenarios by their "
                     "position in the list the method was attached with."
                 )

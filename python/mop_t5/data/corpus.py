@@ -125,17 +125,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Example:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{where}: not valid JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
         ) from error
+    except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, brackets as many
+        raise ValueError(f"{where}: cannot be read as JSON ({error}). Write one JSON object a line.") from error
     if not isinstance(row, dict):
         raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
     fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}
     identifier = row.get("id", default_id)
     if not isinstance(identifier, str):
         raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
+    _check_characters(identifier, "id", where)
     return Example(**fields, id=identifier)
 
 
@@ -150,9 +153,27 @@ def _field(row: dict, key: str, where: str, needed: bool) -> str:
     value = row[present[0]]
     if not isinstance(value, str):
         raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.")
+    _check_characters(value, present[0], where)
     if needed and not value.strip():
         raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
     return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        repeated = sorted({repr(key) for key, _ in pairs if sum(other == key for other, _ in pairs) > 1})
+        raise ValueError(f"the key {', '.join(repeated)} stands in it more than once")
+    return row
+
+
+def _check_characters(text: str, key: str, where: str) -> None:
+    """JSON can escape one half of a surrogate pair, which no tokenizer and no file takes."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(
+            f"{where}: `{key}` has half of a surrogate pair (an escape \\ud800 to \\udfff that stands alone). "
+            "Write the whole character, or delete it."
+        )
 
 
 def _names(names: Sequence[str] | dict) -> str:

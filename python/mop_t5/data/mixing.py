@@ -24,6 +24,8 @@ def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tenso
         raise ValueError(f"sizes must hold at least one row for every scenario, got {list(sizes)}.")
     total = sum(sizes)
     weights = torch.tensor([(size / total) ** (1.0 / temperature) for size in sizes], dtype=torch.float64)
+    if not weights.sum() > 0:
+        raise ValueError(f"temperature {temperature} is so small that no scenario would be drawn. 1 keeps the sizes.")
     return weights / weights.sum()
 
 

@@ -10,6 +10,8 @@ from torch import nn
 from mop_t5.backbone import BackboneShape
 from mop_t5.prefix_attention import PrefixBatch
 
+LARGEST_INT = 2**31 - 1  # of a field; what torch and the tokenizers count with
+
 
 @dataclass(frozen=True)
 class MethodConfig:
@@ -107,6 +109,11 @@ class Method(nn.Module):
                 )
         if not isinstance(scenario_ids, torch.Tensor):
             scenario_ids = _tensor_of_ids(scenario_ids)
+        if scenario_ids.layout != torch.strided or (scenario_ids.is_meta and torch.device(device).type != "meta"):
+            raise TypeError(
+                f"scenario_ids must be a dense tensor with values; got one of layout {scenario_ids.layout} on device "
+                f"'{scenario_ids.device}'."
+            )
         if scenario_ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise TypeError(f"scenario_ids must be integers; got a tensor of {scenario_ids.dtype}.")
         if scenario_ids.dim() == 0:
@@ -134,6 +141,8 @@ def _tensor_of_ids(scenario_ids) -> torch.Tensor:
     valid = scenario_ids if isinstance(scenario_ids, (list, tuple)) else [scenario_ids]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in valid):
         raise TypeError(f"scenario_ids must be a tensor, a list of int or an int; got {scenario_ids!r}.")
+    if any(abs(i) > LARGEST_INT for i in valid):
+        raise ValueError("scenario_ids must be positions in the list of scenarios; got a number of more than 31 bits.")
     return torch.tensor(scenario_ids, dtype=torch.int64)
 
 
@@ -155,6 +164,8 @@ def check_int(name: str, value, minimum: int) -> None:
         raise TypeError(f"{name} must be an int; got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}.")
+    if value > LARGEST_INT:
+        raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
 
 
 def check_bool(name: str, value) -> None:

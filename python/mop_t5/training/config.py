@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import MISSING, dataclass, field, fields
 
 from mop_t5.data import BATCHINGS
+from mop_t5.methods.base import LARGEST_INT
 
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string", dict: "a dict"}
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -60,9 +63,12 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        for one in fields(self):
+            self._check_type(one.name, one.default_factory() if one.default is MISSING else one.default)
         for name in ("steps", "batch_size", "accumulation", "max_source", "max_target", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_steps", "evaluate_every", "patience", "save_every", "weight_decay", "max_grad_norm"):
+        counts = ("warmup_steps", "evaluate_every", "patience", "save_every", "seed")
+        for name in (*counts, "weight_decay", "max_grad_norm"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("learning_rate", self.learning_rate > 0, "above 0")
         self._require("temperature", self.temperature > 0, "above 0; 1 keeps the sizes, 2 is the paper's")
@@ -72,6 +78,25 @@ class TrainingConfig:
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
 
+    def _check_type(self, name: str, default) -> None:
+        value, kind = getattr(self, name), type(default)
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+            raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}.")
+        if kind is int:
+            self._require(name, abs(value) <= LARGEST_INT, f"at most {LARGEST_INT}")
+        if kind is float and not (name == "temperature" and value == math.inf):  # draws all scenarios equally often
+            self._require(name, _is_finite(value), "a finite number")
+        if kind is dict:
+            holds = all(isinstance(key, str) and _is_finite(rate) and rate >= 0 for key, rate in value.items())
+            self._require(name, holds, "factors of at least 0 by name of a parameter group, such as {'experts': 10}")
+
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}.")
+
+
+def _is_finite(value) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_INT
