@@ -7,6 +7,10 @@ One program computes a block of rows of one pair and one up map (and `BLOCKS_V` 
 for the down map, then for the up map on the activated hidden rows, which never leave the chip and are computed once
 an up map. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products, are
 rounded to the dtype of x between them, as torch's eager operations do.
+
+The up maps' factors, any number of maps, are handed over as tuples of pointers: nothing is stacked or copied. Where the
+hidden rows are too wide to stay on chip (`fits` in mop_ffn_tiles.py: 1024 numbers a row in float32, 2048 in 16 bits, or
+a rank above 32), a call takes the same three stages as batched matrix products of torch.
 """
 
 import torch

@@ -10,7 +10,6 @@ over. What it writes is a partial sum, one of (L, k, blocks, ...) in float32, fo
 float32.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -31,7 +30,7 @@ from .device_functions import (
 )
 from .launch import input_precision, launch
 from .mop_ffn_sums import Partial
-from .mop_ffn_tiles import even_block, gradient_blocks, group_strides, rows_of_a_block, sizes_of_map
+from .mop_ffn_tiles import gradient_blocks, group_strides, heuristic_rows, heuristic_weights, sizes_of_map
 
 
 @triton.jit
@@ -215,36 +214,6 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
     _, column, mask = row_tile(0, first_c, first_v, 1, P.g_out, P.loc_out, 1, P.block_c, P.block_v, P.fold_c)
     total = tl.sum(tl.reshape(of_rows, (CF, BLOCK_ROWS, NARROW)), 1)
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
-
-
-def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    return {
-        "BLOCK_ROWS": rows_of_a_block(dtype),
-        "BLOCK_U": max(16, even_block(sizes["loc_in"], 16)),
-        "BLOCK_V": max(16, even_block(sizes["loc_out"], 16 if dtype is torch.float32 else 32)),
-        "num_warps": 4,
-        "num_stages": 2,
-    }
-
-
-def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_rows(sizes, dtype), sizes)
-
-
-def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}  # rows are summed over
-    return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
-
-
-def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_weights(sizes, dtype), sizes)
-
-
-def _variants(own: dict[str, int], sizes: dict[str, int]) -> list[dict[str, int]]:
-    rows, v = own["BLOCK_ROWS"], max(16, even_block(sizes["loc_out"], 48 - own["BLOCK_V"]))
-    changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
-    changes += [{"BLOCK_V": v}, {"BLOCK_V": v, "num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}]
-    return [own | change for change in changes]
 
 
 def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial]:

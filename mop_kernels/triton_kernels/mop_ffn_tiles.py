@@ -1,4 +1,7 @@
-"""What the launches of mop_ffn depend on: the sizes of a call, its group strides, and the blocks of each map."""
+"""What the launches of mop_ffn depend on: the sizes of a call, its group strides, and the blocks of each map.
+
+With the launch configurations of the kernels in mop_ffn_gradients.py; the others' stand beside their launchers.
+"""
 
 from dataclasses import replace
 
@@ -131,3 +134,33 @@ def gradient_blocks(sizes: dict[str, int], config: dict[str, int], kernel: str) 
         j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
         c = block(P.g_out, most // (rows * max(j, v)))
     return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
+
+
+def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    return {
+        "BLOCK_ROWS": rows_of_a_block(dtype),
+        "BLOCK_U": max(16, even_block(sizes["loc_in"], 16)),
+        "BLOCK_V": max(16, even_block(sizes["loc_out"], 16 if dtype is torch.float32 else 32)),
+        "num_warps": 4,
+        "num_stages": 2,
+    }
+
+
+def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
+    return _variants(heuristic_rows(sizes, dtype), sizes)
+
+
+def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}  # rows are summed over
+    return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
+
+
+def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
+    return _variants(heuristic_weights(sizes, dtype), sizes)
+
+
+def _variants(own: dict[str, int], sizes: dict[str, int]) -> list[dict[str, int]]:
+    rows, v = own["BLOCK_ROWS"], max(16, even_block(sizes["loc_out"], 48 - own["BLOCK_V"]))
+    changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
+    changes += [{"BLOCK_V": v}, {"BLOCK_V": v, "num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}]
+    return [own | change for change in changes]
