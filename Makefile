@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test lint format benchmark gpu gpu-dry-run tune clean
+.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers gpu gpu-dry-run tune clean
 
 setup: $(STAMP)
 
@@ -31,10 +31,20 @@ demo: setup
 demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
-# Triton reads TRITON_INTERPRET when it is imported, so its interpreter has a process of its own
 test: lint
 	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -k triton
+	$(MAKE) -j2 --output-sync interpret-banks interpret-layers gpu-dry-run
+
+# The Triton kernels without a GPU: its interpreter is chosen when triton is imported, so in processes of its own
+BANK_TESTS := $(addprefix tests/kernels/test_,mop_ffn.py experts.py gradients.py)
+interpret-banks interpret-layers: export TRITON_INTERPRET := 1
+interpret-banks interpret-layers: export OMP_NUM_THREADS := 1
+
+interpret-banks: setup
+	$(BIN)/python -m pytest $(BANK_TESTS) -k triton
+
+interpret-layers: setup
+	$(BIN)/python -m pytest tests/kernels -k triton $(addprefix --ignore=,$(BANK_TESTS))
 
 lint: setup
 	$(BIN)/ruff check .
