@@ -12,10 +12,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 import mop_t5
 from mop_t5.data import SPLITS, Example, read_examples, read_split, scenarios_of
@@ -24,17 +24,19 @@ from mop_t5.evaluation import FLOORS, Rouge, by_scenario, generate_summaries, ma
 from mop_t5.methods import get
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import (
+    CHECKPOINTS,
     TrainingConfig,
     check_resumable,
-    has_checkpoint,
     load_run,
     prepare_output,
+    processes,
     read_history,
     read_settings,
     save_run,
     write_settings,
 )
 from mop_t5.training import train as train_model
+from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.seeds import history_table, seed_folders, spread_table
 
 
@@ -80,6 +82,9 @@ def train(
         raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
     if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
         raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
+    team = processes()
+    if not team.is_main_process:
+        disable_progress_bar()  # that of loading weights
     examples = read_split(corpus, "train")
     valid = read_split(corpus, "valid") if training.evaluate_every else None
     rouge = Rouge(implementation, unit)
@@ -107,14 +112,12 @@ def train(
     }
     if resume:
         check_resumable(output, settings)
-    processes = PartialState()  # one, unless torchrun or accelerate started several
-    if processes.is_main_process:
-        prepare_output(output, overwrite=overwrite, keep=resume)
+    prepare_output(output, overwrite=overwrite, keep=resume)
+    if team.is_main_process:
         write_settings(output, settings)
-    processes.wait_for_everyone()
     runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
     for seed, folder in runs.items():
-        goes_on = resume and (seeds is None or has_checkpoint(folder))
+        goes_on = resume and (seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
         if resume and not goes_on and read_history(folder):
             continue  # finished, and without checkpoints
         if seed != first:
@@ -129,10 +132,10 @@ def train(
             rouge=rouge,
             resume=goes_on,
         )
-        if processes.is_main_process:
+        if team.is_main_process:
             save_run(folder, model, tokenizer, result, settings | {"seed": seed, "seeds": None})
-        processes.wait_for_everyone()
-    if not processes.is_main_process:
+        team.wait_for_everyone()
+    if not team.is_main_process:
         return
     count = mop_t5.count_parameters(model)
     trained = f"Trained {count.trained:,} parameters, {100 * count.share:.4f} % of the backbone's {count.backbone:,}"

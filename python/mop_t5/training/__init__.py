@@ -4,9 +4,9 @@ from mop_t5.training.config import SCHEDULES, TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 from mop_t5.training.run import (
     check_resumable,
-    has_checkpoint,
     load_run,
     prepare_output,
+    processes,
     read_history,
     read_settings,
     save_run,
@@ -21,10 +21,10 @@ __all__ = [
     "TrainingResult",
     "check_resumable",
     "group_parameters",
-    "has_checkpoint",
     "hold_absent_experts",
     "load_run",
     "prepare_output",
+    "processes",
     "read_history",
     "read_settings",
     "save_run",

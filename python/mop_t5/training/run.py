@@ -15,11 +15,13 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mop_t5
 from mop_t5.tokenization import load_tokenizer
-from mop_t5.training.trainer import CHECKPOINTS, TrainingResult
+from mop_t5.training.trainer import TrainingResult
 
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
@@ -27,19 +29,30 @@ HISTORY = "loss.jsonl"
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
 
 
+def processes() -> PartialState:
+    """The processes of this run: one, unless torchrun or `accelerate launch` started several."""
+    # accelerate takes several processes on CPUs for as many runs unless it is told that CPUs are meant
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> Path:
     """Make an output folder. One that has content raises FileExistsError, unless `overwrite` (it is emptied) or `keep`
-    (it is used as it is, to resume). Only a folder that looks like an earlier output is ever emptied."""
-    folder = Path(folder)
+    (it is used as it is, to resume). Only a folder that looks like an earlier output is ever emptied. Of several
+    processes all call this: either all raise, or the first one makes the folder."""
+    folder, team = Path(folder), processes()
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Choose another --output.")
-    if not keep and folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
-        if not (folder / SETTINGS).is_file():
-            raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    full = not keep and folder.is_dir() and any(folder.iterdir())
+    if full and not overwrite:
+        raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
+    if full and not (folder / SETTINGS).is_file():
+        raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
+    team.wait_for_everyone()  # nobody may look any more when the folder changes
+    if team.is_main_process:
+        if full:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    team.wait_for_everyone()
     return folder
 
 
@@ -80,10 +93,6 @@ def read_history(folder: str | Path) -> list[dict]:
     """`TrainingResult.history` of a run folder; empty where the run has not ended."""
     path = Path(folder) / HISTORY
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
-def has_checkpoint(folder: str | Path) -> bool:
-    return any((Path(folder) / CHECKPOINTS).glob("checkpoint-*"))
 
 
 def check_resumable(folder: str | Path, settings: dict) -> None:

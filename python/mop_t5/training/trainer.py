@@ -21,13 +21,12 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
-from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, checkpoint_to_resume
+from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
@@ -189,11 +188,11 @@ class _StopWhereNotFinite(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+            last = next(reversed(checkpoints(args.output_dir)), "none: save_every was 0")
             raise FloatingPointError(
                 f"step {state.global_step + 1}: the loss or its gradient is not finite. Training stopped before this "
-                f"step changed a weight; the last checkpoint is {last or 'none: save_every was 0'}. Lower "
-                "learning_rate, raise warmup_steps, or turn bf16 off."
+                f"step changed a weight; the last checkpoint is {last}. Lower learning_rate, "
+                "raise warmup_steps, or turn bf16 off."
             )
 
 
@@ -234,6 +233,7 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
         max_grad_norm=config.max_grad_norm,
         label_smoothing_factor=config.label_smoothing,
         bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else torchrun on CPUs would start runs that know no others
         logging_steps=min(config.log_every, config.steps),  # at least one point
         logging_nan_inf_filter=False,  # it would log the mean of earlier losses in place of a NaN
         eval_strategy="steps" if validates else "no",
@@ -264,7 +264,8 @@ def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], rouge
     references, scenarios = [e.summary for e in valid], [e.scenario for e in valid]
 
     def compute(prediction) -> dict[str, float]:
-        tokens = torch.as_tensor(prediction.predictions)
+        # several processes fill their last batches up with the first rows; Seq2SeqTrainer leaves those at the end
+        tokens = torch.as_tensor(prediction.predictions)[: len(references)]
         texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
         average = by_scenario(rouge(references, texts), scenarios)[AVERAGE]
         return {name: 100 * value for name, value in average._asdict().items()} | {"rouge": 100 * average.mean}
