@@ -168,7 +168,7 @@ _METHODS = {
         "phm_weight": "one tile of W a program, terms summed in registers",
         "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
         "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
-        "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows do not fit on chip",
+        "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
     },
 }
 
