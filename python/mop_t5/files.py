@@ -3,9 +3,14 @@
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_REMOVING = ".removing"
 
 
 def write_durably(path: str | os.PathLike, content: bytes) -> None:
@@ -40,6 +45,46 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_tree(folder: Path) -> None:
+    """flush for a folder and all that is in it."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def put_in_place(complete: Path, folder: Path) -> None:
+    """Give a folder that is complete on the disk the name `folder`, in place of one that may have it."""
+    remove_folder(folder)
+    os.replace(complete, folder)
+    flush(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there; it loses its name before its content."""
+    if folder.exists():
+        going = folder.with_name(_REMOVING)
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(folder, going)
+        shutil.rmtree(going, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike, what: str) -> Iterator[Path]:
+    """A new folder to write into. At the end of the block it gets the name `folder`; on an error it is removed, and the
+    folder of that name is as it was. what: the content, for the message of an OSError."""
+    folder = Path(folder)
+    writing = folder.with_name(f".{folder.name}.writing")
+    with failure_in_a_sentence(what, folder):
+        shutil.rmtree(writing, ignore_errors=True)
+        try:
+            writing.mkdir(parents=True)
+            yield writing
+            flush_tree(writing)
+            put_in_place(writing, folder)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+
+
 def checksum(content: bytes) -> str:
     """SHA-256, as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
@@ -48,16 +93,19 @@ def checksum(content: bytes) -> str:
 @contextmanager
 def failure_in_a_sentence(what: str, folder: str | os.PathLike) -> Iterator[None]:
     """An OSError of the same kind and number that says what could not be written, where and why, and that nothing
-    saved before was lost. torch reports a full disk as a RuntimeError of its zip writer, which is made an OSError."""
+    saved before was lost. torch reports a full disk as a RuntimeError of its zip writer, safetensors as a
+    SafetensorError; both are made an OSError."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError):
-            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-                raise
-            number, reason = errno.EIO, "the file could not be written to its end, as on a full disk"
-        else:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError):
             number, reason = error.errno, error.strerror or str(error)
+        elif isinstance(error, SafetensorError):
+            number, reason = errno.EIO, str(error)
+        elif "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+            number, reason = errno.EIO, "a file could not be written to its end, as on a full disk"
+        else:
+            raise
         message = (
             f"{what} could not be written to {str(folder)!r}: {reason}. Nothing that was saved before is lost. Make "
             "room there or choose another folder."

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mop_t5.data import synthetic_corpus
 from mop_t5.tokenization import train_tokenizer
-from mop_t5.training import TrainingConfig, train
+from mop_t5.training import TrainingConfig, TrainingResult, load_run, save_run, train
 from mop_t5.training.checkpoints import checkpoint_to_resume, checkpoints
 from transformers import T5Config
 
@@ -137,18 +137,49 @@ def test_a_full_disk_keeps_the_checkpoints_before(method, tokenizer, tmp_path, m
     assert all(torch.equal(p, q) for p, q in zip(resumed.parameters(), straight.parameters()))
 
 
-def test_a_disk_that_is_full(tokenizer, tmp_path):
-    """A real file system of 200 KiB; a checkpoint takes about 120."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", tmp_path], capture_output=True).returncode:
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 400 KiB. A checkpoint takes about 110, or 280 where all weights are trained."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("no right to mount a file system")
-    try:
-        with pytest.raises(OSError, match=r"checkpoint-\d could not be written to") as caught:
-            run(new_model(tokenizer), tokenizer, tmp_path, steps=8, save_every=1)
-        assert caught.value.errno in (errno.ENOSPC, errno.EIO)
-        assert len(names(tmp_path)) >= 1
-        assert checkpoint_to_resume(tmp_path / "checkpoints", new_model(tokenizer))
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("method", ["mop", None])
+def test_a_disk_that_is_full(method, tokenizer, small_disk):
+    with open(small_disk / "ballast", "wb") as file:
+        file.write(bytes(150_000 if method == "mop" else 1))
+    with pytest.raises(
+        OSError, match=r"checkpoint-\d could not be written to .*\. Nothing that was saved before"
+    ) as caught:
+        run(new_model(tokenizer, method), tokenizer, small_disk, steps=8, save_every=1)
+    assert caught.value.errno in (errno.ENOSPC, errno.EIO)
+    assert names(small_disk) in (["checkpoint-1"], ["checkpoint-1", "checkpoint-2"])
+    assert checkpoint_to_resume(small_disk / "checkpoints", new_model(tokenizer, method))
+
+
+def test_a_whole_backbone_is_replaced_whole(tokenizer, small_disk):
+    """What save_run writes at the end, where all weights were trained."""
+    model, result = new_model(tokenizer, None), TrainingResult([], 1.0)
+    save_run(small_disk, model, tokenizer, result, {})
+    before = {path.name: path.read_bytes() for path in (small_disk / "backbone").iterdir()}
+    larger = mop_t5.build_backbone("t5-small", num_layers=1, d_model=64, d_ff=16, vocab_size=1000)
+    with pytest.raises(OSError, match=r"the backbone could not be written to .*backbone': .*No space left"):
+        save_run(small_disk, larger, tokenizer, result, {})
+    assert {path.name: path.read_bytes() for path in (small_disk / "backbone").iterdir()} == before
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    save_run(small_disk, model, tokenizer, result, {})
+    assert next(load_run(small_disk)[0].parameters()).abs().sum() == 0
+    assert not [path for path in small_disk.iterdir() if path.name.startswith(".")]
+
+
+def test_a_new_run_does_not_mix_its_checkpoints_with_old_ones(trained, tokenizer):
+    with pytest.raises(
+        FileExistsError, match=r"holds checkpoints of an earlier run\. Resume it, choose another output"
+    ):
+        run(new_model(tokenizer), tokenizer, trained.parent)
 
 
 KILLED_RUN = Path(__file__).with_name("killed_training.py")

@@ -20,12 +20,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mop_t5 import adapter_folder
 from mop_t5.api import is_attached
 from mop_t5.backbone_identity import check_same_backbone
-from mop_t5.files import failure_in_a_sentence, flush, write_durably
+from mop_t5.files import failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
 from mop_t5.injection import backbone_parameters
 
 FILES = "files.json"  # {"files": {name: SHA-256}} of all others; its presence says that the checkpoint is whole
 _WRITING = ".writing"
-_REMOVING = ".removing"
 
 
 class WholeCheckpoints:
@@ -43,7 +42,7 @@ class WholeCheckpoints:
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with failure_in_a_sentence(name, folder):
             if self.args.should_save:
-                _remove(folder / _WRITING)
+                remove_folder(folder / _WRITING)
             self.accelerator.wait_for_everyone()
             self._writes = True
             try:
@@ -54,9 +53,7 @@ class WholeCheckpoints:
                 if self.args.should_save:
                     self.state.save_to_json(folder / _WRITING / name / "trainer_state.json")
                     _seal(folder / _WRITING / name)
-                    _remove(folder / name)
-                    os.replace(folder / _WRITING / name, folder / name)
-                    flush(folder)
+                    put_in_place(folder / _WRITING / name, folder / name)
                     self._remove_old(folder)
             finally:
                 self._writes = False
@@ -70,7 +67,7 @@ class WholeCheckpoints:
         ordered = [path for path in checkpoints(folder) if best is None or path != Path(best)]
         kept = limit - (len(ordered) < len(checkpoints(folder))) if limit else len(ordered)
         for path in ordered[: max(0, len(ordered) - max(1, kept))]:
-            _remove(path)
+            remove_folder(path)
 
 
 class LogWhenSaving(TrainerCallback):
@@ -89,6 +86,14 @@ def checkpoints(folder: str | Path) -> list[Path]:
         if step.isdecimal() and (path / FILES).is_file():
             found.append((int(step), path))
     return [path for _, path in sorted(found)]
+
+
+def check_none(folder: str | Path) -> None:
+    """Raise FileExistsError if there are checkpoints: a new run beside them could later resume from an old one."""
+    if checkpoints(folder):
+        raise FileExistsError(
+            f"{str(folder)!r} holds checkpoints of an earlier run. Resume it, choose another output, or delete them."
+        )
 
 
 def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
@@ -126,12 +131,10 @@ def _check_is_of(model: PreTrainedModel, checkpoint: Path) -> None:
 def _seal(checkpoint: Path) -> None:
     """Wait until all files are on the disk, then write the list of their checksums."""
     files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
-    for path in files.values():
-        flush(path)
+    flush_tree(checkpoint)
     sums = {name: _checksum(path) for name, path in files.items()}
     write_durably(checkpoint / FILES, (json.dumps({"files": sums}, indent=2) + "\n").encode())
-    for path in {checkpoint, *(path.parent for path in files.values())}:
-        flush(path)
+    flush(checkpoint)
 
 
 def _check_files(checkpoint: Path) -> None:
@@ -153,12 +156,3 @@ def _checksum(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder that may be there; it loses its name before its content."""
-    if path.exists():
-        going = path.with_name(_REMOVING)
-        shutil.rmtree(going, ignore_errors=True)
-        os.replace(path, going)
-        shutil.rmtree(going, ignore_errors=True)

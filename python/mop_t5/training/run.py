@@ -20,6 +20,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mop_t5
+from mop_t5.files import failure_in_a_sentence, replace_file, whole_folder
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training.trainer import TrainingResult
 
@@ -68,8 +69,9 @@ def save_run(
     if mop_t5.is_attached(model):
         mop_t5.save(model, folder / "adapter")
     else:
-        model.save_pretrained(folder / "backbone")
-        tokenizer.save_pretrained(folder / "backbone")
+        with whole_folder(folder / "backbone", "the backbone") as writing:
+            model.save_pretrained(writing)
+            tokenizer.save_pretrained(writing)
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
     result.write(folder / HISTORY)
     write_settings(folder, settings)
@@ -78,7 +80,8 @@ def save_run(
 def write_settings(folder: str | Path, settings: dict) -> None:
     """run.json. Written before training, too, so that an interrupted run can be overwritten or resumed."""
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-    (Path(folder) / SETTINGS).write_text(text, encoding="utf-8")
+    with failure_in_a_sentence(SETTINGS, folder):
+        replace_file(Path(folder) / SETTINGS, text.encode())
 
 
 def read_settings(folder: str | Path) -> dict:
