@@ -84,6 +84,11 @@ def test_two_processes_resume(ranks, alone):
     assert len(losses(ranks[0]["resumed"])) == 12
 
 
+def test_another_number_of_processes_does_not_resume(ranks, folder):
+    with pytest.raises(ValueError, match=r"was written by 2 process\(es\) and cannot be resumed by 1.*Start 2"):
+        worker.trained(folder, "mixed", 14, 1, resume=True)
+
+
 def test_experts_that_a_process_lacks_neither_hang_nor_part_it_from_the_others(ranks, alone):
     for step, expected in enumerate(alone["ddp"]):
         for name, weight in ranks[0]["ddp"][step].items():

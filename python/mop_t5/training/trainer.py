@@ -26,8 +26,7 @@ from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
-from mop_t5.files import failure_in_a_sentence, replace_file
-from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
+from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
@@ -55,8 +54,7 @@ class TrainingResult:
 
     def write(self, path: str | Path) -> None:
         """The history as JSON lines."""
-        with failure_in_a_sentence("the loss history", path):
-            replace_file(path, "".join(json.dumps(point) + "\n" for point in self.history).encode())
+        Path(path).write_text("".join(json.dumps(point) + "\n" for point in self.history), encoding="utf-8")
 
 
 def train(
@@ -83,9 +81,7 @@ def train(
     `accumulation` times as many batches. Only the first process logs and saves.
 
     Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown;
-    FloatingPointError at the step whose gradient is not finite, before it changes a weight; OSError, with all earlier
-    checkpoints kept, if one cannot be written; FileExistsError if there are checkpoints and `resume` is False, and with
-    `resume` what checkpoint_to_resume raises: FileNotFoundError if there is none, ValueError for one of another model.
+    FloatingPointError at the step whose gradient is not finite, before it changes a weight.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
@@ -93,10 +89,8 @@ def train(
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
-    folder = Path(output) / CHECKPOINTS
-    if not resume:
-        check_none(folder)
     set_seed(config.seed)
+    folder = Path(output) / CHECKPOINTS
     scenarios = list(model.scenarios) if is_attached(model) else None
     lengths = {"max_source": config.max_source, "max_target": config.max_target}
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
@@ -116,7 +110,10 @@ def train(
         callbacks=_callbacks(config),
     )
     trainer.set_up(config, mixing_ids)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint_to_resume(folder, model) if resume else None)
+    checkpoint = checkpoint_to_resume(folder, model) if resume else None
+    if checkpoint is not None:
+        _check_processes(checkpoint, trainer.args.world_size)
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     model.eval()
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes it even where nothing is saved
@@ -124,6 +121,16 @@ def train(
     rows = config.batch_size * config.accumulation * trainer.args.world_size
     history = [point | {"epoch": point["step"] * rows / len(examples)} for point in trainer.state.log_history]
     return TrainingResult(history, outcome.metrics["train_runtime"] / steps)
+
+
+def _check_processes(checkpoint: str, processes: int) -> None:
+    """Raise ValueError if a checkpoint was written by another number of processes, which had taken other batches."""
+    wrote = len(list(Path(checkpoint).glob("rng_state*.pth")))  # every process leaves one
+    if wrote != processes:
+        raise ValueError(
+            f"{checkpoint} was written by {wrote} process(es) and cannot be resumed by {processes}: they would take "
+            f"other batches. Start {wrote}."
+        )
 
 
 class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
