@@ -26,7 +26,8 @@ from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
-from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, checkpoint_to_resume, checkpoints
+from mop_t5.files import failure_in_a_sentence, replace_file
+from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
@@ -54,7 +55,8 @@ class TrainingResult:
 
     def write(self, path: str | Path) -> None:
         """The history as JSON lines."""
-        Path(path).write_text("".join(json.dumps(point) + "\n" for point in self.history), encoding="utf-8")
+        with failure_in_a_sentence("the loss history", path):
+            replace_file(path, "".join(json.dumps(point) + "\n" for point in self.history).encode())
 
 
 def train(
@@ -81,7 +83,9 @@ def train(
     `accumulation` times as many batches. Only the first process logs and saves.
 
     Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown;
-    FloatingPointError at the step whose gradient is not finite, before it changes a weight.
+    FloatingPointError at the step whose gradient is not finite, before it changes a weight; OSError, with all earlier
+    checkpoints kept, if one cannot be written; FileExistsError if there are checkpoints and `resume` is False, and with
+    `resume` what checkpoint_to_resume raises: FileNotFoundError if there is none, ValueError for one of another model.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
@@ -89,8 +93,10 @@ def train(
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
-    set_seed(config.seed)
     folder = Path(output) / CHECKPOINTS
+    if not resume:
+        check_none(folder)
+    set_seed(config.seed)
     scenarios = list(model.scenarios) if is_attached(model) else None
     lengths = {"max_source": config.max_source, "max_target": config.max_target}
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
