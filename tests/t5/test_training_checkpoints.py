@@ -175,6 +175,13 @@ def test_a_whole_backbone_is_replaced_whole(tokenizer, small_disk):
     assert not [path for path in small_disk.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("content", [b'{"backbone": "x"', b"", b"[]", b"\xff"])
+def test_damaged_settings(content, tmp_path):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged.*Copy it again, or train anew"):
+        load_run(tmp_path)
+
+
 def test_a_new_run_does_not_mix_its_checkpoints_with_old_ones(trained, tokenizer):
     with pytest.raises(
         FileExistsError, match=r"holds checkpoints of an earlier run\. Resume it, choose another output"

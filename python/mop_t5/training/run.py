@@ -85,11 +85,17 @@ def write_settings(folder: str | Path, settings: dict) -> None:
 
 
 def read_settings(folder: str | Path) -> dict:
-    """run.json of a run folder; FileNotFoundError where there is none."""
+    """run.json of a run folder; FileNotFoundError where there is none, ValueError if it is damaged."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings. Copy it again, or train anew.")
+    return settings
 
 
 def read_history(folder: str | Path) -> list[dict]:
