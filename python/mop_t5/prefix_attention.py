@@ -94,7 +94,9 @@ def split_attention(
     scores = torch.cat([block.to(_wide(query.dtype)) for block in scores], dim=-1)
     if mask is not None:
         scores += mask
-    weights = F.dropout(scores.softmax(-1).to(query.dtype), dropout, training=dropout > 0)
+    weights = scores.softmax(-1).to(query.dtype)
+    if dropout > 0:
+        weights = F.dropout(weights, dropout)
     p = prefix_key.shape[-2]
     out = _times_prefix(weights[..., :p], prefix_value, rows) + weights[..., p:] @ value
     return out.transpose(1, 2).contiguous(), weights

@@ -113,7 +113,7 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
     with torch.no_grad():
         monkeypatch.setattr(plain_module, "eager_attention_forward", spy_plain)
         tiny(kind, implementation="eager")(**inputs)
-        model = attached(kind, implementation="sdpa")
+        model = attached(kind)
         monkeypatch.setattr(prefix_attention, "split_attention", spy_split)
         model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(random_prefix(model, 3)))
     assert len(seen["plain"]) == len(seen["prefixed"]) == 2 + 3 + 3

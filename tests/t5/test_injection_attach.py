@@ -10,6 +10,7 @@ import torch
 from mop_t5 import backbone, injection, prefix_attention
 from mop_t5.prefix_attention import PrefixBatch
 from t5_oracle import batch, random_prefix, tiny
+from torch._dynamo.testing import CompileCounterWithBackend
 
 SCENARIOS = ["a", "b", "c"]
 FIELDS = {"prefix_length": 5, "d_mid": 8, "scenarios": SCENARIOS}
@@ -21,8 +22,8 @@ def attach(model, method="mop", **overrides):
     return mop_t5.attach(model, method, **{**(MOP_FIELDS if method == "mop" else FIELDS), **overrides})
 
 
-def labelled(masks="padding"):
-    inputs = batch(masks)
+def labelled(inputs=None):
+    inputs = inputs or batch("padding")
     inputs["labels"] = inputs.pop("decoder_input_ids")
     inputs.pop("decoder_attention_mask", None)
     return inputs
@@ -210,6 +211,9 @@ def test_autocast():
     loss.backward()
     torch.testing.assert_close(loss.float(), expected, atol=0.2, rtol=0.05)
     assert all(p.grad.dtype == torch.float32 for p in model.mop.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.generate(inputs["input_ids"], scenario_ids=IDS, num_beams=2, max_new_tokens=3)
+    assert tokens.shape[0] == 4
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
@@ -225,6 +229,28 @@ def test_copies_are_independent(copier):
     assert torch.equal(model(**inputs, scenario_ids=IDS).logits, expected)
     with torch.no_grad():
         assert torch.equal(other(**inputs).logits, tiny()(**inputs).logits)
+
+
+def test_two_adapters_on_one_model_in_turn():
+    """Each computes on the model what it computes on a model of its own, whatever was attached before it."""
+    model, inputs = tiny(), labelled()
+
+    def results(model, method):
+        torch.manual_seed(5)
+        attach(model, method)
+        optimiser = torch.optim.SGD(model.mop.parameters(), lr=0.1)
+        model(**inputs, scenario_ids=IDS).loss.backward()
+        optimiser.step()
+        logits = model(**inputs, scenario_ids=IDS).logits.detach()
+        tokens = model.generate(inputs["input_ids"], scenario_ids=IDS, num_beams=2, max_new_tokens=4)
+        mop_t5.detach(model)
+        return logits, tokens
+
+    expected = {method: results(tiny(), method) for method in ("mop", "prefix_tuning")}
+    assert not torch.equal(expected["mop"][0], expected["prefix_tuning"][0])
+    for method in ("mop", "prefix_tuning", "mop"):
+        for got, right in zip(results(model, method), expected[method], strict=True):
+            assert torch.equal(got, right)
 
 
 def test_two_models_in_one_process_do_not_see_each_other():
@@ -323,8 +349,10 @@ def test_old_transformers_is_refused(version):
 
 def test_umt5_with_sdpa_needs_a_transformers_that_is_causal(monkeypatch):
     monkeypatch.setattr(injection, "transformers_version", "5.17.0")
+    model = tiny("umt5", implementation="eager")
+    model.decoder.config._attn_implementation_internal = "sdpa"
     with pytest.raises(ValueError, match=r"umT5 with sdpa is not causal in training in transformers 5.17.0"):
-        attach(tiny("umt5"))
+        attach(model)
     attach(tiny("umt5", implementation="eager"))
     attach(tiny("mt5"))
 
@@ -338,18 +366,32 @@ def test_masks_are_registered_with_the_functions():
 
 
 def test_compiles_without_graph_breaks():
-    model = attach(tiny(dtype=torch.float32))
-    graphs = []
-
-    def backend(graph, example_inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
-    for size, source, target in ((4, 6, 5), (3, 7, 5), (5, 9, 4)):
-        inputs = batch("padding", size, source, target)
+    """Forward and backward for every batch, source and target size; long queries and short, which take two ways."""
+    torch.compiler.reset()
+    model = attach(tiny(dtype=torch.float32, dropout_rate=0.0, num_layers=1, num_decoder_layers=1)).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for i, size in enumerate((4, 3, 5, 2, 6)):
+        inputs = labelled(batch("padding", size, 70 + i, 6 - i % 2))
         ids = torch.arange(size) % 3
-        got = compiled(**inputs, scenario_ids=ids, use_cache=False).logits
-        expected = model(**inputs, scenario_ids=ids, use_cache=False).logits
-        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
-    assert len(graphs) <= 2
+        results = []
+        for call in (model, compiled):
+            model.zero_grad()
+            loss = call(**inputs, scenario_ids=ids).loss
+            loss.backward()
+            results.append([loss.detach(), *(p.grad.clone() for p in model.mop.parameters())])
+        for expected, got in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert counter.frame_count <= 2
+
+
+def test_generation_with_a_static_cache_and_a_compiled_forward():
+    torch.compiler.reset()
+    model, inputs = attach(tiny(num_layers=1, num_decoder_layers=1)), batch()
+    del inputs["decoder_input_ids"]
+    options = {"scenario_ids": IDS, "max_new_tokens": 6, "cache_implementation": "static"}
+    expected = model.generate(**inputs, **options)
+    counter = CompileCounterWithBackend("eager")
+    model.forward = torch.compile(model.forward, backend=counter, fullgraph=True)
+    assert torch.equal(model.generate(**inputs, **options), expected)
+    assert 1 <= counter.frame_count <= 2
