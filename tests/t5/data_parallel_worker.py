@@ -46,7 +46,7 @@ def weights(model):
 
 def trained(folder, name, steps, count, resume=False, model=None):
     model = model or new_model()
-    fields = {"batch_size": 2, "learning_rate": 2e-3, "warmup_steps": 0, "log_every": 1, "max_target": 8}
+    fields = {"batch_size": 2, "learning_rate": 2e-3, "warmup_steps": 0, "log_every": 1, "max_target": 48}
     fields |= {"steps": steps, "save_every": 4, "schedule": "constant", **RUNS[name]}
     config = TrainingConfig(**fields | {"accumulation": fields["accumulation"] // count})
     result = train(
@@ -84,7 +84,7 @@ def nan(folder):
 def alone(count, rank):
     """A plain DDP loop. At each step the processes have rows of one scenario each; "food" has none from step 2 on."""
     model = new_model()
-    rows = EncodedExamples(CORPUS["train"], TOKENIZER, SCENARIOS, max_target=8)
+    rows = EncodedExamples(CORPUS["train"], TOKENIZER, SCENARIOS)
     of = {s: [rows[i] for i, e in enumerate(CORPUS["train"]) if e.scenario == s] for s in SCENARIOS}
     wrapped = DistributedDataParallel(model) if count > 1 else model
     optimizer = torch.optim.AdamW(model.mop.parameters(), lr=2e-3, weight_decay=0.5)
