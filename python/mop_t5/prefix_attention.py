@@ -2,9 +2,9 @@
 
 T5 does not scale by 1/sqrt(d). Prefix columns have bias 0 and mask 0; real tokens keep the bias they have without a
 prefix, because the prefix is joined here, after T5 has computed it and after the cache update: the prefix is in
-neither. Two ways, the same softmax in float32 or better: split_attention joins two blocks of scores and never copies
-real keys and values, which is what counts at a decoding step; joined_attention copies them into one fused call, which
-pays for long queries (encoder, 8 x 300 tokens, one CPU thread, forward and backward: 250 ms against 540 ms).
+neither. Two ways, the same softmax: split_attention writes out prefix and token scores and copies no real keys and
+values, which is what counts at a decoding step; joined_attention copies them into one fused call, which pays for long
+queries. docs/injection.md has the measurements.
 """
 
 import sys
@@ -218,7 +218,7 @@ def _causal(q: int, k: int, device) -> torch.Tensor:
 
 
 def mop_sdpa(module, query, key, value, attention_mask, mop_prefix=None, scenario_ids=None, **kwargs):
-    """Attention function "mop_sdpa": scaled_dot_product_attention where there is no prefix, split where there is."""
+    """Attention function "mop_sdpa": T5's own sdpa where there is no prefix; where there is, one of the two ways."""
     return _forward(
         "sdpa", module, query, key, value, attention_mask, mop_prefix=mop_prefix, scenario_ids=scenario_ids, **kwargs
     )
