@@ -164,7 +164,7 @@ _REFERENCE = {
 }
 
 
-_overloads = {}  # filled as they are asked for: looking one up in torch.ops costs a call half a microsecond
+_overloads = {}  # looking one up in torch.ops costs a call half a microsecond
 
 
 def define(backend: str, implementations: dict | None = None) -> None:
@@ -175,14 +175,12 @@ def define(backend: str, implementations: dict | None = None) -> None:
         torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=_library)
         if implementations is not None:
             _library.impl(qualified, implementations[name], "CompositeExplicitAutograd")
+        _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
 
 
 def get(name: str, backend: str):
     """The op overload of an operation for a backend."""
-    key = (name, backend)
-    if key not in _overloads:
-        _overloads[key] = getattr(torch.ops.mop_kernels, f"{name}_{backend}").default
-    return _overloads[key]
+    return _overloads[name, backend]
 
 
 def _on_first_use(name: str):
