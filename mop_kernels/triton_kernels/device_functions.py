@@ -128,29 +128,31 @@ def fold(tile, FOLD: tl.constexpr):
 
 
 @triton.jit
-def load_rule_in(pointer, first_j, first_a, P: tl.constexpr, BLOCK_A: tl.constexpr, FOLD: tl.constexpr):
-    """rule_in (terms, g_in, rank) as [(j f), (a f')]."""
+def load_rule(
+    pointer, first_j, first_g, P: tl.constexpr, G: tl.constexpr, STEP_G: tl.constexpr, STEP_R: tl.constexpr,
+    BLOCK_G: tl.constexpr, FOLD: tl.constexpr,
+):  # fmt: skip
+    """A factor of the rule, of G sides, as [(j f), (g f')]; STEP_G, STEP_R: to its next side, to its next rank."""
     BLOCK_J: tl.constexpr = P.block_j
     jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
-    af = tl.arange(0, BLOCK_A * FOLD)[None, :]
+    gf = tl.arange(0, BLOCK_G * FOLD)[None, :]
     j = first_j + jf // FOLD
     i, r = j // P.padded_rank, j % P.padded_rank
-    a = first_a + af // FOLD
-    mask = (i < P.terms) & (r < P.rank) & (a < P.g_in) & (jf % FOLD == af % FOLD)
-    return tl.load(pointer + ((i * P.g_in + a) * P.rank + r), mask=mask, other=0.0)
+    g = first_g + gf // FOLD
+    mask = (i < P.terms) & (r < P.rank) & (g < G) & (jf % FOLD == gf % FOLD)
+    return tl.load(pointer + (i * (G * P.rank) + g * STEP_G + r * STEP_R), mask=mask, other=0.0)
+
+
+@triton.jit
+def load_rule_in(pointer, first_j, first_a, P: tl.constexpr, BLOCK_A: tl.constexpr, FOLD: tl.constexpr):
+    """rule_in (terms, g_in, rank) as [(j f), (a f')]."""
+    return load_rule(pointer, first_j, first_a, P, P.g_in, P.rank, 1, BLOCK_A, FOLD)
 
 
 @triton.jit
 def load_rule_out(pointer, first_j, first_c, P: tl.constexpr, BLOCK_C: tl.constexpr, FOLD: tl.constexpr):
     """rule_out (terms, rank, g_out) as [(j f), (c f')]."""
-    BLOCK_J: tl.constexpr = P.block_j
-    jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
-    cf = tl.arange(0, BLOCK_C * FOLD)[None, :]
-    j = first_j + jf // FOLD
-    i, r = j // P.padded_rank, j % P.padded_rank
-    c = first_c + cf // FOLD
-    mask = (i < P.terms) & (r < P.rank) & (c < P.g_out) & (jf % FOLD == cf % FOLD)
-    return tl.load(pointer + ((i * P.rank + r) * P.g_out + c), mask=mask, other=0.0)
+    return load_rule(pointer, first_j, first_c, P, P.g_out, 1, P.g_out, BLOCK_C, FOLD)
 
 
 @triton.jit
