@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..reference import group_sizes
 from .arithmetic import power_of_2
 from .device_functions import Phm
 from .launch import input_precision
@@ -28,7 +29,7 @@ def maps_of_list(ups: list, num_maps: int) -> list[list]:
 
 def groups_of(x: Tensor, down: list[Tensor], maps: list[list[Tensor]], experts: Tensor | None) -> tuple[int, int]:
     """(layers, experts asked for)."""
-    layers, num_experts = (max(t.shape[dim] for t in (x, *down, *maps[0])) for dim in (0, 1))
+    layers, num_experts = group_sizes(x, down, maps[:1])  # all maps have the shapes of one
     return layers, num_experts if experts is None else experts.shape[0]
 
 
