@@ -1,6 +1,6 @@
 """The command `mop-t5`: train, evaluate, generate, params, demo.
 
-The flags of a command are made from its function in commands.py. An error of the user's is one line on stderr and exit
+The flags of a command are made from its function in commands/. An error of the user's is one line on stderr and exit
 code 1 (2 for a wrong flag); with MOP_T5_DEBUG=1 it shows where it was raised.
 """
 

@@ -13,7 +13,7 @@ from mop_t5.evaluation.rouge import (
     mean_scores,
     number_recall,
 )
-from mop_t5.evaluation.tables import format_scores, make_table, score_table, to_markdown
+from mop_t5.evaluation.tables import format_scores, make_table, score_table, show, to_markdown
 
 __all__ = [
     "AVERAGE",
@@ -33,5 +33,6 @@ __all__ = [
     "plot_losses",
     "random_reference",
     "score_table",
+    "show",
     "to_markdown",
 ]

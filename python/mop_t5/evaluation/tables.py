@@ -51,3 +51,9 @@ def to_markdown(table: Table) -> str:
     Console(file=output, width=1000).print(plain)
     lines = (line.rstrip() for line in output.getvalue().splitlines())
     return f"{table.title}\n\n" + "\n".join(line for line in lines if line) + "\n"
+
+
+def show(table: Table) -> None:
+    """Print a table, wider than most terminals that are not one: a log file must not cut it."""
+    console = Console()
+    Console(width=max(console.width, 140)).print(table)

@@ -1,0 +1,81 @@
+"""mop-t5 evaluate"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from mop_t5.commands.generate import lengths
+from mop_t5.data import SPLITS, read_split
+from mop_t5.evaluation import FLOORS, Rouge, by_scenario, generate_summaries, score_table, show, to_markdown
+from mop_t5.training import load_run, prepare_output, read_settings, write_settings
+from mop_t5.training.seeds import seed_folders, spread_table
+
+
+def evaluate(
+    run: str,
+    corpus: str | None = None,
+    split: str = "test",
+    backbone: str | None = None,
+    floors: bool = True,
+    implementation: str = "rouge_score",
+    unit: str = "char",
+    num_beams: int = 1,
+    batch_size: int = 32,
+    overwrite: bool = False,
+) -> None:
+    """Generate the summaries of one split and score them by ROUGE, per scenario and on average.
+
+    Writes RUN/evaluation-SPLIT with results.md and predictions.jsonl. A run of several seeds is evaluated seed by seed,
+    and RUN/evaluation-SPLIT.md has their mean and deviation.
+
+      mop-t5 evaluate --run runs/mop
+      mop-t5 evaluate --run runs/mop --split valid --num_beams 4 --unit jieba --overwrite
+
+    Args:
+        run: folder that `mop-t5 train` wrote.
+        corpus: corpus folder, if not the one of the run.
+        split: "train", "valid" or "test".
+        backbone: folder of the backbone, if it has moved since the run.
+        floors: also score the first user turn, a random and the nearest training reference.
+        implementation: package that counts ROUGE, "rouge_score" or "rouge".
+        unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        num_beams: beams of the search; 1 is greedy.
+        batch_size: dialogues generated from at once.
+        overwrite: replace an earlier evaluation of this split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    rouge = Rouge(implementation, unit)
+    seeds = read_settings(run).get("seeds")
+    scores = {}
+    for seed, folder in seed_folders(run, seeds).items() if seeds else [(None, Path(run))]:
+        model, tokenizer, settings = load_run(folder, backbone)
+        data = corpus or settings.get("corpus")
+        if data is None:
+            raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
+        examples = read_split(data, split)
+        output = prepare_output(folder / f"evaluation-{split}", overwrite=overwrite)
+        summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
+        system = settings.get("method") or "all weights"
+        summaries[system] = generate_summaries(
+            model, tokenizer, examples, batch_size=batch_size, num_beams=num_beams, progress=True, **lengths(settings)
+        )
+        references, scenarios = [e.summary for e in examples], [e.scenario for e in examples]
+        means = {name: by_scenario(rouge(references, texts), scenarios) for name, texts in summaries.items()}
+        scores[seed] = means[system]
+        title = f"{rouge}: R-1/R-2/R-L on {len(examples)} {split} rows, {num_beams} beam(s)"
+        table = score_table(title, means)
+        write_settings(output, {"run": str(folder), "corpus": data, "split": split, "num_beams": num_beams})
+        (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
+        with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
+            for i, example in enumerate(examples):
+                row = asdict(example) | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        show(table)
+        print(f"Written to {output}: results.md, predictions.jsonl.")
+    if seeds:
+        table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
+        (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")
+        show(table)

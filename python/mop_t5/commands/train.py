@@ -1,0 +1,139 @@
+"""mop-t5 train"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
+
+import mop_t5
+from mop_t5.data import read_split, scenarios_of
+from mop_t5.evaluation import Rouge, show, to_markdown
+from mop_t5.tokenization import load_tokenizer
+from mop_t5.training import (
+    CHECKPOINTS,
+    TrainingConfig,
+    check_resumable,
+    prepare_output,
+    processes,
+    read_history,
+    save_run,
+    write_settings,
+)
+from mop_t5.training import train as train_model
+from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.seeds import history_table, seed_folders
+
+
+def train(
+    training: TrainingConfig,
+    corpus: str,
+    backbone: str,
+    output: str,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    implementation: str = "rouge_score",
+    unit: str = "char",
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Train a method on a frozen backbone, or all weights of a backbone where no method is named.
+
+    The output folder can be given to `evaluate` and `generate`; its run.json is the configuration with every default
+    filled in, and `--config OUTPUT/run.json --output ANOTHER` repeats the run. torchrun trains on several devices.
+
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --options.prefix_length 20
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --evaluate_every 500 --patience 3
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
+      torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
+
+    Args:
+        corpus: folder with train.jsonl, and valid.jsonl if evaluate_every is set.
+        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
+        output: folder for the result. It must be new or empty.
+        method: name of the method to tune. Without it all weights of the backbone are trained.
+        options: fields of the method, such as {"prefix_length": 20}; as flags --options.prefix_length 20.
+        seeds: train once with each of these in place of seed, into OUTPUT/seed-N, and report mean and deviation.
+        implementation: package that counts ROUGE when validating, "rouge_score" or "rouge".
+        unit: what ROUGE counts when validating, "char", "jieba" or "jieba_hmm".
+        overwrite: empty the output folder first if it holds an earlier run.
+        resume: go on from the newest checkpoint in the output folder, with the same configuration but for steps,
+            patience and the intervals.
+    """
+    if overwrite and resume:
+        raise ValueError("overwrite and resume exclude each other: one empties the folder that the other needs.")
+    if method is None and options:
+        raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
+    if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
+        raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
+    team = processes()
+    if not team.is_main_process:
+        disable_progress_bar()  # that of loading weights
+    examples = read_split(corpus, "train")
+    valid = read_split(corpus, "valid") if training.evaluate_every else None
+    rouge = Rouge(implementation, unit)
+    tokenizer = load_tokenizer(backbone)
+
+    def new_model(seed: int):
+        model = mop_t5.load_backbone(backbone)
+        set_seed(seed)  # attach draws the method's initial values
+        if method is None:
+            return model.requires_grad_(True)
+        return mop_t5.attach(model, method, scenarios=scenarios_of(examples), **(options or {}))
+
+    first = training.seed if seeds is None else seeds[0]
+    model = new_model(first)  # raises what is wrong with the method before a folder is made
+    resolved = {} if method is None else model.mop.config.to_dict()
+    settings = {
+        "corpus": str(Path(corpus).resolve()),
+        "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
+        "method": method,
+        "options": {name: value for name, value in resolved.items() if name != "scenarios"},
+        "implementation": implementation,
+        "unit": unit,
+        "seeds": seeds,
+        **asdict(training),
+    }
+    if resume:
+        check_resumable(output, settings)
+    prepare_output(output, overwrite=overwrite, keep=resume)
+    if team.is_main_process:
+        write_settings(output, settings)
+    runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+    for seed, folder in runs.items():
+        goes_on = resume and (seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
+        if resume and not goes_on and read_history(folder):
+            continue  # finished, and without checkpoints
+        if seed != first:
+            model = new_model(seed)
+        result = train_model(
+            model,
+            tokenizer,
+            examples,
+            replace(training, seed=seed),
+            output=folder,
+            valid=valid,
+            rouge=rouge,
+            resume=goes_on,
+        )
+        if team.is_main_process:
+            save_run(folder, model, tokenizer, result, settings | {"seed": seed, "seeds": None})
+        team.wait_for_everyone()
+    if not team.is_main_process:
+        return
+    count = mop_t5.count_parameters(model)
+    trained = f"Trained {count.trained:,} parameters, {100 * count.share:.4f} % of the backbone's {count.backbone:,}"
+    if seeds is None:
+        losses = [loss for _, loss in result.losses]
+        seconds = f"{training.steps} steps of {result.seconds_per_step:.3f} s"
+        print(f"{trained}, for {seconds}; loss {losses[0]:.3f} -> {losses[-1]:.3f}.")
+    else:
+        print(f"{trained}, with each of {len(seeds)} seeds.")
+        table = history_table({seed: read_history(folder) for seed, folder in runs.items()})
+        (Path(output) / "results.md").write_text(to_markdown(table), encoding="utf-8")
+        show(table)
+    print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")
