@@ -5,22 +5,9 @@
 // product with rank*rows rows and the rank needs no code of its own. `rule_in` is packed as [j, a] throughout.
 #pragma once
 
-#include <stdint.h>
+#include "../dims.h"
 
 namespace mop {
-
-typedef int64_t i64;
-
-enum class Activation { relu, gelu, gelu_tanh, tanh, silu, identity };
-
-struct PhmDims {
-  i64 terms, rank, g_in, g_out, loc_in, loc_out;
-
-  i64 j() const { return terms * rank; }
-  i64 in() const { return g_in * loc_in; }
-  i64 out() const { return g_out * loc_out; }
-  i64 local_size() const { return terms * loc_in * loc_out; }
-};
 
 template <class T>
 struct Factors {

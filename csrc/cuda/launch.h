@@ -1,0 +1,186 @@
+// How the ops launch kernels: typed pointers, dtypes, and `Launch`, which has the device, the stream and the checks.
+// Under MOP_EMULATE a launch runs on the host (device.h); tensors then lie on the CPU.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "../guards.h"
+#include "device.h"
+
+#if defined(MOP_EMULATE)
+#include <atomic>
+#include <barrier>
+#include <thread>
+#else
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace mop {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Every GPU that is served (8.0 and later) gives a block this much shared memory.
+constexpr i64 kMaxShared = 99 * 1024;
+constexpr int kEmulatedThreads = 4;
+
+// The threads of a block: what is wanted on a GPU, few on the host. Tile sizes that depend on it must come from here.
+inline int threads_of_block(int wanted) {
+#if defined(MOP_EMULATE)
+  return std::min(wanted, kEmulatedThreads);
+#else
+  return wanted;
+#endif
+}
+
+template <class T>
+const T* in(const Tensor& t) {
+#if defined(MOP_EMULATE)
+  MOP_GUARD(t.is_cpu() && t.is_contiguous());
+#else
+  MOP_GUARD(t.is_cuda() && t.is_contiguous());
+#endif
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+const T* in(const std::optional<Tensor>& t) {
+  return t ? in<T>(*t) : nullptr;
+}
+
+template <class T>
+T* out(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<i64>& sizes) { return torch::stable::new_empty(like, sizes); }
+
+inline Tensor empty_float(const Tensor& like, const std::vector<i64>& sizes) {
+  return torch::stable::new_empty(like, sizes, ScalarType::Float);
+}
+
+// function(T{}) with the kernels' type of the tensor's dtype.
+template <class Function>
+auto by_dtype(const Tensor& t, const Function& function) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::BFloat16:
+      return function(Bfloat16{});
+    default:
+      MOP_GUARD(t.scalar_type() == ScalarType::Half);
+      return function(Half{});
+  }
+}
+
+#if defined(MOP_EMULATE)
+
+// The threads of one block, which run all its blocks one after the other.
+class EmulatedBlock {
+ public:
+  EmulatedBlock(int threads, i64 blocks, i64 shared_bytes)
+      : threads_(threads), blocks_(blocks), bytes_(shared_bytes), barrier_(threads, Check{this}) {}
+
+  template <class Body>
+  void run(const Body& body) {
+    std::vector<std::thread> others;
+    for (int index = 1; index < threads_; ++index) others.emplace_back([&, index] { run_thread(index, body); });
+    run_thread(0, body);
+    for (std::thread& other : others) other.join();
+  }
+
+ private:
+  struct Check {  // when all have arrived: either all are at the end of the block, or none is
+    EmulatedBlock* block;
+    void operator()() noexcept {
+      const int ended = block->ended_.exchange(0);
+      if (ended != 0 && ended != block->threads_) emulated::fail("some threads left while others wait at a barrier");
+    }
+  };
+
+  template <class Body>
+  void run_thread(int index, const Body& body) {
+    for (i64 block = 0; block < blocks_; ++block) {
+      if (index == 0) {
+        std::free(shared_);
+        shared_ = std::malloc(bytes_);
+        std::memset(shared_, 0xff, bytes_);
+      }
+      barrier_.arrive_and_wait();
+      emulated::thread = {block,   blocks_,
+                          index,   threads_,
+                          shared_, [](void* b) { static_cast<EmulatedBlock*>(b)->barrier_.arrive_and_wait(); },
+                          this};
+      body();
+      ++ended_;
+      barrier_.arrive_and_wait();
+    }
+    if (index == 0) std::free(shared_);
+  }
+
+  const int threads_;
+  const i64 blocks_, bytes_;
+  void* shared_ = nullptr;
+  std::atomic<int> ended_{0};
+  std::barrier<Check> barrier_;
+};
+
+#endif
+
+// Guards the device of a tensor for its lifetime, and launches on that device's current stream.
+class Launch {
+ public:
+#if defined(MOP_EMULATE)
+  explicit Launch(const Tensor& t) { MOP_GUARD(t.is_cpu()); }
+#else
+  explicit Launch(const Tensor& t) : guard_(t.get_device_index()) {
+    void* stream = nullptr;
+    MOP_GUARD(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS);
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+
+  // kernel(arguments...) on `blocks` blocks, which may be none, of threads_of_block(threads) threads.
+  template <class... Parameters, class... Arguments>
+  void operator()(const char* name, void (*kernel)(Parameters...), i64 blocks, int threads, i64 shared_bytes,
+                  Arguments... arguments) const {
+    MOP_GUARD(blocks >= 0 && blocks < i64(1) << 31 && shared_bytes <= kMaxShared);
+    if (blocks == 0) return;
+#if defined(MOP_EMULATE)
+    (void)name;
+    EmulatedBlock(threads_of_block(threads), blocks, shared_bytes).run([&] { kernel(arguments...); });
+#else
+    constexpr i64 kWithoutAsking = 48 * 1024;
+    cudaError_t error = cudaSuccess;
+    if (shared_bytes > kWithoutAsking)
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    cudaLaunchConfig_t config = {};
+    config.gridDim = unsigned(blocks);
+    config.blockDim = threads_of_block(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, arguments...);
+    STD_TORCH_CHECK(error == cudaSuccess, "mop_kernels could not launch the CUDA kernel ", name, " (", blocks,
+                    " blocks of ", threads, " threads, ", shared_bytes,
+                    " bytes of shared memory): ", cudaGetErrorString(error));
+#endif
+  }
+
+#if !defined(MOP_EMULATE)
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+#endif
+};
+
+}  // namespace mop

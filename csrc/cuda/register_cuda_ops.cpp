@@ -1,0 +1,37 @@
+// Registers the CUDA kernels with the ops that mop_kernels/ops.py defines, and builds the module mop_kernels._C_cuda;
+// under MOP_EMULATE a library of the same ops for CPU tensors.
+#include "ops.h"
+
+#if defined(MOP_EMULATE)
+#define MOP_KEY CPU
+#else
+#include <pybind11/pybind11.h>
+#define MOP_KEY CUDA
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(mop_kernels, MOP_KEY, m) {
+  m.impl("phm_weight_cuda", TORCH_BOX(&mop::phm_weight));
+  m.impl("phm_weight_backward_cuda", TORCH_BOX(&mop::phm_weight_backward));
+}
+
+#if !defined(MOP_EMULATE)
+
+namespace {
+
+pybind11::dict build_info() {
+  pybind11::dict info;
+  info["cuda_compiler"] = MOP_NVCC;
+  info["cuda_architectures"] = MOP_CUDA_ARCHITECTURES;
+  info["torch_built_with"] = MOP_TORCH_VERSION;
+  info["torch_abi_target"] = "2.10";
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C_cuda, m) {
+  m.doc() = "The compiled CUDA kernels of mop_kernels; importing it registers their ops with torch.";
+  m.def("build_info", &build_info, "What this binary was built with.");
+}
+
+#endif
