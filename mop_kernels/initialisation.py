@@ -1,10 +1,13 @@
 """The numbers that factors start from: drawn so that W has a given variance, or fitted to a dense W."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 INITS = ("variance_matched", "compacter")
 COMPACTER_RULE_STD = 0.01
+NEAR_ZERO_RULE_STD = 1e-4
 
 
 def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, init: str) -> None:
@@ -12,15 +15,30 @@ def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, in
 
     Each entry of W sums terms products of a rule entry and a local entry, so its variance is terms * Var(rule) *
     Var(local). The locals are Glorot-uniform with gain sqrt(2); "variance_matched" scales the rules to reach
-    `variance`, with Var(rule_in) = Var(rule_out).
+    `variance`, with Var(rule_in) = Var(rule_out). Without rules W is the local, of one term.
     """
     local_variance = 4 / (locals_[0].shape[-2] + locals_[-1].shape[-1])
+    if not rules and init == "variance_matched":
+        local_variance = variance
     _draw(locals_, local_variance, lambda t: nn.init.uniform_(t, -1, 1))
     if init == "compacter":
         for rule in rules:
             nn.init.normal_(rule, std=COMPACTER_RULE_STD)
-    else:
+    elif rules:
         _draw(rules, variance / (rules[0].shape[-3] * local_variance), nn.init.normal_)
+
+
+def init_near_zero(rules: list[Tensor], local: Tensor) -> None:
+    """As public code that is probably the MOP authors' draws a map: W starts close to zero.
+
+    Rules N(0, 0.0001^2). local (..., terms, loc_in, loc_out): Glorot-uniform with gain sqrt(2), as the matrix
+    (terms*loc_in, loc_out) that it is stored as there.
+    """
+    for rule in rules:
+        nn.init.normal_(rule, std=NEAR_ZERO_RULE_STD)
+    terms, loc_in, loc_out = local.shape[-3:]
+    bound = math.sqrt(12 / (terms * loc_in + loc_out))
+    nn.init.uniform_(local, -bound, bound)
 
 
 def _draw(factors: list[Tensor], variance: float, fill) -> None:

@@ -1,7 +1,6 @@
 """The torch.nn layers: parameters, their initialisation, and one call each."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from .evaluation_weight import EvaluationWeight
 from .functional import ACTIVATIONS, LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
-from .initialisation import INITS, init_factors, nearest_kronecker_sum
+from .initialisation import INITS, init_factors, init_near_zero, nearest_kronecker_sum
 
 
 class PHMLinear(nn.Module):
@@ -170,10 +169,15 @@ class MOPFeedForward(nn.Module):
     layer, shared by its experts. num_maps up maps share the hidden rows (MOP: keys and values).
 
     reading: "A", rule terms x terms and local (in/terms) x (out/terms); "B", rule (in/terms) x (out/terms) and local
-    terms x terms. share_lorl=False: rule_in is each pair's own ("w/o LoRL"); share_lore=False: rule_out is ("w/o
-    LoRE"). rule="full": one full rule ("w/o low-rank") for all layers and experts, or one a layer with
-    rule_scope="layer"; the share flags and the rank then have no meaning. bias: "layer", "layer_expert" or None.
-    init: "variance_matched", Var(W) = 2/(in + out); "compacter", rules N(0, 0.01^2), locals Glorot-uniform.
+    terms x terms.
+    rule: "low_rank"; "full", rules trained directly ("w/o low-rank"), of which rule_scope says how many there are: one
+    for all ("global"), one a layer ("layer") or one a pair ("layer_expert"); "dense", no rules: every pair has plain
+    matrices (Eq. 1), stored as locals of a single term. Only low-rank rules have a rank and these three switches:
+    share_lorl=False, rule_in is each pair's own ("w/o LoRL"); drop_lorl=True, rule_in is fixed to ones (its other
+    meaning); share_lore=False, rule_out is each pair's own ("w/o LoRE").
+    bias: one a "layer", "expert" or pair ("layer_expert"), or None.
+    init: "variance_matched", Var(W) = 2/(in + out); "compacter", rules N(0, 0.01^2), locals Glorot-uniform; "zero_up",
+    rules N(0, 0.0001^2), up locals zero, so that all outputs start at zero.
 
     forward(x, experts=None): x (n, d_in), or (num_experts, n, d_in) for rows of each expert's own; experts int64
     (k,), distinct. Returns num_maps tensors (num_layers, num_experts or k, n, d_out).
@@ -198,6 +202,7 @@ class MOPFeedForward(nn.Module):
         bias: str | None = "layer",
         activation: str = "relu",
         init: str = "variance_matched",
+        drop_lorl: bool = False,
         device=None,
         dtype=None,
     ):
@@ -215,32 +220,34 @@ class MOPFeedForward(nn.Module):
         )
         _one_of(
             reading=(reading, ("A", "B")),
-            rule=(rule, ("low_rank", "full")),
-            rule_scope=(rule_scope, ("global", "layer")),
-            bias=(bias, ("layer", "layer_expert", None)),
+            rule=(rule, ("low_rank", "full", "dense")),
+            rule_scope=(rule_scope, ("global", "layer", "layer_expert")),
+            bias=(bias, ("layer", "expert", "layer_expert", None)),
             activation=(activation, tuple(ACTIVATIONS)),
-            init=(init, INITS),
+            init=(init, (*INITS, "zero_up")),
         )
         self.num_layers, self.num_experts = num_layers, num_experts
         self.d_in, self.d_mid, self.d_out, self.activation = d_in, d_mid, d_out, activation
 
-        def factors(terms: int, side_in: int, side_out: int, names: tuple[str, str]) -> "_PHMFactors":
+        pair = (num_layers, num_experts)
+        scopes = {"global": (1, 1), "layer": (num_layers, 1), "expert": (1, num_experts), "layer_expert": pair}
+        groups = {"rule_in": None, "rule_out": None, "local": pair, "bias": scopes.get(bias)}
+        if rule == "full":
+            groups["rule_in"] = scopes[rule_scope]
+        elif rule == "low_rank":
+            groups["rule_in"] = None if drop_lorl else scopes["expert" if share_lorl else "layer_expert"]
+            groups["rule_out"] = scopes["layer" if share_lore else "layer_expert"]
+
+        def factors(terms: int, side_in: int, side_out: int, names: tuple[str, str], init: str) -> "_PHMFactors":
+            terms = 1 if rule == "dense" else terms
             outer = (_divide(names[0], side_in, "its terms", terms), _divide(names[1], side_out, "its terms", terms))
             square = (terms, terms)
-            rule_sides, local_sides = (square, outer) if reading == "A" else (outer, square)
-            groups = {
-                "rule_in": (1 if share_lorl else num_layers, num_experts),
-                "rule_out": (num_layers, 1 if share_lore else num_experts),
-                "rule": (num_layers if rule_scope == "layer" else 1, 1),
-                "local": (num_layers, num_experts),
-                "bias": {"layer": (num_layers, 1), "layer_expert": (num_layers, num_experts), None: None}[bias],
-            }
-            return _PHMFactors(
-                groups, terms, rule_sides, local_sides, rank if rule == "low_rank" else None, init, device, dtype
-            )
+            rule_sides, local_sides = (square, outer) if reading == "A" or rule == "dense" else (outer, square)
+            return _PHMFactors(groups, terms, rule_sides, local_sides, rank, init, device, dtype)
 
-        self.down = factors(terms_down, d_in, d_mid, ("d_in", "d_mid"))
-        self.ups = nn.ModuleList(factors(terms_up, d_mid, d_out, ("d_mid", "d_out")) for _ in range(num_maps))
+        up_init = "zero" if init == "zero_up" else init
+        self.down = factors(terms_down, d_in, d_mid, ("d_in", "d_mid"), init)
+        self.ups = nn.ModuleList(factors(terms_up, d_mid, d_out, ("d_mid", "d_out"), up_init) for _ in range(num_maps))
 
     def forward(self, x: Tensor, experts: Tensor | None = None) -> tuple[Tensor, ...]:
         if x.dim() not in (2, 3) or (x.dim() == 3 and x.shape[0] != self.num_experts):
@@ -268,44 +275,57 @@ class MOPFeedForward(nn.Module):
 
 
 class _PHMFactors(nn.Module):
-    """The parameters of one map of MOPFeedForward, each with its leading group dims (layers|1, experts|1)."""
+    """The parameters of one map of MOPFeedForward, each with its leading group dims (layers|1, experts|1).
+
+    groups: these two of each parameter, None for one that is not trained. Without rule_out rule_in is a full rule;
+    a rule_in that is not trained is ones.
+    """
 
     def __init__(self, groups, terms, rule_sides, local_sides, rank, init, device, dtype):
         super().__init__()
-
-        def parameter(group: Sequence[int], *shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*group, *shape, device=device, dtype=dtype))
-
         (g_in, g_out), (loc_in, loc_out) = rule_sides, local_sides
-        if rank is None:
-            self.rule_in = parameter(groups["rule"], terms, g_in, g_out)
-            self.register_parameter("rule_out", None)
-        else:
-            self.rule_in = parameter(groups["rule_in"], terms, g_in, rank)
-            self.rule_out = parameter(groups["rule_out"], terms, rank, g_out)
-        self.local = parameter(groups["local"], terms, loc_in, loc_out)
-        bias = None if groups["bias"] is None else parameter(groups["bias"], g_out * loc_out)
-        self.register_parameter("bias", bias)
+        width = g_out if groups["rule_out"] is None else rank
+        shapes = {
+            "rule_in": (terms, g_in, width),
+            "rule_out": (terms, rank, g_out),
+            "local": (terms, loc_in, loc_out),
+            "bias": (g_out * loc_out,),
+        }
+        for name, shape in shapes.items():
+            group = groups[name]
+            values = None if group is None else torch.empty(*group, *shape, device=device, dtype=dtype)
+            self.register_parameter(name, None if values is None else nn.Parameter(values))
+        self.rule_in_shape = shapes["rule_in"]
         self.variance = 2 / (g_in * loc_in + g_out * loc_out)
         self.init = init
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        rules = [self.rule_in] if self.rule_out is None else [self.rule_in, self.rule_out]
-        init_factors(rules, [self.local], self.variance, self.init)
+        rules = [rule for rule in (self.rule_in, self.rule_out) if rule is not None]
+        if self.init in ("zero_up", "zero"):
+            init_near_zero(rules, self.local)
+            if self.init == "zero":
+                nn.init.zeros_(self.local)
+        else:
+            # ones in place of rule_in add up `width` independent entries of rule_out
+            dropped = self.rule_in is None and self.rule_out is not None
+            variance = self.variance / self.rule_in_shape[-1] if dropped else self.variance
+            init_factors(rules, [self.local], variance, self.init)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def factors(self) -> LowRankPHM:
-        return LowRankPHM(self.rule_in, self.rule_out, self.local, self.bias)
+        rule_in = self.local.new_ones(1, 1, *self.rule_in_shape) if self.rule_in is None else self.rule_in
+        return LowRankPHM(rule_in, self.rule_out, self.local, self.bias)
 
     def weight_matrix(self, layer: int, expert: int) -> Tensor:
         def pick(tensor: Tensor) -> Tensor:
             return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
-        rule = pick(self.rule_in) if self.rule_out is None else pick(self.rule_in) @ pick(self.rule_out)
-        return phm_weight(rule, pick(self.local))
+        rule_in, rule_out, local, _ = self.factors()
+        rule = pick(rule_in) if rule_out is None else pick(rule_in) @ pick(rule_out)
+        return phm_weight(rule, pick(local))
 
 
 def _divide(name: str, size: int, by_name: str, by: int) -> int:

@@ -19,6 +19,11 @@ FORMS = {
     "w/o both": {"share_lorl": False, "share_lore": False, "reading": "B"},
     "full rule": {"rule": "full"},
     "full rule a layer": {"rule": "full", "rule_scope": "layer", "reading": "B"},
+    "full rule a pair": {"rule": "full", "rule_scope": "layer_expert"},
+    "LoRL fixed to ones": {"drop_lorl": True, "rank": 2},
+    "LoRL fixed to ones, B": {"drop_lorl": True, "share_lore": False, "reading": "B"},
+    "dense": {"rule": "dense"},
+    "bias an expert": {"bias": "expert"},
     "bias a pair": {"bias": "layer_expert"},
     "no bias": {"bias": None, "activation": "gelu"},
     "one map": {"num_maps": 1, "activation": "tanh"},
@@ -43,10 +48,17 @@ def pair(tensor, layer, expert):
 
 
 def kron(phm, layer, expert):
-    rule = pair(phm.rule_in, layer, expert)
-    if phm.rule_out is not None:
-        rule = rule @ pair(phm.rule_out, layer, expert)
-    return testing.kron_weight(rule, pair(phm.local, layer, expert))
+    local = pair(phm.local, layer, expert)
+    if phm.rule_out is None:
+        # no rule at all: a plain matrix
+        return local[0] if phm.rule_in is None else testing.kron_weight(pair(phm.rule_in, layer, expert), local)
+    rule_out = pair(phm.rule_out, layer, expert)
+    if phm.rule_in is None:
+        terms, rank, _ = rule_out.shape
+        rule_in = torch.ones(terms, phm.weight_matrix(0, 0).shape[0] // local.shape[1], rank, dtype=local.dtype)
+    else:
+        rule_in = pair(phm.rule_in, layer, expert)
+    return testing.kron_weight(rule_in @ rule_out, local)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -105,6 +117,24 @@ def test_parameter_shapes_of_both_readings():
     }
 
 
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        ({"rule": "full"}, {"rule_in": (1, 1, 4, 4, 4)}),
+        ({"rule": "full", "rule_scope": "layer"}, {"rule_in": (2, 1, 4, 4, 4)}),
+        ({"rule": "full", "rule_scope": "layer_expert"}, {"rule_in": (2, 3, 4, 4, 4)}),
+        ({"rule": "dense"}, {"local": (2, 3, 1, 24, 16)}),
+        ({"drop_lorl": True, "rank": 2}, {"rule_out": (2, 1, 4, 2, 4)}),
+        ({"share_lorl": False}, {"rule_in": (2, 3, 4, 4, 1), "rule_out": (2, 1, 4, 1, 4)}),
+        ({"share_lore": False}, {"rule_in": (1, 3, 4, 4, 1), "rule_out": (2, 3, 4, 1, 4)}),
+        ({"bias": "expert"}, {"rule_in": (1, 3, 4, 4, 1), "rule_out": (2, 1, 4, 1, 4), "bias": (1, 3, 16)}),
+    ],
+)
+def test_parameter_shapes_of_the_ablations(form, shapes):
+    down = {name: tuple(p.shape) for name, p in bank(**form).down.named_parameters()}
+    assert down == {"local": (2, 3, 4, 6, 4), "bias": (2, 1, 16)} | shapes
+
+
 # (reading, terms_down, terms_up): the paper's bank at rank 1 with X', and trained per cent of the backbone for MOP and
 # its ablations: w/o LoRL, w/o LoRE, w/o both, w/o low-rank.
 COUNTS = {
@@ -138,12 +168,20 @@ def test_parameter_counts_of_the_paper(reading):
         assert round(100 * (count + MLP) / BACKBONE, 4) == percent
 
 
-def test_full_rule_for_each_layer_has_a_rule_a_layer():
-    one, each = (bank(rule="full", rule_scope=scope).down.rule_in for scope in ("global", "layer"))
-    assert (each.numel(), tuple(each.shape[:2])) == (2 * one.numel(), (2, 1))
-
-
-@pytest.mark.parametrize("form", [{}, {"reading": "B"}, {"rank": 4}, {"rule": "full"}, {"share_lore": False}])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"reading": "B"},
+        {"rank": 4},
+        {"rule": "full"},
+        {"rule": "full", "rule_scope": "layer_expert"},
+        {"rule": "dense"},
+        {"share_lore": False},
+        {"drop_lorl": True},
+        {"drop_lorl": True, "rank": 4},
+    ],
+)
 def test_starts_at_glorot_scale(form):
     """Var(W) = 2/(in + out) for every map, over the pairs of a bank."""
     torch.manual_seed(0)
@@ -164,7 +202,30 @@ def test_compacter_start():
     assert math.isclose(mop.down.local.square().mean().item(), 4 / (12 + 6), rel_tol=1e-4)
 
 
-@pytest.mark.parametrize("form", [{}, {"share_lore": False, "bias": "layer_expert"}, {"rule": "full"}])
+def test_start_with_zero_up_maps():
+    torch.manual_seed(0)
+    mop = MOPFeedForward(12, 8, 96, 64, 192, terms_down=16, terms_up=32, bias="layer_expert", init="zero_up")
+    assert not any(y.any() for y in mop(torch.randn(5, 96)))
+    for rule in (mop.down.rule_in, mop.ups[0].rule_out):
+        assert math.isclose(rule.std().item(), 1e-4, rel_tol=0.1)
+    # uniform; Glorot's bound, gain sqrt(2), of a matrix (16*6, 4)
+    assert math.isclose(mop.down.local.abs().max().item(), math.sqrt(2 * 6 / (96 + 4)), rel_tol=1e-3)
+    assert math.isclose(mop.down.local.square().mean().item(), 4 / (96 + 4), rel_tol=0.02)
+    assert not any(up.local.any() for up in mop.ups)
+    assert not any(p.any() for name, p in mop.named_parameters() if name.endswith("bias"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"share_lore": False, "bias": "layer_expert"},
+        {"rule": "full"},
+        {"rule": "full", "rule_scope": "layer_expert", "bias": "expert"},
+        {"rule": "dense"},
+        {"drop_lorl": True},
+    ],
+)
 def test_experts(form, backend, float64):
     mop = bank(**form)
     x = torch.randn(5, 24, dtype=torch.float64)
@@ -197,6 +258,11 @@ def test_dtype_device_and_seed():
     assert all(torch.equal(a, b) for a, b in zip(bank().parameters(), bank().parameters(), strict=True))
 
 
+def test_terms_need_not_divide_a_dense_experts_sizes():
+    mop = bank(rule="dense", terms_down=5, terms_up=7, reading="B")
+    assert tuple(mop.ups[0].local.shape) == (2, 3, 1, 16, 40)
+
+
 def test_repr_names_the_sizes():
     assert "num_layers=2, num_experts=3, d_in=24, d_mid=16, d_out=40, activation='relu'" in repr(bank())
 
@@ -211,11 +277,11 @@ def test_repr_names_the_sizes():
         ({"terms_down": 3}, r"d_mid must be a multiple of its terms; got 16 and 3"),
         ({"terms_up": 16}, r"d_out must be a multiple of its terms; got 40 and 16"),
         ({"reading": "C"}, r"reading must be one of 'A', 'B'; got 'C'"),
-        ({"rule": "dense"}, r"rule must be one of 'low_rank', 'full'; got 'dense'"),
-        ({"rule_scope": "expert"}, r"rule_scope must be one of 'global', 'layer'; got 'expert'"),
-        ({"bias": True}, r"bias must be one of 'layer', 'layer_expert', None; got True"),
+        ({"rule": "none"}, r"rule must be one of 'low_rank', 'full', 'dense'; got 'none'"),
+        ({"rule_scope": "expert"}, r"rule_scope must be one of 'global', 'layer', 'layer_expert'; got 'expert'"),
+        ({"bias": True}, r"bias must be one of 'layer', 'expert', 'layer_expert', None; got True"),
         ({"activation": "swish"}, r"activation must be one of 'relu', .*; got 'swish'"),
-        ({"init": "xavier"}, r"init must be one of 'variance_matched', 'compacter'; got 'xavier'"),
+        ({"init": "xavier"}, r"init must be one of 'variance_matched', 'compacter', 'zero_up'; got 'xavier'"),
     ],
 )
 def test_messages_of_the_constructor(arguments, message):
