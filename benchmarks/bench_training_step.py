@@ -121,7 +121,7 @@ def test_generator(part, backbone, batch, full_size, timed):
     def forward():
         if part == "mop_ffn":
             return model.mop.experts["decoder_self"](model.mop.input)
-        return [t for pairs in model.mop.prefixes(scenario_ids).kv.values() for pair in pairs for t in pair]
+        return [t for pairs in model.mop.additions(scenario_ids).prefixes.values() for pair in pairs for t in pair]
 
     try:
         with torch.no_grad():

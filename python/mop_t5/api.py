@@ -39,7 +39,10 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreT
     else:
         method_class = get(method)
         config = method_class.Config.make(fields)
-    return attach_method(model, build_method(method_class, config, model))
+    method = build_method(method_class, config, model)
+    if not model.shared.weight.is_meta:
+        method.initialise(model)
+    return attach_method(model, method)
 
 
 def _check_plain(model) -> None:

@@ -1,11 +1,12 @@
 """Attach a method to one T5 instance, reversibly: the object stays a T5, none of its modules is replaced.
 
-attach_method  points the attention of encoder and decoder at mop_t5.prefix_attention, adds the method as the submodule
-               `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
+attach_method  points the attention of encoder and decoder at mop_t5.prefix_attention, hooks the sub-layers that the
+               method adapts, adds the method as the submodule `mop`, and swaps model.__class__ for a subclass whose
+               forward and generate take scenario_ids.
 detach_method  undoes all of it, bit for bit.
 
-Scenario ids and the prefix travel as keyword arguments through the model, never on modules: two forwards before a
-backward, and the recomputation of activation checkpointing, then see what their own forward saw.
+Scenario ids and what the method adds travel as keyword arguments through the model, never on modules: two forwards
+before a backward, and the recomputation of activation checkpointing, then see what their own forward saw.
 """
 
 import functools
@@ -13,6 +14,7 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from packaging.version import Version
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers import __version__ as transformers_version
@@ -20,6 +22,7 @@ from transformers import __version__ as transformers_version
 from mop_t5 import adapter_folder
 from mop_t5.backbone_identity import describe_backbone
 from mop_t5.prefix_attention import PLAIN, PREFIXED
+from mop_t5.sublayer_hooks import add_hooks, remove_hooks, wide
 
 SUBMODULE = "mop"
 
@@ -32,6 +35,7 @@ class _Record:
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set | None
     trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
+    hooks: list
 
 
 def is_attached(model) -> bool:
@@ -55,6 +59,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
         requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
         trained={name: p.detach().clone() for name, p in model.named_parameters() if name in trained},
+        hooks=add_hooks(model, method.adapter_places),
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -86,6 +91,7 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
     model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
     for _, module in attention_modules(model):
         del module._mop_attention
+    remove_hooks(model, record.hooks)
     _point_attention(model, record.attention)
     for name, parameter in model.named_parameters():
         if name in record.trained:
@@ -104,7 +110,7 @@ def backbone_parameters(model) -> dict[str, torch.Tensor]:
 
 
 def attention_modules(model):
-    """(attention, module) of every attention in the model, attention being one of prefix_attention.ATTENTIONS."""
+    """(attention, module) of every attention in the model, attention being one of additions.ATTENTIONS."""
     for block in model.encoder.block:
         yield "encoder_self", block.layer[0].SelfAttention
     for block in model.decoder.block:
@@ -139,15 +145,16 @@ def _attached_class(plain: type) -> type:
     """A subclass of a transformers class, made once. It keeps the name and module: transformers reads the source file
     of the module to decide what the class can do."""
     signature = inspect.signature(plain.forward)
+    names = list(signature.parameters)[1:]  # of positional arguments, without self
 
     @functools.wraps(plain.forward)
-    def forward(self, *args, scenario_ids=None, mop_prefix=None, **kwargs):
-        return self._forward_with_prefix(args, scenario_ids, mop_prefix, kwargs)
+    def forward(self, *args, scenario_ids=None, mop_additions=None, **kwargs):
+        return self._forward_with_additions(kwargs | dict(zip(names, args)), scenario_ids, mop_additions)
 
     # Trainer and generate read the names of the arguments that forward takes
     parameters = list(signature.parameters.values())
-    extra = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None) for n in ("scenario_ids", "mop_prefix")]
-    parameters[-1:-1] = extra
+    for name in ("scenario_ids", "mop_additions"):
+        parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
     forward.__signature__ = signature.replace(parameters=parameters)
     namespace = {"forward": forward, "_plain_class": plain, "__module__": plain.__module__, "__doc__": plain.__doc__}
     return type(plain.__name__, (AttachedT5, plain), namespace)
@@ -169,36 +176,77 @@ class AttachedT5:
         """Names of the scenarios; scenario s has id s. Empty if the method does not tell scenarios apart."""
         return self.mop.scenarios
 
-    def _forward_with_prefix(self, args, scenario_ids, mop_prefix, kwargs):
+    def _forward_with_additions(self, kwargs, scenario_ids, additions):
         self._check_attention()
         if self.training:
             self._check_checkpointing()
             if kwargs.get("use_cache") is None:
                 kwargs["use_cache"] = False  # else decoder.config.use_cache fills a cache that nobody reads
-        batch, device = _batch_of(args, kwargs)
+        batch, device = _batch_of(kwargs)
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
-        if mop_prefix is None:
-            mop_prefix = self.mop(scenario_ids)
+        if additions is None:
+            additions = self.mop(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            mop_prefix.check_holds(scenario_ids)
-        num_items = kwargs.pop("num_items_in_batch", None)
-        output = super().forward(*args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
-        return output if num_items is None else _per_item(output, kwargs.get("labels"), num_items)
+            additions.check_holds(scenario_ids)
+        if additions.prompt is not None and kwargs.get("encoder_outputs") is None:
+            self._prepend_prompt(additions.prompt, kwargs, scenario_ids)
+        num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
+        output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
+        if additions.loss is not None and self.training:
+            # without labels it is all the loss there is; whoever computes one outside the model adds it
+            output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
+        if num_items is not None and labels is not None:
+            # this batch's share of a mean over num_items label tokens, those of all micro-batches of a step
+            output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
+        return output
 
-    def generate(self, inputs=None, *args, scenario_ids=None, mop_prefix=None, **kwargs):
-        """transformers' generate; scenario_ids (batch,), one id for all, or a list. The prefix is made once."""
+    def generate(self, inputs=None, *args, scenario_ids=None, mop_additions=None, **kwargs):
+        """transformers' generate; scenario_ids (batch,), one id for all, or a list. The additions are made once."""
         self._check_attention()
-        batch, device = _batch_of(() if inputs is None else (inputs,), kwargs)
+        batch, device = _batch_of(kwargs if inputs is None else {"inputs": inputs})
         # a tensor (batch,) is what transformers repeats for the beams
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
-        if mop_prefix is None:
+        if mop_additions is None:
             with torch.no_grad():
-                mop_prefix = self.mop(scenario_ids)
+                mop_additions = self.mop(scenario_ids)
         else:
-            mop_prefix.check_holds(scenario_ids)
+            mop_additions.check_holds(scenario_ids)
+        if mop_additions.prompt is not None and kwargs.get("encoder_outputs") is None:
+            if inputs is not None:
+                kwargs["input_ids"], inputs = inputs, None
+            self._mask_padding(kwargs)
+            with torch.no_grad():
+                self._prepend_prompt(mop_additions.prompt, kwargs, scenario_ids)
         if self._needs_deep_cache(kwargs):
             kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_prefix=mop_prefix, **kwargs)
+        return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_additions=mop_additions, **kwargs)
+
+    def _prepend_prompt(self, prompt, kwargs, scenario_ids) -> None:
+        """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs."""
+        ids, embeddings = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
+        if (ids is None) == (embeddings is None):
+            raise ValueError("give either input_ids or inputs_embeds; got both or none.")
+        if embeddings is None:
+            embeddings = self.get_input_embeddings()(ids)
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask must have shape (batch, source) for {self.mop.name}; got {tuple(mask.shape)}."
+            )
+        longer = prompt(embeddings.to(wide(embeddings.dtype)), mask, scenario_ids).to(embeddings.dtype)
+        kwargs["inputs_embeds"] = longer
+        if mask is not None:
+            kwargs["attention_mask"] = F.pad(mask, (longer.shape[1] - embeddings.shape[1], 0), value=1)
+
+    def _mask_padding(self, kwargs) -> None:
+        """The mask that transformers' generate would make of input_ids; of embeddings it cannot."""
+        ids = kwargs.get("input_ids")
+        if ids is None or kwargs.get("attention_mask") is not None:
+            return
+        config = kwargs.get("generation_config") or self.generation_config
+        pad = kwargs.get("pad_token_id", config.pad_token_id)
+        if pad is not None:
+            kwargs["attention_mask"] = ids.ne(pad).long()
 
     def _needs_deep_cache(self, kwargs) -> bool:
         # transformers sizes the cache by num_layers, too short for a deeper decoder
@@ -267,25 +315,21 @@ class AttachedT5:
         return _new_attached, (type(self)._plain_class,), self.__getstate__()
 
 
-def _per_item(output, labels, num_items):
-    """The loss as this batch's share of a mean over num_items label tokens, those of all micro-batches of a step."""
-    if labels is None:  # a loss outside the model, such as Trainer's label smoothing, divides by itself
-        return output
-    loss = output[0] * labels.ne(-100).sum() / num_items
+def _with_loss(output, loss, labels):
+    """The output with this loss, in the place of its own if it had labels."""
     if isinstance(output, tuple):  # return_dict=False
-        return (loss, *output[1:])
-    output.loss = loss
-    return output
+        return (loss, *output[labels is not None :])
+    return type(output)(**{**output, "loss": loss})
 
 
-def _batch_of(args, kwargs) -> tuple[int, torch.device]:
+def _batch_of(kwargs) -> tuple[int, torch.device]:
     """Batch size and device, from whichever input the call has."""
-    candidates = [*args[:1]]
-    candidates += [kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds")]
-    if (encoder_outputs := kwargs.get("encoder_outputs")) is not None:
-        candidates.append(encoder_outputs[0])
-    candidates += [kwargs.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds", "labels")]
-    for candidate in candidates:
-        if isinstance(candidate, torch.Tensor):
-            return candidate.shape[0], candidate.device
+    names = ("input_ids", "inputs", "inputs_embeds", "encoder_outputs")
+    names += ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+    for name in names:
+        value = kwargs.get(name)
+        if name == "encoder_outputs" and value is not None:
+            value = value[0]
+        if isinstance(value, torch.Tensor):
+            return value.shape[0], value.device
     raise ValueError("no input found; pass input_ids, inputs_embeds or encoder_outputs.")

@@ -15,52 +15,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-ATTENTIONS = ("encoder_self", "decoder_self", "cross")
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
 # queries from which copying keys and values is cheaper than writing the scores out
 _LONG_QUERY = 64
-
-
-class PrefixBatch:
-    """Prefix keys and values of the scenarios that a batch needs; travels through the model as a keyword argument.
-
-    Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict.
-
-    kv: {attention: one (keys, values) a layer}, each (rows, heads, prefix, d_kv). An attention that is not named has
-    no prefix. rows is 1 where all scenarios share the prefix.
-    scenarios: (rows,) the scenario of each row, ascending, or None: row s belongs to scenario s.
-    """
-
-    def __init__(self, kv: dict[str, tuple], scenarios: torch.Tensor | None = None):
-        unknown = sorted(set(kv) - set(ATTENTIONS))
-        if unknown:
-            raise ValueError(f"kv has unknown attentions {unknown}; expected a subset of {ATTENTIONS}.")
-        self.kv = kv
-        self.scenarios = scenarios
-
-    def get(self, attention: str, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        layers = self.kv.get(attention)
-        return None if layers is None else layers[layer]
-
-    def row_index(self, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
-        """(batch,) the row of each example, or None where one row serves the whole batch."""
-        if rows == 1:
-            return None
-        if scenario_ids is None:
-            raise RuntimeError(f"scenario_ids is missing, but the prefix differs between {rows} scenarios.")
-        return scenario_ids if self.scenarios is None else torch.searchsorted(self.scenarios, scenario_ids)
-
-    def check_holds(self, scenario_ids: torch.Tensor | None) -> None:
-        """Raise ValueError if a scenario of the batch is not among those this object was made for."""
-        if self.scenarios is None or scenario_ids is None:
-            return
-        missing = sorted(set(scenario_ids.tolist()) - set(self.scenarios.tolist()))
-        if missing:
-            raise ValueError(
-                f"mop_prefix was made for scenarios {self.scenarios.tolist()}, but scenario_ids asks for {missing}. "
-                "Make it with model.mop.prefixes(scenario_ids) for this batch, or model.mop.prefixes() for all."
-            )
 
 
 def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -168,13 +126,15 @@ def _plain(implementation: str, module):
     return sys.modules[type(module).__module__].eager_attention_forward
 
 
-def _forward(implementation, module, query, key, value, attention_mask, *, mop_prefix, scenario_ids, **kwargs):
-    if mop_prefix is None:
+def _forward(
+    implementation, module, query, key, value, attention_mask, *, mop_additions=None, scenario_ids=None, **kwargs
+):
+    if mop_additions is None:
         raise RuntimeError(
-            f"the {module._mop_attention} attention of layer {module.layer_idx} was called without mop_prefix. Call "
-            "the model itself, or pass mop_prefix=model.mop.prefixes() and scenario_ids to the encoder or decoder."
+            f"the {module._mop_attention} attention of layer {module.layer_idx} was called without mop_additions. Call "
+            "the model itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
         )
-    pair = mop_prefix.get(module._mop_attention, module.layer_idx)
+    pair = mop_additions.prefix(module._mop_attention, module.layer_idx)
     if pair is None or pair[0].shape[-2] == 0:
         return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
 
@@ -200,7 +160,7 @@ def _forward(implementation, module, query, key, value, attention_mask, *, mop_p
         prefix_key,
         prefix_value,
         mask,
-        rows=mop_prefix.row_index(scenario_ids, prefix_key.shape[0]),
+        rows=mop_additions.row_index(scenario_ids, prefix_key.shape[0]),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=kwargs.get("dropout", 0.0),
     )
@@ -217,18 +177,14 @@ def _causal(q: int, k: int, device) -> torch.Tensor:
     return torch.arange(q, device=device)[:, None] >= torch.arange(k, device=device)[None, :]
 
 
-def mop_sdpa(module, query, key, value, attention_mask, mop_prefix=None, scenario_ids=None, **kwargs):
+def mop_sdpa(module, query, key, value, attention_mask, **kwargs):
     """Attention function "mop_sdpa": T5's own sdpa where there is no prefix; where there is, one of the two ways."""
-    return _forward(
-        "sdpa", module, query, key, value, attention_mask, mop_prefix=mop_prefix, scenario_ids=scenario_ids, **kwargs
-    )
+    return _forward("sdpa", module, query, key, value, attention_mask, **kwargs)
 
 
-def mop_eager(module, query, key, value, attention_mask, mop_prefix=None, scenario_ids=None, **kwargs):
+def mop_eager(module, query, key, value, attention_mask, **kwargs):
     """Attention function "mop_eager": also returns the attention weights, prefix columns on the left."""
-    return _forward(
-        "eager", module, query, key, value, attention_mask, mop_prefix=mop_prefix, scenario_ids=scenario_ids, **kwargs
-    )
+    return _forward("eager", module, query, key, value, attention_mask, **kwargs)
 
 
 # A mask function of the same name is needed: without one transformers makes no mask at all, and padding is attended to.

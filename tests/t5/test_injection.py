@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mop_t5 import prefix_attention
-from mop_t5.prefix_attention import PrefixBatch
+from mop_t5.additions import Additions
 from safetensors.torch import load_file
 from t5_oracle import ATTENTIONS, KINDS, batch, logits, random_prefix, tiny
 from torch import nn
@@ -47,8 +47,8 @@ def test_logits_equal_the_oracle(kind, implementation, attentions):
         for masks in ("padding", "none", "decoder"):
             inputs = batch(masks)
             with torch.no_grad():
-                got = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(prefix)).logits
-                plain = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch({})).logits
+                got = model(**inputs, scenario_ids=IDS, mop_additions=Additions(prefix)).logits
+                plain = model(**inputs, scenario_ids=IDS, mop_additions=Additions({})).logits
                 expected = logits(model, inputs, prefix, IDS)
             assert (got - plain).abs().max() > 0.1, "the prefix must matter for this test to mean anything"
             torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
@@ -58,7 +58,7 @@ def test_a_long_source():
     model, inputs = attached("mt5"), batch("decoder", source=90, target=70)
     prefix = random_prefix(model, 7)
     with torch.no_grad():
-        got = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(prefix)).logits
+        got = model(**inputs, scenario_ids=IDS, mop_additions=Additions(prefix)).logits
         torch.testing.assert_close(got, logits(model, inputs, prefix, IDS), atol=1e-12, rtol=0)
 
 
@@ -75,7 +75,7 @@ def test_gradients_equal_the_oracle(kind, implementation, checkpointing, scenari
     tables = [t for layers in prefix.values() for pair in layers for t in pair]
     weight = torch.randn(4, 5, 40, dtype=torch.float64)
     got = torch.autograd.grad(
-        (model(**inputs, scenario_ids=ids, mop_prefix=PrefixBatch(prefix)).logits * weight).sum(), tables
+        (model(**inputs, scenario_ids=ids, mop_additions=Additions(prefix)).logits * weight).sum(), tables
     )
     expected = torch.autograd.grad((logits(model, inputs, prefix, ids) * weight).sum(), tables)
     for g, e in zip(got, expected, strict=True):
@@ -115,7 +115,7 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
         tiny(kind, implementation="eager")(**inputs)
         model = attached(kind)
         monkeypatch.setattr(prefix_attention, "split_attention", spy_split)
-        model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(random_prefix(model, 3)))
+        model(**inputs, scenario_ids=IDS, mop_additions=Additions(random_prefix(model, 3)))
     assert len(seen["plain"]) == len(seen["prefixed"]) == 2 + 3 + 3
     for plain, prefixed in zip(seen["plain"], seen["prefixed"], strict=True):
         assert not prefixed[..., :3].any()
@@ -133,10 +133,10 @@ def test_no_prefix_is_plain_bit_for_bit(implementation, case):
         mop_t5.attach(model, "prefix_tuning", prefix_length=0, d_mid=4)
         prefix = {
             "no prefix rows": None,
-            "attention not named": PrefixBatch(random_prefix(model, 0, attentions=("cross",))),
-            "empty": PrefixBatch({}),
+            "attention not named": Additions(random_prefix(model, 0, attentions=("cross",))),
+            "empty": Additions({}),
         }[case]
-        assert torch.equal(model(**inputs, mop_prefix=prefix).logits, plain)
+        assert torch.equal(model(**inputs, mop_additions=prefix).logits, plain)
 
 
 def test_dropout_acts_on_prefix_and_real_weights_alike():
@@ -189,7 +189,7 @@ def test_half_precision_softmax_is_float32():
 
 def test_eager_returns_weights_with_prefix_columns_first():
     model, inputs = attached(implementation="eager"), batch("none")
-    out = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(random_prefix(model, 3)), output_attentions=True)
+    out = model(**inputs, scenario_ids=IDS, mop_additions=Additions(random_prefix(model, 3)), output_attentions=True)
     assert out.decoder_attentions[0].shape == (4, 4, 5, 3 + 5)
     assert out.cross_attentions[0].shape == (4, 4, 5, 3 + 6)
     torch.testing.assert_close(out.encoder_attentions[1].sum(-1), torch.ones(4, 4, 6, dtype=torch.float64))
@@ -222,7 +222,7 @@ def test_golden_attention(case, implementation):
             mask=tensors["mask"],
             key_value_states=tensors.get("kv_states"),
             position_bias=tensors.get("position_bias"),
-            mop_prefix=PrefixBatch(prefix),
+            mop_additions=Additions(prefix),
             scenario_ids=torch.tensor([0, 1]),
         )
         return out
@@ -242,7 +242,7 @@ def test_golden_incremental():
     tensors = {n.removeprefix("incremental."): t for n, t in stored.items() if n.startswith("incremental.")}
     attention = golden_attention(tensors, attention="decoder_self", implementation="sdpa", dtype=torch.float32)
     state = {
-        "mop_prefix": PrefixBatch({"decoder_self": ((tensors["prefix_k"], tensors["prefix_v"]),)}),
+        "mop_additions": Additions({"decoder_self": ((tensors["prefix_k"], tensors["prefix_v"]),)}),
         "scenario_ids": torch.tensor([0, 1]),
     }
     full, _, _ = attention(tensors["x"], **state)

@@ -8,7 +8,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5 import backbone, injection, prefix_attention
-from mop_t5.prefix_attention import PrefixBatch
+from mop_t5.additions import Additions
 from t5_oracle import batch, random_prefix, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -93,7 +93,7 @@ def test_the_model_stays_a_t5():
     assert type(model).__name__ == plain.__name__
     assert type(model).__module__ == plain.__module__
     names = list(inspect.signature(model.forward).parameters)
-    assert names[-3:] == ["scenario_ids", "mop_prefix", "kwargs"]
+    assert names[-3:] == ["scenario_ids", "mop_additions", "kwargs"]
     assert names[:-3] == list(inspect.signature(plain.forward).parameters)[1:-1]
     assert model.scenarios == ("a", "b", "c")
     assert [k for k in model.state_dict() if not k.startswith("mop.")] == list(tiny().state_dict())
@@ -134,13 +134,13 @@ def test_running_a_few_experts_equals_running_all():
 
     def gradients(prefix):
         model.zero_grad()
-        model(**inputs, scenario_ids=IDS, mop_prefix=prefix).loss.backward()
+        model(**inputs, scenario_ids=IDS, mop_additions=prefix).loss.backward()
         return [p.grad.clone() for p in model.mop.parameters()]
 
-    few = model.mop.prefixes(IDS)
+    few = model.mop.additions(IDS)
     assert few.scenarios.tolist() == [0, 2]
-    assert few.get("decoder_self", 0)[0].shape[0] == 2
-    for f, a in zip(gradients(few), gradients(model.mop.prefixes()), strict=True):
+    assert few.prefix("decoder_self", 0)[0].shape[0] == 2
+    for f, a in zip(gradients(few), gradients(model.mop.additions()), strict=True):
         torch.testing.assert_close(f, a, atol=1e-13, rtol=1e-11)
 
 
@@ -289,10 +289,10 @@ def test_attention_switched_behind_our_back_is_noticed():
 
 def test_encoder_without_the_prefix_is_refused():
     model = attach(tiny())
-    with pytest.raises(RuntimeError, match=r"encoder_self attention of layer 0 was called without mop_prefix"):
+    with pytest.raises(RuntimeError, match=r"encoder_self attention of layer 0 was called without mop_additions"):
         model.encoder(torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(RuntimeError, match=r"scenario_ids is missing, but the prefix differs between 3 scenarios"):
-        model.encoder(torch.ones(1, 3, dtype=torch.long), mop_prefix=PrefixBatch(random_prefix(model, 2)))
+        model.encoder(torch.ones(1, 3, dtype=torch.long), mop_additions=Additions(random_prefix(model, 2)))
 
 
 def test_accelerate_leftovers():
@@ -335,8 +335,8 @@ def test_attach_errors_change_nothing():
         attach(model)
     with pytest.raises(TypeError, match=r"model must be one of T5ForConditionalGeneration, .*; got Linear"):
         attach(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"unknown attentions \['decoder'\]; expected a subset"):
-        PrefixBatch({"decoder": ()})
+    with pytest.raises(ValueError, match=r"prefixes has unknown keys decoder; expected a subset"):
+        Additions({"decoder": ()})
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.14.1"])

@@ -6,7 +6,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5 import prefix_attention
-from mop_t5.prefix_attention import PrefixBatch
+from mop_t5.additions import Additions
 from t5_oracle import batch, logits, random_prefix, tiny
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,7 +42,7 @@ def test_one_mask_a_stack(kind, checkpointing, monkeypatch):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with Masks() as masks:
-        model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(random_prefix(model, 3)))
+        model(**inputs, scenario_ids=IDS, mop_additions=Additions(random_prefix(model, 3)))
     assert len(masks.seen) == 2 + 3 + 3
     assert len({id(mask) for mask in masks.seen}) == 3, "one each for encoder, decoder and cross attention"
 
@@ -51,9 +51,9 @@ def test_the_mask_of_the_encoder_does_not_outlive_it(monkeypatch):
     """generate holds the prefix till its last token; the encoder's mask, the largest of all, must not stay with it."""
     monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
     model, inputs = attached(implementation="sdpa"), batch("padding")
-    prefix = PrefixBatch(random_prefix(model, 3))
+    prefix = Additions(random_prefix(model, 3))
     with torch.no_grad(), Masks(keep=weakref.ref) as masks:
-        model.encoder(inputs["input_ids"], inputs["attention_mask"], mop_prefix=prefix, scenario_ids=IDS)
+        model.encoder(inputs["input_ids"], inputs["attention_mask"], mop_additions=prefix, scenario_ids=IDS)
     assert len(masks.seen) == 2
     assert all(mask() is None for mask in masks.seen)
 
@@ -67,7 +67,7 @@ def test_a_mask_is_made_again_for_other_padding():
     masks = [torch.rand(2, 1, 5, 5) < 0.5 for _ in range(2)]
     for length in (3, 2):
         pair = tuple(torch.randn(1, 4, length, 8, dtype=torch.float64) for _ in range(2))
-        prefix = PrefixBatch({"decoder_self": (pair,)})
+        prefix = Additions({"decoder_self": (pair,)})
 
         def run(bias, mask, prefix=prefix):
             out, _ = prefix_attention.mop_sdpa(module, query, key, value, mask, prefix, position_bias=bias, scaling=1.0)
@@ -95,7 +95,7 @@ def test_gradients_of_a_trained_position_bias(way, checkpointing, monkeypatch):
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
-    got = model(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(prefix)).logits
+    got = model(**inputs, scenario_ids=IDS, mop_additions=Additions(prefix)).logits
     got.square().sum().backward()
     for parameter, right in zip(biases, expected, strict=True):
         assert right.abs().max() > 1e-3
@@ -125,7 +125,7 @@ def test_a_decoding_step_copies_no_keys_values_or_prefixes(scenarios, implementa
     inputs = batch("padding", size, source)
     state = {
         "scenario_ids": torch.arange(size) % scenarios,
-        "mop_prefix": PrefixBatch(random_prefix(model, prefix_length, scenarios)),
+        "mop_additions": Additions(random_prefix(model, prefix_length, scenarios)),
     }
     own_prefixes = size * 4 * prefix_length * 8  # of the batch, one layer; its keys are more: 50 tokens
 

@@ -3,7 +3,7 @@
 import mop_t5
 import pytest
 import torch
-from mop_t5.prefix_attention import PrefixBatch
+from mop_t5.additions import Additions
 from t5_oracle import KINDS, batch, random_prefix, search, tiny
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -43,17 +43,17 @@ def test_search_equals_the_oracle(kind, name, use_cache):
     model, inputs = attached(kind), inputs_of()
     prefix = random_prefix(model, 5)
     options = {"use_cache": use_cache, **SEARCHES[name]}
-    got = run(lambda: model.generate(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch(prefix), **options))
+    got = run(lambda: model.generate(**inputs, scenario_ids=IDS, mop_additions=Additions(prefix), **options))
     expected = run(lambda: search(model, prefix, **inputs, scenario_ids=IDS, **SEARCHES[name]))
     assert torch.equal(got, expected)
-    plain = run(lambda: model.generate(**inputs, scenario_ids=IDS, mop_prefix=PrefixBatch({}), **options))
+    plain = run(lambda: model.generate(**inputs, scenario_ids=IDS, mop_additions=Additions({}), **options))
     assert got.shape != plain.shape or not torch.equal(got, plain), "the prefix must change what is generated"
 
 
 def test_static_cache_equals_dynamic():
     model, inputs = attached(num_decoder_layers=2), inputs_of()
-    prefix = PrefixBatch(random_prefix(model, 5))
-    options = {"scenario_ids": IDS, "mop_prefix": prefix, "max_new_tokens": 6}
+    prefix = Additions(random_prefix(model, 5))
+    options = {"scenario_ids": IDS, "mop_additions": prefix, "max_new_tokens": 6}
     dynamic = model.generate(**inputs, **options)
     assert torch.equal(model.generate(**inputs, **options, cache_implementation="static"), dynamic)
 
@@ -62,7 +62,7 @@ def test_encoder_outputs_by_hand():
     model, inputs = mop_model(), inputs_of()
     expected = model.generate(**inputs, scenario_ids=IDS, num_beams=2, max_new_tokens=5)
     with torch.no_grad():
-        encoded = model.encoder(**inputs, mop_prefix=model.mop.prefixes(), scenario_ids=IDS)
+        encoded = model.encoder(**inputs, mop_additions=model.mop.additions(), scenario_ids=IDS)
     got = model.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=encoded.last_hidden_state),
         attention_mask=inputs["attention_mask"],
@@ -75,8 +75,8 @@ def test_encoder_outputs_by_hand():
 
 def test_prefix_is_made_once_a_generate(monkeypatch):
     model, calls = mop_model(), []
-    prefixes = model.mop.prefixes
-    monkeypatch.setattr(model.mop, "prefixes", lambda ids=None: calls.append(ids) or prefixes(ids))
+    additions = model.mop.additions
+    monkeypatch.setattr(model.mop, "additions", lambda ids=None: calls.append(ids) or additions(ids))
     model.generate(**inputs_of(), scenario_ids=IDS, num_beams=2, max_new_tokens=6)
     assert len(calls) == 1
     model(**batch(), scenario_ids=IDS)
@@ -168,7 +168,7 @@ def test_errors():
     with pytest.raises(TypeError, match=r"must be integers; got a tensor of torch.float32"):
         model(**batch(), scenario_ids=torch.ones(4))
     with pytest.raises(ValueError, match=r"made for scenarios \[0, 1\], but scenario_ids asks for \[2\]"):
-        model(**batch(), scenario_ids=2, mop_prefix=model.mop.prefixes(torch.tensor([0, 1])))
+        model(**batch(), scenario_ids=2, mop_additions=model.mop.additions(torch.tensor([0, 1])))
     with pytest.raises(ValueError, match="no input found; pass input_ids"):
         model(scenario_ids=0)
     with pytest.raises(ValueError, match=r"unused|not used"):

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 import mop_t5
 import pytest
 import torch
+from mop_t5.additions import Additions
 from mop_t5.methods import _METHODS, get, names, register
 from mop_t5.methods.base import Method, MethodConfig
 from mop_t5.methods.mop import MOPConfig
 from mop_t5.methods.prefix_tuning import PrefixTuningConfig
-from mop_t5.prefix_attention import PrefixBatch
 from t5_oracle import batch, tiny
 
 SCENARIOS = ["taxi", "ticket", "food"]
@@ -194,8 +194,8 @@ def test_a_new_method_is_one_class(tmp_path):
             size = (2, shape.num_decoder_layers, 1, shape.num_heads, config.rows, shape.d_kv)
             self.table = torch.nn.Parameter(torch.ones(size, device=device, dtype=dtype))
 
-        def prefixes(self, scenario_ids=None):
-            return PrefixBatch({"cross": tuple(zip(*(t.unbind(0) for t in self.table.unbind(0)), strict=True))})
+        def additions(self, scenario_ids=None):
+            return Additions({"cross": tuple(zip(*(t.unbind(0) for t in self.table.unbind(0)), strict=True))})
 
         def trains_backbone(self, parameter_name):
             return parameter_name == "decoder.final_layer_norm.weight"

@@ -3,7 +3,7 @@
 import mop_t5
 import pytest
 import torch
-from mop_t5.prefix_attention import ATTENTIONS
+from mop_t5.additions import ATTENTIONS
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 
@@ -35,11 +35,11 @@ def test_golden_mlp_generator():
                 (generator.up.bias, "up_b"),
             ):
                 parameter.copy_(stored[key])
-    prefixes = model.mop.prefixes()
+    prefixes = model.mop.additions()
     for attention, name in short.items():
         stored = golden("prefix_mlp_generator.safetensors", name)
         for layer in range(2):
-            keys, values = prefixes.get(attention, layer)
+            keys, values = prefixes.prefix(attention, layer)
             torch.testing.assert_close(keys.expand(2, -1, -1, -1), stored[f"layer{layer}.k"], atol=1e-6, rtol=1e-6)
             torch.testing.assert_close(values.expand(2, -1, -1, -1), stored[f"layer{layer}.v"], atol=1e-6, rtol=1e-6)
 
@@ -68,9 +68,9 @@ def test_golden_mop(file, mode, fields):
     with torch.no_grad():
         for parameter, key in pairs:
             parameter.copy_(stored[f"param.{key}"].reshape(parameter.shape))
-    prefixes = mop.prefixes()
+    prefixes = mop.additions()
     rows = [
-        torch.stack([prefixes.get("decoder_self", layer)[kv].transpose(1, 2).flatten(2) for layer in range(2)])
+        torch.stack([prefixes.prefix("decoder_self", layer)[kv].transpose(1, 2).flatten(2) for layer in range(2)])
         for kv in range(2)
     ]
     loss = 0
@@ -121,10 +121,10 @@ def test_parameters_of_prefix_tuning_by_length():
 @pytest.mark.parametrize("attention", [("cross",), ("encoder_self", "cross"), ATTENTIONS])
 def test_named_attentions_differ_by_scenario_the_others_do_not(attention):
     model = mop_t5.attach(tiny(), "mop", **SMALL, attention=attention)
-    prefixes = model.mop.prefixes()
+    prefixes = model.mop.additions()
     for name in ATTENTIONS:
         for layer in range(2 if name == "encoder_self" else 3):
-            for rows in prefixes.get(name, layer):
+            for rows in prefixes.prefix(name, layer):
                 assert rows.shape == (3 if name in attention else 1, 4, 5, 8)
                 if name in attention:
                     assert (rows[0] - rows[1]).abs().max() > 1e-3
@@ -133,7 +133,7 @@ def test_named_attentions_differ_by_scenario_the_others_do_not(attention):
 def test_layers_get_mop_or_the_generator():
     model = mop_t5.attach(tiny(), "mop", **SMALL, layers=[2, 0])
     assert model.mop.config.layers == (0, 2)
-    rows = [model.mop.prefixes().get("decoder_self", layer)[0].shape[0] for layer in range(3)]
+    rows = [model.mop.additions().prefix("decoder_self", layer)[0].shape[0] for layer in range(3)]
     assert rows == [3, 1, 3]
     inputs = batch()
     out = model(**inputs, labels=inputs["decoder_input_ids"], scenario_ids=[0, 1, 2, 0])
@@ -145,7 +145,7 @@ def test_dropout_of_the_generator_acts_in_training_only():
     model = mop_t5.attach(tiny(), "prefix_tuning", prefix_length=5, d_mid=8, dropout=0.5)
 
     def keys():
-        return model.mop.prefixes().get("cross", 0)[0]
+        return model.mop.additions().prefix("cross", 0)[0]
 
     assert torch.equal(keys(), keys())
     model.train()
@@ -160,16 +160,16 @@ def test_initial_scale():
     std = {}
     for init in ("variance_matched", "compacter"):
         model = mop_t5.attach(tiny(**sizes), "mop", **{**SMALL, "d_mid": 64, "prefix_length": 40}, init=init)
-        std[init] = model.mop.prefixes().get("decoder_self", 0)[0].std()
+        std[init] = model.mop.additions().prefix("decoder_self", 0)[0].std()
     assert 0.3 < std["variance_matched"] < 2
     assert std["compacter"] < 1e-3
 
 
 def test_prefixes_of_a_batch_are_rows_of_all():
     mop = mop_t5.attach(tiny(), "mop", **SMALL).mop
-    every, some = mop.prefixes(), mop.prefixes(torch.tensor([2, 0, 2]))
+    every, some = mop.additions(), mop.additions(torch.tensor([2, 0, 2]))
     assert some.scenarios.tolist() == [0, 2]
     torch.testing.assert_close(
-        some.get("decoder_self", 1)[1], every.get("decoder_self", 1)[1][[0, 2]], atol=1e-14, rtol=1e-12
+        some.prefix("decoder_self", 1)[1], every.prefix("decoder_self", 1)[1][[0, 2]], atol=1e-14, rtol=1e-12
     )
-    assert mop.prefixes(torch.tensor([1, 2, 0])).scenarios is None
+    assert mop.additions(torch.tensor([1, 2, 0])).scenarios is None

@@ -1,5 +1,6 @@
-"""What every method has in common: a config that checks itself, and a module that makes prefixes."""
+"""What every method has in common: a config that checks itself, and a module that makes additions to a T5."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import ClassVar
@@ -7,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
-from mop_t5.prefix_attention import PrefixBatch
 
 LARGEST_INT = 2**31 - 1  # of a field; what torch and the tokenizers count with
 
@@ -27,6 +28,13 @@ class MethodConfig:
 
     def _set(self, name: str, value) -> None:
         object.__setattr__(self, name, value)  # only while the frozen config is being made
+
+    def _fill_in(self, presets: dict[str, dict]) -> None:
+        """Give the fields that the config's `preset` names its values, where they have their default."""
+        check_choice("preset", self.preset, (None, *presets))
+        for name, value in presets.get(self.preset, {}).items():
+            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                self._set(name, value)
 
     @classmethod
     def make(cls, given: dict) -> "MethodConfig":
@@ -53,6 +61,8 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    systems: ClassVar[dict[str, dict]] = {}  # rows of the papers' tables: their label -> the fields to attach with
+    adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
     trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only
 
     def __init__(self, config: MethodConfig, shape: BackboneShape):
@@ -69,12 +79,19 @@ class Method(nn.Module):
         """Whether scenario_ids change what the method computes."""
         return False
 
-    def prefixes(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
-        """The prefixes of these scenarios, of all if None. scenario_ids: (batch,) int64, repetitions allowed."""
-        return PrefixBatch({})
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """What a batch of these scenarios needs, of all if None. scenario_ids: (batch,) int64, repetitions allowed."""
+        return Additions()
 
-    def forward(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
-        return self.prefixes(scenario_ids)
+    def forward(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        return self.additions(scenario_ids)
+
+    def initialise(self, model) -> None:
+        """Set initial values that come from the backbone. Called once by attach, not where values are loaded."""
+
+    def source_text(self, dialogue: str, scenario: str) -> str:
+        """What the encoder is to read of a dialogue."""
+        return dialogue
 
     def trains_backbone(self, parameter_name: str) -> bool:
         """Whether the method trains this parameter of the backbone. It is then saved with it and restored by detach."""
@@ -90,6 +107,20 @@ class Method(nn.Module):
         A slice whose scenario a batch lacks has gradient zero; training keeps it free of decay and momentum.
         """
         return iter(())
+
+    def needed_scenarios(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
+        """The scenarios of a batch, ascending, or None to compute all of them.
+
+        On an accelerator the host would have to wait to learn which these are; while training that costs more than the
+        work for a moderate number of scenarios.
+        """
+        count = len(self.scenarios)
+        if scenario_ids is None or count == 1 or torch.compiler.is_compiling() or scenario_ids.is_meta:
+            return None
+        if scenario_ids.device.type != "cpu" and torch.is_grad_enabled() and count <= 64:
+            return None
+        needed = torch.unique(scenario_ids)
+        return None if len(needed) == count else needed
 
     def check_scenario_ids(self, scenario_ids, batch: int, device, on_device: bool = False) -> torch.Tensor | None:
         """scenario_ids as an int64 tensor (batch,) on device. Takes a tensor, a list or one id for the whole batch.
@@ -186,3 +217,20 @@ def check_probability(name: str, value) -> None:
         raise TypeError(f"{name} must be a number; got {value!r}.")
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be at least 0 and below 1; got {value}.")
+
+
+def check_positive(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above 0 and finite; got {value}.")
+
+
+def check_some_scenario(scenarios: tuple[str, ...]) -> None:
+    if not scenarios:
+        raise ValueError("scenarios must name at least one scenario; got none. Pass scenarios=[...].")
+
+
+def is_layer_norm(parameter_name: str) -> bool:
+    """Whether a parameter of the backbone is the weight of one of its LayerNorms."""
+    return parameter_name.endswith("layer_norm.weight")

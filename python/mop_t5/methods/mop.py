@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from mop_kernels import MOPFeedForward
+from mop_t5.additions import ATTENTIONS, Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.base import Method, MethodConfig, check_bool, check_choice, check_int
 from mop_t5.methods.mlp_generator import MLPGenerator
-from mop_t5.prefix_attention import ATTENTIONS, PrefixBatch
 
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")
 # "paper" fits Table 4 (2.514 % of T5-pegasus) with the text of section 2: Reading A, rank one, 16 and 8 terms
@@ -213,16 +213,16 @@ class MOP(Method):
     def distinguishes_scenarios(self) -> bool:
         return self.config.experts > 1
 
-    def prefixes(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
         active = self._active_experts(scenario_ids)
-        kv = {}
+        prefixes = {}
         for attention in ATTENTIONS:
             generated = iter(self.generators[attention].pairs() if attention in self.generators else ())
             mop_layers = self._mop_layers(attention)
             by_experts = iter(self._expert_pairs(attention, active) if mop_layers else ())
             layers = range(self.shape.layers(attention))
-            kv[attention] = tuple(next(by_experts if layer in mop_layers else generated) for layer in layers)
-        return PrefixBatch(kv, active)
+            prefixes[attention] = tuple(next(by_experts if layer in mop_layers else generated) for layer in layers)
+        return Additions(prefixes, active)
 
     def _expert_pairs(self, attention: str, active: torch.Tensor | None) -> tuple:
         """One (keys, values) a layer, each (experts or active, heads, prefix, d_kv)."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mop_t5.additions import ATTENTIONS, Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.base import Method, MethodConfig, check_choice, check_int, check_probability
 from mop_t5.methods.mlp_generator import ACTIVATIONS, MLPGenerator
-from mop_t5.prefix_attention import ATTENTIONS, PrefixBatch
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class PrefixTuning(Method):
             }
         )
 
-    def prefixes(self, scenario_ids: torch.Tensor | None = None) -> PrefixBatch:
-        return PrefixBatch({attention: generator.pairs() for attention, generator in self.generators.items()})
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        return Additions({attention: generator.pairs() for attention, generator in self.generators.items()})
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"generators": list(self.generators.parameters())}
