@@ -16,7 +16,11 @@ from typing import get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mop_t5 import commands
+from mop_t5.commands.demo import demo
+from mop_t5.commands.evaluate import evaluate
+from mop_t5.commands.generate import generate
+from mop_t5.commands.params import params
+from mop_t5.commands.train import train
 from mop_t5.methods import get, names
 
 _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what that is worth.
@@ -32,9 +36,7 @@ A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one obj
 Flags can stand in a YAML or JSON file under the same names: mop-t5 train --config train.yaml
 `mop-t5 COMMAND --help` explains the flags of a command."""
 
-COMMANDS: dict[str, Callable] = {
-    name: getattr(commands, name) for name in ("train", "evaluate", "generate", "params", "demo")
-}
+COMMANDS: dict[str, Callable] = {command.__name__: command for command in (train, evaluate, generate, params, demo)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, set_seed
 
 from mop_t5.api import attach, count_parameters, detach
@@ -24,11 +23,13 @@ from mop_t5.data import Example, read_corpus, scenarios_of, synthetic_corpus, wr
 from mop_t5.evaluation import (
     FLOORS,
     Rouge,
+    Table,
     by_scenario,
     generate_summaries,
     number_recall,
     plot_losses,
     score_table,
+    show,
     to_markdown,
 )
 from mop_t5.tokenization import train_tokenizer
@@ -150,8 +151,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
     table = _table(rouge, splits.test, systems)
     _write_results(output, splits.test, systems, backbone, table)
-    # wider than most terminals that are not one: a log file must not cut the table
-    Console(file=console.file, width=max(console.width, 140)).print(table)
+    show(table, console)
     console.print(_explanation(config, output, count_parameters(model).backbone), soft_wrap=True, highlight=False)
     return output
 

@@ -13,7 +13,6 @@ from mop_t5.evaluation import (
     Scores,
     by_scenario,
     first_user_turn,
-    format_scores,
     mean_scores,
     nearest_reference,
     number_recall,
@@ -109,7 +108,6 @@ def test_a_table_in_markdown():
     assert cells[0] == ["scenario", "mop", "floor"]
     assert cells[2] == ["taxi", "50.0/25.0/40.0", "50.0/25.0/40.0"]
     assert cells[-1] == ["parameters", "12", ""]
-    assert format_scores(Scores(1, 0, 0.123)) == "100.0/0.0/12.3"
 
 
 def test_the_plot_is_a_png_with_one_panel_a_stage(tmp_path):

@@ -7,8 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mop_t5.commands.generate import lengths
-from mop_t5.data import SPLITS, read_split
-from mop_t5.evaluation import FLOORS, Rouge, by_scenario, generate_summaries, score_table, show, to_markdown
+from mop_t5.data import SPLITS, of_scenarios, read_split
+from mop_t5.evaluation import (
+    FLOORS,
+    Rouge,
+    by_scenario,
+    generate_summaries,
+    score_table,
+    show,
+    to_markdown,
+    write_scores,
+)
 from mop_t5.training import load_run, prepare_output, read_settings, write_settings
 from mop_t5.training.seeds import seed_folders, spread_table
 
@@ -27,8 +36,8 @@ def evaluate(
 ) -> None:
     """Generate the summaries of one split and score them by ROUGE, per scenario and on average.
 
-    Writes RUN/evaluation-SPLIT with results.md and predictions.jsonl. A run of several seeds is evaluated seed by seed,
-    and RUN/evaluation-SPLIT.md has their mean and deviation.
+    Writes RUN/evaluation-SPLIT with results.md, predictions.jsonl and scores.json. A run of several seeds is evaluated
+    seed by seed, and RUN/evaluation-SPLIT.md has their mean and deviation.
 
       mop-t5 evaluate --run runs/mop
       mop-t5 evaluate --run runs/mop --split valid --num_beams 4 --unit jieba --overwrite
@@ -55,7 +64,7 @@ def evaluate(
         data = corpus or settings.get("corpus")
         if data is None:
             raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
-        examples = read_split(data, split)
+        examples = of_scenarios(read_split(data, split), settings.get("scenarios"))
         output = prepare_output(folder / f"evaluation-{split}", overwrite=overwrite)
         summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
         system = settings.get("method") or "all weights"
@@ -67,14 +76,25 @@ def evaluate(
         scores[seed] = means[system]
         title = f"{rouge}: R-1/R-2/R-L on {len(examples)} {split} rows, {num_beams} beam(s)"
         table = score_table(title, means)
-        write_settings(output, {"run": str(folder), "corpus": data, "split": split, "num_beams": num_beams})
+        write_settings(
+            output,
+            {
+                "run": str(folder),
+                "corpus": data,
+                "split": split,
+                "num_beams": num_beams,
+                "implementation": implementation,
+                "unit": unit,
+            },
+        )
         (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
         with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
             for i, example in enumerate(examples):
                 row = asdict(example) | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_scores(output, means)  # the last file: its presence says that the evaluation is complete
         show(table)
-        print(f"Written to {output}: results.md, predictions.jsonl.")
+        print(f"Written to {output}: results.md, predictions.jsonl, scores.json.")
     if seeds:
         table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
         (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")

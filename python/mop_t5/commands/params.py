@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mop_t5
-from mop_t5.evaluation import make_table, show
+from mop_t5.evaluation import Table, show
 from mop_t5.methods import get
 
 
@@ -51,4 +51,4 @@ def params(
         backbone_size = count.backbone
         mop_t5.detach(model)
     title = f"{backbone}: {backbone_size:,} parameters, {scenarios} scenarios, preset {preset}"
-    show(make_table(title, ["method", "trained", "share of the backbone", "total / backbone"], rows))
+    show(Table(title, ["method", "trained", "share of the backbone", "total / backbone"], rows))

@@ -10,8 +10,9 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import mop_t5
-from mop_t5.data import read_split, scenarios_of
+from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Rouge, show, to_markdown
+from mop_t5.methods.base import MethodConfig
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import (
     CHECKPOINTS,
@@ -35,6 +36,7 @@ def train(
     output: str,
     method: str | None = None,
     options: dict[str, Any] | None = None,
+    scenarios: list[str] | None = None,
     seeds: list[int] | None = None,
     implementation: str = "rouge_score",
     unit: str = "char",
@@ -57,6 +59,7 @@ def train(
         output: folder for the result. It must be new or empty.
         method: name of the method to tune. Without it all weights of the backbone are trained.
         options: fields of the method, such as {"prefix_length": 20}; as flags --options.prefix_length 20.
+        scenarios: train and validate on the rows of these scenarios only, such as '[taxi]'; all if not given.
         seeds: train once with each of these in place of seed, into OUTPUT/seed-N, and report mean and deviation.
         implementation: package that counts ROUGE when validating, "rouge_score" or "rouge".
         unit: what ROUGE counts when validating, "char", "jieba" or "jieba_hmm".
@@ -73,8 +76,10 @@ def train(
     team = processes()
     if not team.is_main_process:
         disable_progress_bar()  # that of loading weights
-    examples = read_split(corpus, "train")
-    valid = read_split(corpus, "valid") if training.evaluate_every else None
+    if scenarios is not None and not scenarios:
+        raise ValueError("scenarios must name at least one scenario, got none. Leave it out for all.")
+    examples = of_scenarios(read_split(corpus, "train"), scenarios)
+    valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
     rouge = Rouge(implementation, unit)
     tokenizer = load_tokenizer(backbone)
 
@@ -87,17 +92,8 @@ def train(
 
     first = training.seed if seeds is None else seeds[0]
     model = new_model(first)  # raises what is wrong with the method before a folder is made
-    resolved = {} if method is None else model.mop.config.to_dict()
-    settings = {
-        "corpus": str(Path(corpus).resolve()),
-        "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
-        "method": method,
-        "options": {name: value for name, value in resolved.items() if name != "scenarios"},
-        "implementation": implementation,
-        "unit": unit,
-        "seeds": seeds,
-        **asdict(training),
-    }
+    config = None if method is None else model.mop.config
+    settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, implementation, unit)
     if resume:
         check_resumable(output, settings)
     prepare_output(output, overwrite=overwrite, keep=resume)
@@ -137,3 +133,29 @@ def train(
         (Path(output) / "results.md").write_text(to_markdown(table), encoding="utf-8")
         show(table)
     print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")
+
+
+def settings_of(
+    training: TrainingConfig,
+    corpus: str,
+    backbone: str,
+    method: str | None,
+    config: MethodConfig | None,
+    scenarios: list[str] | None,
+    seeds: list[int] | None,
+    implementation: str,
+    unit: str,
+) -> dict[str, Any]:
+    """What run.json says of a run; config: that of the method, with its defaults filled in."""
+    options = {} if config is None else config.to_dict()
+    return {
+        "corpus": str(Path(corpus).resolve()),
+        "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
+        "method": method,
+        "options": {name: value for name, value in options.items() if name != "scenarios"},
+        "scenarios": scenarios,
+        "implementation": implementation,
+        "unit": unit,
+        "seeds": seeds,
+        **asdict(training),
+    }

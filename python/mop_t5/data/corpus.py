@@ -105,6 +105,17 @@ def scenarios_of(examples: Iterable[Example]) -> list[str]:
     return sorted({example.scenario for example in examples})
 
 
+def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> list[Example]:
+    """The rows of these scenarios, of all if None. Raises ValueError for a scenario without a row."""
+    missing = sorted(set(scenarios or ()) - set(scenarios_of(examples)))
+    if missing:
+        raise ValueError(
+            f"scenarios names {', '.join(missing)}, of which there are no rows; there are "
+            f"{', '.join(scenarios_of(examples))}."
+        )
+    return [example for example in examples if scenarios is None or example.scenario in scenarios]
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     opener = gzip.open if path.suffix == ".gz" else open

@@ -13,26 +13,30 @@ from mop_t5.evaluation.rouge import (
     mean_scores,
     number_recall,
 )
-from mop_t5.evaluation.tables import format_scores, make_table, score_table, show, to_markdown
+from mop_t5.evaluation.scores import SCORES, read_scores, write_scores
+from mop_t5.evaluation.tables import Table, score_table, show, to_csv, to_markdown
 
 __all__ = [
     "AVERAGE",
     "FLOORS",
     "IMPLEMENTATIONS",
+    "SCORES",
     "UNITS",
     "Rouge",
     "Scores",
+    "Table",
     "by_scenario",
     "first_user_turn",
-    "format_scores",
     "generate_summaries",
-    "make_table",
     "mean_scores",
     "nearest_reference",
     "number_recall",
     "plot_losses",
     "random_reference",
+    "read_scores",
     "score_table",
     "show",
+    "to_csv",
     "to_markdown",
+    "write_scores",
 ]

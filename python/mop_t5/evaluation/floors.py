@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from mop_t5.data import Example
 
 _USER_TURN = re.compile(r"^(?:用户|user)\s*[：:].+$", re.IGNORECASE | re.MULTILINE)
@@ -34,16 +36,31 @@ def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> 
 
     Likeness is the share of distinct character pairs that two dialogues have in common (Jaccard); of equals, the first.
     """
-    pools = {
-        scenario: [(_pairs(row.dialogue), row.summary) for row in rows]
-        for scenario, rows in _by_scenario(train).items()
-    }
-    summaries = []
-    for example in examples:
-        mine = _pairs(example.dialogue)
-        _, summary = max(pools[example.scenario], key=lambda row: len(mine & row[0]) / max(1, len(mine | row[0])))
-        summaries.append(summary)
-    return summaries
+    pools = {scenario: _Pool(rows) for scenario, rows in _by_scenario(train).items()}
+    return [pools[example.scenario].nearest(example.dialogue) for example in examples]
+
+
+class _Pool:
+    """Training rows, indexed by their character pairs: a corpus has too many pairs of dialogues to compare each."""
+
+    def __init__(self, rows: Sequence[Example]):
+        self._rows = rows
+        pairs = [_pairs(row.dialogue) for row in rows]
+        self._sizes = np.array([len(mine) for mine in pairs])
+        places: dict[str, list[int]] = {}
+        for place, mine in enumerate(pairs):
+            for pair in mine:
+                places.setdefault(pair, []).append(place)
+        self._places = {pair: np.array(found) for pair, found in places.items()}
+
+    def nearest(self, dialogue: str) -> str:
+        mine = _pairs(dialogue)
+        shared = np.zeros(len(self._rows), dtype=np.int64)
+        for pair in mine:
+            if pair in self._places:
+                shared[self._places[pair]] += 1
+        union = np.maximum(1, len(mine) + self._sizes - shared)
+        return self._rows[int(np.argmax(shared / union))].summary
 
 
 # name -> summaries(examples, train), in the order in which tables show them

@@ -1,25 +1,58 @@
-"""Tables of results: rich in a terminal, Markdown in a file, from one object."""
+"""Tables of results: one object that a terminal, Markdown and CSV show alike."""
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import rich.table
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from mop_t5.evaluation.rouge import Scores
 
+_METRICS = ("R-1", "R-2", "R-L")
 
-def make_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """A table whose first column is left-aligned and whose other columns are right-aligned."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=position == 0)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    return table
+
+@dataclass(frozen=True)
+class Table:
+    """A table, for `show`, `to_markdown` and `to_csv`.
+
+    title: a line above it.
+    columns: the header.
+    rows: one value a column: a text, a number, `Scores`, or None for an empty cell. `Scores` are shown as R-1/R-2/R-L,
+        times 100.
+    formats: format specification of the numbers of a column, by its name, such as ",d"; ".1f" is that of `Scores`.
+    notes: what has to be known to read it; lines below it.
+    labels: how many of the first columns are texts, aligned to the left.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    formats: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    labels: int = 1
+
+    def __post_init__(self):
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"a row must have {len(self.columns)} cells, one a column; got {len(row)}: {row!r}.")
+
+    def cells(self) -> list[list[str]]:
+        """The rows as they are shown."""
+        return [[_shown(value, self.formats.get(c)) for c, value in zip(self.columns, row)] for row in self.rows]
+
+
+def _shown(value: object, specification: str | None) -> str:
+    if isinstance(value, Scores):
+        return "/".join(format(100 * number, specification or ".1f") for number in value)
+    if isinstance(value, (int, float)) and specification:
+        return format(value, specification)
+    return "" if value is None else str(value)
 
 
 def score_table(
@@ -31,29 +64,57 @@ def score_table(
     rows, name -> system -> cell; a system without a cell gets an empty one.
     """
     scenarios = list(next(iter(results.values())))
-    rows = [[scenario, *(format_scores(means[scenario]) for means in results.values())] for scenario in scenarios]
-    rows += [[name, *(cells.get(system, "") for system in results)] for name, cells in (more or {}).items()]
-    return make_table(title, ["scenario", *results], rows)
-
-
-def format_scores(scores: Scores) -> str:
-    return "/".join(f"{100 * value:.1f}" for value in scores)
+    rows = [[scenario, *(means[scenario] for means in results.values())] for scenario in scenarios]
+    rows += [[name, *(cells.get(system) for system in results)] for name, cells in (more or {}).items()]
+    return Table(title, ["scenario", *results], rows)
 
 
 def to_markdown(table: Table) -> str:
-    """The table as GitHub Markdown, its title as a line of its own above."""
-    plain = Table(box=box.MARKDOWN)
-    for column in table.columns:
-        plain.add_column(column.header, justify=column.justify, no_wrap=True)
-    for cells in zip(*(column.cells for column in table.columns)):
-        plain.add_row(*cells)
+    """The table as GitHub Markdown, its title above and its notes as a list below."""
+    notes = "".join(f"- {note}\n" for note in table.notes)
+    return f"{table.title}\n\n" + "\n".join(_lines(table, box.MARKDOWN)) + "\n" + (f"\n{notes}" if notes else "")
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """Tables of the same columns as one CSV: numbers as they are, `Scores` in three columns, times 100."""
+    first = tables[0]
+    if any(list(table.columns) != list(first.columns) for table in tables):
+        raise ValueError("tables must have the same columns to stand in one CSV. Write one file for each.")
+    rows = [row for table in tables for row in table.rows]
+    triple = [any(isinstance(row[i], Scores) for row in rows) for i in range(len(first.columns))]
     output = io.StringIO()
-    Console(file=output, width=1000).print(plain)
+    writer = csv.writer(output, lineterminator="\n")
+    writer.writerow(name for i, c in enumerate(first.columns) for name in _names(c, triple[i]))
+    for row in rows:
+        writer.writerow(number for i, value in enumerate(row) for number in _numbers(value, triple[i]))
+    return output.getvalue()
+
+
+def _names(column: str, triple: bool) -> list[str]:
+    return [f"{column} {metric}" for metric in _METRICS] if triple else [column]
+
+
+def _numbers(value: object, triple: bool) -> list[object]:
+    if not triple:
+        return [value]
+    return [round(100 * number, 6) for number in value] if isinstance(value, Scores) else [value] * len(_METRICS)
+
+
+def show(table: Table, console: Console | None = None) -> None:
+    """Print a table with its title and notes, as wide as it is: a log file must not cut it."""
+    console = console or Console()
+    for line in (table.title, *_lines(table, box.SIMPLE_HEAD), *table.notes):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print()
+
+
+def _lines(table: Table, style: box.Box) -> list[str]:
+    shown = rich.table.Table(box=style)
+    for position, column in enumerate(table.columns):
+        shown.add_column(column, justify="left" if position < table.labels else "right", no_wrap=True)
+    for cells in table.cells():
+        shown.add_row(*map(escape, cells))
+    output = io.StringIO()
+    Console(file=output, width=10_000).print(shown)
     lines = (line.rstrip() for line in output.getvalue().splitlines())
-    return f"{table.title}\n\n" + "\n".join(line for line in lines if line) + "\n"
-
-
-def show(table: Table) -> None:
-    """Print a table, wider than most terminals that are not one: a log file must not cut it."""
-    console = Console()
-    Console(width=max(console.width, 140)).print(table)
+    return [line for line in lines if line]

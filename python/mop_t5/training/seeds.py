@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from rich.table import Table
-
-from mop_t5.evaluation import Scores, make_table
+from mop_t5.evaluation import Scores, Table
 
 _COLUMNS = {"loss": "last loss", "eval_rouge1": "R-1", "eval_rouge2": "R-2", "eval_rougeL": "R-L", "eval_rouge": "mean"}
 
@@ -30,7 +28,7 @@ def history_table(histories: Mapping[int, Sequence[dict]]) -> Table:
     for what, combine in (("mean", mean), ("deviation", stdev)):
         rows.append([what, *(f"{combine([values[name] for values in reached.values()]):.3f}" for name in columns)])
     title = f"{len(reached)} seeds: training, best validation (ROUGE F1 x 100, averaged over scenarios)"
-    return make_table(title, ["", *(_COLUMNS[name] for name in columns)], rows)
+    return Table(title, ["", *(_COLUMNS[name] for name in columns)], rows)
 
 
 def spread_table(title: str, scores: Mapping[int, Mapping[str, Scores]]) -> Table:
@@ -41,7 +39,7 @@ def spread_table(title: str, scores: Mapping[int, Mapping[str, Scores]]) -> Tabl
     for scenario in seeds[0]:
         columns = [[100 * value for value in column] for column in zip(*(means[scenario] for means in seeds))]
         rows.append([scenario, *(f"{mean(column):.1f} ± {stdev(column):.1f}" for column in columns)])
-    return make_table(title, ["scenario", "R-1", "R-2", "R-L"], rows)
+    return Table(title, ["scenario", "R-1", "R-2", "R-L"], rows)
 
 
 def _reached(history: Sequence[dict]) -> dict[str, float]:
