@@ -50,7 +50,7 @@ def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def by_hand(model, steps, batch_size, accumulation, batching, smoothing):
+def by_hand(model, steps, batch_size, accumulation, batching, smoothing, own_loss=lambda: 0):
     """The same steps in a plain loop: each on one joint batch, AdamW, linear decay, norm 1. Returns the losses."""
     attached = mop_t5.is_attached(model)
     rows = EncodedExamples(CORPUS["train"], TOKENIZER, SCENARIOS if attached else None)
@@ -68,6 +68,7 @@ def by_hand(model, steps, batch_size, accumulation, batching, smoothing):
         joint = [rows[i] for _ in range(accumulation) for i in next(stream)]
         batch = Collator(0, 5 if attached else None)(joint)
         loss = cross_entropy(model(**batch).logits.flatten(0, 1), batch["labels"].flatten(), label_smoothing=smoothing)
+        loss = loss + own_loss()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in named], 1.0)
@@ -110,6 +111,32 @@ def test_training_is_adamw_on_joint_batches(tmp_path, method, batching, accumula
     for name, weight in weights(model).items():
         torch.testing.assert_close(weight, weights(other)[name], rtol=1e-3, atol=1e-4)
         assert not torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_method_is_added_once_a_step(tmp_path, monkeypatch, smoothing):
+    def with_own_loss():
+        model = new_model("prefix_tuning")
+        additions, weight = model.mop.additions, model.mop.generators["cross"].down.weight
+
+        def own_loss():
+            return 3 * weight.square().sum()
+
+        def with_loss(scenario_ids=None):
+            made = additions(scenario_ids)
+            made.loss = own_loss()
+            return made
+
+        monkeypatch.setattr(model.mop, "additions", with_loss)
+        return model, own_loss
+
+    (model, _), (other, own_loss) = with_own_loss(), with_own_loss()
+    fields = {"learning_rate": 2e-3, "weight_decay": 0.1, "beta2": 0.98, "max_target": 128, "batching": "mixed"}
+    result = run(model, tmp_path, steps=6, batch_size=3, accumulation=2, label_smoothing=smoothing, **fields)
+    losses = by_hand(other, 6, 3, 2, "mixed", smoothing, own_loss)
+    assert [loss for _, loss in result.losses] == pytest.approx(losses, rel=1e-5)
+    for name, weight in weights(model).items():
+        torch.testing.assert_close(weight, weights(other)[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -97,8 +97,8 @@ def train(
     if not resume:
         check_none(folder)
     set_seed(config.seed)
-    scenarios = list(model.scenarios) if is_attached(model) else None
-    lengths = {"max_source": config.max_source, "max_target": config.max_target}
+    scenarios, source_text = (list(model.scenarios), model.mop.source_text) if is_attached(model) else (None, None)
+    encoding = {"source_text": source_text, "max_source": config.max_source, "max_target": config.max_target}
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
     trainer = _Trainer(
         model=model,
@@ -109,8 +109,8 @@ def train(
             # Trainer smooths labels outside the model, which then cannot make the decoder's inputs from them.
             decoder_inputs=model.prepare_decoder_input_ids_from_labels if config.label_smoothing else None,
         ),
-        train_dataset=EncodedExamples(examples, tokenizer, scenarios, **lengths),
-        eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **lengths) if config.evaluate_every else None,
+        train_dataset=EncodedExamples(examples, tokenizer, scenarios, **encoding),
+        eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **encoding) if config.evaluate_every else None,
         processing_class=tokenizer,
         compute_metrics=_metrics(tokenizer, valid, rouge or Rouge()) if config.evaluate_every else None,
         callbacks=_callbacks(config),
@@ -170,6 +170,8 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
         of the mean over them, which a plain T5 would not make of it."""
         tokens = inputs["labels"].ne(IGNORED).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if self.label_smoother is not None and outputs.get("loss") is not None:
+            loss = loss + outputs["loss"]  # the method's own: the labels were smoothed outside the model
         if num_items_in_batch is not None:
             # times the processes, because the gradients of processes are averaged
             loss = loss * (self.accelerator.num_processes * tokens / num_items_in_batch)
