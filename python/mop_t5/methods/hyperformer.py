@@ -1,0 +1,227 @@
+"""HyperFormer: adapters whose weights a hypernetwork makes for every scenario, layer and kind of sub-layer.
+
+Adapter: y = x + LN(activation(x W_down + b) W_up + b), after self-attention and feed-forward, LN with eps 1e-5.
+HyperFormer++: e = LN(relu([z_s; l_i; k_j] W_1 + b) W_2 + b) with eps 1e-6, and each tensor of an adapter, gain and bias
+of its LN among them, is a linear map of e. z_s is the embedding of the scenario, l_i of the layer, k_j of the kind of
+sub-layer. Encoder and decoder have networks of their own and share z_s.
+
+Source: Mahabadi et al. 2021 and rabeehk/hyperformer, whose start is kept: maps N(0, 0.01^2) with bias 0.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mop_kernels.functional import ACTIVATIONS
+from mop_t5.additions import Additions, row_index
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, check_some_scenario
+from mop_t5.methods.hypernetwork import HypernetworkMethod
+
+_PLACES = ("feed_forward", "self_attention")  # in the order of the kinds
+_STACKS = ("encoder", "decoder")
+_PRESETS = {
+    "published": {"variant": "plus_plus", "d_embedding": 64, "d_hidden": 128, "d_projected": 64, "reduction": 32},
+    # the one fit to Table 4 of the MOP paper (2.320 % of T5-pegasus) that keeps the published reduction and d_projected
+    "table4": {"variant": "plus_plus", "d_embedding": 768, "d_hidden": 256, "d_projected": 64, "reduction": 32},
+}
+
+
+@dataclass(frozen=True)
+class HyperFormerConfig(MethodConfig):
+    """Fields of the method "hyperformer".
+
+    scenarios: names of the scenarios, at least one.
+    variant: "plus_plus": one network a stack makes all adapters from scenario, layer and kind. "unique": without the
+        kind, with linear maps of its own for each kind. "per_layer": linear maps of its own for each layer and kind,
+        from the scenario alone.
+    d_embedding: width of the embeddings of scenarios, layers and kinds.
+    d_hidden: hidden width of the network that makes e of them.
+    d_projected: width of e.
+    reduction: the adapters' hidden width is d_model // reduction.
+    activation: of the adapters: "gelu_tanh", "relu", "gelu", "silu" (swish), "tanh" or "identity".
+    pre_norm: another LN, before the adapter's down map.
+    conditional_layer_norm: the gain and bias of the LNs are made by the network. False, which needs
+        variant="per_layer": they are parameters, shared by the scenarios.
+    embedding_network: for variant="per_layer": a network d_embedding -> d_hidden -> d_projected stands between the
+        scenario's embedding and the linear maps, one for both stacks.
+    layer_norms: train the backbone's own LayerNorms too.
+    preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
+        paper's Table 4; a field given another value than its default wins.
+    """
+
+    variant: str = "plus_plus"
+    d_embedding: int = 64
+    d_hidden: int = 128
+    d_projected: int = 64
+    reduction: int = 32
+    activation: str = "gelu_tanh"
+    pre_norm: bool = False
+    conditional_layer_norm: bool = True
+    embedding_network: bool = False
+    layer_norms: bool = True
+    preset: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._fill_in(_PRESETS)
+        check_some_scenario(self.scenarios)
+        check_choice("variant", self.variant, ("plus_plus", "unique", "per_layer"))
+        for name in ("d_embedding", "d_hidden", "d_projected", "reduction"):
+            check_int(name, getattr(self, name), 1)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        for name in ("pre_norm", "conditional_layer_norm", "embedding_network", "layer_norms"):
+            check_bool(name, getattr(self, name))
+        for name, elsewhere in (("conditional_layer_norm", True), ("embedding_network", False)):
+            if getattr(self, name) != elsewhere and self.variant != "per_layer":
+                raise ValueError(
+                    f"{name} must be {elsewhere} where variant={self.variant!r}; got {not elsewhere}. Use "
+                    "variant='per_layer'."
+                )
+
+
+class _AdapterMaps(nn.Module):
+    """An adapter's tensors by name, each a linear map (..., d_in) -> (..., *its shape) reshaped row-major.
+
+    The LNs' gain and bias are parameters where they are not conditional.
+    """
+
+    def __init__(self, d_in: int, config: HyperFormerConfig, d_model: int, device, dtype):
+        super().__init__()
+        bottleneck = d_model // config.reduction
+        self.shapes = {
+            "down": (bottleneck, d_model),
+            "down_bias": (bottleneck,),
+            "up": (d_model, bottleneck),
+            "up_bias": (d_model,),
+        }
+        self.norms = nn.ParameterDict()
+        for norm in ("post", "pre") if config.pre_norm else ("post",):
+            for name, start in ((norm, torch.ones), (f"{norm}_bias", torch.zeros)):
+                if config.conditional_layer_norm:
+                    self.shapes[name] = (d_model,)
+                else:
+                    self.norms[name] = nn.Parameter(start(d_model, device=device, dtype=dtype))
+        self.maps = nn.ModuleDict(
+            {name: _linear(d_in, math.prod(shape), device, dtype) for name, shape in self.shapes.items()}
+        )
+
+    def forward(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = {name: self.maps[name](embedding).unflatten(-1, shape) for name, shape in self.shapes.items()}
+        return made | {name: p.expand(*embedding.shape[:-1], -1) for name, p in self.norms.items()}
+
+
+class _StackHypernetwork(nn.Module):
+    """All adapters of the encoder or of the decoder, from scenario embeddings (rows, d_embedding or d_projected)."""
+
+    def __init__(self, config: HyperFormerConfig, d_in: int, d_model: int, layers: int, device, dtype):
+        super().__init__()
+        c, self.variant, self.layers = config, config.variant, layers
+        if c.variant != "per_layer":
+            self.layer_embeddings = nn.Embedding(layers, d_in, device=device, dtype=dtype)
+            if c.variant == "plus_plus":
+                self.kind_embeddings = nn.Embedding(len(_PLACES), d_in, device=device, dtype=dtype)
+            parts = 3 if c.variant == "plus_plus" else 2
+            self.network = _two_layers(parts * d_in, c.d_hidden, c.d_projected, device, dtype)
+            self.norm = nn.LayerNorm(c.d_projected, eps=1e-6, device=device, dtype=dtype)
+            d_in = c.d_projected
+        count = {"plus_plus": 1, "unique": len(_PLACES), "per_layer": len(_PLACES) * layers}[c.variant]
+        # unique: in the order of the kinds; per_layer: kind by kind, in each layer by layer
+        self.adapters = nn.ModuleList(_AdapterMaps(d_in, c, d_model, device, dtype) for _ in range(count))
+
+    def forward(self, scenarios: torch.Tensor) -> dict[str, list[dict[str, torch.Tensor]]]:
+        """{place: the tensors of the adapter of each layer, each (rows, ...)}."""
+        made = {}
+        for kind, place in enumerate(_PLACES):
+            if self.variant == "per_layer":
+                maps = self.adapters[kind * self.layers : (kind + 1) * self.layers]
+                made[place] = [each(scenarios) for each in maps]
+            else:
+                maps = self.adapters[0 if self.variant == "plus_plus" else kind]
+                all_layers = {name: t.unbind(0) for name, t in maps(self._condition(scenarios, kind)).items()}
+                made[place] = [{n: t[layer] for n, t in all_layers.items()} for layer in range(self.layers)]
+        return made
+
+    def _condition(self, scenarios: torch.Tensor, kind: int) -> torch.Tensor:
+        """e of every layer and scenario: (layers, rows, d_projected)."""
+        parts = [scenarios.unsqueeze(0), self.layer_embeddings.weight.unsqueeze(1)]
+        if self.variant == "plus_plus":
+            parts.append(self.kind_embeddings.weight[kind])
+        joined = torch.cat([p.expand(self.layers, len(scenarios), -1) for p in parts], dim=-1)
+        return self.norm(self.network(joined))
+
+
+def _linear(d_in: int, d_out: int, device, dtype) -> nn.Linear:
+    linear = nn.Linear(d_in, d_out, device=device, dtype=dtype)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _two_layers(d_in: int, d_hidden: int, d_out: int, device, dtype) -> nn.Sequential:
+    return nn.Sequential(_linear(d_in, d_hidden, device, dtype), nn.ReLU(), _linear(d_hidden, d_out, device, dtype))
+
+
+def _adapt(tensors, scenarios, activation, hidden, scenario_ids):
+    """The adapter of each example's scenario: hidden (batch, tokens, d_model) -> the same shape.
+
+    tensors: of one adapter, each (rows, ...); scenarios: (rows,) what the rows belong to, or None: in order.
+    """
+    rows = row_index(scenarios, scenario_ids, len(tensors["down"]))
+    if rows is None:
+        own = {name: t.squeeze(0) for name, t in tensors.items()}
+    else:  # vectors get a dimension for the tokens
+        own = {name: t[rows] if t.dim() == 3 else t[rows].unsqueeze(1) for name, t in tensors.items()}
+    width = hidden.shape[-1:]
+    x = F.layer_norm(hidden, width) * own["pre"] + own["pre_bias"] if "pre" in own else hidden
+    x = ACTIVATIONS[activation](x @ own["down"].mT + own["down_bias"])
+    x = x @ own["up"].mT + own["up_bias"]
+    return hidden + F.layer_norm(x, width) * own["post"] + own["post_bias"]
+
+
+@register
+class HyperFormer(HypernetworkMethod):
+    """The scenarios' embeddings and the networks that make adapters of them."""
+
+    name = "hyperformer"
+    Config = HyperFormerConfig
+    systems: ClassVar = {
+        "HyperFormer++": {"preset": "table4"},
+        "HyperFormer++ (published)": {"preset": "published"},
+    }
+    adapter_places = tuple((stack, place) for stack in _STACKS for place in _PLACES)
+
+    def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device=None, dtype=None):
+        if config.reduction > shape.d_model:
+            raise ValueError(
+                f"reduction must be at most d_model = {shape.d_model}; got {config.reduction}. Choose a smaller one."
+            )
+        c = config
+        super().__init__(c, shape, (c.d_embedding,), device, dtype)
+        d_in = c.d_embedding
+        self.embedding_network = None
+        if c.embedding_network:
+            self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, device, dtype)
+            d_in = c.d_projected
+        layers = {"encoder": shape.num_layers, "decoder": shape.num_decoder_layers}
+        self.hypernetworks = nn.ModuleDict(
+            {s: _StackHypernetwork(c, d_in, shape.d_model, layers[s], device, dtype) for s in _STACKS}
+        )
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        rows, needed = self.embeddings(scenario_ids)
+        if self.embedding_network is not None:
+            rows = self.embedding_network(rows)
+        adapters = {}
+        for stack, hypernetwork in self.hypernetworks.items():
+            for place, layers in hypernetwork(rows).items():
+                adapters[stack, place] = tuple(
+                    functools.partial(_adapt, tensors, needed, self.config.activation) for tensors in layers
+                )
+        return Additions(scenarios=needed, adapters=adapters)
