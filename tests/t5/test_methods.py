@@ -16,6 +16,9 @@ SCENARIOS = ["taxi", "ticket", "food"]
 SMALL = {
     "mop": {"scenarios": SCENARIOS, "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 4},
     "prefix_tuning": {"prefix_length": 5, "d_mid": 8},
+    "hyperformer": {"scenarios": SCENARIOS, "d_embedding": 8, "d_hidden": 10, "d_projected": 6, "reduction": 4},
+    "hyper_prefix": {"scenarios": SCENARIOS, "prefix_length": 5, "d_embedding": 8, "d_hidden": 10, "d_projected": 6},
+    "compacter": {"reduction": 3},
 }
 
 

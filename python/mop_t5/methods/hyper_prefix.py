@@ -1,0 +1,96 @@
+"""HyperPrefix: one network makes the prefixes of all attentions from embeddings of scenario, layer and attention.
+
+For prefix row n: I = relu([z_s; l_i; b_j] W_1 + b) W_2 + b, [P_K, P_V] = I W_3 + b, each embedding one row of its
+(prefix, d_embedding) matrix. All three maps serve all scenarios, layers and attentions.
+
+Source: the prefix part of HyperPELT (Zhang et al. 2022). No code of it is public, and the MOP paper, where it is a row
+of Table 2, gives no sizes. Sizes and start are our choice: N(0, 1) for the embeddings, PyTorch's default for the maps.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from mop_t5.additions import ATTENTIONS, Additions
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.base import MethodConfig, check_bool, check_int, check_some_scenario
+from mop_t5.methods.hypernetwork import HypernetworkMethod
+
+_PRESETS = {
+    "small": {"prefix_length": 40, "d_embedding": 64, "d_hidden": 128, "d_projected": 64},
+    # all widths of "small" times 12.375: five scenarios on T5-pegasus train 6,919,752 parameters, and 6,914,176 with
+    # MOP's preset "paper"
+    "matched": {"prefix_length": 40, "d_embedding": 792, "d_hidden": 1584, "d_projected": 792},
+}
+
+
+@dataclass(frozen=True)
+class HyperPrefixConfig(MethodConfig):
+    """Fields of the method "hyper_prefix".
+
+    scenarios: names of the scenarios, at least one.
+    prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
+    d_embedding: width of the embeddings of scenario, layer and attention, each with one row a prefix row.
+    d_hidden: hidden width of the network.
+    d_projected: width of what it hands to the map that makes keys and values.
+    layer_norms: train the backbone's own LayerNorms too.
+    preset: "small", the sizes of HyperFormer++'s public configuration, or "matched", with as many parameters as MOP's
+        preset "paper"; a field given another value than its default wins.
+    """
+
+    prefix_length: int = 40
+    d_embedding: int = 64
+    d_hidden: int = 128
+    d_projected: int = 64
+    layer_norms: bool = True
+    preset: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._fill_in(_PRESETS)
+        check_some_scenario(self.scenarios)
+        check_int("prefix_length", self.prefix_length, 0)
+        for name in ("d_embedding", "d_hidden", "d_projected"):
+            check_int(name, getattr(self, name), 1)
+        check_bool("layer_norms", self.layer_norms)
+
+
+@register
+class HyperPrefix(HypernetworkMethod):
+    """The embeddings, the network and its last map. Encoder layer i and decoder layer i share their embedding."""
+
+    name = "hyper_prefix"
+    Config = HyperPrefixConfig
+    systems: ClassVar = {"HyperPrefix": {"preset": "matched"}, "HyperPrefix (small)": {"preset": "small"}}
+
+    def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, device=None, dtype=None):
+        c, of = config, {"device": device, "dtype": dtype}
+        super().__init__(c, shape, (c.prefix_length, c.d_embedding), device, dtype)
+        deepest = max(shape.num_layers, shape.num_decoder_layers)
+        self.layer_embeddings = nn.Parameter(torch.empty(deepest, c.prefix_length, c.d_embedding, **of))
+        self.attention_embeddings = nn.Parameter(torch.empty(len(ATTENTIONS), c.prefix_length, c.d_embedding, **of))
+        nn.init.normal_(self.layer_embeddings)
+        nn.init.normal_(self.attention_embeddings)
+        self.hidden = nn.Linear(3 * c.d_embedding, c.d_hidden, **of)
+        self.projection = nn.Linear(c.d_hidden, c.d_projected, **of)
+        self.prefix = nn.Linear(c.d_projected, 2 * shape.inner, **of)
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        scenarios, needed = self.embeddings(scenario_ids)
+        # [z; l; b] W_1 is a sum of three products, of which two are the same for every scenario
+        of_scenario, of_layer, of_attention = self.hidden.weight.split(self.config.d_embedding, dim=1)
+        scenarios = nn.functional.linear(scenarios, of_scenario, self.hidden.bias)
+        layers = nn.functional.linear(self.layer_embeddings, of_layer)
+        attentions = nn.functional.linear(self.attention_embeddings, of_attention)
+        prefixes = {}
+        for attention, own in zip(ATTENTIONS, attentions, strict=True):
+            hidden = scenarios + (layers[: self.shape.layers(attention)] + own).unsqueeze(1)
+            rows = self.prefix(self.projection(hidden.relu()))  # (layers, scenarios, prefix, 2 * inner)
+            rows = rows.unflatten(-1, (2, self.shape.num_heads, self.shape.d_kv))
+            # (keys and values, layers, scenarios, heads, prefix, d_kv), copied once here and not at every step
+            keys, values = rows.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
+            prefixes[attention] = tuple(zip(keys.unbind(0), values.unbind(0), strict=True))
+        return Additions(prefixes, needed)
