@@ -40,6 +40,16 @@ def test_without_scenarios_and_with_cut_texts(tokenizer):
     assert batch["input_ids"][:, -1].eq(tokenizer.eos_token_id).all()
 
 
+def test_the_text_that_is_encoded_and_cut(tokenizer):
+    rows = EncodedExamples(
+        ROWS, tokenizer, ["food", "taxi"], source_text=lambda dialogue, scenario: f"{scenario} {dialogue}", max_source=9
+    )
+    for i, row in enumerate(ROWS):
+        text = f"{row.scenario} {row.dialogue}"
+        assert rows[i]["input_ids"] == tokenizer(text, truncation=True, max_length=9)["input_ids"]
+        assert rows[i]["labels"] == tokenizer(row.summary)["input_ids"]
+
+
 def test_decoder_inputs_are_the_shifted_labels(tokenizer):
     config = T5Config(vocab_size=300, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
     model = mop_t5.build_backbone(config)

@@ -18,8 +18,9 @@ class EncodedExamples(Dataset):
     """Examples as token ids, encoded once: rows `{"input_ids", "labels", "scenario_ids"}` of lists and one int.
 
     `scenarios` gives the ids: the position in it is the id. Without it (`None`) the rows carry no scenario, for
-    training a plain backbone. Dialogues and summaries longer than `max_source` / `max_target` tokens are cut at the
-    end. Raises ValueError for an example whose scenario is not in `scenarios`.
+    training a plain backbone. `source_text` makes the text that is encoded from a dialogue and its scenario (default:
+    the dialogue); a method has one, `Method.source_text`. Texts longer than `max_source` / `max_target` tokens are cut
+    at the end. Raises ValueError for an example whose scenario is not in `scenarios`.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class EncodedExamples(Dataset):
         tokenizer: PreTrainedTokenizerBase,
         scenarios: Sequence[str] | None,
         *,
+        source_text: Callable[[str, str], str] | None = None,
         max_source: int = 512,
         max_target: int = 128,
     ):
         if not examples:
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
-        sources = tokenizer([e.dialogue for e in examples], truncation=True, max_length=max_source)["input_ids"]
+        texts = [e.dialogue if source_text is None else source_text(e.dialogue, e.scenario) for e in examples]
+        sources = tokenizer(texts, truncation=True, max_length=max_source)["input_ids"]
         # Generation reads files without summaries: their label is the end-of-sequence token alone.
         targets = tokenizer([e.summary for e in examples], truncation=True, max_length=max_target)["input_ids"]
         self._rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets)]

@@ -34,7 +34,8 @@ def generate_summaries(
     if num_beams < 1 or batch_size < 1:
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
     scenarios = model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
-    rows = EncodedExamples(examples, tokenizer, scenarios, max_source=max_source)
+    source_text = model.mop.source_text if is_attached(model) else None
+    rows = EncodedExamples(examples, tokenizer, scenarios, source_text=source_text, max_source=max_source)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))

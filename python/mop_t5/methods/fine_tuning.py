@@ -1,0 +1,90 @@
+"""Fine-tuning of all the backbone's weights, the baseline of MOP's Table 2.
+
+Without templates it is "MTL-vanilla", with them "MTL": every dialogue begins with a sentence that says where it comes
+from. Tuned on one scenario alone it is what the paper calls its upper bound.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.base import Method, MethodConfig
+
+# "The conversation comes from the ... business." is what the paper prints of its templates
+_DEFAULT_TEMPLATE = "这段对话来自{scenario}业务。"
+_CHINESE_NAMES = {"taxi": "打车", "ticket": "票务", "e-commerce": "电商", "take-out": "外卖", "food": "餐饮"}
+_PLACE = "{scenario}"
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(MethodConfig):
+    """Fields of the method "fine_tuning".
+
+    scenarios: names of the scenarios. They share all weights.
+    templates: what is put in front of a dialogue, as it stands, in training and in generation. None for nothing. A text
+        with "{scenario}" in it, where the name of the scenario goes. {scenario: text}, a text for each of them.
+        "default" for a Chinese sentence, in which the paper's five scenarios have Chinese names.
+    """
+
+    templates: str | dict[str, str] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        templates = self.templates
+        if templates is None or templates == "default":
+            return
+        if isinstance(templates, Mapping):
+            if any(not isinstance(text, str) for pair in templates.items() for text in pair):
+                raise TypeError(f"templates must map names of scenarios to texts; got {templates!r}.")
+            self._set("templates", dict(templates))
+            missing = [name for name in self.scenarios if name not in templates]
+            if missing:
+                raise ValueError(
+                    f"templates must have a text for each scenario; got none for {', '.join(missing)}. Write one, or "
+                    f"use one text for all, with {_PLACE!r} in it."
+                )
+        elif not isinstance(templates, str):
+            raise TypeError(f"templates must be None, a text or {{scenario: text}}; got {templates!r}.")
+        elif _PLACE not in templates:
+            raise ValueError(
+                f"templates must be 'default' or have {_PLACE!r} in it, or it would say nothing of the scenario; got "
+                f"{templates!r}."
+            )
+
+    def with_scenarios(self, scenarios) -> "FineTuningConfig":
+        templates = self.templates
+        if isinstance(templates, dict):
+            templates = {name: templates.get(name, _DEFAULT_TEMPLATE.replace(_PLACE, name)) for name in scenarios}
+        return replace(self, scenarios=scenarios, templates=templates)
+
+
+@register
+class FineTuning(Method):
+    """No parameters of its own: all those of the backbone are trained, saved, and restored by detach."""
+
+    name = "fine_tuning"
+    Config = FineTuningConfig
+    systems: ClassVar = {"MTL-vanilla": {}, "MTL": {"templates": "default"}, "fine-tuning per scenario": {}}
+    separate_systems = ("fine-tuning per scenario",)
+    learning_rate = 5e-5
+
+    def __init__(self, config: FineTuningConfig, shape: BackboneShape, device=None, dtype=None):
+        super().__init__(config, shape)
+
+    def trains_backbone(self, parameter_name: str) -> bool:
+        return True
+
+    def source_text(self, dialogue: str, scenario: str) -> str:
+        templates = self.config.templates
+        if templates is None:
+            return dialogue
+        if templates == "default":
+            name = _CHINESE_NAMES.get(scenario.casefold(), scenario)
+            return _DEFAULT_TEMPLATE.replace(_PLACE, name) + dialogue
+        if isinstance(templates, str):
+            return templates.replace(_PLACE, scenario) + dialogue
+        if scenario not in templates:
+            raise ValueError(f"templates have no text for scenario {scenario!r}; they have {', '.join(templates)}.")
+        return templates[scenario] + dialogue
