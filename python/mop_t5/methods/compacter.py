@@ -104,6 +104,7 @@ class Compacter(Method):
 
     name = "compacter"
     Config = CompacterConfig
+    learning_rate = 3e-3
     systems: ClassVar = {"Compacter": {}, "Compacter++": {"variant": "plus_plus"}}
 
     def __init__(self, config: CompacterConfig, shape: BackboneShape, device=None, dtype=None):

@@ -191,6 +191,7 @@ class HyperFormer(HypernetworkMethod):
 
     name = "hyperformer"
     Config = HyperFormerConfig
+    learning_rate = 3e-4
     systems: ClassVar = {
         "HyperFormer++": {"preset": "table4"},
         "HyperFormer++ (published)": {"preset": "published"},

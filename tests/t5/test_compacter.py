@@ -1,0 +1,151 @@
+"""Compacter adapters against explicit Kronecker products, in a whole model too, and the sizes its paper reports."""
+
+import mop_t5
+import pytest
+import torch
+from mop_t5.methods.compacter import CompacterConfig
+from t5_oracle import batch, tiny
+
+VARIANTS = [
+    {},
+    {"local_rank": 2, "activation": "relu"},
+    {"local_rank": None},
+    {"variant": "plus_plus", "terms": 2, "reduction": 4},
+]
+LAYERS = {"encoder": 2, "decoder": 3}
+
+
+def attached(fields):
+    """A tiny model with adapters of hidden width 8 (or 6) and parameters far from their start."""
+    model = mop_t5.attach(tiny(), "compacter", **{"reduction": 3, **fields})
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.mop.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.5)
+    return model
+
+
+def oracle(method, stack, place, layer, hidden):
+    """The adapter with every W summed up from torch.kron."""
+    p, of_place = dict(method.named_parameters()), f"adapters.{stack}.{place}"
+
+    def through(name, x):
+        factors = [
+            p[f"{of_place}.{name}.factors.{i}"][layer] for i in range(1 if method.config.local_rank is None else 2)
+        ]
+        local = factors[0] if len(factors) == 1 else torch.stack([a @ b for a, b in zip(*factors, strict=True)])
+        weight = sum(torch.kron(rule, own) for rule, own in zip(p["rule"], local, strict=True))
+        return x @ weight + p[f"{of_place}.{name}.bias"][layer]
+
+    act = (
+        torch.relu if method.config.activation == "relu" else lambda x: torch.nn.functional.gelu(x, approximate="tanh")
+    )
+    return hidden + through("up", act(through("down", hidden)))
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(map(str, f.values())) or "compacter")
+def test_oracle(fields):
+    model, plain, inputs = attached(fields), tiny(), batch("decoder")
+    places = ["feed_forward"] if fields.get("variant") == "plus_plus" else ["self_attention", "feed_forward"]
+    assert model.mop.adapter_places == tuple((stack, place) for stack in LAYERS for place in places)
+    for name, stack in (("encoder", plain.encoder), ("decoder", plain.decoder)):
+        for layer, block in enumerate(stack.block):
+
+            def after_attention(module, args, output, name=name, layer=layer):
+                return (oracle(model.mop, name, "self_attention", layer, output[0]), *output[1:])
+
+            def after_feed_forward(module, args, output, name=name, layer=layer):
+                return oracle(model.mop, name, "feed_forward", layer, output)
+
+            if "self_attention" in places:
+                block.layer[0].SelfAttention.register_forward_hook(after_attention)
+            block.layer[-1].DenseReluDense.register_forward_hook(after_feed_forward)
+    ours, theirs = model(**inputs).logits, plain(**inputs).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-9)
+    weights = torch.linspace(-1, 1, ours.numel(), dtype=torch.float64).view(ours.shape)
+    gradients = [torch.autograd.grad((out * weights).sum(), list(model.mop.parameters())) for out in (ours, theirs)]
+    for got, by_hand in zip(*gradients, strict=True):
+        assert by_hand.abs().max() > 1e-6
+        torch.testing.assert_close(got, by_hand, atol=1e-10, rtol=1e-8)
+
+
+def test_adapters_start_as_the_identity_with_the_locals_at_their_scale():
+    torch.manual_seed(0)
+    backbone = mop_t5.build_backbone("t5-small", vocab_size=10)
+    with torch.no_grad():
+        expected = backbone(input_ids=torch.tensor([[3, 4]]), decoder_input_ids=torch.tensor([[0, 5]])).logits
+    method = mop_t5.attach(backbone, "compacter").mop
+    with torch.no_grad():
+        got = backbone(input_ids=torch.tensor([[3, 4]]), decoder_input_ids=torch.tensor([[0, 5]])).logits
+    assert 0 < (got - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert 0.7e-4 < method.rule.std() < 1.3e-4
+    left, right = method.adapters["encoder"]["feed_forward"].down.factors
+    assert left.shape == (6, 4, 128, 1)
+    assert right.shape == (6, 4, 1, 4)
+    for factor in (left, right):  # Glorot with gain sqrt(2)
+        bound = (12 / sum(factor.shape[-2:])) ** 0.5
+        assert 0.9 * bound < factor.abs().max() <= bound
+
+
+def test_scenarios_share_the_adapters():
+    model, inputs = attached({"scenarios": ["a", "b", "c"]}), batch()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, scenario_ids=[0, 1, 2, 0]).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "d", "layers"),
+    [("t5-base", 768, 12), ("t5-large", 1024, 24), ("mt5-base", 768, 12), ("t5-pegasus-base", 768, 12)],
+)
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(map(str, f.values())) or "compacter")
+def test_parameter_counts(backbone, d, layers, fields):
+    fields = {"reduction": 32, **fields}
+    terms, a, rank = fields.get("terms", 4), d // fields["reduction"], fields.get("local_rank", 1)
+    local = d * a // terms if rank is None else rank * (d + a)  # of terms matrices (d/terms, a/terms), or their factors
+    adapter = 2 * local + a + d
+    places = 1 if fields.get("variant") == "plus_plus" else 2
+    model = mop_t5.attach(mop_t5.build_backbone(backbone, device="meta"), "compacter", **fields)
+    expected = terms**3 + 2 * layers * places * adapter + (5 * layers + 2) * d
+    assert mop_t5.count_parameters(model).trained == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "trained", "percent"), [("compacter", 161_728, 0.073), ("plus_plus", 104_704, 0.047)]
+)
+def test_sizes_of_its_paper_on_t5_base(variant, trained, percent):
+    counted = mop_t5.count_parameters(
+        mop_t5.attach(mop_t5.build_backbone("t5-base", device="meta"), "compacter", variant=variant)
+    )
+    assert (counted.trained, round(100 * counted.share, 3)) == (trained, percent)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "given"),
+    [
+        (ValueError, r"variant must be one of 'compacter', 'plus_plus'; got '\+\+'", {"variant": "++"}),
+        (ValueError, r"terms must be at least 1; got 0", {"terms": 0}),
+        (ValueError, r"reduction must be at least 1; got 0", {"reduction": 0}),
+        (ValueError, r"local_rank must be at least 1; got 0", {"local_rank": 0}),
+        (ValueError, r"rule_std must be above 0 and finite; got 0", {"rule_std": 0}),
+        (ValueError, r"rule_std must be above 0 and finite; got nan", {"rule_std": float("nan")}),
+        (TypeError, r"rule_std must be a number; got '1e-4'", {"rule_std": "1e-4"}),
+        (ValueError, r"activation must be one of .*; got 'gelu_new'", {"activation": "gelu_new"}),
+        (TypeError, r"layer_norms must be True or False; got 'no'", {"layer_norms": "no"}),
+    ],
+)
+def test_config_errors(error, message, given):
+    with pytest.raises(error, match=message):
+        CompacterConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("message", "given"),
+    [
+        (r"terms must divide d_model = 24; got 5. Choose other terms", {"terms": 5, "reduction": 3}),
+        (r"terms must divide d_model // reduction = 6; got 4. .*another reduction", {"reduction": 4}),
+        (r"terms must divide d_model // reduction = 0; got 4", {"reduction": 32}),
+    ],
+)
+def test_errors_that_need_the_backbone(message, given):
+    with pytest.raises(ValueError, match=message):
+        mop_t5.attach(tiny(), "compacter", **given)
