@@ -1,8 +1,15 @@
-"""What is compiled: mop_kernels._C, the CPU kernels on torch's stable ABI (torch >= 2.10). All else: pyproject.toml.
+"""What is compiled, on torch's stable ABI (torch >= 2.10): mop_kernels._C, the CPU kernels, and, where nvcc is found,
+mop_kernels._C_cuda, with or without a GPU and also for a torch without CUDA. All else: pyproject.toml.
 
-Where no C++ compiler is found the package installs without the module and says so; the reference backend then computes
-everything. MOP_KERNELS_SKIP_BUILD=1 asks for that. An isolated build compiles against the torch of the environment
-that is installed into; only where there is none it asks for the one that constraints.txt pins.
+Where no C++ compiler is found the package installs without modules and says so; the reference backend then computes
+everything. An isolated build compiles against the torch of the environment that is installed into; only where there is
+none it asks for the one that constraints.txt pins. Environment variables:
+
+    MOP_KERNELS_SKIP_BUILD=1     compile nothing
+    MOP_KERNELS_WITH_CUDA=0|1    no CUDA kernels | an error where there is no nvcc
+    CUDA_HOME                    where nvcc is; otherwise on the PATH, or in /usr/local/cuda
+    TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX unless set
+    CXX, MAX_JOBS                the C++ compiler; how many files are compiled at once
 """
 
 import os
@@ -26,12 +33,55 @@ SOURCES = ["csrc/register_ops.cpp"] + sorted(
     if not path.name.startswith("level_") or path.name in ("level_plain.cpp", *LEVEL_FLAGS)
 )
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+CUDA_SOURCES = ["csrc/cuda/register_cuda_ops.cpp"] + sorted(
+    f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu")
+)
 
 
 def why_no_module() -> str | None:
     if os.environ.get("MOP_KERNELS_SKIP_BUILD") == "1":
         return "MOP_KERNELS_SKIP_BUILD=1"
     return None if COMPILER else "no C++ compiler was found; install g++ or clang++, or set CXX, and install again"
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        return shutil.which("nvcc", path=f"{home}/bin")
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
+def why_no_cuda() -> str | None:
+    asked = os.environ.get("MOP_KERNELS_WITH_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(f"MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got {asked!r}.")
+    if asked == "0":
+        return "MOP_KERNELS_WITH_CUDA=0"
+    if find_nvcc():
+        return None
+    missing = "no nvcc was found in CUDA_HOME, on the PATH or in /usr/local/cuda"
+    if asked == "1":
+        raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {missing}. Install the CUDA toolkit, or set CUDA_HOME.")
+    return missing
+
+
+def architectures() -> list[str]:
+    """nvcc's flags for TORCH_CUDA_ARCH_LIST; PTX of 9.0 serves GPUs that came later."""
+    flags = []
+    for name in re.split(r"[;,\s]+", ARCHITECTURES.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
+        if found is None:
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must be a list like 8.0;9.0+PTX; got {name!r} in it.")
+        number = found.group(1) + found.group(2)
+        kinds = ["sm", "compute"] if found.group(3) else ["sm"]
+        flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+    return flags
+
+
+def version_of(tool: str, pattern: str = "(.*)") -> str:
+    """What a compiler says of itself."""
+    text = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+    return re.search(pattern, text).group(1)
 
 
 def find_torch() -> Path | None:
@@ -48,7 +98,7 @@ def find_torch() -> Path | None:
 
 
 class NinjaBuild(build_ext):
-    """Compiles with ninja, each level of vector instructions with its own flags, and links one module."""
+    """Compiles a module with ninja, each source by the rule of its suffix and with flags of its own, and links it."""
 
     def build_extension(self, extension: Extension) -> None:
         try:
@@ -61,7 +111,8 @@ class NinjaBuild(build_ext):
         if torch is None:
             raise RuntimeError("mop_kernels needs torch to compile against: pip install torch, then install again.")
         torch_version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text()).group(1)
-        compiler = subprocess.run([COMPILER, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+        compiler = version_of(COMPILER)
+        with_cuda = extension.name.endswith("_cuda")
         defines = {
             "TORCH_TARGET_VERSION": "0x020a000000000000",  # torch 2.10: the oldest that this binary serves
             "MOP_TORCH_VERSION": f'"{torch_version}"',
@@ -70,36 +121,74 @@ class NinjaBuild(build_ext):
         }
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
+        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": shlex.join([f'-DMOP_CUDA="{cuda_decision()}"'])}
         includes = [torch / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        common = [f"-D{name}={value}" for name, value in defines.items()]
+        common += [part for path in includes for part in ("-isystem", str(path))]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
-        flags += [f"-D{name}={value}" for name, value in defines.items()]
-        flags += [part for path in includes for part in ("-isystem", str(path))]
-
-        target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        folder = Path(self.build_temp).resolve() / "ninja"
-        folder.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        libraries = ["-L" + str(torch / "lib"), "-ltorch_cpu"]
         lines = [
             f"cxx = {COMPILER}",
-            f"flags = {shlex.join(flags)}".replace("$", "$$"),
-            f"libraries = -L{torch / 'lib'} -ltorch_cpu",
-            "rule compile\n  command = $cxx $flags $level -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
-            "rule link\n  command = rm -f $out && $cxx -shared $in -o $out $libraries",
+            f"flags = {shlex.join(flags + common)}".replace("$", "$$"),
+            "rule compile\n  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
         ]
+        link = "$cxx -shared"
+        if with_cuda:
+            # libtorch leads to the library that has the stream of a torch with CUDA, whatever torch is linked with here
+            libraries += ["-Xlinker", "--no-as-needed", "-ltorch"]
+            host = "-fPIC,-fvisibility=hidden,-Wall,-Werror=return-type"
+            nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *architectures()]
+            lines += [
+                f"nvcc = {find_nvcc()} -ccbin $cxx",
+                f"nvcc_flags = {shlex.join([*nvcc_flags, '-Xcompiler=' + host, *common])}".replace("$", "$$"),
+                # ptxas reports each kernel's registers, spills and shared memory; tests/cuda reads the reports
+                "rule compile_cuda\n  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out >$out.ptxas 2>&1 || "
+                "{ cat $out.ptxas; exit 1; }\n  depfile = $out.d",
+            ]
+            link = "$nvcc -shared"
+        lines += [
+            f"libraries = {shlex.join(libraries)}",
+            f"rule link\n  command = rm -f $out && {link} $in -o $out $libraries",
+        ]
+
+        target = Path(self.get_ext_fullpath(extension.name)).resolve()
+        # kept between editable installs, so that they compile again only what has changed
+        folder = (ROOT / "build" / "inplace" if self.inplace else Path(self.build_temp).resolve()) / extension.name
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         objects = []
         for source in extension.sources:
-            name = Path(source).name
-            objects.append(str(folder / f"{name}.o"))
-            lines += [f"build {objects[-1]}: compile {ROOT / source}", f"  level = {LEVEL_FLAGS.get(name, '')}"]
+            path = Path(source)
+            objects.append(f"{path.name}.o")
+            rule = "compile_cuda" if path.suffix == ".cu" else "compile"
+            lines += [f"build {objects[-1]}: {rule} {ROOT / path}", f"  own = {own_flags.get(path.name, '')}"]
         lines += [f"build {target}: link {' '.join(objects)}", ""]
         (folder / "build.ninja").write_text("\n".join(lines))
-        print(f"mop_kernels: compiling the CPU kernels with {compiler} for torch {torch_version} and newer", flush=True)
-        subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", str(folder)], check=True)
+        print(
+            f"mop_kernels: compiling {extension.name} with {compiler} for torch {torch_version} and newer", flush=True
+        )
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+        done = subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", str(folder), *jobs])
+        if done.returncode != 0:
+            cure = " MOP_KERNELS_WITH_CUDA=0 installs without the CUDA kernels." if with_cuda else ""
+            raise RuntimeError(f"{extension.name} could not be compiled; the compiler's message is above.{cure}")
 
 
+def cuda_decision() -> str:
+    """For this build's log, and for mop_kernels.backends.build_info()."""
+    if NO_CUDA:
+        return f"not built: {NO_CUDA}"
+    return f"built by nvcc {version_of(find_nvcc(), 'release (.*)')} for {ARCHITECTURES}"
+
+
+ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
+NO_CUDA = why_no_cuda()
 reason = why_no_module()
 if reason is not None:
     print(f"mop_kernels: installing without compiled kernels ({reason}); the reference backend computes everything.")
+else:
+    print(f"mop_kernels: CUDA kernels: {cuda_decision()}")
+modules = {"mop_kernels._C": SOURCES} | ({} if NO_CUDA else {"mop_kernels._C_cuda": CUDA_SOURCES})
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 setup(
     packages=["mop_kernels", "mop_kernels.triton_kernels"]
@@ -108,8 +197,8 @@ setup(
         for p in sorted((ROOT / "python").rglob("__init__.py"))
     ],
     package_dir={"mop_t5": "python/mop_t5"},
-    package_data={"mop_kernels.triton_kernels": ["configs/*.json"]},
-    ext_modules=[] if reason else [Extension("mop_kernels._C", SOURCES)],
+    package_data={"mop_kernels": ["crossover/*.json"], "mop_kernels.triton_kernels": ["configs/*.json"]},
+    ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[] if reason or find_torch() else [pinned],
 )

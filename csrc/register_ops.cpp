@@ -25,7 +25,7 @@ pybind11::dict build_info() {
   info["torch_abi_target"] = "2.10";
   info["vector_levels"] = MOP_LEVELS;
   info["vector_level_here"] = mop::level_name();
-  info["cuda"] = pybind11::none();
+  info["cuda"] = MOP_CUDA;
   return info;
 }
 

@@ -1,16 +1,19 @@
 """Which implementations exist here, and which one a call takes.
 
 Order of choice: the argument `backend=`, then `use_backend(...)`, then the environment variable MOP_KERNELS_BACKEND,
-then "auto". A named backend never falls back: it runs or it raises. "auto" depends on the device, the dtype and what is
-installed, never on a timing, so that all processes of a job agree and runs repeat.
+then "auto". A named backend never falls back: it runs or it raises. "auto" depends on the device, the dtype, the size
+of the work and what is installed, never on a timing, so that all processes of a job agree and runs repeat.
 """
 
 import importlib.util
+import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -29,13 +32,40 @@ if importlib.util.find_spec("mop_kernels._C") is not None:
 if _C is not None:
     ops.define("cpu")
 
+# For tests, as TRITON_INTERPRET is: the path of a library that runs the CUDA kernels on CPU tensors, each CUDA thread a
+# host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then that library.
+_EMULATED_CUDA = os.environ.get("MOP_KERNELS_EMULATE_CUDA")
+_C_cuda = None
+_missing_cuda = f"it was {'not built' if _C is None else _C.build_info()['cuda']}; where nvcc is, run pip install again"
+if _EMULATED_CUDA:
+    torch.ops.load_library(_EMULATED_CUDA)
+elif importlib.util.find_spec("mop_kernels._C_cuda") is not None:
+    if torch.version.cuda is None:
+        _missing_cuda = "it was built, but this torch is without CUDA; install a torch build with CUDA"
+    else:
+        try:
+            from . import _C_cuda
+        except ImportError as error:
+            _missing_cuda = str(error)
+
+if _EMULATED_CUDA or _C_cuda is not None:
+    ops.define("cuda")
+
 # what each backend's kernels take; "meta" computes shapes only. The reference takes everything.
 _DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-_DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta")}
-_NOT_IN_THIS_VERSION = "this version of mop_kernels has no {} kernels yet"
+_DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
+
+# On a GPU "auto" takes the CUDA kernels up to so many multiply-adds, Triton's beyond. A call of a compiled op costs the
+# host some 30 us less than a Triton launch from Python; CUDA-core sums at an assumed 15e12 operations a second lose
+# that again against tensor cores after about 2.2e8 multiply-adds. An estimate until `make gpu` has measured it on a
+# GPU: its crossover/<GPU name>.json maps operation and dtype to this number.
+CUDA_UP_TO = 2**28
+CROSSOVERS = Path(__file__).parent / "crossover"
+_crossovers = {path.stem: json.loads(path.read_text()) for path in CROSSOVERS.glob("*.json")}
 
 _VARIABLE = "MOP_KERNELS_BACKEND"
 _override: str | None = None
@@ -43,7 +73,7 @@ _warned: set[str] = set()
 
 
 def build_info() -> dict:
-    """What the compiled module says of itself (compiler, torch, vector instructions); {} where it is absent."""
+    """How this package was compiled: compiler, torch, vector instructions, CUDA or why not; {} where it was not."""
     return {} if _C is None else dict(_C.build_info())
 
 
@@ -90,17 +120,31 @@ def why_not(name: str) -> str | None:
             "run pip install again"
         )
     if name == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not _triton_is_installed():
             return "triton is not installed; pip install triton"
         if torch.cuda.is_available() or interpreting():
             return None
         return "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors, for tests"
-    return _NOT_IN_THIS_VERSION.format(name)
+    if _EMULATED_CUDA:
+        return None
+    if _C_cuda is None:
+        return f"the compiled module mop_kernels._C_cuda is missing: {_missing_cuda}"
+    return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
     """Whether Triton's interpreter runs its kernels, on CPU tensors; triton reads the variable when it is imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def runs_on_cpu(name: str) -> bool:
+    """Whether the backend takes CPU tensors here: also a GPU's whose kernels are interpreted or emulated, for tests."""
+    return {"triton": interpreting(), "cuda": bool(_EMULATED_CUDA)}.get(name, True)
 
 
 def check_name(name: str) -> str:
@@ -137,11 +181,16 @@ def requested(backend: str | None) -> tuple[str, str]:
     return "auto", "auto"
 
 
-def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend of one call. Raises ValueError for an unknown name, RuntimeError for one that cannot run."""
+def resolve(
+    backend: str | None, device: torch.device, dtype: torch.dtype, op: str = "phm_weight", multiply_adds: int = 0
+) -> str:
+    """The backend of one call of `op`, which takes about so many multiply-adds.
+
+    Raises ValueError for an unknown name, RuntimeError for one that cannot run.
+    """
     name, source = requested(backend)
     kind = device.type
-    chosen = _best_for(kind) if name == "auto" else name
+    chosen = _best_for(device, dtype, op, multiply_adds) if name == "auto" else name
     reason = why_not(chosen) or _unfit(chosen, kind, dtype)
     if reason is None:
         return chosen
@@ -154,28 +203,56 @@ def resolve(backend: str | None, device: torch.device, dtype: torch.dtype) -> st
     )
 
 
-def reason_of(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def reason_of(
+    backend: str | None, device: torch.device, dtype: torch.dtype, op: str = "phm_weight", multiply_adds: int = 0
+) -> str:
     """Why `resolve` takes what it takes, in words; apart from it, because a call should not pay for them."""
     name, source = requested(backend)
     if name != "auto":
         return f"asked for by {source}"
-    best = _best_for(device.type)
+    best = _best_for(device, dtype, op, multiply_adds)
     missing = why_not(best) or _unfit(best, device.type, dtype)
-    return f"auto: {missing or f'{_KERNELS[best]} kernels serve {dtype} on {device.type}'}"
+    if missing:
+        return f"auto: {missing}"
+    reason = f"auto: {_KERNELS[best]} kernels serve {dtype} on {device.type}"
+    if device.type != "cuda":
+        return reason
+    other = "triton" if best == "cuda" else "cuda"
+    if why_not(other) is not None:
+        return f"{reason}; not here: {other}"
+    bound, origin = _cuda_up_to(device, dtype, op)
+    size = "at most" if best == "cuda" else "more than"
+    return f"{reason}; {multiply_adds:,} multiply-adds, {size} {bound:,}, {origin}"
 
 
-_KERNELS = {"cpu": "compiled", "triton": "Triton"}
+_KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
 
 
-def _best_for(kind: str) -> str:
-    """The backend that "auto" hopes for on a kind of device."""
-    return "triton" if kind == "cuda" else "cpu"
+def _best_for(device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
+    """The backend that "auto" hopes for."""
+    if device.type != "cuda":
+        return "cpu"
+    if why_not("cuda") is not None:
+        return "triton"
+    if why_not("triton") is not None:
+        return "cuda"
+    return "cuda" if multiply_adds <= _cuda_up_to(device, dtype, op)[0] else "triton"
+
+
+def _cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int, str]:
+    """The multiply-adds up to which "auto" takes CUDA before Triton, and where the number is from."""
+    if _crossovers:
+        measured = _crossovers.get(torch.cuda.get_device_properties(device).name.replace(" ", "_"), {})
+        bound = measured.get(op, {}).get(str(dtype).removeprefix("torch."))
+        if bound is not None:
+            return bound, "measured on this GPU"
+    return CUDA_UP_TO, "an estimate"
 
 
 def _unfit(name: str, kind: str, dtype: torch.dtype) -> str | None:
     if name not in _DEVICES:
         return None
-    if kind not in _DEVICES[name] and not (name == "triton" and kind == "cpu" and interpreting()):
+    if kind not in _DEVICES[name] and not (kind == "cpu" and runs_on_cpu(name)):
         return f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
     if dtype not in _DTYPES[name]:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"

@@ -48,7 +48,8 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
                 f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
             ) from None
         rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
-    backend = backends.resolve(backend, rule.device, rule.dtype)
+    size = _multiply_adds_of_weight(rule, local)
+    backend = backends.resolve(backend, rule.device, rule.dtype, "phm_weight", size)
     return PhmProduct.apply("phm_weight", backend, rule, local)
 
 
@@ -63,7 +64,7 @@ def phm_linear(
     x, rule, local, bias = _same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
     _check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, *rule.shape, local, bias)
-    backend = backends.resolve(backend, x.device, x.dtype)
+    backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", _multiply_adds_of_dense(x, rule, local))
     return PhmProduct.apply("phm_linear", backend, x, rule, local, bias)
 
 
@@ -89,7 +90,8 @@ def lowrank_phm_linear(
     _check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
     _check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
     _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
-    backend = backends.resolve(backend, x.device, x.dtype)
+    size = _multiply_adds_of_stages(x, rule_in, rule_out, local)
+    backend = backends.resolve(backend, x.device, x.dtype, "lowrank_phm_linear", size)
     return PhmProduct.apply("lowrank_phm_linear", backend, x, rule_in, rule_out, local, bias)
 
 
@@ -114,19 +116,50 @@ def mop_ffn(
     experts.
     """
     shapes = _shapes_of_mop_ffn(x, down, ups)
-    if shapes is None or (activation, shapes) not in _passed:
+    size = None if shapes is None else _passed.get((activation, shapes))
+    if size is None:
         x, down, ups = _check_mop_ffn(x, down, ups, activation)
+        size = _multiply_adds_of_bank(x, down, ups)
         if shapes is not None:
             if len(_passed) == _MOST_PASSED:
                 _passed.clear()
-            _passed.add((activation, shapes))
+            _passed[activation, shapes] = size
     if experts is not None:
-        experts = _check_experts(experts, group_sizes(x, down, ups)[1], x.device)
-    backend = backends.resolve(backend, x.device, x.dtype)
+        num_experts = group_sizes(x, down, ups)[1]
+        experts = _check_experts(experts, num_experts, x.device)
+        size = size // num_experts * experts.shape[0]
+    backend = backends.resolve(backend, x.device, x.dtype, "mop_ffn", size)
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
     flat_ups = [t for up in ups for t in up if t is not None]
     return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, row_gradients, x, *flat_down, *flat_ups)
+
+
+def _multiply_adds_of_weight(rule: Tensor, local: Tensor) -> int:
+    return rule.numel() * local.shape[-2] * local.shape[-1]
+
+
+def _multiply_adds_of_dense(x: Tensor, rule: Tensor, local: Tensor) -> int:
+    return x.numel() * rule.shape[2] * local.shape[2]
+
+
+def _multiply_adds_of_stages(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor) -> int:
+    return x.numel() // x.shape[-1] * _multiply_adds_of_a_row(rule_in, rule_out, local)
+
+
+def _multiply_adds_of_bank(x: Tensor, down: LowRankPHM, ups: Sequence[LowRankPHM]) -> int:
+    of_a_row = 0
+    for rule_in, rule_out, local, _ in (down, *ups):
+        of_a_row += _multiply_adds_of_a_row(rule_in, rule_in if rule_out is None else rule_out, local)
+    num_layers, num_experts = group_sizes(x, down, ups)
+    return num_layers * num_experts * x.shape[2] * of_a_row
+
+
+def _multiply_adds_of_a_row(rule_in: Tensor, rule_out: Tensor, local: Tensor) -> int:
+    """Of the three stages, whatever group dims the factors have."""
+    terms, g_in, rank = rule_in.shape[-3:]
+    loc_in, loc_out = local.shape[-2:]
+    return rank * terms * (g_in * loc_in + loc_in * loc_out + rule_out.shape[-1] * loc_out)
 
 
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}
@@ -145,8 +178,9 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
     dtype = dtype_of_call(first)
-    choice = backends.resolve(backend, first.device, dtype)
-    reason = backends.reason_of(backend, first.device, dtype)
+    size = _multiply_adds(name, given)
+    choice = backends.resolve(backend, first.device, dtype, name, size)
+    reason = backends.reason_of(backend, first.device, dtype, name, size)
     lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
     lines += _plan_lines(name, choice, given)
     for other in backends.NAMES:
@@ -170,7 +204,26 @@ _METHODS = {
         "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
         "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
     },
+    "cuda": {
+        "phm_weight": "one product of inner size terms, of tiles in shared memory",
+        "phm_linear": "W built once, then one dense product",
+        "lowrank_phm_linear": "three stages, W never built",
+        "mop_ffn": "one launch for all pairs and maps, W never built",
+    },
 }
+
+
+def _multiply_adds(name: str, given: dict) -> int:
+    """Of a call whose arguments are not checked yet, some perhaps missing: then 0."""
+    sizes = {
+        "phm_weight": _multiply_adds_of_weight,
+        "phm_linear": _multiply_adds_of_dense,
+        "lowrank_phm_linear": _multiply_adds_of_stages,
+        "mop_ffn": _multiply_adds_of_bank,
+    }
+    left_out = ("bias", "backend", "activation", "experts", "row_gradients")
+    arguments = [given.get(k) for k in inspect.signature(OPERATIONS[name]).parameters if k not in left_out]
+    return 0 if any(a is None for a in arguments) else sizes[name](*arguments)
 
 
 def _plan_lines(name: str, backend: str, given: dict) -> list[str]:
@@ -279,7 +332,7 @@ def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, b
 
 
 _MOST_PASSED = 1000
-_passed: set[tuple] = set()  # (activation, shapes) of calls that passed the checks, which depend on nothing else
+_passed: dict[tuple, int] = {}  # the multiply-adds of calls that passed the checks, by (activation, shapes)
 
 
 def _shapes_of_mop_ffn(x, down, ups) -> tuple | None:

@@ -98,8 +98,8 @@ SHARINGS = {
 
 
 def device_of(backend: str) -> torch.device:
-    """Where tests and benchmarks keep the tensors of a backend: Triton's on the GPU, unless its interpreter is on."""
-    return torch.device("cuda" if backend == "triton" and not backends.interpreting() else "cpu")
+    """Where tests and benchmarks keep the tensors of a backend: a GPU's there, unless interpreted or emulated."""
+    return torch.device("cpu" if backends.runs_on_cpu(backend) else "cuda")
 
 
 def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:

@@ -22,6 +22,7 @@ ORDER = (
     "mop_kernels.ops",
     "mop_kernels.triton_kernels",
     "mop_kernels._C",
+    "mop_kernels._C_cuda",
     "mop_kernels.reference",
 )
 BESIDE = {  # tools that stand outside the order: what of the package they may import

@@ -16,22 +16,8 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, MOP_KEY, m) {
 
 #if !defined(MOP_EMULATE)
 
-namespace {
-
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["cuda_compiler"] = MOP_NVCC;
-  info["cuda_architectures"] = MOP_CUDA_ARCHITECTURES;
-  info["torch_built_with"] = MOP_TORCH_VERSION;
-  info["torch_abi_target"] = "2.10";
-  return info;
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "The compiled CUDA kernels of mop_kernels; importing it registers their ops with torch.";
-  m.def("build_info", &build_info, "What this binary was built with.");
 }
 
 #endif

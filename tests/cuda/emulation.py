@@ -1,4 +1,4 @@
-"""Compiles the CUDA ops for the host, each CUDA thread a host thread (csrc/cuda/device.h), and prints the library's path.
+"""Compiles the CUDA ops for the host, each CUDA thread a host thread (csrc/cuda/device.h); prints the library's path.
 
     MOP_KERNELS_EMULATE_CUDA=$(python tests/cuda/emulation.py) python -m pytest tests/kernels -k cuda
 

@@ -1,7 +1,8 @@
 """Every kernel test runs for all backends of this machine, on poisoned memory.
 
-On a GPU the tensors of backend "triton" lie there: the fixture makes it torch's default device for the test. Under
-TRITON_INTERPRET=1 the same kernels run on CPU tensors; `pytest tests/kernels -k triton` is then what is worth running.
+On a GPU the tensors of backends "triton" and "cuda" lie there: the fixture makes it torch's default device for the
+test. Under TRITON_INTERPRET=1, or with MOP_KERNELS_EMULATE_CUDA set, the same kernels run on CPU tensors; `pytest
+tests/kernels -k triton`, or `-k cuda`, is then what is worth running.
 """
 
 import os
@@ -40,8 +41,9 @@ def same_numbers_every_run():
 def backend(request) -> str:
     """Its name; new tensors come on its device."""
     reason = why_not(request.param, request.node.callspec.params.get("dtype"))
-    if request.param == "triton" and backends.interpreting() and is_left_to_a_gpu(request):
-        reason = "left to a GPU: too slow in Triton's interpreter to run all cases"
+    of_a_gpu = request.param in ("triton", "cuda")
+    if of_a_gpu and backends.runs_on_cpu(request.param) and is_left_to_a_gpu(request):
+        reason = "left to a GPU: too slow interpreted or emulated to run all cases"
     if reason is not None:
         pytest.skip(reason)
     device = testing.device_of(request.param)
@@ -49,7 +51,8 @@ def backend(request) -> str:
         yield request.param
 
 
-# Of tests of many cases, those that run in Triton's interpreter, where a program takes a twentieth of a second.
+# Of tests of many cases, those that run in Triton's interpreter, where a program takes a twentieth of a second, and
+# with emulated CUDA, where a barrier takes ten microseconds.
 SHARINGS = ("mop", "no_both", "swapped", "x_per_pair", "only_x_per_pair")
 INTERPRETED = {
     "test_sharing": {"sharing": SHARINGS},
@@ -104,8 +107,8 @@ def float64(backend) -> torch.dtype:
 
 
 def why_not(backend: str, dtype: torch.dtype | None) -> str | None:
-    if backend == "triton" and dtype == torch.float64:
-        return "the Triton kernels take no float64"
+    if backend in ("triton", "cuda") and dtype == torch.float64:
+        return "the kernels of a GPU take no float64"
     if backend == "cpu" and dtype == torch.float16:
         return "the CPU kernels take no float16"
     if backend == "triton" and dtype == torch.bfloat16 and backends.interpreting():

@@ -72,7 +72,7 @@ def test_any_group_sizes(seed, backend):
     """Each tensor has its own group dims, drawn from all four; a map's may differ from another map's."""
     draw = random.Random(seed)
     bank = BANKS[draw.choice(["small", "odd", "reading_b"])]
-    dtype = torch.float32 if backend == "triton" else torch.float64
+    dtype = torch.float32 if backend in ("triton", "cuda") else torch.float64
     every = testing.mop_inputs(bank, dtype, sharing=dict.fromkeys(testing.MOP_SHARING, (True, True)))
     group = [(draw.random() < 0.5, draw.random() < 0.5) for _ in every]
     group[5:] = group[5:9] * bank.maps  # up maps have equal shapes
