@@ -129,7 +129,7 @@ def test_a_right_file_is_read_right(tmp_path, rows, crlf, bom, zipped, escaped):
 
 # ---- configurations
 
-SHAPE = BackboneShape.of(tiny())
+SHAPES = [BackboneShape.of(tiny(d_model=d_model)) for d_model in (24, 32)]  # the heads are 32 wide together
 VALID = {
     "scenarios": st.lists(st.text(string.ascii_letters, min_size=1, max_size=3), min_size=1, max_size=3, unique=True),
     "prefix_length": st.integers(0, 4),
@@ -138,18 +138,23 @@ VALID = {
     "terms_up": st.integers(1, 5),
     "rank": st.integers(1, 2),
     "reading": st.sampled_from(["A", "B"]),
-    "routing": st.just("scenario"),
+    "routing": st.sampled_from(["scenario", "xmoe_top2"]),
     "attention": st.lists(st.sampled_from(["encoder_self", "decoder_self", "cross"]), min_size=1),
     "num_experts": st.none() | st.integers(1, 3),
     "layers": st.none() | st.lists(st.integers(0, 3), min_size=1),
-    "rule": st.sampled_from(["low_rank", "full"]),
-    "rule_scope": st.sampled_from(["global", "layer"]),
+    "kv_maps": st.sampled_from(["separate", "joint", "separate_down"]),
+    "input_scope": st.sampled_from(["shared", "expert"]),
+    "rule": st.sampled_from(["low_rank", "full", "dense"]),
+    "rule_scope": st.sampled_from(["global", "layer", "layer_expert"]),
     "share_lorl": st.booleans(),
+    "drop_lorl": st.booleans(),
     "share_lore": st.booleans(),
-    "bias": st.sampled_from(["layer", "layer_expert", None]),
-    "init": st.sampled_from(["variance_matched", "compacter"]),
+    "bias": st.sampled_from(["layer", "expert", "layer_expert", None]),
+    "init": st.sampled_from(["variance_matched", "compacter", "zero_up"]),
     "activation": st.sampled_from(["relu", "tanh", "gelu"]),
-    "preset": st.none(),
+    "generator_activation": st.sampled_from(["relu", "tanh", "gelu"]),
+    "balance_weight": st.floats(0, 3),
+    "preset": st.sampled_from([None, "paper", "xmoe_top2"]),
     "dropout": st.floats(0, 0.9),
 }
 
@@ -169,11 +174,11 @@ def configs(draw, method):
     return chosen
 
 
-def check_config(method, chosen):
+def check_config(method, chosen, shape):
     method_class = get(method)
     try:
         config = method_class.Config.make(chosen)
-        module = method_class(config, SHAPE, device="meta")
+        module = method_class(config, shape, device="meta")
     except CLEAR as error:
         check_clear(error, *chosen, "scenarios", "terms_down", "terms_up", "d_mid")
         return
@@ -183,15 +188,15 @@ def check_config(method, chosen):
 
 
 @cases(200)
-@given(configs("mop"))
-def test_any_fields_of_mop(chosen):
-    check_config("mop", chosen)
+@given(configs("mop"), st.sampled_from(SHAPES))
+def test_any_fields_of_mop(chosen, shape):
+    check_config("mop", chosen, shape)
 
 
 @cases(100)
 @given(configs("prefix_tuning"))
 def test_any_fields_of_prefix_tuning(chosen):
-    check_config("prefix_tuning", chosen)
+    check_config("prefix_tuning", chosen, SHAPES[0])
 
 
 @pytest.mark.parametrize("method", ["mop", "prefix_tuning"])
