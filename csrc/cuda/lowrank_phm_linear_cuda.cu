@@ -1,0 +1,197 @@
+// lowrank_phm_linear, y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built. Three
+// products, with t and s through memory as [i, n, r, .], so that stage 2 is one product a term, of rank*rows rows:
+//
+//   1. t[i, n, r, u] = sum_a x[n, a, u] rule_in[i, a, r]         rank*terms*in multiply-adds a row
+//   2. s[i, n, r, v] = sum_u t[i, n, r, u] local[i, u, v]        rank*terms*loc_in*loc_out
+//   3. y[n, c, v] = sum_ir s[i, n, r, v] rule_out[i, r, c]       rank*terms*out
+//
+// Backward makes t and s again where they are needed; each gradient is one product more, of the gradients gs and gt of
+// s and t. All of them move rows*(in + out + 2*rank*terms*(loc_in + loc_out)) numbers, forward, and some three times
+// that, backward.
+#include "ops.h"
+#include "products.h"
+
+namespace mop {
+namespace {
+
+PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
+  MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
+  const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
+  MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
+  MOP_GUARD(x.size(x.dim() - 1) == d.in());
+  return d;
+}
+
+// The products of one call. x and y, also as gradients, are seen with rows (n, u) or (n, v) and a plane for each a or
+// c; t and s have a plane for each (i, r).
+template <class T>
+class Stages {
+ public:
+  Stages(const PhmDims& dims, i64 rows, const Tensor& like, const Tensor& rule_in, const Tensor& rule_out,
+         const Tensor& local)
+      : d(dims),
+        rows_(rows),
+        like_(like),
+        launch_(like),
+        rule_in_(in<T>(rule_in)),
+        rule_out_(in<T>(rule_out)),
+        local_(in<T>(local)) {}
+
+  // t from x
+  Tensor stage_1(const T* x) const {
+    const Tensor t = empty(like_, {d.terms, rows_, d.rank, d.loc_in});
+    Matmul<T> p = product(x, rule_in_, out<T>(t));
+    p.m = axis(rows_, d.loc_in, {d.in(), 1}, {d.rank * d.loc_in, 1});
+    p.n = axis(d.terms, d.rank, {d.g_in * d.rank, 1}, {plane(d.loc_in), d.loc_in});
+    p.k = axis(d.g_in, d.loc_in, d.rank);
+    run("lowrank_phm_linear, stage 1", p, t.numel());
+    return t;
+  }
+
+  // s from t
+  Tensor stage_2(const T* t) const {
+    const Tensor s = empty(like_, {d.terms, rows_, d.rank, d.loc_out});
+    Matmul<T> p = product(t, local_, out<T>(s));
+    p.batch = axis(d.terms, plane(d.loc_in), d.loc_in * d.loc_out, plane(d.loc_out));
+    p.m = axis(rows_ * d.rank, d.loc_in, d.loc_out);
+    p.n = axis(d.loc_out, 1, 1);
+    p.k = axis(d.loc_in, 1, d.loc_out);
+    run("lowrank_phm_linear, stage 2", p, s.numel());
+    return s;
+  }
+
+  // y from s
+  void stage_3(const T* s, const T* bias, T* y) const {
+    Matmul<T> p = product(s, rule_out_, y);
+    p.bias = bias;
+    p.m = axis(rows_, d.loc_out, {d.rank * d.loc_out, 1}, {d.out(), 1}, {0, 1});
+    p.n = axis(d.g_out, 1, d.loc_out, d.loc_out);
+    p.k = axis(d.terms, d.rank, {plane(d.loc_out), d.loc_out}, {d.rank * d.g_out, d.g_out});
+    run("lowrank_phm_linear, stage 3", p, rows_ * d.out());
+  }
+
+  // gs from gy
+  Tensor grad_s(const T* gy) const {
+    const Tensor gs = empty(like_, {d.terms, rows_, d.rank, d.loc_out});
+    Matmul<T> p = product(gy, rule_out_, out<T>(gs));
+    p.m = axis(rows_, d.loc_out, {d.out(), 1}, {d.rank * d.loc_out, 1});
+    p.n = axis(d.terms, d.rank, {d.rank * d.g_out, d.g_out}, {plane(d.loc_out), d.loc_out});
+    p.k = axis(d.g_out, d.loc_out, 1);
+    run("lowrank_phm_linear_backward, stage 3", p, gs.numel());
+    return gs;
+  }
+
+  // gt from gs
+  Tensor grad_t(const T* gs) const {
+    const Tensor gt = empty(like_, {d.terms, rows_, d.rank, d.loc_in});
+    Matmul<T> p = product(gs, local_, out<T>(gt));
+    p.batch = axis(d.terms, plane(d.loc_out), d.loc_in * d.loc_out, plane(d.loc_in));
+    p.m = axis(rows_ * d.rank, d.loc_out, d.loc_in);
+    p.n = axis(d.loc_in, d.loc_out, 1);
+    p.k = axis(d.loc_out, 1, 1);
+    run("lowrank_phm_linear_backward, stage 2", p, gt.numel());
+    return gt;
+  }
+
+  void grad_x(const T* gt, T* gx) const {
+    Matmul<T> p = product(gt, rule_in_, gx);
+    p.m = axis(rows_, d.loc_in, {d.rank * d.loc_in, 1}, {d.in(), 1});
+    p.n = axis(d.g_in, d.rank, d.loc_in);
+    p.k = axis(d.terms, d.rank, {plane(d.loc_in), d.loc_in}, {d.g_in * d.rank, 1});
+    run("lowrank_phm_linear_backward, stage 1", p, rows_ * d.in());
+  }
+
+  void grad_rule_in(const T* x, const T* gt, T* grad) const {
+    Matmul<T> p = product(x, gt, grad);
+    p.m = axis(d.g_in, d.loc_in, d.rank);
+    p.n = axis(d.terms, d.rank, {plane(d.loc_in), d.loc_in}, {d.g_in * d.rank, 1});
+    p.k = axis(rows_, d.loc_in, {d.in(), 1}, {d.rank * d.loc_in, 1});
+    run("lowrank_phm_linear_backward, rule_in", p, d.j() * d.g_in);
+  }
+
+  void grad_rule_out(const T* s, const T* gy, T* grad) const {
+    Matmul<T> p = product(s, gy, grad);
+    p.m = axis(d.terms, d.rank, {plane(d.loc_out), d.loc_out}, {d.rank * d.g_out, d.g_out});
+    p.n = axis(d.g_out, d.loc_out, 1);
+    p.k = axis(rows_, d.loc_out, {d.rank * d.loc_out, 1}, {d.out(), 1});
+    run("lowrank_phm_linear_backward, rule_out", p, d.j() * d.g_out);
+  }
+
+  void grad_local(const T* t, const T* gs, T* grad) const {
+    Matmul<T> p = product(t, gs, grad);
+    p.batch = axis(d.terms, plane(d.loc_in), plane(d.loc_out), d.loc_in * d.loc_out);
+    p.m = axis(d.loc_in, 1, d.loc_out);
+    p.n = axis(d.loc_out, 1, 1);
+    p.k = axis(rows_ * d.rank, d.loc_in, d.loc_out);
+    run("lowrank_phm_linear_backward, local", p, d.local_size());
+  }
+
+  void grad_bias(const T* gy, T* grad) const { sum_parts(launch_, like_, gy, 1, rows_, d.out(), grad); }
+
+ private:
+  static Matmul<T> product(const T* a, const T* b, T* c) {
+    Matmul<T> p{};
+    p.a = a, p.b = b, p.c = c;
+    p.batch = axis(1, 0, 0);
+    return p;
+  }
+  void run(const char* name, const Matmul<T>& p, i64 size) const { matmul(launch_, like_, name, p, size); }
+  i64 plane(i64 width) const { return rows_ * d.rank * width; }  // of a term, in t and s
+
+  const PhmDims d;
+  const i64 rows_;
+  const Tensor& like_;
+  const Launch launch_;
+  const T *rule_in_, *rule_out_, *local_;
+};
+
+}  // namespace
+
+Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {
+  const PhmDims d = linear_dims(x, rule_in, rule_out, local);
+  MOP_GUARD(!bias || bias->numel() == d.out());
+  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = d.out();
+  const Tensor y = empty(x, sizes);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const Stages<T> stages(d, x.numel() / d.in(), x, rule_in, rule_out, local);
+    const Tensor t = stages.stage_1(in<T>(x)), s = stages.stage_2(in<T>(t));
+    stages.stage_3(in<T>(s), in<T>(bias), out<T>(y));
+  });
+  return y;
+}
+
+std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local,
+                                                i64 mask) {
+  const PhmDims d = linear_dims(x, rule_in, rule_out, local);
+  const i64 rows = x.numel() / d.in();
+  MOP_GUARD(grad.numel() == rows * d.out());
+  grad = torch::stable::contiguous(grad);
+  const Tensor* const inputs[4] = {&x, &rule_in, &rule_out, &local};
+  std::vector<Tensor> asked;
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const Stages<T> stages(d, rows, x, rule_in, rule_out, local);
+    const T *from = in<T>(x), *gy = in<T>(grad);
+    T* to[5] = {};
+    for (int k = 0; k < 5; ++k)
+      if (mask >> k & 1) {
+        asked.push_back(k < 4 ? torch::stable::empty_like(*inputs[k]) : empty(x, {d.out()}));
+        to[k] = out<T>(asked.back());
+      }
+    const bool want_t = to[2] || to[3], want_gt = to[0] || to[1];
+    Tensor t, gs, gt;
+    if (want_t) t = stages.stage_1(from);
+    if (to[2]) stages.grad_rule_out(in<T>(stages.stage_2(in<T>(t))), gy, to[2]);
+    if (to[3] || want_gt) gs = stages.grad_s(gy);
+    if (to[3]) stages.grad_local(in<T>(t), in<T>(gs), to[3]);
+    if (want_gt) gt = stages.grad_t(in<T>(gs));
+    if (to[0]) stages.grad_x(in<T>(gt), to[0]);
+    if (to[1]) stages.grad_rule_in(from, in<T>(gt), to[1]);
+    if (to[4]) stages.grad_bias(gy, to[4]);
+  });
+  return asked;
+}
+
+}  // namespace mop
