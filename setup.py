@@ -137,7 +137,7 @@ class NinjaBuild(build_ext):
             # libtorch leads to the library that has the stream of a torch with CUDA, whatever torch is linked with here
             libraries += ["-Xlinker", "--no-as-needed", "-ltorch"]
             host = "-fPIC,-fvisibility=hidden,-Wall,-Werror=return-type"
-            nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *architectures()]
+            nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *CUDA_FLAGS]
             lines += [
                 f"nvcc = {find_nvcc()} -ccbin $cxx",
                 f"nvcc_flags = {shlex.join([*nvcc_flags, '-Xcompiler=' + host, *common])}".replace("$", "$$"),
@@ -183,6 +183,7 @@ def cuda_decision() -> str:
 
 ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
 NO_CUDA = why_no_cuda()
+CUDA_FLAGS = [] if NO_CUDA else architectures()
 reason = why_no_module()
 if reason is not None:
     print(f"mop_kernels: installing without compiled kernels ({reason}); the reference backend computes everything.")

@@ -1,8 +1,10 @@
 """The order of choice: argument, use_backend, environment variable, auto; what is named never falls back."""
 
+import json
 import re
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,3 +189,88 @@ def test_explain_gives_the_figures_of_the_cost_model(op, name, backend):
 
 def test_explain_without_all_tensors_has_no_plan():
     assert "plan, " not in mk.explain_backend("phm_linear", TENSORS[0])
+
+
+# On a GPU. What is on this machine is replaced: the choice itself computes nothing.
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def missing(monkeypatch) -> set[str]:
+    """As on a machine with a "Test GPU", Triton and the CUDA module, less what the test adds to the set."""
+    names = set()
+    monkeypatch.setattr(backends, "why_not", lambda name: "not here" if name in names else None)
+    monkeypatch.setattr(backends, "_crossovers", {})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="Test GPU"))
+    return names
+
+
+def chosen(multiply_adds: int, dtype=torch.bfloat16, op="mop_ffn") -> str:
+    return backends.resolve(None, GPU, dtype, op, multiply_adds)
+
+
+def test_on_a_gpu_small_work_goes_to_cuda_and_large_work_to_triton(missing):
+    assert chosen(0) == chosen(backends.CUDA_UP_TO) == "cuda"
+    assert chosen(backends.CUDA_UP_TO + 1) == "triton"
+    why = backends.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 12345)
+    assert why == (
+        "auto: CUDA kernels serve torch.bfloat16 on cuda; 12,345 multiply-adds, at most 268,435,456, an estimate"
+    )
+    why = backends.reason_of(None, GPU, torch.float16, "mop_ffn", 2**30)
+    assert "Triton kernels serve torch.float16 on cuda; 1,073,741,824 multiply-adds, more than 268,435,456" in why
+
+
+def test_on_a_gpu_the_other_is_taken_where_one_is_missing(missing):
+    missing.add("cuda")
+    assert chosen(0) == "triton"
+    assert "Triton kernels serve torch.float32 on cuda; not here: cuda" in backends.reason_of(None, GPU, torch.float32)
+    missing.symmetric_difference_update({"cuda", "triton"})
+    assert chosen(2**40) == "cuda"
+    missing.add("cuda")
+    with pytest.warns(UserWarning, match="slow reference backend: not here"):
+        assert chosen(0) == "reference"
+
+
+def test_on_a_gpu_float64_is_the_reference_s(missing):
+    with pytest.warns(UserWarning, match=r"it takes float32, bfloat16, float16, these are torch\.float64"):
+        assert chosen(0, torch.float64) == "reference"
+
+
+def test_on_a_gpu_what_was_measured_decides(missing, monkeypatch):
+    measured = {"Test_GPU": {"mop_ffn": {"bfloat16": 100}}, "Other_GPU": {"mop_ffn": {"float32": 1}}}
+    monkeypatch.setattr(backends, "_crossovers", measured)
+    assert (chosen(100), chosen(101)) == ("cuda", "triton")
+    assert "more than 100, measured on this GPU" in backends.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 101)
+    assert chosen(101, torch.float32) == chosen(101, op="phm_linear") == "cuda", "not measured: the estimate"
+
+
+def test_the_committed_measurements_can_be_read():
+    assert backends._crossovers == {p.stem: json.loads(p.read_text()) for p in backends.CROSSOVERS.glob("*.json")}
+    for operations in backends._crossovers.values():
+        assert set(operations) <= {"phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"}
+        for dtypes in operations.values():
+            assert set(dtypes) <= {"float32", "bfloat16", "float16"}
+            assert all(isinstance(bound, int) and bound >= 0 for bound in dtypes.values())
+
+
+def test_the_work_of_a_call_is_known_to_the_choice(monkeypatch):
+    """By hand: paper_down is 16*(768 + 48*8 + 128) multiply-adds a row, the paper's bank 142.5 million in all."""
+    seen = []
+    monkeypatch.setattr(backends, "resolve", lambda *args: seen.append(args[3:]) or "reference")
+    x, rule_in, rule_out, local, _ = testing.lowrank_inputs(SHAPES["paper_down"], torch.float32)
+    mk.lowrank_phm_linear(x, rule_in, rule_out, local)
+    _, rule, local, _ = testing.linear_inputs(SHAPES["paper_down"], torch.float32)
+    mk.phm_linear(x, rule, local)
+    mk.phm_weight(rule.expand(3, *rule.shape), local)
+    x, down, ups = testing.as_mop_arguments(testing.mop_inputs(testing.BANKS["paper"], torch.float32))
+    bank = x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
+    mk.mop_ffn(*bank)
+    mk.mop_ffn(*bank, experts=torch.tensor([3, 1]))
+    assert seen == [
+        ("lowrank_phm_linear", 40 * 20480),
+        ("phm_linear", 40 * 768 * 128),
+        ("phm_weight", 3 * 16 * 768 * 128),
+        ("mop_ffn", 142_540_800),
+        ("mop_ffn", 142_540_800 * 2 // 5),
+    ]

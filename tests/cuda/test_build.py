@@ -1,0 +1,87 @@
+"""What is compiled where: with nvcc, without it, and where nothing is to be compiled. Every decision is said."""
+
+import pytest
+
+SAID = """
+from mop_kernels import available_backends, backends
+print(*available_backends(), sep=",")
+print(backends.build_info().get("cuda"))
+print(backends.why_not("cuda"))
+"""
+WHY = """
+import torch
+from mop_kernels import backends
+print(torch.version.cuda is None, torch.cuda.is_available(), backends.why_not("cuda"), sep="|")
+"""
+
+
+def test_with_nvcc(with_nvcc):
+    """Also for a torch without CUDA and without a GPU; there the module is not imported, and this is said."""
+    assert "CUDA kernels: built by nvcc" in with_nvcc.log
+    assert len(list(with_nvcc.folder.glob("mop_kernels/_C_cuda*.so"))) == 1
+    available, decision, _ = with_nvcc.run(SAID).splitlines()
+    assert "cpu" in available.split(",")
+    assert decision.startswith("built by nvcc")
+    assert decision.endswith("for 8.0;9.0+PTX")
+    cpu_torch, gpu, why = with_nvcc.run(WHY).split("|")
+    if cpu_torch == "True":
+        assert "it was built, but this torch is without CUDA" in why
+    else:
+        assert why == ("None" if gpu == "True" else "torch sees no CUDA GPU")
+
+
+def test_only_the_stream_is_missing_in_a_torch_without_cuda(with_nvcc):
+    """Any other would be a mistake of ours."""
+    script = """
+import torch
+try:
+    import mop_kernels._C_cuda
+    print("imported")
+except ImportError as error:
+    print(error)
+"""
+    said = with_nvcc.run(script)
+    cpu_torch = with_nvcc.run(WHY).startswith("True")
+    assert said.endswith("undefined symbol: aoti_torch_get_current_cuda_stream") if cpu_torch else said == "imported"
+
+
+def test_without_nvcc(built, tmp_path):
+    found = built(CUDA_HOME=str(tmp_path))
+    assert found.status == 0, found.log
+    assert "CUDA kernels: not built: no nvcc was found in CUDA_HOME" in found.log
+    assert not list(found.folder.glob("mop_kernels/_C_cuda*.so"))
+    available, decision, why = found.run(SAID).splitlines()
+    assert "cpu" in available.split(",")
+    assert decision.startswith("not built: no nvcc was found")
+    assert "_C_cuda is missing" in why
+    assert "no nvcc was found" in why
+
+
+def test_nothing_is_compiled(built):
+    found = built(MOP_KERNELS_SKIP_BUILD="1")
+    assert found.status == 0, found.log
+    assert "installing without compiled kernels (MOP_KERNELS_SKIP_BUILD=1)" in found.log
+    assert not list(found.folder.glob("mop_kernels/*.so"))
+    assert found.run(SAID).splitlines()[0].split(",")[0] == "reference"
+    assert "cpu" not in found.run(SAID).splitlines()[0].split(",")
+
+
+def test_cuda_that_is_asked_for_and_cannot_be_built(built, tmp_path):
+    found = built(MOP_KERNELS_WITH_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert found.status != 0
+    assert "MOP_KERNELS_WITH_CUDA=1, but no nvcc was found in CUDA_HOME" in found.log
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MOP_KERNELS_WITH_CUDA", "yes", "MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got 'yes'"),
+        ("TORCH_CUDA_ARCH_LIST", "8.0;Hopper", "must be a list like 8.0;9.0+PTX; got 'Hopper' in it"),
+    ],
+)
+def test_settings_that_mean_nothing(built, name, value, message):
+    found = built(**{name: value})
+    if name == "TORCH_CUDA_ARCH_LIST" and "CUDA kernels: not built: no nvcc" in found.log:
+        pytest.skip("needs nvcc")
+    assert found.status != 0
+    assert message in found.log
