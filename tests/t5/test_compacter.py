@@ -1,11 +1,14 @@
-"""Compacter adapters against explicit Kronecker products, in a whole model too, and the sizes its paper reports."""
+"""Compacter adapters against golden tensors, explicit Kronecker products in a whole model, and their paper's sizes."""
 
 import mop_t5
 import pytest
 import torch
+import torch.nn.functional as F
 from mop_t5.methods.compacter import CompacterConfig
+from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 
+GOLDEN = __file__.rsplit("/", 2)[0] + "/golden/compacter_phm.safetensors"
 VARIANTS = [
     {},
     {"local_rank": 2, "activation": "relu"},
@@ -13,6 +16,28 @@ VARIANTS = [
     {"variant": "plus_plus", "terms": 2, "reduction": 4},
 ]
 LAYERS = {"encoder": 2, "decoder": 3}
+
+
+@pytest.mark.parametrize(("case", "local_rank"), [("plain", None), ("factW_r1", 1), ("factW_r3", 3)])
+def test_golden_down_map(case, local_rank):
+    stored = {n.removeprefix(f"{case}."): t for n, t in load_file(GOLDEN).items() if n.startswith(f"{case}.")}
+    method = mop_t5.attach(tiny(), "compacter", reduction=2, local_rank=local_rank).mop  # 24 -> 12, as stored
+    down, layer = method.adapters["decoder"]["feed_forward"].down, 1
+    names = ["W"] if local_rank is None else ["W_left", "W_right"]
+    with torch.no_grad():
+        method.rule.copy_(stored["param.phm_rule"])
+        down.bias[layer] = stored["param.b"]
+        for factor, name in zip(down.factors, names, strict=True):
+            factor[layer] = stored[f"param.{name}"]
+    x = stored["x"].requires_grad_()
+    y = F.linear(x, down.weights(method.rule)[layer], down.bias[layer])
+    y.backward(stored["gy"])
+    gradients = {"phm_rule": method.rule.grad, "b": down.bias.grad[layer]}
+    gradients |= {name: factor.grad[layer] for factor, name in zip(down.factors, names, strict=True)}
+    torch.testing.assert_close(y, stored["y"], atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(x.grad, stored["gx"], atol=1e-12, rtol=1e-10)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, stored[f"grad.{name}"], atol=1e-12, rtol=1e-10)
 
 
 def attached(fields):
@@ -30,17 +55,15 @@ def oracle(method, stack, place, layer, hidden):
     p, of_place = dict(method.named_parameters()), f"adapters.{stack}.{place}"
 
     def through(name, x):
-        factors = [
-            p[f"{of_place}.{name}.factors.{i}"][layer] for i in range(1 if method.config.local_rank is None else 2)
-        ]
+        count = 1 if method.config.local_rank is None else 2
+        factors = [p[f"{of_place}.{name}.factors.{i}"][layer] for i in range(count)]
         local = factors[0] if len(factors) == 1 else torch.stack([a @ b for a, b in zip(*factors, strict=True)])
         weight = sum(torch.kron(rule, own) for rule, own in zip(p["rule"], local, strict=True))
         return x @ weight + p[f"{of_place}.{name}.bias"][layer]
 
-    act = (
-        torch.relu if method.config.activation == "relu" else lambda x: torch.nn.functional.gelu(x, approximate="tanh")
-    )
-    return hidden + through("up", act(through("down", hidden)))
+    mid = through("down", hidden)
+    mid = F.gelu(mid, approximate="tanh") if method.config.activation == "gelu_tanh" else mid.clamp(min=0)
+    return hidden + through("up", mid)
 
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(map(str, f.values())) or "compacter")
