@@ -145,10 +145,12 @@ def oracle(method, stack, place, layer, hidden, scenario_ids):
     return torch.stack(out).view(hidden.shape)
 
 
+@pytest.mark.parametrize("tokens", [3, 1])
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: "-".join(map(str, f.values())) or "plus_plus")
-def test_oracle(fields):
+def test_oracle(fields, tokens):
     method = randomised(mop_t5.attach(tiny(), "hyperformer", **SMALL, **fields).mop)
-    hidden = torch.randn(4, 3, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    hidden = torch.randn(4, tokens, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden.requires_grad_()
     weights = torch.linspace(-1, 1, hidden.numel(), dtype=torch.float64).view(hidden.shape)
     layers = {"encoder": 2, "decoder": 3}
     for ids in (IDS, torch.tensor([1, 1, 1, 1]), torch.tensor([0, 2, 2, 0])):

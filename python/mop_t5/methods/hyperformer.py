@@ -174,15 +174,27 @@ def _adapt(tensors, scenarios, activation, hidden, scenario_ids):
     tensors: of one adapter, each (rows, ...); scenarios: (rows,) what the rows belong to, or None: in order.
     """
     rows = row_index(scenarios, scenario_ids, len(tensors["down"]))
-    if rows is None:
-        own = {name: t.squeeze(0) for name, t in tensors.items()}
-    else:  # vectors get a dimension for the tokens
-        own = {name: t[rows] if t.dim() == 3 else t[rows].unsqueeze(1) for name, t in tensors.items()}
+    vectors = {n: t.squeeze(0) if rows is None else t[rows].unsqueeze(1) for n, t in tensors.items() if t.dim() == 2}
     width = hidden.shape[-1:]
-    x = F.layer_norm(hidden, width) * own["pre"] + own["pre_bias"] if "pre" in own else hidden
-    x = ACTIVATIONS[activation](x @ own["down"].mT + own["down_bias"])
-    x = x @ own["up"].mT + own["up_bias"]
-    return hidden + F.layer_norm(x, width) * own["post"] + own["post_bias"]
+    x = F.layer_norm(hidden, width) * vectors["pre"] + vectors["pre_bias"] if "pre" in vectors else hidden
+    x = ACTIVATIONS[activation](_times(x, tensors["down"], rows) + vectors["down_bias"])
+    x = _times(x, tensors["up"], rows) + vectors["up_bias"]
+    return hidden + F.layer_norm(x, width) * vectors["post"] + vectors["post_bias"]
+
+
+def _times(x: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Each example times its matrix: x (batch, tokens, n), weights (rows, m, n) -> (batch, tokens, m).
+
+    rows: (batch,) the matrix of each example, or None if the only one serves them all.
+    """
+    if rows is None:
+        return F.linear(x, weights.squeeze(0))
+    if x.shape[1] > 1:
+        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+        return x @ weights[rows].mT
+    # at a decoding step a copy of its matrix an example would cost more than the products that are not picked
+    every = F.linear(x.squeeze(1), weights.flatten(0, 1)).unflatten(1, weights.shape[:2])
+    return every[torch.arange(len(x), device=x.device), rows].unsqueeze(1)
 
 
 @register
