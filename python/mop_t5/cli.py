@@ -1,4 +1,4 @@
-"""The command `mop-t5`: train, evaluate, generate, params, demo.
+"""The command `mop-t5`: train, evaluate, generate, params, table, demo.
 
 The flags of a command are made from its function in commands/. An error of the user's is one line on stderr and exit
 code 1 (2 for a wrong flag); with MOP_T5_DEBUG=1 it shows where it was raised.
@@ -20,6 +20,7 @@ from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
 from mop_t5.commands.generate import generate
 from mop_t5.commands.params import params
+from mop_t5.commands.table import table_1, table_2, table_3, table_4
 from mop_t5.commands.train import train
 from mop_t5.methods import get, names
 
@@ -27,6 +28,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
 
   mop-t5 demo                       all of it in a few minutes on a CPU, without pretrained weights
   mop-t5 params                     how many parameters each method trains
+  mop-t5 table 2                    all methods on one corpus, beside the numbers of the MOP paper
   mop-t5 train --corpus DIR --backbone DIR --method mop --output DIR
   mop-t5 evaluate --run DIR         ROUGE per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
@@ -36,24 +38,41 @@ A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one obj
 Flags can stand in a YAML or JSON file under the same names: mop-t5 train --config train.yaml
 `mop-t5 COMMAND --help` explains the flags of a command."""
 
-COMMANDS: dict[str, Callable] = {command.__name__: command for command in (train, evaluate, generate, params, demo)}
+# a command, or the commands under a name
+COMMANDS: dict[str, Callable | dict[str, Callable]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "params": params,
+    "table": {"1": table_1, "2": table_2, "3": table_3, "4": table_4},
+    "demo": demo,
+}
+_TABLE_HELP = """The tables of the MOP paper, with the paper's numbers beside ours.
+
+  mop-t5 table 1 --corpus DIR                                     what a corpus holds
+  mop-t5 table 2 --corpus DIR --backbone DIR --output DIR         every system, trained and scored
+  mop-t5 table 3 --corpus DIR --backbone DIR --output DIR         MOP without its parts, trained and scored
+  mop-t5 table 4                                                  parameters of every system"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parsed = _parser().parse_args(arguments)
-    command, given = COMMANDS[parsed.command], parsed[parsed.command].as_dict()
+    path, command, given = [parsed.command], COMMANDS[parsed.command], parsed[parsed.command]
+    if isinstance(command, dict):
+        path, command, given = [*path, given.command], command[given.command], given[given.command]
+    given = given.as_dict()
     given.pop("config", None)
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     try:
-        if processes > 1 and parsed.command != "train":
+        if processes > 1 and command is not train:
             raise RuntimeError(f"only train runs in several processes, and this is one of {processes}.")
         command(**_gather(command, given))
     except (ValueError, TypeError, RuntimeError, ArithmeticError, OSError, ImportError) as error:
         if os.environ.get("MOP_T5_DEBUG"):
             raise
         if rank == 0:
-            print(f"mop-t5 {parsed.command}: {error}", file=sys.stderr)
+            print(f"mop-t5 {' '.join(path)}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -64,20 +83,33 @@ class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="mop-t5", description=_INTRO, formatter_class=_Help)
+    _add(parser, COMMANDS)
+    return parser
+
+
+def _add(parser: ArgumentParser, commands: dict) -> None:
     subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
-        epilog = _method_fields() if "options" in inspect.signature(command).parameters else None
-        one = ArgumentParser(description=description, epilog=epilog, formatter_class=_Help)
-        one.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
-        dataclasses = _dataclasses(command)
-        one.add_function_arguments(command, as_group=False, skip=set(dataclasses))
-        for dataclass in dataclasses.values():
-            one.add_class_arguments(dataclass, as_group=False)
-        for action in one._actions:
-            if isinstance(action.default, bool):
-                action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
-        subcommands.add_subcommand(name, one, help=description.split("\n")[0])
+    for name, command in commands.items():
+        nested = isinstance(command, dict)
+        one = ArgumentParser(description=_TABLE_HELP, formatter_class=_Help) if nested else _command_parser(command)
+        subcommands.add_subcommand(name, one, help=one.description.split("\n")[0])
+        if nested:  # jsonargparse wants the outer one first
+            _add(one, command)
+
+
+def _command_parser(command: Callable) -> ArgumentParser:
+    description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
+    parser = ArgumentParser(description=description, formatter_class=_Help)
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
+    dataclasses = _dataclasses(command)
+    parser.add_function_arguments(command, as_group=False, skip=set(dataclasses))
+    for dataclass, left_out in dataclasses.values():
+        parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
+    if any(action.dest == "options" for action in parser._actions):
+        parser.epilog = _method_fields()
+    for action in parser._actions:
+        if isinstance(action.default, bool):
+            action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser
 
 
@@ -86,16 +118,20 @@ def _method_fields() -> str:
     return "\n\n".join(inspect.getdoc(get(name).Config) for name in names())
 
 
-def _dataclasses(command: Callable) -> dict[str, type]:
-    """The parameters of a command whose fields are flags of their own."""
-    return {name: hint for name, hint in get_type_hints(command).items() if is_dataclass(hint)}
+def _dataclasses(command: Callable) -> dict[str, tuple[type, tuple[str, ...]]]:
+    """The parameters of a command whose fields are flags of their own, but for those that Annotated names: parameter ->
+    (dataclass, fields without a flag)."""
+    hints = get_type_hints(command, include_extras=True)
+    found = {name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()}
+    return {name: (hint, left_out) for name, (hint, left_out) in found.items() if is_dataclass(hint)}
 
 
 def _gather(command: Callable, given: dict) -> dict:
     """Flags that are fields of a dataclass, made into that dataclass."""
     made = {}
-    for name, dataclass in _dataclasses(command).items():
-        made[name] = dataclass(**{field.name: given.pop(field.name) for field in fields(dataclass)})
+    for name, (dataclass, left_out) in _dataclasses(command).items():
+        flags = [field.name for field in fields(dataclass) if field.name not in left_out]
+        made[name] = dataclass(**{flag: given.pop(flag) for flag in flags})
     return made | given
 
 

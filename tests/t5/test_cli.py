@@ -48,6 +48,11 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def printed_rows(text):
+    """The cells of the rows of a printed table, without the empty ones."""
+    return [re.split(r" {2,}", line.strip()) for line in text.splitlines() if line.startswith("  ")]
+
+
 def fails(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 1
     captured = capsys.readouterr()
@@ -57,35 +62,49 @@ def fails(capsys, *arguments):
     return message
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example_and_explains_every_flag(command, capsys):
+def functions(commands, *path):
+    """Every command with the words that call it."""
+    for name, command in commands.items():
+        yield from functions(command, *path, name) if isinstance(command, dict) else [((*path, name), command)]
+
+
+@pytest.mark.parametrize(("words", "command"), list(functions(COMMANDS)), ids=str)
+def test_help_shows_an_example_and_explains_every_flag(words, command, capsys):
     with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
+        main([*words, "--help"])
     text = capsys.readouterr().out
-    assert f"\n  mop-t5 {command}" in text
-    flags = inspect.signature(COMMANDS[command]).parameters
-    described = inspect.getdoc(COMMANDS[command]).split("Args:")[-1]
-    assert all(f"\n    {name}: " in described for name in flags if name not in ("training", "config"))
+    assert f"\n  mop-t5 {' '.join(words)}" in text
+    described = inspect.getdoc(command).split("Args:")[-1]
+    flags = inspect.signature(command).parameters
+    assert all(f"\n    {name}: " in described for name in flags if name not in ("training", "config", "suite"))
+
+
+def test_help_of_the_tables_names_each(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["table", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"\n  mop-t5 table {number}" in text for number in "1234")
 
 
 def test_params_prints_the_shares_of_the_paper(capsys):
-    assert main(["params", "--preset", "paper", "--backbone", "t5-pegasus-base"]) == 0
-    text = capsys.readouterr().out
-    assert "275,029,248" in text
-    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
-    assert rows["mop"][1:4] == ["6,914,176", "2.5140", "%"]
-    assert rows["prefix_tuning"][1:4] == ["7,520,640", "2.7345", "%"]
-    assert set(mop_t5.methods()) <= set(rows)
+    assert main(["params", "--backbone", "t5-pegasus-base"]) == 0
+    rows = {row[0]: row[1:] for row in printed_rows(capsys.readouterr().out)}
+    assert rows["the backbone itself"] == ["275,029,248", "100.0000", "1.0000"]
+    assert rows["MOP"] == ["mop", "preset=paper", "6,914,176", "2.5140", "1.0251"]
+    assert rows["prefix-tuning"] == ["prefix_tuning", "7,520,640", "2.7345", "1.0273"]
+    assert set(mop_t5.methods()) == {cells[0] for name, cells in rows.items()} - {"275,029,248", "method"}
 
 
 def test_params_of_a_folder_and_with_options(place, capsys):
-    options = ["--preset", "null", "--options", '{"prefix_length": 5, "terms_down": 4, "terms_up": 4}']
+    options = ["--options", '{"prefix_length": 5, "terms_down": 4, "terms_up": 4}']
     assert (
         main(["params", "--backbone", str(place / "backbone"), "--methods", "[mop]", "--scenarios", "2", *options]) == 0
     )
+    rows = {row[0]: row[1:] for row in printed_rows(capsys.readouterr().out)}
     model = mop_t5.load_backbone(place / "backbone")
-    mop_t5.attach(model, "mop", scenarios=["a", "b"], prefix_length=5, terms_down=4, terms_up=4)
-    assert f" {mop_t5.count_parameters(model).trained:,} " in capsys.readouterr().out
+    mop_t5.attach(model, "mop", preset="paper", scenarios=["a", "b"], prefix_length=5, terms_down=4, terms_up=4)
+    assert rows["MOP"][2] == f"{mop_t5.count_parameters(model).trained:,}"
+    assert all(cells[0] == "mop" for name, cells in rows.items() if name not in ("the backbone itself", "system"))
 
 
 def test_train_leaves_a_run_folder(trained):
@@ -275,7 +294,8 @@ def test_errors_are_one_line(trained, tmp_path, capsys):
     message = fails(capsys, "generate", "--run", trained / "mop", "--dialogue", "x", "--scenario", "metro")
     assert "scenario 'metro'; known are e-commerce" in message
     assert "backbone must be a folder or one of" in fails(capsys, "params", "--backbone", "t6")
-    assert "no method has the field foo" in fails(capsys, "params", "--options.foo", "1")
+    assert "options names foo, which is no field of the methods" in fails(capsys, "params", "--options.foo", "1")
+    assert "unknown method 'mopp'; expected one of" in fails(capsys, "params", "--methods", "[mopp]")
 
 
 @pytest.mark.parametrize("arguments", [["demo", "--shrot"], ["train"], ["params", "--scenarios", "many"], ["fly"], []])

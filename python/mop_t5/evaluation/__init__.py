@@ -14,7 +14,7 @@ from mop_t5.evaluation.rouge import (
     number_recall,
 )
 from mop_t5.evaluation.scores import SCORES, read_scores, write_scores
-from mop_t5.evaluation.tables import Table, score_table, show, to_csv, to_markdown
+from mop_t5.evaluation.tables import Table, present, score_table, show, to_csv, to_markdown
 
 __all__ = [
     "AVERAGE",
@@ -32,6 +32,7 @@ __all__ = [
     "nearest_reference",
     "number_recall",
     "plot_losses",
+    "present",
     "random_reference",
     "read_scores",
     "score_table",

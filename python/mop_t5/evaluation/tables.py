@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import rich.table
 from rich import box
@@ -24,7 +26,7 @@ class Table:
     title: a line above it.
     columns: the header.
     rows: one value a column: a text, a number, `Scores`, or None for an empty cell. `Scores` are shown as R-1/R-2/R-L,
-        times 100.
+        times 100, NaN as "-".
     formats: format specification of the numbers of a column, by its name, such as ",d"; ".1f" is that of `Scores`.
     notes: what has to be known to read it; lines below it.
     labels: how many of the first columns are texts, aligned to the left.
@@ -49,7 +51,8 @@ class Table:
 
 def _shown(value: object, specification: str | None) -> str:
     if isinstance(value, Scores):
-        return "/".join(format(100 * number, specification or ".1f") for number in value)
+        shown = (format(100 * number, specification or ".1f") for number in value)
+        return "/".join("-" if math.isnan(number) else text for number, text in zip(value, shown))
     if isinstance(value, (int, float)) and specification:
         return format(value, specification)
     return "" if value is None else str(value)
@@ -106,6 +109,19 @@ def show(table: Table, console: Console | None = None) -> None:
     for line in (table.title, *_lines(table, box.SIMPLE_HEAD), *table.notes):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print()
+
+
+def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> None:
+    """Print tables, and where a folder is given write them to NAME.md and NAME.csv in it."""
+    for table in tables:
+        show(table)
+    if folder is None:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text("\n".join(map(to_markdown, tables)), encoding="utf-8")
+    (folder / f"{name}.csv").write_text(to_csv(tables), encoding="utf-8")
+    print(f"Written to {folder}: {name}.md, {name}.csv.")
 
 
 def _lines(table: Table, style: box.Box) -> list[str]:

@@ -104,12 +104,12 @@ def read_history(folder: str | Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def check_resumable(folder: str | Path, settings: dict) -> None:
+def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, ...] = _MAY_CHANGE) -> None:
     """Raise ValueError if the run in `folder` had other settings than it is to be resumed with. Trainer takes the
     optimizer's from the checkpoint whatever is asked for, and another seed or method would be another run."""
     # as JSON gives them back: tuples are lists there
     given, stored = json.loads(json.dumps(settings)), read_settings(folder)
-    other = sorted(name for name in given if name not in _MAY_CHANGE and given[name] != stored.get(name))
+    other = sorted(name for name in given if name not in may_change and given[name] != stored.get(name))
     if other:
         changes = "; ".join(f"{name} was {stored.get(name)!r}, now {given[name]!r}" for name in other)
         raise ValueError(

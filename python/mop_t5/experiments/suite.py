@@ -1,0 +1,245 @@
+"""Many systems on one corpus: one run folder a system and seed, as `mop-t5 train` and `mop-t5 evaluate` make them.
+
+OUTPUT/runs/SYSTEM/seed-N      a run; of a system that is trained once a scenario, a folder with a run for each
+OUTPUT/floors                  the scores that no model made
+
+What is finished is not done again, so a suite that was interrupted is resumed by the same call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mop_t5
+from mop_t5.commands.evaluate import evaluate
+from mop_t5.commands.train import settings_of, train
+from mop_t5.data import read_split, scenarios_of
+from mop_t5.evaluation import (
+    AVERAGE,
+    FLOORS,
+    SCORES,
+    Rouge,
+    Scores,
+    Table,
+    by_scenario,
+    mean_scores,
+    read_scores,
+    write_scores,
+)
+from mop_t5.experiments.systems import System, choose
+from mop_t5.files import remove_folder
+from mop_t5.methods.base import MethodConfig
+from mop_t5.training import (
+    CHECKPOINTS,
+    TrainingConfig,
+    check_resumable,
+    prepare_output,
+    read_history,
+    write_settings,
+)
+from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.run import SETTINGS
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its run.json will be `settings`. scenario: the only one it is trained on, or None for all."""
+
+    system: System
+    scenario: str | None
+    training: TrainingConfig
+    folder: Path
+    settings: dict[str, Any]
+    trained: int  # parameters
+
+    def __str__(self) -> str:
+        only = "" if self.scenario is None else f", {self.scenario} alone"
+        return f"{self.system.label}{only}, seed {self.training.seed}"
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What is run, and how it is scored.
+
+    Args:
+        corpus: folder with train.jsonl and the split to score, and valid.jsonl if evaluate_every is set.
+        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
+        output: folder for the runs and the tables; Tables 2 and 3 can share one, and with it their runs.
+        systems: labels of the systems, those of the paper's table and ours if not given. --dry_run lists them.
+        seeds: each system is trained with each of these; the table has their mean and deviation.
+        learning_rates: rates by system, such as '{MOP: 1e-3}', for other than those of the papers.
+        options: fields of the methods, such as {"prefix_length": 20}, given to every system whose method has them.
+        split: "test" or "valid".
+        implementation: package that counts ROUGE, "rouge_score" or "rouge".
+        unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        num_beams: beams of the search; 1 is greedy.
+        eval_batch_size: dialogues generated from at once.
+    """
+
+    corpus: str
+    backbone: str
+    output: str
+    systems: list[str] | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    implementation: str = "rouge_score"
+    unit: str = "char"
+    num_beams: int = 1
+    eval_batch_size: int = 32
+
+    def __post_init__(self):
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be different integers, at least one; got {self.seeds}.")
+        if self.split not in ("test", "valid"):
+            raise ValueError(f"split must be 'test' or 'valid', got {self.split!r}.")
+
+
+class Suite:
+    """The runs of some systems. training: for all of them, but for learning_rate, which each has its own, and seed.
+    default: labels of the systems where config names none."""
+
+    def __init__(self, config: SuiteConfig, training: TrainingConfig, default: Sequence[str]):
+        self.config, self.training = config, training
+        self.systems = choose(config.systems, default, config.options, config.learning_rates)
+        self.rouge = Rouge(config.implementation, config.unit)
+
+    def plan(self) -> list[Run]:
+        """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
+        ValueError for a run in the output folder that was made with another configuration."""
+        known, tested = (scenarios_of(read_split(self.config.corpus, split)) for split in ("train", self.config.split))
+        unknown = sorted(set(tested) - set(known))
+        if unknown:
+            raise ValueError(
+                f"the {self.config.split} split has scenarios that train lacks: {', '.join(unknown)}. Add training "
+                "rows for them or take them out."
+            )
+        model = mop_t5.load_backbone(self.config.backbone)
+        runs = []
+        for system in self.systems:
+            folder = Path(self.config.output) / "runs" / _file_name(system.label)
+            for number, scenario in enumerate(tested if system.separate else [None], start=1):
+                only = None if scenario is None else [scenario]
+                mop_t5.attach(model, system.config(only or known))
+                attached, trained = model.mop.config, mop_t5.count_parameters(model).trained
+                mop_t5.detach(model)
+                inner = "" if scenario is None else f"{number}-{_file_name(scenario)}"
+                for seed in self.config.seeds:
+                    training = replace(self.training, seed=seed, learning_rate=system.learning_rate)
+                    settings = self._settings(system, attached, training, only)
+                    runs.append(Run(system, scenario, training, folder / f"seed-{seed}" / inner, settings, trained))
+        for run in runs:
+            _check_as_before(run.folder, run.settings)
+            _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
+        return runs
+
+    def _settings(self, system: System, config: MethodConfig, training: TrainingConfig, only) -> dict[str, Any]:
+        """What `train` will write into run.json."""
+        c = self.config
+        return settings_of(training, c.corpus, c.backbone, system.method, config, only, None, c.implementation, c.unit)
+
+    def state(self, run: Run) -> str:
+        """What is left to do for a run: "finished", "evaluate", "go on from checkpoint-N", "start anew" or "train"."""
+        if (self._evaluation(run) / SCORES).is_file():
+            return "finished"
+        if read_history(run.folder):
+            return "evaluate"
+        whole = checkpoints(run.folder / CHECKPOINTS)
+        if whole:
+            return f"go on from {whole[-1].name}"
+        return "start anew" if (run.folder / SETTINGS).is_file() else "train"
+
+    def overview(self, runs: Sequence[Run]) -> Table:
+        """A row a run: where it lies, what it trains at which rate, and what is left to do."""
+        rows = [
+            [run.system.label, run.scenario or "all", run.training.seed, run.trained, run.training.learning_rate]
+            + [str(run.folder), self.state(run)]
+            for run in runs
+        ]
+        columns = ["system", "scenarios", "seed", "trained", "learning rate", "folder", "to do"]
+        return Table(f"{len(runs)} runs of {self.training.steps} steps", columns, rows, {"trained": ",d"})
+
+    def run(self, runs: Sequence[Run]) -> None:
+        """Do what is left to do for these runs. A finished one loses its checkpoints."""
+        for number, run in enumerate(runs, start=1):
+            state = self.state(run)
+            print(f"[{number}/{len(runs)}] {run}: {state}", flush=True)
+            if state == "finished":
+                continue
+            if state != "evaluate":
+                train(
+                    run.training,
+                    corpus=self.config.corpus,
+                    backbone=self.config.backbone,
+                    output=str(run.folder),
+                    method=run.system.method,
+                    options=run.system.options,
+                    scenarios=run.settings["scenarios"],
+                    implementation=self.config.implementation,
+                    unit=self.config.unit,
+                    overwrite=state == "start anew",
+                    resume=state.startswith("go on"),
+                )
+            evaluate(
+                str(run.folder),
+                split=self.config.split,
+                backbone=self.config.backbone,
+                floors=False,
+                implementation=self.config.implementation,
+                unit=self.config.unit,
+                num_beams=self.config.num_beams,
+                batch_size=self.config.eval_batch_size,
+                overwrite=True,
+            )
+            remove_folder(run.folder / CHECKPOINTS)
+
+    def results(self, runs: Sequence[Run]) -> dict[str, list[dict[str, Scores]]]:
+        """System -> one result a seed: scenario -> `Scores`, the average last. All runs must be finished."""
+        results: dict[str, dict[int, dict[str, Scores]]] = {}
+        for run in runs:
+            scores = read_scores(self._evaluation(run))[run.system.method]
+            results.setdefault(run.system.label, {}).setdefault(run.training.seed, {}).update(scores)
+        return {label: [_with_average(scores) for scores in seeds.values()] for label, seeds in results.items()}
+
+    def floors(self) -> dict[str, dict[str, Scores]]:
+        """Floor -> scenario -> `Scores`, computed once."""
+        folder = Path(self.config.output) / "floors"
+        _check_as_before(folder, self._scoring)
+        if not (folder / SCORES).is_file():
+            known, rows = (read_split(self.config.corpus, split) for split in ("train", self.config.split))
+            references, scenarios = [row.summary for row in rows], [row.scenario for row in rows]
+            texts = {name: make(rows, known) for name, make in FLOORS.items()}
+            prepare_output(folder, overwrite=True)
+            write_settings(folder, self._scoring)
+            write_scores(folder, {name: by_scenario(self.rouge(references, t), scenarios) for name, t in texts.items()})
+        return read_scores(folder)
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        """What scores depend on, besides the run."""
+        c = self.config
+        corpus = str(Path(c.corpus).resolve())
+        return {"corpus": corpus, "split": c.split, "implementation": c.implementation, "unit": c.unit}
+
+    def _evaluation(self, run: Run) -> Path:
+        return run.folder / f"evaluation-{self.config.split}"
+
+
+def _check_as_before(folder: Path, settings: dict[str, Any]) -> None:
+    if (folder / SETTINGS).is_file():
+        check_resumable(folder, settings, may_change=())
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^\w+]+", "-", label).strip("-").lower()
+
+
+def _with_average(scores: dict[str, Scores]) -> dict[str, Scores]:
+    """Scenarios in order and their mean; runs of one scenario each have brought averages of their own."""
+    scenarios = {name: scores[name] for name in sorted(scores) if name != AVERAGE}
+    return scenarios | {AVERAGE: mean_scores(list(scenarios.values()))}

@@ -1,0 +1,92 @@
+"""The systems that the tables compare: rows of the papers' tables and ours, as the methods name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from mop_t5.experiments import paper
+from mop_t5.methods import get, names
+from mop_t5.methods.base import MethodConfig
+
+
+@dataclass(frozen=True)
+class System:
+    """label: its row. options: the fields that its method is attached with. separate: trained once a scenario, on the
+    rows of this scenario alone."""
+
+    label: str
+    method: str
+    options: dict[str, Any]
+    separate: bool
+    learning_rate: float
+
+    def config(self, scenarios: Sequence[str]) -> MethodConfig:
+        """The config of its method. Raises what the method has against its options."""
+        return get(self.method).Config.make({"scenarios": list(scenarios), **self.options})
+
+
+def all_systems() -> dict[str, System]:
+    """Every system by its label: by method, in the order in which the paper names them, its own rows first."""
+    found: dict[str, System] = {}
+    for name in names():
+        method = get(name)
+        for label, options in method.systems.items():
+            if label in found:
+                raise ValueError(f"the system {label!r} is named by the methods {found[label].method!r} and {name!r}.")
+            found[label] = System(label, name, dict(options), label in method.separate_systems, method.learning_rate)
+    printed = list(dict.fromkeys((*paper.TABLE_2, *paper.TABLE_3, *paper.CONTROLS)))
+    place = {label: printed.index(label) if label in printed else len(printed) for label in found}
+    first = {
+        name: min(place[label] for label in found if found[label].method == name)
+        for name in {s.method for s in found.values()}
+    }
+    return dict(sorted(found.items(), key=lambda item: (first[item[1].method], item[1].method, place[item[0]])))
+
+
+def table_2_systems() -> list[str]:
+    """Labels of Table 2: all but the ablations and controls that stand in Table 3 only."""
+    elsewhere = {*paper.TABLE_3, *paper.CONTROLS} - set(paper.TABLE_2)
+    return [label for label in all_systems() if label not in elsewhere]
+
+
+def table_3_systems() -> list[str]:
+    """Labels of Table 3: MOP, what is left without its parts, and controls."""
+    known = all_systems()
+    return [label for label in (*paper.TABLE_3, *paper.CONTROLS) if label in known]
+
+
+def choose(
+    labels: Sequence[str] | None,
+    default: Sequence[str],
+    options: Mapping[str, Any] | None = None,
+    learning_rates: Mapping[str, float] | None = None,
+) -> list[System]:
+    """The systems of these labels (default: those of `default`), with other rates and with `options` in place of their
+    own: each is given to the methods that have a field of its name. Raises ValueError for a label that is not known,
+    for a field that no method has, and for an empty or repeated choice."""
+    known = all_systems()
+    for argument, given in (("systems", labels or ()), ("learning_rates", learning_rates or ())):
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ValueError(f"{argument} names {', '.join(unknown)}; known are {', '.join(known)}.")
+    if labels is not None and (not labels or len(set(labels)) != len(labels)):
+        raise ValueError(f"systems must name at least one system, each once; got {list(labels)}.")
+    chosen = [known[label] for label in (default if labels is None else labels)]
+    # the scenarios are the corpus's
+    having = {s.label: {field.name for field in fields(get(s.method).Config)} - {"scenarios"} for s in chosen}
+    nowhere = sorted(set(options or {}) - set().union(*having.values()))
+    if nowhere:
+        raise ValueError(
+            f"options names {', '.join(nowhere)}, which is no field of the methods of {', '.join(having)}. "
+            "`mop-t5 train --help` explains the fields of every method."
+        )
+    return [
+        replace(
+            system,
+            options=system.options | {k: v for k, v in (options or {}).items() if k in having[system.label]},
+            learning_rate=(learning_rates or {}).get(system.label, system.learning_rate),
+        )
+        for system in chosen
+    ]
