@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() and not backends.interpreting(), reason="needs a CUDA GPU, or TRITON_INTERPRET=1"
 )
 
-TRITON = ("triton",)
+GPU_BACKENDS = ("triton", "cuda")
 GRAPH, EAGER = "graph", "eager"
 _, by_one_product = layer_forms.linear_by(layer_forms.one_product)
 full_by_one_product, _ = layer_forms.linear_by(layer_forms.one_product)
@@ -40,7 +40,7 @@ def _lycoris(x, rule, local, bias):
 
 # what each is run as; a compiled form takes a while, so only bfloat16 and IEEE float32 have one
 BANK_CONTENDERS = [
-    (ours(mk.mop_ffn, mop_arguments, TRITON)[0], (GRAPH, EAGER)),
+    *((own, (GRAPH, EAGER)) for own in ours(mk.mop_ffn, mop_arguments, GPU_BACKENDS)),
     (Contender("batched, three stages", bank_forms.three_stages), (GRAPH, EAGER)),
     (Contender("batched, W as one product", bank_forms.built_weights), (GRAPH,)),
     (Contender("torch.compile, three stages", bank_forms.three_stages, compiled=True), (GRAPH,)),
@@ -48,13 +48,13 @@ BANK_CONTENDERS = [
     (Contender("pair by pair, one einsum a map", bank_forms.pair_by_pair(layer_forms.one_einsum)), (EAGER,)),
 ]
 LAYER_CONTENDERS = [
-    (ours(mk.lowrank_phm_linear, backends=TRITON)[0], (GRAPH, EAGER)),
+    *((own, (GRAPH, EAGER)) for own in ours(mk.lowrank_phm_linear, backends=GPU_BACKENDS)),
     (Contender("three stages", layer_forms.three_stages), (GRAPH,)),
     (Contender("torch.compile, three stages", layer_forms.three_stages, compiled=True), (GRAPH,)),
     (Contender("dense F.linear", kind="stand-in", prepare=layer_forms.dense), (GRAPH, EAGER)),
 ]
 FULL_CONTENDERS = [
-    (ours(mk.phm_linear, backends=TRITON)[0], (GRAPH, EAGER)),
+    *((own, (GRAPH, EAGER)) for own in ours(mk.phm_linear, backends=GPU_BACKENDS)),
     (Contender("W as one product", full_by_one_product), (GRAPH,)),
     (Contender("local first", layer_forms.local_first), (GRAPH,)),
     (Contender("torch.compile, W as one product", full_by_one_product, compiled=True), (GRAPH,)),
@@ -62,7 +62,7 @@ FULL_CONTENDERS = [
 ]
 ONE_TERM = Work("phm_linear", "4096 rows, 1024 -> 1024, one term", Shape(4096, 1, 32, 32, 32, 32, 1))
 ONE_TERM_CONTENDERS = [
-    (ours(mk.phm_linear, backends=TRITON)[0], (GRAPH,)),
+    *((own, (GRAPH,)) for own in ours(mk.phm_linear, backends=GPU_BACKENDS)),
     (Contender("LyCORIS kron_bypass, Triton", _lycoris), (GRAPH,)),
 ]
 CONTENDERS = {
@@ -147,6 +147,9 @@ def case_of(full_size):
     ids=[f"{contender.name}; {work.label}; {precision.name}" for work, precision, contender, _ in CASES],
 )
 def test_device(work, precision, contender, ways, direction, case_of, full_size, keep):
+    backend = contender.name.removeprefix("mop_kernels ") if contender.kind == "ours" else None
+    if backend is not None and backends.why_not(backend) is not None:
+        pytest.skip(backends.why_not(backend))
     if contender.compiled and not full_size:
         pytest.skip("compiling takes a while, and says nothing about small cases")
     if "LyCORIS" in contender.name:
@@ -184,14 +187,19 @@ def test_device(work, precision, contender, ways, direction, case_of, full_size,
             )
 
 
-@pytest.mark.parametrize("name", ["mop_kernels phm_linear", "mop_kernels phm_linear, no gradients", "F.linear"])
-def test_host_cost(name, full_size, keep):
+@pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
+@pytest.mark.parametrize("name", [*GPU_BACKENDS, "F.linear"])
+def test_host_cost(name, gradients, full_size, keep):
     tensors = testing.linear_inputs(SMALL["phm_linear"], torch.float32)
-    function, kind = mk.phm_linear, "ours"
     if name == "F.linear":
         function, kind, tensors = F.linear, "form", [tensors[0], torch.randn(16, 16), tensors[3]]
-    if "no gradients" not in name:
+    else:
+        if backends.why_not(name) is not None:
+            pytest.skip(backends.why_not(name))
+        (own,) = ours(mk.phm_linear, backends=(name,))
+        name, function, kind = own.name, own.function, own.kind
+    if gradients:
         tensors = [t.requires_grad_() for t in tensors]
     times = device_timer.host_times(function, tensors, *((200, 20) if full_size else (1, 2)))
-    group = "host cost of a call (16 -> 16, 8 rows)"
+    group = f"host cost of a call (phm_linear 16 -> 16, 8 rows), {'with' if gradients else 'without'} gradients"
     keep({"group": group, "name": name, "kind": kind, **device_timer.summary(times)})

@@ -1,10 +1,11 @@
 """`make gpu`: everything that needs a GPU, in one command, with one JSON of what came out.
 
-    python -m benchmarks.gpu_run [--tune] [--minutes 9] [--dry-run]
+    python -m benchmarks.gpu_run [--tune] [--minutes 12] [--dry-run]
 
 Builds into the Python that runs it; installs and downloads nothing. Steps: build, tune (where asked for), the tests of
-the kernels on the device in all dtypes, the device's benchmarks, the tests of mop_t5, one pass of the tests under
-compute-sanitizer. A step that fails or runs out of time stops no other; the exit status says whether one did. The JSON,
+the kernels on the device in all dtypes, by Triton and by CUDA, the device's benchmarks, the sizes up to which CUDA is
+faster than Triton, the tests of mop_t5, one pass of small tests under each of compute-sanitizer's memcheck and
+racecheck. A step that fails or runs out of time stops no other; the exit status says whether one did. The JSON,
 benchmarks/results/gpu/<GPU>.<date>.json, holds versions, each step's outcome, the failed tests, the device times and
 which goals they meet; the steps' output stays in build/gpu/.
 
@@ -58,35 +59,41 @@ def steps(dry: bool, tune: bool) -> list[Step]:
             Step("tune", [], left_out="a dry run" if tune else "not asked for"),
             Step("tests", [*pytest, "tests/kernels/test_values.py", "-k", "triton and odd and without"], 60, small),
             Step("benchmarks", [*pytest, "benchmarks/bench_device.py"], 90, small | bench),
-            Step("tests of mop_t5", [], left_out="a dry run"),
-            Step("compute-sanitizer", [], left_out="a dry run"),
+            *(
+                Step(name, [], left_out="a dry run")
+                for name in ("crossover", "tests of mop_t5", "memcheck", "racecheck")
+            ),
         ]
     missing = [name for name in NEEDED_BY_T5 if not installed(name)]
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    few = [*pytest, "tests/kernels/test_mop_ffn.py", "tests/kernels/test_values.py"]
+    few = [*pytest, "tests/kernels/test_mop_ffn.py", "tests/kernels/test_values.py", "-k"]
+    small = "float32 and (odd or small) and named"
+    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    sanitize = [sanitizer, "--error-exitcode=86", "--tool"]
     return [
-        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120),
+        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 240),
         Step("tune", [*python, "benchmarks.tune", f"--seconds={TUNING - 60}"], TUNING)
         if tune
         else Step("tune", [], left_out="not asked for"),
         Step(
             "tests",
             [*pytest, *parallel, *guard, "tests/kernels", "tests/triton"],
-            270,
+            400,
             {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"},
         ),
-        Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 180, bench),
+        Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 210, bench),
+        Step("crossover", [*python, "benchmarks.crossover", "--seconds=60"], 90),
         Step("tests of mop_t5", [], left_out=f"not installed: {', '.join(missing)}")
         if missing
         else Step("tests of mop_t5", [*pytest, *parallel, "tests/t5"], 120),
-        Step(
-            "compute-sanitizer",
-            [sanitizer, "--error-exitcode=86", *few, "-k", "triton and float32 and (odd or small) and named"],
-            90,
-            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
-        )
-        if sanitizer
-        else Step("compute-sanitizer", [], left_out="not found"),
+        *(
+            [
+                Step("memcheck", [*sanitize, "memcheck", *few, f"(triton or cuda) and {small}"], 90, no_cache),
+                Step("racecheck", [*sanitize, "racecheck", *few, f"cuda and {small}"], 60, no_cache),
+            ]
+            if sanitizer
+            else [Step(name, [], left_out="compute-sanitizer was not found") for name in ("memcheck", "racecheck")]
+        ),
     ]
 
 
@@ -166,7 +173,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run", description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="tune first, and keep the result")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps but tuning (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=12.0, help="for all steps but tuning (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="tiny, by Triton's interpreter")
     arguments = parser.parse_args()
     dry = arguments.dry_run or not torch.cuda.is_available()

@@ -163,6 +163,19 @@ def _multiply_adds_of_a_row(rule_in: Tensor, rule_out: Tensor, local: Tensor) ->
 
 
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}
+_MULTIPLY_ADDS = {
+    "phm_weight": (_multiply_adds_of_weight, ("rule", "local")),
+    "phm_linear": (_multiply_adds_of_dense, ("x", "rule", "local")),
+    "lowrank_phm_linear": (_multiply_adds_of_stages, ("x", "rule_in", "rule_out", "local")),
+    "mop_ffn": (_multiply_adds_of_bank, ("x", "down", "ups")),
+}
+
+
+def multiply_adds(op: str, arguments: dict) -> int:
+    """By which "auto" judges the size of a call with these arguments, by name; 0 where some are missing."""
+    function, names = _MULTIPLY_ADDS[op]
+    given = [arguments.get(name) for name in names]
+    return 0 if any(value is None for value in given) else function(*given)
 
 
 def explain_backend(op: str, *args, **kwargs) -> str:
@@ -178,7 +191,7 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
     dtype = dtype_of_call(first)
-    size = _multiply_adds(name, given)
+    size = multiply_adds(name, given)
     choice = backends.resolve(backend, first.device, dtype, name, size)
     reason = backends.reason_of(backend, first.device, dtype, name, size)
     lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
@@ -211,19 +224,6 @@ _METHODS = {
         "mop_ffn": "one launch for all pairs and maps, W never built",
     },
 }
-
-
-def _multiply_adds(name: str, given: dict) -> int:
-    """Of a call whose arguments are not checked yet, some perhaps missing: then 0."""
-    sizes = {
-        "phm_weight": _multiply_adds_of_weight,
-        "phm_linear": _multiply_adds_of_dense,
-        "lowrank_phm_linear": _multiply_adds_of_stages,
-        "mop_ffn": _multiply_adds_of_bank,
-    }
-    left_out = ("bias", "backend", "activation", "experts", "row_gradients")
-    arguments = [given.get(k) for k in inspect.signature(OPERATIONS[name]).parameters if k not in left_out]
-    return 0 if any(a is None for a in arguments) else sizes[name](*arguments)
 
 
 def _plan_lines(name: str, backend: str, given: dict) -> list[str]:

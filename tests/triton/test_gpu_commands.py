@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import device_tables, gpu_run, tune
+from benchmarks import crossover, device_tables, gpu_run, tune
 from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
 from benchmarks.gpu_run import Step
 from mop_kernels.testing import Shape
@@ -77,11 +77,14 @@ def test_no_step_stops_the_others_and_one_json_is_written(tmp_path, monkeypatch,
     assert found["versions"]["torch"] == torch.__version__
 
 
+STEPS = ["build", "tune", "tests", "benchmarks", "crossover", "tests of mop_t5", "memcheck", "racecheck"]
+
+
 def test_steps_of_both_kinds_can_be_made():
     for dry in (False, True):
         for tune_too in (False, True):
             names = [step.name for step in gpu_run.steps(dry, tune_too)]
-            assert names == ["build", "tune", "tests", "benchmarks", "tests of mop_t5", "compute-sanitizer"]
+            assert names == STEPS
 
 
 # Tuning.
@@ -128,6 +131,47 @@ def test_tuning_needs_a_gpu():
     done = subprocess.run([sys.executable, "-m", "benchmarks.tune"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.strip() == "Tuning needs a CUDA GPU: it times the kernels there; torch sees none."
+
+
+# Up to which size CUDA is faster than Triton.
+
+
+@pytest.mark.parametrize(
+    ("times", "bound"),
+    [
+        ([(10, 1, 2), (1000, 1, 2), (100_000, 3, 2)], 10_000),  # halfway, in factors
+        ([(100_000, 3, 2), (1000, 1, 2), (10, 1, 2)], 10_000),
+        ([(10, 3, 2), (1000, 1, 2)], 0),
+        ([(10, 1, 2), (1000, 3, 2), (100_000, 1, 2)], 100),
+        ([(10, 1, 2), (1000, 1, 2)], 1000),
+    ],
+    ids=["a crossing", "in any order", "never", "a win beyond a defeat", "throughout"],
+)
+def test_the_crossover_of_a_ladder(times, bound):
+    assert crossover.crossover([crossover.Point(*point) for point in times]) == bound
+
+
+def test_a_ladder_of_each_operation_is_timed():
+    def timer(work, precision):
+        asked.append((work.op, precision.name))
+        adds = work.multiply_adds()
+        return crossover.Point(adds, cuda=adds / 1e6, triton=100 + adds / 1e7)
+
+    asked = []
+    found = crossover.measure(crossover.LADDER, [HALF], timer, soon())
+    assert found.keys() == {work.op for work in WORK} == {op for op, _ in asked}
+    for op, bounds in found.items():
+        sizes = sorted(work.multiply_adds() for work in crossover.LADDER if work.op == op)
+        assert sizes[0] < bounds["bfloat16"] <= sizes[-1], "CUDA wins the first rung"
+    assert crossover.measure(crossover.LADDER, [HALF], timer, time.monotonic() - 1) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would time")
+def test_the_crossover_needs_both_backends():
+    command = [sys.executable, "-m", "benchmarks.crossover"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Both backends are timed against each other; not here: cuda: " in done.stderr
 
 
 # Goals and floors.

@@ -1,0 +1,123 @@
+"""Up to which size of work the CUDA kernels are faster than Triton's on this GPU: a step of `make gpu`.
+
+    python -m benchmarks.crossover [--seconds 60]
+
+Times eager calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of
+each operation, and writes mop_kernels/crossover/<GPU name>.json: {operation: {dtype: multiply-adds}}. backends.py reads
+it. A backend is timed once it is right (benchmarks/cases.py).
+"""
+
+import argparse
+import inspect
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+import mop_kernels as mk
+from benchmarks import device_timer
+from benchmarks.cases import Case, mop_arguments, ours
+from benchmarks.device_work import PRECISIONS, Precision, Work
+from mop_kernels import backends, functional, reference, testing
+from mop_kernels.testing import SHAPES, Bank, Shape
+
+BOTH = ("cuda", "triton")
+LADDER = [
+    *(Work("phm_weight", f"{4 * side}", Shape(1, 4, 4, 4, side, side, 1)) for side in (16, 64, 256, 1024)),
+    *(Work("phm_linear", f"{rows} rows", Shape(rows, 4, 4, 4, 192, 192, 1)) for rows in (4, 32, 256, 2048, 16384)),
+    *(Work("lowrank_phm_linear", f"{rows} rows", Shape(rows, 16, 16, 16, 64, 64, 1)) for rows in (4, 40, 400, 4000)),
+    Work("lowrank_phm_linear", "40000 rows", Shape(40000, 16, 16, 16, 64, 64, 1)),
+    *(
+        Work("mop_ffn", f"{layers * experts} pairs", Bank(layers, experts, SHAPES["paper_down"], SHAPES["paper_up"]))
+        for layers, experts in ((1, 1), (4, 2), (12, 5), (12, 20), (24, 64))
+    ),
+]
+
+
+class Point(NamedTuple):
+    """One rung: the multiply-adds of a call, and milliseconds by each backend."""
+
+    multiply_adds: int
+    cuda: float
+    triton: float
+
+
+def crossover(points: Iterable[Point]) -> int:
+    """The multiply-adds up to which CUDA is faster: halfway, in factors, between its last win and the next rung.
+
+    A win beyond a defeat does not count. Where CUDA wins throughout, the largest rung; nothing is known beyond it.
+    """
+    last = None
+    for point in sorted(points):
+        if point.cuda > point.triton:
+            return 0 if last is None else round(math.sqrt(last * point.multiply_adds))
+        last = point.multiply_adds
+    return last or 0
+
+
+def measure(
+    ladder: Iterable[Work], precisions: Iterable[Precision], timer: Callable[[Work, Precision], Point], deadline: float
+) -> dict[str, dict[str, int]]:
+    """{operation: {dtype: multiply-adds}}, of the pairs that were timed in full before `deadline` of time.monotonic."""
+    ladder, found = list(ladder), {}
+    for precision in precisions:
+        for op in dict.fromkeys(work.op for work in ladder):
+            points = []
+            for work in (w for w in ladder if w.op == op):
+                if time.monotonic() > deadline:
+                    print("out of time: the rest keeps the estimate")
+                    return found
+                points.append(timer(work, precision))
+                print(f"{op}, {work.label}, {precision.name}: {points[-1]}", flush=True)
+            found.setdefault(op, {})[precision.name] = crossover(points)
+    return found
+
+
+def eager_times(work: Work, precision: Precision) -> Point:
+    """Of both backends, proven right, on this GPU."""
+    operation = getattr(mk, work.op)
+    with torch.device("cuda"), precision.in_force():
+        tensors = [t.requires_grad_() for t in work.inputs(precision.dtype)]
+        adapt, judge = (lambda *given: given), getattr(reference, work.op)
+        if work.op == "mop_ffn":
+            adapt = mop_arguments
+
+            def judge(*given):
+                return reference.mop_ffn(*testing.as_mop_arguments(given))
+
+        # bfloat16 hidden rows lie within rounding of relu's kink too often to judge gradients
+        outputs_only = work.op == "mop_ffn" and precision.dtype.itemsize == 2
+        case = Case(work.label, tensors, judge, work.multiply_adds(), True, outputs_only=outputs_only)
+        times = {}
+        for backend, contender in zip(BOTH, ours(operation, adapt, BOTH), strict=True):
+            function, leaves = case.ready(contender)
+
+            def call(*given, function=function):
+                torch.autograd.grad(function(*given), given, case.grads)
+
+            times[backend] = statistics.median(device_timer.eager_times(call, [leaves] * 10, 7))
+        arguments = inspect.signature(operation).bind(*adapt(*tensors)).arguments
+        return Point(functional.multiply_adds(work.op, arguments), **times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.crossover", description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="stop after this many (%(default)s)")
+    arguments = parser.parse_args()
+    absent = [f"{name}: {backends.why_not(name)}" for name in BOTH if backends.why_not(name) is not None]
+    if absent:
+        raise SystemExit(f"Both backends are timed against each other; not here: {'; '.join(absent)}.")
+    precisions = [p for p in PRECISIONS if not p.tf32]
+    found = measure(LADDER, precisions, eager_times, time.monotonic() + arguments.seconds)
+    backends.CROSSOVERS.mkdir(exist_ok=True)
+    path = backends.CROSSOVERS / f"{torch.cuda.get_device_name().replace(' ', '_')}.json"
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"written to {path.name}")
+
+
+if __name__ == "__main__":
+    main()
