@@ -1,6 +1,6 @@
 """`make gpu`: everything that needs a GPU, in one command, with one JSON of what came out.
 
-    python -m benchmarks.gpu_run [--tune] [--minutes 12] [--dry-run]
+    python -m benchmarks.gpu_run [--tune] [--minutes 9] [--dry-run]
 
 Builds into the Python that runs it; installs and downloads nothing. Steps: build, tune (where asked for), the tests of
 the kernels on the device in all dtypes, by Triton and by CUDA, the device's benchmarks, the sizes up to which CUDA is
@@ -71,17 +71,17 @@ def steps(dry: bool, tune: bool) -> list[Step]:
     no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     sanitize = [sanitizer, "--error-exitcode=86", "--tool"]
     return [
-        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 240),
+        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180),
         Step("tune", [*python, "benchmarks.tune", f"--seconds={TUNING - 60}"], TUNING)
         if tune
         else Step("tune", [], left_out="not asked for"),
         Step(
             "tests",
             [*pytest, *parallel, *guard, "tests/kernels", "tests/triton"],
-            400,
+            300,
             {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"},
         ),
-        Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 210, bench),
+        Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 180, bench),
         Step("crossover", [*python, "benchmarks.crossover", "--seconds=60"], 90),
         Step("tests of mop_t5", [], left_out=f"not installed: {', '.join(missing)}")
         if missing
@@ -173,7 +173,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run", description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="tune first, and keep the result")
-    parser.add_argument("--minutes", type=float, default=12.0, help="for all steps but tuning (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps but tuning (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="tiny, by Triton's interpreter")
     arguments = parser.parse_args()
     dry = arguments.dry_run or not torch.cuda.is_available()
