@@ -108,6 +108,7 @@ class MOP(Method):
             if layers:
                 keys, values = self._expert_rows(attention, active)
                 if attention in self.gates:
+                    # of all experts, as the rows of a prefix use most of them between them
                     weights, loss = self.gates[attention](self.input)
                     keys, values = (torch.einsum("lne,lenk->lnk", weights, rows)[:, None] for rows in (keys, values))
                     balance.append(loss)

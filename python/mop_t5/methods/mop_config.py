@@ -4,7 +4,14 @@ from dataclasses import dataclass, replace
 
 from mop_t5.additions import ATTENTIONS
 from mop_t5.backbone import BackboneShape
-from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, check_probability
+from mop_t5.methods.base import (
+    MethodConfig,
+    check_bool,
+    check_choice,
+    check_int,
+    check_probability,
+    check_some_scenario,
+)
 from mop_t5.methods.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS
 
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")
@@ -155,8 +162,7 @@ class MOPConfig(MethodConfig):
                     "'expert'."
                 )
             return
-        if not self.scenarios:
-            raise ValueError("scenarios must name at least one scenario; got none. Pass scenarios=[...].")
+        check_some_scenario(self.scenarios)
         if self.num_experts is not None:
             check_int("num_experts", self.num_experts, 1)
             if self.num_experts not in (1, len(self.scenarios)):

@@ -52,14 +52,15 @@ class Top2Gate(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, probabilities = self.probabilities(rows)
-        first = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+        experts = torch.arange(logits.shape[-1], device=logits.device)
+        first = logits.argmax(-1, keepdim=True) == experts
         if self.training:
             logits = logits - torch.empty_like(logits).exponential_().log()  # Gumbel noise
-        second = F.one_hot(logits.masked_fill(first, -torch.inf).argmax(-1), logits.shape[-1]).bool()
+        second = logits.masked_fill(first, -torch.inf).argmax(-1, keepdim=True) == experts
         weights = probabilities * (first | second)
         weights = weights / weights.sum(-1, keepdim=True)
-        n, experts = max(rows.shape[0], 1), logits.shape[-1]
-        balance = experts * (probabilities.sum(1) / n * (first.sum(1) / n)).sum()
+        n = max(rows.shape[0], 1)  # a prefix may have no rows
+        balance = len(experts) * (probabilities.sum(1) / n * (first.sum(1) / n)).sum()
         return weights, balance
 
 
