@@ -12,7 +12,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers gpu gpu-dry-run tune clean
+.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune clean
 
 setup: $(STAMP)
 
@@ -33,18 +33,27 @@ demo-short: setup
 
 test: lint
 	$(BIN)/python -m pytest
-	$(MAKE) -j2 --output-sync interpret-banks interpret-layers gpu-dry-run
+	$(MAKE) -j2 --output-sync interpret-banks interpret-layers emulate-cuda gpu-dry-run
 
 # The Triton kernels without a GPU: its interpreter is chosen when triton is imported, so in processes of its own
 BANK_TESTS := $(addprefix tests/kernels/test_,mop_ffn.py experts.py gradients.py)
 interpret-banks interpret-layers: export TRITON_INTERPRET := 1
-interpret-banks interpret-layers: export OMP_NUM_THREADS := 1
+interpret-banks interpret-layers emulate-cuda: export OMP_NUM_THREADS := 1
 
 interpret-banks: setup
 	$(BIN)/python -m pytest $(BANK_TESTS) -k triton
 
 interpret-layers: setup
 	$(BIN)/python -m pytest tests/kernels -k triton $(addprefix --ignore=,$(BANK_TESTS))
+
+# The CUDA kernels without a GPU, each CUDA thread a host thread. SANITIZE=address finds an access out of range,
+# SANITIZE=thread a missing barrier; TESTS= takes other tests.
+emulate-cuda: TESTS := tests/kernels
+emulate-cuda: RUNTIME := $(if $(SANITIZE),$(shell c++ -print-file-name=lib$(if $(filter thread,$(SANITIZE)),t,a)san.so))
+emulate-cuda: setup
+	library=$$($(BIN)/python tests/cuda/emulation.py $(if $(SANITIZE),--sanitize $(SANITIZE))) && \
+	MOP_KERNELS_EMULATE_CUDA=$$library $(if $(SANITIZE),LD_PRELOAD=$(RUNTIME) ASAN_OPTIONS=detect_leaks=0) \
+	$(BIN)/python -m pytest $(TESTS) -k cuda
 
 lint: setup
 	$(BIN)/ruff check .

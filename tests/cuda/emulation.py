@@ -2,7 +2,8 @@
 
     MOP_KERNELS_EMULATE_CUDA=$(python tests/cuda/emulation.py) python -m pytest tests/kernels -k cuda
 
---sanitize address or thread: with that sanitizer, whose library must then be loaded first (see the Makefile).
+or `make emulate-cuda`. --sanitize address or thread: with that sanitizer, whose library must then be loaded first, as
+`make emulate-cuda SANITIZE=address` does.
 """
 
 import argparse
