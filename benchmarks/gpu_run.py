@@ -82,7 +82,9 @@ def steps(dry: bool, tune: bool) -> list[Step]:
             {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"},
         ),
         Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 180, bench),
-        Step("crossover", [*python, "benchmarks.crossover", "--seconds=60"], 90),
+        Step("crossover", [*python, "benchmarks.crossover", "--seconds=60"], 90)
+        if find_nvcc()
+        else Step("crossover", [], left_out="no nvcc was found: no CUDA kernels"),
         Step("tests of mop_t5", [], left_out=f"not installed: {', '.join(missing)}")
         if missing
         else Step("tests of mop_t5", [*pytest, *parallel, "tests/t5"], 120),
@@ -95,6 +97,13 @@ def steps(dry: bool, tune: bool) -> list[Step]:
             else [Step(name, [], left_out="compute-sanitizer was not found") for name in ("memcheck", "racecheck")]
         ),
     ]
+
+
+def find_nvcc() -> str | None:
+    """Where setup.py finds it."""
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
 
 
 def installed(module: str) -> bool:
