@@ -325,7 +325,7 @@ def test_balance_loss_counts_in_training_only():
     assert attached(balance_weight=0.0).mop.train().additions().loss == 0
 
 
-def test_dropout_acts_before_the_layer_norm():
+def test_dropout_acts_on_the_sum_before_the_layer_norm():
     mop = attached(dropout=0.5, num_experts=2).mop.train()
     norm = mop.norms["cross"]
     ones = torch.ones(1, 4, 5, 6, dtype=torch.float64)
@@ -334,6 +334,8 @@ def test_dropout_acts_before_the_layer_norm():
         norm.norm.bias.zero_()
     means = norm(ones + torch.randn_like(ones), torch.zeros(5, 24, dtype=torch.float64)).mean(-1)
     torch.testing.assert_close(means, torch.zeros_like(means))
+    rows = torch.randn(5, 24, dtype=torch.float64)
+    assert not torch.equal(norm(0 * ones, rows), norm(0 * ones, rows))
     for attention in ATTENTIONS:
         first, second = (mop.additions().prefix(attention, 1)[0] for _ in range(2))
         assert not torch.equal(first, second)

@@ -109,6 +109,7 @@ def test_an_absent_expert_has_no_gradient(name):
     model, inputs = attached(**VARIANTS[name]), batch()
     own = dict(model.mop.expert_parameters())
     assert bool(own) != (name == "one shared expert")
+    assert (model.mop.input in own) == (model.mop.config.input_scope == "expert")
     model(**inputs, labels=inputs["decoder_input_ids"], scenario_ids=[0, 2, 0, 0]).loss.backward()
     for parameter, dim in own.items():
         assert parameter.shape[dim] == 3
