@@ -97,6 +97,30 @@ SHARINGS = {
 }
 
 
+class PromptShape(NamedTuple):
+    """One call of attempt_mix."""
+
+    batch: int
+    length: int
+    width: int
+    rows: int
+    sources: int
+    tasks: int
+    rank: int
+
+
+PROMPTS = {
+    "paper": PromptShape(32, 256, 768, 100, 6, 8, 100),
+    "odd": PromptShape(5, 9, 13, 7, 3, 4, 5),
+    "one": PromptShape(1, 1, 3, 1, 1, 1, 1),
+    "no_example": PromptShape(0, 5, 16, 3, 2, 2, 4),
+    "no_position": PromptShape(3, 0, 16, 3, 2, 2, 4),
+    "long": PromptShape(2, 301, 24, 4, 6, 1, 8),
+    "wide": PromptShape(3, 4, 1100, 6, 9, 2, 33),
+    "many_examples": PromptShape(70, 3, 20, 5, 2, 3, 6),
+}
+
+
 def device_of(backend: str) -> torch.device:
     """Where tests and benchmarks keep the tensors of a backend: a GPU's there, unless interpreted or emulated."""
     return torch.device("cpu" if backends.runs_on_cpu(backend) else "cuda")
@@ -174,6 +198,29 @@ def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
     return x, maps[0], maps[1:]
 
 
+def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor], dict]:
+    """[x, source, target, w_down, w_up, ln_weight, ln_bias], and mask, task_ids and temperature by name.
+
+    The mask leaves a random half of the positions; the temperature spreads the attention.
+    """
+    g = torch.Generator().manual_seed(seed)
+    tensors = [
+        normal(g, dtype, shape.batch, shape.length, shape.width),
+        normal(g, dtype, shape.sources, shape.rows, shape.width),
+        normal(g, dtype, shape.tasks, shape.rows, shape.width),
+        normal(g, dtype, shape.width, shape.rank, fan=shape.width),
+        normal(g, dtype, shape.rank, shape.width, fan=shape.rank),
+        normal(g, dtype, shape.width),
+        normal(g, dtype, shape.width),
+    ]
+    device = torch.get_default_device()
+    drawn = {"generator": g, "device": "cpu"}
+    mask = torch.randint(0, 2, (shape.batch, shape.length), **drawn) > 0
+    task_ids = torch.randint(0, shape.tasks, (shape.batch,), **drawn)
+    options = {"mask": mask.to(device), "task_ids": task_ids.to(device), "temperature": 2 * shape.width**0.5}
+    return tensors, options
+
+
 # Truth.
 
 
@@ -219,7 +266,7 @@ def _pick(tensor: Tensor, layer: int, expert: int) -> Tensor:
     return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
 
-# Layouts: the same shape in other strides. The first three keep the values as well.
+# Layouts: the same shape in other strides, or at another address. All but the last two keep the values as well.
 
 
 def transposed(tensor: Tensor) -> Tensor:
@@ -232,6 +279,12 @@ def sliced(tensor: Tensor) -> Tensor:
     storage = torch.full(shape, float("nan"), dtype=tensor.dtype, device=tensor.device)
     view = storage[..., 1::2]
     return view.copy_(tensor)
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    """Contiguous, but one element after a whole address: what reads 16 bytes at once must not."""
+    storage = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype, device=tensor.device)
+    return storage[1:].view(tensor.shape).copy_(tensor)
 
 
 def expanded(tensor: Tensor) -> Tensor:
@@ -250,6 +303,7 @@ LAYOUTS = {
     "contiguous": lambda tensor: tensor.contiguous(),
     "transposed": transposed,
     "sliced": sliced,
+    "unaligned": unaligned,
     "expanded": expanded,
     "scalar": scalar,
 }
