@@ -6,6 +6,7 @@ W is never built where that saves work: the factors are applied to the rows dire
 (layer, expert) pair of a mixture.
 """
 
+from .attempt import attempt_mix
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
 from .functional import LowRankPHM, explain_backend, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
@@ -17,6 +18,7 @@ __all__ = [
     "LowRankPHM",
     "MOPFeedForward",
     "PHMLinear",
+    "attempt_mix",
     "available_backends",
     "explain_backend",
     "lowrank_phm_linear",

@@ -47,7 +47,7 @@ def _call(name: str, backend: str, args: tuple):
     if backend != "cpu" or first.dtype is not _HALF:
         return op(*args)
     result = op(*_cast(args, torch.float32))
-    return result.to(_HALF) if isinstance(result, Tensor) else [t.to(_HALF) for t in result]
+    return result.to(_HALF) if isinstance(result, Tensor) else _cast(result, _HALF)
 
 
 def _cast(args, dtype: torch.dtype):
@@ -114,6 +114,28 @@ class MopFFN(torch.autograd.Function):
                 for g, of_expert in zip(gradients, own)
             ]
         return (None, None, None, None, None, None, *gradients)
+
+
+class AttemptMix(torch.autograd.Function):
+    """Saves max(x) and where it stands, not x: its gradient is that of prefixed, plus one number a column."""
+
+    @staticmethod
+    def forward(ctx, backend, mask, task_ids, temperature, *tensors):
+        x, *factors = (t.contiguous() for t in tensors)
+        mask, task_ids = None if mask is None else mask.contiguous(), task_ids.contiguous()
+        source, target, *attention_module = factors
+        args = (x, mask, source, target, task_ids, *attention_module, temperature)
+        prefixed, attention, peak, position = _call("attempt_mix", backend, args)
+        ctx.backend, ctx.temperature = backend, temperature
+        ctx.save_for_backward(peak, position, source, target, task_ids, *attention_module)
+        return prefixed, attention
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        needs = ctx.needs_input_grad[4:]
+        args = (*grads, *ctx.saved_tensors, ctx.temperature, _mask(needs))
+        return (None, None, None, None, *_spread(_call("attempt_mix_backward", ctx.backend, args), needs))
 
 
 def _as_rows(gradient: Tensor, experts: Tensor, num_experts: int) -> Tensor:

@@ -57,6 +57,11 @@ _DTYPES = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
+_WITHOUT = {  # operations that a backend has no kernel of
+    "cpu": ("attempt_mix",),
+    "triton": ("attempt_mix",),
+    "cuda": ("attempt_mix",),
+}
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 
 # On a GPU "auto" takes the CUDA kernels up to so many multiply-adds, Triton's beyond. A call of a compiled op costs the
@@ -191,7 +196,7 @@ def resolve(
     name, source = requested(backend)
     kind = device.type
     chosen = _best_for(device, dtype, op, multiply_adds) if name == "auto" else name
-    reason = why_not(chosen) or _unfit(chosen, kind, dtype)
+    reason = why_not(chosen) or _unfit(chosen, kind, dtype, op)
     if reason is None:
         return chosen
     if name == "auto":
@@ -211,13 +216,15 @@ def reason_of(
     if name != "auto":
         return f"asked for by {source}"
     best = _best_for(device, dtype, op, multiply_adds)
-    missing = why_not(best) or _unfit(best, device.type, dtype)
+    missing = why_not(best) or _unfit(best, device.type, dtype, op)
     if missing:
         return f"auto: {missing}"
     reason = f"auto: {_KERNELS[best]} kernels serve {dtype} on {device.type}"
     if device.type != "cuda":
         return reason
     other = "triton" if best == "cuda" else "cuda"
+    if op in _WITHOUT.get(other, ()):
+        return f"{reason}; {other} has no {op}"
     if why_not(other) is not None:
         return f"{reason}; not here: {other}"
     bound, origin = _cuda_up_to(device, dtype, op)
@@ -232,7 +239,7 @@ def _best_for(device: torch.device, dtype: torch.dtype, op: str, multiply_adds: 
     """The backend that "auto" hopes for."""
     if device.type != "cuda":
         return "cpu"
-    if why_not("cuda") is not None:
+    if op in _WITHOUT["cuda"] or why_not("cuda") is not None:
         return "triton"
     if why_not("triton") is not None:
         return "cuda"
@@ -249,7 +256,9 @@ def _cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int,
     return CUDA_UP_TO, "an estimate"
 
 
-def _unfit(name: str, kind: str, dtype: torch.dtype) -> str | None:
+def _unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
+    if op in _WITHOUT.get(name, ()):
+        return f"it has no {op}"
     if name not in _DEVICES:
         return None
     if kind not in _DEVICES[name] and not (kind == "cpu" and runs_on_cpu(name)):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import backends
-from .functional import dtype_of_call
+from .validation import dtype_of_call
 
 
 class EvaluationWeight:

@@ -1,4 +1,4 @@
-"""The public operations: validate (here, for every backend alike), choose the backend, differentiate.
+"""The public operations on PHM maps: validate (here, for every backend alike), choose the backend, differentiate.
 
 Errors: TypeError for something that is no tensor, no floating-point tensor, or of another dtype than the rest;
 ValueError for a shape, a device or a name; RuntimeError for a backend that cannot run here.
@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import backends
-from .autograd import MopFFN, PhmProduct, autocast_is_on
+from .attempt import attempt_mix
+from .autograd import MopFFN, PhmProduct
 from .reference import ACTIVATIONS, group_sizes
+from .validation import alike, check_dims, check_equal, dtype_of_call, same_kind
 
 
 class LowRankPHM(NamedTuple):
@@ -36,10 +38,10 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
     rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out) -> (..., g_in*loc_in, g_out*loc_out); leading
     dims broadcast. Accumulates in float32 or better. Differentiable once in both.
     """
-    rule, local = _same_kind({"rule": rule, "local": local})
-    _check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
-    _check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
-    _check_equal("local", local, -3, rule.shape[-3], "terms of rule")
+    rule, local = same_kind({"rule": rule, "local": local})
+    check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
+    check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
+    check_equal("local", local, -3, rule.shape[-3], "terms of rule")
     if rule.shape[:-3] != local.shape[:-3]:
         try:
             groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
@@ -61,8 +63,8 @@ def phm_linear(
     x (..., in), rule (terms, g_in, g_out), local (terms, loc_in, loc_out), bias (out,) -> (..., out), where
     in = g_in*loc_in and out = g_out*loc_out. Accumulates in float32 or better. Differentiable once in all four.
     """
-    x, rule, local, bias = _same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
-    _check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
+    x, rule, local, bias = same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
+    check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, *rule.shape, local, bias)
     backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", _multiply_adds_of_dense(x, rule, local))
     return PhmProduct.apply("phm_linear", backend, x, rule, local, bias)
@@ -82,13 +84,13 @@ def lowrank_phm_linear(
     x (..., in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out), local (terms, loc_in, loc_out),
     bias (out,) -> (..., out); rank may exceed min(g_in, g_out). Differentiable once in all five.
     """
-    x, rule_in, rule_out, local, bias = _same_kind(
+    x, rule_in, rule_out, local, bias = same_kind(
         {"x": x, "rule_in": rule_in, "rule_out": rule_out, "local": local, "bias": bias}
     )
-    _check_dims("rule_in", rule_in, "(terms, g_in, rank)", exactly=3, cure="rule_in.unsqueeze(-1) for rank 1")
-    _check_dims("rule_out", rule_out, "(terms, rank, g_out)", exactly=3, cure="rule_out.unsqueeze(-2) for rank 1")
-    _check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
-    _check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
+    check_dims("rule_in", rule_in, "(terms, g_in, rank)", exactly=3, cure="rule_in.unsqueeze(-1) for rank 1")
+    check_dims("rule_out", rule_out, "(terms, rank, g_out)", exactly=3, cure="rule_out.unsqueeze(-2) for rank 1")
+    check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
+    check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
     _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
     size = _multiply_adds_of_stages(x, rule_in, rule_out, local)
     backend = backends.resolve(backend, x.device, x.dtype, "lowrank_phm_linear", size)
@@ -162,7 +164,7 @@ def _multiply_adds_of_a_row(rule_in: Tensor, rule_out: Tensor, local: Tensor) ->
     return rank * terms * (g_in * loc_in + loc_in * loc_out + rule_out.shape[-1] * loc_out)
 
 
-OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn)}
+OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn, attempt_mix)}
 _MULTIPLY_ADDS = {
     "phm_weight": (_multiply_adds_of_weight, ("rule", "local")),
     "phm_linear": (_multiply_adds_of_dense, ("x", "rule", "local")),
@@ -172,7 +174,12 @@ _MULTIPLY_ADDS = {
 
 
 def multiply_adds(op: str, arguments: dict) -> int:
-    """By which "auto" judges the size of a call with these arguments, by name; 0 where some are missing."""
+    """By which "auto" judges the size of a call with these arguments, by name; 0 where some are missing or it does not.
+
+    Not of attempt_mix: a GPU has one backend for it.
+    """
+    if op not in _MULTIPLY_ADDS:
+        return 0
     function, names = _MULTIPLY_ADDS[op]
     given = [arguments.get(name) for name in names]
     return 0 if any(value is None for value in given) else function(*given)
@@ -181,7 +188,7 @@ def multiply_adds(op: str, arguments: dict) -> int:
 def explain_backend(op: str, *args, **kwargs) -> str:
     """Which backend `op(*args, **kwargs)` would take and why, in one line a fact; nothing is computed.
 
-    op: "phm_weight", "phm_linear", "lowrank_phm_linear" or "mop_ffn" (or the function itself).
+    op: "phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn" or "attempt_mix" (or the function itself).
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in OPERATIONS:
@@ -210,12 +217,14 @@ _METHODS = {
         "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W",
         "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
         "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
+        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
     },
     "triton": {
         "phm_weight": "one tile of W a program, terms summed in registers",
         "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
         "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
         "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
+        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
     },
     "cuda": {
         "phm_weight": "one product of inner size terms, of tiles in shared memory",
@@ -238,84 +247,9 @@ def _plan_lines(name: str, backend: str, given: dict) -> list[str]:
     return lines
 
 
-def dtype_of_call(tensor: Tensor) -> torch.dtype:
-    """The tensor's dtype, or the one that autocast makes of it: float64 is left alone, as in F.linear."""
-    dtype = tensor.dtype
-    if dtype is torch.float64 or not autocast_is_on(tensor):
-        return dtype
-    return torch.get_autocast_dtype(tensor.device.type)
-
-
-def _alike(values: list) -> bool:
-    """Whether all are floating-point tensors of one dtype, which autocast leaves alone, on one device."""
-    first = values[0]
-    if not (isinstance(first, Tensor) and first.is_floating_point() and dtype_of_call(first) is first.dtype):
-        return False
-    dtype, device = first.dtype, first.device
-    for t in values:  # noqa: SIM110 a generator costs every call half a microsecond
-        if not isinstance(t, Tensor) or t.dtype is not dtype or t.device != device:
-            return False
-    return True
-
-
-def _same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
-    """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
-    values = list(tensors.values())
-    if _alike(values[:-1] if values[-1] is None and "bias" in tensors else values):
-        return values  # the common case, told in a microsecond; whatever is unusual is looked at, and explained, below
-    first_name = first = None
-    result = []
-    for name, tensor in tensors.items():
-        if tensor is None and name == "bias":  # of mop_ffn only the tensors that are there come here
-            result.append(None)
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}.")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}. Cast it: {name}.float().")
-        tensor = tensor.to(dtype_of_call(tensor))
-        if first is None:
-            first_name, first = name, tensor
-        if tensor.dtype != first.dtype:
-            raise TypeError(
-                f"all tensors of a call must have one dtype; {first_name} has {first.dtype}, {name} has "
-                f"{tensor.dtype}. Cast one, or use torch.autocast."
-            )
-        if tensor.device != first.device:
-            raise ValueError(
-                f"all tensors of a call must be on one device; {first_name} is on {first.device}, {name} on "
-                f"{tensor.device}. Move it: {name}.to({str(first.device)!r})."
-            )
-        result.append(tensor)
-    return result
-
-
-def _check_dims(
-    name: str,
-    tensor: Tensor,
-    shape: str,
-    *,
-    cure: str,
-    exactly: int | None = None,
-    at_least: int = 0,
-    filled: int | None = None,
-) -> None:
-    """The number of dims, and that the first `filled` of them (all by default) are not empty."""
-    wrong = tensor.dim() < at_least if exactly is None else tensor.dim() != exactly
-    if wrong:
-        raise ValueError(f"{name} must have shape {shape}; got {tuple(tensor.shape)}. Add a dimension: {cure}.")
-    if 0 in tensor.shape[:filled]:
-        raise ValueError(f"{name} must have no empty dimension; got shape {tuple(tensor.shape)}.")
-
-
-def _check_equal(name: str, tensor: Tensor, dim: int, size: int, of: str) -> None:
-    if tensor.shape[dim] != size:
-        raise ValueError(f"dim {dim} of {name} must equal the {of}, {size}; got {name} of shape {tuple(tensor.shape)}.")
-
-
 def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, bias: Tensor | None) -> None:
-    _check_dims("local", local, "(terms, loc_in, loc_out)", exactly=3, cure="local.unsqueeze(0)")
-    _check_equal("local", local, 0, terms, "terms of the rule")
+    check_dims("local", local, "(terms, loc_in, loc_out)", exactly=3, cure="local.unsqueeze(0)")
+    check_equal("local", local, 0, terms, "terms of the rule")
     _, loc_in, loc_out = local.shape
     if x.dim() == 0:
         raise ValueError("x must have shape (..., in); got a scalar. Add a dimension: x.unsqueeze(0).")
@@ -351,7 +285,7 @@ def _shapes_of_mop_ffn(x, down, ups) -> tuple | None:
     present = [t for t in tensors if t is not None]
     if any(type(t) is not Tensor and type(t) is not Parameter for t in present):
         return None  # among them fake tensors, whose sizes may be symbols
-    return tuple([None if t is None else t.shape for t in tensors]) if _alike(present) else None
+    return tuple([None if t is None else t.shape for t in tensors]) if alike(present) else None
 
 
 def _check_mop_ffn(x, down, ups, activation):
@@ -369,14 +303,14 @@ def _check_mop_ffn(x, down, ups, activation):
         for field, tensor in zip(LowRankPHM._fields, phm):
             if tensor is not None or field in ("rule_in", "local"):  # those two are never optional
                 tensors[f"{name}.{field}"] = tensor
-    cast = dict(zip(tensors, _same_kind(tensors)))
+    cast = dict(zip(tensors, same_kind(tensors)))
     x = cast["x"]
     maps = [LowRankPHM(*(cast.get(f"{name}.{field}") for field in LowRankPHM._fields)) for name in names]
     for name, phm in zip(names, maps):
         _check_factors(name, phm)
 
     cure = "x[None, None] for x of shape (n, in)"
-    _check_dims("x", x, "(layers|1, experts|1, n, in)", exactly=4, cure=cure, filled=2)
+    check_dims("x", x, "(layers|1, experts|1, n, in)", exactly=4, cure=cure, filled=2)
     num_layers, num_experts = group_sizes(x, maps[0], maps[1:])
     for name, tensor in cast.items():
         for dim, size, group in ((0, num_layers, "layers"), (1, num_experts, "experts")):
@@ -422,11 +356,11 @@ def _check_factors(name: str, phm: LowRankPHM) -> None:
     for field, tensor in phm._asdict().items():
         if tensor is not None:
             shape, dims = shapes[field]
-            _check_dims(f"{name}.{field}", tensor, shape, exactly=dims, cure="two group dims come first, full or 1")
-    _check_equal(f"{name}.local", phm.local, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
+            check_dims(f"{name}.{field}", tensor, shape, exactly=dims, cure="two group dims come first, full or 1")
+    check_equal(f"{name}.local", phm.local, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
     if phm.rule_out is not None:
-        _check_equal(f"{name}.rule_out", phm.rule_out, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
-        _check_equal(f"{name}.rule_out", phm.rule_out, 3, phm.rule_in.shape[4], f"rank of {name}.rule_in")
+        check_equal(f"{name}.rule_out", phm.rule_out, 2, phm.rule_in.shape[2], f"terms of {name}.rule_in")
+        check_equal(f"{name}.rule_out", phm.rule_out, 3, phm.rule_in.shape[4], f"rank of {name}.rule_in")
 
 
 def _sides(phm: LowRankPHM) -> tuple[int, int]:

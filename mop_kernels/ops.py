@@ -6,6 +6,8 @@ Gradient ops take `mask`, an integer whose bit k says that the k-th differentiab
 return those gradients only, in that order. All results are contiguous.
 
 `down` is [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]; `ups` is num_maps such lists in a row.
+attempt_mix returns [prefixed, attention, peak, position]: backward reads the last two, max(x) and where it stands
+(int32, -1: nowhere), instead of x.
 """
 
 from collections.abc import Iterator
@@ -29,6 +31,15 @@ SCHEMAS = {
     "mop_ffn_backward": (
         "(Tensor[] grads, Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts, "
         "int mask) -> Tensor[]"
+    ),
+    "attempt_mix": (
+        "(Tensor x, Tensor? keep, Tensor source, Tensor target, Tensor task_ids, Tensor w_down, Tensor w_up, "
+        "Tensor ln_weight, Tensor ln_bias, float temperature) -> Tensor[]"
+    ),
+    "attempt_mix_backward": (
+        "(Tensor grad_prefixed, Tensor grad_attention, Tensor peak, Tensor position, Tensor source, Tensor target, "
+        "Tensor task_ids, Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, float temperature, int mask) "
+        "-> Tensor[]"
     ),
 }
 
@@ -71,6 +82,23 @@ def _fake_mop_ffn(x, down, ups, num_maps, activation, experts):
     return [x.new_empty(num_layers, picked, x.shape[2], m[1].shape[-1] * m[2].shape[-1]) for m in maps]
 
 
+def _fake_attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
+    (batch, length, width), (sources, rows, _) = x.shape, source.shape
+    return [
+        x.new_empty(batch, rows + length, width),
+        x.new_empty(batch, sources + 1),
+        x.new_empty(batch, width),
+        x.new_empty(batch, width, dtype=torch.int32),
+    ]
+
+
+def _fake_attempt_mix_backward(
+    grad, grad_attention, peak, position, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature, mask
+):
+    x = grad.new_empty(grad.shape[0], grad.shape[1] - source.shape[1], grad.shape[2])
+    return _fake_gradients([x, source, target, w_down, w_up, ln_weight, ln_bias], mask)
+
+
 def _fake_gradients(tensors: list[Tensor], mask: int) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in _asked(tensors, mask)]
 
@@ -94,6 +122,8 @@ _FAKES = {
     "mop_ffn_backward": lambda grads, x, down, ups, num_maps, activation, experts, mask: _fake_gradients(
         [x, *down, *ups], mask
     ),
+    "attempt_mix": _fake_attempt_mix,
+    "attempt_mix_backward": _fake_attempt_mix_backward,
 }
 
 
@@ -150,6 +180,28 @@ def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, mask):
     return _differentiate(function, [x, *down, *ups], grads, mask)
 
 
+def _attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
+    peak, position = reference.largest(x, keep)
+    factors = (w_down, w_up, ln_weight, ln_bias, temperature)
+    prompt, attention = reference.attempt_prompt(peak, source, target, task_ids, *factors)
+    return [torch.cat([prompt, x], 1), attention, peak, position]
+
+
+def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, task_ids, *factors_and_mask):
+    *factors, temperature, mask = factors_and_mask
+
+    def function(peak, source, target, *factors):
+        return reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature)
+
+    rows = source.shape[1]
+    tensors = [peak, source, target, *factors]
+    gradients = _differentiate(function, tensors, [grad[:, :rows], grad_attention], mask)
+    if mask & 1:
+        found = position.unsqueeze(1) == torch.arange(grad.shape[1] - rows, device=grad.device)[:, None]
+        gradients[0] = (grad[:, rows:] + gradients[0].unsqueeze(1).where(found, 0)).contiguous()
+    return gradients
+
+
 _REFERENCE = {
     "phm_weight": lambda rule, local: reference.phm_weight(rule, local).contiguous(),
     "phm_weight_backward": lambda grad, rule, local, mask: _differentiate(
@@ -161,6 +213,8 @@ _REFERENCE = {
     "lowrank_phm_linear_backward": _lowrank_phm_linear_backward,
     "mop_ffn": _mop_ffn,
     "mop_ffn_backward": _mop_ffn_backward,
+    "attempt_mix": _attempt_mix,
+    "attempt_mix_backward": _attempt_mix_backward,
 }
 
 

@@ -80,3 +80,61 @@ def group_sizes(x: Tensor, down, ups) -> tuple[int, int]:
     """(layers, experts): the largest leading dims among x and all factors; each tensor has them in full or 1."""
     tensors = [x, *(t for phm in (down, *ups) for t in phm if t is not None)]
     return max(t.shape[0] for t in tensors), max(t.shape[1] for t in tensors)
+
+
+LAYER_NORM_EPS = 1e-5
+
+
+def largest(rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest number of each column, and the row that it stands in: of equal ones the first; NaN is largest.
+
+    rows (..., n, d); keep (..., n), bool: which rows count. Returns (..., d) of the dtype of rows, and int32. Where no
+    row counts the number is 0, without gradient, and its row -1.
+    """
+    keep = rows.new_ones(rows.shape[:-1], dtype=torch.bool) if keep is None else keep
+    if rows.shape[-2] == 0:
+        sizes = (*rows.shape[:-2], rows.shape[-1])
+        return rows.new_zeros(sizes), rows.new_full(sizes, -1, dtype=torch.int32)
+    kept = keep.unsqueeze(-1)
+    peak = rows.detach().masked_fill(~kept, -torch.inf).amax(-2, keepdim=True)
+    found = kept & ((rows == peak) | rows.isnan())
+    position = found.byte().argmax(-2, keepdim=True)  # the first of equal ones
+    some = keep.any(-1)[..., None]
+    peak = rows.gather(-2, position).squeeze(-2)
+    return peak.where(some, 0), position.squeeze(-2).where(some, -1).int()
+
+
+def attempt_prompt(
+    peak: Tensor,
+    source: Tensor,
+    target: Tensor,
+    task_ids: Tensor,
+    w_down: Tensor,
+    w_up: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """ATTEMPT's instance prompts (b, m, d) and attention (b, t + 1), the target's own candidate last.
+
+    peak (b, d), the largest numbers of the embeddings; source (t, m, d); target (tasks, m, d); task_ids (b,).
+    """
+    own = F.embedding(task_ids, target.flatten(1)).unflatten(1, target.shape[1:])  # backward sums in order everywhere
+    candidates = torch.cat([largest(source)[0].expand(peak.shape[0], -1, -1), largest(own)[0].unsqueeze(1)], 1)
+    hidden = F.silu(peak @ w_down) @ w_up
+    query = F.layer_norm(hidden, hidden.shape[-1:], ln_weight, ln_bias, LAYER_NORM_EPS)
+    scores = torch.einsum("bjd,bd->bj", candidates, query) / temperature
+    attention = scores.softmax(-1)
+    mixed = torch.einsum("bj,jmd->bmd", attention[:, :-1], source)
+    return own + mixed + attention[:, -1, None, None] * own, attention
+
+
+def attempt_mix(
+    x: Tensor, mask: Tensor | None, source: Tensor, target: Tensor, task_ids: Tensor, *factors, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """ATTEMPT (section 3): the instance prompts in front of the embeddings x (b, n, d), and the attention.
+
+    mask (b, n), bool: which positions count for the pool. factors: w_down (d, r), w_up (r, d), ln_weight, ln_bias (d,).
+    """
+    prompt, attention = attempt_prompt(largest(x, mask)[0], source, target, task_ids, *factors, temperature)
+    return torch.cat([prompt, x], 1), attention

@@ -17,6 +17,8 @@ ORDER = (
     "mop_kernels.evaluation_weight",
     "mop_kernels.initialisation",
     "mop_kernels.functional",
+    "mop_kernels.attempt",
+    "mop_kernels.validation",
     "mop_kernels.autograd",
     "mop_kernels.backends",
     "mop_kernels.ops",

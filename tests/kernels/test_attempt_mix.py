@@ -1,0 +1,562 @@
+"""attempt_mix: values and gradients against the equations, one example at a time; ties, masks and tasks."""
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_gradients import Masks
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import mop_kernels as mk
+from mop_kernels import backends, ops, reference, testing
+from mop_kernels.testing import LAYOUTS, PROMPTS, PromptShape
+
+NAMES = ["x", "source", "target", "w_down", "w_up", "ln_weight", "ln_bias"]
+RESULTS = ["prefixed", "attention", *(f"gradient of {name}" for name in NAMES)]
+SMALL = PROMPTS["odd"]
+
+
+@pytest.fixture
+def backend(backend) -> str:
+    if backend in backends._WITHOUT and "attempt_mix" in backends._WITHOUT[backend]:
+        pytest.skip(f"{backend} has no attempt_mix")
+    return backend
+
+
+def by_example(x, source, target, w_down, w_up, ln_weight, ln_bias, mask=None, *, task_ids, temperature):
+    """The equations of the paper; what is later takes the place of what is earlier only where it is larger."""
+
+    def largest(rows):
+        peak = rows[0]
+        for row in rows[1:]:
+            peak = torch.where(row > peak, row, peak)
+        return peak
+
+    prefixed, attention = [], []
+    for k, task in enumerate(task_ids.tolist()):
+        rows = x[k] if mask is None else x[k][mask[k]]
+        peak = largest(rows) if len(rows) else torch.zeros_like(ln_weight)
+        down = peak @ w_down
+        up = (down / (1 + torch.exp(-down))) @ w_up
+        centred = up - up.mean()
+        query = centred / torch.sqrt(centred.square().mean() + 1e-5) * ln_weight + ln_bias
+        prompts = [*source, target[task]]
+        weights = torch.exp(torch.stack([largest(p) @ query / temperature for p in prompts]))
+        weights = weights / weights.sum()
+        mixed = target[task] + sum(a * p for a, p in zip(weights, prompts, strict=True))
+        prefixed.append(torch.cat([mixed, x[k]]))
+        attention.append(weights)
+    if not prefixed:
+        return x.new_empty(0, source.shape[1] + x.shape[1], x.shape[2]), x.new_empty(0, len(source) + 1)
+    return torch.stack(prefixed), torch.stack(attention)
+
+
+def call(tensors, mask=None, *, task_ids, temperature, backend=None):
+    x, source, target, *factors = tensors
+    return mk.attempt_mix(x, mask, source, target, task_ids, *factors, temperature, backend=backend)
+
+
+def expected(tensors, mask=None, *, task_ids, temperature):
+    x, source, target, *factors = tensors
+    return reference.attempt_mix(x, mask, source, target, task_ids, *factors, temperature=temperature)
+
+
+def output_gradients(tensors, options, layout="contiguous"):
+    g = torch.Generator().manual_seed(9)
+    return [LAYOUTS[layout](testing.normal(g, y.dtype, *y.shape)) for y in expected(tensors, **options)]
+
+
+def check(backend, tensors, options, layout="contiguous"):
+    grads = output_gradients(tensors, options, layout)
+    exact = testing.in_float64(tensors)
+    found = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    plain = testing.value_and_gradients(lambda *t: expected(t, **options), tensors, grads)
+    needs = [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
+    truth = testing.value_and_gradients(lambda *t: by_example(*t, **options), exact, [g.double() for g in grads], needs)
+    if not any(needs):
+        truth = truth[0], [torch.zeros_like(t) for t in exact]
+    assert all(y.is_contiguous() for some in found for y in some)
+    testing.assert_within_budget(*([*values, *gradients] for values, gradients in (found, plain, truth)), RESULTS)
+    return found
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+@pytest.mark.parametrize("name", [name for name in PROMPTS if name != "paper"])
+def test_named_shapes(name, masked, dtype, backend):
+    tensors, options = testing.prompt_inputs(PROMPTS[name], dtype)
+    check(backend, tensors, options if masked else options | {"mask": None})
+
+
+def test_the_shape_of_the_paper(backend):
+    if backends.runs_on_cpu(backend) and backend == "triton":
+        pytest.skip("left to a GPU: too slow interpreted")
+    check(backend, *testing.prompt_inputs(PROMPTS["paper"]._replace(batch=5), torch.float32))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_inputs(layout, backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    given = [LAYOUTS[layout](t) for t in tensors]
+    if layout == "scalar":  # the LayerNorm of equal numbers is 0, and its gradients are rounding
+        given[4] = tensors[4]
+    check(backend, given, options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_output_gradients(layout, backend):
+    check(backend, *testing.prompt_inputs(SMALL, torch.float32), layout)
+
+
+def test_strided_mask_and_task_ids(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    spread = torch.full((2 * SMALL.batch,), -1)
+    spread[::2] = options["task_ids"]
+    strided = options | {"mask": options["mask"].mT.contiguous().mT, "task_ids": spread[::2]}
+    for a, b in zip(call(tensors, **strided, backend=backend), call(tensors, **options, backend=backend)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.uint8])
+def test_a_mask_of_integers(kind, backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    integers = options | {"mask": options["mask"].to(kind) * 2}
+    for a, b in zip(call(tensors, **integers, backend=backend), call(tensors, **options, backend=backend)):
+        assert torch.equal(a, b)
+
+
+# The maximum: ties, padding, NaN and infinities.
+
+
+def gradient_of_the_maximum(x, mask, backend):
+    """The gradient of the attention alone by x: that of the pool."""
+    tensors, options = testing.prompt_inputs(PromptShape(*x.shape, 3, 2, 1, 4), x.dtype)
+    leaf = x.clone().requires_grad_()
+    _, attention = call([leaf, *tensors[1:]], **options | {"mask": mask}, backend=backend)
+    return torch.autograd.grad(attention[:, 0].sum(), leaf)[0], attention
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 40])
+def test_of_equal_numbers_the_first_gets_the_gradient(length, backend):
+    x = torch.ones(2, length, 12)
+    mask = torch.ones(2, length, dtype=torch.bool)
+    mask[1, 0] = length == 1
+    gradient, _ = gradient_of_the_maximum(x, mask, backend)
+    first = [0, int(length > 1)]
+    for k in range(2):
+        assert gradient[k, first[k]].any()
+        assert not gradient[k, [s for s in range(length) if s != first[k]]].any()
+
+
+def test_ties_everywhere(dtype, backend):
+    """Numbers out of five: every column of x and of the prompts has its maximum in many places."""
+    tensors, options = testing.prompt_inputs(PromptShape(4, 33, 21, 12, 3, 2, 5), dtype)
+    check(backend, [t.round().clamp(-2, 2) if k < 3 else t for k, t in enumerate(tensors)], options)
+
+
+@pytest.mark.parametrize("fill", [-3.0, 0.0, -math.inf])
+def test_a_row_of_padding_only(fill, backend):
+    """Its maximum is 0, and its gradient that of prefixed alone."""
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    tensors[0][2] = fill
+    options["mask"][2] = False
+    options["mask"][1] = torch.arange(SMALL.length) > 3  # padding on the left
+    grads = output_gradients(tensors, options)
+    values, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    assert torch.equal(gradients[0][2], grads[0][2, SMALL.rows :])
+    zero = [tensors[0].clone(), *tensors[1:]]
+    zero[0][2] = 0
+    alike = call(zero, **options | {"mask": options["mask"].clone().index_fill_(0, torch.tensor(2), True)})
+    torch.testing.assert_close(values[1], alike[1])
+    if fill > -math.inf:
+        check(backend, tensors, options)
+
+
+def test_where_all_that_counts_is_minus_infinity_the_first_that_counts_is_taken(backend):
+    x = torch.full((1, 4, 6), -math.inf)
+    mask = torch.tensor([[False, True, True, False]])
+    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    assert torch.equal(peak, torch.full((1, 6), -math.inf))
+    assert torch.equal(position, torch.full((1, 6), 1, dtype=torch.int32))
+
+
+def test_nan_is_the_largest_and_the_first_nan_is_taken(backend):
+    x = torch.zeros(1, 6, 20)
+    x[0, 1], x[0, 3, ::2], x[0, 5] = 7, math.nan, math.nan
+    mask = torch.tensor([[True, True, True, True, True, True]])
+    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    assert peak.isnan().all()
+    assert torch.equal(position[0, ::2], torch.full((10,), 3, dtype=torch.int32))
+    assert torch.equal(position[0, 1::2], torch.full((10,), 5, dtype=torch.int32))
+    mask[0, 3:] = False
+    _, attention, peak, _ = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    assert torch.equal(peak, torch.full((1, 20), 7.0))
+    assert attention.isfinite().all()
+
+
+def test_nan_in_a_prompt_reaches_its_attention(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    tensors[1][1, 2, 3] = math.nan
+    _, attention = call(tensors, **options, backend=backend)
+    assert attention.isnan().all()
+
+
+def raw_arguments(x: Tensor, keep: Tensor | None) -> list:
+    tensors, options = testing.prompt_inputs(PromptShape(*x.shape, 3, 2, 2, 4), x.dtype)
+    _, source, target, *factors = tensors
+    return [x, keep, source, target, options["task_ids"], *factors, options["temperature"]]
+
+
+# Gradients.
+
+
+def test_only_one_result_is_used(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    both = output_gradients(tensors, options)
+    for kept in range(2):
+        alone = [g if k == kept else torch.zeros_like(g) for k, g in enumerate(both)]
+        _, with_zeros = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, alone)
+        _, found = testing.value_and_gradients(
+            lambda *t, kept=kept: call(t, **options, backend=backend)[kept], tensors, [both[kept]]
+        )
+        assert all(torch.equal(a, b) for a, b in zip(found, with_zeros, strict=True))
+
+
+def test_tasks_without_an_example_get_zero_gradients(backend):
+    tensors, options = testing.prompt_inputs(PROMPTS["many_examples"]._replace(tasks=6), torch.float32)
+    options["task_ids"] = options["task_ids"] % 2 * 3 + 1  # 1 and 4
+    _, gradients = check(backend, tensors, options)
+    assert not gradients[2][[0, 2, 3, 5]].any()
+    assert gradients[2][[1, 4]].any(-1).all()
+
+
+def test_what_is_asked_is_computed(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    grads = output_gradients(tensors, options)
+
+    def function(*t):
+        return call(t, **options, backend=backend)
+
+    _, every = testing.value_and_gradients(function, tensors, grads)
+    for needs in itertools.product([False, True], repeat=len(tensors)):
+        if not any(needs):
+            continue
+        with Masks() as masks:
+            _, some = testing.value_and_gradients(function, tensors, grads, needs)
+        assert masks.seen == [sum(1 << k for k, needed in enumerate(needs) if needed)]
+        for needed, gradient, full in zip(needs, some, every, strict=True):
+            assert torch.equal(gradient, full) if needed else gradient is None
+
+
+def test_no_graph_where_nothing_asks(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    assert not any(y.requires_grad for y in call(tensors, **options, backend=backend))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradcheck(masked, backend, float64):
+    tensors, options = testing.prompt_inputs(PromptShape(3, 4, 5, 3, 2, 2, 3), float64)
+    options["mask"] = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]]) > 0 if masked else None
+    leaves = [t.requires_grad_() for t in tensors]
+    assert torch.autograd.gradcheck(lambda *t: call(t, **options, backend=backend), leaves)
+
+
+def test_double_backward_raises(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+    prefixed, _ = call(leaves, **options, backend=backend)
+    (first,) = torch.autograd.grad(prefixed.square().sum(), leaves[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_backward_does_not_read_x(backend):
+    """It may change after the call, and its memory may go; a prompt may not change."""
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    grads = output_gradients(tensors, options)
+    _, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    leaves = [t.requires_grad_() for t in tensors]
+    outputs = call(leaves, **options, backend=backend)
+    with torch.no_grad():
+        leaves[0].fill_(math.nan)
+    found = torch.autograd.grad(outputs, leaves, grads)
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+    prefixed, _ = call(leaves, **options, backend=backend)
+    with torch.no_grad():
+        leaves[1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        prefixed.sum().backward()
+
+
+# Runs, compilation, autocast.
+
+
+def results(tensors, options, backend):
+    grads = output_gradients(tensors, options)
+    found = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    return [t for some in found for t in some]
+
+
+def test_two_runs_are_bit_equal(backend):
+    tensors, options = testing.prompt_inputs(PROMPTS["many_examples"]._replace(width=150, rows=20), torch.float32)
+    for a, b in zip(results(tensors, options, backend), results(tensors, options, backend), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_any_number_of_threads_gives_the_same_bits(backend):
+    if backend != "cpu":
+        pytest.skip("its work is not shared by threads of its own")
+    tensors, options = testing.prompt_inputs(PROMPTS["many_examples"]._replace(width=300, rows=20), torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = results(tensors, options, backend)
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            for a, b in zip(results(tensors, options, backend), alone, strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_example_gives_the_bits_that_it_gives_alone(backend):
+    """Decoding one by one, or in another batch, does not change a prompt."""
+    if backend == "reference":
+        pytest.skip("torch's own products may differ with the number of rows")
+    tensors, options = testing.prompt_inputs(PROMPTS["many_examples"], torch.float32)
+    together = call(tensors, **options, backend=backend)
+    for k in (0, 13, 69):
+        one = {name: options[name][k : k + 1] for name in ("mask", "task_ids")}
+        alone = call([tensors[0][k : k + 1], *tensors[1:]], **options | one, backend=backend)
+        for a, b in zip(alone, together, strict=True):
+            assert torch.equal(a[0], b[k])
+
+
+def test_results_share_memory_with_nothing(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    grads = output_gradients(tensors, options)
+    outputs, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    taken = [t.untyped_storage().data_ptr() for t in (*tensors, *grads, *outputs, *gradients)]
+    assert len(set(taken)) == len(taken)
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+def test_opcheck(masked, dtype, backend):
+    if (backend, dtype) == ("cpu", torch.bfloat16):
+        dtype = torch.float32  # the op itself takes float32 and float64; autograd.py casts
+    tensors, options = testing.prompt_inputs(SMALL, dtype)
+    arguments = raw_arguments(tensors[0], options["mask"] if masked else None)
+    forward, backward = (ops.get(name, backend) for name in ("attempt_mix", "attempt_mix_backward"))
+    torch.library.opcheck(forward, arguments)
+    prefixed, attention, peak, position = forward(*arguments)
+    torch.library.opcheck(backward, [prefixed, attention, peak, position, *arguments[2:], 0b1111111])
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+def test_aot_eager(masked, backend, fresh_compiler):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    mask, leaves = options.pop("mask"), [t.requires_grad_() for t in tensors]
+
+    def function(x, mask, *factors):
+        prefixed, attention = call([x * 2, *factors], mask, **options, backend=backend)
+        return prefixed.relu(), attention
+
+    grads = [torch.randn_like(y) for y in function(leaves[0], mask, *leaves[1:])]
+    found = []
+    for way in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+        outputs = way(leaves[0], mask if masked else None, *leaves[1:])
+        found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_any_batch_and_length_without_recompiling(backend, fresh_compiler):
+    counter = CompileCounterWithBackend("aot_eager")
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+
+    def function(x, mask, task_ids):
+        return call([x, *leaves[1:]], mask, task_ids=task_ids, temperature=options["temperature"], backend=backend)
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for batch, length in ((2, 5), (3, 8), (7, 4), (9, 31)):
+        arguments = (
+            torch.randn(batch, length, SMALL.width),
+            torch.rand(batch, length) > 0.5,
+            torch.randint(SMALL.tasks, (batch,)),
+        )
+        for a, b in zip(compiled(*arguments), function(*arguments), strict=True):
+            torch.testing.assert_close(a, b)
+    assert counter.frame_count == 1
+
+
+def test_autocast_casts_as_linear_does(backend):
+    if backend == "triton" and backends.interpreting():
+        pytest.skip("bfloat16 products are wrong in Triton's interpreter")
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+    with torch.autocast(leaves[0].device.type, torch.bfloat16):
+        outputs = call(leaves, **options, backend=backend)
+    half = call([t.detach().bfloat16() for t in tensors], **options, backend=backend)
+    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(outputs, half, strict=True))
+    gradients = torch.autograd.grad(sum(y.float().sum() for y in outputs), leaves)
+    assert {g.dtype for g in gradients} == {torch.float32}
+
+
+def test_backward_inside_autocast_gives_the_gradients_of_forward(backend):
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    leaves = [t.requires_grad_() for t in tensors]
+    loss = sum(y.square().sum() for y in call(leaves, **options, backend=backend))
+    without = torch.autograd.grad(loss, leaves, retain_graph=True)
+    with torch.autocast(leaves[0].device.type, torch.bfloat16):
+        within = torch.autograd.grad(loss, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(within, without, strict=True))
+
+
+# The choice of the backend.
+
+
+def test_cuda_has_none_and_says_so(monkeypatch):
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' .* cannot run here: it has no attempt_mix"):
+        call(tensors, **options, backend="cuda")
+    with mk.use_backend("cuda"), pytest.raises(RuntimeError, match=r"asked for by use_backend.*no attempt_mix"):
+        call(tensors, **options)
+
+
+@pytest.mark.skipif("attempt_mix" in backends._WITHOUT.get("triton", ()), reason="not written yet")
+def test_auto_on_a_gpu_takes_triton(monkeypatch):
+    monkeypatch.delenv("MOP_KERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    kind = (torch.device("cuda"), torch.float32)
+    assert backends.resolve(None, *kind, "attempt_mix") == "triton"
+    assert backends.resolve(None, *kind, "mop_ffn") == "cuda"
+    assert "cuda has no attempt_mix" in backends.reason_of(None, *kind, "attempt_mix")
+
+
+def test_explain_backend(backend):
+    (x, *prompts), options = testing.prompt_inputs(SMALL, torch.float32)
+    said = mk.explain_backend("attempt_mix", x, options["mask"], *prompts[:2], backend=backend)
+    assert said.startswith(f"attempt_mix: backend {backend} (asked for by the argument backend=)\nmethod: ")
+
+
+# Stored numbers, and errors.
+
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "attempt_sub.safetensors")
+STORED = {
+    "source": "source",
+    "target": "target",
+    "w_down": "attn_W_down.weight",
+    "w_up": "attn_W_up.weight",
+    "ln_weight": "layer_norm.weight",
+    "ln_bias": "layer_norm.bias",
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("tag", ["sub_single", "sub_multitask", "sub_sharedeval"])
+def test_the_released_code(tag, kind, backend):
+    """Which pools over padding, and, evaluating, gives every example the prompt of task 0."""
+    if kind == torch.float64 and backend == "triton":
+        pytest.skip("the kernels of a GPU take no float64")
+    stored = {name.removeprefix(tag + "."): t for name, t in GOLDEN.items() if name.startswith(tag + ".")}
+    device = torch.get_default_device()
+
+    def ours(name, tensor):
+        """As attempt_mix takes it: an nn.Linear's weight transposed, a single target with its dim of tasks."""
+        tensor = tensor.mT if name.startswith("w_") else tensor
+        return (tensor[None] if name == "target" and tensor.dim() == 2 else tensor).to(device, kind)
+
+    x = stored["x_embed"].to(device, kind)
+    read = {name: stored.get(f"param.{key}", stored.get(key)) for name, key in STORED.items()}
+    tensors = [x, *(ours(name, t) for name, t in read.items())]
+    task_ids = stored.get("task_ids", torch.zeros(4, dtype=torch.int64)).to(device)
+    options = {"task_ids": task_ids, "temperature": stored["T"].item()}
+    rows = stored["soft_prompt"].shape[1]
+    values, gradients = testing.value_and_gradients(
+        lambda *t: call(t, **options, backend=backend)[0][:, :rows], tensors, [stored["gout"].to(device, kind)]
+    )
+    near = {"rtol": 2e-5, "atol": 1e-6}
+    torch.testing.assert_close(values[0].float().cpu(), stored["soft_prompt"], **near)
+    for (name, key), gradient in zip(STORED.items(), gradients[1:], strict=True):
+        wanted = ours(name, stored[f"grad.{key}"])
+        scale = wanted.abs().max()  # gradients through a temperature of 43 are small
+        torch.testing.assert_close(gradient / scale, wanted / scale, **near)
+
+
+def arguments(**changes):
+    (x, source, target, *factors), options = testing.prompt_inputs(SMALL, torch.float32)
+    names = ("w_down", "w_up", "ln_weight", "ln_bias")
+    given = {"x": x, "source_prompts": source, "target_prompts": target, **dict(zip(names, factors)), **options}
+    return given | {name: change(given[name]) for name, change in changes.items()}
+
+
+ERRORS = [
+    ({"x": lambda t: t[0]}, ValueError, r"x must have shape \(batch, length, d\); got \(9, 13\).*x\.unsqueeze\(0\)"),
+    ({"x": lambda t: t[..., 1:]}, ValueError, r"dim 2 of x must equal the d of source_prompts, 13; got.*\(5, 9, 12\)"),
+    ({"x": lambda t: t.long()}, TypeError, r"x must be a floating-point tensor; got torch\.int64"),
+    ({"x": lambda t: None}, TypeError, r"x must be a torch\.Tensor; got NoneType"),
+    (
+        {"source_prompts": lambda t: t[0]},
+        ValueError,
+        r"source_prompts must have shape \(sources, m, d\); got",
+    ),
+    (
+        {"source_prompts": lambda t: t[:0]},
+        ValueError,
+        r"source_prompts must have no empty dimension; got",
+    ),
+    ({"source_prompts": lambda t: t.double()}, TypeError, r"x has torch\.float32, source_prompts has torch\.float64"),
+    ({"target_prompts": lambda t: t[0]}, ValueError, r"target_prompts must have shape \(tasks, m, d\); got \(7, 13\)"),
+    ({"target_prompts": lambda t: t[:, 1:]}, ValueError, r"dim 1 of target_prompts must equal the rows .*, m, 7"),
+    ({"target_prompts": lambda t: t[..., 1:]}, ValueError, r"dim 2 of target_prompts must equal the d of source_p"),
+    ({"w_down": lambda t: t.mT}, ValueError, r"w_down must have shape \(d, r\) = \(13, 13\); got \(5, 13\).*weight\.T"),
+    ({"w_down": lambda t: t[0]}, ValueError, r"w_down must have shape \(d, r\); got \(5,\)"),
+    ({"w_up": lambda t: t.mT}, ValueError, r"w_up must have shape \(r, d\) = \(5, 13\); got \(13, 5\).*weight\.T"),
+    ({"ln_weight": lambda t: t[1:]}, ValueError, r"ln_weight must have shape \(d,\) = \(13,\); got \(12,\)"),
+    ({"ln_bias": lambda t: t[None]}, ValueError, r"ln_bias must have shape \(d,\) = \(13,\); got \(1, 13\)"),
+    ({"ln_bias": lambda t: None}, TypeError, r"ln_bias must be a torch\.Tensor; got NoneType"),
+    ({"ln_bias": lambda t: t.to("meta")}, ValueError, r"x is on cpu, ln_bias on meta"),
+    ({"mask": lambda t: t.float()}, TypeError, r"mask must be a bool or integer tensor; got torch\.float32.*mask != 0"),
+    ({"mask": lambda t: [1]}, TypeError, r"mask must be a torch\.Tensor or None; got list"),
+    ({"mask": lambda t: t[0]}, ValueError, r"mask must have shape \(batch, length\) = \(5, 9\).*got \(9,\)"),
+    ({"task_ids": lambda t: t.int()}, TypeError, r"task_ids must be an int64 tensor.*got torch\.int32.*torch\.tensor"),
+    ({"task_ids": lambda t: 0}, TypeError, r"task_ids must be an int64 tensor of shape \(batch,\); got int"),
+    ({"task_ids": lambda t: t[:1]}, ValueError, r"shape \(batch,\) = \(5,\).*got \(1,\).*task_ids\.expand\(5\)"),
+    (
+        {"task_ids": lambda t: t + 9},
+        ValueError,
+        r"task_ids must lie in 0\.\.3, the rows of target_prompts; got",
+    ),
+    ({"task_ids": lambda t: t - 9}, ValueError, r"task_ids must lie in 0\.\.3.*got -"),
+    (
+        {"temperature": lambda t: torch.tensor(t)},
+        TypeError,
+        r"temperature must be a Python number; got Tensor",
+    ),
+    ({"temperature": lambda t: True}, TypeError, r"temperature must be a Python number; got bool"),
+    ({"temperature": lambda t: 0.0}, ValueError, r"temperature must be positive and finite; got 0\.0"),
+    ({"temperature": lambda t: math.nan}, ValueError, r"temperature must be positive and finite; got nan"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), ERRORS)
+def test_message(changes, error, message):
+    with pytest.raises(error, match=message):
+        mk.attempt_mix(**arguments(**changes), backend="reference")
+
+
+def test_the_arguments_these_cases_start_from_are_right():
+    prefixed, attention = mk.attempt_mix(**arguments(), backend="reference")
+    assert prefixed.shape == (5, 16, 13)
+    assert attention.shape == (5, 4)
