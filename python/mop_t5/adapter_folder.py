@@ -33,17 +33,12 @@ def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder {str(folder)!r} is a file. Give a directory to write into.")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    weights = to_bytes(tensors, metadata={"format": "pt"})
-    description = {"format_version": FORMAT_VERSION, **description}
-    description["sha256"] = _checksum(description, weights)
-    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    contents = {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode()}
-    waiting = {folder / name: folder / f"{name}{_NEXT}" for name in contents}
+    files = contents(description, tensors)
+    waiting = {folder / name: folder / f"{name}{_NEXT}" for name in files}
     with failure_in_a_sentence("the method", folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for path, content in zip(waiting.values(), contents.values(), strict=True):
+            for path, content in zip(waiting.values(), files.values(), strict=True):
                 write_durably(path, content)
         except OSError:
             for path in waiting.values():
@@ -52,6 +47,16 @@ def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch
         for path, complete in waiting.items():
             os.replace(complete, path)
         flush(folder)
+
+
+def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """Both files by their names."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    weights = to_bytes(tensors, metadata={"format": "pt"})
+    description = {"format_version": FORMAT_VERSION, **description}
+    description["sha256"] = _checksum(description, weights)
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    return {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode()}
 
 
 def read(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor]]:

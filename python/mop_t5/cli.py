@@ -1,4 +1,4 @@
-"""The command `mop-t5`: train, evaluate, generate, params, table, demo.
+"""The command `mop-t5`: train, evaluate, generate, params, table, prompts, demo.
 
 The flags of a command are made from its function in commands/. An error of the user's is one line on stderr and exit
 code 1 (2 for a wrong flag); with MOP_T5_DEBUG=1 it shows where it was raised.
@@ -20,6 +20,7 @@ from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
 from mop_t5.commands.generate import generate
 from mop_t5.commands.params import params
+from mop_t5.commands.prompts import prompts_add, prompts_list, prompts_remove
 from mop_t5.commands.table import table_1, table_2, table_3, table_4
 from mop_t5.commands.train import train
 from mop_t5.methods import get, names
@@ -30,6 +31,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 params                     how many parameters each method trains
   mop-t5 table 2                    all methods on one corpus, beside the numbers of the MOP paper
   mop-t5 train --corpus DIR --backbone DIR --method mop --output DIR
+  mop-t5 prompts list --library DIR source prompts for ATTEMPT and SPoT
   mop-t5 evaluate --run DIR         ROUGE per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
 
@@ -45,14 +47,23 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "generate": generate,
     "params": params,
     "table": {"1": table_1, "2": table_2, "3": table_3, "4": table_4},
+    "prompts": {"add": prompts_add, "list": prompts_list, "remove": prompts_remove},
     "demo": demo,
 }
-_TABLE_HELP = """The tables of the MOP paper, with the paper's numbers beside ours.
+_NESTED_HELP = {
+    "table": """The tables of the MOP paper, with the paper's numbers beside ours.
 
   mop-t5 table 1 --corpus DIR                                     what a corpus holds
   mop-t5 table 2 --corpus DIR --backbone DIR --output DIR         every system, trained and scored
   mop-t5 table 3 --corpus DIR --backbone DIR --output DIR         MOP without its parts, trained and scored
-  mop-t5 table 4                                                  parameters of every system"""
+  mop-t5 table 4                                                  parameters of every system""",
+    "prompts": """A library of source prompts, which ATTEMPT mixes and SPoT starts from.
+
+  mop-t5 prompts add --library DIR --name NAME --adapter DIR      copy one out of a trained prompt_tuning
+  mop-t5 prompts list --library DIR                               what a library holds
+  mop-t5 prompts remove --library DIR --name NAME                 take one out
+""",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,29 +88,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(ArgumentParser):
+    """Flags are written in full: `--seed` is not short for `--seeds`."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
+
+
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The examples in a description keep their lines."""
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="mop-t5", description=_INTRO, formatter_class=_Help)
+def _parser() -> _Parser:
+    parser = _Parser(prog="mop-t5", description=_INTRO)
     _add(parser, COMMANDS)
     return parser
 
 
-def _add(parser: ArgumentParser, commands: dict) -> None:
+def _add(parser: _Parser, commands: dict) -> None:
     subcommands = parser.add_subcommands(dest="command", title="commands", metavar="COMMAND")
     for name, command in commands.items():
         nested = isinstance(command, dict)
-        one = ArgumentParser(description=_TABLE_HELP, formatter_class=_Help) if nested else _command_parser(command)
+        one = _Parser(description=_NESTED_HELP[name]) if nested else _command_parser(command)
         subcommands.add_subcommand(name, one, help=one.description.split("\n")[0])
         if nested:  # jsonargparse wants the outer one first
             _add(one, command)
 
 
-def _command_parser(command: Callable) -> ArgumentParser:
+def _command_parser(command: Callable) -> _Parser:
     description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
-    parser = ArgumentParser(description=description, formatter_class=_Help)
+    parser = _Parser(description=description)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
     dataclasses = _dataclasses(command)
     parser.add_function_arguments(command, as_group=False, skip=set(dataclasses))

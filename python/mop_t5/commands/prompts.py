@@ -1,0 +1,51 @@
+"""mop-t5 prompts add | list | remove: the source prompts of ATTEMPT and SPoT."""
+
+from __future__ import annotations
+
+from mop_t5 import prompt_library
+from mop_t5.evaluation import Table, present
+
+
+def prompts_add(library: str, name: str, adapter: str, scenario: str | None = None, overwrite: bool = False) -> None:
+    """Copy the prompt of a trained prompt_tuning into a library. The library is made if it is not there.
+
+      mop-t5 prompts add --library prompts --name mnli --adapter runs/mnli/adapter
+      mop-t5 prompts add --library prompts --name taxi --adapter runs/all/adapter --scenario taxi
+
+    Args:
+        library: folder of the library.
+        name: of the prompt in the library.
+        adapter: folder of the saved prompt_tuning.
+        scenario: whose prompt, where the adapter has one for each.
+        overwrite: replace a prompt of this name.
+    """
+    added = prompt_library.add(library, name, adapter, scenario, overwrite)
+    print(f"Written to {library}: {name}, {len(added.prompt)} rows. `mop-t5 prompts list --library {library}`")
+
+
+def prompts_list(library: str, output: str | None = None) -> None:
+    """List the prompts of a library.
+
+      mop-t5 prompts list --library prompts
+
+    Args:
+        library: folder of the library.
+        output: folder for prompts.md and prompts.csv; only printed if not given.
+    """
+    prompts = [prompt_library.read(library, name) for name in prompt_library.names(library)]
+    rows = [[p.name, ", ".join(p.scenarios), p.backbone["name"], *p.prompt.shape] for p in prompts]
+    columns = ["prompt", "trained on", "backbone", "rows", "width"]
+    present([Table(f"Source prompts in {library}", columns, rows, labels=3)], "prompts", output)
+
+
+def prompts_remove(library: str, name: str) -> None:
+    """Remove a prompt from a library. Methods that were attached with it hold a copy and go on working.
+
+      mop-t5 prompts remove --library prompts --name mnli
+
+    Args:
+        library: folder of the library.
+        name: of the prompt.
+    """
+    prompt_library.remove(library, name)
+    print(f"Removed from {library}: {name}.")
