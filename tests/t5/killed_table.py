@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from mop_t5.cli import main
+from mop_t5.commands import train as train_module
 from mop_t5.experiments import suite as suite_module
 
 
@@ -37,6 +38,7 @@ MOMENTS = {
     "in step 5 of the second run": lambda: at_call(torch.optim.AdamW, "step", 6 + 5),
     "in step 1 of the third run": lambda: at_call(torch.optim.AdamW, "step", 2 + 1),
     "before the evaluation of the third run": lambda: at_call(suite_module, "evaluate", 1),
+    "before the fourth run is saved": lambda: at_call(train_module, "save_run", 1),
     "in the floors, after all runs": lambda: at_call(suite_module, "write_scores", 1),
 }
 

@@ -62,7 +62,7 @@ OF_MOP = {name: OPTIONS[name] for name in ("prefix_length", "d_mid", "terms_down
 
 @pytest.fixture(scope="module")
 def killed(place):
-    """A folder with the suite run in one go, "straight", and another one that was killed four times, "killed"."""
+    """A folder with the suite run in one go, "straight", and another one that was killed five times, "killed"."""
     worker = Path(__file__).with_name("killed_table.py")
     folder = place / "suites"
     folder.mkdir()
@@ -73,12 +73,13 @@ def killed(place):
 
 def test_a_suite_that_is_killed_and_started_again_ends_in_the_same_table(killed):
     report = json.loads((killed / "report.json").read_text())
-    assert [attempt["signal"] for attempt in report.values()] == [signal.SIGKILL] * 4 + [0]
+    assert [attempt["signal"] for attempt in report.values()] == [signal.SIGKILL] * 5 + [0]
     assert [attempt["states"] for attempt in report.values()] == [
         ["train", "train"],
         ["finished", "go on from checkpoint-4", "train"],
         ["finished", "finished", "start anew"],
         ["finished", "finished", "evaluate", "train"],
+        ["finished", "finished", "finished", "go on from checkpoint-6"],
         ["finished", "finished", "finished", "finished"],
     ]
     for name in ("table-2.md", "table-2.csv"):
@@ -218,6 +219,10 @@ def test_errors_come_before_the_work(place, capsys, tmp_path):
     write_examples(tmp_path / "corpus" / "test.jsonl", rows[:20])
     message = fails(capsys, *base, "--corpus", tmp_path / "corpus")
     assert "the test split has scenarios that train lacks: taxi" in message
+    write_examples(tmp_path / "corpus" / "train.jsonl", rows)
+    write_examples(tmp_path / "corpus" / "valid.jsonl", [row for row in rows if row.scenario == "taxi"])
+    message = fails(capsys, *base, "--corpus", tmp_path / "corpus", "--evaluate_every", "2")
+    assert "no rows of food, ticket, which fine-tuning per scenario would be validated on" in message
     assert not (tmp_path / "out").exists()
 
 

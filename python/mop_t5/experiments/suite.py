@@ -112,13 +112,7 @@ class Suite:
     def plan(self) -> list[Run]:
         """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
         ValueError for a run in the output folder that was made with another configuration."""
-        known, tested = (scenarios_of(read_split(self.config.corpus, split)) for split in ("train", self.config.split))
-        unknown = sorted(set(tested) - set(known))
-        if unknown:
-            raise ValueError(
-                f"the {self.config.split} split has scenarios that train lacks: {', '.join(unknown)}. Add training "
-                "rows for them or take them out."
-            )
+        known, tested = self._scenarios()
         model = mop_t5.load_backbone(self.config.backbone)
         runs = []
         for system in self.systems:
@@ -137,6 +131,27 @@ class Suite:
             _check_as_before(run.folder, run.settings)
             _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
         return runs
+
+    def _scenarios(self) -> tuple[list[str], list[str]]:
+        """Those of the training rows and those that are scored. Raises ValueError where a split has one that it must
+        not have, or lacks one that it must have."""
+        known, tested = (scenarios_of(read_split(self.config.corpus, split)) for split in ("train", self.config.split))
+        validated = scenarios_of(read_split(self.config.corpus, "valid")) if self.training.evaluate_every else tested
+        for split, names in ((self.config.split, tested), ("valid", validated)):
+            unknown = sorted(set(names) - set(known))
+            if unknown:
+                raise ValueError(
+                    f"the {split} split has scenarios that train lacks: {', '.join(unknown)}. Add training rows for "
+                    "them or take them out."
+                )
+        alone = [system.label for system in self.systems if system.separate]
+        missing = sorted(set(tested) - set(validated))
+        if alone and missing:
+            raise ValueError(
+                f"the valid split has no rows of {', '.join(missing)}, which {', '.join(alone)} would be validated on. "
+                "Add some, or choose --systems without it."
+            )
+        return known, tested
 
     def _settings(self, system: System, config: MethodConfig, training: TrainingConfig, only) -> dict[str, Any]:
         """What `train` will write into run.json."""
