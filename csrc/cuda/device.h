@@ -193,6 +193,42 @@ MOP_DEVICE void store16(T* to, const Pack<T>& pack) {
 #endif
 }
 
+// Four elements as floats: 16 bytes of float, 8 of a half precision, to which the address is aligned.
+template <class T>
+MOP_DEVICE Pack<float> load4(const T* from) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return load16(from);
+  } else {
+    struct alignas(8) Raw {
+      T at[4];
+    } raw;
+#if defined(MOP_EMULATE)
+    if (reinterpret_cast<uintptr_t>(from) % 8 != 0) emulated::fail("load4 of an address that is not aligned");
+    std::memcpy(&raw, from, sizeof raw);
+#else
+    *reinterpret_cast<uint2*>(&raw) = *reinterpret_cast<const uint2*>(from);
+#endif
+    return {{to_float(raw.at[0]), to_float(raw.at[1]), to_float(raw.at[2]), to_float(raw.at[3])}};
+  }
+}
+
+template <class T>
+MOP_DEVICE void store4(T* to, const Pack<float>& pack) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    store16(to, pack);
+  } else {
+    struct alignas(8) Raw {
+      T at[4];
+    } raw{{from_float<T>(pack.at[0]), from_float<T>(pack.at[1]), from_float<T>(pack.at[2]), from_float<T>(pack.at[3])}};
+#if defined(MOP_EMULATE)
+    if (reinterpret_cast<uintptr_t>(to) % 8 != 0) emulated::fail("store4 to an address that is not aligned");
+    std::memcpy(to, &raw, sizeof raw);
+#else
+    *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(&raw);
+#endif
+  }
+}
+
 template <class T>
 MOP_BOTH T div_up(T a, T b) {
   return (a + b - 1) / b;

@@ -1,0 +1,185 @@
+// Gradients of mop_ffn: two launches for up to kMaxMaps maps, and two more for each further kMaxMaps.
+#include "mop_ffn_backward_kernel.cuh"
+#include "mop_ffn_call.h"
+#include "mop_ffn_sums_kernel.cuh"
+#include "ops.h"
+
+namespace mop {
+namespace {
+
+using namespace ffn;
+
+constexpr i64 kMostBlocks = 264;  // above which the rows of a pair are not split further
+
+// The gradient of one tensor: written by the blocks themselves where each has its own, else summed from parts.
+struct Wanted {
+  bool asked, own;  // own: written by the blocks themselves
+  Tensor result;
+  Group group;
+  i64 parts_a_pair, first_part;  // the latter in floats from the workspace's start
+
+  template <class T>
+  Gradient<T> gradient(float* workspace) const {
+    if (!asked) return {nullptr, nullptr};
+    if (own) return {nullptr, out<T>(result)};
+    return {workspace + first_part, nullptr};
+  }
+};
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Launch& launch, const Tensor& x, const Maps& down, const Maps& ups, const Bank<T>& bank, i64 mask)
+      : launch_(launch), x_(x), ups_(ups), bank_(bank), mask_(mask) {
+    const auto floats = [&](const Tile& tile) {
+      return backward_scratch(bank.down, bank.up, tile, threads_of_block(kThreads)).floats;
+    };
+    plan_ = plan_of(bank.down, bank.up, bank.pairs(), bank.rows, floats);
+    tiles_ = div_up(bank.rows, i64(plan_.tile.rows));
+    parts_ = std::min(tiles_, std::max<i64>(1, kMostBlocks / std::max<i64>(1, bank.pairs())));
+    const bool one_block_a_pair = parts_ == 1 && (tiles_ == 1 || sizeof(T) == sizeof(float));
+    grad_x_ = wanted(x, bank.x_group, true, 1);
+    for (i64 k = 0; k < down.width(); ++k)
+      down_.push_back(wanted(down.at(0, k), group(bank.down_groups, k), one_block_a_pair, parts_));
+    for (i64 map = 0; map < ups.count; ++map)
+      for (i64 k = 0; k < ups.width(); ++k)
+        up_.push_back(wanted(ups.at(map, k), group(bank.up_groups, k), one_block_a_pair, parts_));
+  }
+
+  std::vector<Tensor> run(const std::vector<Tensor>& grads) {
+    const i64 items = bank_.pairs() * parts_, blocks = plan_.blocks(items);
+    const bool to_down = grad_x_.asked || any(down_);
+    const i64 launches = div_up(ups_.count, i64(kMaxMaps));
+    const i64 hidden = to_down && launches > 1 ? bank_.pairs() * bank_.rows * bank_.down.out() : 0;
+    MopBackward<T> p{};
+    p.scratch = backward_scratch(bank_.down, bank_.up, plan_.tile, threads_of_block(kThreads));
+    const i64 scratch = plan_.on_chip ? 0 : blocks * p.scratch.floats;
+    Tensor workspace;
+    float* start = nullptr;
+    if (part_floats_ + hidden + scratch > 0) {
+      workspace = empty_float(x_, {part_floats_ + hidden + scratch});
+      start = out<float>(workspace);
+    }
+    p.workspace = plan_.on_chip ? nullptr : start + part_floats_;
+    p.dh = hidden > 0 ? start + part_floats_ + scratch : nullptr;
+    p.tile = plan_.tile;
+    p.tiles = tiles_;
+    p.parts = parts_;
+    p.to_down = to_down;
+    p.dx = grad_x_.template gradient<T>(start);
+    p.d_down = gradients(down_.data(), down_.size(), start);
+    for (i64 first = 0; first < ups_.count; first += kMaxMaps) {
+      const i64 count = std::min<i64>(kMaxMaps, ups_.count - first);
+      take_maps(bank_, ups_, first, count);
+      p.has_earlier = hidden > 0 && first > 0;
+      p.has_later = hidden > 0 && first + count < ups_.count;
+      p.needs_hidden = to_down;
+      bool fast = plan_.on_chip && reads_by_fours(bank_);
+      for (i64 k = 0; k < count; ++k) {
+        p.dy[k] = in<T>(grads[first + k]);
+        fast = fast && starts_whole(p.dy[k]);
+        p.d_up[k] = gradients(&up_[(first + k) * ups_.width()], ups_.width(), start);
+        const FactorGradients<T>& d = p.d_up[k];
+        p.needs_hidden = p.needs_hidden || d.rule_in.asked() || d.rule_out.asked() || d.local.asked();
+      }
+      p.bank = bank_;
+      launch_("mop_ffn_backward", fast ? mop_ffn_backward_kernel<T, true> : mop_ffn_backward_kernel<T, false>, blocks,
+              kThreads, plan_.on_chip ? p.scratch.floats * sizeof(float) : 0, p);
+      totals(start, first, count);
+    }
+    std::vector<Tensor> results;
+    const auto give = [&](const Wanted& w) {
+      if (w.asked) results.push_back(w.result);
+    };
+    give(grad_x_);
+    for (const Wanted& w : down_) give(w);
+    for (const Wanted& w : up_) give(w);
+    return results;
+  }
+
+ private:
+  static const Group& group(const FactorGroups& groups, i64 factor) {
+    const Group* const all[] = {&groups.rule_in, &groups.rule_out, &groups.local, &groups.bias};
+    return *all[factor];
+  }
+
+  Wanted wanted(const Tensor& like, const Group& group, bool may_own, i64 parts) {
+    const bool asked = mask_ >> bit_++ & 1;
+    if (!asked) return {false, false, Tensor(), group, 0, 0};
+    const bool own = may_own && bank_.pairs() * bank_.rows > 0 && (group.layers || bank_.layers == 1) &&
+                     (group.experts || bank_.places == 1);
+    Wanted w{true, own, torch::stable::empty_like(like), group, parts, part_floats_};
+    if (!own) part_floats_ += div_up(bank_.pairs() * parts * group.size, i64(4)) * 4;
+    return w;
+  }
+
+  static bool any(const std::vector<Wanted>& list) {
+    return std::any_of(list.begin(), list.end(), [](const Wanted& w) { return w.asked; });
+  }
+
+  static FactorGradients<T> gradients(const Wanted* of_map, i64 width, float* start) {
+    FactorGradients<T> found{};
+    Gradient<T>* const all[] = {&found.rule_in, &found.rule_out, &found.local, &found.bias};
+    for (i64 k = 0; k < width; ++k) *all[k] = of_map[k].template gradient<T>(start);
+    return found;
+  }
+
+  // Sums what the launch for maps [first, first + count) left in parts; x and the down map's with the last.
+  void totals(const float* start, i64 first, i64 count) {
+    MopTotals<T> p{};
+    p.layers = bank_.layers, p.places = bank_.places, p.num_experts = bank_.num_experts, p.experts = bank_.experts;
+    i64 blocks = 0;
+    const int threads = threads_of_block(kThreads);
+    const auto add = [&](const Wanted& w) {
+      const bool all_written = bank_.experts == nullptr || !w.group.experts;
+      if (!w.asked || w.group.size == 0 || (w.own && all_written)) return;
+      Total<T>& total = p.totals[p.count++];
+      total = {w.own, start + w.first_part, out<T>(w.result), w.group, w.parts_a_pair, blocks, 1};
+      const i64 sum = (w.group.layers ? 1 : bank_.layers) * (w.group.experts ? 1 : bank_.places) * w.parts_a_pair;
+      while (total.lanes * 4 < sum && total.lanes < 16 && total.lanes * 2 <= threads) total.lanes *= 2;
+      const i64 groups = (w.group.layers ? bank_.layers : 1) * (w.group.experts ? bank_.num_experts : 1);
+      blocks += groups * div_up(w.group.size, i64(packs_of_block(threads, total.lanes)) * 4);
+    };
+    if (first + count == ups_.count) {
+      add(grad_x_);
+      for (const Wanted& w : down_) add(w);
+    }
+    for (i64 k = first * ups_.width(); k < (first + count) * ups_.width(); ++k) add(up_[k]);
+    if (p.count > 0) {
+      const i64 bytes = threads * sizeof(Pack<float>) + 16;
+      launch_("mop_ffn_sums", mop_ffn_sums_kernel<T>, blocks, kThreads, bytes, p);
+    }
+  }
+
+  const Launch& launch_;
+  const Tensor& x_;
+  const Maps& ups_;
+  Bank<T> bank_;
+  i64 mask_, bit_ = 0, part_floats_ = 0, tiles_, parts_;
+  Plan plan_;
+  Wanted grad_x_;
+  std::vector<Wanted> down_, up_;
+};
+
+}  // namespace
+
+std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::vector<Tensor> down,
+                                     std::vector<Tensor> ups, i64 num_maps, std::string activation,
+                                     std::optional<Tensor> experts, i64 mask) {
+  const Launch launch(x);
+  std::vector<Tensor> results;
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const Maps down_map{down, 1}, up_maps{ups, num_maps};
+    const Bank<T> bank = bank_of<T>(x, down_map, up_maps, activation, experts);
+    MOP_GUARD(i64(grads.size()) == num_maps);
+    for (Tensor& grad : grads) {
+      MOP_GUARD(grad.dim() == 4 && grad.numel() == bank.pairs() * bank.rows * bank.up.out());
+      if (!grad.is_contiguous()) grad = torch::stable::contiguous(grad);
+    }
+    results = Backward<T>(launch, x, down_map, up_maps, bank, mask).run(grads);
+  });
+  return results;
+}
+
+}  // namespace mop

@@ -1,0 +1,186 @@
+// The small products that mop_ffn's kernels are made of, by all threads of a block, on operands of any size.
+//
+// A thread computes 4 x 4 results and reads both operands by fours, from scratch memory, whose rows are padded floats,
+// or from a tensor. For 64 multiply-adds it reads 8 such rows: on an SM (128 multiply-adds and 128
+// bytes of shared memory a cycle) the reads take about as long as the arithmetic where lanes share one of the operands.
+#pragma once
+
+#include "device.h"
+
+namespace mop::ffn {
+
+MOP_BOTH int padded(int size) { return (size + 3) / 4 * 4; }
+// An odd number of fours: rows that neighbouring lanes read start in different banks.
+MOP_BOTH int odd_fours(int size) { return ((size + 3) / 4 | 1) * 4; }
+
+// A matrix of an operand: its rows lie `stride` apart. kPacked: every row starts at a whole four and has whole fours,
+// or memory past its end that may be read. Otherwise elements are read one by one, none past the end.
+template <class S, bool kPacked>
+struct Operand {
+  const S* data;
+  i64 stride;
+};
+
+using Scratch = Operand<float, true>;
+
+// The first `valid` of four elements; what the others are is not said.
+template <bool kPacked, class S>
+MOP_DEVICE Pack<float> load_some(const S* from, int valid) {
+  if constexpr (kPacked) {
+    return load4(from);
+  } else {
+    Pack<float> pack;
+    MOP_UNROLL
+    for (int e = 0; e < 4; ++e) pack.at[e] = e < valid ? to_float(from[e]) : 0.f;
+    return pack;
+  }
+}
+
+template <bool kPacked, class T>
+MOP_DEVICE void store_some(T* to, const Pack<float>& pack, int valid) {
+  if constexpr (kPacked) {
+    store4(to, pack);
+  } else {
+    MOP_UNROLL
+    for (int e = 0; e < 4; ++e)
+      if (e < valid) to[e] = from_float<T>(pack.at[e]);
+  }
+}
+
+MOP_DEVICE Pack<float> sum_of(const Pack<float>& a, const Pack<float>& b) {
+  return {{a.at[0] + b.at[0], a.at[1] + b.at[1], a.at[2] + b.at[2], a.at[3] + b.at[3]}};
+}
+
+// block[y][e]: elements (first + e, q + y) of an operand that is summed over q; zero for y >= valid_q. kAlongQ: a row
+// of memory is one e, over q; otherwise it is one q. e past the end are not said.
+template <bool kAlongQ, class S, bool kPacked>
+MOP_DEVICE void load_block(const Operand<S, kPacked>& from, int first, int size, int q, int valid_q,
+                           float (&block)[4][4]) {
+  MOP_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    if constexpr (kAlongQ) {
+      const Pack<float> row = load_some<kPacked>(from.data + least(first + k, size - 1) * from.stride + q, valid_q);
+      MOP_UNROLL
+      for (int y = 0; y < 4; ++y) block[y][k] = y < valid_q ? row.at[y] : 0.f;
+    } else {
+      Pack<float> row{};
+      if (k < valid_q) row = load_some<kPacked>(from.data + (q + k) * from.stride + first, size - first);
+      MOP_UNROLL
+      for (int e = 0; e < 4; ++e) block[k][e] = row.at[e];
+    }
+  }
+}
+
+template <bool kAAlongQ, bool kBAlongQ, class A, class B>
+MOP_DEVICE void add_products(const A& a, int m, int size_m, const B& b, int k, int size_k, int q, int valid_q,
+                             float (&sums)[4][4]) {
+  float left[4][4], right[4][4];
+  load_block<kAAlongQ>(a, m, size_m, q, valid_q, left);
+  load_block<kBAlongQ>(b, k, size_k, q, valid_q, right);
+  MOP_UNROLL
+  for (int y = 0; y < 4; ++y) {
+    MOP_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      MOP_UNROLL
+      for (int e = 0; e < 4; ++e) sums[i][e] += left[y][i] * right[y][e];
+    }
+  }
+}
+
+// What is known of a size when it is compiled, if it is not the size itself.
+constexpr int kAny = 0, kWholeFours = -1;
+
+// store(batch, m, k, pack): sum over q of A[batch](m, q) B[batch](k, q), for k .. k + 3 of which those below size_k are
+// results. a_of and b_of give the operands of a batch; kQ says what is known of size_q.
+template <bool kAAlongQ, bool kBAlongQ, int kQ, class A, class B, class Store>
+MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A& a_of, const B& b_of,
+                        const Store& store) {
+  const int tiles_k = div_up(size_k, 4), tiles = div_up(size_m, 4) * tiles_k;
+  MOP_UNROLL_BY(1)
+  for (int task = thread_index(); task < batches * tiles; task += block_threads()) {
+    const int batch = task / tiles, m = task % tiles / tiles_k * 4, k = task % tiles_k * 4;
+    const auto a = a_of(batch);
+    const auto b = b_of(batch);
+    float sums[4][4] = {};
+    if constexpr (kQ > 0) {
+      MOP_UNROLL
+      for (int q = 0; q < kQ; q += 4) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, 4, sums);
+    } else {
+      int q = 0;
+      MOP_UNROLL_BY(1)
+      for (; q + 4 <= size_q; q += 4) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, 4, sums);
+      if constexpr (kQ != kWholeFours)
+        if (q < size_q) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, size_q - q, sums);
+    }
+    MOP_UNROLL
+    for (int i = 0; i < 4; ++i)
+      if (m + i < size_m) store(batch, m + i, k, Pack<float>{{sums[i][0], sums[i][1], sums[i][2], sums[i][3]}});
+  }
+}
+
+// Calls function(Size<size>{}): of the sizes that are compiled apart if kApart, otherwise with Size<kAny>.
+template <int kSize>
+struct Size {
+  static constexpr int value = kSize;
+};
+
+template <bool kApart, class Function>
+MOP_DEVICE void by_size(int size, const Function& function) {
+  if constexpr (kApart) {
+    switch (size) {
+      case 4:
+        return function(Size<4>{});
+      case 8:
+        return function(Size<8>{});
+      case 16:
+        return function(Size<16>{});
+      case 32:
+        return function(Size<32>{});
+    }
+  }
+  function(Size<kAny>{});
+}
+
+// Floats of `room` that dots() needs.
+MOP_BOTH i64 dots_room(int threads) { return i64(17) * threads; }
+
+// store(m, k, sum over n and q of A(m, n, q) B(k, n, q)): few results, long sums, so threads share one, and their parts
+// are summed in order. a(n) and b(n) give the operands of row n, whose rows run along q. Threads meet before it
+// returns.
+template <int kQ, class A, class B, class Store>
+MOP_DEVICE void dots(int size_m, int size_k, int rows, int size_q, const A& a_of, const B& b_of, float* room,
+                     const Store& store) {
+  const int tiles_k = div_up(size_k, 4), tiles = div_up(size_m, 4) * tiles_k;
+  const int packs = div_up(size_q, 4), items = rows * packs;
+  const int lanes = least(block_threads() > tiles ? block_threads() / tiles : 1, items);
+  const int at_once = block_threads() / lanes;  // tiles
+  const int lane = thread_index() % lanes;
+  MOP_UNROLL_BY(1)
+  for (int first = 0; first < tiles; first += at_once) {
+    const int tile = first + thread_index() / lanes;
+    float sums[4][4] = {};
+    if (tile < tiles && tile < first + at_once) {
+      const int m = tile / tiles_k * 4, k = tile % tiles_k * 4;
+      MOP_UNROLL_BY(1)
+      for (int item = lane; item < items; item += lanes) {
+        const int n = item / packs, q = item % packs * 4;
+        const int valid_q = kQ == kWholeFours ? 4 : least(4, size_q - q);
+        add_products<true, true>(a_of(n), m, size_m, b_of(n), k, size_k, q, valid_q, sums);
+      }
+    }
+    MOP_UNROLL
+    for (int e = 0; e < 16; ++e) room[thread_index() * 17 + e] = sums[e / 4][e % 4];
+    sync_threads();
+    for (int result = thread_index(); result < at_once * 16; result += block_threads()) {
+      const int tile = first + result / 16, e = result % 16;
+      const int m = tile / tiles_k * 4 + e / 4, k = tile % tiles_k * 4 + e % 4;
+      if (tile >= tiles || m >= size_m || k >= size_k) continue;
+      float sum = 0.f;
+      for (int other = 0; other < lanes; ++other) sum += room[(result / 16 * lanes + other) * 17 + e];
+      store(m, k, sum);
+    }
+    sync_threads();
+  }
+}
+
+}  // namespace mop::ffn
