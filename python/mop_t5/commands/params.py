@@ -26,13 +26,17 @@ def params(
     Args:
         backbone: a known architecture such as "t5-pegasus-base", or a backbone's folder; four architectures if not
             given.
-        methods: names of the methods; all if not given.
+        methods: names of the methods; all that have a row in the tables if not given.
         scenarios: how many scenarios there are.
         options: fields in place of those of the presets, for the methods that have them: {"prefix_length": 80}.
         output: folder for params.md and params.csv; only printed if not given.
     """
     for name in methods or ():
-        get(name)  # says which are known
+        if not get(name).systems:
+            raise ValueError(
+                f"methods names {name!r}, which has no row in the tables: it needs fields of its own. Attach it and "
+                "call mop_t5.count_parameters."
+            )
     labels = [label for label, system in all_systems().items() if methods is None or system.method in methods]
     systems = choose(labels, labels, options)
     present([sizes_table(OVERVIEW if backbone is None else [backbone], systems, scenarios)], "params", output)
