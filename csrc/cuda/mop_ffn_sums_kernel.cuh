@@ -57,7 +57,7 @@ MOP_KERNEL mop_ffn_sums_kernel(MopTotals<T> p) {
   }
   const i64 first_layer = total.group.layers ? layer : 0, layers = total.group.layers ? 1 : p.layers;
   const i64 first_place = search ? *found : total.group.experts ? expert : 0;
-  const i64 places = total.group.experts ? (first_place < 0 ? 0 : 1) : p.places;
+  const i64 places = total.group.experts ? (first_place < 0 || p.places == 0 ? 0 : 1) : p.places;  // none: zeros
 
   const bool packed = size % 4 == 0;
   const int valid = int(least(i64(4), size - element));
