@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from mop_t5.data import Example
+from mop_t5.data import Example, synthetic_corpus
 from mop_t5.evaluation import (
     AVERAGE,
     FLOORS,
@@ -97,6 +97,21 @@ def test_floors():
     assert drawn == {"打车去机场", "司机绕路"}
     assert random_reference(TEST, TRAIN, seed=1) == random_reference(TEST, TRAIN, seed=1)
     assert [len(floor(TEST, TRAIN)) for floor in FLOORS.values()] == [2, 2, 2]
+
+
+def test_the_nearest_reference_is_that_of_a_comparison_with_every_row():
+    corpus = synthetic_corpus(3, general=1, train=80, valid=1, test=20)
+    train, test = corpus["train"], corpus["test"]
+
+    def likeness(a, b):
+        a, b = ({x + y for x, y in zip(text, text[1:])} for text in (a, b))
+        return len(a & b) / len(a | b)
+
+    expected = [
+        max((r for r in train if r.scenario == e.scenario), key=lambda r: likeness(e.dialogue, r.dialogue)).summary
+        for e in test
+    ]
+    assert nearest_reference(test, train) == expected
 
 
 def test_a_table_in_markdown():
