@@ -117,18 +117,26 @@ def remove(library: str | os.PathLike, name: str) -> None:
         remove_folder(folder)
 
 
-def read_for(model: PreTrainedModel, library: str | os.PathLike, chosen: Sequence[str]) -> list[SourcePrompt]:
-    """The chosen prompts of a library, in this order, for a plain backbone.
+def read_for(model: PreTrainedModel, library: str | os.PathLike, chosen: Sequence[str], length: int) -> torch.Tensor:
+    """The chosen prompts of a library, in this order, for a plain backbone: (chosen, length, d_model), on the CPU.
 
-    Raises ValueError for one that was trained on another backbone, and what read raises.
+    Raises ValueError for one of another length or of another backbone and for none at all, and what read raises.
     """
+    if not chosen:
+        raise ValueError(f"{str(Path(library))!r} holds no prompt. Add one by `mop-t5 prompts add`.")
     prompts, checked = [read(library, name) for name in chosen], []
     for prompt in prompts:
         if prompt.backbone not in checked:
             parameters = dict(model.named_parameters())
             check_same_backbone(model, prompt.backbone, parameters, Path(library) / prompt.name)
             checked.append(prompt.backbone)
-    return prompts
+    others = [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]
+    if others:
+        raise ValueError(
+            f"prompts of {str(Path(library))!r} must have {length} rows, as the prompt to be trained; "
+            f"{', '.join(others)}. Choose others, or train it with as many."
+        )
+    return torch.stack([prompt.prompt for prompt in prompts])
 
 
 def _folder(library: str | os.PathLike, name: str) -> Path:

@@ -40,8 +40,10 @@ def test_prompts_come_out_as_they_went_in(library):
         assert found.prompt.dtype == torch.float64
         assert torch.equal(found.prompt, model.mop.prompt)
         assert torch.equal(mop_t5.load(tiny(), folder / name).mop.prompt, found.prompt), "a prompt is an adapter"
-    chosen = prompt_library.read_for(tiny(), folder, ["sst2", "mnli", "sst2"])
-    assert [prompt.name for prompt in chosen] == ["sst2", "mnli", "sst2"]
+    chosen = prompt_library.read_for(tiny(), folder, ["sst2", "mnli", "sst2"], LENGTH)
+    assert torch.equal(chosen, torch.stack([models[name].mop.prompt for name in ("sst2", "mnli", "sst2")]))
+    with pytest.raises(ValueError, match=r"must have 3 rows, as the prompt to be trained; sst2 has 4\. Choose others"):
+        prompt_library.read_for(tiny(), folder, ["sst2"], 3)
 
 
 def test_one_prompt_of_several(tmp_path):
@@ -86,13 +88,13 @@ def test_a_library_has_one_backbone(library, tmp_path):
         with pytest.raises(ValueError, match=r"on another backbone than the prompts in .*library'\. A .*another"):
             prompt_library.add(folder, name, tmp_path / name)
     with pytest.raises(ValueError, match=r"mnli' was trained on another backbone \(the same shape with other weights"):
-        prompt_library.read_for(tiny(seed=1), folder, ["mnli"])
+        prompt_library.read_for(tiny(seed=1), folder, ["mnli"], LENGTH)
     with pytest.raises(ValueError, match=r"mnli' was trained on another backbone \(d_ff: saved 32, here 48\)"):
-        prompt_library.read_for(tiny(d_ff=48), folder, ["mnli"])
+        prompt_library.read_for(tiny(d_ff=48), folder, ["mnli"], LENGTH)
     # alone in its library, another backbone's prompt may take the place of the last one
     prompt_library.remove(folder, "sst2")
     prompt_library.add(folder, "mnli", tmp_path / "weights", overwrite=True)
-    assert len(prompt_library.read_for(tiny(seed=1), folder, ["mnli"])) == 1
+    assert len(prompt_library.read_for(tiny(seed=1), folder, ["mnli"], LENGTH)) == 1
 
 
 def test_what_is_no_prompt(tmp_path):
@@ -162,6 +164,13 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "a taxi" in capsys.readouterr().out
     rows = (tmp_path / "tables" / "prompts.csv").read_text().splitlines()
     assert rows[1:] == ["a taxi,taxi,,4,24", "food,food,,4,24"]
+    like = ["--like", str(tmp_path / "own"), "--scenario", "food", "--output", str(tmp_path / "tables")]
+    assert main(["prompts", "list", *library, *like]) == 0
+    header, taxi, food = (line.split(",") for line in (tmp_path / "tables" / "prompts.csv").read_text().splitlines())
+    assert header[5:] == ["avgpool_cosine", "sum_token_cosine", "flat_cosine"]
+    assert [round(float(value), 6) for value in food[5:]] == [1, LENGTH, 1]
+    assert all(float(value) < 0.9 for value in taxi[5:])
+    capsys.readouterr()
     assert main(["prompts", "remove", *library, "--name", "food"]) == 0
     assert main(["prompts", "remove", *library, "--name", "food"]) == 1
     assert "mop-t5 prompts remove: " in capsys.readouterr().err

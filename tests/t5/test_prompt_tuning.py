@@ -273,7 +273,7 @@ def test_a_saved_prompt_needs_no_file_to_load(tmp_path):
         (ValueError, r"prefix_length must be at least 0; got -1", {"prefix_length": -1}),
         (TypeError, r"per_scenario must be True or False; got 1", {"per_scenario": 1}),
         (ValueError, r"scenarios must name at least one scenario where per_scenario=True", {"per_scenario": True}),
-        (ValueError, r"init must be one of 'uniform', .*'file'; got 'zeros'", {"init": "zeros"}),
+        (ValueError, r"init must be one of 'uniform', .*'file', 'spot'; got 'zeros'", {"init": "zeros"}),
         (TypeError, r"init_scale must be a number; got '1'", {"init_scale": "1"}),
         (ValueError, r"init_scale must be above 0 and finite; got 0", {"init_scale": 0}),
         (ValueError, r"init_scale must be above 0 and finite; got inf", {"init_scale": float("inf")}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mop_t5 import prompt_library
 from mop_t5.evaluation import Table, present
+from mop_t5.methods.spot import SIMILARITIES, similarities
 
 
 def prompts_add(library: str, name: str, adapter: str, scenario: str | None = None, overwrite: bool = False) -> None:
@@ -23,19 +24,28 @@ def prompts_add(library: str, name: str, adapter: str, scenario: str | None = No
     print(f"Written to {library}: {name}, {len(added.prompt)} rows. `mop-t5 prompts list --library {library}`")
 
 
-def prompts_list(library: str, output: str | None = None) -> None:
-    """List the prompts of a library.
+def prompts_list(library: str, like: str | None = None, scenario: str | None = None, output: str | None = None) -> None:
+    """List the prompts of a library, and how like a trained prompt each of them is.
 
       mop-t5 prompts list --library prompts
+      mop-t5 prompts list --library prompts --like runs/cola/adapter
 
     Args:
         library: folder of the library.
+        like: folder of a saved prompt_tuning to compare with, by the similarities of SPoT.
+        scenario: whose prompt, where `like` has one for each.
         output: folder for prompts.md and prompts.csv; only printed if not given.
     """
     prompts = [prompt_library.read(library, name) for name in prompt_library.names(library)]
     rows = [[p.name, ", ".join(p.scenarios), p.backbone["name"], *p.prompt.shape] for p in prompts]
     columns = ["prompt", "trained on", "backbone", "rows", "width"]
-    present([Table(f"Source prompts in {library}", columns, rows, labels=3)], "prompts", output)
+    if like is not None:
+        target = prompt_library.read_adapter(like, scenario)
+        for row, source in zip(rows, prompts):
+            row += [similarities(target.prompt, source.prompt[None], measure).item() for measure in SIMILARITIES]
+        columns += SIMILARITIES
+    formats = dict.fromkeys(SIMILARITIES, ".4f")
+    present([Table(f"Source prompts in {library}", columns, rows, formats, labels=3)], "prompts", output)
 
 
 def prompts_remove(library: str, name: str) -> None:

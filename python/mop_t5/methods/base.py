@@ -110,6 +110,14 @@ class Method(nn.Module):
         """
         return iter(())
 
+    def only_trained(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows (scenarios, ...), of which a gradient reaches only those in trained_scenarios."""
+        if self.trained_scenarios is None or not torch.is_grad_enabled():
+            return rows
+        trained = torch.zeros(len(rows), *[1] * (rows.dim() - 1), dtype=torch.bool, device=rows.device)
+        trained[list(self.trained_scenarios)] = True
+        return torch.where(trained, rows, rows.detach())
+
     def needed_scenarios(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The scenarios of a batch, ascending, or None to compute all of them.
 

@@ -14,14 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from mop_t5 import adapter_folder
+from mop_t5 import adapter_folder, prompt_library
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
-from mop_t5.methods import register
-from mop_t5.methods.base import Method, MethodConfig, check_bool, check_choice, check_int
+from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.methods import register, spot
+from mop_t5.methods.base import Method, MethodConfig, check_bool, check_choice, check_int, check_scenarios
 from mop_t5.tokenization import load_tokenizer
 
-_INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file")
+_INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
+# fields that go with one init
+_NEEDS = {"init_words": "words", "init_file": "file", "init_library": "spot", "init_target": "spot"}
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,20 @@ class PromptTuningConfig(MethodConfig):
         "normal", mean 0 and standard deviation init_scale;
         "vocabulary", embeddings of distinct tokens drawn from the first init_vocabulary ids;
         "words", embeddings of the words in init_words, in turn, that of a word of several tokens being their mean;
-        "file", what init_file holds.
-        Prompts of several scenarios are drawn one by one; with "words" and "file" they may start alike.
+        "file", what init_file holds;
+        "spot", the source prompts of init_library that are most like init_target (SPoT).
+        Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
     init_scale: see init.
     init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent 5,000.
     init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer is the one that the backbone
         was loaded with.
     init_file: see init. The folder of a saved prompt_tuning, or a .safetensors file of one tensor, of shape
         (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
+    init_library: see init. Folder of a prompt library (mop_t5.prompt_library).
+    init_prompts: names of the prompts of init_library to choose from; all if empty.
+    init_target: see init. A first version of the prompt, trained for a few epochs; of the kinds that init_file is.
+    init_similarity: how prompts are compared, one of mop_t5.methods.spot.SIMILARITIES.
+    init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
     """
 
     prefix_length: int = 40
@@ -54,6 +63,11 @@ class PromptTuningConfig(MethodConfig):
     init_vocabulary: int = 5000
     init_words: tuple[str, ...] = ()
     init_file: str | None = None
+    init_library: str | None = None
+    init_prompts: tuple[str, ...] = ()
+    init_target: str | None = None
+    init_similarity: str = "avgpool_cosine"
+    init_top: int = 1
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,17 +90,32 @@ class PromptTuningConfig(MethodConfig):
             raise ValueError(
                 f"init_words must hold at most prefix_length = {self.prefix_length} words; got {len(self.init_words)}."
             )
-        if self.init_file is not None and not isinstance(self.init_file, str):
-            raise TypeError(f"init_file must be a path as a string; got {self.init_file!r}.")
-        for init, name, given in (("words", "init_words", self.init_words), ("file", "init_file", self.init_file)):
-            if bool(given) != (self.init == init):
+        for name in ("init_file", "init_library", "init_target"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be a path as a string; got {value!r}.")
+        self._set("init_prompts", check_scenarios(self.init_prompts, "init_prompts"))
+        for name, init in _NEEDS.items():
+            if bool(getattr(self, name)) != (self.init == init):
                 raise ValueError(f"{name} must be given where init={init!r}, and only there; got init={self.init!r}.")
+        check_choice("init_similarity", self.init_similarity, tuple(spot.SIMILARITIES))
+        check_int("init_top", self.init_top, 0)
 
 
 def _check_words(value) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(w, str) for w in value):
         raise TypeError(f"init_words must be a list of words; got {value!r}.")
     return tuple(value)
+
+
+def vocabulary_rows(model, argument: str, length: int, first: int) -> torch.Tensor:
+    """(length, d_model): embeddings of distinct tokens drawn from the first ids. argument: the field that set length,
+    for the error where there are too few."""
+    table = model.get_input_embeddings().weight
+    known = min(first, len(table))
+    if known < length:
+        raise ValueError(f"{argument} must be at most the vocabulary's {known} with init='vocabulary'; got {length}.")
+    return table[torch.randperm(known)[:length].to(table.device)]
 
 
 @register
@@ -113,18 +142,16 @@ class PromptTuning(Method):
     @torch.no_grad()
     def initialise(self, model) -> None:
         if self.config.init == "file":
-            self.prompt.copy_(self._rows_of_file())
+            self.prompt.copy_(self._stored("init_file")[0])
+        elif self.config.init == "spot":
+            self.prompt.copy_(self._rows_of_spot(model))
         elif self.config.init in ("vocabulary", "words"):
             rows = self._rows_of_vocabulary if self.config.init == "vocabulary" else self._rows_of_words
             for prompt in self.prompt if self.config.per_scenario else [self.prompt]:
                 prompt.copy_(rows(model))
 
     def _rows_of_vocabulary(self, model) -> torch.Tensor:
-        table, length = model.get_input_embeddings().weight, self.config.prefix_length
-        known = min(self.config.init_vocabulary, len(table))
-        if known < length:
-            raise ValueError(f"prefix_length must be at most the vocabulary's {known} with init='vocabulary'.")
-        return table[torch.randperm(known)[:length].to(table.device)]
+        return vocabulary_rows(model, "prefix_length", self.config.prefix_length, self.config.init_vocabulary)
 
     def _rows_of_words(self, model) -> torch.Tensor:
         table, name = model.get_input_embeddings().weight, model.config._name_or_path
@@ -141,29 +168,43 @@ class PromptTuning(Method):
             rows.append(table[tokens].to(self.prompt.dtype).mean(0))
         return torch.stack([rows[i % len(rows)] for i in range(self.config.prefix_length)])
 
-    def _rows_of_file(self) -> torch.Tensor:
-        path = Path(self.config.init_file)
+    def _rows_of_spot(self, model) -> torch.Tensor:
+        config = self.config
+        target, backbone = self._stored("init_target")
+        if backbone is not None:
+            check_same_backbone(model, backbone, dict(model.named_parameters()), config.init_target)
+        names = config.init_prompts or prompt_library.names(config.init_library)
+        sources = prompt_library.read_for(model, config.init_library, names, config.prefix_length)
+        targets = target if target.dim() == 3 else [target]
+        made = [spot.start(one, sources, config.init_similarity, config.init_top) for one in targets]
+        return torch.stack(made) if target.dim() == 3 else made[0]
+
+    def _stored(self, argument: str) -> tuple[torch.Tensor, dict | None]:
+        """The prompt at the path that a field gives, and which backbone it was trained for, if that is known."""
+        path, backbone = Path(getattr(self.config, argument)), None
         if path.is_dir():
             description, tensors = adapter_folder.read(path)
+            backbone = description["backbone"]
             if description["method"] != self.name:
                 raise ValueError(
-                    f"init_file {str(path)!r} holds the method {description['method']!r}; expected {self.name!r}."
+                    f"{argument} {str(path)!r} holds the method {description['method']!r}; expected {self.name!r}."
                 )
         elif path.is_file():
             try:
                 tensors = load_file(path)
             except SafetensorError as error:
-                raise ValueError(f"init_file {str(path)!r} is not a safetensors file ({error}).") from error
+                raise ValueError(f"{argument} {str(path)!r} is not a safetensors file ({error}).") from error
         else:
-            raise FileNotFoundError(f"init_file {str(path)!r} is neither a file nor a folder. Check the path.")
+            raise FileNotFoundError(f"{argument} {str(path)!r} is neither a file nor a folder. Check the path.")
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         shapes = (tuple(self.prompt.shape), tuple(self.prompt.shape[-2:]))
         if len(found) != 1 or not set(found.values()) <= set(shapes):
+            expected = " or ".join(map(str, dict.fromkeys(shapes)))
             raise ValueError(
-                f"init_file {str(path)!r} must hold one tensor of shape {' or '.join(map(str, dict.fromkeys(shapes)))};"
-                f" got {found}. Choose prefix_length and per_scenario as they were there."
+                f"{argument} {str(path)!r} must hold one tensor of shape {expected}; got {found}. Choose "
+                "prefix_length and per_scenario as they were there."
             )
-        return next(iter(tensors.values()))
+        return next(iter(tensors.values())), backbone
 
     @property
     def distinguishes_scenarios(self) -> bool:
@@ -174,11 +215,7 @@ class PromptTuning(Method):
 
     def _prepend(self, embeddings, mask, scenario_ids) -> torch.Tensor:
         """(batch, prompt + source, d_model)"""
-        rows = self.prompt
-        if self.trained_scenarios is not None and torch.is_grad_enabled():
-            trained = torch.zeros(len(rows), 1, 1, dtype=torch.bool, device=rows.device)
-            trained[list(self.trained_scenarios)] = True
-            rows = torch.where(trained, rows, rows.detach())
+        rows = self.only_trained(self.prompt)
         if self.config.per_scenario:
             # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
             rows = rows[0] if scenario_ids is None else rows[scenario_ids]

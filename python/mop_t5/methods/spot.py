@@ -1,0 +1,51 @@
+"""SPoT: a prompt starts as the source prompts that are most like it (Vu et al. 2022; its use in ATTEMPT, sec. 4).
+
+How alike they are is measured on a first version of the prompt, trained for a few epochs on its own task.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# (length, d), (sources, length, d) -> (sources,)
+SIMILARITIES = {
+    # of the mean rows, as the paper of SPoT compares tasks
+    "avgpool_cosine": lambda target, sources: F.cosine_similarity(sources.mean(1), target.mean(0)[None], dim=-1),
+    # row by row, summed: what the public code of ATTEMPT weights sources by
+    "sum_token_cosine": lambda target, sources: F.cosine_similarity(sources, target[None], dim=-1).sum(1),
+    # of the prompts as one vector each
+    "flat_cosine": lambda target, sources: F.cosine_similarity(sources.flatten(1), target.flatten()[None], dim=-1),
+}
+
+
+def similarities(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine") -> torch.Tensor:
+    """(sources,): how like a prompt (length, d) each of the source prompts (sources, length, d) is.
+
+    Raises ValueError for shapes that do not fit and for a measure that is not in SIMILARITIES.
+    """
+    if measure not in SIMILARITIES:
+        raise ValueError(f"measure must be one of {', '.join(SIMILARITIES)}; got {measure!r}.")
+    if target.dim() != 2 or sources.shape[1:] != target.shape:
+        raise ValueError(
+            f"target must have shape (length, d) and sources (sources, length, d); got {tuple(target.shape)} and "
+            f"{tuple(sources.shape)}. Prompts that are compared are of one length."
+        )
+    return SIMILARITIES[measure](target, sources)
+
+
+def start(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine", top: int = 1) -> torch.Tensor:
+    """(length, d): the `top` source prompts most like the target (0: all), mixed in proportion to their similarity.
+
+    With top=1 that is the most similar one itself (SPoT-t); with 0 and "sum_token_cosine" the mixture of ATTEMPT's
+    public code. Raises ValueError where the similarities do not sum to more than 0, and what similarities raises.
+    """
+    similarity = similarities(target, sources, measure)
+    best = similarity.topk(min(top or len(sources), len(sources))).indices
+    if len(best) == 1:
+        return sources[best[0]].clone()
+    chosen = similarity[best]
+    if not chosen.sum() > 0:
+        raise ValueError(
+            f"the similarities of the target to {len(best)} source prompts sum to {chosen.sum():.3g}, so they are no "
+            "weights. Mix fewer: the most similar one (top=1) needs none."
+        )
+    return torch.einsum("t,tmd->md", chosen / chosen.sum(), sources[best])
