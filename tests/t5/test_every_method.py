@@ -16,12 +16,14 @@ from test_methods import SCENARIOS, SMALL
 IDS = torch.tensor([0, 2, 1, 2])
 CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
     "one prompt a scenario": ("prompt_tuning", {**SMALL["prompt_tuning"], "per_scenario": True}),
+    "rows weighted one by one": ("attempt", {**SMALL["attempt"], "attention": "token"}),
     "routed experts": ("mop", {**SMALL["mop"], "routing": "xmoe_top2", "num_experts": 4}),
 }
 # with the small sizes in the place of the table's
 SYSTEMS = {
     label: (name, {**fields, **SMALL.get(name, {})}) for name in names() for label, fields in get(name).systems.items()
 }
+TRAINED = SYSTEMS | {label: case for label, case in CASES.items() if case not in SYSTEMS.values()}
 
 
 def backbone(**options):
@@ -88,7 +90,7 @@ def run(model, corpus, folder, rows=None, **changes):
     return train(model, tokenizer, rows or chosen, config, output=folder, progress=False)
 
 
-@pytest.mark.parametrize("case", SYSTEMS.values(), ids=SYSTEMS)
+@pytest.mark.parametrize("case", TRAINED.values(), ids=TRAINED)
 def test_trains_saves_loads_and_detaches(case, corpus, tmp_path):
     tokenizer, rows = corpus
     options = {"dtype": torch.float32, "vocab_size": len(tokenizer)}
