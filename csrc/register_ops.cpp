@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   m.impl("lowrank_phm_linear_backward_cpu", TORCH_BOX(&mop::lowrank_phm_linear_backward));
   m.impl("mop_ffn_cpu", TORCH_BOX(&mop::mop_ffn));
   m.impl("mop_ffn_backward_cpu", TORCH_BOX(&mop::mop_ffn_backward));
+  m.impl("attempt_mix_cpu", TORCH_BOX(&mop::attempt_mix));
+  m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::attempt_mix_backward));
 }
 
 namespace {

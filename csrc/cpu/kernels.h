@@ -117,6 +117,66 @@ struct DownTail {
   T* rule_in;  // gradient [j, a], or null
 };
 
+// attempt_mix: b example; j source prompt, then the target's own candidate; m rows of a prompt; d columns of all.
+
+// The largest number of each of `columns` columns: of equal ones the first, NaN is largest; 0 and -1 where no row
+// counts.
+template <class T>
+struct Pool {
+  i64 rows, columns, row;  // row: from one row of x, and of y, to the next
+  const T* x;
+  const unsigned char* keep;  // [rows], or null: all count
+  T* y;                       // a copy of x, or null
+  T* peak;                    // [columns]
+  int32_t* position;
+  bool stream;
+};
+
+template <class T>
+struct Prompts {
+  i64 examples, sources, size;  // size: m*d
+  const T *source, *target;     // [j, size]; [task, size]
+  const i64* tasks;             // [b]
+  const T* attention;           // [b, j]
+};
+
+// `columns` of [0, size), from `column` on, of all examples' prompts.
+template <class T>
+struct PromptMix {
+  Prompts<T> prompts;
+  i64 column, columns, row;  // row: from one example of y to the next
+  T* y;
+  bool stream;
+};
+
+// What of the gradients of the prompts comes from the mix, and of that of the attention from these columns.
+template <class T>
+struct PromptMixBackward {
+  Prompts<T> prompts;
+  i64 column, columns, row, tasks;
+  const T* grad;
+  T *attention, *source,
+      *target;  // [b, j], the part of these columns; [j, size]; [task, size]; the last two may be null
+};
+
+// From the largest numbers of the embeddings to the attention.
+template <class T>
+struct PromptHead {
+  i64 sources, width, rank;
+  const T *w_down, *w_up, *ln_weight, *ln_bias;
+  const T *source_peaks, *target_peaks;  // [j, d]; [task, d]
+  const i64* tasks;
+  T temperature;
+  const T* peak;                                            // [b, d]
+  T *hidden, *active, *normal, *scale, *query, *attention;  // made: [b, r] x 2; [b, d]; [b]; [b, d]; [b, j]
+};
+
+template <class T>
+struct PromptHeadBackward {
+  const T* grad_attention;                                                         // [b, j]
+  T *grad_scores, *grad_query, *scaled_query, *grad_up, *grad_hidden, *grad_peak;  // made; the last may be null
+};
+
 template <class T>
 struct Kernels {
   void (*stage1)(const PhmDims&, const T* rule_in, i64 rows, const T* x, T* t);
@@ -132,6 +192,13 @@ struct Kernels {
   void (*weight_rows)(const PhmDims&, i64 a, const T* rule, const T* local, T* weight);
   void (*weight_grad_rule)(const PhmDims&, i64 a, const T* grad, const T* local, T* rule);
   void (*weight_grad_local)(const PhmDims&, i64 u, const T* grad, const T* rule, T* local);
+  void (*pool)(const Pool<T>&, T* scratch);
+  void (*prompt_mix)(const PromptMix<T>&);
+  void (*prompt_mix_backward)(const PromptMixBackward<T>&);
+  void (*prompt_head)(const PromptHead<T>&, i64 first, i64 examples);
+  void (*prompt_head_backward)(const PromptHead<T>&, const PromptHeadBackward<T>&, i64 first, i64 examples);
+  // to[m, n] = sum over b of left[b, m] right[b, n]; the rows m of `to` that start at `first`
+  void (*sum_products)(i64 depth, i64 first, i64 rows, i64 columns, const T* left, i64 left_row, const T* right, T* to);
   void (*sum_rows)(i64 rows, i64 width, const T* from, i64 row, T* to);  // to[w] = sum over rows, in order
 };
 
@@ -156,6 +223,7 @@ inline i64 pair_forward_scratch(const PhmDims& down, const PhmDims& up, i64 rows
 inline i64 pair_backward_scratch(const PhmDims& down, const PhmDims& up, i64 rows) {
   return 2 * line(down.j() * rows * down.loc_out) + 4 * line(rows * down.out()) + map_backward_scratch(up, rows);
 }
+inline i64 pool_scratch(i64 columns) { return 2 * line(columns); }
 inline i64 down_tail_scratch(const PhmDims& d) { return line(d.loc_in * d.loc_out); }
 
 template <class T>

@@ -1,6 +1,7 @@
 // The units of kernels.h, compiled once a level: MOP_LEVEL names the level and the compiler flags decide its registers.
 #include "activation.h"
 #include "kernels.h"
+#include "prompt_units.h"
 #include "stages.h"
 
 namespace {
@@ -246,10 +247,26 @@ void sum_rows_to(i64 rows, i64 width, const T* from, i64 row, T* to) {
 }
 
 template <class T>
-constexpr Kernels<T> kTable = {
-    stage1<T>,      map_forward<T>,       map_backward<T>,      pair_forward<T>, pair_backward<T>,
-    down_tail<T>,   stage1_transposed<T>, local_first<T>,       rule_first<T>,   rule_first_backward<T>,
-    weight_rows<T>, weight_grad_rule<T>,  weight_grad_local<T>, sum_rows_to<T>};
+constexpr Kernels<T> kTable = {stage1<T>,
+                               map_forward<T>,
+                               map_backward<T>,
+                               pair_forward<T>,
+                               pair_backward<T>,
+                               down_tail<T>,
+                               stage1_transposed<T>,
+                               local_first<T>,
+                               rule_first<T>,
+                               rule_first_backward<T>,
+                               weight_rows<T>,
+                               weight_grad_rule<T>,
+                               weight_grad_local<T>,
+                               pool<T>,
+                               prompt_mix<T>,
+                               prompt_mix_backward<T>,
+                               prompt_head<T>,
+                               prompt_head_backward<T>,
+                               sum_products<T>,
+                               sum_rows_to<T>};
 
 }  // namespace
 

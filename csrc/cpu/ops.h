@@ -35,4 +35,10 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
                                      std::vector<Tensor> ups, i64 num_maps, std::string activation,
                                      std::optional<Tensor> experts, i64 mask);
 
+std::vector<Tensor> attempt_mix(Tensor x, std::optional<Tensor> keep, Tensor source, Tensor target, Tensor task_ids,
+                                Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, double temperature);
+std::vector<Tensor> attempt_mix_backward(Tensor grad_prefixed, Tensor grad_attention, Tensor peak, Tensor position,
+                                         Tensor source, Tensor target, Tensor task_ids, Tensor w_down, Tensor w_up,
+                                         Tensor ln_weight, Tensor ln_bias, double temperature, i64 mask);
+
 }  // namespace mop

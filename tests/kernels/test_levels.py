@@ -22,7 +22,9 @@ def test_the_plain_level_can_be_asked_for():
 
 @pytest.mark.skipif(backends.build_info().get("vector_level_here") != "avx2", reason="this run is of the plain level")
 def test_values_and_gradients_of_the_plain_level():
-    files = [str(HERE / name) for name in ("test_values.py", "test_mop_ffn.py", "test_experts.py")]
+    files = [
+        str(HERE / name) for name in ("test_values.py", "test_mop_ffn.py", "test_experts.py", "test_attempt_mix.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *files]
     run = subprocess.run(command, env=PLAIN, capture_output=True, text=True, cwd=HERE.parents[1])
     assert run.returncode == 0, run.stdout[-3000:]
