@@ -58,7 +58,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
         attention=[*plain, model.config._attn_implementation],
         requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
-        trained={name: p.detach().clone() for name, p in model.named_parameters() if name in trained},
+        trained={name: _kept(p) for name, p in model.named_parameters() if name in trained},
         hooks=add_hooks(model, method.adapter_places),
     )
     for name, parameter in model.named_parameters():
@@ -74,6 +74,12 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
     method.train(model.training)
     model.__class__ = _attached_class(type(model))
     return model
+
+
+def _kept(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy to restore, in the host's memory: fine-tuning keeps one of the whole backbone."""
+    values = parameter.detach()
+    return values.clone() if values.is_meta else values.to("cpu", copy=True)
 
 
 def detach_method(model: PreTrainedModel) -> PreTrainedModel:
