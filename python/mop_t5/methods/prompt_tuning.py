@@ -19,7 +19,15 @@ from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.backbone_identity import check_same_backbone
 from mop_t5.methods import register, spot
-from mop_t5.methods.base import Method, MethodConfig, check_bool, check_choice, check_int, check_scenarios
+from mop_t5.methods.base import (
+    Method,
+    MethodConfig,
+    check_bool,
+    check_choice,
+    check_int,
+    check_positive,
+    check_scenarios,
+)
 from mop_t5.tokenization import load_tokenizer
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
@@ -76,10 +84,7 @@ class PromptTuningConfig(MethodConfig):
         if self.per_scenario and not self.scenarios:
             raise ValueError("scenarios must name at least one scenario where per_scenario=True; got none.")
         check_choice("init", self.init, _INITS)
-        if isinstance(self.init_scale, bool) or not isinstance(self.init_scale, (int, float)):
-            raise TypeError(f"init_scale must be a number; got {self.init_scale!r}.")
-        if not 0 < self.init_scale < float("inf"):
-            raise ValueError(f"init_scale must be above 0 and finite; got {self.init_scale}.")
+        check_positive("init_scale", self.init_scale)
         check_int("init_vocabulary", self.init_vocabulary, 1)
         if self.init == "vocabulary" and self.init_vocabulary < self.prefix_length:
             raise ValueError(
