@@ -98,6 +98,9 @@ class SuiteConfig:
             raise ValueError(f"seeds must be different integers, at least one; got {self.seeds}.")
         if self.split not in ("test", "valid"):
             raise ValueError(f"split must be 'test' or 'valid', got {self.split!r}.")
+        for name in ("num_beams", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class Suite:
