@@ -83,11 +83,12 @@ def corpus():
     return tokenizer, chosen
 
 
-def run(model, corpus, folder, rows=None, **changes):
+def run(model, corpus, folder, rows=None, resume=False, **changes):
     tokenizer, chosen = corpus
     fields = {"steps": 20, "batch_size": 8, "learning_rate": 0.05, "warmup_steps": 0, "max_source": 40}
     config = TrainingConfig(**fields | {"max_target": 20, "batching": "mixed", "schedule": "constant"} | changes)
-    return train(model, tokenizer, rows or chosen, config, output=folder, progress=False)
+    valid = chosen[::5] if config.evaluate_every else None
+    return train(model, tokenizer, rows or chosen, config, output=folder, valid=valid, resume=resume, progress=False)
 
 
 @pytest.mark.parametrize("case", TRAINED.values(), ids=TRAINED)
@@ -130,6 +131,22 @@ def test_trains_saves_loads_and_detaches(case, corpus, tmp_path):
     del inputs["scenario_ids"]
     assert type(model) is type(backbone())
     assert torch.equal(outputs(model).logits, outputs(backbone(**options)).logits)
+
+
+@of_case
+def test_a_resumed_run_ends_where_a_straight_one_ends(case, corpus, tmp_path):
+    """With validation, dropout, and whatever the method draws in training."""
+    options = {"dtype": torch.float32, "vocab_size": len(corpus[0]), "dropout_rate": 0.1}
+    changes = {"batch_size": 4, "log_every": 1, "evaluate_every": 2, "max_target": 4}
+    runs = {}
+    for name, steps, resume in (("straight", 4, False), ("cut", 2, False), ("cut", 4, True)):
+        model = attached(case, backbone(**options))
+        result = run(model, corpus, tmp_path / name, steps=steps, resume=resume, **changes)
+        losses = {point["step"]: point["loss"] for point in result.history if "loss" in point}
+        runs[name] = losses, dict(model.named_parameters())
+    assert list(runs["cut"][0]) == [1, 2, 3, 4]
+    assert runs["cut"][0] == runs["straight"][0]
+    assert all(torch.equal(parameter, runs["cut"][1][name]) for name, parameter in runs["straight"][1].items())
 
 
 @of_case
