@@ -201,10 +201,12 @@ void prompt_head_backward(const PromptHead<T>& h, const PromptHeadBackward<T>& g
 
     T *query = g.grad_query + b * h.width, *up = g.grad_up + b * h.width, *scaled = g.scaled_query + b * h.width;
     const T* normal = h.normal + b * h.width;
-    product<T>(1, h.width, h.sources, {scores, 0, 1}, {h.source_peaks, h.width}, {query, h.width});
+    // the gradients of the scores sum to zero: by differences, candidates that are alike do not cancel into rounding
     const T* own = h.target_peaks + h.tasks[b] * h.width;
+    for (i64 c = 0; c < h.width; ++c) query[c] = T(0);
+    for (i64 j = 0; j < h.sources; ++j)
+      for (i64 c = 0; c < h.width; ++c) query[c] += scores[j] * (h.source_peaks[j * h.width + c] - own[c]);
     for (i64 c = 0; c < h.width; ++c) {
-      query[c] += scores[h.sources] * own[c];
       scaled[c] = query[c] * normal[c];
       up[c] = query[c] * h.ln_weight[c];
     }
