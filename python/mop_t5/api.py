@@ -18,7 +18,7 @@ __all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attache
 
 class ParameterCount(NamedTuple):
     trained: int  # parameters that ask for a gradient
-    total: int  # backbone and method
+    total: int  # backbone and method, with what is frozen in it
     backbone: int
     share: float  # trained / backbone
 
@@ -100,6 +100,8 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
         total += parameter.numel()
         trained += parameter.numel() if parameter.requires_grad else 0
         backbone += 0 if name.startswith(f"{SUBMODULE}.") else parameter.numel()
+    if is_attached(model):
+        total += sum(buffer.numel() for buffer in model.mop.buffers())
     return ParameterCount(trained, total, backbone, trained / backbone)
 
 

@@ -7,7 +7,8 @@ import mop_t5
 import pytest
 import torch
 from mop_t5 import prompt_library
-from mop_t5.data import synthetic_corpus
+from mop_t5.cli import main
+from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.evaluation import generate_summaries
 from mop_t5.methods.attempt import AttemptConfig
 from mop_t5.tokenization import train_tokenizer
@@ -127,7 +128,7 @@ def test_the_equations(attention, use_target, pool_padding):
     prefixed = model.mop.additions().prompt(x, mask, IDS)
     torch.testing.assert_close(prefixed, torch.cat([expected, x], 1), atol=1e-12, rtol=1e-11)
     torch.testing.assert_close(model.mop.attention_of(x, mask, IDS), weights, atol=1e-13, rtol=1e-12)
-    assert len(model.mop.candidates) == weights.shape[1] - (attention == "none" and not use_target)
+    assert len(model.mop.candidates) == weights.shape[1]
     if model.mop.attention is not None:
         assert weights.std(1).min() > 0.01, "the prompts must differ in weight"
     gradient = torch.randn_like(expected)
@@ -183,7 +184,10 @@ def test_parameter_counts_of_the_paper(scenarios, fields, trained):
     names = [f"task {i}" for i in range(scenarios)]
     sources = {"library": "anywhere", "source_prompts": ["MNLI", "QNLI", "QQP", "SST-2", "SQuAD", "ReCoRD"]}
     mop_t5.attach(model, "attempt", scenarios=names, **sources, **fields)
-    assert mop_t5.count_parameters(model).trained == trained
+    counted = mop_t5.count_parameters(model)
+    frozen = 6 * 76_800 + (0 if fields.get("train_attention", True) else 155_136)
+    assert counted.trained == trained
+    assert counted.total == counted.backbone + trained + frozen
     assert model.mop.source_prompts.shape == (6, 100, 768)
 
 
@@ -327,6 +331,32 @@ def test_trains_saves_loads_and_generates(attention, use_target, corpus, tmp_pat
     assert mine == theirs
     mop_t5.detach(model)
     assert type(model) is type(tiny())
+
+
+def test_from_the_command_line(corpus, tmp_path, capsys):
+    """Train source prompts, put them into a library, train and evaluate ATTEMPT on another task."""
+    tokenizer, rows = corpus
+    tiny(vocab_size=len(tokenizer), dtype=torch.float32).save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    for split in ("train", "test"):
+        write_examples(tmp_path / "corpus" / f"{split}.jsonl", rows)
+    base = ["train", "--corpus", str(tmp_path / "corpus"), "--backbone", str(tmp_path / "backbone")]
+    base += ["--steps", "2", "--batch_size", "4", "--max_target", "8", "--options.prompt_length", "4"]
+    library = ["--library", str(tmp_path / "library")]
+    for name in ("taxi", "ticket"):
+        source = [word.replace("prompt_length", "prefix_length") for word in base]
+        source += ["--method", "prompt_tuning", "--scenarios", f"[{name}]", "--output", str(tmp_path / name)]
+        assert main(source) == 0
+        assert main(["prompts", "add", *library, "--name", name, "--adapter", str(tmp_path / name / "adapter")]) == 0
+    options = ["--options.library", str(tmp_path / "library"), "--options.source_prompts", "[ticket, taxi]"]
+    run = [*base, "--method", "attempt", *options, "--group_rates", "{attention: 0.3}", "--scenarios", "[food]"]
+    assert main([*run, "--output", str(tmp_path / "run")]) == 0
+    shutil.rmtree(tmp_path / "library")
+    assert main(["evaluate", "--run", str(tmp_path / "run"), "--num_beams", "2"]) == 0
+    assert "attempt" in capsys.readouterr().out
+    loaded = mop_t5.load(mop_t5.load_backbone(tmp_path / "backbone"), tmp_path / "run" / "adapter")
+    assert loaded.mop.candidates == ("ticket", "taxi", "target")
+    assert loaded.scenarios == ("food",)
 
 
 def test_validation_generates_with_the_task_of_each_row(corpus, tmp_path, monkeypatch):
