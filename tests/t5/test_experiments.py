@@ -71,6 +71,7 @@ def killed(place):
     return folder
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_killed_and_started_again_ends_in_the_same_table(killed):
     report = json.loads((killed / "report.json").read_text())
     assert [attempt["signal"] for attempt in report.values()] == [signal.SIGKILL] * 5 + [0]
