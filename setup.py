@@ -100,6 +100,11 @@ def find_torch() -> Path | None:
 class NinjaBuild(build_ext):
     """Compiles a module with ninja, each source by the rule of its suffix and with flags of its own, and links it."""
 
+    def run(self) -> None:
+        if self.inplace or self.editable_mode:  # kept between installs, which compile again only what has changed
+            self.build_temp = str(ROOT / "build" / "inplace")
+        super().run()
+
     def build_extension(self, extension: Extension) -> None:
         try:
             import ninja
@@ -152,8 +157,7 @@ class NinjaBuild(build_ext):
         ]
 
         target = Path(self.get_ext_fullpath(extension.name)).resolve()
-        # kept between editable installs, so that they compile again only what has changed
-        folder = (ROOT / "build" / "inplace" if self.inplace else Path(self.build_temp).resolve()) / extension.name
+        folder = Path(self.build_temp).resolve() / extension.name
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         objects = []

@@ -1,5 +1,6 @@
-// lowrank_phm_linear, y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built. Three
-// products, with t and s through memory as [i, n, r, .], so that stage 2 is one product a term, of rank*rows rows:
+// lowrank_phm_linear, y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built. Few
+// rows: one launch (lowrank_phm_linear_kernel.cuh). Otherwise, and backward, products with t and s through memory as
+// [i, n, r, .], so that stage 2 is one product a term, of rank*rows rows:
 //
 //   1. t[i, n, r, u] = sum_a x[n, a, u] rule_in[i, a, r]         rank*terms*in multiply-adds a row
 //   2. s[i, n, r, v] = sum_u t[i, n, r, u] local[i, u, v]        rank*terms*loc_in*loc_out
@@ -8,11 +9,46 @@
 // Backward makes t and s again where they are needed; each gradient is one product more, of the gradients gs and gt of
 // s and t. All of them move rows*(in + out + 2*rank*terms*(loc_in + loc_out)) numbers, forward, and some three times
 // that, backward.
+#include "lowrank_phm_linear_kernel.cuh"
+#include "mop_ffn_call.h"
 #include "ops.h"
 #include "products.h"
 
 namespace mop {
 namespace {
+
+constexpr i64 kFewRows = 64;  // beyond, the tiles of the one launch would read the locals too often
+
+// The tile of the one launch: of so few v that there are blocks enough; of no rows where nothing fits.
+ffn::Tile tile_of(const ffn::Sides& d, i64 rows) {
+  for (int most = 8; most > 0; most /= 2) {
+    const int height = int(std::min<i64>(most, rows));
+    const i64 chunks = div_up(ffn::kWantedBlocks, div_up(rows, i64(height)));
+    const int wanted = std::max(8, ffn::padded(int(div_up(i64(d.loc_out), chunks))));
+    const ffn::Tile tile{height, 0, std::min(wanted, ffn::padded(d.loc_out))};
+    const auto fits = [&](int u) { return lowrank_floats(d, {tile.rows, u, tile.v}) <= ffn::shared_floats(); };
+    const int u = ffn::widest_chunk(d.loc_in, std::min(8, ffn::padded(d.loc_in)), fits);
+    if (u > 0) return {tile.rows, u, tile.v};
+  }
+  return {};
+}
+
+// Whether it was done.
+template <class T>
+bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Factors<T>& factors, const Tensor& y) {
+  if (rows == 0 || rows > kFewRows || std::max({dims.in(), dims.out(), dims.j()}) >= i64(1) << 24) return false;
+  const ffn::Sides d{int(dims.terms), int(dims.rank),   int(dims.g_in),
+                     int(dims.g_out), int(dims.loc_in), int(dims.loc_out)};
+  const ffn::Tile tile = tile_of(d, rows);
+  if (tile.rows == 0) return false;
+  const i64 tiles = div_up(rows, i64(tile.rows)), chunks = div_up(d.loc_out, tile.v);
+  const LowRankForward<T> p{d, factors, in<T>(x), out<T>(y), rows, tiles, tile};
+  const bool fast = (d.loc_in | d.loc_out) % 4 == 0 && ffn::starts_whole(p.x) && ffn::starts_whole(factors);
+  const Launch launch(x);
+  launch("lowrank_phm_linear", fast ? lowrank_phm_linear_kernel<T, true> : lowrank_phm_linear_kernel<T, false>,
+         tiles * chunks, ffn::kThreads, lowrank_floats(d, tile) * sizeof(float), p);
+  return true;
+}
 
 PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
   MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
@@ -155,7 +191,10 @@ Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor loca
   const Tensor y = empty(x, sizes);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const Stages<T> stages(d, x.numel() / d.in(), x, rule_in, rule_out, local);
+    const i64 rows = x.numel() / d.in();
+    const ffn::Factors<T> factors{in<T>(rule_in), in<T>(rule_out), in<T>(local), in<T>(bias)};
+    if (in_one_launch(d, rows, x, factors, y)) return;
+    const Stages<T> stages(d, rows, x, rule_in, rule_out, local);
     const Tensor t = stages.stage_1(in<T>(x)), s = stages.stage_2(in<T>(t));
     stages.stage_3(in<T>(s), in<T>(bias), out<T>(y));
   });

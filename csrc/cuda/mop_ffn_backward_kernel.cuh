@@ -284,7 +284,7 @@ struct BackwardBlock {
     const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
     float* const s = t + (p.scratch.down_s - p.scratch.t);
     const Rules own = copy_rules(d, factors, rules);
-    down_stages<false, kFast>(d, p.tile.u, rows, own, x_rows(), factors.local, t, s);
+    first_stages<false, kFast>(d, p.tile.u, rows, d.loc_out, own, x_rows(), factors.local, t, s);
     stage_3<false>(d, rows, d.loc_out, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
       store16(pre + (i64(n) * d.g_out + c) * pre_pitch() + v,
               with_bias<kFast>(sum, factors.bias, i64(c) * d.loc_out + v, d.loc_out - v));
@@ -359,7 +359,7 @@ struct BackwardBlock {
     float* const dt = t + (p.scratch.down_dt - p.scratch.t);
     float* const s = t + (p.scratch.down_s - p.scratch.t);  // then ds
     if (to.rule_out) {
-      down_stages<false, kFast>(d, p.tile.u, rows, own, x, factors.local, t, s);
+      first_stages<false, kFast>(d, p.tile.u, rows, d.loc_out, own, x, factors.local, t, s);
       rule_out_gradient<kFast>(d, rows, d.loc_out, s, dy_of, room, to.rule_out);
     }
     if (!needs_ds) return;

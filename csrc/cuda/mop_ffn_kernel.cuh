@@ -179,17 +179,18 @@ MOP_DEVICE Pack<float> with_bias(const Pack<float>& sum, const T* bias, i64 colu
   return bias == nullptr ? sum : sum_of(sum, load_some<kFast>(bias + column, valid));
 }
 
-// Stages 1 and 2 of the down map, in chunks of u. t and s may be overwritten at once; threads meet before it returns.
+// Stages 1 and 2 in chunks of u, for `width_v` of v, the first of which is where `local` starts. t and s may be
+// overwritten at once; threads meet before it returns.
 template <bool kBySize, bool kFast, class T>
-MOP_DEVICE void down_stages(const Sides& d, int chunk, int rows, const Rules& rules, const T* x, const T* local,
-                            float* t, float* s) {
+MOP_DEVICE void first_stages(const Sides& d, int chunk, int rows, int width_v, const Rules& rules, const T* x,
+                             const T* local, float* t, float* s) {
   for (int u = 0; u < d.loc_in; u += chunk) {
     const int width = least(chunk, d.loc_in - u);
     sync_threads();
     stage_1<kBySize>(
         d, rows, width, rules.in, [&](int n) { return Operand<T, kFast>{x + i64(n) * d.in() + u, d.loc_in}; }, t);
     sync_threads();
-    stage_2<kFast>(d, rows, width, d.loc_out, t, local + i64(u) * d.loc_out, u > 0, s);
+    stage_2<kFast>(d, rows, width, width_v, t, local + i64(u) * d.loc_out, u > 0, s);
   }
   sync_threads();
 }
@@ -253,7 +254,8 @@ MOP_KERNEL mop_ffn_kernel(MopForward<T> p) {
 
     const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
     Rules rules = copy_rules(down, factors, scratch + p.scratch.rules);
-    down_stages<kFast, kFast>(down, p.tile.u, rows, rules, x, factors.local, t, scratch + p.scratch.down_s);
+    first_stages<kFast, kFast>(down, p.tile.u, rows, down.loc_out, rules, x, factors.local, t,
+                               scratch + p.scratch.down_s);
     stage_3<kFast>(down, rows, down.loc_out, rules.out, scratch + p.scratch.down_s,
                    [&](int n, int c, int v, const Pack<float>& sum) {
                      const int column = c * down.loc_out + v, valid = down.loc_out - v;

@@ -143,3 +143,16 @@ def test_every_way_of_phm_linear(shape, backend):
         alone = gradients([j == k for j in range(4)])
         torch.testing.assert_close(alone[k], together[k])
         assert alone[:k] + alone[k + 1 :] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(70, 3, 3, 2, 5, 7, 2),  # too many rows for CUDA's one launch
+        Shape(2, 2, 800, 800, 1, 3, 8),  # rules too large for its shared memory
+        Shape(3, 2, 3, 2, 9, 200, 20),  # several chunks of v
+    ],
+    ids=str,
+)
+def test_every_way_of_lowrank_phm_linear(shape, backend):
+    check("lowrank_phm_linear", backend, testing.lowrank_inputs(shape, torch.float32))
