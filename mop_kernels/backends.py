@@ -58,7 +58,6 @@ _DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 _WITHOUT = {  # operations that a backend has no kernel of
-    "triton": ("attempt_mix",),
     "cuda": ("attempt_mix",),
 }
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}

@@ -5,7 +5,7 @@ outputs, which come with any strides; results are contiguous. Sums are accumulat
 the same bits.
 """
 
-from . import lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
+from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
 
 IMPLEMENTATIONS = {
     "phm_weight": phm_weight.forward,
@@ -16,4 +16,6 @@ IMPLEMENTATIONS = {
     "lowrank_phm_linear_backward": lowrank_phm_linear.backward,
     "mop_ffn": mop_ffn.forward,
     "mop_ffn_backward": mop_ffn_backward.backward,
+    "attempt_mix": attempt_mix.forward,
+    "attempt_mix_backward": attempt_mix_backward.backward,
 }
