@@ -1,4 +1,4 @@
-// Gradients of mop_ffn: two launches for up to kMaxMaps maps, and two more for each further kMaxMaps.
+// Gradients of mop_ffn in two launches.
 #include "mop_ffn_backward_kernel.cuh"
 #include "mop_ffn_call.h"
 #include "mop_ffn_sums_kernel.cuh"
@@ -31,6 +31,8 @@ class Backward {
  public:
   Backward(const Launch& launch, const Tensor& x, const Maps& down, const Maps& ups, const Bank<T>& bank, i64 mask)
       : launch_(launch), x_(x), ups_(ups), bank_(bank), mask_(mask) {
+    MOP_GUARD(ups.count <= kMaxMaps && 1 + down.width() + ups.count * ups.width() <= kMaxTotals);
+    take_maps(bank_, ups, 0, ups.count);
     const auto floats = [&](const Tile& tile) {
       return backward_scratch(bank.down, bank.up, tile, threads_of_block(kThreads)).floats;
     };
@@ -47,46 +49,36 @@ class Backward {
   }
 
   std::vector<Tensor> run(const std::vector<Tensor>& grads) {
-    const i64 items = bank_.pairs() * parts_, blocks = plan_.blocks(items);
-    const bool to_down = grad_x_.asked || any(down_);
-    const i64 launches = div_up(ups_.count, i64(kMaxMaps));
-    const i64 hidden = to_down && launches > 1 ? bank_.pairs() * bank_.rows * bank_.down.out() : 0;
+    const i64 blocks = plan_.blocks(bank_.pairs() * parts_);
     MopBackward<T> p{};
     p.scratch = backward_scratch(bank_.down, bank_.up, plan_.tile, threads_of_block(kThreads));
     const i64 scratch = plan_.on_chip ? 0 : blocks * p.scratch.floats;
     Tensor workspace;
     float* start = nullptr;
-    if (part_floats_ + hidden + scratch > 0) {
-      workspace = empty_float(x_, {part_floats_ + hidden + scratch});
+    if (part_floats_ + scratch > 0) {
+      workspace = empty_float(x_, {part_floats_ + scratch});
       start = out<float>(workspace);
     }
     p.workspace = plan_.on_chip ? nullptr : start + part_floats_;
-    p.dh = hidden > 0 ? start + part_floats_ + scratch : nullptr;
     p.tile = plan_.tile;
     p.tiles = tiles_;
     p.parts = parts_;
-    p.to_down = to_down;
     p.dx = grad_x_.template gradient<T>(start);
     p.d_down = gradients(down_.data(), down_.size(), start);
-    for (i64 first = 0; first < ups_.count; first += kMaxMaps) {
-      const i64 count = std::min<i64>(kMaxMaps, ups_.count - first);
-      take_maps(bank_, ups_, first, count);
-      p.has_earlier = hidden > 0 && first > 0;
-      p.has_later = hidden > 0 && first + count < ups_.count;
-      p.needs_hidden = to_down;
-      bool fast = plan_.on_chip && reads_by_fours(bank_);
-      for (i64 k = 0; k < count; ++k) {
-        p.dy[k] = in<T>(grads[first + k]);
-        fast = fast && starts_whole(p.dy[k]);
-        p.d_up[k] = gradients(&up_[(first + k) * ups_.width()], ups_.width(), start);
-        const FactorGradients<T>& d = p.d_up[k];
-        p.needs_hidden = p.needs_hidden || d.rule_in.asked() || d.rule_out.asked() || d.local.asked();
-      }
-      p.bank = bank_;
-      launch_("mop_ffn_backward", fast ? mop_ffn_backward_kernel<T, true> : mop_ffn_backward_kernel<T, false>, blocks,
-              kThreads, plan_.on_chip ? p.scratch.floats * sizeof(float) : 0, p);
-      totals(start, first, count);
+    p.to_down = std::any_of(down_.begin(), down_.end(), [](const Wanted& w) { return w.asked; }) || grad_x_.asked;
+    p.needs_hidden = p.to_down;
+    p.bank = bank_;
+    bool fast = plan_.on_chip && reads_by_fours(bank_);
+    for (int map = 0; map < bank_.maps; ++map) {
+      p.dy[map] = in<T>(grads[map]);
+      fast = fast && starts_whole(p.dy[map]);
+      const FactorGradients<T> d = gradients(&up_[map * ups_.width()], ups_.width(), start);
+      p.d_up[map] = d;
+      p.needs_hidden = p.needs_hidden || d.rule_in.asked() || d.rule_out.asked() || d.local.asked();
     }
+    launch_("mop_ffn_backward", fast ? mop_ffn_backward_kernel<T, true> : mop_ffn_backward_kernel<T, false>, blocks,
+            kThreads, plan_.on_chip ? p.scratch.floats * sizeof(float) : 0, p);
+    sum_parts(start);
     std::vector<Tensor> results;
     const auto give = [&](const Wanted& w) {
       if (w.asked) results.push_back(w.result);
@@ -113,10 +105,6 @@ class Backward {
     return w;
   }
 
-  static bool any(const std::vector<Wanted>& list) {
-    return std::any_of(list.begin(), list.end(), [](const Wanted& w) { return w.asked; });
-  }
-
   static FactorGradients<T> gradients(const Wanted* of_map, i64 width, float* start) {
     FactorGradients<T> found{};
     Gradient<T>* const all[] = {&found.rule_in, &found.rule_out, &found.local, &found.bias};
@@ -124,8 +112,7 @@ class Backward {
     return found;
   }
 
-  // Sums what the launch for maps [first, first + count) left in parts; x and the down map's with the last.
-  void totals(const float* start, i64 first, i64 count) {
+  void sum_parts(const float* start) {
     MopTotals<T> p{};
     p.layers = bank_.layers, p.places = bank_.places, p.num_experts = bank_.num_experts, p.experts = bank_.experts;
     i64 blocks = 0;
@@ -133,22 +120,19 @@ class Backward {
     const auto add = [&](const Wanted& w) {
       const bool all_written = bank_.experts == nullptr || !w.group.experts;
       if (!w.asked || w.group.size == 0 || (w.own && all_written)) return;
-      Total<T>& total = p.totals[p.count++];
-      total = {w.own, start + w.first_part, out<T>(w.result), w.group, w.parts_a_pair, blocks, 1};
       const i64 sum = (w.group.layers ? 1 : bank_.layers) * (w.group.experts ? 1 : bank_.places) * w.parts_a_pair;
-      while (total.lanes * 4 < sum && total.lanes < 16 && total.lanes * 2 <= threads) total.lanes *= 2;
+      short lanes = 1;
+      while (lanes * 4 < sum && lanes < 16 && lanes * 2 <= threads) lanes *= 2;
+      p.totals[p.count++] = {start + w.first_part, out<T>(w.result), w.group.size, blocks, int(w.parts_a_pair), lanes,
+                             w.group.layers,       w.group.experts,  w.own};
       const i64 groups = (w.group.layers ? bank_.layers : 1) * (w.group.experts ? bank_.num_experts : 1);
-      blocks += groups * div_up(w.group.size, i64(packs_of_block(threads, total.lanes)) * 4);
+      blocks += groups * div_up(w.group.size, i64(packs_of_block(threads, lanes)) * 4);
     };
-    if (first + count == ups_.count) {
-      add(grad_x_);
-      for (const Wanted& w : down_) add(w);
-    }
-    for (i64 k = first * ups_.width(); k < (first + count) * ups_.width(); ++k) add(up_[k]);
-    if (p.count > 0) {
-      const i64 bytes = threads * sizeof(Pack<float>) + 16;
-      launch_("mop_ffn_sums", mop_ffn_sums_kernel<T>, blocks, kThreads, bytes, p);
-    }
+    add(grad_x_);
+    for (const Wanted& w : down_) add(w);
+    for (const Wanted& w : up_) add(w);
+    if (p.count > 0)
+      launch_("mop_ffn_sums", mop_ffn_sums_kernel<T>, blocks, kThreads, threads * sizeof(Pack<float>) + 16, p);
   }
 
   const Launch& launch_;

@@ -214,8 +214,6 @@ struct MopBackward {
   const T* dy[kMaxMaps];
   Gradient<T> dx;
   FactorGradients<T> d_down, d_up[kMaxMaps];
-  float* dh;  // [pairs, rows, d_mid] where the maps need several launches, each of which adds to it; else null
-  bool has_earlier, has_later;
   bool needs_hidden, to_down;  // whether anything reads the hidden rows; whether x or the down map asks
   Tile tile;
   BackwardScratch scratch;
@@ -266,9 +264,6 @@ struct BackwardBlock {
     const int v = bank.down.loc_out;
     return (i64(n) * bank.down.g_out + column / v) * pre_pitch() + column % v;
   }
-  MOP_DEVICE float* global_dh(int n, int column) const {
-    return p.dh + (pair.index * bank.rows + first_row + n) * bank.down.out() + column;
-  }
   // function(n, column) for every hidden number of the tile
   template <class Function>
   MOP_DEVICE void for_hidden(const Function& function) const {
@@ -278,7 +273,7 @@ struct BackwardBlock {
 
   MOP_DEVICE const T* x_rows() const { return pair.of(bank, bank.x, bank.x_group) + first_row * bank.down.in(); }
 
-  // pre, h, and dh of the maps before
+  // pre, h, and zeros for dh
   MOP_DEVICE void forward() const {
     const Sides& d = bank.down;
     const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
@@ -293,7 +288,7 @@ struct BackwardBlock {
     for_hidden([&](int n, int column) {
       const i64 at = hidden.at(n, column);
       h[at] = activated(bank.activation, pre[pre_at(n, column)]);
-      dh[at] = p.has_earlier ? *global_dh(n, column) : 0.f;
+      dh[at] = 0.f;
     });
   }
 
@@ -406,11 +401,7 @@ MOP_KERNEL mop_ffn_backward_kernel(MopBackward<T> p) {
       if (p.needs_hidden) block.forward();
       for (int map = 0; map < p.bank.maps; ++map) block.up_map(map);
       sync_threads();
-      if (p.has_later)
-        block.for_hidden(
-            [&](int n, int column) { *block.global_dh(n, column) = block.dh[block.hidden.at(n, column)]; });
-      else if (p.to_down)
-        block.down_map();
+      if (p.to_down) block.down_map();
       sync_threads();
     }
   }

@@ -16,11 +16,7 @@
 
 namespace mop::ffn {
 
-#if defined(MOP_EMULATE)
-constexpr int kMaxMaps = 2;  // so that small tests need more than one launch
-#else
-constexpr int kMaxMaps = 16;  // of a launch: their pointers are parameters
-#endif
+constexpr int kMaxMaps = 20;  // of a launch: their pointers are parameters
 
 struct Sides {  // of a map
   int terms, rank, g_in, g_out, loc_in, loc_out;

@@ -9,21 +9,22 @@
 
 namespace mop::ffn {
 
-constexpr int kMaxSums = 5 + 4 * kMaxMaps;
+constexpr int kMaxTotals = 64;  // the bits of the op's mask
 
 template <class T>
 struct Total {
-  bool own;            // the blocks wrote it themselves: only the experts not asked for are written
   const float* parts;  // [layers, places, parts a pair, size]
   T* result;
-  Group group;
-  i64 parts_a_pair, first_block;  // of the blocks that work on it
-  int lanes;                      // threads that share a sum
+  i64 size, first_block;  // of a group; of the blocks that work on it
+  int parts_a_pair;
+  short lanes;           // threads that share a sum
+  bool layers, experts;  // the group dims that the tensor has in full
+  bool own;              // the blocks wrote it themselves: only the experts not asked for are written
 };
 
 template <class T>
 struct MopTotals {
-  Total<T> totals[kMaxSums];
+  Total<T> totals[kMaxTotals];
   int count;
   i64 layers, places, num_experts;
   const i64* experts;
@@ -38,16 +39,16 @@ MOP_KERNEL mop_ffn_sums_kernel(MopTotals<T> p) {
   int which = 0;
   while (which + 1 < p.count && block_index() >= p.totals[which + 1].first_block) ++which;
   const Total<T>& total = p.totals[which];
-  const i64 size = total.group.size;
+  const i64 size = total.size;
   const int packs = packs_of_block(block_threads(), total.lanes);
   const i64 blocks = div_up(size, i64(packs) * 4), block = block_index() - total.first_block;
   const i64 group = block / blocks, element = (block % blocks * packs + thread_index() % packs) * 4;
-  const i64 group_experts = total.group.experts ? p.num_experts : 1;
+  const i64 group_experts = total.experts ? p.num_experts : 1;
   const i64 layer = group / group_experts, expert = group % group_experts;
 
   Pack<float>* const sums = shared_memory<Pack<float>>();
   int* const found = reinterpret_cast<int*>(sums + block_threads());
-  const bool search = p.experts != nullptr && total.group.experts;
+  const bool search = p.experts != nullptr && total.experts;
   if (search) {
     if (thread_index() == 0) *found = -1;
     sync_threads();
@@ -55,9 +56,9 @@ MOP_KERNEL mop_ffn_sums_kernel(MopTotals<T> p) {
       if (p.experts[k] == expert) *found = int(k);
     sync_threads();
   }
-  const i64 first_layer = total.group.layers ? layer : 0, layers = total.group.layers ? 1 : p.layers;
-  const i64 first_place = search ? *found : total.group.experts ? expert : 0;
-  const i64 places = total.group.experts ? (first_place < 0 || p.places == 0 ? 0 : 1) : p.places;  // none: zeros
+  const i64 first_layer = total.layers ? layer : 0, layers = total.layers ? 1 : p.layers;
+  const i64 first_place = search ? *found : total.experts ? expert : 0;
+  const i64 places = total.experts ? (first_place < 0 || p.places == 0 ? 0 : 1) : p.places;  // none: zeros
 
   const bool packed = size % 4 == 0;
   const int valid = int(least(i64(4), size - element));
