@@ -228,8 +228,8 @@ _METHODS = {
     },
     "cuda": {
         "phm_weight": "one product of inner size terms, of tiles in shared memory",
-        "phm_linear": "W built once, then one dense product",
-        "lowrank_phm_linear": "three stages, W never built",
+        "phm_linear": "W built once, then one dense product; on few rows the rule first, without W",
+        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
         "mop_ffn": "one launch for all pairs and maps, W never built",
     },
 }
