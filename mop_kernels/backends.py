@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -50,6 +49,8 @@ elif importlib.util.find_spec("mop_kernels._C_cuda") is not None:
 
 if _EMULATED_CUDA or _C_cuda is not None:
     ops.define("cuda")
+
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # finding out takes longer than a call may
 
 # what each backend's kernels take; "meta" computes shapes only. The reference takes everything.
 _DTYPES = {
@@ -123,7 +124,7 @@ def why_not(name: str) -> str | None:
             "run pip install again"
         )
     if name == "triton":
-        if not _triton_is_installed():
+        if not _TRITON_IS_INSTALLED:
             return "triton is not installed; pip install triton"
         if torch.cuda.is_available() or interpreting():
             return None
@@ -133,11 +134,6 @@ def why_not(name: str) -> str | None:
     if _C_cuda is None:
         return f"the compiled module mop_kernels._C_cuda is missing: {_missing_cuda}"
     return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
-
-
-@cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
