@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mop_kernels as mk
 from mop_kernels import testing
-from mop_kernels.testing import Bank, Shape
+from mop_kernels.testing import Bank, PromptShape, Shape
 
 FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
 
@@ -178,3 +178,8 @@ def bank_multiply_adds(bank: Bank) -> int:
     stage_1 = down.rows * down.rank * down.terms * down.d_in
     a_pair = lowrank_multiply_adds(down) - stage_1 + bank.maps * lowrank_multiply_adds(up)
     return bank.layers * bank.experts * a_pair + bank.experts * stage_1
+
+
+def prompt_multiply_adds(s: PromptShape) -> int:
+    """The two products of the attention, its scores, and the mix."""
+    return s.batch * s.width * (2 * s.rank + (s.sources + 1) * (1 + s.rows))

@@ -11,30 +11,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import bank_multiply_adds, lowrank_multiply_adds
+from benchmarks.cases import bank_multiply_adds, lowrank_multiply_adds, prompt_multiply_adds
 from mop_kernels import ops, testing
-from mop_kernels.testing import BANKS, SHAPES, Bank, Shape
+from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
 
 FORWARD, BOTH = "forward", "forward + backward"
 
 
 class Work(NamedTuple):
-    """One operation at one size; `shape` is the Bank of a mop_ffn."""
+    """One operation at one size; `shape` is the Bank of a mop_ffn, the PromptShape of an attempt_mix."""
 
     op: str
     label: str
-    shape: Shape | Bank
+    shape: Shape | Bank | PromptShape
 
     def inputs(self, dtype: torch.dtype) -> list[Tensor]:
         """The differentiable inputs, in the op's order."""
         if self.op == "mop_ffn":
             return testing.mop_inputs(self.shape, dtype)
+        if self.op == "attempt_mix":
+            return testing.prompt_inputs(self.shape, dtype)[0]
         if self.op == "lowrank_phm_linear":
             return testing.lowrank_inputs(self.shape, dtype)
         tensors = testing.linear_inputs(self.shape, dtype)
         return tensors[1:3] if self.op == "phm_weight" else tensors
 
     def forward_arguments(self, tensors: list[Tensor]) -> tuple:
+        if self.op == "attempt_mix":
+            x, source, target, *factors = tensors
+            options = testing.prompt_inputs(self.shape, x.dtype)[1]
+            return x, options["mask"], source, target, options["task_ids"], *factors, options["temperature"]
         if self.op != "mop_ffn":
             return tuple(tensors)
         x, down, ups = testing.as_mop_arguments(tensors)
@@ -45,6 +51,8 @@ class Work(NamedTuple):
         mask = (1 << len(tensors)) - 1
         if self.op == "mop_ffn":
             return grads, *self.forward_arguments(tensors), mask
+        if self.op == "attempt_mix":  # the last two stand for what forward saved: any number, at any row
+            return *grads, *self.forward_arguments(tensors)[2:], mask
         read = tensors if self.op == "phm_weight" else tensors[:-1]  # not the bias
         return grads[0], *read, mask
 
@@ -52,12 +60,16 @@ class Work(NamedTuple):
         s = self.shape
         if self.op == "mop_ffn":
             return [(s.layers, s.experts, s.up.rows, s.up.d_out)] * s.maps
+        if self.op == "attempt_mix":
+            return [(s.batch, s.rows + s.length, s.width), (s.batch, s.sources + 1), *[(s.batch, s.width)] * 2]
         return [(s.d_in if self.op == "phm_weight" else s.rows, s.d_out)]
 
     def multiply_adds(self) -> int:
         """Of the forward pass, in the cheapest form that is exact; of a full rule, those of a dense layer."""
         if self.op == "mop_ffn":
             return bank_multiply_adds(self.shape)
+        if self.op == "attempt_mix":
+            return prompt_multiply_adds(self.shape)
         if self.op == "lowrank_phm_linear":
             return lowrank_multiply_adds(self.shape)
         return (self.shape.terms if self.op == "phm_weight" else self.shape.rows) * self.shape.d_in * self.shape.d_out
@@ -91,6 +103,7 @@ WORK = [
     Work("phm_weight", "768 -> 128, terms 16", SHAPES["paper_down"]),
     Work("phm_weight", "128 -> 768, terms 8", SHAPES["paper_up"]),
     Work("phm_weight", "4096 -> 4096, terms 4", Shape(1, 4, 4, 4, 1024, 1024, 1)),
+    Work("attempt_mix", "32 x 256, d 768, 6 prompts of 100", PROMPTS["paper"]),
 ]
 
 

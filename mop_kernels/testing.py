@@ -135,6 +135,14 @@ def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int
     return (drawn / fan**0.5).to(device, dtype)
 
 
+def integers(generator: torch.Generator, end: int, dtype: torch.dtype, *shape: int) -> Tensor:
+    """In 0 .. end - 1, on torch's default device, drawn as `normal` draws."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.randint(end, shape, generator=generator, dtype=dtype, device="cpu").to(device)
+
+
 def lowrank_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
     """[x, rule_in, rule_out, local, bias | None]; outputs have variance about 1."""
     g = torch.Generator().manual_seed(seed)
@@ -213,11 +221,11 @@ def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> t
         normal(g, dtype, shape.width),
         normal(g, dtype, shape.width),
     ]
-    device = torch.get_default_device()
-    drawn = {"generator": g, "device": "cpu"}
-    mask = torch.randint(0, 2, (shape.batch, shape.length), **drawn) > 0
-    task_ids = torch.randint(0, shape.tasks, (shape.batch,), **drawn)
-    options = {"mask": mask.to(device), "task_ids": task_ids.to(device), "temperature": 2 * shape.width**0.5}
+    options = {
+        "mask": integers(g, 2, torch.bool, shape.batch, shape.length),
+        "task_ids": integers(g, shape.tasks, torch.int64, shape.batch),
+        "temperature": 2 * shape.width**0.5,
+    }
     return tensors, options
 
 

@@ -6,9 +6,9 @@
 
 x (b, n, d), source (t, m, d), target (tasks, m, d), P_own = target[task_ids[b]]. Launches: `pool` copies x into
 prefixed and takes its maximum in one pass, and takes those of the prompts; two products by torch.mm; `attend`, a
-program an example; `mix` writes the prompts of eight examples for one reading of the sources. Of equal numbers the first is
-the maximum, NaN is the largest. At the paper's size (b 32, n 256, d 768, m 100) x is 25 MB and prefixed 35 MB in float32:
-14 us at 4.3 TB/s, all else is below 2 MB.
+program an example; `mix` writes the prompts of eight examples for one reading of the sources. Of equal numbers the
+first is the maximum, NaN is the largest. At the paper's size (b 32, n 256, d 768, m 100) x has 25 MB and prefixed 35 MB
+in float32, 14 us at 4.3 TB/s; the sources have 2 MB.
 """
 
 import torch

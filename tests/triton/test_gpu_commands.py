@@ -159,7 +159,8 @@ def test_a_ladder_of_each_operation_is_timed():
 
     asked = []
     found = crossover.measure(crossover.LADDER, [HALF], timer, soon())
-    assert found.keys() == {work.op for work in WORK} == {op for op, _ in asked}
+    of_both = {work.op for work in WORK} - {"attempt_mix"}  # CUDA has none
+    assert found.keys() == of_both == {op for op, _ in asked}
     for op, bounds in found.items():
         sizes = sorted(work.multiply_adds() for work in crossover.LADDER if work.op == op)
         assert sizes[0] < bounds["bfloat16"] <= sizes[-1], "CUDA wins the first rung"
