@@ -32,6 +32,7 @@
 #include <cstring>
 
 #define MOP_KERNEL void
+#define MOP_BLOCKS(threads, blocks)  // so many blocks of so many threads are to fit on a multiprocessor
 #define MOP_DEVICE inline
 #define MOP_BOTH inline  // on the host and in kernels
 #define MOP_UNROLL
@@ -58,6 +59,7 @@ inline thread_local Thread thread;
 #else
 
 #define MOP_KERNEL __global__ void
+#define MOP_BLOCKS(threads, blocks) __launch_bounds__(threads, blocks)
 #define MOP_DEVICE __device__ __forceinline__
 #define MOP_BOTH __host__ __device__ __forceinline__
 #define MOP_UNROLL _Pragma("unroll")

@@ -1,186 +1,18 @@
 // mop_ffn backward, first of two launches: hidden rows recomputed, then the gradients of each (pair, part of its rows).
 //
-// With dy of an up map and its t, s (mop_ffn_kernel.cuh), for a tile of rows
-//   drule_out[j, c] = sum_nv s dy      ds[j, n, v] = sum_c rule_out dy      dlocal[i, u, v] = sum_rn t ds
-//   dt[j, n, u] = sum_v ds local       drule_in[j, a] = sum_nu dt x         dx[n, a, u] = sum_j rule_in dt
-// then the same for the down map, whose dy is the sum of the up maps' dx times the activation's derivative. A gradient
-// that is the block's alone is written where it belongs; of all others a block writes its part, in float, and
-// mop_ffn_sums_kernel.cuh sums the parts in order. What does not ask for a gradient is not computed.
+// For a tile of rows the gradients of the up maps (mop_ffn_gradients.cuh), whose dx add up; times the activation's
+// derivative that is dy of the down map, whose gradients come last. A gradient that is the block's alone is written
+// where it belongs; of all others a block writes its part, in float, and mop_ffn_sums_kernel.cuh sums the parts in
+// order. What does not ask for a gradient is not computed.
 //
-// Cost of the paper's bank (mop_ffn_kernel.cuh), all gradients but that of x: 368 M multiply-adds; in float32, with two
-// parts a pair, 40 MB read and 15 MB of parts written: an estimated 30 to 50 us on an H200, of which 13 are arithmetic
-// at the full rate. Not measured.
+// Cost of the paper's bank (mop_ffn_kernel.cuh), all gradients but that of x: 368 M multiply-adds; in float32, in 180
+// blocks of 16 rows, 50 MB read through L2 and 22 MB of parts written: an estimated 30 to 50 us on an H200, of which 13
+// are arithmetic at the full rate. Not measured.
 #pragma once
 
-#include "mop_ffn_kernel.cuh"
+#include "mop_ffn_gradients.cuh"
 
 namespace mop::ffn {
-
-// Where a gradient goes, of which `to` is null where none is asked for. Parts are [pairs, parts, size] floats; a
-// result, which the block has alone, is in its tensor's place and dtype.
-template <class T>
-struct Gradient {
-  float* parts;
-  T* result;
-
-  MOP_BOTH bool asked() const { return parts != nullptr || result != nullptr; }
-};
-
-template <class T>
-struct FactorGradients {
-  Gradient<T> rule_in, rule_out, local, bias;
-};
-
-// A block's place in a gradient, where it writes or, from its second tile of rows on, adds.
-template <class T>
-struct Place {
-  float* part;
-  T* result;
-  bool add;
-
-  MOP_DEVICE explicit operator bool() const { return part != nullptr || result != nullptr; }
-  MOP_DEVICE Place adding() const { return {part, result, true}; }
-  MOP_DEVICE void put(i64 at, float value) const {
-    if (result != nullptr)
-      result[at] = from_float<T>(add ? to_float(result[at]) + value : value);
-    else
-      part[at] = add ? part[at] + value : value;
-  }
-  template <bool kFast>
-  MOP_DEVICE void put(i64 at, const Pack<float>& value, int valid) const {
-    if (result != nullptr)
-      put_in<kFast>(result + at, value, valid);
-    else
-      put_in<kFast>(part + at, value, valid);
-  }
-
- private:
-  template <bool kFast, class To>
-  MOP_DEVICE void put_in(To* to, const Pack<float>& value, int valid) const {
-    store_some<kFast>(to, add ? sum_of(load_some<kFast>(to, valid), value) : value, valid);
-  }
-};
-
-template <class T>
-struct FactorPlaces {
-  Place<T> rule_in, rule_out, local, bias;
-};
-
-MOP_DEVICE float slope(Activation activation, float x) {
-  constexpr float kRootHalf = 0.70710678f, kDensity = 0.39894228f, kGeluScale = 0.79788456f;
-  switch (activation) {
-    case Activation::relu:
-      return x > 0.f ? 1.f : 0.f;
-    case Activation::gelu:
-      return 0.5f * (1.f + erff(x * kRootHalf)) + x * expf(-0.5f * x * x) * kDensity;
-    case Activation::gelu_tanh: {
-      const float tanh = tanhf(kGeluScale * (x + 0.044715f * x * x * x));
-      return 0.5f * (1.f + tanh) + 0.5f * x * (1.f - tanh * tanh) * kGeluScale * (1.f + 3.f * 0.044715f * x * x);
-    }
-    case Activation::tanh: {
-      const float tanh = tanhf(x);
-      return 1.f - tanh * tanh;
-    }
-    case Activation::silu: {
-      const float sigmoid = 1.f / (1.f + expf(-x));
-      return sigmoid * (1.f + x * (1.f - sigmoid));
-    }
-    case Activation::identity:
-      return 1.f;
-  }
-  return 1.f;
-}
-
-// ds for `width_v` of v; dy_of(n) gives the rows over v of row n, one a c.
-template <class DY>
-MOP_DEVICE void stage_3_back(const Sides& d, int rows, int width_v, const float* rule_out, const DY& dy_of, float* ds) {
-  const int pitch = odd_fours(width_v);
-  product<true, false, kAny>(
-      rows, d.j(), width_v, d.g_out, [&](int) { return Scratch{rule_out, padded(d.g_out)}; }, dy_of,
-      [&](int n, int j, int v, const Pack<float>& sum) { store16(ds + i64(j * rows + n) * pitch + v, sum); });
-}
-
-// `width` of u and `width_v` of v of a local to scratch memory, [i, u, v]; `local` starts at the first of both.
-template <bool kFast, class T>
-MOP_DEVICE void copy_local(const Sides& d, int width, int width_v, const T* local, float* to) {
-  const int pitch = odd_fours(width_v), packs = div_up(width_v, 4);
-  for (int k = thread_index(); k < d.terms * width * packs; k += block_threads()) {
-    const int v = k % packs * 4, u = k / packs % width, i = k / packs / width;
-    const T* const from = local + (i64(i) * d.loc_in + u) * d.loc_out + v;
-    store16(to + i64(i * width + u) * pitch + v, load_some<kFast>(from, width_v - v));
-  }
-}
-
-// dt (+)= ds local
-template <bool kFast>
-MOP_DEVICE void stage_2_back(const Sides& d, int rows, int width, int width_v, const float* ds, const float* local,
-                             bool add, float* dt) {
-  const int pitch = odd_fours(width), pitch_v = odd_fours(width_v);
-  product<true, true, kLocal<kFast>>(
-      d.j(), rows, width, width_v, [&](int j) { return Scratch{ds + i64(j) * rows * pitch_v, pitch_v}; },
-      [&](int j) { return Scratch{local + i64(j / d.rank) * width * pitch_v, pitch_v}; },
-      [&](int j, int n, int u, const Pack<float>& sum) {
-        float* const at = dt + i64(j * rows + n) * pitch + u;
-        store16(at, add ? sum_of(load16(at), sum) : sum);
-      });
-}
-
-// store(n, a, u, four of dx)
-template <class Store>
-MOP_DEVICE void stage_1_back(const Sides& d, int rows, int width, const float* rule_in, const float* dt,
-                             const Store& store) {
-  const int pitch = odd_fours(width);
-  product<false, false, kAny>(
-      rows, d.g_in, width, d.j(), [&](int) { return Scratch{rule_in, padded(d.g_in)}; },
-      [&](int n) { return Scratch{dt + i64(n) * pitch, rows * pitch}; }, store);
-}
-
-// dlocal of `width` of u from `u0`, and of `width_v` of v from `v0`
-template <bool kFast, class T>
-MOP_DEVICE void local_gradient(const Sides& d, int rows, int u0, int width, int v0, int width_v, const float* t,
-                               const float* ds, const Place<T>& to) {
-  const int pitch = odd_fours(width), pitch_v = odd_fours(width_v), term = d.rank * rows;
-  product<false, false, kAny>(
-      d.terms, width, width_v, term, [&](int i) { return Scratch{t + i64(i) * term * pitch, pitch}; },
-      [&](int i) { return Scratch{ds + i64(i) * term * pitch_v, pitch_v}; },
-      [&](int i, int u, int v, const Pack<float>& sum) {
-        to.template put<kFast>((i64(i) * d.loc_in + u0 + u) * d.loc_out + v0 + v, sum, width_v - v);
-      });
-}
-
-// Threads meet before it returns, as in rule_in_gradient.
-template <bool kFast, class T, class DY>
-MOP_DEVICE void rule_out_gradient(const Sides& d, int rows, int width_v, const float* s, const DY& dy_of, float* room,
-                                  const Place<T>& to) {
-  const int pitch = odd_fours(width_v);
-  dots<kLocal<kFast>>(
-      d.j(), d.g_out, rows, width_v, [&](int n) { return Scratch{s + i64(n) * pitch, rows * pitch}; }, dy_of, room,
-      [&](int j, int c, float sum) { to.put(i64(j) * d.g_out + c, sum); });
-}
-
-template <bool kFast, class T, class X>
-MOP_DEVICE void rule_in_gradient(const Sides& d, int rows, int width, const float* dt, const X& x_of, float* room,
-                                 const Place<T>& to) {
-  const int pitch = odd_fours(width);
-  dots<kLocal<kFast>>(
-      d.j(), d.g_in, rows, width, [&](int n) { return Scratch{dt + i64(n) * pitch, rows * pitch}; }, x_of, room,
-      [&](int j, int a, float sum) { to.put((i64(j / d.rank) * d.g_in + a) * d.rank + j % d.rank, sum); });
-}
-
-// dbias; dy_of(n) as in stage_3_back
-template <bool kFast, class T, class DY>
-MOP_DEVICE void bias_gradient(const Sides& d, int rows, const DY& dy_of, const Place<T>& to) {
-  const int packs = div_up(d.loc_out, 4);
-  for (int k = thread_index(); k < d.g_out * packs; k += block_threads()) {
-    const int c = k / packs, v = k % packs * 4;
-    Pack<float> sum{};
-    for (int n = 0; n < rows; ++n) {
-      const auto dy = dy_of(n);
-      sum = sum_of(sum, load_some<kFast>(dy.data + c * dy.stride + v, d.loc_out - v));
-    }
-    to.template put<kFast>(i64(c) * d.loc_out + v, sum, d.loc_out - v);
-  }
-}
 
 // pre: the down map's result, [n, c, v] with rows of padded(loc_out), later its gradient; h and dh: HiddenRows; room:
 // what dots() or a copy of a local needs.
@@ -389,7 +221,7 @@ struct BackwardBlock {
 
 // Grid: parts fastest, then pairs; or fewer blocks, which take several in turn.
 template <class T, bool kFast>
-MOP_KERNEL mop_ffn_backward_kernel(MopBackward<T> p) {
+MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_backward_kernel(MopBackward<T> p) {
   float* const scratch = scratch_of<kFast>(p.workspace, p.scratch.floats);
   for (i64 item = block_index(); item < p.bank.pairs() * p.parts; item += num_blocks()) {
     BackwardBlock<T, kFast> block(p, item, scratch);

@@ -9,7 +9,6 @@
 
 namespace mop::ffn {
 
-constexpr int kThreads = 256;
 constexpr i64 kWantedBlocks = 120;    // nearly one for each multiprocessor of a large GPU, as each takes most of one
 constexpr int kMostRows = 32;         // of a tile
 constexpr i64 kMostFloats = 4 << 20;  // of a block's scratch where it is the GPU's memory
@@ -139,19 +138,20 @@ int widest_chunk(int size, int least_width, const Fits& fits) {
   }
 }
 
-// The tile of at most `rows` rows whose scratch, floats(tile), is at most `limit`; of no rows where there is none.
-// Fewer rows before chunks become narrow.
+// The tile of at most `rows` rows whose scratch, floats(tile), is at most `limit`; of no rows where that would be less
+// than four, for which a block would read its factors too often. Fewer rows before chunks become narrow.
 template <class Floats>
 Tile largest_tile(const Sides& down, const Sides& up, int rows, i64 limit, const Floats& floats) {
-  for (;; rows = rows > 4 ? padded(rows / 2) : rows / 2) {
-    const int narrow = rows > 1 ? 16 : 4;
+  const int least_rows = std::min(rows, 4);
+  for (; rows >= least_rows; rows = padded(rows) - 4) {
+    const int narrow = rows > 4 ? 16 : 8;
     Tile tile{rows, std::min(narrow, padded(down.loc_in)), 0};
-    if (rows == 0) return tile;
     tile.v = widest_chunk(up.loc_out, narrow, [&](int v) { return floats(Tile{rows, tile.u, v}) <= limit; });
     if (tile.v == 0) continue;
     tile.u = widest_chunk(down.loc_in, narrow, [&](int u) { return floats(Tile{rows, u, tile.v}) <= limit; });
     return tile;
   }
+  return {0, 0, 0};
 }
 
 // Where the scratch of a launch lies, and on how many blocks it runs.

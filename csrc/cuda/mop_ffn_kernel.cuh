@@ -16,7 +16,8 @@
 
 namespace mop::ffn {
 
-constexpr int kMaxMaps = 20;  // of a launch: their pointers are parameters
+constexpr int kThreads = 256;  // of a block
+constexpr int kMaxMaps = 20;   // of a launch: their pointers are parameters
 
 struct Sides {  // of a map
   int terms, rank, g_in, g_out, loc_in, loc_out;
@@ -235,7 +236,7 @@ struct MopForward {
 
 // Grid: tiles fastest, then splits, pairs; or fewer blocks, which take several in turn.
 template <class T, bool kFast>
-MOP_KERNEL mop_ffn_kernel(MopForward<T> p) {
+MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
   const Bank<T>& bank = p.bank;
   const Sides &down = bank.down, &up = bank.up;
   const HiddenRows hidden(up);
