@@ -70,6 +70,8 @@ INTERPRETED = {
     "test_opcheck_of_mop_ffn": {"experts": (None,)},
     "test_aot_eager_of_mop_ffn": {"full_rule": (False,), "experts": (None,)},
     "test_every_way_of_phm_linear": {"shape": (testing.Shape(9, 2, 2, 6, 60, 50, 1),)},  # ways of the C++ one
+    "test_what_is_asked_is_computed": {"asked": ([0], [2, 3, 4, 5, 6])},
+    "test_the_shape_of_the_paper": {"backend": ()},
     "test_the_bank_of_the_paper": {"backend": ()},
     "test_bias_gradient_of_very_many_rows": {"backend": ()},
     "test_two_callers_at_once": {"backend": ()},
