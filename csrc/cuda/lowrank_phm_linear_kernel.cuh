@@ -38,7 +38,7 @@ MOP_KERNEL lowrank_phm_linear_kernel(LowRankForward<T> p) {
 
   const ffn::Rules rules = ffn::copy_rules(d, p.factors, shared_memory<float>());
   ffn::first_stages<kFast, kFast>(d, p.tile.u, rows, width_v, rules, x, p.factors.local + first_v, t, s);
-  ffn::stage_3<kFast>(d, rows, width_v, rules.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
+  ffn::stage_3<kFast, kFast>(d, rows, width_v, rules.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
     const i64 column = i64(c) * d.loc_out + first_v + v;
     const int valid = width_v - v;
     ffn::store_some<kFast>(y + n * d.out() + column, ffn::with_bias<kFast>(sum, p.factors.bias, column, valid), valid);

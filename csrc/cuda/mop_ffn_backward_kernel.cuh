@@ -111,8 +111,8 @@ struct BackwardBlock {
     const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
     float* const s = t + (p.scratch.down_s - p.scratch.t);
     const Rules own = copy_rules(d, factors, rules);
-    first_stages<false, kFast>(d, p.tile.u, rows, d.loc_out, own, x_rows(), factors.local, t, s);
-    stage_3<false>(d, rows, d.loc_out, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
+    first_stages<kFast, false>(d, p.tile.u, rows, d.loc_out, own, x_rows(), factors.local, t, s);
+    stage_3<kFast, false>(d, rows, d.loc_out, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
       store16(pre + (i64(n) * d.g_out + c) * pre_pitch() + v,
               with_bias<kFast>(sum, factors.bias, i64(c) * d.loc_out + v, d.loc_out - v));
     });
@@ -142,7 +142,7 @@ struct BackwardBlock {
     sync_threads();
     const Rules own = copy_rules(d, factors, rules);
     sync_threads();
-    if (to.rule_out || to.local) stage_1<false>(d, rows, d.loc_in, own.in, h_of, t);
+    if (to.rule_out || to.local) stage_1<kFast, false>(d, rows, d.loc_in, own.in, h_of, t);
     for (int v = 0; v < d.loc_out; v += p.tile.v) {
       const int width_v = least(p.tile.v, d.loc_out - v);
       const T* const local = factors.local + v;
@@ -153,7 +153,7 @@ struct BackwardBlock {
         rule_out_gradient<kFast>(d, rows, width_v, s, dy_from(v), room, v > 0 ? to.rule_out.adding() : to.rule_out);
       }
       if (!needs_ds) continue;
-      stage_3_back(d, rows, width_v, own.out, dy_from(v), s);
+      stage_3_back<kFast>(d, rows, width_v, own.out, dy_from(v), s);
       if (needs_dt) copy_local<kFast>(d, d.loc_in, width_v, local, room);
       sync_threads();
       if (to.local) local_gradient<kFast>(d, rows, 0, d.loc_in, v, width_v, t, s, to.local);
@@ -163,7 +163,7 @@ struct BackwardBlock {
     sync_threads();
     if (to.rule_in) rule_in_gradient<kFast>(d, rows, d.loc_in, dt, h_of, room, to.rule_in);
     if (p.to_down)
-      stage_1_back(d, rows, d.loc_in, own.in, dt, [&](int n, int a, int u, const Pack<float>& sum) {
+      stage_1_back<kFast>(d, rows, d.loc_in, own.in, dt, [&](int n, int a, int u, const Pack<float>& sum) {
         float* const at = dh + i64(n) * hidden.row + a * hidden.pitch + u;
         store16(at, sum_of(load16(at), sum));
       });
@@ -186,16 +186,16 @@ struct BackwardBlock {
     float* const dt = t + (p.scratch.down_dt - p.scratch.t);
     float* const s = t + (p.scratch.down_s - p.scratch.t);  // then ds
     if (to.rule_out) {
-      first_stages<false, kFast>(d, p.tile.u, rows, d.loc_out, own, x, factors.local, t, s);
+      first_stages<kFast, false>(d, p.tile.u, rows, d.loc_out, own, x, factors.local, t, s);
       rule_out_gradient<kFast>(d, rows, d.loc_out, s, dy_of, room, to.rule_out);
     }
     if (!needs_ds) return;
-    stage_3_back(d, rows, d.loc_out, own.out, dy_of, s);
+    stage_3_back<kFast>(d, rows, d.loc_out, own.out, dy_of, s);
     for (int u = 0; u < d.loc_in; u += p.tile.u) {
       const int width = least(p.tile.u, d.loc_in - u);
       const auto x_of = [&](int n) { return Operand<T, kFast>{x + i64(n) * d.in() + u, d.loc_in}; };
       sync_threads();
-      if (to.local) stage_1<false>(d, rows, width, own.in, x_of, t);
+      if (to.local) stage_1<kFast, false>(d, rows, width, own.in, x_of, t);
       if (needs_dt) copy_local<kFast>(d, width, d.loc_out, factors.local + i64(u) * d.loc_out, room);
       sync_threads();
       if (to.local) local_gradient<kFast>(d, rows, u, width, 0, d.loc_out, t, s, to.local);
@@ -213,7 +213,7 @@ struct BackwardBlock {
     const i64 own_rows = bank.x_group.offset(pair.layer, pair.expert, bank.num_experts) + first_row * d.in();
     const Place<T> to{p.dx.parts == nullptr ? nullptr : p.dx.parts + pair_rows,
                       p.dx.result == nullptr ? nullptr : p.dx.result + own_rows, false};
-    stage_1_back(d, rows, width, rule_in, dt, [&](int n, int a, int u, const Pack<float>& sum) {
+    stage_1_back<kFast>(d, rows, width, rule_in, dt, [&](int n, int a, int u, const Pack<float>& sum) {
       to.template put<kFast>(i64(n) * d.in() + a * d.loc_in + u0 + u, sum, width - u);
     });
   }

@@ -84,10 +84,10 @@ MOP_DEVICE float slope(Activation activation, float x) {
 }
 
 // ds for `width_v` of v; dy_of(n) gives the rows over v of row n, one a c.
-template <class DY>
+template <bool kFast, class DY>
 MOP_DEVICE void stage_3_back(const Sides& d, int rows, int width_v, const float* rule_out, const DY& dy_of, float* ds) {
   const int pitch = odd_fours(width_v);
-  product<true, false, kAny>(
+  product<true, false, kSide<kFast>>(
       rows, d.j(), width_v, d.g_out, [&](int) { return Scratch{rule_out, padded(d.g_out)}; }, dy_of,
       [&](int n, int j, int v, const Pack<float>& sum) { store16(ds + i64(j * rows + n) * pitch + v, sum); });
 }
@@ -118,11 +118,11 @@ MOP_DEVICE void stage_2_back(const Sides& d, int rows, int width, int width_v, c
 }
 
 // store(n, a, u, four of dx)
-template <class Store>
+template <bool kFast, class Store>
 MOP_DEVICE void stage_1_back(const Sides& d, int rows, int width, const float* rule_in, const float* dt,
                              const Store& store) {
   const int pitch = odd_fours(width);
-  product<false, false, kAny>(
+  product<false, false, kSide<kFast>>(
       rows, d.g_in, width, d.j(), [&](int) { return Scratch{rule_in, padded(d.g_in)}; },
       [&](int n) { return Scratch{dt + i64(n) * pitch, rows * pitch}; }, store);
 }
@@ -132,7 +132,7 @@ template <bool kFast, class T>
 MOP_DEVICE void local_gradient(const Sides& d, int rows, int u0, int width, int v0, int width_v, const float* t,
                                const float* ds, const Place<T>& to) {
   const int pitch = odd_fours(width), pitch_v = odd_fours(width_v), term = d.rank * rows;
-  product<false, false, kAny>(
+  product<false, false, kSide<kFast>>(
       d.terms, width, width_v, term, [&](int i) { return Scratch{t + i64(i) * term * pitch, pitch}; },
       [&](int i) { return Scratch{ds + i64(i) * term * pitch_v, pitch_v}; },
       [&](int i, int u, int v, const Pack<float>& sum) {

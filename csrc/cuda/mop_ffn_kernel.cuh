@@ -125,21 +125,20 @@ MOP_DEVICE Rules copy_rules(const Sides& d, const Factors<T>& from, float* to) {
 }
 
 // The kernels are compiled twice. kFast: scratch is shared memory, every loc_in and loc_out is whole fours and every
-// tensor starts at a whole four, so that all is read and written by fours. Otherwise scratch may be anywhere, tensors
-// are read element by element, and any sizes will do.
+// tensor starts at a whole four, so that all is read and written by fours. Otherwise scratch may be anywhere, elements
+// are read one by one, and any sizes will do. kBySize: a sum over g_in or j (with rank 1, terms) of a usual size is
+// compiled apart; only where that is much of the work, as compiling takes long.
 template <bool kFast>
-constexpr int kLocal = kFast ? kWholeFours : kAny;
-
-// Stages 1 and 3 are sums over few: over g_in, and over j, which with rank 1 is terms. kBySize: they are compiled apart
-// for the usual sizes, so that all their reads can be under way at once. The forward pass has that; compiling the
-// backward kernel with it takes minutes.
+constexpr int kLocal = kFast ? kFours : kSingles;
+template <bool kFast>
+constexpr int kSide = kFast ? kFoursAndRest : kSingles;
 
 // t for `width` of u; x_of(n) gives the rows over u of row n, one an a. Rows of t are odd_fours(width) long.
-template <bool kBySize, class X>
+template <bool kFast, bool kBySize, class X>
 MOP_DEVICE void stage_1(const Sides& d, int rows, int width, const float* rule_in, const X& x_of, float* t) {
   const int pitch = odd_fours(width);
   by_size<kBySize>(d.g_in, [&](auto g_in) {
-    product<true, false, decltype(g_in)::value>(
+    product<true, false, kFast ? decltype(g_in)::value : kSingles>(
         rows, d.j(), width, d.g_in, [&](int) { return Scratch{rule_in, padded(d.g_in)}; }, x_of,
         [&](int n, int j, int u, const Pack<float>& sum) { store16(t + i64(j * rows + n) * pitch + u, sum); });
   });
@@ -160,12 +159,12 @@ MOP_DEVICE void stage_2(const Sides& d, int rows, int width, int width_v, const 
 }
 
 // store(n, c, v, four of y without the bias)
-template <bool kBySize, class Store>
+template <bool kFast, bool kBySize, class Store>
 MOP_DEVICE void stage_3(const Sides& d, int rows, int width_v, const float* rule_out, const float* s,
                         const Store& store) {
   const int pitch = odd_fours(width_v);
   by_size<kBySize>(d.j(), [&](auto j) {
-    product<false, false, decltype(j)::value>(
+    product<false, false, kFast ? decltype(j)::value : kSingles>(
         rows, d.g_out, width_v, d.j(), [&](int) { return Scratch{rule_out, padded(d.g_out)}; },
         [&](int n) { return Scratch{s + i64(n) * pitch, rows * pitch}; }, store);
   });
@@ -178,13 +177,13 @@ MOP_DEVICE Pack<float> with_bias(const Pack<float>& sum, const T* bias, i64 colu
 
 // Stages 1 and 2 in chunks of u, for `width_v` of v, the first of which is where `local` starts. t and s may be
 // overwritten at once; threads meet before it returns.
-template <bool kBySize, bool kFast, class T>
+template <bool kFast, bool kBySize, class T>
 MOP_DEVICE void first_stages(const Sides& d, int chunk, int rows, int width_v, const Rules& rules, const T* x,
                              const T* local, float* t, float* s) {
   for (int u = 0; u < d.loc_in; u += chunk) {
     const int width = least(chunk, d.loc_in - u);
     sync_threads();
-    stage_1<kBySize>(
+    stage_1<kFast, kBySize>(
         d, rows, width, rules.in, [&](int n) { return Operand<T, kFast>{x + i64(n) * d.in() + u, d.loc_in}; }, t);
     sync_threads();
     stage_2<kFast>(d, rows, width, width_v, t, local + i64(u) * d.loc_out, u > 0, s);
@@ -253,14 +252,14 @@ MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
     Rules rules = copy_rules(down, factors, scratch + p.scratch.rules);
     first_stages<kFast, kFast>(down, p.tile.u, rows, down.loc_out, rules, x, factors.local, t,
                                scratch + p.scratch.down_s);
-    stage_3<kFast>(down, rows, down.loc_out, rules.out, scratch + p.scratch.down_s,
-                   [&](int n, int c, int v, const Pack<float>& sum) {
-                     const int column = c * down.loc_out + v, valid = down.loc_out - v;
-                     const Pack<float> y = with_bias<kFast>(sum, factors.bias, column, valid);
-                     MOP_UNROLL
-                     for (int e = 0; e < 4; ++e)
-                       if (e < valid) h[hidden.at(n, column + e)] = activated(bank.activation, y.at[e]);
-                   });
+    stage_3<kFast, false>(down, rows, down.loc_out, rules.out, scratch + p.scratch.down_s,
+                          [&](int n, int c, int v, const Pack<float>& sum) {
+                            const int column = c * down.loc_out + v, valid = down.loc_out - v;
+                            const Pack<float> y = with_bias<kFast>(sum, factors.bias, column, valid);
+                            MOP_UNROLL
+                            for (int e = 0; e < 4; ++e)
+                              if (e < valid) h[hidden.at(n, column + e)] = activated(bank.activation, y.at[e]);
+                          });
 
     int last_map = -1;
     Factors<T> own{};
@@ -271,7 +270,7 @@ MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
         own = pair.of(bank, bank.up_factors[map], bank.up_groups);
         rules = copy_rules(up, own, scratch + p.scratch.rules);
         sync_threads();
-        stage_1<kFast>(
+        stage_1<kFast, false>(
             up, rows, up.loc_in, rules.in, [&](int n) { return Scratch{h + i64(n) * hidden.row, hidden.pitch}; }, t);
         last_map = map;
         sync_threads();
@@ -279,7 +278,7 @@ MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
       stage_2<kFast>(up, rows, up.loc_in, width_v, t, own.local + first_v, false, scratch + p.scratch.up_s);
       sync_threads();
       T* const y = p.y[map] + (pair.index * bank.rows + first_row) * up.out();
-      stage_3<kFast>(
+      stage_3<kFast, kFast>(
           up, rows, width_v, rules.out, scratch + p.scratch.up_s, [&](int n, int c, int v, const Pack<float>& sum) {
             const int column = c * up.loc_out + first_v + v, valid = width_v - v;
             store_some<kFast>(y + i64(n) * up.out() + column, with_bias<kFast>(sum, own.bias, column, valid), valid);

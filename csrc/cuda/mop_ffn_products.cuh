@@ -51,32 +51,34 @@ MOP_DEVICE Pack<float> sum_of(const Pack<float>& a, const Pack<float>& b) {
   return {{a.at[0] + b.at[0], a.at[1] + b.at[1], a.at[2] + b.at[2], a.at[3] + b.at[3]}};
 }
 
-// block[y][e]: elements (first + e, q + y) of an operand that is summed over q; zero for y >= valid_q. kAlongQ: a row
-// of memory is one e, over q; otherwise it is one q. e past the end are not said.
+// block[y][e]: elements (first + e, q + y) of an operand that is summed over q. kAlongQ: a row of memory is one e, over
+// q; otherwise it is one q. What lies past the end is not said.
 template <bool kAlongQ, class S, bool kPacked>
-MOP_DEVICE void load_block(const Operand<S, kPacked>& from, int first, int size, int q, int valid_q,
-                           float (&block)[4][4]) {
+MOP_DEVICE void load_block(const Operand<S, kPacked>& from, int first, int size, int q, float (&block)[4][4]) {
   MOP_UNROLL
   for (int k = 0; k < 4; ++k) {
-    if constexpr (kAlongQ) {
-      const Pack<float> row = load_some<kPacked>(from.data + least(first + k, size - 1) * from.stride + q, valid_q);
-      MOP_UNROLL
-      for (int y = 0; y < 4; ++y) block[y][k] = y < valid_q ? row.at[y] : 0.f;
-    } else {
-      Pack<float> row{};
-      if (k < valid_q) row = load_some<kPacked>(from.data + (q + k) * from.stride + first, size - first);
-      MOP_UNROLL
-      for (int e = 0; e < 4; ++e) block[k][e] = row.at[e];
-    }
+    const i64 row = kAlongQ ? least(first + k, size - 1) : q + k;
+    const Pack<float> pack = load_some<kPacked>(from.data + row * from.stride + (kAlongQ ? q : first), size - first);
+    MOP_UNROLL
+    for (int e = 0; e < 4; ++e) (kAlongQ ? block[e][k] : block[k][e]) = pack.at[e];
+  }
+}
+
+// Elements (first + e, q) alone.
+template <bool kAlongQ, class S, bool kPacked>
+MOP_DEVICE void load_single(const Operand<S, kPacked>& from, int first, int size, int q, float (&single)[4]) {
+  MOP_UNROLL
+  for (int e = 0; e < 4; ++e) {
+    const i64 at = least(first + e, size - 1);
+    single[e] = to_float(from.data[kAlongQ ? at * from.stride + q : q * from.stride + at]);
   }
 }
 
 template <bool kAAlongQ, bool kBAlongQ, class A, class B>
-MOP_DEVICE void add_products(const A& a, int m, int size_m, const B& b, int k, int size_k, int q, int valid_q,
-                             float (&sums)[4][4]) {
+MOP_DEVICE void add_four(const A& a, int m, int size_m, const B& b, int k, int size_k, int q, float (&sums)[4][4]) {
   float left[4][4], right[4][4];
-  load_block<kAAlongQ>(a, m, size_m, q, valid_q, left);
-  load_block<kBAlongQ>(b, k, size_k, q, valid_q, right);
+  load_block<kAAlongQ>(a, m, size_m, q, left);
+  load_block<kBAlongQ>(b, k, size_k, q, right);
   MOP_UNROLL
   for (int y = 0; y < 4; ++y) {
     MOP_UNROLL
@@ -87,11 +89,24 @@ MOP_DEVICE void add_products(const A& a, int m, int size_m, const B& b, int k, i
   }
 }
 
-// What is known of a size when it is compiled, if it is not the size itself.
-constexpr int kAny = 0, kWholeFours = -1;
+template <bool kAAlongQ, bool kBAlongQ, class A, class B>
+MOP_DEVICE void add_single(const A& a, int m, int size_m, const B& b, int k, int size_k, int q, float (&sums)[4][4]) {
+  float left[4], right[4];
+  load_single<kAAlongQ>(a, m, size_m, q, left);
+  load_single<kBAlongQ>(b, k, size_k, q, right);
+  MOP_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    MOP_UNROLL
+    for (int e = 0; e < 4; ++e) sums[i][e] += left[i] * right[e];
+  }
+}
+
+// How a sum over q is taken, where its size is not known when it is compiled: by fours, of which it has whole ones or
+// a rest besides, or one by one, as operands that are not packed along q must be.
+constexpr int kFours = -1, kFoursAndRest = -2, kSingles = -3;
 
 // store(batch, m, k, pack): sum over q of A[batch](m, q) B[batch](k, q), for k .. k + 3 of which those below size_k are
-// results. a_of and b_of give the operands of a batch; kQ says what is known of size_q.
+// results. a_of and b_of give the operands of a batch; kQ is size_q, or one of the above.
 template <bool kAAlongQ, bool kBAlongQ, int kQ, class A, class B, class Store>
 MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A& a_of, const B& b_of,
                         const Store& store) {
@@ -102,15 +117,19 @@ MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A
     const auto a = a_of(batch);
     const auto b = b_of(batch);
     float sums[4][4] = {};
+    int q = 0;
     if constexpr (kQ > 0) {
       MOP_UNROLL
-      for (int q = 0; q < kQ; q += 4) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, 4, sums);
+      for (; q < kQ; q += 4) add_four<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, sums);
     } else {
-      int q = 0;
-      MOP_UNROLL_BY(1)
-      for (; q + 4 <= size_q; q += 4) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, 4, sums);
-      if constexpr (kQ != kWholeFours)
-        if (q < size_q) add_products<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, size_q - q, sums);
+      if constexpr (kQ != kSingles) {
+        MOP_UNROLL_BY(1)
+        for (; q + 4 <= size_q; q += 4) add_four<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, sums);
+      }
+      if constexpr (kQ != kFours) {
+        MOP_UNROLL_BY(1)
+        for (; q < size_q; ++q) add_single<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, sums);
+      }
     }
     MOP_UNROLL
     for (int i = 0; i < 4; ++i)
@@ -118,15 +137,16 @@ MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A
   }
 }
 
-// Calls function(Size<size>{}): of the sizes that are compiled apart if kApart, otherwise with Size<kAny>.
-template <int kSize>
+// Calls function(Size<kQ>{}) with the kQ of product() for sums by fours; kBySize: usual sizes are compiled apart, so
+// that all reads of a sum can be under way at once.
+template <int kQ>
 struct Size {
-  static constexpr int value = kSize;
+  static constexpr int value = kQ;
 };
 
-template <bool kApart, class Function>
+template <bool kBySize, class Function>
 MOP_DEVICE void by_size(int size, const Function& function) {
-  if constexpr (kApart) {
+  if constexpr (kBySize) {
     switch (size) {
       case 4:
         return function(Size<4>{});
@@ -138,20 +158,21 @@ MOP_DEVICE void by_size(int size, const Function& function) {
         return function(Size<32>{});
     }
   }
-  function(Size<kAny>{});
+  function(Size<kFoursAndRest>{});
 }
 
 // Floats of `room` that dots() needs.
 MOP_BOTH i64 dots_room(int threads) { return i64(17) * threads; }
 
 // store(m, k, sum over n and q of A(m, n, q) B(k, n, q)): few results, long sums, so threads share one, and their parts
-// are summed in order. a(n) and b(n) give the operands of row n, whose rows run along q. Threads meet before it
-// returns.
+// are summed in order. a_of(n) and b_of(n) give the operands of row n, whose rows run along q; kQ is kFours or
+// kSingles. Threads meet before it returns.
 template <int kQ, class A, class B, class Store>
 MOP_DEVICE void dots(int size_m, int size_k, int rows, int size_q, const A& a_of, const B& b_of, float* room,
                      const Store& store) {
   const int tiles_k = div_up(size_k, 4), tiles = div_up(size_m, 4) * tiles_k;
-  const int packs = div_up(size_q, 4), items = rows * packs;
+  constexpr int width = kQ == kFours ? 4 : 1;  // of q at once
+  const int packs = size_q / width, items = rows * packs;
   const int lanes = least(block_threads() > tiles ? block_threads() / tiles : 1, items);
   const int at_once = block_threads() / lanes;  // tiles
   const int lane = thread_index() % lanes;
@@ -163,9 +184,11 @@ MOP_DEVICE void dots(int size_m, int size_k, int rows, int size_q, const A& a_of
       const int m = tile / tiles_k * 4, k = tile % tiles_k * 4;
       MOP_UNROLL_BY(1)
       for (int item = lane; item < items; item += lanes) {
-        const int n = item / packs, q = item % packs * 4;
-        const int valid_q = kQ == kWholeFours ? 4 : least(4, size_q - q);
-        add_products<true, true>(a_of(n), m, size_m, b_of(n), k, size_k, q, valid_q, sums);
+        const int n = item / packs, q = item % packs * width;
+        if constexpr (kQ == kFours)
+          add_four<true, true>(a_of(n), m, size_m, b_of(n), k, size_k, q, sums);
+        else
+          add_single<true, true>(a_of(n), m, size_m, b_of(n), k, size_k, q, sums);
       }
     }
     MOP_UNROLL
