@@ -116,7 +116,7 @@ PROMPTS = {
     "no_example": PromptShape(0, 5, 16, 3, 2, 2, 4),
     "no_position": PromptShape(3, 0, 16, 3, 2, 2, 4),
     "long": PromptShape(2, 301, 24, 4, 6, 1, 8),
-    "wide": PromptShape(2, 4, 1100, 2, 9, 2, 33),
+    "wide": PromptShape(2, 4, 530, 2, 9, 2, 33),
     "many_examples": PromptShape(19, 3, 20, 5, 2, 3, 6),
 }
 
