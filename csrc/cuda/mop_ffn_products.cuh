@@ -119,7 +119,8 @@ MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A
     float sums[4][4] = {};
     int q = 0;
     if constexpr (kQ > 0) {
-      MOP_UNROLL
+      [[maybe_unused]] constexpr int kAtOnce = kQ > 16 ? 2 : kQ / 4;  // more would not stay in registers
+      MOP_UNROLL_BY(kAtOnce)
       for (; q < kQ; q += 4) add_four<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, sums);
     } else {
       if constexpr (kQ != kSingles) {
