@@ -5,6 +5,7 @@ then "auto". A named backend never falls back: it runs or it raises. "auto" depe
 of the work and what is installed, never on a timing, so that all processes of a job agree and runs repeat.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -58,6 +59,7 @@ _DTYPES = {
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
+_OLDEST_GPU = (8, 0)  # that csrc/cuda is compiled for, whose shared memory it counts on
 _WITHOUT = {  # operations that a backend has no kernel of
     "cuda": ("attempt_mix",),
 }
@@ -133,7 +135,16 @@ def why_not(name: str) -> str | None:
         return None
     if _C_cuda is None:
         return f"the compiled module mop_kernels._C_cuda is missing: {_missing_cuda}"
-    return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
+    return _too_old_gpu() if torch.cuda.is_available() else "torch sees no CUDA GPU"
+
+
+@functools.cache
+def _too_old_gpu() -> str | None:
+    """Why the CUDA kernels cannot run on every GPU here, or None."""
+    oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
+    if oldest >= _OLDEST_GPU:
+        return None
+    return f"it needs compute capability 8.0 or later, a GPU here has {oldest[0]}.{oldest[1]}; use backend='triton'"
 
 
 def interpreting() -> bool:

@@ -237,6 +237,23 @@ def test_on_a_gpu_float64_is_the_reference_s(missing):
         assert chosen(0, torch.float64) == "reference"
 
 
+@pytest.mark.parametrize(("oldest", "taken"), [((7, 5), "triton"), ((8, 0), "cuda")])
+def test_gpus_older_than_the_cuda_kernels_take_triton(monkeypatch, oldest, taken):
+    monkeypatch.setattr(backends, "_C_cuda", object())
+    monkeypatch.setattr(backends, "_EMULATED_CUDA", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), oldest][index])
+    backends._too_old_gpu.cache_clear()
+    try:
+        assert chosen(0) == taken
+        if taken == "triton":
+            with pytest.raises(RuntimeError, match=r"needs compute capability 8\.0 or later, a GPU here has 7\.5; use"):
+                backends.resolve("cuda", GPU, torch.float32)
+    finally:
+        backends._too_old_gpu.cache_clear()
+
+
 def test_on_a_gpu_what_was_measured_decides(missing, monkeypatch):
     measured = {"Test_GPU": {"mop_ffn": {"bfloat16": 100}}, "Other_GPU": {"mop_ffn": {"float32": 1}}}
     monkeypatch.setattr(backends, "_crossovers", measured)
