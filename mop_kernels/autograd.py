@@ -23,6 +23,9 @@ def autocast_is_on(tensor: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
+MOST_GRADIENTS = 63  # tensors of one call that can have one: bits of the op's mask, a signed 64-bit integer
+
+
 def _mask(needs: tuple[bool, ...]) -> int:
     return sum(1 << k for k, needed in enumerate(needs) if needed)
 

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from . import backends
 from .attempt import attempt_mix
-from .autograd import MopFFN, PhmProduct
+from .autograd import MOST_GRADIENTS, MopFFN, PhmProduct
 from .reference import ACTIVATIONS, group_sizes
 from .validation import alike, check_dims, check_equal, dtype_of_call, same_kind
 
@@ -134,7 +134,13 @@ def mop_ffn(
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
     flat_ups = [t for up in ups for t in up if t is not None]
-    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, row_gradients, x, *flat_down, *flat_ups)
+    tensors = (x, *flat_down, *flat_ups)
+    if len(tensors) > MOST_GRADIENTS and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise ValueError(
+            f"ups has {len(ups)} maps, {len(tensors)} tensors in all with x and down; gradients are given for at most "
+            f"{MOST_GRADIENTS}: 14 up maps with biases, 19 without. Split ups over two calls."
+        )
+    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, row_gradients, *tensors)
 
 
 def _multiply_adds_of_weight(rule: Tensor, local: Tensor) -> int:
