@@ -160,7 +160,5 @@ def test_more_maps_than_gradients_can_be_asked_of():
     many = [UP] * 20
     expected = mk.mop_ffn(ROWS, DOWN, [UP], backend="reference")[0]
     assert all(torch.equal(y, expected) for y in mk.mop_ffn(ROWS, DOWN, many, backend="reference"))
-    with pytest.raises(
-        ValueError, match=r"ups has 20 maps, \d+ tensors in all with x and down; gradients are"
-    ):
+    with pytest.raises(ValueError, match=r"ups has 20 maps, \d+ tensors in all with x and down; gradients are"):
         mk.mop_ffn(ROWS.clone().requires_grad_(), DOWN, many, backend="reference")
