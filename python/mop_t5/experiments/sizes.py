@@ -60,7 +60,7 @@ def table_4(backbone: str, systems: Sequence[System], scenarios: int) -> Table:
         rows.append([system.label, size.total / size.backbone, size.percent, size.trained, total, percent, rouge])
     title = f"Table 4. Parameters on {backbone} ({size.backbone:,}), {scenarios} scenarios"
     columns = ["system", "total, x", "trained, %", "trained", "paper: total, x", "paper: trained, %", "paper: R-L"]
-    return Table(title, columns, rows, formats, paper.NOTES[4])
+    return Table(title, columns, rows, formats, (*paper.NOTES[4], *_notes(systems, scenarios)))
 
 
 def sizes_table(backbones: Sequence[str], systems: Sequence[System], scenarios: int) -> Table:
@@ -84,4 +84,10 @@ def sizes_table(backbones: Sequence[str], systems: Sequence[System], scenarios: 
         for row, total in zip(rows, [*(mine[0].total / mine[0].backbone for mine in sizes), 1.0]):
             row.append(total)
     title = f"Trained parameters, and these in % of the backbone's; {scenarios} scenarios"
-    return Table(title, ["system", "method", "fields", *formats], rows, formats, labels=3)
+    columns = ["system", "method", "fields", *formats]
+    return Table(title, columns, rows, formats, _notes(systems, scenarios), labels=3)
+
+
+def _notes(systems: Sequence[System], scenarios: int) -> tuple[str, ...]:
+    separate = [system.label for system in systems if system.separate]
+    return tuple(f"{label} is {scenarios} models, one a scenario, counted together." for label in separate)
