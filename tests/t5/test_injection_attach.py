@@ -291,7 +291,7 @@ def test_encoder_without_the_prefix_is_refused():
     model = attach(tiny())
     with pytest.raises(RuntimeError, match=r"encoder_self attention of layer 0 was called without mop_additions"):
         model.encoder(torch.ones(1, 3, dtype=torch.long))
-    with pytest.raises(RuntimeError, match=r"scenario_ids is missing, but the prefix differs between 3 scenarios"):
+    with pytest.raises(RuntimeError, match=r"scenario_ids is missing, but the method differs between 3 scenarios"):
         model.encoder(torch.ones(1, 3, dtype=torch.long), mop_additions=Additions(random_prefix(model, 2)))
 
 

@@ -70,7 +70,8 @@ def test_a_mask_is_made_again_for_other_padding():
         prefix = Additions({"decoder_self": (pair,)})
 
         def run(bias, mask, prefix=prefix):
-            out, _ = prefix_attention.mop_sdpa(module, query, key, value, mask, prefix, position_bias=bias, scaling=1.0)
+            given = {"mop_additions": prefix, "position_bias": bias, "scaling": 1.0}
+            out, _ = prefix_attention.mop_sdpa(module, query, key, value, mask, **given)
             return out
 
         for mask in (*masks, None):
