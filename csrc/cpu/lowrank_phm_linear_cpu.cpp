@@ -8,14 +8,6 @@ namespace {
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 64;
 constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward reads and writes the locals' gradient once a block
 
-PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
-  MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
-  const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
-  MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
-  MOP_GUARD(x.size(x.dim() - 1) == d.in());
-  return d;
-}
-
 }  // namespace
 
 Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {

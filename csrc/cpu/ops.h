@@ -1,16 +1,10 @@
-// The ops of the CPU backend; schemas and meaning in mop_kernels/ops.py.
+// What the CPU backend has besides the ops of both.
 #pragma once
 
-#include <string>
-
+#include "../ops.h"
 #include "common.h"
 
 namespace mop {
-
-Tensor phm_weight(Tensor rule, Tensor local);
-std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, i64 mask);
-
-PhmDims weight_dims(const Tensor& rule, const Tensor& local);
 
 // The ways of phm_linear and their costs, in multiply-adds at the rate of a dense product; the cheapest is taken.
 struct ForwardPlan {
@@ -21,19 +15,6 @@ struct BackwardPlan {
 };
 ForwardPlan plan_phm_linear(i64 rows, const PhmDims& dims);
 BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& dims);
-
-Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias);
-std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask);
-
-Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias);
-std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local,
-                                                i64 mask);
-
-std::vector<Tensor> mop_ffn(Tensor x, std::vector<Tensor> down, std::vector<Tensor> ups, i64 num_maps,
-                            std::string activation, std::optional<Tensor> experts);
-std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::vector<Tensor> down,
-                                     std::vector<Tensor> ups, i64 num_maps, std::string activation,
-                                     std::optional<Tensor> experts, i64 mask);
 
 std::vector<Tensor> attempt_mix(Tensor x, std::optional<Tensor> keep, Tensor source, Tensor target, Tensor task_ids,
                                 Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, double temperature);

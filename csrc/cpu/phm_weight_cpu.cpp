@@ -3,12 +3,6 @@
 
 namespace mop {
 
-PhmDims weight_dims(const Tensor& rule, const Tensor& local) {
-  const i64 r = rule.dim(), l = local.dim();
-  MOP_GUARD(r >= 3 && l == r && rule.size(r - 3) == local.size(l - 3));
-  return {rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
-}
-
 Tensor phm_weight(Tensor rule, Tensor local) {
   const PhmDims d = weight_dims(rule, local);
   const i64 rule_size = d.terms * d.g_in * d.g_out;

@@ -9,9 +9,9 @@
 // Backward makes t and s again where they are needed; each gradient is one product more, of the gradients gs and gt of
 // s and t. All of them move rows*(in + out + 2*rank*terms*(loc_in + loc_out)) numbers, forward, and some three times
 // that, backward.
+#include "../ops.h"
 #include "lowrank_phm_linear_kernel.cuh"
 #include "mop_ffn_call.h"
-#include "ops.h"
 #include "products.h"
 
 namespace mop {
@@ -48,14 +48,6 @@ bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Fa
   launch("lowrank_phm_linear", fast ? lowrank_phm_linear_kernel<T, true> : lowrank_phm_linear_kernel<T, false>,
          tiles * chunks, ffn::kThreads, lowrank_floats(d, tile) * sizeof(float), p);
   return true;
-}
-
-PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
-  MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
-  const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
-  MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
-  MOP_GUARD(x.size(x.dim() - 1) == d.in());
-  return d;
 }
 
 // The products of one call. x and y, also as gradients, are seen with rows (n, u) or (n, v) and a plane for each a or

@@ -1,8 +1,8 @@
 // Gradients of mop_ffn in two launches.
+#include "../ops.h"
 #include "mop_ffn_backward_kernel.cuh"
 #include "mop_ffn_call.h"
 #include "mop_ffn_sums_kernel.cuh"
-#include "ops.h"
 
 namespace mop {
 namespace {

@@ -1,7 +1,7 @@
 // mop_ffn: all (layer, expert) pairs and all up maps of the MOP generator, one launch for up to kMaxMaps maps.
+#include "../ops.h"
 #include "mop_ffn_call.h"
 #include "mop_ffn_kernel.cuh"
-#include "ops.h"
 
 namespace mop {
 namespace {

@@ -7,7 +7,7 @@
 //
 // Backward: x's gradient is the same product with both factors transposed; those of rule and local come from W's, x^T
 // gy, by phm_weight's backward.
-#include "ops.h"
+#include "../ops.h"
 #include "products.h"
 
 namespace mop {

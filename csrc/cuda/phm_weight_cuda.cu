@@ -1,16 +1,10 @@
 // phm_weight: W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v], with equal leading dims. One product an operation:
 // W seen as [(a c), (u v)] is rule^T local, of inner size terms; the gradients are the two other products of the three.
 // Bytes are what costs: the factors are read and W is written once, at terms multiply-adds an element.
-#include "ops.h"
+#include "../ops.h"
 #include "products.h"
 
 namespace mop {
-
-PhmDims weight_dims(const Tensor& rule, const Tensor& local) {
-  const i64 r = rule.dim(), l = local.dim();
-  MOP_GUARD(r >= 3 && l == r && rule.size(r - 3) == local.size(l - 3));
-  return {rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
-}
 
 Tensor phm_weight(Tensor rule, Tensor local) {
   const PhmDims d = weight_dims(rule, local);

@@ -1,6 +1,6 @@
 // Registers the CUDA kernels with the ops that mop_kernels/ops.py defines, and builds the module mop_kernels._C_cuda;
 // under MOP_EMULATE a library of the same ops for CPU tensors.
-#include "ops.h"
+#include "../ops.h"
 
 #if defined(MOP_EMULATE)
 #define MOP_KEY CPU

@@ -1,5 +1,5 @@
-// The ops of the CUDA backend; schemas and meaning in mop_kernels/ops.py. Factors come contiguous, gradients of outputs
-// with any strides.
+// The ops of the CPU and of the CUDA backend; schemas and meaning in mop_kernels/ops.py. Each backend is a module of
+// its own that implements them under these names. Factors come contiguous, gradients of outputs with any strides.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -9,13 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "../dims.h"
+#include "dims.h"
+#include "guards.h"
 
 namespace mop {
 
 using torch::stable::Tensor;
-
-PhmDims weight_dims(const Tensor& rule, const Tensor& local);
 
 Tensor phm_weight(Tensor rule, Tensor local);
 std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, i64 mask);
@@ -32,5 +31,21 @@ std::vector<Tensor> mop_ffn(Tensor x, std::vector<Tensor> down, std::vector<Tens
 std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::vector<Tensor> down,
                                      std::vector<Tensor> ups, i64 num_maps, std::string activation,
                                      std::optional<Tensor> experts, i64 mask);
+
+// Sizes of a full rule (..., terms, g_in, g_out) with local (..., terms, loc_in, loc_out).
+inline PhmDims weight_dims(const Tensor& rule, const Tensor& local) {
+  const i64 r = rule.dim(), l = local.dim();
+  MOP_GUARD(r >= 3 && l == r && rule.size(r - 3) == local.size(l - 3));
+  return {rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
+}
+
+// Sizes of lowrank_phm_linear's map.
+inline PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
+  MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
+  const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
+  MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
+  MOP_GUARD(x.size(x.dim() - 1) == d.in());
+  return d;
+}
 
 }  // namespace mop
