@@ -127,14 +127,14 @@ class NinjaBuild(build_ext):
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
         own_flags = {**LEVEL_FLAGS, "register_ops.cpp": shlex.join([f'-DMOP_CUDA="{cuda_decision()}"'])}
-        includes = [torch / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
-        common = [f"-D{name}={value}" for name, value in defines.items()]
-        common += [part for path in includes for part in ("-isystem", str(path))]
+        common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
+        # not for nvcc: pybind11 lies elsewhere in every isolated build, and another command compiles again for minutes
+        modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
         libraries = ["-L" + str(torch / "lib"), "-ltorch_cpu"]
         lines = [
             f"cxx = {COMPILER}",
-            f"flags = {shlex.join(flags + common)}".replace("$", "$$"),
+            f"flags = {shlex.join(flags + common + modules)}".replace("$", "$$"),
             "rule compile\n  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
         ]
         link = "$cxx -shared"
