@@ -29,10 +29,11 @@ class MethodConfig:
     def _set(self, name: str, value) -> None:
         object.__setattr__(self, name, value)  # only while the frozen config is being made
 
-    def _fill_in(self, presets: dict[str, dict]) -> None:
-        """Give the fields that the config's `preset` names its values, where they have their default."""
+    def _fill_in(self, presets: dict[str, dict], unasked: str | None = None) -> None:
+        """Give the fields that the config's `preset` (where there is none, `unasked`) names its values, where they have
+        their default."""
         check_choice("preset", self.preset, (None, *presets))
-        for name, value in presets.get(self.preset, {}).items():
+        for name, value in presets.get(self.preset or unasked, {}).items():
             if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                 self._set(name, value)
 
@@ -110,13 +111,16 @@ class Method(nn.Module):
         """
         return iter(())
 
-    def only_trained(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows (scenarios, ...), of which a gradient reaches only those in trained_scenarios."""
+    def only_trained(self, rows: torch.Tensor, needed: torch.Tensor | None = None, dim: int = 0) -> torch.Tensor:
+        """rows, of which a gradient reaches only those in trained_scenarios. Their dimension dim counts the scenarios:
+        those in needed (see needed_scenarios), or all."""
         if self.trained_scenarios is None or not torch.is_grad_enabled():
             return rows
-        trained = torch.zeros(len(rows), *[1] * (rows.dim() - 1), dtype=torch.bool, device=rows.device)
-        trained[list(self.trained_scenarios)] = True
-        return torch.where(trained, rows, rows.detach())
+        here = torch.arange(rows.shape[dim], device=rows.device) if needed is None else needed
+        trained = torch.isin(here, torch.tensor(self.trained_scenarios, device=rows.device))
+        shape = [1] * rows.dim()
+        shape[dim] = -1
+        return torch.where(trained.view(shape), rows, rows.detach())
 
     def needed_scenarios(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
         """The scenarios of a batch, ascending, or None to compute all of them.

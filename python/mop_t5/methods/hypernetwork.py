@@ -29,11 +29,7 @@ class HypernetworkMethod(Method):
         """The embeddings (rows, ...) of the scenarios that a batch needs, and these (rows,), or None for all."""
         needed = self.needed_scenarios(scenario_ids)
         rows = self.scenario_embeddings if needed is None else self.scenario_embeddings[needed]
-        if self.trained_scenarios is not None and torch.is_grad_enabled():
-            here = torch.arange(len(rows), device=rows.device) if needed is None else needed
-            trained = torch.isin(here, torch.tensor(self.trained_scenarios, device=rows.device))
-            rows = torch.where(trained.view(-1, *[1] * (rows.dim() - 1)), rows, rows.detach())
-        return rows, needed
+        return self.only_trained(rows, needed), needed
 
     def trains_backbone(self, parameter_name: str) -> bool:
         return self.config.layer_norms and is_layer_norm(parameter_name)

@@ -128,14 +128,8 @@ class MOP(Method):
         banks = [banks[attention] for banks in (self.experts, self.value_experts) if attention in banks]
         maps = [rows for bank in banks for rows in bank(self.input, experts=active)]
         keys, values = maps[0].chunk(2, dim=-1) if self.config.kv_maps == "joint" else maps
-        if self.trained_scenarios is not None and torch.is_grad_enabled():
-            keys, values = (self._without_gradients_of_others(rows, active) for rows in (keys, values))
+        keys, values = (self.only_trained(rows, active, dim=1) for rows in (keys, values))
         return self.dropout(keys), self.dropout(values)
-
-    def _without_gradients_of_others(self, rows: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-        here = torch.arange(rows.shape[1], device=rows.device) if active is None else active
-        trained = torch.isin(here, torch.tensor(self.trained_scenarios, device=rows.device))
-        return torch.where(trained[None, :, None, None], rows, rows.detach())
 
     def _heads(self, rows: torch.Tensor) -> torch.Tensor:
         """(layers, rows, prefix, inner) -> (layers, rows, heads, prefix, d_kv)"""

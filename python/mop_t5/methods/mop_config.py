@@ -117,11 +117,8 @@ class MOPConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("preset", self.preset, (None, *_PRESETS))
         check_choice("routing", self.routing, ("scenario", "xmoe_top2"))
-        for name, value in _PRESETS.get(self.preset or self.routing, {}).items():
-            if getattr(self, name) == type(self).__dataclass_fields__[name].default:
-                self._set(name, value)
+        self._fill_in(_PRESETS, unasked=self.routing)
         for name, minimum in (("prefix_length", 0), ("d_mid", 1), ("terms_down", 1), ("terms_up", 1), ("rank", 1)):
             check_int(name, getattr(self, name), minimum)
         for name, options in (
