@@ -68,7 +68,9 @@ def functions(commands, *path):
         yield from functions(command, *path, name) if isinstance(command, dict) else [((*path, name), command)]
 
 
-@pytest.mark.parametrize(("words", "command"), list(functions(COMMANDS)), ids=str)
+@pytest.mark.parametrize(
+    ("words", "command"), [pytest.param(words, c, id=" ".join(words)) for words, c in functions(COMMANDS)]
+)
 def test_help_shows_an_example_and_explains_every_flag(words, command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--help"])
