@@ -1,0 +1,121 @@
+"""From a router's logits to routes, the weights of the experts: softmax, Gumbel-softmax, straight-through; routes that
+are fixed; experts that are taken out; exploration.
+
+Logits and routes are (layers, tasks, experts); a route is a row of the last dimension, and sums to one.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+SELECTIONS = ("softmax", "gumbel", "straight_through")
+
+
+def select(
+    logits: torch.Tensor,
+    kind: str = "softmax",
+    temperature: float = 1.0,
+    *,
+    noise: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+    deterministic: bool = False,
+) -> torch.Tensor:
+    """Routes, of the shape of the logits.
+
+    kind: "softmax" of logits / temperature; "gumbel", that of (logits + Gumbel noise) / temperature;
+    "straight_through", the best expert of "gumbel" alone, with the gradient of "gumbel".
+    noise: in place of noise that is drawn, of `generator` or else of torch's own random state. deterministic: no noise,
+    so that "gumbel" is the softmax and "straight_through" the expert of the largest logit.
+    """
+    if kind not in SELECTIONS:
+        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {kind!r}.")
+    if kind != "softmax" and not deterministic:
+        logits = logits + (_gumbel_like(logits, generator) if noise is None else noise)
+    soft = (logits / temperature).softmax(-1)
+    if kind != "straight_through":
+        return soft
+    hard = _one_hot(soft.detach())
+    return hard + (soft - soft.detach())  # in this order exact zeros and ones
+
+
+def masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Logits of which no route takes the experts where mask (bool, broadcast) is True. Each row must keep one."""
+    return logits.masked_fill(mask, -torch.inf)
+
+
+def expert_mask(disabled: Sequence[Sequence[int]], layers: int, experts: int, device=None) -> torch.Tensor:
+    """The mask of (layer, expert) pairs: bool (layers, 1, experts). Raises ValueError for a pair that does not exist
+    and for a layer that would have no expert left."""
+    mask = torch.zeros(layers, 1, experts, dtype=torch.bool)
+    for layer, expert in disabled:
+        if not (0 <= layer < layers and 0 <= expert < experts):
+            raise ValueError(
+                f"disabled experts must be pairs (layer below {layers}, expert below {experts}); got ({layer}, "
+                f"{expert})."
+            )
+        mask[layer, 0, expert] = True
+    empty = [layer for layer in range(layers) if mask[layer].all()]
+    if empty:
+        raise ValueError(f"disabled experts are all {experts} of layer {empty[0]}. Leave it one.")
+    return mask.to(device)
+
+
+def explore(
+    routes: torch.Tensor,
+    epsilon: float,
+    generator: torch.Generator | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Routes of which each is, with probability epsilon, a random expert alone; one out of those that mask leaves."""
+    draws = torch.rand(routes.shape[:-1], generator=generator, device=routes.device)[..., None] < epsilon
+    return torch.where(draws, random_experts(routes, generator, mask), routes)
+
+
+def random_experts(
+    routes: torch.Tensor, generator: torch.Generator | None = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Routes of one random expert each, out of those that mask leaves; of the shape, dtype and device of `routes`."""
+    draws = torch.rand(routes.shape, generator=generator, device=routes.device)
+    return _one_hot(draws if mask is None else draws.masked_fill(mask, -1)).to(routes.dtype)
+
+
+def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0) -> torch.Tensor:
+    """Routes that nothing is learnt of, float32 on the CPU.
+
+    kind: "average", 1/experts each; "random_N", for each task and layer N experts drawn with the seed, 1/N each. Tasks
+    are drawn one after another, so further tasks do not change the routes of the first ones.
+    """
+    routes = torch.zeros(layers, tasks, experts)
+    if kind == "average":
+        return routes + 1 / experts
+    count = re.fullmatch(r"random_(\d+)", kind)
+    top = int(count[1]) if count else 0
+    if not 1 <= top <= experts:
+        raise ValueError(f"routes must be 'average' or 'random_N' with N from 1 to {experts}; got {kind!r}.")
+    draw = np.random.RandomState(seed)  # numpy's older generator: the routes of the public code
+    for task in range(tasks):
+        for layer in range(layers):
+            routes[layer, task, draw.choice(experts, top, replace=False)] = 1 / top
+    return routes
+
+
+def temperature_at(step: int, start: float, rate: float, minimum: float) -> float:
+    """The temperature after so many optimizer steps."""
+    return max(start * math.exp(-rate * step), minimum)
+
+
+def entropy(routes: torch.Tensor) -> torch.Tensor:
+    """Of each route, in nats: 0 for one expert alone, log(experts) for all alike."""
+    return torch.special.entr(routes).sum(-1)
+
+
+def _gumbel_like(logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    return -torch.empty_like(logits).exponential_(generator=generator).log()
+
+
+def _one_hot(scores: torch.Tensor) -> torch.Tensor:
+    best = scores.argmax(-1, keepdim=True)
+    return torch.zeros_like(scores).scatter(-1, best, 1)

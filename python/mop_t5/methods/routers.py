@@ -1,0 +1,97 @@
+"""The routers of the task-level mixture of experts: task vectors in, a row of logits a layer and task out.
+
+Ten of them, of the poster's code: a small MLP, or a recurrent net or a transformer that reads the layers of the model
+as a sequence. In the "layer_specific" ones every layer has a map of its own in front; in the others all layers see the
+same input, told apart by a learned position.
+"""
+
+import torch
+from torch import nn
+
+_HEADS, _FEED_FORWARD, _DROPOUT = 4, 64, 0.1  # of the transformers
+_RECURRENT = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
+ROUTERS = tuple(
+    f"{kind}{where}" for kind in ("linear", *_RECURRENT, "transformer") for where in ("", "_layer_specific")
+)
+
+
+def make_router(name: str, d_in: int, hidden: int, layers: int, experts: int, *, device=None, dtype=None) -> nn.Module:
+    """The router of this name, with PyTorch's initial values: a module of task vectors (tasks, d_in) that gives logits
+    (layers, tasks, experts). The transformers have dropout.
+
+    hidden: width of the MLP or of each direction of the recurrent net; of "transformer_layer_specific" the width.
+    Raises ValueError for an unknown name and for a width that the heads of a transformer do not divide.
+    """
+    if name not in ROUTERS:
+        raise ValueError(f"router must be one of {', '.join(ROUTERS)}; got {name!r}.")
+    kind, specific = name.removesuffix("_layer_specific"), name.endswith("_layer_specific")
+    if kind == "linear":
+        return (_LayerMLPs if specific else _MLP)(d_in, hidden, layers, experts, device, dtype)
+    return _Sequence(kind, specific, d_in, hidden, layers, experts, device, dtype)
+
+
+class _MLP(nn.Module):
+    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+        super().__init__()
+        self.linear1 = nn.Linear(d_in, hidden, device=device, dtype=dtype)
+        self.linear2 = nn.Linear(hidden, layers * experts, device=device, dtype=dtype)
+        self.layers = layers
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        out = self.linear2(nn.functional.gelu(self.linear1(tasks)))
+        return out.unflatten(-1, (self.layers, -1)).transpose(0, 1)
+
+
+class _LayerMLPs(nn.Module):
+    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+        super().__init__()
+        self.linear1 = _LayerLinear(layers, d_in, hidden, device, dtype)
+        self.linear2 = _LayerLinear(layers, hidden, experts, device, dtype)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        layers = len(self.linear1.weight)
+        return self.linear2(nn.functional.gelu(self.linear1(tasks.expand(layers, -1, -1))))
+
+
+class _LayerLinear(nn.Module):
+    """An nn.Linear a layer, all in one product: (layers, n, d_in) -> (layers, n, d_out)."""
+
+    def __init__(self, layers: int, d_in: int, d_out: int, device, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(layers, d_out, d_in, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(layers, d_out, device=device, dtype=dtype))
+        for parameter in (self.weight, self.bias):
+            nn.init.uniform_(parameter, -(d_in**-0.5), d_in**-0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+
+
+class _Sequence(nn.Module):
+    """The layers as a sequence that a recurrent net reads in both directions, or a transformer's layer."""
+
+    def __init__(self, kind: str, specific: bool, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+        super().__init__()
+        where, self.layers = {"device": device, "dtype": dtype}, layers
+        width = hidden if specific else d_in
+        self.layer_specific_proj = nn.Linear(d_in, layers * hidden, **where) if specific else None
+        self.pos_embed = None if specific else nn.Embedding(layers, d_in, **where)
+        if kind == "transformer":
+            if width % _HEADS:
+                raise ValueError(
+                    f"{'hidden' if specific else 'the width of the task vectors'} must be a multiple of {_HEADS}, the "
+                    f"heads of this router; got {width}. Change it or use another router."
+                )
+            self.mixer = nn.TransformerEncoderLayer(width, _HEADS, _FEED_FORWARD, _DROPOUT, **where)
+        else:
+            self.mixer = _RECURRENT[kind](width, hidden, bidirectional=True, **where)
+            width = 2 * hidden
+        self.proj = nn.Linear(width, experts, **where)
+
+    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+        if self.layer_specific_proj is None:
+            x = tasks + self.pos_embed.weight[:, None]
+        else:
+            x = self.layer_specific_proj(tasks).unflatten(-1, (self.layers, -1)).transpose(0, 1)
+        mixed = self.mixer(x)
+        return self.proj(mixed[0] if isinstance(mixed, tuple) else mixed)
