@@ -16,6 +16,14 @@ PLACES = tuple(
     for place in ("self_attention", "cross_attention", "feed_forward")
     if (stack, place) != ("encoder", "cross_attention")
 )
+_ATTENTION_MAPS = ("q", "k", "v", "layer_norm")
+# (stack, place) of outputs inside the sub-layers, and of the head: an adapter can change these, too. Feed-forward
+# networks have the map wi, or wi_0 and wi_1 where they are gated.
+INNER_PLACES = tuple(
+    (stack, f"{place}_{part}")
+    for stack, place in PLACES
+    for part in (("wi", "wi_0", "wi_1", "layer_norm") if place == "feed_forward" else _ATTENTION_MAPS)
+) + (("decoder", "lm_head"),)
 
 
 class Additions:
@@ -27,9 +35,9 @@ class Additions:
     prompt: function of (embeddings (batch, source, d_model), mask (batch, source) or None, scenario_ids (batch,) or
         None) that gives longer embeddings (batch, prompt + source, d_model), the prompt on the left. The encoder runs
         on them, and the decoder attends to all of its outputs.
-    adapters: {(stack, place): one function a layer, or None for none there}, stack and place out of PLACES. Each takes
-        (hidden (batch, tokens, d_model), scenario_ids) and gives what replaces hidden, the output of the sub-layer
-        before its dropout and residual.
+    adapters: {(stack, place): one function a layer, or None for none there}, stack and place out of PLACES, where
+        hidden is the output of the sub-layer before its dropout and residual, or out of INNER_PLACES (the head counts
+        as one layer). Each takes (hidden (batch, tokens, width), scenario_ids) and gives what replaces hidden.
     loss: scalar that is added to the model's loss in training, or None.
     """
 
@@ -44,7 +52,8 @@ class Additions:
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
         self.scenarios, self.prompt, self.loss = scenarios, prompt, loss
-        for argument, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, PLACES)):
+        places = PLACES + INNER_PLACES
+        for argument, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, places)):
             unknown = sorted(map(str, set(given) - set(known)))
             if unknown:
                 raise ValueError(f"{argument} has unknown keys {', '.join(unknown)}; expected a subset of {known}.")

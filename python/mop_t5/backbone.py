@@ -70,6 +70,7 @@ class BackboneShape:
     num_layers: int
     num_decoder_layers: int
     vocab_size: int
+    is_gated_act: bool = False  # whether feed-forward networks have two maps inwards, wi_0 and wi_1
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "BackboneShape":
@@ -87,6 +88,7 @@ class BackboneShape:
     def differences(self, other: dict) -> list[str]:
         """Where this shape and a saved one (a dict of the same fields) differ, as `field: saved x, here y`."""
         mine = asdict(self)
+        other = {"is_gated_act": self.is_gated_act, **other}  # older folders do not say; the names in the hash differ
         return [f"{key}: saved {other.get(key)}, here {mine[key]}" for key in mine if other.get(key) != mine[key]]
 
 

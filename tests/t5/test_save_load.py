@@ -97,7 +97,7 @@ def test_trainer_can_load_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
-        ("mt5", {}, r"another backbone \(model_type: saved t5, here mt5\). Load that one"),
+        ("mt5", {}, r"another backbone \(model_type: saved t5, here mt5; is_gated_act: saved False, here True\)"),
         ("t5", {"num_decoder_layers": 2}, r"num_decoder_layers: saved 3, here 2"),
         ("t5", {"d_kv": 16, "num_heads": 2}, r"d_kv: saved 8, here 16; num_heads: saved 4, here 2"),
         ("t5", {"vocab_size": 50}, r"vocab_size: saved 40, here 50"),
