@@ -9,25 +9,26 @@ What is finished is not done again, so a suite that was interrupted is resumed b
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 import mop_t5
-from mop_t5.commands.evaluate import evaluate
+from mop_t5.commands.evaluate import evaluate, metrics_of
 from mop_t5.commands.train import settings_of, train
-from mop_t5.data import read_split, scenarios_of
+from mop_t5.data import read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import (
-    AVERAGE,
     FLOORS,
     SCORES,
     Rouge,
-    Scores,
+    Scorer,
     Table,
-    by_scenario,
-    mean_scores,
+    TaskScores,
     read_scores,
+    with_average,
     write_scores,
 )
 from mop_t5.experiments.systems import System, choose
@@ -47,17 +48,17 @@ from mop_t5.training.run import SETTINGS
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its run.json will be `settings`. scenario: the only one it is trained on, or None for all."""
+    """One training: its run.json will be `settings`. scenarios: those it is trained on, or None for all."""
 
     system: System
-    scenario: str | None
+    scenarios: list[str] | None
     training: TrainingConfig
     folder: Path
     settings: dict[str, Any]
     trained: int  # parameters
 
     def __str__(self) -> str:
-        only = "" if self.scenario is None else f", {self.scenario} alone"
+        only = "" if self.scenarios is None else f", {', '.join(self.scenarios)} alone"
         return f"{self.system.label}{only}, seed {self.training.seed}"
 
 
@@ -105,12 +106,18 @@ class SuiteConfig:
 
 class Suite:
     """The runs of some systems. training: for all of them, but for learning_rate, which each has its own, and seed.
-    default: labels of the systems where config names none."""
+    default: labels of the systems where config names none. known: the systems to choose from; see choose."""
 
-    def __init__(self, config: SuiteConfig, training: TrainingConfig, default: Sequence[str]):
+    def __init__(
+        self,
+        config: SuiteConfig,
+        training: TrainingConfig,
+        default: Sequence[str],
+        known: Mapping[str, System] | None = None,
+    ):
         self.config, self.training = config, training
-        self.systems = choose(config.systems, default, config.options, config.learning_rates)
-        self.rouge = Rouge(config.implementation, config.unit)
+        self.systems = choose(config.systems, default, config.options, config.learning_rates, known)
+        self.scorer = Scorer(Rouge(config.implementation, config.unit), read_tasks(config.corpus))
 
     def plan(self) -> list[Run]:
         """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
@@ -119,26 +126,58 @@ class Suite:
         model = mop_t5.load_backbone(self.config.backbone)
         runs = []
         for system in self.systems:
-            folder = Path(self.config.output) / "runs" / _file_name(system.label)
             for number, scenario in enumerate(tested if system.separate else [None], start=1):
-                only = None if scenario is None else [scenario]
-                mop_t5.attach(model, system.config(only or known))
-                attached, trained = model.mop.config, mop_t5.count_parameters(model).trained
-                mop_t5.detach(model)
-                inner = "" if scenario is None else f"{number}-{_file_name(scenario)}"
-                for seed in self.config.seeds:
-                    training = replace(self.training, seed=seed, learning_rate=system.learning_rate)
-                    settings = self._settings(system, attached, training, only)
-                    runs.append(Run(system, scenario, training, folder / f"seed-{seed}" / inner, settings, trained))
+                if scenario is None:
+                    runs += self.runs_of(system, model, known)
+                else:
+                    runs += self.runs_of(system, model, known, [scenario], f"{number}-{_file_name(scenario)}")
         for run in runs:
             _check_as_before(run.folder, run.settings)
             _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
         return runs
 
+    def runs_of(
+        self,
+        system: System,
+        model: PreTrainedModel,
+        known: Sequence[str],
+        only: list[str] | None = None,
+        inner: str = "",
+    ) -> list[Run]:
+        """The run of a system with each seed, behind that of the first version that it starts from, if it does. model:
+        the plain backbone; known: all scenarios; only: those to train on, if not all; inner: folder in that of the
+        seed."""
+        first = system.first
+        makes = system if first is None else first.system  # parameters of the same shapes
+        mop_t5.attach(model, makes.config(only or known))
+        trained = mop_t5.count_parameters(model).trained
+        mop_t5.detach(model)
+        runs = []
+        for seed in self.config.seeds:
+            if first is not None:
+                before = self._run(first.system, known, only, seed, inner, trained, first.steps)
+                start = {first.field: str((before.folder / "adapter").resolve())}
+                system = replace(system, options=system.options | start)
+                runs.append(before)
+            # what trains nothing is a row, too: the backbone as it is
+            runs.append(self._run(system, known, only, seed, inner, trained, None if trained else 1))
+        return runs
+
+    def _run(self, system: System, known, only, seed: int, inner: str, trained: int, steps: int | None) -> Run:
+        """steps: in place of those of all runs, and then the last one is kept, unvalidated."""
+        training = replace(self.training, seed=seed, learning_rate=system.learning_rate)
+        if steps is not None:
+            training = replace(training, steps=steps, evaluate_every=0, patience=0)
+        folder = Path(self.config.output) / "runs" / _file_name(system.label) / f"seed-{seed}" / inner
+        settings = self._settings(system, system.config(only or known), training, only)
+        return Run(system, only, training, folder, settings, trained)
+
     def _scenarios(self) -> tuple[list[str], list[str]]:
         """Those of the training rows and those that are scored. Raises ValueError where a split has one that it must
         not have, or lacks one that it must have."""
-        known, tested = (scenarios_of(read_split(self.config.corpus, split)) for split in ("train", self.config.split))
+        known = scenarios_of(read_split(self.config.corpus, "train"))
+        scored = any(system.scored for system in self.systems)
+        tested = scenarios_of(read_split(self.config.corpus, self.config.split)) if scored else known
         validated = scenarios_of(read_split(self.config.corpus, "valid")) if self.training.evaluate_every else tested
         for split, names in ((self.config.split, tested), ("valid", validated)):
             unknown = sorted(set(names) - set(known))
@@ -166,7 +205,7 @@ class Suite:
         if (self._evaluation(run) / SCORES).is_file():
             return "finished"
         if read_history(run.folder):
-            return "evaluate"
+            return "evaluate" if run.system.scored else "finished"
         whole = checkpoints(run.folder / CHECKPOINTS)
         if whole:
             return f"go on from {whole[-1].name}"
@@ -175,8 +214,8 @@ class Suite:
     def overview(self, runs: Sequence[Run]) -> Table:
         """A row a run: where it lies, what it trains at which rate, and what is left to do."""
         rows = [
-            [run.system.label, run.scenario or "all", run.training.seed, run.trained, run.training.learning_rate]
-            + [str(run.folder), self.state(run)]
+            [run.system.label, ", ".join(run.scenarios or ["all"]), run.training.seed, run.trained]
+            + [run.training.learning_rate, str(run.folder), self.state(run)]
             for run in runs
         ]
         columns = ["system", "scenarios", "seed", "trained", "learning rate", "folder", "to do"]
@@ -197,44 +236,46 @@ class Suite:
                     output=str(run.folder),
                     method=run.system.method,
                     options=run.system.options,
-                    scenarios=run.settings["scenarios"],
+                    scenarios=run.scenarios,
                     implementation=self.config.implementation,
                     unit=self.config.unit,
                     overwrite=state == "start anew",
                     resume=state.startswith("go on"),
                 )
-            evaluate(
-                str(run.folder),
-                split=self.config.split,
-                backbone=self.config.backbone,
-                floors=False,
-                implementation=self.config.implementation,
-                unit=self.config.unit,
-                num_beams=self.config.num_beams,
-                batch_size=self.config.eval_batch_size,
-                overwrite=True,
-            )
+            if run.system.scored:
+                evaluate(
+                    str(run.folder),
+                    split=self.config.split,
+                    backbone=self.config.backbone,
+                    floors=False,
+                    implementation=self.config.implementation,
+                    unit=self.config.unit,
+                    num_beams=self.config.num_beams,
+                    batch_size=self.config.eval_batch_size,
+                    overwrite=True,
+                )
             remove_folder(run.folder / CHECKPOINTS)
 
-    def results(self, runs: Sequence[Run]) -> dict[str, list[dict[str, Scores]]]:
-        """System -> one result a seed: scenario -> `Scores`, the average last. All runs must be finished."""
-        results: dict[str, dict[int, dict[str, Scores]]] = {}
+    def results(self, runs: Sequence[Run]) -> dict[str, list[dict[str, TaskScores]]]:
+        """System -> one result a seed: scenario -> scores, the average last. All runs must be finished."""
+        results: dict[str, dict[int, dict[str, TaskScores]]] = {}
         for run in runs:
+            if not run.system.scored:
+                continue
             scores = read_scores(self._evaluation(run))[run.system.method]
             results.setdefault(run.system.label, {}).setdefault(run.training.seed, {}).update(scores)
-        return {label: [_with_average(scores) for scores in seeds.values()] for label, seeds in results.items()}
+        return {label: [with_average(scores) for scores in seeds.values()] for label, seeds in results.items()}
 
-    def floors(self) -> dict[str, dict[str, Scores]]:
-        """Floor -> scenario -> `Scores`, computed once."""
+    def floors(self) -> dict[str, dict[str, TaskScores]]:
+        """Floor -> scenario -> scores, computed once."""
         folder = Path(self.config.output) / "floors"
         _check_as_before(folder, self._scoring)
         if not (folder / SCORES).is_file():
             known, rows = (read_split(self.config.corpus, split) for split in ("train", self.config.split))
-            references, scenarios = [row.summary for row in rows], [row.scenario for row in rows]
             texts = {name: make(rows, known) for name, make in FLOORS.items()}
             prepare_output(folder, overwrite=True)
             write_settings(folder, self._scoring)
-            write_scores(folder, {name: by_scenario(self.rouge(references, t), scenarios) for name, t in texts.items()})
+            write_scores(folder, {name: self.scorer(rows, t) for name, t in texts.items()})
         return read_scores(folder)
 
     @property
@@ -242,7 +283,8 @@ class Suite:
         """What scores depend on, besides the run."""
         c = self.config
         corpus = str(Path(c.corpus).resolve())
-        return {"corpus": corpus, "split": c.split, "implementation": c.implementation, "unit": c.unit}
+        scoring = {"corpus": corpus, "split": c.split, "implementation": c.implementation, "unit": c.unit}
+        return scoring | metrics_of(self.scorer)
 
     def _evaluation(self, run: Run) -> Path:
         return run.folder / f"evaluation-{self.config.split}"
@@ -255,9 +297,3 @@ def _check_as_before(folder: Path, settings: dict[str, Any]) -> None:
 
 def _file_name(label: str) -> str:
     return re.sub(r"[^\w+]+", "-", label).strip("-").lower()
-
-
-def _with_average(scores: dict[str, Scores]) -> dict[str, Scores]:
-    """Scenarios in order and their mean; runs of one scenario each have brought averages of their own."""
-    scenarios = {name: scores[name] for name in sorted(scores) if name != AVERAGE}
-    return scenarios | {AVERAGE: mean_scores(list(scenarios.values()))}

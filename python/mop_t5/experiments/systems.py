@@ -4,38 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mop_t5.experiments import paper
 from mop_t5.methods import get, names
 from mop_t5.methods.base import MethodConfig
+from mop_t5.methods.starting_points import FirstVersion, StartingPoints
 
 
 @dataclass(frozen=True)
 class System:
-    """label: its row. options: the fields that its method is attached with. separate: trained once a scenario, on the
-    rows of this scenario alone."""
+    """label: its row. options: the fields that its method is attached with; one may be a FirstVersion. separate:
+    trained once a scenario, on the rows of this scenario alone. scored: or only trained. fixed: options that are given
+    to all systems do not replace its own."""
 
     label: str
     method: str
     options: dict[str, Any]
     separate: bool
     learning_rate: float
+    scored: bool = True
+    fixed: bool = False
+
+    @property
+    def first(self) -> First | None:
+        """What is trained before it, if one of its fields is a FirstVersion."""
+        for name, value in self.options.items():
+            if isinstance(value, FirstVersion):
+                label = f"{self.label}, first version"
+                return First(name, replace(self, label=label, options=value.fields, scored=False), value.steps)
+        return None
 
     def config(self, scenarios: Sequence[str]) -> MethodConfig:
         """The config of its method. Raises what the method has against its options."""
         return get(self.method).Config.make({"scenarios": list(scenarios), **self.options})
 
 
-def all_systems() -> dict[str, System]:
-    """Every system by its label: by method, in the order in which the paper names them, its own rows first."""
+class First(NamedTuple):
+    """field: of a system, that starts from the adapter which `system` trains in `steps`."""
+
+    field: str
+    system: System
+    steps: int
+
+
+def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
+    """Every system by its label: by method, in the order in which the paper names them, its own rows first. With
+    `starts` also those that start from them."""
     found: dict[str, System] = {}
     for name in names():
         method = get(name)
-        for label, options in method.systems.items():
+        fixed = {} if starts is None else method.systems_from(starts)
+        for label, options in [*method.systems.items(), *fixed.items()]:
             if label in found:
                 raise ValueError(f"the system {label!r} is named by the methods {found[label].method!r} and {name!r}.")
-            found[label] = System(label, name, dict(options), label in method.separate_systems, method.learning_rate)
+            separate, rate = label in method.separate_systems, method.learning_rate
+            found[label] = System(label, name, dict(options), separate, rate, fixed=label in fixed)
     printed = list(dict.fromkeys((*paper.TABLE_2, *paper.TABLE_3, *paper.CONTROLS)))
     place = {label: printed.index(label) if label in printed else len(printed) for label in found}
     first = {
@@ -62,11 +86,13 @@ def choose(
     default: Sequence[str],
     options: Mapping[str, Any] | None = None,
     learning_rates: Mapping[str, float] | None = None,
+    known: Mapping[str, System] | None = None,
 ) -> list[System]:
-    """The systems of these labels (default: those of `default`), with other rates and with `options` in place of their
-    own: each is given to the methods that have a field of its name. Raises ValueError for a label that is not known,
-    for a field that no method has, and for an empty or repeated choice."""
-    known = all_systems()
+    """The systems of these labels (default: those of `default`) out of `known` (default: all that need no starting
+    points), with other rates and with `options` in place of their own: each is given to the methods that have a field
+    of its name. Raises ValueError for a label that is not known, for a field that no method has, and for an empty or
+    repeated choice."""
+    known = all_systems() if known is None else known
     for argument, given in (("systems", labels or ()), ("learning_rates", learning_rates or ())):
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -82,11 +108,10 @@ def choose(
             f"options names {', '.join(nowhere)}, which is no field of the methods of {', '.join(having)}. "
             "`mop-t5 train --help` explains the fields of every method."
         )
-    return [
-        replace(
-            system,
-            options=system.options | {k: v for k, v in (options or {}).items() if k in having[system.label]},
-            learning_rate=(learning_rates or {}).get(system.label, system.learning_rate),
-        )
-        for system in chosen
-    ]
+    made = []
+    for system in chosen:
+        given = {name: value for name, value in (options or {}).items() if name in having[system.label]}
+        merged = given | system.options if system.fixed else system.options | given
+        rate = (learning_rates or {}).get(system.label, system.learning_rate)
+        made.append(replace(system, options=merged, learning_rate=rate))
+    return made

@@ -31,6 +31,7 @@ from mop_t5.methods.base import (
     check_scenarios,
 )
 from mop_t5.methods.prompt_tuning import vocabulary_rows
+from mop_t5.methods.starting_points import StartingPoints
 
 _FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code
 _G = "mop.attention."
@@ -193,6 +194,29 @@ class Attempt(Method):
         if width != self.config.bottleneck:
             raise ValueError(f"bottleneck must be that of prior {folder!r}, {width}; got {self.config.bottleneck}.")
         return found
+
+    @classmethod
+    def systems_from(cls, starts: StartingPoints) -> dict[str, dict]:
+        sources = {"library": starts.library, "source_prompts": starts.prompts, "prompt_length": starts.length}
+        learnt = {**sources, "prior": starts.prior}
+        rows = {
+            "ATTEMPT": learnt,
+            "ATTEMPT (token)": {**learnt, "attention": "token"},
+            "ATTEMPT (constant)": {**sources, "attention": "constant"},
+            "ATTEMPT w/o attention": {**sources, "attention": "none"},
+            "ATTEMPT w/o target": {**learnt, "use_target": False},
+            "ATTEMPT single source": {**learnt, "source_prompts": starts.prompts[:1]},
+            "ATTEMPT untrained sources": {
+                **learnt,
+                "library": None,
+                "source_prompts": (),
+                "untrained_sources": len(starts.prompts),
+            },
+        }
+        if starts.prior is not None:
+            rows["ATTEMPT w/o prior"] = sources
+            rows["ATTEMPT frozen prior"] = {**learnt, "train_attention": False}
+        return rows
 
     @property
     def distinguishes_scenarios(self) -> bool:

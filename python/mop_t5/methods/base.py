@@ -73,6 +73,11 @@ class Method(nn.Module):
         self.config = config
         self.shape = shape
 
+    @classmethod
+    def systems_from(cls, starts) -> dict[str, dict]:
+        """Further rows like those of `systems`, which start from what was trained before; see StartingPoints."""
+        return {}
+
     @property
     def scenarios(self) -> tuple[str, ...]:
         return self.config.scenarios

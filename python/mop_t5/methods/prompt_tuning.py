@@ -28,6 +28,7 @@ from mop_t5.methods.base import (
     check_positive,
     check_scenarios,
 )
+from mop_t5.methods.starting_points import FirstVersion, StartingPoints
 from mop_t5.tokenization import load_tokenizer
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
@@ -143,6 +144,22 @@ class PromptTuning(Method):
         else:
             low = -config.init_scale if config.init == "uniform" else 0.0
             nn.init.uniform_(self.prompt, low, config.init_scale)
+
+    @classmethod
+    def systems_from(cls, starts: StartingPoints) -> dict[str, dict]:
+        own = {"prefix_length": starts.length, "per_scenario": True}
+        plain = {**own, "init": "vocabulary"}
+        like = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
+        like["init_target"] = FirstVersion(plain, starts.first_steps)
+        rows = {
+            "frozen backbone": {"prefix_length": 0},
+            "PT": plain,
+            "SPoT-t": like,
+            "SPoT-t (mixed)": {**like, "init_top": 0, "init_similarity": "sum_token_cosine"},
+        }
+        if starts.general_prompt is not None:
+            rows["SPoT-g"] = {**own, "init": "file", "init_file": starts.general_prompt}
+        return rows
 
     @torch.no_grad()
     def initialise(self, model) -> None:
