@@ -22,6 +22,7 @@ from mop_t5.commands.generate import generate
 from mop_t5.commands.params import params
 from mop_t5.commands.prompts import prompts_add, prompts_list, prompts_remove
 from mop_t5.commands.table import table_1, table_2, table_3, table_4
+from mop_t5.commands.task_vectors import task_vectors
 from mop_t5.commands.train import train
 from mop_t5.methods import get, names
 
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "params": params,
     "table": {"1": table_1, "2": table_2, "3": table_3, "4": table_4},
     "prompts": {"add": prompts_add, "list": prompts_list, "remove": prompts_remove},
+    "task-vectors": task_vectors,
     "demo": demo,
 }
 _NESTED_HELP = {

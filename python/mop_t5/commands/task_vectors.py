@@ -1,0 +1,116 @@
+"""mop-t5 task-vectors"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+import mop_t5
+from mop_t5 import task_vectors as vectors_file
+from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
+from mop_t5.evaluation import Table, show
+from mop_t5.experiments.task_representations import fisher_vectors, principal_components, text_vectors
+from mop_t5.tokenization import load_tokenizer
+from mop_t5.training import TrainingConfig
+
+KINDS = ("random", "text", "fisher")
+_HIDDEN = 8  # of the adapters that the Fisher information is of
+
+
+def task_vectors(
+    corpus: str,
+    output: str,
+    kind: str = "text",
+    backbone: str | None = None,
+    scenarios: list[str] | None = None,
+    width: int | None = None,
+    rows: int | None = None,
+    steps: int = 2500,
+    batch_size: int = 8,
+    learning_rate: float = 3e-5,
+    max_source: int = 512,
+    max_target: int = 128,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make the vectors that the routers of the method "task_moe" read: one a scenario of a corpus.
+
+    random: drawn from a normal distribution. text: the mean of the backbone's encodings of the training dialogues.
+    fisher: adapters are trained on each scenario, and their Fisher information (mean squared gradients) is reduced to
+    its principal components, at most one less than there are scenarios.
+
+      mop-t5 task-vectors --corpus DIR --backbone DIR --output text.safetensors
+      mop-t5 task-vectors --corpus DIR --kind random --width 768 --output random.safetensors
+      mop-t5 task-vectors --corpus DIR --backbone DIR --kind fisher --rows 500 --output fisher.safetensors
+
+    Args:
+        corpus: folder with train.jsonl.
+        output: file for the vectors.
+        kind: "random", "text" or "fisher".
+        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub; not for random.
+        scenarios: only these scenarios; all if not given.
+        width: of the vectors, for random (768 if not given) and fisher (at most 128 if not given).
+        rows: take at most so many training rows of a scenario, drawn with the seed; all if not given.
+        steps: of the training of the adapters, for fisher, like the next three.
+        batch_size: rows of a batch, for text too.
+        learning_rate: of the adapters.
+        max_source: dialogue tokens kept, for text too.
+        max_target: summary tokens kept.
+        seed: of everything that is random.
+        overwrite: replace the file if it exists.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    for name, value in (("width", width), ("rows", rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if width is not None and kind == "text":
+        raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
+    if (backbone is None) != (kind == "random"):
+        raise ValueError(
+            f"backbone must be given for text and fisher, and not for random; got {backbone!r} and {kind}."
+        )
+    if Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
+    examples = of_scenarios(read_split(corpus, "train"), scenarios)
+    names = scenarios or scenarios_of(examples)
+    by_task = [_drawn([row for row in examples if row.scenario == name], rows, seed) for name in names]
+    about = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
+    if kind == "random":
+        vectors = vectors_file.random_vectors(len(names), width or 768, seed)
+    else:
+        model, tokenizer = mop_t5.load_backbone(backbone), load_tokenizer(backbone)
+        about["backbone"] = backbone
+        if kind == "text":
+            vectors = text_vectors(model, tokenizer, by_task, max_source=max_source, batch_size=batch_size)
+        else:
+            training = TrainingConfig(
+                steps=steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                max_source=max_source,
+                max_target=max_target,
+                seed=seed,
+            )
+            adapters = {
+                "method": "adapter",
+                "options": {"reduction": model.config.d_model // _HIDDEN, "layer_norms": False},
+            }
+            raw = fisher_vectors(model, tokenizer, by_task, training, **adapters, say=print)
+            vectors = principal_components(raw, width or 128)
+            about |= {"steps": steps, "learning_rate": learning_rate, "numbers": raw.shape[1]}
+    vectors_file.write(output, names, vectors, about)
+    show(_likeness(names, [len(own) for own in by_task], vectors))
+    print(f"Written to {output}: {len(names)} vectors of width {vectors.shape[1]}. Use it by --options.task_vectors.")
+
+
+def _drawn(examples: list[Example], rows: int | None, seed: int) -> list[Example]:
+    return examples if rows is None or rows >= len(examples) else random.Random(seed).sample(examples, rows)
+
+
+def _likeness(names: list[str], rows: list[int], vectors: torch.Tensor) -> Table:
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    cells = [[name, count, *cosines] for name, count, cosines in zip(names, rows, (unit @ unit.T).tolist())]
+    return Table("Cosines between the vectors", ["scenario", "rows", *names], cells, dict.fromkeys(names, ".3f"))

@@ -1,0 +1,146 @@
+"""Task vectors: the file, text and Fisher vectors against plain loops, the command."""
+
+import json
+
+import mop_t5
+import pytest
+import torch
+from mop_t5 import task_vectors
+from mop_t5.cli import main
+from mop_t5.data import Collator, EncodedExamples, synthetic_corpus, write_examples
+from mop_t5.experiments.task_representations import fisher_vectors, principal_components, text_vectors
+from mop_t5.tokenization import train_tokenizer
+from mop_t5.training import TrainingConfig, train
+from safetensors import safe_open
+from safetensors.torch import save_file
+from t5_oracle import encode, tiny
+
+TASKS = ("food", "taxi", "ticket")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    rows = synthetic_corpus(3, general=60, train=60, valid=5, test=5)
+    tokenizer = train_tokenizer([text for row in rows["general"] for text in (row.dialogue, row.summary)], 500)
+    return tokenizer, [[row for row in rows["train"] if row.scenario == name][:4] for name in TASKS]
+
+
+def backbone(tokenizer, **options):
+    return tiny(vocab_size=len(tokenizer), **options)
+
+
+def test_the_file(tmp_path):
+    vectors, path = torch.randn(3, 5, dtype=torch.float64), tmp_path / "new" / "vectors.safetensors"
+    task_vectors.write(path, ["a", "租车", "c"], vectors, {"kind": "random"})
+    read = task_vectors.read(path, ["c", "租车"])
+    assert read.dtype == torch.float32
+    assert read.equal(vectors[[2, 1]].float())
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["about"]) == {"kind": "random"}
+    with pytest.raises(ValueError, match=r"has no vector for d, e; it has a, 租车, c\. Make vectors for all"):
+        task_vectors.read(path, ["d", "a", "e"])
+    with pytest.raises(FileNotFoundError, match=r"no task vectors at .*nowhere'"):
+        task_vectors.read(tmp_path / "nowhere", ["a"])
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other")
+    (tmp_path / "text").write_text("vectors")
+    for name in ("other", "text"):
+        with pytest.raises(ValueError, match=rf"{name}' holds no task vectors"):
+            task_vectors.read(tmp_path / name, ["a"])
+    with pytest.raises(ValueError, match=r"shape \(2, width\), a row a task; got \(3, 5\)"):
+        task_vectors.write(path, ["a", "b"], vectors, {})
+    with pytest.raises(ValueError, match=r"vectors must be finite"):
+        task_vectors.write(path, ["a"], torch.full((1, 2), torch.nan), {})
+
+
+def test_random_vectors_of_more_tasks_begin_alike():
+    few = task_vectors.random_vectors(2, 7, seed=3)
+    assert task_vectors.random_vectors(5, 7, seed=3)[:2].equal(few)
+    assert not task_vectors.random_vectors(2, 7, seed=4).equal(few)
+    assert task_vectors.random_vectors(50, 768).std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_text_vectors_are_means_over_real_tokens_and_rows(corpus):
+    tokenizer, rows = corpus
+    model = backbone(tokenizer).train()
+    vectors = text_vectors(model, tokenizer, rows, max_source=30, batch_size=3)
+    assert vectors.shape == (3, 24)
+    for vector, examples in zip(vectors, rows):
+        means = []
+        for example in examples:  # one by one, so without padding
+            ids = torch.tensor([tokenizer(example.dialogue, truncation=True, max_length=30)["input_ids"]])
+            means.append(encode(model, ids)[0].mean(0))
+        torch.testing.assert_close(vector, torch.stack(means).mean(0).float(), atol=1e-6, rtol=1e-5)
+
+
+def test_fisher_vectors_are_mean_squared_gradients_of_adapters_tuned_alone(corpus, tmp_path):
+    tokenizer, rows = corpus
+    options = {"reduction": 4, "terms": 2, "layer_norms": False}
+    training = TrainingConfig(steps=3, batch_size=2, learning_rate=0.01, warmup_steps=0, max_source=30, max_target=12)
+    model = backbone(tokenizer, dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = []
+    vectors = fisher_vectors(model, tokenizer, rows, training, method="compacter", options=options, say=said.append)
+    assert said[1] == "[2/3] taxi: 3 steps on 4 rows"
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+    torch.manual_seed(training.seed)
+    mop_t5.attach(model, "compacter", scenarios=["taxi"], **options)
+    train(model, tokenizer, rows[1], training, output=tmp_path, progress=False)
+    encoded = EncodedExamples(rows[1], tokenizer, None, max_source=30, max_target=12)
+    total = 0
+    for row in range(4):
+        model.zero_grad()
+        model(**Collator(tokenizer.pad_token_id)([encoded[row]])).loss.backward()
+        squares = [p.grad.square().flatten() for name, p in model.mop.named_parameters() if not name.endswith("bias")]
+        total = total + torch.cat(squares)
+    torch.testing.assert_close(vectors[1], total / 4, atol=1e-12, rtol=1e-4)
+    assert vectors.shape[1] < sum(p.numel() for p in model.mop.parameters())
+    assert (vectors.var(0) > 0).float().mean() > 0.5
+
+
+def test_principal_components():
+    vectors = torch.tensor([[3.0, 0, 0, 0], [0, 5, 0, 0], [0, 7, 0, 0], [0, 0, 0, 2]])
+    components = principal_components(vectors, 128)
+    assert components.shape == (4, 3)
+    torch.testing.assert_close(components.std(correction=0), torch.tensor(1.0))
+    distances = torch.cdist(components, components)  # those of the directions, but for one factor
+    expected = torch.cdist(*[torch.nn.functional.normalize(vectors)] * 2)
+    torch.testing.assert_close(distances / distances[0, 1] * 2**0.5, expected, atol=1e-5, rtol=1e-5)
+    assert principal_components(vectors, 2).shape == (4, 2)
+    with pytest.raises(ValueError, match=r"need at least 2 tasks; got 1\. Use kind text or random"):
+        principal_components(vectors[:1], 2)
+
+
+def test_from_the_command_line(corpus, tmp_path, capsys):
+    tokenizer, rows = corpus
+    backbone(tokenizer, dtype=torch.float32).save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    write_examples(tmp_path / "corpus" / "train.jsonl", [row for own in rows for row in own])
+    base = ["task-vectors", "--corpus", str(tmp_path / "corpus"), "--output"]
+    of_model = ["--backbone", str(tmp_path / "backbone"), "--max_source", "20"]
+    fisher = ["--kind", "fisher", "--steps", "2", "--batch_size", "2", "--rows", "2", "--width", "2"]
+    for kind, more, width in (
+        ("random", ["--kind", "random"], 768),
+        ("text", of_model, 24),
+        ("fisher", [*of_model, *fisher], 2),
+    ):
+        path = str(tmp_path / f"{kind}.safetensors")
+        assert main([*base, path, *more]) == 0
+        assert task_vectors.read(path, TASKS).shape == (3, width)
+        with safe_open(path, "pt") as file:
+            assert json.loads(file.metadata()["about"])["kind"] == kind
+    out = capsys.readouterr().out
+    assert "3 vectors of width 768" in out
+    assert "[3/3] ticket: 2 steps on 2 rows" in out
+    for more, message in (
+        (["--kind", "mean"], "kind must be one of random, text, fisher; got 'mean'"),
+        (["--kind", "random", *of_model], "backbone must be given for text and fisher, and only there; got"),
+        ([], "backbone must be given for text and fisher, and only there; got None for text"),
+        ([*of_model, "--width", "3"], "width is not for kind 'text'"),
+        ([*of_model, "--rows", "0"], "rows must be at least 1; got 0"),
+        ([*of_model, "--scenarios", "[train]"], "scenarios names train, of which there are no rows"),
+    ):
+        assert main([*base, str(tmp_path / "new"), *more]) == 1
+        assert message in capsys.readouterr().err
+    assert main([*base, str(tmp_path / "text.safetensors"), *of_model]) == 1
+    assert "exists. Choose another --output or pass --overwrite" in capsys.readouterr().err
