@@ -16,6 +16,17 @@ from typing import get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from mop_t5.commands.convert import convert
+from mop_t5.commands.attempt import (
+    attempt_ablations,
+    attempt_attention,
+    attempt_few_shot,
+    attempt_memory,
+    attempt_modularity,
+    attempt_prior,
+    attempt_scale,
+    attempt_sources,
+)
 from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
 from mop_t5.commands.generate import generate
@@ -33,6 +44,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 table 2                    all methods on one corpus, beside the numbers of the MOP paper
   mop-t5 train --corpus DIR --backbone DIR --method mop --output DIR
   mop-t5 prompts list --library DIR source prompts for ATTEMPT and SPoT
+  mop-t5 attempt sources ...        the experiments of the ATTEMPT paper
   mop-t5 evaluate --run DIR         ROUGE per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
 
@@ -50,6 +62,17 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "table": {"1": table_1, "2": table_2, "3": table_3, "4": table_4},
     "prompts": {"add": prompts_add, "list": prompts_list, "remove": prompts_remove},
     "task-vectors": task_vectors,
+    "convert": convert,
+    "attempt": {
+        "sources": attempt_sources,
+        "prior": attempt_prior,
+        "ablations": attempt_ablations,
+        "modularity": attempt_modularity,
+        "few_shot": attempt_few_shot,
+        "attention": attempt_attention,
+        "scale": attempt_scale,
+        "memory": attempt_memory,
+    },
     "demo": demo,
 }
 _NESTED_HELP = {
@@ -65,6 +88,16 @@ _NESTED_HELP = {
   mop-t5 prompts list --library DIR                               what a library holds
   mop-t5 prompts remove --library DIR --name NAME                 take one out
 """,
+    "attempt": """The experiments of the ATTEMPT paper. What trains goes on where it was interrupted; --dry_run shows what is left.
+
+  mop-t5 attempt sources --corpus DIR --backbone DIR --library LIB --output OUT      source prompts, into a library
+  mop-t5 attempt prior --corpus DIR --backbone DIR --library LIB --output OUT        the attention that tasks start from
+  mop-t5 attempt ablations --corpus DIR --backbone DIR --library LIB --output OUT    PT, SPoT, ATTEMPT and its parts
+  mop-t5 attempt modularity --corpus DIR --backbone DIR --library LIB --output OUT   source prompts one by one
+  mop-t5 attempt few_shot --corpus DIR --backbone DIR --library LIB --output OUT     4, 16 and 32 rows a task
+  mop-t5 attempt attention --run DIR                                                 which prompts a task attends to
+  mop-t5 attempt scale --suites '[OUT]' --output DIR                                 scores against parameters
+  mop-t5 attempt memory --backbones '[t5-small, t5-base]' --batch_sizes '[8, 2]'     peak memory of training""",
 }
 
 

@@ -1,8 +1,8 @@
-"""A tokenizer for Chinese dialogues: words by jieba, pieces of words by a small vocabulary.
+"""Tokenizers for Chinese dialogues: words by jieba, pieces of words by a vocabulary.
 
-Text is cut into words by `jieba.cut(text, HMM=False)`, as T5-pegasus does; each word is split into the pieces of a
-BPE vocabulary trained on the corpus; a character the vocabulary lacks becomes its UTF-8 bytes. So any
-value of a dialogue can be copied, and decoding gives the text back without spaces between the words. jieba is imported
+`JiebaTokenizer` has a small BPE vocabulary that is trained on a corpus; a character it lacks becomes its UTF-8 bytes.
+So any value of a dialogue can be copied, and decoding gives the text back without spaces between the words.
+`T5PegasusTokenizer` has the vocabulary of T5-pegasus. Both cut text by `jieba.cut(text, HMM=False)`; jieba is imported
 at the first text.
 """
 
@@ -10,14 +10,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
 # A space separates the words below, so a space of the text itself travels as this character.
 _SPACE = "\u2423"
+# what no space belongs beside: Chinese characters and their punctuation
+_WIDE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3000-\u303f\uff00-\uffef"
+_WIDE += "\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7"
+# applied one after the other to the tokens of T5-pegasus, joined by spaces: which of these go
+_NO_SPACE = (
+    rf"(?<=[{_WIDE}]) +| +(?=[{_WIDE}])",
+    r" +(?=[\p{P}$+<=>^`|~])",
+    r"(?<=[-+/={(<\[]) +",
+    r"(?<=\d[.:]) +(?=\d)",
+    r"(?<=') +(?=(?:re|m|s|t|ve|d|ll) )",
+)
 
 
 def segment(text: str, *, hmm: bool = False) -> list[str]:
@@ -30,21 +43,33 @@ def segment(text: str, *, hmm: bool = False) -> list[str]:
     return list(jieba.cut(text, HMM=hmm))
 
 
-class JiebaTokenizer(PreTrainedTokenizerFast):
-    """A fast tokenizer that segments text itself: call it with plain Chinese text.
+class SegmentingTokenizer(PreTrainedTokenizerFast):
+    """Base of fast tokenizers that cut text into words themselves: call them with plain text.
 
-    Make one with `train_tokenizer` and read one with `JiebaTokenizer.from_pretrained(folder)` or `load_tokenizer`.
-    A text ends with `</s>`. Offsets are not offered, since they would point into the segmented text.
+    Offsets are not offered, since they would point into the segmented text.
     """
 
+    def separate(self, text: str) -> str:
+        """The words of a text with a space between each two, as the fast tokenizer below expects it."""
+        raise NotImplementedError
+
     def _encode_plus(self, text, text_pair=None, **kwargs):
+        name = type(self).__name__
         if text_pair is not None or kwargs.get("is_split_into_words"):
-            raise ValueError("JiebaTokenizer takes a text or a list of texts, no pairs and no words cut beforehand.")
+            raise ValueError(f"{name} takes a text or a list of texts, no pairs and no words cut beforehand.")
         if kwargs.get("return_offsets_mapping"):
-            raise ValueError("JiebaTokenizer has no offsets: they would point into the segmented text.")
+            raise ValueError(f"{name} has no offsets: they would point into the segmented text.")
         texts = [text] if isinstance(text, str) else list(text)
-        prepared = [_separate(one) for one in texts]
+        prepared = [self.separate(_checked(one)) for one in texts]
         return super()._encode_plus(prepared[0] if isinstance(text, str) else prepared, **kwargs)
+
+
+class JiebaTokenizer(SegmentingTokenizer):
+    """Make one with `train_tokenizer` and read one with `JiebaTokenizer.from_pretrained(folder)` or `load_tokenizer`.
+    A text ends with `</s>`."""
+
+    def separate(self, text: str) -> str:
+        return _separate(text)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokenizer:
@@ -61,7 +86,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 256, special_tokens=[PAD, EOS, UNK], show_progress=False)
-    learner.train_from_iterator((_separate(text) for text in texts), trainer)
+    learner.train_from_iterator((_separate(_checked(text)) for text in texts), trainer)
 
     learnt = json.loads(learner.to_str())["model"]
     # The bytes join after training: as special tokens of the trainer they would be recognised in running text.
@@ -81,19 +106,130 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     )
 
 
+class _Specials(NamedTuple):
+    """What stands around a text, which token ends it, and which one the decoder starts from."""
+
+    source: str
+    target: str
+    end: str
+    start: str
+
+
+SPECIALS = {
+    "cls_sep": _Specials("[CLS] $A [SEP]", "$A [SEP]", "[SEP]", "[CLS]"),
+    "sep": _Specials("$A [SEP]", "$A [SEP]", "[SEP]", "[CLS]"),
+    "eos": _Specials(f"$A {EOS}", f"$A {EOS}", EOS, "[PAD]"),
+}
+_BERT_CLEANER = normalizers.BertNormalizer(lowercase=True)
+_BERT_SPLITTER = pre_tokenizers.BertPreTokenizer()
+
+
+class T5PegasusTokenizer(SegmentingTokenizer):
+    """The tokenizer of T5-pegasus. Make one with `read_pegasus_vocabulary` and read a saved one with `load_tokenizer`.
+
+    Text is lower-cased and cut by jieba. A word of the vocabulary is one token; any other is cleaned and cut as BERT
+    does, each Chinese character by itself, and then into WordPieces. `specials`, one of SPECIALS, says what stands
+    around a text: "cls_sep" is `[CLS] x [SEP]` with a decoder that starts from `[CLS]`, as the published weights were
+    trained; "sep" leaves out the `[CLS]` before a source; "eos" is `x </s>` with a decoder that starts from `[PAD]`,
+    where `[unused1]` is renamed `</s>`. A target (`text_target=`) has no start: the model puts it there. Decoding
+    leaves no space beside a Chinese character, and one between Latin words.
+    """
+
+    # no __init__: transformers would rebuild the tokenizer from its bare vocabulary when it reads a saved one
+
+    @property
+    def _specials(self) -> _Specials:
+        return SPECIALS[self.init_kwargs["specials"]]
+
+    @cached_property
+    def _words(self) -> set[str]:
+        return self.get_vocab().keys() - set(self.all_special_tokens)
+
+    @property
+    def decoder_start_token_id(self) -> int:
+        return self.convert_tokens_to_ids(self._specials.start)
+
+    def separate(self, text: str) -> str:
+        pieces = []
+        for word in segment(text.lower()):
+            if word in self._words:
+                pieces.append(word)
+            else:
+                cut = _BERT_SPLITTER.pre_tokenize_str(_BERT_CLEANER.normalize_str(word))
+                pieces += [piece for piece, _ in cut]
+        return " ".join(pieces)
+
+    def _switch_to_input_mode(self) -> None:
+        _surround(self.backend_tokenizer, self._specials.source)
+
+    def _switch_to_target_mode(self) -> None:
+        _surround(self.backend_tokenizer, self._specials.target)
+
+
+def read_pegasus_vocabulary(path: str | Path, specials: str = "cls_sep") -> T5PegasusTokenizer:
+    """A `T5PegasusTokenizer` from a vocab.txt: one token a line, the number of the line is its id.
+
+    Raises FileNotFoundError, and ValueError for a file that is not UTF-8 or lacks a special token.
+    """
+    if specials not in SPECIALS:
+        raise ValueError(f"specials must be one of {', '.join(SPECIALS)}; got {specials!r}.")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no vocabulary at {path}. Give the vocab.txt of T5-pegasus.")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Give the vocab.txt of T5-pegasus.") from error
+    tokens = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+    needed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    if specials == "eos":
+        needed.append("[unused1]")
+    missing = [token for token in needed if token not in tokens]
+    if missing:
+        raise ValueError(f"{path} has no line {', '.join(missing)}. Give the vocab.txt of T5-pegasus.")
+    if specials == "eos":
+        tokens[tokens.index("[unused1]")] = EOS
+    backend = Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    gone = [decoders.Replace(Regex(pattern), "") for pattern in _NO_SPACE]
+    backend.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), *gone])
+    _surround(backend, SPECIALS[specials].source)
+    return T5PegasusTokenizer(
+        tokenizer_object=backend,
+        specials=specials,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        eos_token=SPECIALS[specials].end,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
 def load_tokenizer(path_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone: a `JiebaTokenizer` if its folder holds one, else what transformers finds."""
+    """The tokenizer of a backbone: one of this module if its folder holds one, else what transformers finds."""
     config = Path(path_or_hub_name) / "tokenizer_config.json"
     if config.is_file():
         saved = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-        if saved == JiebaTokenizer.__name__:
-            return JiebaTokenizer.from_pretrained(path_or_hub_name)
+        for own in (JiebaTokenizer, T5PegasusTokenizer):
+            if saved == own.__name__:
+                return own.from_pretrained(path_or_hub_name)
     elif Path(path_or_hub_name).is_dir():
         raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer there, too.")
     return AutoTokenizer.from_pretrained(path_or_hub_name)
 
 
-def _separate(text: str) -> str:
+def _surround(backend: Tokenizer, template: str) -> None:
+    used = [(token, backend.token_to_id(token)) for token in template.split() if token != "$A"]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
+
+
+def _checked(text) -> str:
     if not isinstance(text, str):
         raise TypeError(f"texts must be strings, got {type(text).__name__}.")
+    return text
+
+
+def _separate(text: str) -> str:
     return " ".join(segment(text.replace(" ", _SPACE)))

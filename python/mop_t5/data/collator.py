@@ -38,7 +38,8 @@ class EncodedExamples(Dataset):
         texts = [e.dialogue if source_text is None else source_text(e.dialogue, e.scenario) for e in examples]
         sources = tokenizer(texts, truncation=True, max_length=max_source)["input_ids"]
         # Generation reads files without summaries: their label is the end-of-sequence token alone.
-        targets = tokenizer([e.summary for e in examples], truncation=True, max_length=max_target)["input_ids"]
+        summaries = [e.summary for e in examples]
+        targets = tokenizer(text_target=summaries, truncation=True, max_length=max_target)["input_ids"]
         self._rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets)]
         if scenarios is not None:
             for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
