@@ -187,6 +187,45 @@ def logits(model, inputs, prefix=None, scenario_ids=None):
     return decode(model, memory, inputs["decoder_input_ids"], *masks, prefix, scenario_ids)
 
 
+def adapt_by_hand(model, adapt):
+    """Let a plain model's sub-layers give adapt(stack, place, layer, output) in the place of their outputs."""
+
+    def hooked(*at):
+        def after(module, args, output):
+            if isinstance(output, tuple):
+                return (adapt(*at, output[0]), *output[1:])
+            return adapt(*at, output)
+
+        return after
+
+    for stack in ("encoder", "decoder"):
+        for layer, block in enumerate(getattr(model, stack).block):
+            places = {"self_attention": block.layer[0].SelfAttention, "feed_forward": block.layer[-1].DenseReluDense}
+            if stack == "decoder":
+                places["cross_attention"] = block.layer[1].EncDecAttention
+            for place, module in places.items():
+                module.register_forward_hook(hooked(stack, place, layer))
+    return model
+
+
+def same_gradients(ours, theirs, parameters, atol=1e-10, rtol=1e-8):
+    """Assert that two outputs have the same gradients, under weights that tell their elements apart."""
+    weights = torch.linspace(-1, 1, ours.numel(), dtype=ours.dtype).view(ours.shape)
+    gradients = [torch.autograd.grad((out * weights).sum(), parameters) for out in (ours, theirs)]
+    for got, by_hand in zip(*gradients, strict=True):
+        assert by_hand.abs().max() > 1e-6
+        torch.testing.assert_close(got, by_hand, atol=atol, rtol=rtol)
+
+
+def randomised(method, scale=0.3, seed=0):
+    """The method with parameters far from their start, where nothing is near zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * scale)
+    return method
+
+
 def searching_model(model, prefix):
     """A copy of model whose every step is the oracle, so that transformers' searches can be driven by it."""
     plain = mop_t5.build_backbone(model.config, dtype=torch.float64)

@@ -17,6 +17,9 @@ IDS = torch.tensor([0, 2, 1, 2])
 CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
     "one prompt a scenario": ("prompt_tuning", {**SMALL["prompt_tuning"], "per_scenario": True}),
     "rows weighted one by one": ("attempt", {**SMALL["attempt"], "attention": "token"}),
+    "one adapter a scenario": ("adapter", {"reduction": 4, "scenarios": SCENARIOS, "per_scenario": True}),
+    "adapters dropped at random": ("adapter", {"reduction": 4, "drop_up_to": 1}),
+    "biases of each scenario": ("bitfit", {"scenarios": SCENARIOS, "per_scenario": True}),
     "routed experts": ("mop", {**SMALL["mop"], "routing": "xmoe_top2", "num_experts": 4}),
 }
 # with the small sizes in the place of the table's
@@ -217,6 +220,9 @@ def attached_logits(case, ids):
 def test_beams_of_mixed_scenarios(case):
     model, inputs = attached(case), batch()
     del inputs["decoder_input_ids"]
+    with torch.no_grad():  # scenarios may start alike
+        for parameter in model.mop.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
     search = {"num_beams": 3, "num_return_sequences": 2, "min_new_tokens": 5, "max_new_tokens": 5}
     mixed = model.generate(**inputs, **search, scenario_ids=IDS)
     assert torch.equal(model.generate(**inputs, **search, scenario_ids=IDS, use_cache=False), mixed)

@@ -21,6 +21,8 @@ SMALL = {
     "hyperformer": {"scenarios": SCENARIOS, "d_embedding": 8, "d_hidden": 10, "d_projected": 6, "reduction": 4},
     "hyper_prefix": {"scenarios": SCENARIOS, "prefix_length": 5, "d_embedding": 8, "d_hidden": 10, "d_projected": 6},
     "compacter": {"reduction": 3},
+    "adapter": {"reduction": 4, "drop_layers": 0},
+    "bitfit": {},
     "attempt": {"scenarios": SCENARIOS, "untrained_sources": 2, "prompt_length": 5, "init": "uniform"},
 }
 

@@ -64,6 +64,7 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     systems: ClassVar[dict[str, dict]] = {}  # rows of the papers' tables: their label -> the fields to attach with
     separate_systems: ClassVar[tuple[str, ...]] = ()  # those of `systems` that are trained once a scenario, on it alone
+    in_table_2: ClassVar[bool] = True  # whether Table 2 has its systems unasked; baselines of other papers do not
     learning_rate: ClassVar[float] = 5e-4  # that of the papers for this method; the tables train with it
     adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
     trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mop_kernels import phm_weight
@@ -18,7 +17,8 @@ from mop_kernels.functional import ACTIVATIONS
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.base import Method, MethodConfig, check_bool, check_choice, check_int, check_positive, is_layer_norm
+from mop_t5.methods.adapter_method import AdapterMethod, bottleneck, depth
+from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, check_positive, is_layer_norm
 
 _PLACES = {"compacter": ("self_attention", "feed_forward"), "plus_plus": ("feed_forward",)}
 
@@ -88,18 +88,16 @@ class _Adapters(nn.Module):
 
     def functions(self, rule: torch.Tensor, activation: str) -> tuple:
         """One adapter a layer, as Additions takes them. All W of the place are built in two calls, once a batch."""
-        parts = (self.down.weights(rule), self.down.bias, self.up.weights(rule), self.up.bias)
-        per_layer = zip(*(part.unbind(0) for part in parts), strict=True)
-        return tuple(functools.partial(_adapt, activation, *tensors) for tensors in per_layer)
-
-
-def _adapt(activation, down, down_bias, up, up_bias, hidden, scenario_ids):
-    mid = ACTIVATIONS[activation](F.linear(hidden, down, down_bias))
-    return hidden + F.linear(mid, up, up_bias)
+        parts = {"down": self.down.weights(rule), "down_bias": self.down.bias}
+        parts |= {"up": self.up.weights(rule), "up_bias": self.up.bias}
+        # one row, which serves all scenarios
+        layers = zip(*(part.unsqueeze(1).unbind(0) for part in parts.values()), strict=True)
+        adapt = functools.partial(bottleneck, activation=activation)
+        return tuple(functools.partial(adapt, dict(zip(parts, layer)), None) for layer in layers)
 
 
 @register
-class Compacter(Method):
+class Compacter(AdapterMethod):
     """The rule and, place by place, the locals and biases of all adapters."""
 
     name = "compacter"
@@ -117,19 +115,10 @@ class Compacter(Method):
         super().__init__(c, shape)
         self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, device=device, dtype=dtype))
         nn.init.normal_(self.rule, std=c.rule_std)
-        layers = {"encoder": shape.num_layers, "decoder": shape.num_decoder_layers}
-        self.adapters = nn.ModuleDict(
-            {
-                stack: nn.ModuleDict(
-                    {place: _Adapters(layers[stack], shape.d_model, c, device, dtype) for place in _PLACES[c.variant]}
-                )
-                for stack in layers
-            }
+        self.place_adapters(
+            [(stack, place) for stack in ("encoder", "decoder") for place in _PLACES[c.variant]],
+            lambda stack, place: _Adapters(depth(shape, stack), shape.d_model, c, device, dtype),
         )
-
-    @property
-    def adapter_places(self) -> tuple[tuple[str, str], ...]:
-        return tuple((stack, place) for stack in self.adapters for place in self.adapters[stack])
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
         return Additions(
@@ -143,4 +132,4 @@ class Compacter(Method):
         return self.config.layer_norms and is_layer_norm(parameter_name)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"rule": [self.rule], "adapters": list(self.adapters.parameters())}
+        return {"rule": [self.rule]} | super().parameter_groups()

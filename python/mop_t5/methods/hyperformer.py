@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.additions import Additions, row_index
+from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
+from mop_t5.methods.adapter_method import bottleneck
 from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, check_some_scenario
 from mop_t5.methods.hypernetwork import HypernetworkMethod
 
@@ -168,35 +168,6 @@ def _two_layers(d_in: int, d_hidden: int, d_out: int, device, dtype) -> nn.Seque
     return nn.Sequential(_linear(d_in, d_hidden, device, dtype), nn.ReLU(), _linear(d_hidden, d_out, device, dtype))
 
 
-def _adapt(tensors, scenarios, activation, hidden, scenario_ids):
-    """The adapter of each example's scenario: hidden (batch, tokens, d_model) -> the same shape.
-
-    tensors: of one adapter, each (rows, ...); scenarios: (rows,) what the rows belong to, or None: in order.
-    """
-    rows = row_index(scenarios, scenario_ids, len(tensors["down"]))
-    vectors = {n: t.squeeze(0) if rows is None else t[rows].unsqueeze(1) for n, t in tensors.items() if t.dim() == 2}
-    width = hidden.shape[-1:]
-    x = F.layer_norm(hidden, width) * vectors["pre"] + vectors["pre_bias"] if "pre" in vectors else hidden
-    x = ACTIVATIONS[activation](_times(x, tensors["down"], rows) + vectors["down_bias"])
-    x = _times(x, tensors["up"], rows) + vectors["up_bias"]
-    return hidden + F.layer_norm(x, width) * vectors["post"] + vectors["post_bias"]
-
-
-def _times(x: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Each example times its matrix: x (batch, tokens, n), weights (rows, m, n) -> (batch, tokens, m).
-
-    rows: (batch,) the matrix of each example, or None if the only one serves them all.
-    """
-    if rows is None:
-        return F.linear(x, weights.squeeze(0))
-    if x.shape[1] > 1:
-        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
-        return x @ weights[rows].mT
-    # at a decoding step a copy of its matrix an example would cost more than the products that are not picked
-    every = F.linear(x.squeeze(1), weights.flatten(0, 1)).unflatten(1, weights.shape[:2])
-    return every[torch.arange(len(x), device=x.device), rows].unsqueeze(1)
-
-
 @register
 class HyperFormer(HypernetworkMethod):
     """The scenarios' embeddings and the networks that make adapters of them."""
@@ -231,10 +202,8 @@ class HyperFormer(HypernetworkMethod):
         rows, needed = self.embeddings(scenario_ids)
         if self.embedding_network is not None:
             rows = self.embedding_network(rows)
-        adapters = {}
+        adapters, adapt = {}, functools.partial(bottleneck, activation=self.config.activation)
         for stack, hypernetwork in self.hypernetworks.items():
             for place, layers in hypernetwork(rows).items():
-                adapters[stack, place] = tuple(
-                    functools.partial(_adapt, tensors, needed, self.config.activation) for tensors in layers
-                )
+                adapters[stack, place] = tuple(functools.partial(adapt, tensors, needed) for tensors in layers)
         return Additions(scenarios=needed, adapters=adapters)

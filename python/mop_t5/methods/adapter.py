@@ -1,0 +1,149 @@
+"""Adapters: a bottleneck after sub-layers of a frozen T5 (Houlsby et al. 2019), and AdapterDrop (Rücklé et al. 2021).
+
+y = x + W_up activation(W_down x + b) + b, after self-attention and feed-forward of encoder and decoder, as in the code
+of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT), whose start is kept: W N(0, 0.01^2), b 0.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from mop_kernels.functional import ACTIVATIONS
+from mop_t5.additions import PLACES, Additions
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.adapter_method import PerScenarioAdapters, bottleneck, check_per_scenario, depth
+from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, is_layer_norm
+
+_PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
+
+
+@dataclass(frozen=True)
+class AdapterConfig(MethodConfig):
+    """Fields of the method "adapter".
+
+    scenarios: names of the scenarios, at least one with per_scenario.
+    per_scenario: an adapter of its own for each scenario; else all share theirs.
+    places: the sub-layers that have an adapter behind them: some of "self_attention", "cross_attention" (of the
+        decoder) and "feed_forward".
+    reduction: the adapters' hidden width is d_model // reduction.
+    activation: "gelu_tanh" (the approximation by tanh, "gelu_new" in transformers), "relu", "gelu", "silu", "tanh" or
+        "identity".
+    layer_norms: train the backbone's own LayerNorms too. All scenarios share them.
+    drop_layers: AdapterDrop: the first so many layers of encoder and decoder have no adapters.
+    drop_up_to: robust AdapterDrop: all layers have adapters, and in training those of the first n layers are left out,
+        n drawn anew for every batch from 0 to drop_up_to. drop_layers then holds in evaluation; the method's `drop`
+        sets another.
+    """
+
+    per_scenario: bool = False
+    places: tuple[str, ...] = ("self_attention", "feed_forward")
+    reduction: int = 32
+    activation: str = "gelu_tanh"
+    layer_norms: bool = True
+    drop_layers: int = 0
+    drop_up_to: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_per_scenario(self)
+        self._set("places", _check_places(self.places))
+        check_int("reduction", self.reduction, 1)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_bool("layer_norms", self.layer_norms)
+        check_int("drop_layers", self.drop_layers, 0)
+        if self.drop_up_to is not None:
+            check_int("drop_up_to", self.drop_up_to, max(self.drop_layers, 1))
+
+
+def _check_places(value: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise TypeError(f"places must be a list of names out of {', '.join(_PLACES)}; got {value!r}.")
+    unknown = [str(place) for place in value if place not in _PLACES]
+    if unknown or not value:
+        raise ValueError(f"places must name some of {', '.join(_PLACES)}; got {', '.join(unknown) or 'none'}.")
+    return tuple(place for place in _PLACES if place in value)
+
+
+@register
+class Adapter(PerScenarioAdapters):
+    """adapters[stack][place]: down (layers, rows, d_mid, d_model), up (layers, rows, d_model, d_mid), their biases;
+    layers without the dropped ones, rows the scenarios that have an adapter of their own, or 1."""
+
+    name = "adapter"
+    Config = AdapterConfig
+    learning_rate = 3e-4
+    systems: ClassVar = {
+        "Adapter": {},
+        "Adapter-m": {},
+        "AdapterDrop": {"drop_layers": 5},
+        "AdapterDrop-m": {"drop_layers": 5},
+    }
+    separate_systems = ("Adapter", "AdapterDrop")
+    in_table_2 = False
+
+    def __init__(self, config: AdapterConfig, shape: BackboneShape, device=None, dtype=None):
+        c, d_mid = config, shape.d_model // config.reduction
+        if d_mid == 0:
+            raise ValueError(
+                f"reduction must be at most d_model = {shape.d_model}; got {c.reduction}. Choose a smaller one."
+            )
+        super().__init__(c, shape)
+        known = min(shape.num_layers, shape.num_decoder_layers)
+        if c.drop_layers >= known if c.drop_up_to is None else c.drop_up_to > known:
+            raise ValueError(
+                f"drop_layers must be below {known}, the number of layers of the shorter stack, and drop_up_to at most "
+                f"that; got {c.drop_layers} and {c.drop_up_to}."
+            )
+        self.dropped = 0 if c.drop_up_to else c.drop_layers  # layers that have no parameters
+
+        def make(stack: str, place: str) -> nn.ParameterDict:
+            shapes = {"down": (d_mid, shape.d_model), "down_bias": (d_mid,)}
+            shapes |= {"up": (shape.d_model, d_mid), "up_bias": (shape.d_model,)}
+            leading = (depth(shape, stack) - self.dropped, self.rows)
+            return nn.ParameterDict(
+                {n: nn.Parameter(torch.zeros(*leading, *s, device=device, dtype=dtype)) for n, s in shapes.items()}
+            )
+
+        self.place_adapters([(stack, place) for stack, place in PLACES if place in c.places], make)
+        for stack, place in self.adapter_places:
+            for name in ("down", "up"):
+                nn.init.normal_(self.adapters[stack][place][name], std=0.01)
+
+    def drop(self, layers: int) -> None:
+        """Robust AdapterDrop: evaluate without the adapters of the first `layers` layers. It is saved with the method.
+
+        Raises ValueError where training did not leave out so many.
+        """
+        check_int("layers", layers, 0)
+        most = self.config.drop_up_to
+        if most is None or layers > most:
+            raise ValueError(
+                f"layers must be at most drop_up_to = {most}, for which the adapters were trained; got {layers}."
+            )
+        self.config = replace(self.config, drop_layers=layers)
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        additions = self.functions(scenario_ids, functools.partial(bottleneck, activation=self.config.activation))
+        adapters = additions.adapters
+        if self.config.drop_up_to and self.training:
+            # a choice on the device, and a gradient for every parameter: what compilers and parallel training need
+            dropped = torch.randint(self.config.drop_up_to + 1, (), device=next(self.parameters()).device)
+            for place, layers in adapters.items():
+                adapters[place] = tuple(functools.partial(_keep, f, dropped <= i) for i, f in enumerate(layers))
+        else:
+            for place, layers in adapters.items():
+                none = (None,) * self.config.drop_layers
+                adapters[place] = none + layers[len(none) - self.dropped :]
+        return additions
+
+    def trains_backbone(self, parameter_name: str) -> bool:
+        return self.config.layer_norms and is_layer_norm(parameter_name)
+
+
+def _keep(adapter, kept, hidden, scenario_ids):
+    return torch.where(kept, adapter(hidden, scenario_ids), hidden)
