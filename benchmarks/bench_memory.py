@@ -10,20 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from mop_t5.memory import ENVIRONMENT, RESET
 
-from benchmarks import memory_probe
 from benchmarks.bench_mop_ffn import CONTENDERS
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.skipif(not memory_probe.RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.skipif(not RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: c.name)
 def test_peak_memory(contender, full_size, record):
     if not full_size and contender.kind != "ours":
         pytest.skip("one process is enough to see that the probe works")
     command = [sys.executable, "-m", "benchmarks.memory_probe", contender.name, "paper" if full_size else "small"]
-    environment = {**os.environ, **memory_probe.ENVIRONMENT}
+    environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for direction, row in json.loads(done.stdout).items():

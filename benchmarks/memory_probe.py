@@ -1,38 +1,17 @@
 """Peak memory of one way to compute the paper's bank: `python -m benchmarks.memory_probe NAME BANK` prints JSON.
 
-Resident memory of this fresh process, by the kernel's own high-water mark (VmHWM, reset just before the call), so that
-scratch, packing buffers and what no allocator hook sees are counted too. Start it with MALLOC_MMAP_THRESHOLD_ set: then
-every tensor that matters is a mapping of its own, and memory freed is memory gone.
+Resident memory of this fresh process, as mop_t5.memory measures it.
 """
 
-import ctypes
 import json
 import sys
-from pathlib import Path
 
 import torch
+from mop_t5.memory import growth
 
 from benchmarks.bench_mop_ffn import CONTENDERS
 from mop_kernels import testing
 from mop_kernels.testing import Bank
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-
-
-def kilobytes(field: str) -> int:
-    return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(field))
-
-
-def growth(function) -> float:
-    """MB by which resident memory rises above its present level while function runs; its results count."""
-    ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text("5")
-    before = kilobytes("VmRSS")
-    results = function()
-    peak = kilobytes("VmHWM")
-    del results
-    return (peak - before) * 1024 / 1e6
 
 
 def megabytes(tensors) -> float:
@@ -63,10 +42,10 @@ def measure(name: str, bank: Bank) -> dict[str, dict[str, float]]:
     tensors, grads = inputs(bank)
     given, outputs = megabytes(tensors), megabytes(grads)
     return {
-        "forward": {"peak_mb": given + growth(forward), "needed_mb": given + outputs},
+        "forward": {"peak_mb": given + growth(forward) / 1e6, "needed_mb": given + outputs},
         # the outputs' gradients are there before backward starts, the inputs' are its result
         "forward + backward": {
-            "peak_mb": given + outputs + growth(both),
+            "peak_mb": given + outputs + growth(both) / 1e6,
             "needed_mb": 2 * (given + outputs),
         },
     }

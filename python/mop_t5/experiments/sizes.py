@@ -27,10 +27,11 @@ class Size(NamedTuple):
         return 100 * self.trained / self.backbone
 
 
-def skeleton(backbone: str) -> PreTrainedModel:
-    """A backbone to count on: a known architecture without weights, or a folder's. Raises ValueError for others."""
+def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
+    """A backbone to count on: a known architecture, with random weights unless device is "meta", or a folder's. Raises
+    ValueError for others."""
     if backbone in mop_t5.known_backbones():
-        return mop_t5.build_backbone(backbone, device="meta")
+        return mop_t5.build_backbone(backbone, device=device)
     if not Path(backbone).is_dir():
         known = ", ".join(mop_t5.known_backbones())
         raise ValueError(f"backbone must be a folder or one of {known}; got {backbone!r}.")

@@ -1,6 +1,7 @@
 """Many systems on one corpus: one run folder a system and seed, as `mop-t5 train` and `mop-t5 evaluate` make them.
 
 OUTPUT/runs/SYSTEM/seed-N      a run; of a system that is trained once a scenario, a folder with a run for each
+OUTPUT/runs/SYSTEM/system.json what the system is called and trains
 OUTPUT/floors                  the scores that no model made
 
 What is finished is not done again, so a suite that was interrupted is resumed by the same call.
@@ -8,6 +9,7 @@ What is finished is not done again, so a suite that was interrupted is resumed b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel
 import mop_t5
 from mop_t5.commands.evaluate import evaluate, metrics_of
 from mop_t5.commands.train import settings_of, train
-from mop_t5.data import read_split, read_tasks, scenarios_of
+from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import (
     FLOORS,
     SCORES,
@@ -32,7 +34,7 @@ from mop_t5.evaluation import (
     write_scores,
 )
 from mop_t5.experiments.systems import System, choose
-from mop_t5.files import remove_folder
+from mop_t5.files import remove_folder, replace_file
 from mop_t5.methods.base import MethodConfig
 from mop_t5.training import (
     CHECKPOINTS,
@@ -45,6 +47,8 @@ from mop_t5.training import (
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.run import SETTINGS
 
+SYSTEM = "system.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -56,6 +60,7 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     trained: int  # parameters
+    backbone: int  # parameters
 
     def __str__(self) -> str:
         only = "" if self.scenarios is None else f", {', '.join(self.scenarios)} alone"
@@ -71,8 +76,11 @@ class SuiteConfig:
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: folder for the runs and the tables; Tables 2 and 3 can share one, and with it their runs.
         systems: labels of the systems, those of the paper's table and ours if not given. --dry_run lists them.
+        scenarios: train and score on the rows of these only, such as '[taxi]'; all if not given.
         seeds: each system is trained with each of these; the table has their mean and deviation.
         learning_rates: rates by system, such as '{MOP: 1e-3}', for other than those of the papers.
+        group_rates: factors on the rates of parameter groups, such as '{attention: 0.333}', of the methods that have
+            groups of these names.
         options: fields of the methods, such as {"prefix_length": 20}, given to every system whose method has them.
         split: "test" or "valid".
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
@@ -85,8 +93,10 @@ class SuiteConfig:
     backbone: str
     output: str
     systems: list[str] | None = None
+    scenarios: list[str] | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: dict[str, float] = field(default_factory=dict)
+    group_rates: dict[str, float] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     split: str = "test"
     implementation: str = "rouge_score"
@@ -126,59 +136,65 @@ class Suite:
         model = mop_t5.load_backbone(self.config.backbone)
         runs = []
         for system in self.systems:
-            for number, scenario in enumerate(tested if system.separate else [None], start=1):
-                if scenario is None:
-                    runs += self.runs_of(system, model, known)
-                else:
-                    runs += self.runs_of(system, model, known, [scenario], f"{number}-{_file_name(scenario)}")
-        for run in runs:
-            _check_as_before(run.folder, run.settings)
-            _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
+            if system.separate:
+                for number, scenario in enumerate(tested, start=1):
+                    runs += self.runs_of(system, model, [scenario], f"{number}-{_file_name(scenario)}")
+            else:
+                runs += self.runs_of(system, model, self.config.scenarios, known=known)
+        unused = sorted(set(self.config.group_rates) - {name for run in runs for name in run.training.group_rates})
+        if unused:
+            raise ValueError(f"group_rates names {', '.join(unused)}, which is no parameter group of these systems.")
         return runs
 
     def runs_of(
         self,
         system: System,
         model: PreTrainedModel,
-        known: Sequence[str],
-        only: list[str] | None = None,
+        only: Sequence[str] | None,
         inner: str = "",
+        *,
+        known: Sequence[str] = (),
     ) -> list[Run]:
-        """The run of a system with each seed, behind that of the first version that it starts from, if it does. model:
-        the plain backbone; known: all scenarios; only: those to train on, if not all; inner: folder in that of the
-        seed."""
-        first = system.first
+        """The run of a system with each seed, behind that of the first version that it starts from, if it does.
+
+        model: the plain backbone. only: the scenarios to train on; None for all, which are `known`. inner: name of the
+        run's folder in that of the seed. Raises what `plan` does.
+        """
+        first, only = system.first, None if only is None else list(only)
         makes = system if first is None else first.system  # parameters of the same shapes
         mop_t5.attach(model, makes.config(only or known))
-        trained = mop_t5.count_parameters(model).trained
+        count, groups = mop_t5.count_parameters(model), model.mop.parameter_groups()
         mop_t5.detach(model)
+        rates = {name: factor for name, factor in self.config.group_rates.items() if name in groups}
+
+        def run_of(system: System, seed: int, **changes) -> Run:
+            training = replace(
+                self.training, seed=seed, learning_rate=system.learning_rate, group_rates=rates, **changes
+            )
+            folder = Path(self.config.output) / "runs" / _file_name(system.label) / f"seed-{seed}" / inner
+            settings = self._settings(system, system.config(only or known), training, only)
+            return Run(system, only, training, folder, settings, count.trained, count.backbone)
+
+        # what trains nothing is a row, too: the backbone as it is
+        fewer = {} if count.trained else {"steps": 1, "evaluate_every": 0, "patience": 0}
         runs = []
         for seed in self.config.seeds:
             if first is not None:
-                before = self._run(first.system, known, only, seed, inner, trained, first.steps)
-                start = {first.field: str((before.folder / "adapter").resolve())}
+                runs.append(run_of(first.system, seed, steps=first.steps, evaluate_every=0, patience=0))
+                start = {first.field: str((runs[-1].folder / "adapter").resolve())}
                 system = replace(system, options=system.options | start)
-                runs.append(before)
-            # what trains nothing is a row, too: the backbone as it is
-            runs.append(self._run(system, known, only, seed, inner, trained, None if trained else 1))
+            runs.append(run_of(system, seed, **fewer))
+        for run in runs:
+            _check_as_before(run.folder, run.settings)
+            _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
         return runs
-
-    def _run(self, system: System, known, only, seed: int, inner: str, trained: int, steps: int | None) -> Run:
-        """steps: in place of those of all runs, and then the last one is kept, unvalidated."""
-        training = replace(self.training, seed=seed, learning_rate=system.learning_rate)
-        if steps is not None:
-            training = replace(training, steps=steps, evaluate_every=0, patience=0)
-        folder = Path(self.config.output) / "runs" / _file_name(system.label) / f"seed-{seed}" / inner
-        settings = self._settings(system, system.config(only or known), training, only)
-        return Run(system, only, training, folder, settings, trained)
 
     def _scenarios(self) -> tuple[list[str], list[str]]:
         """Those of the training rows and those that are scored. Raises ValueError where a split has one that it must
         not have, or lacks one that it must have."""
-        known = scenarios_of(read_split(self.config.corpus, "train"))
-        scored = any(system.scored for system in self.systems)
-        tested = scenarios_of(read_split(self.config.corpus, self.config.split)) if scored else known
-        validated = scenarios_of(read_split(self.config.corpus, "valid")) if self.training.evaluate_every else tested
+        known = self._scenarios_in("train")
+        tested = self._scenarios_in(self.config.split) if any(s.scored for s in self.systems) else known
+        validated = self._scenarios_in("valid") if self.training.evaluate_every else tested
         for split, names in ((self.config.split, tested), ("valid", validated)):
             unknown = sorted(set(names) - set(known))
             if unknown:
@@ -194,6 +210,9 @@ class Suite:
                 "Add some, or choose --systems without it."
             )
         return known, tested
+
+    def _scenarios_in(self, split: str) -> list[str]:
+        return scenarios_of(of_scenarios(read_split(self.config.corpus, split), self.config.scenarios))
 
     def _settings(self, system: System, config: MethodConfig, training: TrainingConfig, only) -> dict[str, Any]:
         """What `train` will write into run.json."""
@@ -223,6 +242,7 @@ class Suite:
 
     def run(self, runs: Sequence[Run]) -> None:
         """Do what is left to do for these runs. A finished one loses its checkpoints."""
+        self._describe(runs)
         for number, run in enumerate(runs, start=1):
             state = self.state(run)
             print(f"[{number}/{len(runs)}] {run}: {state}", flush=True)
@@ -256,6 +276,16 @@ class Suite:
                 )
             remove_folder(run.folder / CHECKPOINTS)
 
+    def _describe(self, runs: Sequence[Run]) -> None:
+        """Write the system.json of what is scored."""
+        for label in dict.fromkeys(run.system.label for run in runs if run.system.scored):
+            mine = [r for r in runs if r.system.label == label and r.training.seed == runs[0].training.seed]
+            content = {"label": label, "trained": sum(r.trained for r in mine), "backbone": mine[0].backbone}
+            content["runs"] = len(mine)  # of a seed
+            folder = Path(self.config.output) / "runs" / _file_name(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / SYSTEM, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
     def results(self, runs: Sequence[Run]) -> dict[str, list[dict[str, TaskScores]]]:
         """System -> one result a seed: scenario -> scores, the average last. All runs must be finished."""
         results: dict[str, dict[int, dict[str, TaskScores]]] = {}
@@ -269,12 +299,16 @@ class Suite:
     def floors(self) -> dict[str, dict[str, TaskScores]]:
         """Floor -> scenario -> scores, computed once."""
         folder = Path(self.config.output) / "floors"
-        _check_as_before(folder, self._scoring)
+        settings = self._scoring | {"scenarios": self.config.scenarios}
+        _check_as_before(folder, settings)
         if not (folder / SCORES).is_file():
-            known, rows = (read_split(self.config.corpus, split) for split in ("train", self.config.split))
+            known, rows = (
+                of_scenarios(read_split(self.config.corpus, split), self.config.scenarios)
+                for split in ("train", self.config.split)
+            )
             texts = {name: make(rows, known) for name, make in FLOORS.items()}
             prepare_output(folder, overwrite=True)
-            write_settings(folder, self._scoring)
+            write_settings(folder, settings)
             write_scores(folder, {name: self.scorer(rows, t) for name, t in texts.items()})
         return read_scores(folder)
 
