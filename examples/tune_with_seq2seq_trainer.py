@@ -20,7 +20,7 @@ from mop_t5.data import (
     scenarios_of,
     synthetic_corpus,
 )
-from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
+from mop_t5.evaluation import AVERAGE, Scorer
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import hold_absent_experts
 from torch.utils.data import DataLoader
@@ -53,8 +53,7 @@ def rouge(prediction):
     tokens = torch.as_tensor(prediction.predictions)[: len(corpus["valid"])]
     tokens = tokens.masked_fill(tokens < 0, tokenizer.pad_token_id)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    scores = Rouge()([row.summary for row in corpus["valid"]], texts)
-    return by_scenario(scores, [row.scenario for row in corpus["valid"]])[AVERAGE]._asdict()
+    return Scorer()(corpus["valid"], texts)[AVERAGE]._asdict()
 
 
 optimizer = torch.optim.AdamW(model.mop.parameters(), lr=5e-3)

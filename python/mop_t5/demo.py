@@ -19,12 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, set
 
 from mop_t5.api import attach, count_parameters, detach
 from mop_t5.backbone import build_backbone, freeze
-from mop_t5.data import Example, read_corpus, scenarios_of, synthetic_corpus, write_examples
+from mop_t5.data import Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
 from mop_t5.evaluation import (
     FLOORS,
     Rouge,
+    Scorer,
     Table,
-    by_scenario,
     generate_summaries,
     number_recall,
     plot_losses,
@@ -118,7 +118,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     Raises FileExistsError for an output folder with content, and whatever reading the corpus raises.
     """
     console = console or Console()
-    rouge = Rouge(config.implementation, config.unit)
+    scorer = Scorer(Rouge(config.implementation, config.unit), read_tasks(config.corpus) if config.corpus else None)
     if config.short:
         config = replace(config, backbone_steps=30, tuning_steps=10, d_model=64)
     splits = _synthetic(config) if config.corpus is None else _halved(config)
@@ -149,7 +149,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         systems[method] = _System(_generate(config, model, tokenizer, splits.test), count.trained, result)
         detach(model)
 
-    table = _table(rouge, splits.test, systems)
+    table = _table(scorer, splits.test, systems)
     _write_results(output, splits.test, systems, backbone, table)
     show(table, console)
     console.print(_explanation(config, output, count_parameters(model).backbone), soft_wrap=True, highlight=False)
@@ -236,12 +236,12 @@ def _generate(config: DemoConfig, model, tokenizer, examples: Sequence[Example])
     return generate_summaries(model, tokenizer, examples, progress=True, **lengths)
 
 
-def _table(rouge: Rouge, test: Sequence[Example], systems: Mapping[str, _System]) -> Table:
-    references, scenarios = [e.summary for e in test], [e.scenario for e in test]
+def _table(scorer: Scorer, test: Sequence[Example], systems: Mapping[str, _System]) -> Table:
+    references = [e.summary for e in test]
     tuned = {name: system for name, system in systems.items() if system.result is not None}
     return score_table(
-        f"{rouge}: R-1/R-2/R-L on {len(test)} test rows",
-        {name: by_scenario(rouge(references, system.summaries), scenarios) for name, system in systems.items()},
+        f"{scorer} on {len(test)} test rows",
+        {name: scorer(test, system.summaries) for name, system in systems.items()},
         {
             "numbers kept, %": {n: f"{100 * number_recall(references, s.summaries):.1f}" for n, s in systems.items()},
             "trained parameters": {name: f"{system.trained:,}" for name, system in tuned.items()},
@@ -256,7 +256,7 @@ def _write_results(
     (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         for i, example in enumerate(test):
-            row = asdict(example) | {"predictions": {name: system.summaries[i] for name, system in systems.items()}}
+            row = example.row() | {"predictions": {name: system.summaries[i] for name, system in systems.items()}}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     tuned = {name: system.result.losses for name, system in systems.items() if system.result is not None}
     panels = {"training the backbone": {"all weights": backbone.losses}, "tuning, backbone frozen": tuned}

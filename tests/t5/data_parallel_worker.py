@@ -11,7 +11,7 @@ from pathlib import Path
 import mop_t5
 import torch
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
-from mop_t5.evaluation import Scores
+from mop_t5.evaluation import Scorer, Scores
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, hold_absent_experts, processes, train
 from torch.nn.parallel import DistributedDataParallel
@@ -56,7 +56,7 @@ def trained(folder, name, steps, count, resume=False, model=None):
         config,
         output=folder / name,
         valid=CORPUS["valid"],
-        rouge=rouge,
+        scorer=Scorer(rouge),
         resume=resume,
         progress=False,
     )

@@ -10,8 +10,8 @@ from mop_t5.evaluation import (
     AVERAGE,
     FLOORS,
     Rouge,
+    Scorer,
     Scores,
-    by_scenario,
     first_user_turn,
     mean_scores,
     nearest_reference,
@@ -66,8 +66,9 @@ def test_wrong_arguments():
 
 
 def test_the_average_is_over_scenarios_not_rows():
-    scores = [Scores(1, 1, 1), Scores(0, 0, 0), Scores(0.2, 0.4, 0.6)]
-    means = by_scenario(scores, ["taxi", "taxi", "food"])
+    scores = {"a": Scores(1, 1, 1), "b": Scores(0, 0, 0), "c": Scores(0.2, 0.4, 0.6)}
+    rows = [Example(scenario, "", text, "") for scenario, text in (("taxi", "a"), ("taxi", "b"), ("food", "c"))]
+    means = Scorer(lambda references, texts: [scores[text] for text in texts])(rows, ["a", "b", "c"])
     assert list(means) == ["food", "taxi", AVERAGE]
     assert means["taxi"] == Scores(0.5, 0.5, 0.5)
     assert means[AVERAGE] == pytest.approx((0.35, 0.45, 0.55))

@@ -11,8 +11,8 @@ from pathlib import Path
 import mop_t5
 import pytest
 from mop_t5.cli import main
-from mop_t5.data import read_examples, synthetic_corpus, write_examples
-from mop_t5.evaluation import FLOORS, Rouge, by_scenario, read_scores
+from mop_t5.data import Example, read_examples, synthetic_corpus, write_examples
+from mop_t5.evaluation import FLOORS, Scorer, read_scores
 from mop_t5.experiments.systems import all_systems, table_2_systems
 from mop_t5.methods import get
 from mop_t5.tokenization import train_tokenizer
@@ -107,13 +107,12 @@ def test_the_table_is_made_of_the_runs_of_all_seeds(killed, place):
                 assert float(rows[label, "deviation (n - 1)"][column]) == pytest.approx(deviation, abs=1e-5)
         # the scores are those of the predictions that lie beside them
         predictions = [json.loads(line) for line in (runs[0] / "predictions.jsonl").read_text("utf-8").splitlines()]
-        scored = Rouge()([p["summary"] for p in predictions], [p["predictions"][method] for p in predictions])
-        assert by_scenario(scored, [p["scenario"] for p in predictions]) == one
+        rows = [Example(**{name: p[name] for name in ("scenario", "dialogue", "summary", "id")}) for p in predictions]
+        assert Scorer()(rows, [p["predictions"][method] for p in predictions]) == one
     # the floors
     train, test = (read_examples(place / "corpus" / f"{split}.jsonl") for split in ("train", "test"))
     for name, make in FLOORS.items():
-        scores = Rouge()([e.summary for e in test], make(test, train))
-        expected = by_scenario(scores, [e.scenario for e in test])["average"].rouge1
+        expected = Scorer()(test, make(test, train))["average"].rouge1
         assert float(rows[name, "floor"]["average R-1"]) == pytest.approx(100 * expected, abs=1e-5)
 
 

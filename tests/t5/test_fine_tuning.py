@@ -6,7 +6,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.data import Example, synthetic_corpus
-from mop_t5.evaluation import generate_summaries
+from mop_t5.evaluation import Scorer, Scores, generate_summaries
 from mop_t5.methods.fine_tuning import FineTuningConfig
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
@@ -35,11 +35,12 @@ def attached(tokenizer, head="tied", dropout=0.0, **fields):
     return mop_t5.attach(backbone(tokenizer, head, dropout), "fine_tuning", scenarios=SCENARIOS, **fields)
 
 
-def run(model, tokenizer, folder, resume=False, **changes):
+def run(model, tokenizer, folder, resume=False, scorer=None, **changes):
     fields = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0, "log_every": 2, "max_target": 24}
     config = TrainingConfig(**fields | changes)
     valid = CORPUS["valid"] if config.evaluate_every else None
-    return train(model, tokenizer, CORPUS["train"], config, output=folder, resume=resume, valid=valid, progress=False)
+    files = {"output": folder, "resume": resume}
+    return train(model, tokenizer, CORPUS["train"], config, **files, valid=valid, scorer=scorer, progress=False)
 
 
 def values(model):
@@ -138,17 +139,11 @@ def test_a_resumed_run_ends_where_a_straight_one_ends(head, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_best_checkpoint_is_loaded_at_the_end(head, tokenizer, tmp_path, monkeypatch):
+def test_the_best_checkpoint_is_loaded_at_the_end(head, tokenizer, tmp_path):
     means = iter([0.1, 0.9, 0.5, 0.4])
-    real = trainer_module.by_scenario
-
-    def by_scenario(scores, scenarios):
-        mean = next(means)
-        return real([type(score)(*[mean] * 3) for score in scores], scenarios)
-
-    monkeypatch.setattr(trainer_module, "by_scenario", by_scenario)
+    scorer = Scorer(lambda references, texts: [Scores(*[mean] * 3) for mean in [next(means)] * len(texts)])
     model = attached(tokenizer, head)
-    result = run(model, tokenizer, tmp_path, steps=20, evaluate_every=2, patience=2)
+    result = run(model, tokenizer, tmp_path, steps=20, evaluate_every=2, patience=2, scorer=scorer)
     assert max(step for step, _ in result.losses) == 8, "two validations without a better one stop the run"
     folder = tmp_path / "checkpoints"
     best = values(mop_t5.load(backbone(tokenizer, head), folder / "checkpoint-4"))

@@ -84,7 +84,7 @@ def test_scores_are_read_back(tmp_path):
     means = {"mop": {"taxi": Scores(0.1, 1 / 3, 0), AVERAGE: Scores(0.1, 1 / 3, 0)}}
     write_scores(tmp_path, means)
     assert read_scores(tmp_path) == means
-    (tmp_path / "scores.json").write_text('{"mop": {"taxi": {"rouge1": 1}}}')
+    (tmp_path / "scores.json").write_text('{"mop": {"taxi": {"rouge1": "1"}}}')
     with pytest.raises(ValueError, match=r"scores\.json is damaged"):
         read_scores(tmp_path)
 

@@ -6,9 +6,9 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.data import synthetic_corpus
+from mop_t5.evaluation import Scorer, Scores
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import CHECKPOINTS, TrainingConfig, load_run, prepare_output, save_run, train, write_settings
-from mop_t5.training import trainer as trainer_module
 from transformers import T5Config
 
 CORPUS = synthetic_corpus(2, general=120, train=120, valid=10, test=10)
@@ -52,7 +52,7 @@ def settings(**changes):
     return TrainingConfig(**fields | changes)
 
 
-def run(model, tokenizer, folder, resume=False, valid=None, **changes):
+def run(model, tokenizer, folder, resume=False, valid=None, scorer=None, **changes):
     return train(
         model,
         tokenizer,
@@ -61,6 +61,7 @@ def run(model, tokenizer, folder, resume=False, valid=None, **changes):
         output=folder,
         resume=resume,
         valid=valid,
+        scorer=scorer,
         progress=False,
     )
 
@@ -143,18 +144,11 @@ def test_group_rates_reach_the_optimizer(tokenizer, tmp_path):
         run(new_model(tokenizer, "mop"), tokenizer, tmp_path, group_rates={"gate": 1.0})
 
 
-def test_validation_keeps_the_best_checkpoint(tokenizer, tmp_path, monkeypatch):
+def test_validation_keeps_the_best_checkpoint(tokenizer, tmp_path):
     means = iter([0.5, 0.9, 0.1])
-    real = trainer_module.by_scenario
-    monkeypatch.setattr(
-        trainer_module,
-        "by_scenario",
-        lambda scores, scenarios: real(
-            [type(s)(*[value] * 3) for s, value in zip(scores, [next(means)] * 99)], scenarios
-        ),
-    )
+    scorer = Scorer(lambda references, texts: [Scores(*[mean] * 3) for mean in [next(means)] * len(texts)])
     model = new_model(tokenizer, "mop")
-    result = run(model, tokenizer, tmp_path, steps=6, evaluate_every=2, valid=CORPUS["valid"])
+    result = run(model, tokenizer, tmp_path, steps=6, evaluate_every=2, valid=CORPUS["valid"], scorer=scorer)
     assert [point["eval_rouge"] for point in result.history if "eval_rouge" in point] == pytest.approx([50, 90, 10])
     best = new_model(tokenizer)
     mop_t5.load(best, tmp_path / CHECKPOINTS / "checkpoint-4")

@@ -7,7 +7,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.data import Collator, EncodedExamples, TemperatureBatchSampler, scenario_ids_of, synthetic_corpus
-from mop_t5.evaluation import Scores
+from mop_t5.evaluation import Scorer, Scores
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import CHECKPOINTS, TrainingConfig, hold_absent_experts, train
 from torch.nn.functional import cross_entropy
@@ -40,7 +40,7 @@ def run(model, folder, resume=False, rouge=None, **changes):
         config,
         output=folder,
         valid=valid,
-        rouge=rouge,
+        scorer=Scorer(rouge) if rouge else None,
         resume=resume,
         progress=False,
     )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from mop_t5.commands.generate import lengths
-from mop_t5.data import SPLITS, of_scenarios, read_split
+from mop_t5.data import SPLITS, of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import (
     FLOORS,
     Rouge,
-    by_scenario,
+    Scorer,
     generate_summaries,
     score_table,
     show,
@@ -34,7 +33,9 @@ def evaluate(
     batch_size: int = 32,
     overwrite: bool = False,
 ) -> None:
-    """Generate the summaries of one split and score them by ROUGE, per scenario and on average.
+    """Generate the summaries of one split and score them, per scenario and on average.
+
+    They are scored by ROUGE, or by the metrics that tasks.yaml in the corpus names for a task.
 
     Writes RUN/evaluation-SPLIT with results.md, predictions.jsonl and scores.json. A run of several seeds is evaluated
     seed by seed, and RUN/evaluation-SPLIT.md has their mean and deviation.
@@ -65,17 +66,17 @@ def evaluate(
         if data is None:
             raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
         examples = of_scenarios(read_split(data, split), settings.get("scenarios"))
+        scorer = Scorer(rouge, read_tasks(data))
         output = prepare_output(folder / f"evaluation-{split}", overwrite=overwrite)
         summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
         system = settings.get("method") or "all weights"
         summaries[system] = generate_summaries(
             model, tokenizer, examples, batch_size=batch_size, num_beams=num_beams, progress=True, **lengths(settings)
         )
-        references, scenarios = [e.summary for e in examples], [e.scenario for e in examples]
-        means = {name: by_scenario(rouge(references, texts), scenarios) for name, texts in summaries.items()}
+        means = {name: scorer(examples, texts) for name, texts in summaries.items()}
         scores[seed] = means[system]
-        title = f"{rouge}: R-1/R-2/R-L on {len(examples)} {split} rows, {num_beams} beam(s)"
-        table = score_table(title, means)
+        title = f"{scorer} on {len(examples)} {split} rows, {num_beams} beam(s)"
+        table = score_table(title, means, notes=scorer.remarks(examples, summaries))
         write_settings(
             output,
             {
@@ -85,12 +86,13 @@ def evaluate(
                 "num_beams": num_beams,
                 "implementation": implementation,
                 "unit": unit,
-            },
+            }
+            | metrics_of(scorer),
         )
         (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
         with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
             for i, example in enumerate(examples):
-                row = asdict(example) | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
+                row = example.row() | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         write_scores(output, means)  # the last file: its presence says that the evaluation is complete
         show(table)
@@ -99,3 +101,8 @@ def evaluate(
         table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
         (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")
         show(table)
+
+
+def metrics_of(scorer: Scorer) -> dict[str, dict]:
+    """What run.json of an evaluation says of tasks with metrics of their own; empty where there are none."""
+    return {"metrics": {name: task.to_dict() for name, task in scorer.tasks.items()}} if scorer.tasks else {}

@@ -95,7 +95,7 @@ def _run(suite: Suite, number: int, compare: Callable[..., list[Table]], dry_run
     suite.run(runs)
     config, training = suite.config, suite.training
     rows = len(read_split(config.corpus, config.split))
-    what = f"{suite.rouge}: R-1/R-2/R-L on {rows} {config.split} rows, {config.num_beams} beam(s)"
+    what = f"{suite.scorer} on {rows} {config.split} rows, {config.num_beams} beam(s)"
     rates = ", ".join(f"{system.label} {system.learning_rate:g}" for system in suite.systems)
     notes = [
         f"Ours: {training.steps} steps of {training.batch_size * training.accumulation} rows, seeds "

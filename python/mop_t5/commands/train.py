@@ -10,8 +10,8 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 import mop_t5
-from mop_t5.data import of_scenarios, read_split, scenarios_of
-from mop_t5.evaluation import Rouge, show, to_markdown
+from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
+from mop_t5.evaluation import Rouge, Scorer, show, to_markdown
 from mop_t5.methods.base import MethodConfig
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import (
@@ -80,7 +80,7 @@ def train(
         raise ValueError("scenarios must name at least one scenario, got none. Leave it out for all.")
     examples = of_scenarios(read_split(corpus, "train"), scenarios)
     valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
-    rouge = Rouge(implementation, unit)
+    scorer = Scorer(Rouge(implementation, unit), read_tasks(corpus))
     tokenizer = load_tokenizer(backbone)
 
     def new_model(seed: int):
@@ -113,7 +113,7 @@ def train(
             replace(training, seed=seed),
             output=folder,
             valid=valid,
-            rouge=rouge,
+            scorer=scorer,
             resume=goes_on,
         )
         if team.is_main_process:

@@ -2,7 +2,8 @@
 
     {"scenario": "taxi", "dialogue": "用户：…\\n客服：…", "summary": "…", "id": "optional"}
 
-`task`, `input` and `target` are accepted for `scenario`, `dialogue` and `summary`. A corpus is a folder that holds
+`task`, `input` and `target` are accepted for `scenario`, `dialogue` and `summary`. `references`, a list, holds further
+right answers, beside the summary that is trained on: each counts when texts are scored. A corpus is a folder that holds
 train.jsonl, valid.jsonl and test.jsonl, each of them possibly with `.gz` behind. Reading is strict: whatever is wrong
 is reported with its file and line, because a row that is skipped silently changes every number computed later.
 """
@@ -28,6 +29,16 @@ class Example:
     dialogue: str
     summary: str
     id: str
+    references: tuple[str, ...] = ()
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All texts that count as right: the summary and the other references."""
+        return (self.summary, *self.references)
+
+    def row(self) -> dict:
+        """As a row of a file: without references where there are none."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 def read_examples(path: str | Path, *, need_summary: bool = True) -> list[Example]:
@@ -97,7 +108,7 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "wt", encoding="utf-8") as file:
         for example in examples:
-            file.write(json.dumps(asdict(example), ensure_ascii=False) + "\n")
+            file.write(json.dumps(example.row(), ensure_ascii=False) + "\n")
 
 
 def scenarios_of(examples: Iterable[Example]) -> list[str]:
@@ -150,7 +161,15 @@ def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Exampl
     if not isinstance(identifier, str):
         raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
     _check_characters(identifier, "id", where)
-    return Example(**fields, id=identifier)
+    return Example(**fields, id=identifier, references=_references(row.get("references", []), where))
+
+
+def _references(values: object, where: str) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{where}: `references` must be a list of strings, got {values!r}.")
+    for value in values:
+        _check_characters(value, "references", where)
+    return tuple(values)
 
 
 def _field(row: dict, key: str, where: str, needed: bool) -> str:

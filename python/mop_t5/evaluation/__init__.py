@@ -3,18 +3,22 @@
 from mop_t5.evaluation.floors import FLOORS, first_user_turn, nearest_reference, random_reference
 from mop_t5.evaluation.generation import generate_summaries
 from mop_t5.evaluation.plots import plot_losses
-from mop_t5.evaluation.rouge import (
+from mop_t5.evaluation.rouge import IMPLEMENTATIONS, UNITS, Rouge, number_recall
+from mop_t5.evaluation.scorer import Scorer
+from mop_t5.evaluation.scores import (
     AVERAGE,
-    IMPLEMENTATIONS,
-    UNITS,
-    Rouge,
+    SCORES,
+    MetricScores,
     Scores,
-    by_scenario,
+    TaskScores,
+    by_metric,
+    combined,
     mean_scores,
-    number_recall,
+    read_scores,
+    with_average,
+    write_scores,
 )
-from mop_t5.evaluation.scores import SCORES, read_scores, write_scores
-from mop_t5.evaluation.tables import Table, present, score_table, show, to_csv, to_markdown
+from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown
 
 __all__ = [
     "AVERAGE",
@@ -22,13 +26,18 @@ __all__ = [
     "IMPLEMENTATIONS",
     "SCORES",
     "UNITS",
+    "MetricScores",
     "Rouge",
+    "Scorer",
     "Scores",
     "Table",
-    "by_scenario",
+    "TaskScores",
+    "by_metric",
+    "combined",
     "first_user_turn",
     "generate_summaries",
     "mean_scores",
+    "metric_names",
     "nearest_reference",
     "number_recall",
     "plot_losses",
@@ -39,5 +48,6 @@ __all__ = [
     "show",
     "to_csv",
     "to_markdown",
+    "with_average",
     "write_scores",
 ]

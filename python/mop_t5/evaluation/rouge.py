@@ -10,26 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import NamedTuple
 
+from mop_t5.evaluation.scores import Scores
 from mop_t5.tokenization import segment
 
 IMPLEMENTATIONS = ("rouge_score", "rouge")
 UNITS = ("char", "jieba", "jieba_hmm")
-AVERAGE = "average"
 _NUMBER = re.compile(r"\d+")
-
-
-class Scores(NamedTuple):
-    """F1 between 0 and 1."""
-
-    rouge1: float
-    rouge2: float
-    rougeL: float
-
-    @property
-    def mean(self) -> float:
-        return sum(self) / 3
 
 
 class Rouge:
@@ -70,22 +57,6 @@ class Rouge:
         if set(hypothesis) <= {"."} or set(reference) <= {"."}:
             return Scores(0.0, 0.0, 0.0)
         return self._score(" ".join(reference), " ".join(hypothesis))
-
-
-def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The mean of each of the three; ValueError for none."""
-    if not scores:
-        raise ValueError("there are no scores to average.")
-    return Scores(*(sum(column) / len(scores) for column in zip(*scores)))
-
-
-def by_scenario(scores: Sequence[Scores], scenarios: Sequence[str]) -> dict[str, Scores]:
-    """Means over the rows of each scenario, by name, and last `"average"`: the mean over scenarios, as in the paper."""
-    groups: dict[str, list[Scores]] = {}
-    for score, scenario in zip(scores, scenarios, strict=True):
-        groups.setdefault(scenario, []).append(score)
-    means = {scenario: mean_scores(groups[scenario]) for scenario in sorted(groups)}
-    return means | {AVERAGE: mean_scores(list(means.values()))}
 
 
 def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float:

@@ -1,32 +1,96 @@
-"""scores.json: the mean scores of an evaluation, by system and scenario, as numbers between 0 and 1."""
+"""What a system scored on a task, and scores.json: the mean scores of an evaluation, by system and scenario.
+
+`Scores` are the three of ROUGE, `MetricScores` those of a task with metrics of its own. Both have `mean`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mop_t5.evaluation.rouge import Scores
 from mop_t5.files import failure_in_a_sentence, replace_file
 
 SCORES = "scores.json"
+AVERAGE = "average"
 
 
-def write_scores(folder: str | Path, means: Mapping[str, Mapping[str, Scores]]) -> None:
-    """Write them whole: whoever finds the file finds all of it. means: system -> scenario -> `Scores`."""
-    content = {system: {name: s._asdict() for name, s in scenarios.items()} for system, scenarios in means.items()}
+class Scores(NamedTuple):
+    """F1 between 0 and 1."""
+
+    rouge1: float
+    rouge2: float
+    rougeL: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self) / 3
+
+
+class MetricScores(dict[str, float]):
+    """What each metric of a task gave, by its name: between 0 and 1, correlations between -1 and 1."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values()) / len(self)
+
+
+TaskScores = Scores | MetricScores
+
+
+def by_metric(scores: TaskScores) -> dict[str, float]:
+    """The numbers by the names of their metrics."""
+    return scores._asdict() if isinstance(scores, Scores) else dict(scores)
+
+
+def from_metrics(numbers: Mapping[str, float]) -> TaskScores:
+    """The scores that `by_metric` gave these numbers of."""
+    return Scores(**numbers) if set(numbers) == set(Scores._fields) else MetricScores(numbers)
+
+
+def combined(combine: Callable[[list[float]], float], scores: Sequence[TaskScores]) -> TaskScores:
+    """`combine` (such as statistics.mean) of each metric; of the means, called "mean", where the metrics differ."""
+    numbers = [by_metric(one) for one in scores]
+    if any(one.keys() != numbers[0].keys() for one in numbers):
+        numbers = [{"mean": one.mean} for one in scores]
+    return from_metrics({name: combine([one[name] for one in numbers]) for name in numbers[0]})
+
+
+def mean_scores(scores: Sequence[TaskScores]) -> TaskScores:
+    """The mean of each metric, or of the means where the metrics differ; ValueError for none."""
+    if not scores:
+        raise ValueError("there are no scores to average.")
+    return combined(lambda column: sum(column) / len(column), scores)
+
+
+def with_average(scores: Mapping[str, TaskScores]) -> dict[str, TaskScores]:
+    """Scenarios in order, and last `"average"`: their mean, in place of one that was there."""
+    scenarios = {name: scores[name] for name in sorted(scores) if name != AVERAGE}
+    return scenarios | {AVERAGE: mean_scores(list(scenarios.values()))}
+
+
+def write_scores(folder: str | Path, means: Mapping[str, Mapping[str, TaskScores]]) -> None:
+    """Write them whole: whoever finds the file finds all of it. means: system -> scenario -> scores."""
+    content = {system: {name: by_metric(s) for name, s in scenarios.items()} for system, scenarios in means.items()}
     with failure_in_a_sentence(SCORES, folder):
         replace_file(Path(folder) / SCORES, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_scores(folder: str | Path) -> dict[str, dict[str, Scores]]:
+def read_scores(folder: str | Path) -> dict[str, dict[str, TaskScores]]:
     """What `write_scores` wrote to this folder. Raises ValueError if the file is damaged."""
     path = Path(folder) / SCORES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {
-            system: {name: Scores(**scores) for name, scores in scenarios.items()}
-            for system, scenarios in content.items()
+            system: {name: from_metrics({m: _number(n) for m, n in scores.items()}) for name, scores in means.items()}
+            for system, means in content.items()
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"a score must be a number, got {value!r}")
+    return value

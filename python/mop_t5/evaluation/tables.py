@@ -14,9 +14,9 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 
-from mop_t5.evaluation.rouge import Scores
+from mop_t5.evaluation.scores import MetricScores, Scores, TaskScores, by_metric
 
-_METRICS = ("R-1", "R-2", "R-L")
+_ROUGE = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Table:
 
     title: a line above it.
     columns: the header.
-    rows: one value a column: a text, a number, `Scores`, or None for an empty cell. `Scores` are shown as R-1/R-2/R-L,
-        times 100, NaN as "-".
+    rows: one value a column: a text, a number, `Scores`, `MetricScores`, or None for an empty cell. `Scores` are shown
+        as R-1/R-2/R-L, `MetricScores` as their metrics in order, times 100, NaN as "-".
     formats: format specification of the numbers of a column, by its name, such as ",d"; ".1f" is that of `Scores`.
     notes: what has to be known to read it; lines below it.
     labels: how many of the first columns are texts, aligned to the left.
@@ -50,26 +50,40 @@ class Table:
 
 
 def _shown(value: object, specification: str | None) -> str:
-    if isinstance(value, Scores):
-        shown = (format(100 * number, specification or ".1f") for number in value)
-        return "/".join("-" if math.isnan(number) else text for number, text in zip(value, shown))
+    if isinstance(value, TaskScores):
+        numbers = by_metric(value).values()
+        return "/".join("-" if math.isnan(n) else format(100 * n, specification or ".1f") for n in numbers)
     if isinstance(value, (int, float)) and specification:
         return format(value, specification)
     return "" if value is None else str(value)
 
 
-def score_table(
-    title: str, results: Mapping[str, Mapping[str, Scores]], more: Mapping[str, Mapping[str, str]] | None = None
-) -> Table:
-    """Rows: the scenarios and their average. Columns: the systems, each cell `R-1/R-2/R-L` times 100.
+def metric_names(scores: TaskScores) -> str:
+    """What the cell of these scores shows: "R-1/R-2/R-L", or the names of its metrics."""
+    return "/".join(_ROUGE.values() if isinstance(scores, Scores) else scores)
 
-    results: system -> scenario -> `Scores`; every system has the same scenarios (see `by_scenario`). more: further
-    rows, name -> system -> cell; a system without a cell gets an empty one.
+
+def score_table(
+    title: str,
+    results: Mapping[str, Mapping[str, TaskScores]],
+    more: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Rows: the scenarios and their average. Columns: the systems, each cell `R-1/R-2/R-L` times 100, or the metrics
+    that a column "metric" names where a scenario has others.
+
+    results: system -> scenario -> scores; every system has the same scenarios (see `Scorer`). more: further rows, name
+    -> system -> cell; a system without a cell gets an empty one.
     """
-    scenarios = list(next(iter(results.values())))
-    rows = [[scenario, *(means[scenario] for means in results.values())] for scenario in scenarios]
-    rows += [[name, *(cells.get(system) for system in results)] for name, cells in (more or {}).items()]
-    return Table(title, ["scenario", *results], rows)
+    first = next(iter(results.values()))
+    named = any(isinstance(scores, MetricScores) for scores in first.values())
+    rows = [[s, *([metric_names(first[s])] if named else []), *(m[s] for m in results.values())] for s in first]
+    rows += [
+        [name, *([None] if named else []), *(cells.get(system) for system in results)]
+        for name, cells in (more or {}).items()
+    ]
+    columns = ["scenario", *(["metric"] if named else []), *results]
+    return Table(title, columns, rows, notes=notes, labels=1 + named)
 
 
 def to_markdown(table: Table) -> str:
@@ -79,28 +93,31 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Tables of the same columns as one CSV: numbers as they are, `Scores` in three columns, times 100."""
+    """Tables of the same columns as one CSV: numbers as they are, scores in one column a metric, times 100."""
     first = tables[0]
     if any(list(table.columns) != list(first.columns) for table in tables):
         raise ValueError("tables must have the same columns to stand in one CSV. Write one file for each.")
     rows = [row for table in tables for row in table.rows]
-    triple = [any(isinstance(row[i], Scores) for row in rows) for i in range(len(first.columns))]
+    metrics = [_metrics([row[i] for row in rows]) for i in range(len(first.columns))]
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(name for i, c in enumerate(first.columns) for name in _names(c, triple[i]))
+    writer.writerow(f"{c} {name}".rstrip() for c, names in zip(first.columns, metrics) for name in names.values())
     for row in rows:
-        writer.writerow(number for i, value in enumerate(row) for number in _numbers(value, triple[i]))
+        writer.writerow(number for value, names in zip(row, metrics) for number in _numbers(value, names))
     return output.getvalue()
 
 
-def _names(column: str, triple: bool) -> list[str]:
-    return [f"{column} {metric}" for metric in _METRICS] if triple else [column]
+def _metrics(column: Sequence[object]) -> dict[str, str]:
+    """The metrics of the scores in a column, and what they are called; one without a name where there are no scores."""
+    found = [name for value in column if isinstance(value, TaskScores) for name in by_metric(value)]
+    return {name: _ROUGE.get(name, name) for name in found} or {"": ""}
 
 
-def _numbers(value: object, triple: bool) -> list[object]:
-    if not triple:
-        return [value]
-    return [round(100 * number, 6) for number in value] if isinstance(value, Scores) else [value] * len(_METRICS)
+def _numbers(value: object, metrics: Mapping[str, str]) -> list[object]:
+    if not isinstance(value, TaskScores):
+        return [value] * len(metrics)
+    numbers = by_metric(value)
+    return [round(100 * numbers[name], 6) if name in numbers else None for name in metrics]
 
 
 def show(table: Table, console: Console | None = None) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 
-from mop_t5.evaluation import Scores, Table
+from mop_t5.evaluation import MetricScores, Table, TaskScores, combined, metric_names
 from mop_t5.experiments import paper
 
-Means = Mapping[str, Scores | None]  # of one system: scenario or AVERAGE -> scores, None where there are none
+Means = Mapping[str, TaskScores | None]  # of one system: scenario or AVERAGE -> scores, None where there are none
 
 
-def over_seeds(seeds: Sequence[Mapping[str, Scores]], combine: Callable[[list[float]], float]) -> dict[str, Scores]:
+def over_seeds(
+    seeds: Sequence[Mapping[str, TaskScores]], combine: Callable[[list[float]], float]
+) -> dict[str, TaskScores]:
     """`combine` (such as statistics.mean) of each score over the seeds."""
-    return {name: Scores(*map(combine, zip(*(one[name] for one in seeds)))) for name in seeds[0]}
+    return {name: combined(combine, [one[name] for one in seeds]) for name in seeds[0]}
 
 
 def relative_gains(systems: Mapping[str, Means], over: Sequence[str]) -> dict[str, Means]:
@@ -33,21 +35,21 @@ def _against(systems: Mapping[str, Means], over: Sequence[str], compare: Callabl
     if not set(over) <= set(systems):
         return {}
 
-    def one(mine: Scores | None, column: str) -> Scores | None:
+    def one(mine: TaskScores | None, column: str) -> TaskScores | None:
         others = [systems[label].get(column) for label in over]
         if mine is None or None in others:
             return None
-        return Scores(*(compare(score, max(bests)) for score, *bests in zip(mine, *others)))
+        return combined(lambda numbers: compare(numbers[0], max(numbers[1:])), [mine, *others])
 
     return {label: {c: one(scores, c) for c, scores in means.items()} for label, means in systems.items()}
 
 
 def table_2(
-    what: str, runs: Mapping[str, Sequence[Mapping[str, Scores]]], floors: Mapping[str, Means], notes: Sequence[str]
+    what: str, runs: Mapping[str, Sequence[Mapping[str, TaskScores]]], floors: Mapping[str, Means], notes: Sequence[str]
 ) -> list[Table]:
     """The scores, the gains over MTL-vanilla, and those over the better one of the two hypernetworks.
 
-    what: how was scored, for the title. runs: system -> one result a seed, scenario -> `Scores`, the average last.
+    what: how was scored, for the title. runs: system -> one result a seed, scenario -> scores, the average last.
     """
     ours, theirs, columns = _by_system(runs)
     tables = [_scores(2, what, runs, floors, [*paper.NOTES[2], *notes])]
@@ -56,13 +58,13 @@ def table_2(
         printed = relative_gains({label: paper.scores_of(label, columns) for label in paper.TABLE_2}, over)
         gains = relative_gains(ours, over), {label: printed[label] for label in theirs}
         rows = _beside(*gains, columns, over, f"over {over[0] if len(over) == 1 else 'best hypernetwork'}")
-        title = f"Table 2. Gain over {name}, in %: R-1/R-2/R-L{_missing(over, ours)}"
+        title = f"Table 2. Gain over {name}, in %{_metrics(ours)}{_missing(over, ours)}"
         tables.append(_table(title, columns, rows, "+.2f"))
     return tables
 
 
 def table_3(
-    what: str, runs: Mapping[str, Sequence[Mapping[str, Scores]]], floors: Mapping[str, Means], notes: Sequence[str]
+    what: str, runs: Mapping[str, Sequence[Mapping[str, TaskScores]]], floors: Mapping[str, Means], notes: Sequence[str]
 ) -> list[Table]:
     """The scores, and what each system has more or less than MOP. Arguments as of table_2."""
     ours, theirs, columns = _by_system(runs)
@@ -70,7 +72,7 @@ def table_3(
     printed = differences({paper.WHOLE: paper.scores_of(paper.WHOLE, columns)} | theirs, paper.WHOLE)
     lost = differences(ours, paper.WHOLE), {label: printed[label] for label in theirs}
     rows = _beside(*lost, columns, [paper.WHOLE], f"minus {paper.WHOLE}")
-    title = f"Table 3. Difference from {paper.WHOLE}, in points: R-1/R-2/R-L{_missing([paper.WHOLE], ours)}"
+    title = f"Table 3. Difference from {paper.WHOLE}, in points{_metrics(ours)}{_missing([paper.WHOLE], ours)}"
     return [*tables, _table(title, columns, rows, "+.2f")]
 
 
@@ -111,10 +113,17 @@ def _beside(
     ]
 
 
+def _metrics(ours: Mapping[str, Means]) -> str:
+    """What the cells show, where it is the same in all columns; else each column says it (see _table)."""
+    return "" if any(isinstance(s, MetricScores) for m in ours.values() for s in m.values()) else ": R-1/R-2/R-L"
+
+
 def _missing(over: Sequence[str], ours: Mapping[str, Means]) -> str:
     return "" if set(over) <= set(ours) else f". Ours are missing: {' and '.join(over)} must be among the systems"
 
 
 def _table(title: str, columns: list[str], rows: list[list], format: str, notes: Sequence[str] = ()) -> Table:
+    if any(isinstance(value, MetricScores) for row in rows for value in row):
+        columns = [f"{column}: {metric_names(scores)}" for column, scores in zip(columns, rows[0][2:])]
     columns = ["system", "quantity", *columns]
     return Table(title, columns, rows, dict.fromkeys(columns[2:], format), notes, labels=2)

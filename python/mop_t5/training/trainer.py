@@ -25,7 +25,7 @@ from transformers import (
 from mop_t5.api import is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
-from mop_t5.evaluation import AVERAGE, Rouge, by_scenario
+from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
@@ -41,7 +41,8 @@ class TrainingResult:
     history: one dict a logged point, as Trainer logs them: `step` with `loss` (mean since the point before),
         `learning_rate`, `grad_norm` and `epoch` (rows drawn so far over rows of the corpus); after a validation `step`
         with `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and their mean `eval_rouge`, all times 100 and averaged over
-        scenarios.
+        scenarios; on a corpus whose tasks have metrics of their own with `eval_TASK_mean` of each task, the mean of its
+        metrics, and `eval_mean`, the mean of these.
     seconds_per_step: wall time of the whole run over its steps, validation included.
     """
 
@@ -67,16 +68,16 @@ def train(
     *,
     output: str | Path,
     valid: Sequence[Example] | None = None,
-    rouge: Rouge | None = None,
+    scorer: Scorer | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainingResult:
     """Train what of `model` asks for gradients: an attached method, or a plain backbone that was not frozen.
 
     A method gets the scenario of every row; a plain backbone gets none. Checkpoints go to `output/checkpoints`, from
-    the newest of which `resume=True` goes on. `valid` is needed where `config.evaluate_every` is set; `rouge` scores it
-    (default: rouge_score on characters), and the model ends as it was at its best validation, by the mean of the three
-    ROUGE F1 over scenarios.
+    the newest of which `resume=True` goes on. `valid` is needed where `config.evaluate_every` is set; `scorer` scores
+    it (default: ROUGE by rouge_score on characters), and the model ends as it was at its best validation, by the mean
+    over scenarios of the mean of each one's metrics.
 
     Started by torchrun or `accelerate launch`, the processes train one model: a step takes `accumulation` batches of
     every process, its loss is the mean over all their tokens, and it is the step that one process would make with
@@ -97,12 +98,13 @@ def train(
     if not resume:
         check_none(folder)
     set_seed(config.seed)
+    scorer = scorer or Scorer()
     scenarios, source_text = (list(model.scenarios), model.mop.source_text) if is_attached(model) else (None, None)
     encoding = {"source_text": source_text, "max_source": config.max_source, "max_target": config.max_target}
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, folder, progress),
+        args=_arguments(config, folder, progress, _selection(scorer)),
         data_collator=Collator(
             tokenizer.pad_token_id,
             None if scenarios is None else len(scenarios),
@@ -112,7 +114,7 @@ def train(
         train_dataset=EncodedExamples(examples, tokenizer, scenarios, **encoding),
         eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **encoding) if config.evaluate_every else None,
         processing_class=tokenizer,
-        compute_metrics=_metrics(tokenizer, valid, rouge or Rouge()) if config.evaluate_every else None,
+        compute_metrics=_metrics(tokenizer, valid, scorer) if config.evaluate_every else None,
         callbacks=_callbacks(config),
     )
     trainer.set_up(config, mixing_ids)
@@ -237,7 +239,14 @@ def _callbacks(config: TrainingConfig) -> list[TrainerCallback]:
     return callbacks
 
 
-def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqTrainingArguments:
+def _selection(scorer: Scorer) -> str:
+    """The name of the number by which checkpoints are chosen."""
+    return "mean" if scorer.tasks else "rouge"
+
+
+def _arguments(
+    config: TrainingConfig, folder: Path, progress: bool, selection: str = "rouge"
+) -> Seq2SeqTrainingArguments:
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every
     arguments = Seq2SeqTrainingArguments(
@@ -264,7 +273,7 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
         save_total_limit=2,
         restore_callback_states_from_checkpoint=True,  # else a resumed run starts to count its patience anew
         load_best_model_at_end=validates,
-        metric_for_best_model="rouge" if validates else None,
+        metric_for_best_model=selection if validates else None,
         predict_with_generate=True,
         generation_max_length=config.max_target + 1,
         seed=config.seed,
@@ -281,14 +290,14 @@ def _arguments(config: TrainingConfig, folder: Path, progress: bool) -> Seq2SeqT
     return arguments
 
 
-def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], rouge: Rouge):
-    references, scenarios = [e.summary for e in valid], [e.scenario for e in valid]
-
+def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], scorer: Scorer):
     def compute(prediction) -> dict[str, float]:
         # several processes fill their last batches up with the first rows; Seq2SeqTrainer leaves those at the end
-        tokens = torch.as_tensor(prediction.predictions)[: len(references)]
+        tokens = torch.as_tensor(prediction.predictions)[: len(valid)]
         texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
-        average = by_scenario(rouge(references, texts), scenarios)[AVERAGE]
-        return {name: 100 * value for name, value in average._asdict().items()} | {"rouge": 100 * average.mean}
+        scores = scorer(valid, texts)
+        average = scores.pop(AVERAGE)
+        parts = {f"{task}_mean": s.mean for task, s in scores.items()} if scorer.tasks else by_metric(average)
+        return {name: 100 * value for name, value in (parts | {_selection(scorer): average.mean}).items()}
 
     return compute

@@ -1,0 +1,146 @@
+"""Metrics of text-to-text tasks: name -> function of the right answers and the texts of a model, over a whole split.
+
+golds: for each row all answers that count as right, the first of which is its label or number. Labels and numbers are
+compared without regard to case and white space. A text that is no label is wrong: it is its own class for accuracy,
+f1_macro and matthews, and the opposite of the right answer for f1. A text that is no number counts as one below the
+lowest right number (on STS-B's 0 to 5: -1, as in the public code of T5 and ATTEMPT).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+Golds = Sequence[Sequence[str]]
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def accuracy(golds: Golds, texts: Sequence[str]) -> float:
+    """Share of texts that are one of their right answers."""
+    return _mean([_label(text) in map(_label, right) for right, text in zip(golds, texts)])
+
+
+def f1(golds: Golds, texts: Sequence[str], positive: str) -> float:
+    """F1 of one of two labels, as GLUE takes it of MRPC and QQP and SuperGLUE of MultiRC."""
+    from sklearn.metrics import f1_score
+
+    positive = _label(positive)
+    labels = {positive, *_firsts(golds)}
+    right = [label == positive for label in _firsts(golds)]
+    given = [_label(text) == positive if _label(text) in labels else not r for r, text in zip(right, texts)]
+    return float(f1_score(right, given, zero_division=0.0))
+
+
+def f1_macro(golds: Golds, texts: Sequence[str]) -> float:
+    """Mean over the labels among the right answers of the F1 of each, as SuperGLUE takes it of CB."""
+    from sklearn.metrics import f1_score
+
+    right = _firsts(golds)
+    given = [_label(text) for text in texts]
+    return float(f1_score(right, given, labels=sorted(set(right)), average="macro", zero_division=0.0))
+
+
+def matthews(golds: Golds, texts: Sequence[str]) -> float:
+    """Matthews' correlation coefficient; 0 where all texts, or all right answers, are one label."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(_firsts(golds), [_label(text) for text in texts]))
+
+
+def pearson(golds: Golds, texts: Sequence[str]) -> float:
+    """Pearson's correlation; 0 where all numbers of one side are equal."""
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, golds, texts)
+
+
+def spearman(golds: Golds, texts: Sequence[str]) -> float:
+    """Spearman's rank correlation; 0 where all numbers of one side are equal."""
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, golds, texts)
+
+
+def exact_match(golds: Golds, texts: Sequence[str]) -> float:
+    """Share of texts that equal one of their right answers, as SQuAD counts: lower-cased, without English articles,
+    ASCII punctuation and superfluous white space."""
+    return _mean([_answer(text) in map(_answer, right) for right, text in zip(golds, texts)])
+
+
+def token_f1(golds: Golds, texts: Sequence[str]) -> float:
+    """Mean over rows of the best F1 of the words with one of the right answers, as SQuAD counts (see exact_match)."""
+    return _mean([max(_overlap(_answer(one), _answer(text)) for one in right) for right, text in zip(golds, texts)])
+
+
+# "f1" takes the positive label, too; ROUGE is in rouge.py
+FUNCTIONS: dict[str, Callable[..., float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "f1_macro": f1_macro,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+}
+_OF_LABELS = {"accuracy", "f1", "f1_macro", "matthews"}
+_OF_NUMBERS = {"pearson", "spearman"}
+
+
+def strays(metrics: Sequence[str], golds: Golds, texts: Sequence[str]) -> tuple[str, int] | None:
+    """What the metrics want ("label" or "number") and how many texts are none; None if they take any text. A label is
+    what is the right answer of some row."""
+    if _OF_NUMBERS & set(metrics):
+        return "number", sum(_number(text) is None for text in texts)
+    if _OF_LABELS & set(metrics):
+        labels = {_label(one) for right in golds for one in right}
+        return "label", sum(_label(text) not in labels for text in texts)
+    return None
+
+
+def _correlation(measure: Callable, golds: Golds, texts: Sequence[str]) -> float:
+    right = [_number(first) for first, *_ in golds]
+    if None in right:
+        text = golds[right.index(None)][0]
+        raise ValueError(f"pearson and spearman need numbers, and the right answer {text!r} is none. Correct it.")
+    lowest = min(right) - 1
+    given = [lowest if (number := _number(text)) is None else number for text in texts]
+    if len(set(right)) == 1 or len(set(given)) == 1:
+        return 0.0
+    return float(measure(right, given).statistic)
+
+
+def _firsts(golds: Golds) -> list[str]:
+    return [_label(first) for first, *_ in golds]
+
+
+def _label(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _answer(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def _overlap(right: str, text: str) -> float:
+    wanted, given = right.split(), text.split()
+    if not wanted or not given:
+        return float(wanted == given)
+    shared = sum((Counter(wanted) & Counter(given)).values())
+    return 2 * shared / (len(wanted) + len(given))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
