@@ -1,12 +1,18 @@
-"""What a method adds to a T5 for one batch: prefixes, a prompt, adapters, a loss.
+"""What a method adds to a T5 for one batch: prefixes, a prompt, adapters, experts, a loss.
 
 Made by `Method.additions` at the start of a forward pass, it travels through the model as the keyword argument
 `mop_additions` and never as state on modules.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from mop_t5.expert_blocks import Mixture
 
 ATTENTIONS = ("encoder_self", "decoder_self", "cross")
 # (stack, place) of the sub-layers whose output an adapter can change
@@ -38,6 +44,7 @@ class Additions:
     adapters: {(stack, place): one function a layer, or None for none there}, stack and place out of PLACES, where
         hidden is the output of the sub-layer before its dropout and residual, or out of INNER_PLACES (the head counts
         as one layer). Each takes (hidden (batch, tokens, width), scenario_ids) and gives what replaces hidden.
+    experts: what the blocks named by the method's expert_places run, or None where there are none.
     loss: scalar that is added to the model's loss in training, or None.
     """
 
@@ -48,10 +55,11 @@ class Additions:
         *,
         prompt: Callable | None = None,
         adapters: Mapping[tuple[str, str], tuple] | None = None,
+        experts: Mixture | None = None,
         loss: torch.Tensor | None = None,
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
-        self.scenarios, self.prompt, self.loss = scenarios, prompt, loss
+        self.scenarios, self.prompt, self.experts, self.loss = scenarios, prompt, experts, loss
         places = PLACES + INNER_PLACES
         for argument, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, places)):
             unknown = sorted(map(str, set(given) - set(known)))

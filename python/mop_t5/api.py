@@ -40,9 +40,10 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreT
         method_class = get(method)
         config = method_class.Config.make(fields)
     method = build_method(method_class, config, model)
-    if not model.shared.weight.is_meta:
-        method.initialise(model)
-    return attach_method(model, method)
+    started = {} if model.shared.weight.is_meta else method.initialise(model) or {}
+    attach_method(model, method)
+    model.load_state_dict(started, strict=False)
+    return model
 
 
 def _check_plain(model) -> None:
@@ -51,11 +52,19 @@ def _check_plain(model) -> None:
     check_backbone(model)
 
 
-def build_method(method_class: type[Method], config: MethodConfig, model: PreTrainedModel) -> Method:
-    """The method's module with fresh parameters that fit model; model is not changed."""
+def build_method(
+    method_class: type[Method], config: MethodConfig, model: PreTrainedModel, device: torch.device | str | None = None
+) -> Method:
+    """The method's module with fresh parameters that fit model, on its device unless one is given; model stays as it
+    is."""
     weight = model.shared.weight
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return method_class(config, BackboneShape.of(model), device=weight.device, dtype=dtype)
+    where = {
+        "device": weight.device if device is None else device,
+        "dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32,
+    }
+    method = method_class(config, BackboneShape.of(model), **where)
+    method.build(model, **where)
+    return method
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,8 +1,8 @@
 """Attach a method to one T5 instance, reversibly: the object stays a T5, none of its modules is replaced.
 
 attach_method  points the attention of encoder and decoder at mop_t5.prefix_attention, hooks the sub-layers that the
-               method adapts, adds the method as the submodule `mop`, and swaps model.__class__ for a subclass whose
-               forward and generate take scenario_ids.
+               method adapts, lets blocks run its experts (mop_t5.expert_blocks), adds the method as the submodule
+               `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
 detach_method  undoes all of it, bit for bit.
 
 Scenario ids and what the method adds travel as keyword arguments through the model, never on modules: two forwards
@@ -21,6 +21,7 @@ from transformers import __version__ as transformers_version
 
 from mop_t5 import adapter_folder
 from mop_t5.backbone_identity import describe_backbone
+from mop_t5.expert_blocks import insert_experts, remove_experts
 from mop_t5.prefix_attention import PLAIN, PREFIXED
 from mop_t5.sublayer_hooks import add_hooks, remove_hooks, wide
 
@@ -70,6 +71,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
     # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
     model._keys_to_ignore_on_save = set(base_state) - trained
     model._mop_record = record
+    insert_experts(model, method.expert_places)
     model.add_module(SUBMODULE, method)
     method.train(model.training)
     model.__class__ = _attached_class(type(model))
@@ -98,6 +100,7 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
     for _, module in attention_modules(model):
         del module._mop_attention
     remove_hooks(model, record.hooks)
+    remove_experts(model)
     _point_attention(model, record.attention)
     for name, parameter in model.named_parameters():
         if name in record.trained:
@@ -196,6 +199,11 @@ class AttachedT5:
             additions.check_holds(scenario_ids)
         if additions.prompt is not None and kwargs.get("encoder_outputs") is None:
             self._prepend_prompt(additions.prompt, kwargs, scenario_ids)
+        if additions.experts is not None:
+            additions.experts.prepare(scenario_ids, batch)
+            use_cache = self.decoder.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
+            if use_cache and kwargs.get("past_key_values") is None:
+                kwargs["past_key_values"] = additions.experts.new_cache()
         num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
         output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
         if additions.loss is not None and self.training:
@@ -223,8 +231,12 @@ class AttachedT5:
             self._mask_padding(kwargs)
             with torch.no_grad():
                 self._prepend_prompt(mop_additions.prompt, kwargs, scenario_ids)
-        if self._needs_deep_cache(kwargs):
-            kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if self._takes_dynamic_cache(kwargs):
+            if mop_additions.experts is not None:
+                kwargs["past_key_values"] = mop_additions.experts.new_cache()
+            elif self.config.num_decoder_layers > self.config.num_layers:
+                # transformers sizes the cache by num_layers, too short for a deeper decoder
+                kwargs["past_key_values"] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_additions=mop_additions, **kwargs)
 
     def _prepend_prompt(self, prompt, kwargs, scenario_ids) -> None:
@@ -254,9 +266,9 @@ class AttachedT5:
         if pad is not None:
             kwargs["attention_mask"] = ids.ne(pad).long()
 
-    def _needs_deep_cache(self, kwargs) -> bool:
-        # transformers sizes the cache by num_layers, too short for a deeper decoder
-        if self.config.num_decoder_layers <= self.config.num_layers or kwargs.get("past_key_values") is not None:
+    def _takes_dynamic_cache(self, kwargs) -> bool:
+        """Whether generate is to use a cache, and none is given or named."""
+        if kwargs.get("past_key_values") is not None:
             return False
         generation = kwargs.get("generation_config") or self.generation_config
         asked = {

@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from mop_t5.api import build_method
 from mop_t5.injection import SUBMODULE, is_attached
 from mop_t5.methods.base import Method, check_scenarios
 
@@ -29,7 +30,7 @@ def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> 
         raise ValueError(f"name {name!r} is a scenario of the model already; known are {', '.join(known)}.")
     everyone = list(range(len(known)))
     start = everyone if like is None else [_id(method, "like", like)]
-    new = _with_scenarios(method, [*known, name], [*([scenario] for scenario in everyone), start])
+    new = _with_scenarios(model, [*known, name], [*([scenario] for scenario in everyone), start])
     setattr(model, SUBMODULE, new)
     train_only(model, [name])
 
@@ -46,7 +47,7 @@ def remove_scenario(model: PreTrainedModel, name: str) -> None:
     if len(method.scenarios) == 1:
         raise ValueError(f"name {name!r} is the last scenario of the method. Detach the method instead.")
     kept = [scenario for scenario in range(len(method.scenarios)) if scenario != gone]
-    new = _with_scenarios(method, [method.scenarios[s] for s in kept], [[s] for s in kept])
+    new = _with_scenarios(model, [method.scenarios[s] for s in kept], [[s] for s in kept])
     if method.trained_scenarios is not None:
         new.trained_scenarios = tuple(kept.index(s) for s in method.trained_scenarios if s != gone)
     setattr(model, SUBMODULE, new)
@@ -67,7 +68,7 @@ def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
         trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | model._mop_record.trained.keys()
         ids = None
     else:
-        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(method)}
+        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(model)}
         ids = tuple(_id(method, "names", name) for name in check_scenarios(names, "names"))
         if not ids:
             raise ValueError("names must hold at least one scenario; got none. Use None to train all of the method.")
@@ -98,16 +99,16 @@ def _id(method: Method, argument: str, name: str) -> int:
     return method.scenarios.index(name)
 
 
-def _empty(method: Method, names) -> Method:
-    """The method for other scenarios, without values."""
-    dtype = next((p.dtype for p in method.parameters()), None)
-    return type(method)(method.config.with_scenarios(names), method.shape, device="meta", dtype=dtype)
+def _empty(model, names) -> Method:
+    """The attached method for other scenarios, without values."""
+    return build_method(type(model.mop), model.mop.config.with_scenarios(names), model, device="meta")
 
 
-def _scenario_dimensions(method: Method) -> dict[str, int]:
+def _scenario_dimensions(model) -> dict[str, int]:
     """Of every parameter that holds something of each scenario's own: its name, and the dimension that counts them."""
+    method = model.mop
     another = "".join(method.scenarios) + "+"  # longer than any, so it is none of them
-    larger = dict(_empty(method, [*method.scenarios, another]).named_parameters())
+    larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
     dimensions = {}
     for name, parameter in method.named_parameters():
         grown = [d for d, (a, b) in enumerate(zip(parameter.shape, larger[name].shape, strict=True)) if a != b]
@@ -121,12 +122,12 @@ def _scenario_dimensions(method: Method) -> dict[str, int]:
     return dimensions
 
 
-def _with_scenarios(method: Method, names, sources: list[list[int]]) -> Method:
-    """The method for `names`: scenario s starts as the mean of the scenarios sources[s] of the old one.
+def _with_scenarios(model, names, sources: list[list[int]]) -> Method:
+    """The attached method for `names`: scenario s starts as the mean of the scenarios sources[s] of the old one.
 
     Parameters that scenarios share are the same objects in both.
     """
-    dimensions = _scenario_dimensions(method)
+    method, dimensions = model.mop, _scenario_dimensions(model)
     asks = {name: parameter.requires_grad for name, parameter in method.named_parameters()}
     state = method.state_dict(keep_vars=True)
     for name, dim in dimensions.items():
@@ -134,7 +135,7 @@ def _with_scenarios(method: Method, names, sources: list[list[int]]) -> Method:
         parts = (old.index_select(dim, torch.tensor(ids, device=old.device)) for ids in sources)
         # a mean over one could turn -0.0 into 0.0
         state[name] = torch.cat([part if part.shape[dim] == 1 else part.mean(dim, True) for part in parts], dim)
-    new = _empty(method, names)
+    new = _empty(model, names)
     new.load_state_dict(state, assign=True)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(asks[name])

@@ -6,6 +6,7 @@ import pickle
 import mop_t5
 import pytest
 import torch
+from mop_t5.api import build_method
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
 from mop_t5.methods import get, names
 from mop_t5.tokenization import train_tokenizer
@@ -20,6 +21,7 @@ CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
     "one adapter a scenario": ("adapter", {"reduction": 4, "scenarios": SCENARIOS, "per_scenario": True}),
     "adapters dropped at random": ("adapter", {"reduction": 4, "drop_up_to": 1}),
     "biases of each scenario": ("bitfit", {"scenarios": SCENARIOS, "per_scenario": True}),
+    "one expert of several": ("task_moe", {**SMALL["task_moe"], "selection": "straight_through"}),
     "routed experts": ("mop", {**SMALL["mop"], "routing": "xmoe_top2", "num_experts": 4}),
 }
 # with the small sizes in the place of the table's
@@ -54,7 +56,7 @@ def logits(model, ids=IDS):
 def by_scenario(model):
     """Names of the parameters that hold something for each scenario, and the dimension that counts them."""
     method = model.mop
-    more = type(method)(method.config.with_scenarios([*SCENARIOS, "another"]), method.shape, device="meta")
+    more = build_method(type(method), method.config.with_scenarios([*SCENARIOS, "another"]), model, device="meta")
     found = {}
     for (name, parameter), larger in zip(method.named_parameters(), more.parameters(), strict=True):
         for dim, (size, size_of_larger) in enumerate(zip(parameter.shape, larger.shape, strict=True)):
@@ -256,7 +258,8 @@ def test_counts_without_weights(case):
     empty = attached(case, mop_t5.build_backbone(real.config, device="meta"))
     assert mop_t5.count_parameters(empty) == mop_t5.count_parameters(real)
     assert {p.device.type for p in empty.parameters()} == {"meta"}
-    trained = sum(p.numel() for n, p in real.named_parameters() if real.mop.trains_backbone(n))
+    backbone = {n: p for n, p in real.named_parameters() if not n.startswith("mop.")}
+    trained = sum(p.numel() for n, p in backbone.items() if real.mop.trains_backbone(n))
     assert mop_t5.count_parameters(real).trained == trained + sum(p.numel() for p in real.mop.parameters())
 
 

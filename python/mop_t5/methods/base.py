@@ -62,11 +62,15 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
+    attachable: ClassVar[bool] = True  # False: there is nothing to start from, it is only loaded
     systems: ClassVar[dict[str, dict]] = {}  # rows of the papers' tables: their label -> the fields to attach with
     separate_systems: ClassVar[tuple[str, ...]] = ()  # those of `systems` that are trained once a scenario, on it alone
     in_table_2: ClassVar[bool] = True  # whether Table 2 has its systems unasked; baselines of other papers do not
     learning_rate: ClassVar[float] = 5e-4  # that of the papers for this method; the tables train with it
     adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
+    expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
+    # whether a batch may leave parameters without a gradient; all others get one of zeros where they have no part
+    skips_parameters: bool = False
     trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only
 
     def __init__(self, config: MethodConfig, shape: BackboneShape):
@@ -95,8 +99,14 @@ class Method(nn.Module):
     def forward(self, scenario_ids: torch.Tensor | None = None) -> Additions:
         return self.additions(scenario_ids)
 
-    def initialise(self, model) -> None:
-        """Set initial values that come from the backbone. Called once by attach, not where values are loaded."""
+    def build(self, model, device, dtype) -> None:
+        """Make the modules whose structure only the model tells, without values. Called once, after construction."""
+
+    def initialise(self, model) -> dict[str, torch.Tensor] | None:
+        """Set initial values that come from the backbone. Called once by attach, not where values are loaded.
+
+        Returns those of parameters of the backbone that the method trains, by name, where they are not the backbone's.
+        """
 
     def source_text(self, dialogue: str, scenario: str) -> str:
         """What the encoder is to read of a dialogue."""
@@ -109,6 +119,18 @@ class Method(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Named groups of the method's parameters, for an optimizer; each parameter is in exactly one."""
         return {"method": list(self.parameters())}
+
+    def idle_groups(self, step: int) -> tuple[str, ...]:
+        """The parameter groups, "backbone" among them, that this optimizer step (from 0) leaves alone."""
+        return ()
+
+    def after_step(self, step: int) -> None:
+        """Called in training when so many optimizer steps are done."""
+
+    def records(self) -> dict[str, dict]:
+        """What training is to log of the method at each validation and at the end: {file: an object}, which becomes a
+        line of this file of the run folder, with the step."""
+        return {}
 
     def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
         """(parameter, dimension that counts the experts) of every parameter that belongs to single experts.
@@ -244,6 +266,14 @@ def check_positive(name: str, value) -> None:
         raise TypeError(f"{name} must be a number; got {value!r}.")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be above 0 and finite; got {value}.")
+
+
+def check_number(name: str, value, minimum: float = -math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not math.isfinite(value) or value < minimum:
+        least = "" if minimum == -math.inf else f"at least {minimum:g} and "
+        raise ValueError(f"{name} must be {least}finite; got {value}.")
 
 
 def check_some_scenario(scenarios: tuple[str, ...]) -> None:

@@ -1,0 +1,59 @@
+"""Keys and values of a decoder whose blocks are several experts: each expert keeps those of the rows that it runs."""
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+
+class ExpertCache(EncoderDecoderCache):
+    """A cache for every expert number, beside one for the blocks that have no experts.
+
+    An expert's layers hold the rows of the batch that it runs. All beams of an example run the same experts, so a beam
+    search never moves a row to another expert.
+    """
+
+    def __init__(self, experts: int):
+        self.experts = tuple(EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(experts))
+        self._rows: dict[tuple[int, int], torch.Tensor | None] = {}
+        super().__init__(_SelfAttentionCache(self.experts), DynamicCache())
+
+    def of_expert(self, layer: int, expert: int, rows: torch.Tensor | None) -> EncoderDecoderCache:
+        """The cache that an expert of a layer is to use; rows: those that it runs, ascending, or None for all."""
+        self._rows[layer, expert] = rows
+        return self.experts[expert]
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        for expert, cache in enumerate(self.experts):
+            for half in (cache.self_attention_cache, cache.cross_attention_cache):
+                for index, layer in enumerate(half.layers):
+                    rows = self._rows.get((index, expert))
+                    layer.reorder_cache(beam_idx if rows is None else torch.searchsorted(rows, beam_idx[rows]))
+
+    def reset(self) -> None:
+        for cache in (super(), *self.experts):
+            cache.reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for cache in (super(), *self.experts):
+            cache.crop(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        raise NotImplementedError("a cache of experts cannot be repeated. Give generate the repeated inputs instead.")
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        raise NotImplementedError("a cache of experts cannot drop rows. Give generate the chosen inputs instead.")
+
+
+class _SelfAttentionCache(DynamicCache):
+    """Its own layers are those of blocks without experts; it is as long as the experts' where those hold the tokens."""
+
+    def __init__(self, experts: tuple[EncoderDecoderCache, ...]):
+        super().__init__()
+        self._experts = experts
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        lengths = (cache.get_seq_length(layer_idx) for cache in self._experts)
+        return max(super().get_seq_length(layer_idx), *lengths)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
