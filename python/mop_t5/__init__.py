@@ -30,6 +30,7 @@ _WHERE = {
     "train_only": "scenario_changes",
     "save": "api",
     "load": "api",
+    "export": "prefix_export",
 }
 
 __all__ = ["methods", *_WHERE]

@@ -16,7 +16,6 @@ from typing import get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from mop_t5.commands.convert import convert
 from mop_t5.commands.attempt import (
     attempt_ablations,
     attempt_attention,
@@ -27,9 +26,12 @@ from mop_t5.commands.attempt import (
     attempt_scale,
     attempt_sources,
 )
+from mop_t5.commands.convert import convert
 from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
+from mop_t5.commands.export import export
 from mop_t5.commands.generate import generate
+from mop_t5.commands.moe import moe_adapt, moe_compare, moe_disable, moe_routes
 from mop_t5.commands.params import params
 from mop_t5.commands.prompts import prompts_add, prompts_list, prompts_remove
 from mop_t5.commands.table import table_1, table_2, table_3, table_4
@@ -45,6 +47,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 train --corpus DIR --backbone DIR --method mop --output DIR
   mop-t5 prompts list --library DIR source prompts for ATTEMPT and SPoT
   mop-t5 attempt sources ...        the experiments of the ATTEMPT paper
+  mop-t5 moe compare ...            the experiments on task-level mixtures of experts
   mop-t5 evaluate --run DIR         ROUGE per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
 
@@ -62,6 +65,8 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "table": {"1": table_1, "2": table_2, "3": table_3, "4": table_4},
     "prompts": {"add": prompts_add, "list": prompts_list, "remove": prompts_remove},
     "task-vectors": task_vectors,
+    "moe": {"compare": moe_compare, "adapt": moe_adapt, "routes": moe_routes, "disable": moe_disable},
+    "export": export,
     "convert": convert,
     "attempt": {
         "sources": attempt_sources,
@@ -88,6 +93,12 @@ _NESTED_HELP = {
   mop-t5 prompts list --library DIR                               what a library holds
   mop-t5 prompts remove --library DIR --name NAME                 take one out
 """,
+    "moe": """The experiments on task-level mixtures of experts. What trains goes on where it was interrupted.
+
+  mop-t5 moe compare --corpus DIR --backbone DIR --output OUT             what matters in training; which router
+  mop-t5 moe adapt --corpus DIR --backbone DIR --experts DIR --output OUT unseen tasks, as they are and few-shot
+  mop-t5 moe routes --run RUN --features FILE                             who takes which expert, and why
+  mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
     "attempt": """The experiments of the ATTEMPT paper. What trains goes on where it was interrupted; --dry_run shows what is left.
 
   mop-t5 attempt sources --corpus DIR --backbone DIR --library LIB --output OUT      source prompts, into a library

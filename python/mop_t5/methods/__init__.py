@@ -1,6 +1,7 @@
 """The registry of methods: the only place that knows their names.
 
-A method is one file of this folder with a class decorated by `register`; it is found by being there.
+A method is one file of this folder, of the method's name, with a class decorated by `register`; it is found by being
+there.
 """
 
 import importlib
@@ -20,16 +21,19 @@ def register(method: type) -> type:
 
 
 def names() -> tuple[str, ...]:
-    """Names of all methods, in alphabetical order."""
+    """Names of all methods that can be attached, in alphabetical order."""
     _discover()
-    return tuple(sorted(_METHODS))
+    return tuple(sorted(name for name, method in _METHODS.items() if method.attachable))
 
 
 def get(name: str) -> type:
     """The Method subclass of this name."""
-    _discover()
     if not isinstance(name, str):
         raise TypeError(f"method must be a name or a config object; got {type(name).__name__}.")
+    if name not in _METHODS and name in _files():
+        importlib.import_module(f"{__name__}.{name}")  # the others may import much: the kernels, for one
+    if name not in _METHODS:
+        _discover()
     if name not in _METHODS:
         raise ValueError(f"unknown method {name!r}; expected one of {', '.join(names())}.")
     return _METHODS[name]
@@ -49,6 +53,10 @@ def of_config(config) -> type:
 def _discover() -> None:
     global _discovered
     if not _discovered:
-        for module in pkgutil.iter_modules(__path__):
-            importlib.import_module(f"{__name__}.{module.name}")
+        for name in _files():
+            importlib.import_module(f"{__name__}.{name}")
         _discovered = True
+
+
+def _files() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]

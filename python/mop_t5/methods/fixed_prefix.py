@@ -1,0 +1,91 @@
+"""Prefixes as they are, without the network that made them: what mop_t5.export leaves of a trained prefix method.
+
+A prefix depends on the scenario only, never on the text (MOP, Eq. 4), so once training is over its keys and values are
+a table. It needs no kernels: loading it imports torch and transformers alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mop_t5.additions import ATTENTIONS, Additions
+from mop_t5.backbone import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.base import Method, MethodConfig, check_bool, check_int, is_layer_norm
+
+
+@dataclass(frozen=True)
+class FixedPrefixConfig(MethodConfig):
+    """Fields of the method "fixed_prefix".
+
+    scenarios: names of the scenarios.
+    prefix_length: rows of the prefix, in every attention.
+    rows: for each attention that has prefixes, how many each of its layers has: one a scenario, or 1 for all.
+    layer_norms: whether LayerNorms of the backbone come with the prefixes, as hyper_prefix trains them.
+    """
+
+    prefix_length: int = 40
+    rows: dict[str, list[int]] | None = None
+    layer_norms: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_int("prefix_length", self.prefix_length, 0)
+        check_bool("layer_norms", self.layer_norms)
+        if not isinstance(self.rows, dict) or not self.rows or not set(self.rows) <= set(ATTENTIONS):
+            raise ValueError(
+                f"rows must be a dict of numbers of prefixes, by attention out of {', '.join(ATTENTIONS)}; got "
+                f"{self.rows!r}. Use mop_t5.export, which makes this config of a trained prefix method."
+            )
+        for layers in self.rows.values():
+            if not isinstance(layers, list) or any(count not in (1, len(self.scenarios)) for count in layers):
+                raise ValueError(
+                    f"rows must be a list of 1 or {len(self.scenarios)}, the number of scenarios; got {layers!r}."
+                )
+
+    def with_scenarios(self, scenarios) -> "FixedPrefixConfig":
+        raise ValueError("an exported prefix has the scenarios it was made for. Change the method's and export again.")
+
+
+class _Pair(nn.Module):
+    """Keys and values of one attention, each (rows, heads, prefix, d_kv)."""
+
+    def __init__(self, *size: int, device=None, dtype=None):
+        super().__init__()
+        self.register_buffer("keys", torch.empty(size, device=device, dtype=dtype))
+        self.register_buffer("values", torch.empty(size, device=device, dtype=dtype))
+
+
+@register
+class FixedPrefix(Method):
+    """The keys and values are buffers: nothing in them is trained."""
+
+    name = "fixed_prefix"
+    Config = FixedPrefixConfig
+    attachable = False
+
+    def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, device=None, dtype=None):
+        super().__init__(config, shape)
+        self.prefixes = nn.ModuleDict()
+        for attention, rows in config.rows.items():
+            if len(rows) != shape.layers(attention):
+                raise ValueError(f"rows must name {shape.layers(attention)} layers of {attention}; got {len(rows)}.")
+            size = (shape.num_heads, config.prefix_length, shape.d_kv)
+            self.prefixes[attention] = nn.ModuleList(_Pair(count, *size, device=device, dtype=dtype) for count in rows)
+
+    @property
+    def distinguishes_scenarios(self) -> bool:
+        return any(count > 1 for rows in self.config.rows.values() for count in rows)
+
+    def initialise(self, model) -> None:
+        raise ValueError("fixed_prefix has nothing to start from: mop_t5.export makes it of a trained prefix method.")
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        return Additions({a: tuple((p.keys, p.values) for p in pairs) for a, pairs in self.prefixes.items()})
+
+    def trains_backbone(self, parameter_name: str) -> bool:
+        return self.config.layer_norms and is_layer_norm(parameter_name)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {}
