@@ -15,7 +15,6 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
 from mop_t5.commands.attempt import (
     attempt_ablations,
     attempt_attention,
@@ -27,6 +26,7 @@ from mop_t5.commands.attempt import (
     attempt_sources,
 )
 from mop_t5.commands.convert import convert
+from mop_t5.commands.corpus import corpus_convert
 from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
 from mop_t5.commands.export import export
@@ -48,7 +48,8 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 prompts list --library DIR source prompts for ATTEMPT and SPoT
   mop-t5 attempt sources ...        the experiments of the ATTEMPT paper
   mop-t5 moe compare ...            the experiments on task-level mixtures of experts
-  mop-t5 evaluate --run DIR         ROUGE per scenario, beside floors
+  mop-t5 corpus convert ...         corpora of CSV, TSV and JSON files, with metrics of their tasks
+  mop-t5 evaluate --run DIR         scores per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
 
 A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one object a line:
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
         "scale": attempt_scale,
         "memory": attempt_memory,
     },
+    "corpus": {"convert": corpus_convert},
     "demo": demo,
 }
 _NESTED_HELP = {
@@ -87,6 +89,11 @@ _NESTED_HELP = {
   mop-t5 table 2 --corpus DIR --backbone DIR --output DIR         every system, trained and scored
   mop-t5 table 3 --corpus DIR --backbone DIR --output DIR         MOP without its parts, trained and scored
   mop-t5 table 4                                                  parameters of every system""",
+    "corpus": """Corpora made of the files that others publish.
+
+  mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics
+  mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' --output DIR
+""",
     "prompts": """A library of source prompts, which ATTEMPT mixes and SPoT starts from.
 
   mop-t5 prompts add --library DIR --name NAME --adapter DIR      copy one out of a trained prompt_tuning

@@ -13,11 +13,14 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mop_t5.files import whole_folder
+
 SPLITS = ("train", "valid", "test")
+_CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
 _KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}
 
 
@@ -54,7 +57,7 @@ def read_examples(path: str | Path, *, need_summary: bool = True) -> list[Exampl
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     examples = [
         _parse(line, f"{path}, line {number}", f"{stem}-{number}", need_summary)
-        for number, line in _lines(path)
+        for number, line in lines(path)
         if line.strip()
     ]
     if not examples:
@@ -111,6 +114,34 @@ def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
             file.write(json.dumps(example.row(), ensure_ascii=False) + "\n")
 
 
+def write_corpus(
+    folder: str | Path,
+    splits: Mapping[str, Iterable[Example]],
+    *,
+    files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a corpus folder of these splits, all of it or nothing. files: texts of further files, by name.
+
+    Raises FileExistsError for a folder that has content, unless `overwrite`: then for one that holds anything but a
+    corpus, its tasks.yaml and its train.yaml.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose another --output.")
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if present and not overwrite:
+        raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
+    strange = [name for name in present if name not in _CORPUS_FILES]
+    if strange:
+        raise FileExistsError(f"{folder} holds {', '.join(strange)}, so it is not just a corpus. Empty it yourself.")
+    with whole_folder(folder, "the corpus") as writing:
+        for split, examples in splits.items():
+            write_examples(writing / f"{split}.jsonl", examples)
+        for name, text in (files or {}).items():
+            (writing / name).write_text(text, encoding="utf-8")
+
+
 def scenarios_of(examples: Iterable[Example]) -> list[str]:
     """The distinct scenarios, sorted, so that scenario ids do not depend on the order of the rows."""
     return sorted({example.scenario for example in examples})
@@ -127,7 +158,8 @@ def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -
     return [example for example in examples if scenarios is None or example.scenario in scenarios]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a UTF-8 file, gzip by suffix. Raises ValueError with the file and line it breaks off at."""
     number = 0
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -145,22 +177,25 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Example:
+def json_object(line: str, where: str, what: str = "one JSON object a line") -> object:
+    """What a JSON text says. Raises ValueError, after `where`, for text that is not JSON or has a key twice."""
     try:
-        row = json.loads(line, object_pairs_hook=_object)
+        return json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not valid JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
-        ) from error
+        raise ValueError(f"{where}: not valid JSON ({error.msg}, column {error.colno}). Write {what}.") from error
     except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, brackets as many
-        raise ValueError(f"{where}: cannot be read as JSON ({error}). Write one JSON object a line.") from error
+        raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {what}.") from error
+
+
+def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Example:
+    row = json_object(line, where)
     if not isinstance(row, dict):
         raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
     fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}
     identifier = row.get("id", default_id)
     if not isinstance(identifier, str):
         raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
-    _check_characters(identifier, "id", where)
+    check_characters(identifier, "id", where)
     return Example(**fields, id=identifier, references=_references(row.get("references", []), where))
 
 
@@ -168,7 +203,7 @@ def _references(values: object, where: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{where}: `references` must be a list of strings, got {values!r}.")
     for value in values:
-        _check_characters(value, "references", where)
+        check_characters(value, "references", where)
     return tuple(values)
 
 
@@ -183,7 +218,7 @@ def _field(row: dict, key: str, where: str, needed: bool) -> str:
     value = row[present[0]]
     if not isinstance(value, str):
         raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.")
-    _check_characters(value, present[0], where)
+    check_characters(value, present[0], where)
     if needed and not value.strip():
         raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
     return value
@@ -197,7 +232,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-def _check_characters(text: str, key: str, where: str) -> None:
+def check_characters(text: str, key: str, where: str) -> None:
     """JSON can escape one half of a surrogate pair, which no tokenizer and no file takes."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(

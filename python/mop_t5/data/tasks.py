@@ -106,7 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def check_fields(fields: object, needed: tuple[str, ...], possible: tuple[str, ...], where: str) -> None:
     """Raise TypeError or ValueError unless `fields` is a mapping with the fields `needed` and none but `possible`."""
     if not isinstance(fields, dict):
-        raise TypeError(f"{where}: expected fields, such as `{needed[0]}: ...`, got {fields!r}.")
+        raise TypeError(f"{where}: expected a mapping, `name: ...`, got {fields!r}.")
     unknown = sorted(set(map(str, fields)) - {*needed, *possible})
     if unknown:
         raise ValueError(f"{where}: no such field: {', '.join(unknown)}. There are {', '.join((*needed, *possible))}.")
@@ -120,7 +120,7 @@ class _Strict(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen = set()
-        for key, _ in node.value:
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 problem = f"the key {key.value!r} stands in it twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)

@@ -1,0 +1,156 @@
+"""mop-t5 corpus convert: corpora of the files that others publish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mop_t5.data import TASKS, Example, tasks_yaml
+from mop_t5.data.conversion import Converter
+from mop_t5.data.corpus import write_corpus
+from mop_t5.data.task_configs import COLUMNS, ROLES, TaskConfig, read_columns, read_task_configs
+from mop_t5.evaluation import Table, show
+from mop_t5.training import TrainingConfig
+
+TRAINING = "train.yaml"
+
+
+def corpus_convert(
+    input: str,
+    output: str,
+    tasks: str | None = None,
+    names: list[str] | None = None,
+    role: str = "target",
+    columns: str | None = None,
+    scenario: str | None = None,
+    dialogue: str | None = None,
+    summary: str | None = None,
+    split: str = "given",
+    limit: int = 0,
+    header: list[str] | None = None,
+    seed: int = 42,
+    skip_bad_rows: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Make a corpus of CSV, TSV, JSON or JSON-lines files: by configurations of tasks, or by what is in which column.
+
+    Files are called train, valid (or validation, dev) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
+    Beside the splits OUTPUT gets tasks.yaml, the metrics of the tasks, and train.yaml, flags of `mop-t5 train`.
+
+      mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output corpora/glue
+      mop-t5 corpus convert --tasks examples/tasks --names '[rte]' --input raw/rte --output corpora/rte
+      mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' \\
+          --split 8:1:1 --output corpora/calls
+
+    Args:
+        input: folder with a folder of files for each task, named like it; of one task or without tasks the folder of
+            the files, or one file.
+        output: folder for the corpus. It must be new or empty.
+        tasks: YAML file of task configurations, or a folder of such files.
+        names: the tasks to convert, into one corpus; all that have the role if not given.
+        role: "target" or "source": by which number of epochs train.yaml trains.
+        columns: YAML file of the names that columns go by; columns.yaml beside the tasks if not given.
+        scenario: without tasks, what each scenario is: text with columns in braces, '{business}' or just 'taxi'.
+        dialogue: without tasks, the text to read, such as '{question} {context}'.
+        summary: without tasks, the text to write, such as '{answer}'.
+        split: without tasks, how splits are made: "given", as they are; "halve", half of the validation rows become
+            the test rows; "hold_out", 1,000 training rows become validation, and validation becomes test; "8:1:1".
+        limit: without tasks, how many training rows are kept, drawn at random; 0 is all.
+        header: names of the columns of CSV and TSV files that do not name them in the first line.
+        seed: of the rows that are drawn.
+        skip_bad_rows: leave out rows that cannot be converted, and say how many.
+        overwrite: replace a corpus in the output folder.
+    """
+    plain = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
+    if tasks is None:
+        missing = [name for name, template in plain.items() if not template]
+        if missing:
+            raise ValueError(
+                f"without --tasks give --scenario, --dialogue and --summary; missing: {', '.join(missing)}."
+            )
+        if names or columns:
+            raise ValueError("names and columns go with --tasks, and there are none.")
+        configs = {scenario: TaskConfig(dialogue, summary, split=split, limit=limit)}
+        candidates: dict[str, dict[str, list[str]]] = {}
+    else:
+        if any(plain.values()) or split != "given" or limit:
+            raise ValueError(
+                "scenario, dialogue, summary, split and limit are for use without --tasks: a task says these."
+            )
+        configs = _chosen(read_task_configs(tasks), names, role)
+        beside = (Path(tasks) if Path(tasks).is_dir() else Path(tasks).parent) / COLUMNS
+        candidates = read_columns(columns or beside) if columns or beside.is_file() else {}
+    corpora, skipped = {}, []
+    for name, config in configs.items():
+        converter = Converter(config, name, candidates.get(name, {}), header, skip_bad_rows)
+        folder = Path(input) / name
+        corpora[name] = converter.splits(folder if tasks and folder.exists() else _alone(input, configs, folder), seed)
+        skipped += converter.skipped
+    splits: dict[str, list[Example]] = {}
+    for corpus in corpora.values():
+        for name, examples in corpus.items():
+            splits.setdefault(name, []).extend(examples)
+    files = {}
+    scored = {name: config.scored for name, config in configs.items() if config.scored is not None}
+    if scored:
+        files[TASKS] = tasks_yaml(scored)
+    flags, why = training_flags(configs, {name: len(corpus["train"]) for name, corpus in corpora.items()}, role)
+    if flags:
+        files[TRAINING] = yaml.safe_dump(flags, sort_keys=False)
+    write_corpus(output, splits, files=files, overwrite=overwrite)
+    rows = [[name, *(len(corpus.get(split, ())) for split in splits)] for name, corpus in corpora.items()]
+    show(Table(f"Rows of {output}", ["task", *splits], rows, dict.fromkeys(splits, ",d"), [why] if why else []))
+    if skipped:
+        print(f"Left out {len(skipped)} rows that could not be converted, the first of them {skipped[0]}.")
+    print(f"Written to {output}: {', '.join((*(f'{split}.jsonl' for split in splits), *files))}.")
+    if flags:
+        config = f"--config {Path(output) / TRAINING} --corpus {output}"
+        print(f"Next: mop-t5 train {config} --backbone DIR --method METHOD --learning_rate RATE --output DIR")
+
+
+def training_flags(
+    configs: Mapping[str, TaskConfig], sizes: Mapping[str, int], role: str
+) -> tuple[dict[str, Any], str | None]:
+    """The fields of `mop-t5 train` for these tasks together, and why there are none. sizes: training rows by task.
+
+    The lengths are the largest of any task; each task is to be passed over as often as its own epochs say, so the steps
+    are the sum over tasks of rows times epochs, over the rows of a step.
+    """
+    trainings = {name: config.training for name, config in configs.items() if config.epochs}
+    if len(trainings) < len(configs):
+        return {}, None
+    flags: dict[str, Any] = {}
+    for name in dict.fromkeys(name for training in trainings.values() for name in training):
+        values = [training.get(name) for training in trainings.values()]
+        if name in ("max_source", "max_target") and None not in values:
+            flags[name] = max(values)
+        elif any(value != values[0] for value in values):
+            return {}, f"There is no {TRAINING}: the tasks differ in {name}. Convert those that agree together."
+        else:
+            flags[name] = values[0]
+    defaults = TrainingConfig(**flags)  # raises what is wrong with a field
+    passes = sum(sizes[name] * config.epochs[role] for name, config in configs.items())
+    return {"steps": math.ceil(passes / (defaults.batch_size * defaults.accumulation)), **flags}, None
+
+
+def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: str) -> dict[str, TaskConfig]:
+    if role not in ROLES:
+        raise ValueError(f"role must be {' or '.join(ROLES)}, got {role!r}.")
+    having = [name for name, config in configs.items() if role in config.epochs or not config.epochs]
+    unknown = sorted(set(names or ()) - set(having))
+    if unknown:
+        raise ValueError(f"names has {', '.join(unknown)}; the {role} tasks are {', '.join(having)}.")
+    if (names is not None and len(set(names)) != len(names)) or not (names or having):
+        raise ValueError(f"names must be different tasks, at least one; got {names}. The {role} tasks are {having}.")
+    return {name: configs[name] for name in names or having}
+
+
+def _alone(input: str, configs: Mapping[str, TaskConfig], folder: Path) -> Path:
+    """The input itself, where it can only be that of one task."""
+    if len(configs) > 1:
+        raise FileNotFoundError(f"no folder at {folder}. Put the files of each task into a folder of its name.")
+    return Path(input)

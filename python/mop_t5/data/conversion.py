@@ -1,0 +1,162 @@
+"""From the files of a dataset to the splits of a corpus, by a `TaskConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from mop_t5.data.corpus import SPLITS, Example, check_characters
+from mop_t5.data.preparations import PREPARATIONS
+from mop_t5.data.tables import SUFFIXES, find_table, read_table
+from mop_t5.data.task_configs import TaskConfig, as_text, fields_of, filled
+
+HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
+_USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
+_READ = {"given": SPLITS, "halve": ("train", "valid"), "hold_out": ("train", "valid"), "8:1:1": ("train",)}
+
+
+@dataclass
+class Converter:
+    """Makes the corpus of one task.
+
+    scenario: the scenario of its rows: the name of the task, or a template. columns: field -> the names its column may
+    go by; a field without an entry is a column of its own name, with dots a value inside an object (`answers.text`).
+    header: names of the columns where files have none. skip: rows that cannot be converted are left out, and where they
+    stood is added to `skipped`; otherwise the first of them raises.
+    """
+
+    config: TaskConfig
+    scenario: str
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    header: Sequence[str] | None = None
+    skip: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def splits(self, source: str | Path, seed: int = 42) -> dict[str, list[Example]]:
+        """The splits that `config.split` makes of a folder with the files of the dataset, or of one file, which is the
+        train split. Rows are drawn by `torch.randperm` of the seed and keep their order.
+
+        Raises FileNotFoundError for a missing file; ValueError or TypeError with file and line for a row.
+        """
+        rows = {split: self.rows(path) for split, path in self._files(Path(source)).items()}
+        train, valid = rows.get("train", []), rows.get("valid", [])
+        if self.config.split == "halve":
+            rows["valid"], rows["test"] = _drawn(valid, len(valid) // 2, seed)
+        elif self.config.split == "hold_out":
+            if len(train) <= HELD_OUT:
+                raise ValueError(f"{source} has {len(train)} training rows; split 'hold_out' takes {HELD_OUT} of them.")
+            rows["test"] = valid
+            rows["valid"], rows["train"] = _drawn(train, HELD_OUT, seed)
+        elif self.config.split == "8:1:1":
+            rows["test"], rest = _drawn(train, len(train) // 10, seed)
+            rows["valid"], rows["train"] = _drawn(rest, len(train) // 10, seed)
+        if self.config.limit:
+            rows["train"], _ = _drawn(rows["train"], self.config.limit, seed)
+        if self.config.every_answer:
+            rows["train"] = [
+                replace(one, summary=gold, references=(), id=f"{one.id}-{number}")
+                for one in rows["train"]
+                for number, gold in enumerate(one.golds, start=1)
+            ]
+        empty = [split for split, examples in rows.items() if not examples]
+        if empty:
+            raise ValueError(f"{source} gives no rows for {', '.join(empty)}. Add some, or choose another split.")
+        return {split: rows[split] for split in SPLITS if split in rows}
+
+    def rows(self, path: Path) -> list[Example]:
+        """The rows of a file, in order."""
+        stem = path.name.split(".")[0]
+        examples = []
+        for number, (where, row) in enumerate(read_table(path, self.header), start=1):
+            try:
+                examples.append(self.example(row, where, f"{stem}-{number}"))
+            except (ValueError, TypeError):
+                if not self.skip:
+                    raise
+                self.skipped.append(where)
+        return examples
+
+    def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
+        """One row. where: of it, for errors. number: the end of its id."""
+        config = self.config
+        needed = [*fields_of(self.scenario), *fields_of(config.input), *fields_of(config.target)]
+        values: dict[str, object] = {} if fields_of(self.scenario) else {"task": self.scenario}
+        if config.prepare is not None:
+            preparation = PREPARATIONS[config.prepare]
+            given = [as_text(self._value(row, name, where)) for name in preparation.needs]
+            try:
+                values[preparation.needs[0]] = preparation.function(*given)
+            except ValueError as error:
+                raise ValueError(f"{where}: {config.prepare}: {error}") from error
+        values |= {name: self._value(row, name, where) for name in needed if name not in values}
+        scenario = filled(self.scenario, values).strip()
+        target, *others = self._answers(values, where)
+        texts = {"scenario": scenario, "input": filled(config.input, values).strip(), "target": target}
+        for name, text in texts.items():
+            if not text:
+                raise ValueError(f"{where}: {name} is empty. Fill its columns in, or delete the row.")
+            check_characters(text, name, where)
+        return Example(scenario, texts["input"], target, f"{scenario}-{number}", tuple(others))
+
+    def _answers(self, values: Mapping[str, object], where: str) -> list[str]:
+        """The target and the other right answers, each once."""
+        target = self.config.target
+        names = fields_of(target)
+        value = values[names[0]] if len(names) == 1 and target == "{" + names[0] + "}" else filled(target, values)
+        answers = value if isinstance(value, list) else [value]
+        if self.config.labels is not None:
+            answers = [self._label(as_text(one).strip(), names[0], where) for one in answers]
+        found = list(dict.fromkeys(as_text(one).strip() for one in answers))
+        if not found:
+            raise ValueError(f"{where}: {' or '.join(self._names(names[0]))} is an empty list; a row needs an answer.")
+        return found
+
+    def _label(self, value: str, name: str, where: str) -> str:
+        labels = self.config.labels
+        if value.lower() not in labels:
+            raise ValueError(
+                f"{where}: {' or '.join(self._names(name))} is {value!r}, which is none of the labels "
+                f"{', '.join(labels)}. Add it to labels, or take a split that is labelled."
+            )
+        return labels[value.lower()]
+
+    def _value(self, row: Mapping[str, object], name: str, where: str) -> object:
+        for column in self._names(name):
+            value: object = row
+            for part in [column] if column in row else column.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            if value is not None:
+                return value
+        raise ValueError(
+            f"{where}: no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "
+            f"{', '.join(map(str, row))}."
+        )
+
+    def _names(self, name: str) -> Sequence[str]:
+        return self.columns.get(name, [name])
+
+    def _files(self, source: Path) -> dict[str, Path]:
+        wanted = _READ[self.config.split]
+        if source.is_file():
+            if self.config.split not in ("given", "8:1:1"):
+                raise ValueError(f"{source} is one file, and split {self.config.split!r} needs {' and '.join(wanted)}.")
+            return {"train": source}
+        if not source.is_dir():
+            raise FileNotFoundError(f"no folder or file at {source}.")
+        names = {split: self.config.files.get(split, _USUAL_FILES[split]) for split in wanted}
+        found = {split: path for split in wanted if (path := find_table(source, names[split])) is not None}
+        optional = ("valid", "test") if self.config.split == "given" else ()
+        missing = [split for split in wanted if split not in found and split not in optional]
+        if missing:
+            expected = "; ".join(f"{split}: {' or '.join(names[split])}" for split in missing)
+            raise FileNotFoundError(f"{source} has no file for {expected}, with one of {', '.join(SUFFIXES)}.")
+        return found
+
+
+def _drawn(rows: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """`count` rows drawn at random, and the others, each in order."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i] for i in sorted(order[:count])], [rows[i] for i in sorted(order[count:])]
