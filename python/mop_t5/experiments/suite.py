@@ -138,7 +138,7 @@ class Suite:
         for system in self.systems:
             if system.separate:
                 for number, scenario in enumerate(tested, start=1):
-                    runs += self.runs_of(system, model, [scenario], f"{number}-{_file_name(scenario)}")
+                    runs += self.runs_of(system, model, [scenario], f"{number}-{file_name(scenario)}")
             else:
                 runs += self.runs_of(system, model, self.config.scenarios, known=known)
         unused = sorted(set(self.config.group_rates) - {name for run in runs for name in run.training.group_rates})
@@ -171,7 +171,7 @@ class Suite:
             training = replace(
                 self.training, seed=seed, learning_rate=system.learning_rate, group_rates=rates, **changes
             )
-            folder = Path(self.config.output) / "runs" / _file_name(system.label) / f"seed-{seed}" / inner
+            folder = Path(self.config.output) / "runs" / file_name(system.label) / f"seed-{seed}" / inner
             settings = self._settings(system, system.config(only or known), training, only)
             return Run(system, only, training, folder, settings, count.trained, count.backbone)
 
@@ -282,7 +282,7 @@ class Suite:
             mine = [r for r in runs if r.system.label == label and r.training.seed == runs[0].training.seed]
             content = {"label": label, "trained": sum(r.trained for r in mine), "backbone": mine[0].backbone}
             content["runs"] = len(mine)  # of a seed
-            folder = Path(self.config.output) / "runs" / _file_name(label)
+            folder = Path(self.config.output) / "runs" / file_name(label)
             folder.mkdir(parents=True, exist_ok=True)
             replace_file(folder / SYSTEM, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -329,5 +329,5 @@ def _check_as_before(folder: Path, settings: dict[str, Any]) -> None:
         check_resumable(folder, settings, may_change=())
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
     return re.sub(r"[^\w+]+", "-", label).strip("-").lower()

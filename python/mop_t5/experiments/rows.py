@@ -1,0 +1,137 @@
+"""Rows of a table that differ in how they are trained, and rows that start from the adapters of others.
+
+Each row is a Suite of its own in the same output folder, so rows are resumed one by one, as suites are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mop_t5.evaluation import AVERAGE, Table, TaskScores
+from mop_t5.experiments.suite import Run, Suite, SuiteConfig
+from mop_t5.experiments.systems import System
+from mop_t5.methods import get
+from mop_t5.training import TrainingConfig
+
+
+class Start(NamedTuple):
+    """A row begins with the adapter that another row has trained with the same seed: `field` is given its folder."""
+
+    field: str
+    row: Row
+
+
+@dataclass(frozen=True)
+class Row:
+    """system: its label is the folder of the runs. config: on what it is run; its systems are not looked at. training:
+    but for learning_rate, which is the system's, and seed."""
+
+    system: System
+    config: SuiteConfig
+    training: TrainingConfig
+    start: Start | None = None
+
+    @property
+    def label(self) -> str:
+        return self.system.label
+
+    def suite(self, seed: int, options: dict[str, str] | None = None) -> Suite:
+        """The suite of this row and seed. options: in place of those of the system."""
+        system = replace(self.system, options=self.system.options | (options or {}))
+        known = {name: value for name, value in self.config.options.items() if name in self.fields}
+        config = replace(self.config, seeds=[seed], systems=[self.label], learning_rates={}, options=known)
+        return Suite(config, self.training, [self.label], {self.label: system})
+
+    @property
+    def fields(self) -> set[str]:
+        """The names of the fields of its method, but for the scenarios, which the corpus has."""
+        return {field.name for field in fields(get(self.system.method).Config)} - {"scenarios"}
+
+
+class Planned(NamedTuple):
+    """A row and seed. runs: None while the row that it starts from is not finished."""
+
+    row: Row
+    seed: int
+    suite: Suite | None
+    runs: list[Run] | None
+
+
+class Rows:
+    """Some rows, each behind the one that it starts from, and their runs with every seed."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self._rows = list(rows)
+        unknown = {name for row in rows for name in row.config.options} - set().union(*(row.fields for row in rows))
+        if unknown:
+            raise ValueError(
+                f"options names {', '.join(sorted(unknown))}, which is no field of the methods of these rows. `mop-t5 "
+                "train --help` explains the fields of every method."
+            )
+        self._plans: dict[tuple[str, int], Planned] = {}  # a plan attaches the method once, for its parameters
+
+    def plan(self) -> Iterator[Planned]:
+        """In the order in which they are run; nothing is written. What is wrong with a row is raised when it comes."""
+        for row in self._rows:
+            for seed in row.config.seeds:
+                yield self._planned(row, seed)
+
+    def _planned(self, row: Row, seed: int) -> Planned:
+        if (row.label, seed) in self._plans:
+            return self._plans[row.label, seed]
+        options = {}
+        if row.start is not None:
+            first = self._planned(row.start.row, seed)
+            if first.runs is None or any(first.suite.state(run) != "finished" for run in first.runs):
+                return Planned(row, seed, None, None)
+            options[row.start.field] = str((first.runs[-1].folder / "adapter").resolve())
+        suite = row.suite(seed, options)
+        self._plans[row.label, seed] = Planned(row, seed, suite, suite.plan())
+        return self._plans[row.label, seed]
+
+    def overview(self) -> Table:
+        """A row a run: what it trains at which rate, and what is left to do."""
+        cells = []
+        for row, seed, suite, runs in self.plan():
+            if runs is None:
+                cells.append([row.label, seed, None, row.system.learning_rate, "train, after the row it starts from"])
+            for run in runs or ():
+                cells.append([row.label, seed, run.trained, run.training.learning_rate, suite.state(run)])
+        columns = ["row", "seed", "trained", "learning rate", "to do"]
+        return Table(f"{len(cells)} runs", columns, cells, {"trained": ",d"})
+
+    def run(self) -> None:
+        """Do what is left to do."""
+        count = sum(len(row.config.seeds) for row in self._rows)
+        for number, (row, seed, suite, runs) in enumerate(self.plan(), start=1):
+            print(f"row {number}/{count}: {row.label}, seed {seed}", flush=True)
+            suite.run(runs)  # the row it starts from has come before it
+
+    def scores(self) -> dict[str, list[dict[str, TaskScores]]]:
+        """Label -> for each seed scenario -> scores, the average last. All must be finished."""
+        results: dict[str, list[dict[str, TaskScores]]] = {}
+        for row, _, suite, runs in self.plan():
+            results.setdefault(row.label, []).append(suite.results(runs)[row.label][0])
+        return results
+
+    def folders(self) -> dict[str, list[Path]]:
+        """Label -> the run folder of each seed."""
+        folders: dict[str, list[Path]] = {}
+        for row, _, _, runs in self.plan():
+            folders.setdefault(row.label, []).append(runs[-1].folder)
+        return folders
+
+
+def means_of(seeds: Sequence[dict[str, TaskScores]]) -> dict[str, float]:
+    """Scenario -> the mean over seeds of its score, the average over scenarios left out."""
+    return {name: sum(one[name].mean for one in seeds) / len(seeds) for name in seeds[0] if name != AVERAGE}
+
+
+def average_relative_gain(scores: dict[str, float], baseline: dict[str, float]) -> float | None:
+    """The mean over the tasks of (score - baseline) / baseline; None where a baseline is 0."""
+    if not all(baseline[task] for task in scores):
+        return None
+    return sum((score - baseline[task]) / baseline[task] for task, score in scores.items()) / len(scores)
