@@ -11,33 +11,15 @@ from pathlib import Path
 import mop_t5
 import pytest
 from mop_t5.cli import main
-from mop_t5.data import Example, read_examples, synthetic_corpus, write_examples
+from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.evaluation import FLOORS, Scorer, read_scores
 from mop_t5.experiments.systems import all_systems, table_2_systems
 from mop_t5.methods import get
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import CHECKPOINTS
 from safetensors.torch import load_file
-from transformers import T5Config
 
 OPTIONS = {"prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4, "reduction": 4, "d_hidden": 8}
 OPTIONS |= {"d_embedding": 8, "d_projected": 8}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a corpus of three scenarios and a backbone."""
-    folder = tmp_path_factory.mktemp("experiments")
-    corpus = synthetic_corpus(5, general=1, train=60, valid=20, test=15)
-    names = ("taxi", "food", "ticket")
-    corpus = {split: [row for row in rows if row.scenario in names] for split, rows in corpus.items()}
-    for split in ("train", "valid", "test"):
-        write_examples(folder / "corpus" / f"{split}.jsonl", corpus[split])
-    tokenizer = train_tokenizer([text for row in corpus["train"] for text in (row.dialogue, row.summary)], 500)
-    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
-    mop_t5.build_backbone(config).save_pretrained(folder / "backbone")
-    tokenizer.save_pretrained(folder / "backbone")
-    return folder
 
 
 def flags(place, *more, steps=6, options=OPTIONS):
