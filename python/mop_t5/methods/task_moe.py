@@ -163,7 +163,8 @@ class TaskMoE(Method):
                     raise ValueError(f"{field} must be that of experts_from {folder!r}, {getattr(config, field)!r}.")
             self.router.load_state_dict(_below("mop.router.", tensors))
             self.task_vectors.copy_(self._vectors_of(config, tensors))
-        return {name: tensor for name, tensor in tensors.items() if self.trains_backbone(name)}
+        shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("mop.")}
+        return {name: tensor for name, tensor in shared.items() if self.trains_backbone(name)}
 
     @property
     def distinguishes_scenarios(self) -> bool:
