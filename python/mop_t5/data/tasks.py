@@ -119,10 +119,9 @@ class _Strict(yaml.SafeLoader):
     """A key twice is an error, not the second one."""
 
     def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                problem = f"the key {key.value!r} stands in it twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(node.value):  # 0 and false are equal, too
+            keys = ", ".join(str(key.value) for key, _ in node.value)
+            problem = f"two of the keys {keys} are the same; put words such as true in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return made
