@@ -28,6 +28,7 @@ _WHERE = {
     "add_scenario": "scenario_changes",
     "remove_scenario": "scenario_changes",
     "train_only": "scenario_changes",
+    "squeeze": "squeezing",
     "save": "api",
     "load": "api",
     "export": "prefix_export",

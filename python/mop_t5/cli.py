@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
 from mop_t5.commands.attempt import (
     attempt_ablations,
     attempt_attention,
@@ -27,13 +28,16 @@ from mop_t5.commands.attempt import (
 )
 from mop_t5.commands.convert import convert
 from mop_t5.commands.corpus import corpus_convert
+from mop_t5.commands.crosswoz import corpus_crosswoz
 from mop_t5.commands.demo import demo
 from mop_t5.commands.evaluate import evaluate
 from mop_t5.commands.export import export
+from mop_t5.commands.floors import corpus_floors
 from mop_t5.commands.generate import generate
 from mop_t5.commands.moe import moe_adapt, moe_compare, moe_disable, moe_routes
 from mop_t5.commands.params import params
 from mop_t5.commands.prompts import prompts_add, prompts_list, prompts_remove
+from mop_t5.commands.squeeze import squeeze
 from mop_t5.commands.table import table_1, table_2, table_3, table_4
 from mop_t5.commands.task_vectors import task_vectors
 from mop_t5.commands.train import train
@@ -68,6 +72,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
     "task-vectors": task_vectors,
     "moe": {"compare": moe_compare, "adapt": moe_adapt, "routes": moe_routes, "disable": moe_disable},
     "export": export,
+    "squeeze": squeeze,
     "convert": convert,
     "attempt": {
         "sources": attempt_sources,
@@ -79,7 +84,7 @@ COMMANDS: dict[str, Callable | dict[str, Callable]] = {
         "scale": attempt_scale,
         "memory": attempt_memory,
     },
-    "corpus": {"convert": corpus_convert},
+    "corpus": {"convert": corpus_convert, "crosswoz": corpus_crosswoz, "floors": corpus_floors},
     "demo": demo,
 }
 _NESTED_HELP = {
@@ -89,10 +94,12 @@ _NESTED_HELP = {
   mop-t5 table 2 --corpus DIR --backbone DIR --output DIR         every system, trained and scored
   mop-t5 table 3 --corpus DIR --backbone DIR --output DIR         MOP without its parts, trained and scored
   mop-t5 table 4                                                  parameters of every system""",
-    "corpus": """Corpora made of the files that others publish.
+    "corpus": """Corpora made of the files that others publish, and what a corpus gives for free.
 
   mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics
   mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' --output DIR
+  mop-t5 corpus crosswoz --clone DIR --output DIR                                    Chinese dialogues of five scenarios
+  mop-t5 corpus floors --corpus DIR                                                  scores that no model made
 """,
     "prompts": """A library of source prompts, which ATTEMPT mixes and SPoT starts from.
 

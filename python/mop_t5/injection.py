@@ -65,7 +65,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     # the top level takes the decoder's: it picks the kind of mask in static-cache generation
-    _point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
+    point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
     for attention, module in attention_modules(model):
         module._mop_attention = attention
     # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
@@ -101,7 +101,7 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
         del module._mop_attention
     remove_hooks(model, record.hooks)
     remove_experts(model)
-    _point_attention(model, record.attention)
+    point_attention(model, record.attention)
     for name, parameter in model.named_parameters():
         if name in record.trained:
             with torch.no_grad():
@@ -144,7 +144,7 @@ def _plain_implementation(stack) -> str:
     return implementation
 
 
-def _point_attention(model, implementations) -> None:
+def point_attention(model, implementations) -> None:
     for owner, implementation in zip((model.encoder, model.decoder, model), implementations, strict=True):
         owner.config._attn_implementation_internal = implementation
 
@@ -304,7 +304,7 @@ class AttachedT5:
                 f"attn_implementation must be one of {', '.join(PREFIXED)} while a method is attached; got "
                 f"{attn_implementation!r}. Detach first."
             )
-        _point_attention(self, [PREFIXED[attn_implementation]] * 3)
+        point_attention(self, [PREFIXED[attn_implementation]] * 3)
         self._mop_record.attention = [attn_implementation] * 3
 
     def save_pretrained(

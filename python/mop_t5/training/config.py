@@ -10,6 +10,7 @@ from mop_t5.methods.base import LARGEST_INT
 
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string", dict: "a dict"}
 SCHEDULES = ("linear", "cosine", "constant")
+_LOSSES = ("mean", "sum")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainingConfig:
         beta2: AdamW's decay of squared gradients. Lower follows faster, for runs of a few hundred steps.
         max_grad_norm: gradients are scaled down to this norm. 0 turns it off.
         label_smoothing: share of the target's probability that is spread over the vocabulary.
+        loss: the "mean" over the target tokens of a step, or their "sum". AdamW does not see the difference; the bound
+            max_grad_norm does.
         temperature: mixing temperature T, P(scenario) proportional to size^(1/T). 1 keeps the corpus as it is.
         batching: "homogeneous", one scenario a batch, or "mixed".
         max_source: dialogue tokens kept.
@@ -51,6 +54,7 @@ class TrainingConfig:
     beta2: float = 0.999
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.0
+    loss: str = "mean"
     temperature: float = 2.0
     batching: str = "homogeneous"
     max_source: int = 512
@@ -75,6 +79,7 @@ class TrainingConfig:
         self._require("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
         self._require("batching", self.batching in BATCHINGS, f"one of {', '.join(BATCHINGS)}")
+        self._require("loss", self.loss in _LOSSES, f"one of {', '.join(_LOSSES)}")
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
 

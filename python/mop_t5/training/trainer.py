@@ -29,6 +29,7 @@ from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.method_hooks import MethodHooks, trained_groups
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
 CHECKPOINTS = "checkpoints"
@@ -118,6 +119,9 @@ def train(
         callbacks=_callbacks(config),
     )
     trainer.set_up(config, mixing_ids)
+    if is_attached(model):
+        trainer.add_callback(MethodHooks(model, output))
+        trainer.args.ddp_find_unused_parameters = model.mop.skips_parameters
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
         _check_processes(checkpoint, trainer.args.world_size)
@@ -169,12 +173,14 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """num_items_in_batch: label tokens in all batches of the step, of all processes. The loss is this batch's share
-        of the mean over them, which a plain T5 would not make of it."""
+        of the mean over them, which a plain T5 would not make of it, or of their sum."""
         tokens = inputs["labels"].ne(IGNORED).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if self.label_smoother is not None and outputs.get("loss") is not None:
             loss = loss + outputs["loss"]  # the method's own: the labels were smoothed outside the model
-        if num_items_in_batch is not None:
+        if num_items_in_batch is not None and self._config.loss == "sum":
+            loss = loss * (self.accelerator.num_processes * tokens)
+        elif num_items_in_batch is not None:
             # times the processes, because the gradients of processes are averaged
             loss = loss * (self.accelerator.num_processes * tokens / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -182,13 +188,11 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and is_attached(self.model):
             method = self.model.mop
-            own = {id(parameter) for parameter in method.parameters()}
-            backbone = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
             decayed = self.get_decay_parameter_names(self.model)
             spared = {id(p) for name, p in self.model.named_parameters() if name not in decayed}
             optimizer_class, fields = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             groups = group_parameters(
-                method.parameter_groups() | ({"backbone": backbone} if backbone else {}),
+                trained_groups(self.model),
                 learning_rate=self._config.learning_rate,
                 weight_decay=self._config.weight_decay,
                 rates=self._config.group_rates,
@@ -281,7 +285,7 @@ def _arguments(
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
         # Every trained parameter gets a gradient at every step, of zeros where a batch lacks its scenario, so DDP need
-        # not search for unused ones.
+        # not search for unused ones, but for methods that say so.
         ddp_find_unused_parameters=False,
         report_to="none",
         disable_tqdm=not progress,

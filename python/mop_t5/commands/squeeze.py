@@ -1,0 +1,34 @@
+"""mop-t5 squeeze"""
+
+from __future__ import annotations
+
+import mop_t5
+from mop_t5.files import whole_folder
+from mop_t5.training import load_run, prepare_output, write_settings
+
+
+def squeeze(run: str, scenario: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:
+    """Make a plain T5 of a trained task_moe for one scenario: in every layer the expert that has the largest weight.
+
+    Exact where a route is one expert (selection straight_through, routes random_1). The output is a run folder, for
+    `evaluate` and `generate`, and OUTPUT/backbone is for from_pretrained.
+
+      mop-t5 squeeze --run runs/moe --scenario taxi --output runs/moe-taxi
+
+    Args:
+        run: folder that `mop-t5 train` wrote.
+        scenario: the scenario whose experts are taken.
+        output: folder for the result. It must be new or empty.
+        backbone: folder of the backbone, if it has moved since the run.
+        overwrite: empty the output folder first if it holds an earlier run.
+    """
+    model, tokenizer, settings = load_run(run, backbone)
+    plain = mop_t5.squeeze(model, scenario)
+    folder = prepare_output(output, overwrite=overwrite)
+    with whole_folder(folder / "backbone", "the backbone") as writing:
+        plain.save_pretrained(writing)
+        tokenizer.save_pretrained(writing)
+    made = {"method": None, "options": {}, "scenarios": [scenario], "backbone": str((folder / "backbone").resolve())}
+    write_settings(folder, settings | made)
+    experts = mop_t5.count_parameters(model).total
+    print(f"Written to {output}: {mop_t5.count_parameters(plain).total:,} parameters, of {experts:,} before.")
