@@ -31,8 +31,9 @@ demo: setup
 demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
+# one thread a process: the two workers share the cores
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) -j2 --output-sync interpret-banks interpret-layers emulate-cuda gpu-dry-run
 
 # The Triton kernels without a GPU: its interpreter is chosen when triton is imported, so in processes of its own

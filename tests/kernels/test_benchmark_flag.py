@@ -1,5 +1,6 @@
 """`pytest --benchmark` collects the benchmarks and nothing else; pytest-benchmark's own options keep working."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 def collected(*arguments: str) -> set[str]:
     """Files in which the tests lie that such a call would run."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # pytest-benchmark takes a process that a worker of pytest-xdist starts for a worker
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return {line.split("::")[0] for line in done.stdout.splitlines() if "::" in line}
 
