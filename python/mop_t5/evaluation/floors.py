@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -28,6 +28,7 @@ def random_reference(examples: Sequence[Example], train: Sequence[Example], seed
     """For each example a training summary of its scenario, drawn at random."""
     rng = random.Random(seed)
     pools = _by_scenario(train)
+    _check_known(examples, pools)
     return [rng.choice(pools[example.scenario]).summary for example in examples]
 
 
@@ -37,6 +38,7 @@ def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> 
     Likeness is the share of distinct character pairs that two dialogues have in common (Jaccard); of equals, the first.
     """
     pools = {scenario: _Pool(rows) for scenario, rows in _by_scenario(train).items()}
+    _check_known(examples, pools)
     return [pools[example.scenario].nearest(example.dialogue) for example in examples]
 
 
@@ -76,6 +78,12 @@ def _by_scenario(rows: Sequence[Example]) -> dict[str, list[Example]]:
     for row in rows:
         groups.setdefault(row.scenario, []).append(row)
     return groups
+
+
+def _check_known(examples: Sequence[Example], pools: Mapping[str, object]) -> None:
+    missing = sorted({example.scenario for example in examples} - set(pools))
+    if missing:
+        raise ValueError(f"no training row is of {', '.join(missing)}, so none can serve as a floor. Add some.")
 
 
 def _pairs(text: str) -> set[str]:
