@@ -1,11 +1,10 @@
-"""Adapters at the outputs of one T5 instance's sub-layers and of the maps in them, by forward hooks: no module is
-replaced.
+"""Adapters at the sub-layers of one T5 instance and inside them, by forward hooks: no module is replaced.
 
 An adapter changes the output of an attention's output projection or of a feed-forward network, before dropout and
-residual, or that of a map or LayerNorm inside (additions.INNER_PLACES). What it computes comes from the Additions of the
-running forward pass. Attention modules get those as a keyword argument; transformers hands none to what lies inside and
-to the feed-forward sub-layer, so the first sub-layer of the block leaves them there for this one call. (The block itself
-could not: its hooks do not run again where a checkpoint is recomputed.) The decoder leaves them for the head.
+residual, or that of a map or LayerNorm inside (additions.INNER_PLACES). What it computes comes from the Additions of
+the running forward pass. Attention modules get those as a keyword argument; transformers hands none to what lies inside
+and to the feed-forward sub-layer, so the first sub-layer of the block leaves them there for this one call. (The block
+itself could not: its hooks do not run again where a checkpoint is recomputed.) The decoder leaves them for the head.
 """
 
 import torch

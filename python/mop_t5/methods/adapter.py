@@ -94,12 +94,13 @@ class Adapter(PerScenarioAdapters):
             )
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
-        if c.drop_layers >= known if c.drop_up_to is None else c.drop_up_to > known:
+        # layers that have no parameters, of which some must be left to train
+        self.dropped = c.drop_layers if c.drop_up_to is None else 0
+        if self.dropped >= known or (c.drop_up_to or 0) > known:
             raise ValueError(
                 f"drop_layers must be below {known}, the number of layers of the shorter stack, and drop_up_to at most "
                 f"that; got {c.drop_layers} and {c.drop_up_to}."
             )
-        self.dropped = 0 if c.drop_up_to else c.drop_layers  # layers that have no parameters
 
         def make(stack: str, place: str) -> nn.ParameterDict:
             shapes = {"down": (d_mid, shape.d_model), "down_bias": (d_mid,)}
@@ -128,7 +129,7 @@ class Adapter(PerScenarioAdapters):
         self.config = replace(self.config, drop_layers=layers)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        additions = self.functions(scenario_ids, functools.partial(bottleneck, activation=self.config.activation))
+        additions = self.additions_of(functools.partial(bottleneck, activation=self.config.activation), scenario_ids)
         adapters = additions.adapters
         if self.config.drop_up_to and self.training:
             # a choice on the device, and a gradient for every parameter: what compilers and parallel training need

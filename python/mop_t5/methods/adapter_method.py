@@ -45,7 +45,7 @@ class PerScenarioAdapters(AdapterMethod):
     def distinguishes_scenarios(self) -> bool:
         return self.rows > 1
 
-    def functions(self, scenario_ids: torch.Tensor | None, adapt: Callable) -> Additions:
+    def additions_of(self, adapt: Callable, scenario_ids: torch.Tensor | None) -> Additions:
         """In every layer adapt(tensors, scenarios, hidden, scenario_ids), tensors being its own (rows, ...) by name and
         scenarios (rows,) what these belong to, or None: in order."""
         needed = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None

@@ -64,7 +64,7 @@ class BitFit(PerScenarioAdapters):
         self.place_adapters([p for p in PLACES + INNER_PLACES if p[1] not in absent], make)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        return self.functions(scenario_ids, _shift)
+        return self.additions_of(_shift, scenario_ids)
 
 
 def _width(place: str, shape: BackboneShape) -> int:
