@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,11 @@ def corpus_convert(
     if flags:
         files[TRAINING] = yaml.safe_dump(flags, sort_keys=False)
     write_corpus(output, splits, files=files, overwrite=overwrite)
-    rows = [[name, *(len(corpus.get(split, ())) for split in splits)] for name, corpus in corpora.items()]
-    show(Table(f"Rows of {output}", ["task", *splits], rows, dict.fromkeys(splits, ",d"), [why] if why else []))
+    counts = {split: Counter(example.scenario for example in examples) for split, examples in splits.items()}
+    rows = [
+        [name, *(one[name] for one in counts.values())] for name in dict.fromkeys(n for c in counts.values() for n in c)
+    ]
+    show(Table(f"Rows of {output}", ["scenario", *splits], rows, dict.fromkeys(splits, ",d"), [why] if why else []))
     if skipped:
         print(f"Left out {len(skipped)} rows that could not be converted, the first of them {skipped[0]}.")
     print(f"Written to {output}: {', '.join((*(f'{split}.jsonl' for split in splits), *files))}.")
@@ -152,5 +156,5 @@ def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: st
 def _alone(input: str, configs: Mapping[str, TaskConfig], folder: Path) -> Path:
     """The input itself, where it can only be that of one task."""
     if len(configs) > 1:
-        raise FileNotFoundError(f"no folder at {folder}. Put the files of each task into a folder of its name.")
+        raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
     return Path(input)

@@ -99,9 +99,13 @@ def to_csv(tables: Sequence[Table]) -> str:
         raise ValueError("tables must have the same columns to stand in one CSV. Write one file for each.")
     rows = [row for table in tables for row in table.rows]
     metrics = [_metrics([row[i] for row in rows]) for i in range(len(first.columns))]
+    header: list[str] = []
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(f"{c} {name}".rstrip() for c, names in zip(first.columns, metrics) for name in names.values())
+    for column, names in zip(first.columns, metrics):
+        what = column.removesuffix(f": {'/'.join(names.values())}")  # each number has its own column now
+        header += [f"{what} {name}".rstrip() for name in names.values()]
+    writer.writerow(header)
     for row in rows:
         writer.writerow(number for value, names in zip(row, metrics) for number in _numbers(value, names))
     return output.getvalue()

@@ -52,14 +52,14 @@ def table_2(
     what: how was scored, for the title. runs: system -> one result a seed, scenario -> scores, the average last.
     """
     ours, theirs, columns = _by_system(runs)
-    tables = [_scores(2, what, runs, floors, [*paper.NOTES[2], *notes])]
+    tables = [_scores(2, what, runs, floors, notes)]
     for over in ([paper.BASELINE], list(paper.HYPERNETWORKS)):
         name = over[0] if len(over) == 1 else f"the better one of {' and '.join(over)}"
         printed = relative_gains({label: paper.scores_of(label, columns) for label in paper.TABLE_2}, over)
         gains = relative_gains(ours, over), {label: printed[label] for label in theirs}
         rows = _beside(*gains, columns, over, f"over {over[0] if len(over) == 1 else 'best hypernetwork'}")
         title = f"Table 2. Gain over {name}, in %{_metrics(ours)}{_missing(over, ours)}"
-        tables.append(_table(title, columns, rows, "+.2f"))
+        tables.append(_table(title, ours, rows, "+.2f"))
     return tables
 
 
@@ -68,19 +68,19 @@ def table_3(
 ) -> list[Table]:
     """The scores, and what each system has more or less than MOP. Arguments as of table_2."""
     ours, theirs, columns = _by_system(runs)
-    tables = [_scores(3, what, runs, floors, [*paper.NOTES[3], *notes])]
+    tables = [_scores(3, what, runs, floors, notes)]
     printed = differences({paper.WHOLE: paper.scores_of(paper.WHOLE, columns)} | theirs, paper.WHOLE)
     lost = differences(ours, paper.WHOLE), {label: printed[label] for label in theirs}
     rows = _beside(*lost, columns, [paper.WHOLE], f"minus {paper.WHOLE}")
     title = f"Table 3. Difference from {paper.WHOLE}, in points{_metrics(ours)}{_missing([paper.WHOLE], ours)}"
-    return [*tables, _table(title, columns, rows, "+.2f")]
+    return [*tables, _table(title, ours, rows, "+.2f")]
 
 
 def _by_system(runs) -> tuple[dict[str, Means], dict[str, Means], list[str]]:
-    """Our means, the paper's scores of the same systems, and the columns of both."""
+    """Our means, the paper's scores of the same systems, and the columns of both; the paper has ROUGE only."""
     ours: dict[str, Means] = {label: over_seeds(seeds, mean) for label, seeds in runs.items()}
     columns = list(next(iter(ours.values())))
-    theirs = {label: paper.scores_of(label, columns) for label in ours}
+    theirs = {label: None if _own_metrics(ours) else paper.scores_of(label, columns) for label in ours}
     return ours, {label: scores for label, scores in theirs.items() if scores is not None}, columns
 
 
@@ -96,7 +96,8 @@ def _scores(number: int, what: str, runs, floors: Mapping[str, Means], notes: Se
         if label in theirs:
             rows.append([label, "paper", *(theirs[label][c] for c in columns)])
     rows += [[name, "floor", *(means[c] for c in columns)] for name, means in floors.items()]
-    return _table(f"Table {number}. {what}", columns, rows, ".2f", notes)
+    about_the_paper = () if _own_metrics(ours) else paper.NOTES[number]
+    return _table(f"Table {number}. {what}", ours, rows, ".2f", [*about_the_paper, *notes])
 
 
 def _beside(
@@ -113,17 +114,21 @@ def _beside(
     ]
 
 
+def _own_metrics(ours: Mapping[str, Means]) -> bool:
+    return any(isinstance(scores, MetricScores) for means in ours.values() for scores in means.values())
+
+
 def _metrics(ours: Mapping[str, Means]) -> str:
     """What the cells show, where it is the same in all columns; else each column says it (see _table)."""
-    return "" if any(isinstance(s, MetricScores) for m in ours.values() for s in m.values()) else ": R-1/R-2/R-L"
+    return "" if _own_metrics(ours) else ": R-1/R-2/R-L"
 
 
 def _missing(over: Sequence[str], ours: Mapping[str, Means]) -> str:
     return "" if set(over) <= set(ours) else f". Ours are missing: {' and '.join(over)} must be among the systems"
 
 
-def _table(title: str, columns: list[str], rows: list[list], format: str, notes: Sequence[str] = ()) -> Table:
-    if any(isinstance(value, MetricScores) for row in rows for value in row):
-        columns = [f"{column}: {metric_names(scores)}" for column, scores in zip(columns, rows[0][2:])]
-    columns = ["system", "quantity", *columns]
+def _table(title: str, ours: Mapping[str, Means], rows: list[list], format: str, notes: Sequence[str] = ()) -> Table:
+    shown = {column: metric_names(scores) for column, scores in next(iter(ours.values())).items()}
+    named = [f"{column}: {metrics}" for column, metrics in shown.items()] if _own_metrics(ours) else shown
+    columns = ["system", "quantity", *named]
     return Table(title, columns, rows, dict.fromkeys(columns[2:], format), notes, labels=2)

@@ -1,0 +1,284 @@
+"""Files of datasets made into corpora from the command line, and such a corpus trained on and evaluated."""
+
+import csv
+import gzip
+import io
+import json
+import math
+
+import mop_t5
+import pytest
+import yaml
+from mop_t5.cli import main
+from mop_t5.data import Example, read_corpus, read_split, read_tasks
+from mop_t5.data.tables import read_table
+from mop_t5.evaluation import MetricScores, Scorer, read_scores
+from mop_t5.tokenization import train_tokenizer
+from transformers import T5Config
+
+TASKS = """
+all:
+  input: "{task}: {a} {b}"
+  target: "{label}"
+  split: halve
+  training: {max_source: 16, max_target: 4, batch_size: 2, log_every: 1, evaluate_every: 2}
+  epochs: {target: 1}
+tasks:
+  same: {labels: {0: "no", 1: "yes"}, metrics: [accuracy]}
+  near: {metrics: [pearson]}
+"""
+COLUMNS = "same: {a: [a, left]}"
+ROWS = [{"a": f"x{i}", "b": "y, \u4e2d\n", "label": i % 2} for i in range(6)]
+
+
+def written(path, rows):
+    """The rows as a file of the format that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    elif name.endswith(".json"):
+        text = json.dumps(rows)
+    else:
+        out = io.StringIO()
+        tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if name.endswith(".tsv") else {}
+        writer = csv.DictWriter(out, list(rows[0]), **tabs)
+        writer.writeheader()
+        writer.writerows(rows)
+        text = out.getvalue()
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def fails(capsys, *arguments):
+    assert main(["corpus", "convert", *map(str, arguments)]) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("mop-t5 corpus convert: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.json", "t.jsonl", "t.jsonl.gz", "t.tsv"])
+def test_every_format_gives_the_same_rows(name, tmp_path):
+    rows = [row | {"b": 'one "word'} for row in ROWS] if "tsv" in name else ROWS  # TSV knows no quotes
+    found = list(read_table(written(tmp_path / name, rows)))
+    assert [{k: str(v) for k, v in row.items()} for _, row in found] == [
+        {k: str(v) for k, v in row.items()} for row in rows
+    ]
+    place = {"t.csv": "line 3", "t.json": "row 1", "t.jsonl": "line 1", "t.tsv": "line 2"}[name.removesuffix(".gz")]
+    assert found[0][0] == f"{tmp_path / name}, {place}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", 'a,b\n1,"2\n', r"t\.csv, line 2: cannot be read as CSV .* a quotation mark that is not closed"),
+        ("t.csv", "a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: 3 columns, but the header has 2"),
+        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a stands there more than once"),
+        ("t.csv", b"a\n\xff\n", r"t\.csv, line 2: not UTF-8"),
+        ("t.jsonl", '{"a": 1}\n{"a": 1', r"t\.jsonl, line 2: not valid JSON"),
+        ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
+        ("t.json", '{"rows": []}', r"t\.json: expected a list of objects, or an object with one as \"data\""),
+        ("t.json", '{"data": [{"a": 1}, 2]}', r"t\.json, row 2: expected a JSON object, got int"),
+        ("t.json", "[1", r"t\.json: not valid JSON .* Write a list of objects"),
+        ("t.txt", "", r"t\.txt: its name must end in \.jsonl, \.json, \.csv, \.tsv"),
+    ],
+)
+def test_a_damaged_file_says_where(name, text, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises((ValueError, TypeError), match=message):
+        list(read_table(path))
+
+
+def test_plain_columns_become_dialogues(tmp_path, capsys):
+    rows = [{"business": "taxi" if i % 3 else "food", "text": f"用户：{i}", "note": f"总结{i}"} for i in range(20)]
+    source = written(tmp_path / "calls.csv", rows)
+    given = ["--input", source, "--scenario", "{business}", "--dialogue", "{text}", "--summary", "{note}"]
+    command = [*map(str, ["corpus", "convert", *given, "--split", "8:1:1"]), "--output"]
+    for name in ("one", "two"):
+        assert main([*command, str(tmp_path / name)]) == 0
+    corpus = read_corpus(tmp_path / "one")
+    assert {split: len(examples) for split, examples in corpus.items()} == {"train": 16, "valid": 2, "test": 2}
+    expected = {
+        Example(r["business"], r["text"], r["note"], f"{r['business']}-calls-{i}") for i, r in enumerate(rows, 1)
+    }
+    assert {example for examples in corpus.values() for example in examples} == expected
+    assert read_corpus(tmp_path / "two") == corpus
+    assert not (tmp_path / "one" / "tasks.yaml").exists()
+    assert main([*command, str(tmp_path / "three"), "--seed", "7"]) == 0
+    assert read_corpus(tmp_path / "three") != corpus
+    # nothing is replaced unasked, nor what is no corpus
+    assert "two exists and is not empty" in fails(capsys, *command[2:], tmp_path / "two")
+    assert main([*command, str(tmp_path / "two"), "--overwrite", "--seed", "7"]) == 0
+    assert read_corpus(tmp_path / "two") == read_corpus(tmp_path / "three")
+    (tmp_path / "two" / "mine.txt").touch()
+    assert "two holds mine.txt" in fails(capsys, *command[2:], tmp_path / "two", "--overwrite")
+    assert read_corpus(tmp_path / "two") == read_corpus(tmp_path / "three")
+
+
+def test_a_file_without_names_of_columns_and_a_constant_scenario(tmp_path):
+    (tmp_path / "train.tsv").write_text("gj04\t1\t\tThey ran.\nbc01\t0\t*\tThem ran.\n")
+    flags = ["--header", "[from, label, mark, sentence]", "--scenario", "cola", "--dialogue", "{sentence}"]
+    flags += ["--summary", "{label}", "--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(["corpus", "convert", *flags]) == 0
+    assert read_split(tmp_path / "out", "train") == [
+        Example("cola", "They ran.", "1", "cola-train-1"),
+        Example("cola", "Them ran.", "0", "cola-train-2"),
+    ]
+
+
+def test_rows_are_held_out_limited_and_repeated_for_every_answer(tmp_path):
+    rows = [{"q": f"q{i}", "answers": {"text": [f"a{i}", f"b{i}", f"a{i}"]}} for i in range(1010)]
+    written(tmp_path / "raw" / "train.jsonl", rows)
+    written(tmp_path / "raw" / "dev.jsonl", rows[:3])
+    config = {"input": "{q}", "target": "{answers.text}", "split": "hold_out", "limit": 4, "every_answer": True}
+    (tmp_path / "tasks.yaml").write_text(json.dumps({"tasks": {"qa": config}}))
+    flags = ["--tasks", str(tmp_path / "tasks.yaml"), "--input", str(tmp_path / "raw"), "--output"]
+    assert main(["corpus", "convert", *flags, str(tmp_path / "out")]) == 0
+    corpus = read_corpus(tmp_path / "out")
+    assert [len(corpus[split]) for split in ("train", "valid", "test")] == [8, 1000, 3]
+    first, second = corpus["train"][:2]
+    assert (first.dialogue, first.references, second.references) == (second.dialogue, (), ())
+    assert (first.summary, second.summary) == (f"a{first.dialogue[1:]}", f"b{first.dialogue[1:]}")
+    assert all(len(example.golds) == 2 for example in (*corpus["valid"], *corpus["test"]))
+    assert corpus["test"][1] == Example("qa", "q1", "a1", "qa-dev-2", ("b1",))
+    trained = {example.dialogue for example in corpus["train"]}
+    assert not trained & {example.dialogue for example in corpus["valid"]}
+
+
+def test_bad_rows_stop_or_are_left_out_and_said(tmp_path, capsys):
+    rows = [*ROWS, ROWS[0] | {"label": -1}, ROWS[1] | {"label": 2}]
+    written(tmp_path / "train.jsonl", rows)
+    (tmp_path / "tasks.yaml").write_text(TASKS.replace("halve", "given"))
+    flags = ["--tasks", tmp_path / "tasks.yaml", "--names", "[same]", "--input", tmp_path, "--output", tmp_path / "out"]
+    assert "train.jsonl, line 7: label is '-1', which is none of the labels 0, 1" in fails(capsys, *flags)
+    assert not (tmp_path / "out").exists()
+    assert main(["corpus", "convert", *map(str, flags), "--skip_bad_rows"]) == 0
+    said = capsys.readouterr().out
+    assert f"Left out 2 rows that could not be converted, the first of them {tmp_path / 'train.jsonl'}, line 7." in said
+    assert len(read_split(tmp_path / "out", "train")) == 6
+
+
+def test_wrong_flags(tmp_path, capsys):
+    (tmp_path / "tasks.yaml").write_text(TASKS)
+    base = ["--input", tmp_path, "--output", tmp_path / "out"]
+    plain = ["--scenario", "a", "--dialogue", "{a}", "--summary", "{b}"]
+    assert "missing: dialogue, summary" in fails(capsys, *base, "--scenario", "a")
+    assert "names and columns go with --tasks" in fails(capsys, *base, *plain, "--names", "[a]")
+    tasks = [*base, "--tasks", tmp_path / "tasks.yaml"]
+    assert "are for use without --tasks" in fails(capsys, *tasks, *plain)
+    assert "names has rte; the target tasks are same, near" in fails(capsys, *tasks, "--names", "[rte]")
+    assert "role must be source or target, got 'both'" in fails(capsys, *tasks, "--role", "both")
+    assert "names must be different tasks, at least one" in fails(capsys, *tasks, "--role", "source")
+    assert f"no folder at {tmp_path / 'same'}" in fails(capsys, *tasks)
+    assert "no file for train: train; valid: valid or validation" in fails(capsys, *tasks, "--names", "[same]")
+    assert "has no file for train" in fails(capsys, *base, *plain)
+    written(tmp_path / "train.csv", ROWS)
+    written(tmp_path / "train.jsonl", ROWS)
+    assert "train.jsonl and train.csv. Keep one" in fails(capsys, *base, *plain)
+    one = ["--input", tmp_path / "train.csv", "--output", tmp_path / "out", *plain]
+    assert "is one file, and split 'halve' needs train and valid" in fails(capsys, *one, "--split", "halve")
+    (tmp_path / "train.jsonl").unlink()
+    written(tmp_path / "valid.csv", ROWS)
+    assert "has 6 training rows; split 'hold_out' takes 1000" in fails(capsys, *base, *plain, "--split", "hold_out")
+
+
+# a corpus of two tasks with metrics of their own, from its files to the table of its scores
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "tasks.yaml").write_text(TASKS)
+    (folder / "columns.yaml").write_text(COLUMNS)
+    for task, key in (("same", "left"), ("near", "a")):
+        rows = [{key: row["a"], "b": "z", "label": row["label"]} for row in ROWS]
+        written(folder / "raw" / task / "train.csv", rows)
+        written(folder / "raw" / task / "validation.csv", rows)
+    flags = {"tasks": folder / "tasks.yaml", "input": folder / "raw", "output": folder / "corpus"}
+    assert main(["corpus", "convert", *(f"--{name}={value}" for name, value in flags.items())]) == 0
+    tokenizer = train_tokenizer(["same: near: no yes 0 1 x y z 0123456789"] * 9, 300)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    mop_t5.build_backbone(config).save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    return folder
+
+
+def test_train_and_evaluate_score_each_task_by_its_metric(place, capsys):
+    assert {name: task.metrics for name, task in read_tasks(place / "corpus").items()} == {
+        "same": ("accuracy",),
+        "near": ("pearson",),
+    }
+    flags = yaml.safe_load((place / "corpus" / "train.yaml").read_text())
+    assert (flags["steps"], flags["batch_size"], flags["max_source"]) == (6, 2, 16)
+    command = ["train", "--config", place / "corpus" / "train.yaml", "--corpus", place / "corpus"]
+    command += ["--backbone", place / "backbone", "--method", "prompt_tuning", "--options.prefix_length", "2"]
+    command += ["--seeds", "[0, 1]", "--output", place / "run"]
+    assert main(list(map(str, command))) == 0
+    history = [json.loads(line) for line in (place / "run" / "seed-0" / "loss.jsonl").read_text().splitlines()]
+    validations = [point for point in history if "eval_mean" in point]
+    assert [point["step"] for point in validations] == [2, 4, 6]
+    for point in validations:
+        assert point["eval_mean"] == pytest.approx((point["eval_same_mean"] + point["eval_near_mean"]) / 2)
+        assert "eval_rouge" not in point
+    assert "best validation (tasks.yaml's metrics x 100" in capsys.readouterr().out
+
+    assert main(["evaluate", "--run", str(place / "run")]) == 0
+    output = place / "run" / "seed-0" / "evaluation-test"
+    scores = read_scores(output)
+    assert list(scores) == ["first user turn", "random reference", "nearest reference", "prompt_tuning"]
+    rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    examples = [Example(*(row[key] for key in ("scenario", "dialogue", "summary", "id"))) for row in rows]
+    scorer = Scorer(tasks=read_tasks(place / "corpus"))
+    for system, means in scores.items():
+        assert means == scorer(examples, [row["predictions"][system] for row in rows])
+        assert isinstance(means["same"], MetricScores)
+        assert set(means["near"]) == {"pearson"}
+        assert set(means["average"]) == {"mean"}
+    printed = capsys.readouterr().out
+    assert "tasks.yaml's metrics x 100, elsewhere ROUGE F1 x 100 by rouge_score" in printed
+    assert "near: 3 of 3 texts of first user turn are no number and count as wrong." in printed
+    row = next(line.split() for line in printed.splitlines() if line.startswith("  same "))
+    assert row[:2] == ["same", "accuracy"]
+    assert "scenario" in (place / "run" / "evaluation-test.md").read_text()
+    assert json.loads((output / "run.json").read_text())["metrics"]["near"] == {"metrics": ["pearson"]}
+
+
+def test_tables_say_the_metric_of_each_column(place, capsys):
+    command = [
+        "table",
+        "2",
+        "--corpus",
+        place / "corpus",
+        "--backbone",
+        place / "backbone",
+        "--output",
+        place / "table",
+    ]
+    command += ["--systems", "[MTL-vanilla, prompt-tuning]", "--options.prefix_length", "2", "--steps", "2"]
+    command += ["--seeds", "[0, 1]", "--batch_size", "2", "--max_target", "4", "--log_every", "1"]
+    assert main(list(map(str, command))) == 0
+    with open(place / "table" / "table-2.csv", encoding="utf-8") as file:
+        rows = {(row["system"], row["quantity"]): row for row in csv.DictReader(file)}
+    of_runs = [
+        read_scores(place / "table" / "runs" / "prompt-tuning" / f"seed-{s}" / "evaluation-test") for s in (0, 1)
+    ]
+    for column, task, metric in (
+        ("same accuracy", "same", "accuracy"),
+        ("near pearson", "near", "pearson"),
+        ("average mean", "average", "mean"),
+    ):
+        floor = read_scores(place / "table" / "floors")["random reference"][task][metric]
+        assert floor > 0
+        assert math.isclose(float(rows["random reference", "floor"][column]), 100 * floor, abs_tol=1e-5)
+        mean = sum(scores["prompt_tuning"][task][metric] for scores in of_runs) / 2
+        assert math.isclose(float(rows["prompt-tuning", "mean of 2"][column]), 100 * mean, abs_tol=1e-5)
+    # a table of other metrics is not the same table
+    tasks = place / "corpus" / "tasks.yaml"
+    before = tasks.read_text()
+    tasks.write_text(before.replace("pearson", "spearman"))
+    capsys.readouterr()
+    assert main(list(map(str, command))) == 1
+    assert "metrics was" in capsys.readouterr().err
+    tasks.write_text(before)
