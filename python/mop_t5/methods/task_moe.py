@@ -82,8 +82,10 @@ class TaskMoE(Method):
                     parameter.copy_(values[name])
                     if c.noise:
                         parameter.add_(torch.randn_like(parameter), alpha=c.noise)
+        start = None if c.experts_from is None else self._saved(model, "experts_from", c.experts_from)
         if c.has_router:
-            self.task_vectors.copy_(self._first_vectors())
+            known = start is not None and start[0].has_router
+            self.task_vectors.copy_(self._vectors_of(*start) if known else self._first_vectors())
         elif c.routes_from is not None:
             self.fixed.copy_(self._routes_of(model, c.routes_from))
         else:
@@ -91,7 +93,7 @@ class TaskMoE(Method):
             kind, tasks = ("random_1", 1) if c.routes == "instance" else (c.routes, len(c.scenarios))
             routes = route_selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
             self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # a third is another number in float64
-        return None if c.experts_from is None else self._start_from(model, c.experts_from)
+        return None if start is None else self._start_from(*start)
 
     def _first_vectors(self) -> torch.Tensor:
         c = self.config
@@ -106,15 +108,18 @@ class TaskMoE(Method):
         """The config of a saved task_moe that fits model and this config, and its tensors."""
         description, tensors = adapter_folder.read(folder)
         if description["method"] != self.name:
-            raise ValueError(
-                f"{argument} {folder!r} holds the method {description['method']!r}; expected {self.name!r}."
-            )
+            holds = description["method"]
+            raise ValueError(f"{argument} {folder!r} holds the method {holds!r}; expected {self.name!r}.")
         check_same_backbone(model, description["backbone"], dict(model.named_parameters()), folder)
         config = TaskMoEConfig.make(description["config"])
-        for field in ("experts", "encoder_layers", "decoder_layers"):
+        fields = ["experts", "encoder_layers", "decoder_layers"]
+        if argument == "experts_from":
+            both_route = config.has_router and self.config.has_router
+            fields += ["own_tables", *(("router", "hidden", "d_task") if both_route else ())]
+        for field in fields:
             there, here = getattr(config, field), getattr(self.config, field)
             if there != here:
-                raise ValueError(f"{field} must be that of {argument} {folder!r}, {there}; got {here}.")
+                raise ValueError(f"{field} must be that of {argument} {folder!r}, {there!r}; got {here!r}.")
         return config, tensors
 
     def _routes_of(self, model, folder: str) -> torch.Tensor:
@@ -142,27 +147,18 @@ class TaskMoE(Method):
         new = [name for name in self.scenarios if name not in saved]
         if new:
             if self.config.task_vectors is None:
-                raise ValueError(
-                    f"task_vectors must name a file, because no saved vector is there for {', '.join(new)}."
-                )
+                raise ValueError(f"task_vectors must name a file, because none is saved for {', '.join(new)}.")
             read = read_vectors(self.config.task_vectors, new)
             if read.shape[1] != config.d_task:
                 raise ValueError(f"task_vectors must have width {config.d_task}, as the saved; got {read.shape[1]}.")
             saved |= dict(zip(new, read.to(vectors.dtype), strict=True))
         return torch.stack([saved[name] for name in self.scenarios])
 
-    def _start_from(self, model, folder: str) -> dict[str, torch.Tensor]:
-        """Take over what another one was trained to. Returns its values of shared parameters."""
-        config, tensors = self._saved(model, "experts_from", folder)
-        if config.own_tables != self.config.own_tables:
-            raise ValueError(f"own_tables must be that of experts_from {folder!r}, {config.own_tables}.")
+    def _start_from(self, config: TaskMoEConfig, tensors) -> dict[str, torch.Tensor]:
+        """Take over the experts of another one, and its router. Returns its values of shared parameters."""
         self.experts.load_state_dict(_below("mop.experts.", tensors))
         if self.config.has_router and config.has_router:
-            for field in ("router", "hidden", "d_task"):
-                if getattr(config, field) != getattr(self.config, field):
-                    raise ValueError(f"{field} must be that of experts_from {folder!r}, {getattr(config, field)!r}.")
             self.router.load_state_dict(_below("mop.router.", tensors))
-            self.task_vectors.copy_(self._vectors_of(config, tensors))
         shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("mop.")}
         return {name: tensor for name, tensor in shared.items() if self.trains_backbone(name)}
 
