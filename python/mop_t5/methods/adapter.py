@@ -16,7 +16,7 @@ from mop_kernels.functional import ACTIVATIONS
 from mop_t5.additions import PLACES, Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.adapter_method import PerScenarioAdapters, bottleneck, check_per_scenario, depth
+from mop_t5.methods.adapter_method import PerScenarioAdapters, bottleneck, check_per_scenario, depth, hidden_width
 from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, is_layer_norm
 
 _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
@@ -87,11 +87,7 @@ class Adapter(PerScenarioAdapters):
     in_table_2 = False
 
     def __init__(self, config: AdapterConfig, shape: BackboneShape, device=None, dtype=None):
-        c, d_mid = config, shape.d_model // config.reduction
-        if d_mid == 0:
-            raise ValueError(
-                f"reduction must be at most d_model = {shape.d_model}; got {c.reduction}. Choose a smaller one."
-            )
+        c, d_mid = config, hidden_width(shape, config.reduction)
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
         # layers that have no parameters, of which some must be left to train

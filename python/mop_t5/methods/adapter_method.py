@@ -71,6 +71,13 @@ def depth(shape: BackboneShape, stack: str) -> int:
     return shape.num_layers if stack == "encoder" else shape.num_decoder_layers
 
 
+def hidden_width(shape: BackboneShape, reduction: int) -> int:
+    """d_model // reduction, if anything is left of it."""
+    if reduction > shape.d_model:
+        raise ValueError(f"reduction must be at most d_model = {shape.d_model}; got {reduction}. Choose a smaller one.")
+    return shape.d_model // reduction
+
+
 def check_per_scenario(config: MethodConfig) -> None:
     check_bool("per_scenario", config.per_scenario)
     if config.per_scenario:

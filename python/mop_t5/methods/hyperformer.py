@@ -20,7 +20,7 @@ from mop_kernels.functional import ACTIVATIONS
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.adapter_method import bottleneck
+from mop_t5.methods.adapter_method import bottleneck, hidden_width
 from mop_t5.methods.base import MethodConfig, check_bool, check_choice, check_int, check_some_scenario
 from mop_t5.methods.hypernetwork import HypernetworkMethod
 
@@ -94,11 +94,11 @@ class _AdapterMaps(nn.Module):
 
     def __init__(self, d_in: int, config: HyperFormerConfig, d_model: int, device, dtype):
         super().__init__()
-        bottleneck = d_model // config.reduction
+        d_mid = d_model // config.reduction
         self.shapes = {
-            "down": (bottleneck, d_model),
-            "down_bias": (bottleneck,),
-            "up": (d_model, bottleneck),
+            "down": (d_mid, d_model),
+            "down_bias": (d_mid,),
+            "up": (d_model, d_mid),
             "up_bias": (d_model,),
         }
         self.norms = nn.ParameterDict()
@@ -182,10 +182,7 @@ class HyperFormer(HypernetworkMethod):
     adapter_places = tuple((stack, place) for stack in _STACKS for place in _PLACES)
 
     def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device=None, dtype=None):
-        if config.reduction > shape.d_model:
-            raise ValueError(
-                f"reduction must be at most d_model = {shape.d_model}; got {config.reduction}. Choose a smaller one."
-            )
+        hidden_width(shape, config.reduction)  # raises where it would be 0
         c = config
         super().__init__(c, shape, (c.d_embedding,), device, dtype)
         d_in = c.d_embedding
