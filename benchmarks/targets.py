@@ -98,6 +98,15 @@ def generator_share(results: Results) -> float:
     return 100 * generator / step
 
 
+def over_plain(work: str, group: str, name: str, bound: float) -> Target:
+    """A task_moe's median over that of the plain model."""
+
+    def measure(results: Results) -> float:
+        return results.median(group, name) / results.median(group, "the plain model")
+
+    return Target(f"task_moe, m = 3, {work}", f"{name}: time over the plain model", bound, False, measure)
+
+
 def ratio(work: str, group: str, against: str, bound: float, *names: str) -> Target:
     return Target(work, against, bound, True, lambda results: results.times_ours(group, *names))
 
@@ -129,6 +138,14 @@ TARGETS = [
     Target(f"paper bank, {BOTH}", "peak memory over what is needed", 1.2, False, peak_memory),
     Target(f"E = 1024, 5 asked for, {FORWARD}", "time over E = 5", 1.1, False, experts_ratio),
     Target("training step, frozen T5-base", "share of mop_ffn", 2, False, generator_share, " %"),
+    *(
+        over_plain(work, group, name, bound)
+        for work, group in (
+            ("forward", "task_moe, m = 3, evaluation, T5-base, 8 x (64 -> 32) tokens: forward"),
+            ("generate", "task_moe, m = 3, generate, T5-base, 8 x 4 beams, 64 tokens -> 8"),
+        )
+        for name, bound in (("dense", 3.2), ("hard-routed, one task", 1.1))
+    ),
 ]
 
 
