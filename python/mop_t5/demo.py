@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, set
 
 from mop_t5.api import attach, count_parameters, detach
 from mop_t5.backbone import build_backbone, freeze
-from mop_t5.data import Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
+from mop_t5.data import TASKS, Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
 from mop_t5.evaluation import (
     FLOORS,
     Rouge,
@@ -36,6 +37,8 @@ from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, save_run, train, write_settings
 
 _HEAD = 16  # many narrow heads learn to copy values in fewer steps than four wide ones
+# OUTPUT/corpus is a corpus to tune on, with what the backbone has seen beside it: file -> split
+_FILES = {"general": "general", "train": "tuning", "valid": "valid", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class _System(NamedTuple):
 class _Splits(NamedTuple):
     general: list[Example]  # to train the backbone on
     tuning: list[Example]  # to tune the methods on
+    valid: list[Example]
     test: list[Example]
     known: list[Example]  # whose references the floors may use
 
@@ -126,9 +130,10 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     _check_methods(config, scenarios)
     output = prepare_output(config.output, overwrite=config.overwrite)
     write_settings(output, asdict(config))
-    if config.corpus is None:
-        for name in ("general", "tuning", "test"):
-            write_examples(output / "corpus" / f"{name}.jsonl", getattr(splits, name))
+    for name, split in _FILES.items():
+        write_examples(output / "corpus" / f"{name}.jsonl", getattr(splits, split))
+    if config.corpus is not None and (Path(config.corpus) / TASKS).is_file():
+        shutil.copy(Path(config.corpus) / TASKS, output / "corpus")
 
     console.print(f"[bold]backbone[/bold]: all weights of a new T5 on {len(splits.general)} pairs, scenario not given")
     tokenizer, model = _new_backbone(config, splits.general + splits.tuning)
@@ -159,17 +164,19 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 def _synthetic(config: DemoConfig) -> _Splits:
     sizes = {"general": 200, "train": 200, "valid": 10, "test": 30} if config.short else {}
     corpus = synthetic_corpus(config.seed, **sizes)
-    return _Splits(corpus["general"], corpus["train"], corpus["test"], corpus["train"])
+    return _Splits(corpus["general"], corpus["train"], corpus["valid"], corpus["test"], corpus["train"])
 
 
 def _halved(config: DemoConfig) -> _Splits:
     corpus = read_corpus(config.corpus)
     train, test = corpus["train"], corpus["test"]
     random.Random(config.seed).shuffle(train)
+    valid = corpus["valid"]
     if config.short:
-        train, test = train[:400], [e for e in test if e.scenario in scenarios_of(train[:400])][:30]
+        train = train[:400]
+        valid, test = ([e for e in rows if e.scenario in scenarios_of(train)][:30] for rows in (valid, test))
     half = len(train) // 2
-    return _Splits(train[:half], train[half:], test, train)
+    return _Splits(train[:half], train[half:], valid, test, train)
 
 
 def _check_methods(config: DemoConfig, scenarios: Sequence[str]) -> None:
@@ -282,5 +289,6 @@ def _explanation(config: DemoConfig, output: Path, backbone: int) -> str:
         'reference of the most similar training dialogue. The average is over scenarios. "numbers kept": numbers of '
         "the reference that the summary has, too.\n"
         f"Written to {output}: results.md (this table), predictions.jsonl, loss.png, and run folders for `mop-t5 "
-        f"evaluate` and `mop-t5 generate`: backbone ({backbone:,} parameters), {', '.join(config.methods)}."
+        f"evaluate` and `mop-t5 generate`: backbone ({backbone:,} parameters), {', '.join(config.methods)}.\n"
+        f"More on the same pairs: mop-t5 train --backbone {output}/backbone/backbone --corpus {output}/corpus"
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from mop_t5.cli import main
-from mop_t5.data import read_examples, synthetic_corpus, write_examples
+from mop_t5.data import read_corpus, read_examples, synthetic_corpus, write_examples
 from mop_t5.training import load_run
 
 
@@ -28,9 +28,8 @@ def test_short_demo(tmp_path, capsys):
     assert "| average " in (output / "results.md").read_text()
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    general, tuning, test = (
-        read_examples(output / "corpus" / f"{name}.jsonl") for name in ("general", "tuning", "test")
-    )
+    general = read_examples(output / "corpus" / "general.jsonl")
+    tuning, _, test = read_corpus(output / "corpus").values()
     assert not {row.dialogue for row in general} & {row.dialogue for row in tuning + test}
     rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == [row.id for row in test]
@@ -57,7 +56,9 @@ def test_a_corpus_of_ones_own(tmp_path, capsys):
     text = capsys.readouterr().out
     assert f"The corpus is {tmp_path / 'corpus'}" in text
     assert "jieba words" in text
-    assert not (tmp_path / "out" / "corpus").exists()
+    halves = [read_examples(tmp_path / "out" / "corpus" / f"{name}.jsonl") for name in ("general", "train")]
+    assert sorted(row.id for half in halves for row in half) == sorted(row.id for row in corpus["train"])
+    assert read_corpus(tmp_path / "out" / "corpus")["valid"] == corpus["valid"]
     assert not (tmp_path / "out" / "mop").exists()
 
 
