@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
 
 import mop_t5
 from mop_t5 import task_vectors as vectors_file
-from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
+from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
+from mop_t5.experiments.few_shot import draw
 from mop_t5.experiments.task_representations import fisher_vectors, principal_components, text_vectors
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig
@@ -69,14 +69,14 @@ def task_vectors(
     if width is not None and kind == "text":
         raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
     if (backbone is None) != (kind == "random"):
-        raise ValueError(
-            f"backbone must be given for text and fisher, and not for random; got {backbone!r} and {kind}."
-        )
+        raise ValueError(f"backbone must be given for text and fisher, and only there; got {backbone!r} for {kind}.")
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
     examples = of_scenarios(read_split(corpus, "train"), scenarios)
     names = scenarios or scenarios_of(examples)
-    by_task = [_drawn([row for row in examples if row.scenario == name], rows, seed) for name in names]
+    if rows is not None:
+        examples = draw(examples, rows, seed)
+    by_task = [of_scenarios(examples, [name]) for name in names]
     about = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
     if kind == "random":
         vectors = vectors_file.random_vectors(len(names), width or 768, seed)
@@ -104,10 +104,6 @@ def task_vectors(
     vectors_file.write(output, names, vectors, about)
     show(_likeness(names, [len(own) for own in by_task], vectors))
     print(f"Written to {output}: {len(names)} vectors of width {vectors.shape[1]}. Use it by --options.task_vectors.")
-
-
-def _drawn(examples: list[Example], rows: int | None, seed: int) -> list[Example]:
-    return examples if rows is None or rows >= len(examples) else random.Random(seed).sample(examples, rows)
 
 
 def _likeness(names: list[str], rows: list[int], vectors: torch.Tensor) -> Table:
