@@ -82,7 +82,16 @@ class FixedPrefix(Method):
         raise ValueError("fixed_prefix has nothing to start from: mop_t5.export makes it of a trained prefix method.")
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        return Additions({a: tuple((p.keys, p.values) for p in pairs) for a, pairs in self.prefixes.items()})
+        needed = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None
+        prefixes = {
+            attention: tuple((self._rows(pair.keys, needed), self._rows(pair.values, needed)) for pair in pairs)
+            for attention, pairs in self.prefixes.items()
+        }
+        return Additions(prefixes, needed)
+
+    @staticmethod
+    def _rows(rows: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
+        return rows if needed is None or len(rows) == 1 else rows[needed]
 
     def trains_backbone(self, parameter_name: str) -> bool:
         return self.config.layer_norms and is_layer_norm(parameter_name)
