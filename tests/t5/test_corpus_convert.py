@@ -281,4 +281,8 @@ def test_tables_say_the_metric_of_each_column(place, capsys):
     capsys.readouterr()
     assert main(list(map(str, command))) == 1
     assert "metrics was" in capsys.readouterr().err
+    # nor is a misspelt task scored by ROUGE
+    tasks.write_text(before.replace("near:", "far:"))
+    assert main([*map(str, command), "--output", str(place / "other")]) == 1
+    assert "task 'far': the corpus has no such scenario; it has near, same" in capsys.readouterr().err
     tasks.write_text(before)

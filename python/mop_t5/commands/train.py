@@ -78,9 +78,10 @@ def train(
         disable_progress_bar()  # that of loading weights
     if scenarios is not None and not scenarios:
         raise ValueError("scenarios must name at least one scenario, got none. Leave it out for all.")
-    examples = of_scenarios(read_split(corpus, "train"), scenarios)
+    rows = read_split(corpus, "train")
+    examples = of_scenarios(rows, scenarios)
     valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
-    scorer = Scorer(Rouge(implementation, unit), read_tasks(corpus))
+    scorer = Scorer(Rouge(implementation, unit), read_tasks(corpus, scenarios_of(rows)))
     tokenizer = load_tokenizer(backbone)
 
     def new_model(seed: int):

@@ -9,7 +9,7 @@ mrpc:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,17 @@ class TaskMetrics:
         return {"metrics": list(self.metrics)} | ({} if self.positive is None else {"positive": self.positive})
 
 
-def read_tasks(folder: str | Path) -> dict[str, TaskMetrics]:
+def read_tasks(folder: str | Path, scenarios: Sequence[str] | None = None) -> dict[str, TaskMetrics]:
     """What tasks.yaml of a corpus folder says, by task; empty where there is none. Raises ValueError or TypeError, with
-    the file and the task, for what it must not say."""
+    the file and the task, for what it must not say, which is any task but these scenarios if they are given."""
     path = Path(folder) / TASKS
     if not path.is_file():
         return {}
     tasks = {}
     for name, fields in read_yaml(path).items():
         where = f"{path}, task {name!r}"
+        if scenarios is not None and name not in scenarios:
+            raise ValueError(f"{where}: the corpus has no such scenario; it has {', '.join(scenarios)}.")
         check_fields(fields, ("metrics",), ("positive",), where)
         try:
             tasks[name] = TaskMetrics(**fields)
