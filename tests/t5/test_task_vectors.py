@@ -8,7 +8,13 @@ import torch
 from mop_t5 import task_vectors
 from mop_t5.cli import main
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus, write_examples
-from mop_t5.experiments.task_representations import fisher_vectors, principal_components, text_vectors
+from mop_t5.experiments.task_representations import (
+    fisher_vectors,
+    matrices_of,
+    principal_components,
+    small_adapters,
+    text_vectors,
+)
 from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
 from safetensors import safe_open
@@ -74,17 +80,17 @@ def test_text_vectors_are_means_over_real_tokens_and_rows(corpus):
 
 def test_fisher_vectors_are_mean_squared_gradients_of_adapters_tuned_alone(corpus, tmp_path):
     tokenizer, rows = corpus
-    options = {"reduction": 4, "terms": 2, "layer_norms": False}
+    options = small_adapters(24)
     training = TrainingConfig(steps=3, batch_size=2, learning_rate=0.01, warmup_steps=0, max_source=30, max_target=12)
     model = backbone(tokenizer, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     said = []
-    vectors = fisher_vectors(model, tokenizer, rows, training, method="compacter", options=options, say=said.append)
+    vectors = fisher_vectors(model, tokenizer, rows, training, method="adapter", options=options, say=said.append)
     assert said[1] == "[2/3] taxi: 3 steps on 4 rows"
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
     torch.manual_seed(training.seed)
-    mop_t5.attach(model, "compacter", scenarios=["taxi"], **options)
+    mop_t5.attach(model, "adapter", scenarios=["taxi"], **options)
     train(model, tokenizer, rows[1], training, output=tmp_path, progress=False)
     encoded = EncodedExamples(rows[1], tokenizer, None, max_source=30, max_target=12)
     total = 0
@@ -96,6 +102,14 @@ def test_fisher_vectors_are_mean_squared_gradients_of_adapters_tuned_alone(corpu
     torch.testing.assert_close(vectors[1], total / 4, atol=1e-12, rtol=1e-4)
     assert vectors.shape[1] < sum(p.numel() for p in model.mop.parameters())
     assert (vectors.var(0) > 0).float().mean() > 0.5
+
+
+def test_the_posters_adapters():
+    """Of a model of BART-base's sizes: 60 matrices of 6,144 numbers."""
+    model = mop_t5.build_backbone("t5-base", device="meta", num_layers=6, num_decoder_layers=6)
+    mop_t5.attach(model, "adapter", **small_adapters(768))
+    assert sum(p.numel() for p in matrices_of(model.mop)) == 60 * 6_144
+    assert mop_t5.count_parameters(model).trained == 60 * 6_144 + 30 * (768 + 8)
 
 
 def test_principal_components():

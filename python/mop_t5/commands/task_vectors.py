@@ -11,12 +11,16 @@ from mop_t5 import task_vectors as vectors_file
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
 from mop_t5.experiments.few_shot import draw
-from mop_t5.experiments.task_representations import fisher_vectors, principal_components, text_vectors
+from mop_t5.experiments.task_representations import (
+    fisher_vectors,
+    principal_components,
+    small_adapters,
+    text_vectors,
+)
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig
 
 KINDS = ("random", "text", "fisher")
-_HIDDEN = 8  # of the adapters that the Fisher information is of
 
 
 def task_vectors(
@@ -94,11 +98,8 @@ def task_vectors(
                 max_target=max_target,
                 seed=seed,
             )
-            adapters = {
-                "method": "adapter",
-                "options": {"reduction": model.config.d_model // _HIDDEN, "layer_norms": False},
-            }
-            raw = fisher_vectors(model, tokenizer, by_task, training, **adapters, say=print)
+            adapters = small_adapters(model.config.d_model)
+            raw = fisher_vectors(model, tokenizer, by_task, training, method="adapter", options=adapters, say=print)
             vectors = principal_components(raw, width or 128)
             about |= {"steps": steps, "learning_rate": learning_rate, "numbers": raw.shape[1]}
     vectors_file.write(output, names, vectors, about)

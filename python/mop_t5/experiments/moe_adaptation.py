@@ -29,7 +29,8 @@ from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, read_history, save_run
 
 ZERO, FEW = "zero-shot", "few-shot"
-_OF_THE_RUN = ("experts", "encoder_layers", "decoder_layers", "router", "hidden", "selection", "d_task", "own_tables")
+_OF_THE_RUN = ("experts", "encoder_layers", "decoder_layers", "router", "hidden", "selection", "own_tables")
+_OF_THE_RUN += ("d_task", "train_task_vectors")
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,14 @@ def text_vectors(
     return torch.stack(vectors).cpu()
 
 
+def small_adapters(d_model: int) -> dict[str, Any]:
+    """The fields of the method "adapter" whose Fisher information the poster takes: 8 hidden units, after each
+    sub-layer. The public code starts them at ones, so that all units stay alike; here they start at random."""
+    places = ("self_attention", "cross_attention", "feed_forward")
+    reduction = max(1, d_model // 8)
+    return {"places": places, "reduction": reduction, "activation": "gelu", "layer_norms": False}
+
+
 def fisher_vectors(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -70,8 +78,13 @@ def fisher_vectors(
     return torch.stack(vectors)
 
 
+def matrices_of(method: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Its parameters but for the biases."""
+    return [p for name, p in method.named_parameters() if p.dim() > 1 and "bias" not in name]
+
+
 def _fisher(model, tokenizer, examples: Sequence[Example], training: TrainingConfig) -> torch.Tensor:
-    matrices = [p for name, p in model.mop.named_parameters() if p.dim() > 1 and "bias" not in name]
+    matrices = matrices_of(model.mop)
     totals = [torch.zeros_like(p) for p in matrices]
     lengths = {"max_source": training.max_source, "max_target": training.max_target}
     encoded = EncodedExamples(examples, tokenizer, None, source_text=model.mop.source_text, **lengths)
