@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import asdict
 
 import mop_t5
 import pytest
@@ -162,3 +163,12 @@ print([name for name in ("jieba", "rouge", "rouge_score", "matplotlib", "rich") 
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_folder_that_does_not_say_whether_the_backbone_is_gated_still_fits():
+    for kind in ("t5", "t5_gated"):
+        shape = BackboneShape.of(tiny(kind))
+        older = {name: value for name, value in asdict(shape).items() if name != "is_gated_act"}
+        assert shape.differences(older) == []
+    assert shape.differences({**older, "is_gated_act": False}) == ["is_gated_act: saved False, here True"]
+    assert shape.differences({**older, "d_ff": 1}) == ["d_ff: saved 1, here 32"]
