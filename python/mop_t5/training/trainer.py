@@ -103,9 +103,10 @@ def train(
     scenarios, source_text = (list(model.scenarios), model.mop.source_text) if is_attached(model) else (None, None)
     encoding = {"source_text": source_text, "max_source": config.max_source, "max_target": config.max_target}
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
+    skips_parameters = is_attached(model) and model.mop.skips_parameters
     trainer = _Trainer(
         model=model,
-        args=_arguments(config, folder, progress, _selection(scorer)),
+        args=_arguments(config, folder, progress, _selection(scorer), skips_parameters),
         data_collator=Collator(
             tokenizer.pad_token_id,
             None if scenarios is None else len(scenarios),
@@ -121,7 +122,6 @@ def train(
     trainer.set_up(config, mixing_ids)
     if is_attached(model):
         trainer.add_callback(MethodHooks(model, output))
-        trainer.args.ddp_find_unused_parameters = model.mop.skips_parameters
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
         _check_processes(checkpoint, trainer.args.world_size)
@@ -249,7 +249,7 @@ def _selection(scorer: Scorer) -> str:
 
 
 def _arguments(
-    config: TrainingConfig, folder: Path, progress: bool, selection: str = "rouge"
+    config: TrainingConfig, folder: Path, progress: bool, selection: str = "rouge", skips_parameters: bool = False
 ) -> Seq2SeqTrainingArguments:
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every
@@ -286,7 +286,7 @@ def _arguments(
         dataloader_pin_memory=torch.cuda.is_available(),
         # Every trained parameter gets a gradient at every step, of zeros where a batch lacks its scenario, so DDP need
         # not search for unused ones, but for methods that say so.
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=skips_parameters,
         report_to="none",
         disable_tqdm=not progress,
     )
