@@ -185,7 +185,7 @@ def test_table_3_gives_differences_from_the_whole():
 def test_the_systems_of_the_tables():
     assert set(paper.TABLE_2) <= set(table_2_systems())
     assert {*paper.TABLE_3, *paper.CONTROLS} == set(table_3_systems())
-    asked_for_only = {label for label, s in all_systems().items() if s.method in ("adapter", "bitfit")}
+    asked_for_only = {label for label, s in all_systems().items() if s.method in ("adapter", "attempt", "bitfit")}
     assert set(table_2_systems()) | set(table_3_systems()) == set(all_systems()) - asked_for_only
     assert not {"MOP w/o LoRL", "MOP dense experts"} & set(table_2_systems())
     order = [label for label in table_2_systems() if label in paper.TABLE_2]
@@ -306,6 +306,7 @@ BY_HAND = {
     "Adapter-m": lambda s: adapter(s["d"], s["L"], s["L"]),
     "AdapterDrop": lambda s: E * adapter(s["d"], s["L"], s["L"] - 5),
     "AdapterDrop-m": lambda s: adapter(s["d"], s["L"], s["L"] - 5),
+    "ATTEMPT (6 untrained sources)": lambda s: E * 100 * s["d"] + 2 * 100 * s["d"] + 2 * s["d"],
     "BitFit": lambda s: E * bitfit(**s),
     "BitFit-m": lambda s: bitfit(**s),
     "Compacter": lambda s: compacter(s["d"], s["L"], 2),
@@ -332,7 +333,8 @@ def test_trained_parameters_are_those_counted_by_hand(skeletons, backbone, label
     trains_all = size.trained >= size.backbone
     in_backbone = norms(shape["d"], shape["L"]) if label.startswith(("Hyper", "Compacter", "Adapter")) else 0
     copies = E if system.separate else 1
-    assert size.total == copies * (size.backbone - in_backbone) + (0 if trains_all else size.trained)
+    frozen = 6 * 100 * shape["d"] if label.startswith("ATTEMPT") else 0  # its source prompts
+    assert size.total == copies * (size.backbone - in_backbone) + frozen + (0 if trains_all else size.trained)
     assert not mop_t5.is_attached(skeletons[backbone])
 
 

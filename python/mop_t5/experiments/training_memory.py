@@ -1,8 +1,8 @@
 """Peak memory of training a system: each measurement is a process of its own.
 
 `python -m mop_t5.experiments.training_memory` reads what is to be measured as JSON and prints the bytes. On a GPU they
-are torch.cuda.max_memory_allocated; on a CPU the growth of resident memory (VmHWM) over the process with all code
-loaded. Both count the backbone's weights, the method, its gradients and optimizer states, and the activations.
+are torch.cuda.max_memory_allocated; on a CPU the backbone's weights and what resident memory (VmHWM) grows by over
+them. Both count weights, the method, its gradients and optimizer states, and the activations.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def memory_table(
         rows.append([label, *gigabytes, *([gigabytes[-1] / gigabytes[0]] if len(sizes) > 1 else [])])
     if len(backbones) > 1:
         columns.append("last / first")
-    what = "max_memory_allocated" if step.device == "cuda" else "growth of resident memory"
+    what = "max_memory_allocated" if step.device == "cuda" else "weights and growth of resident memory"
     precision = "bfloat16 autocast" if step.bf16 else "float32"
     lengths = f"{step.source} source and {step.target} target tokens"
     title = f"Peak memory of training on {step.device} ({what}), {precision}, {lengths}"
@@ -88,19 +88,21 @@ def memory_table(
 
 def _measure(backbone: str, method: str, options: dict, scenarios: int, step: Step) -> int:
     fields = {"scenarios": [f"task {i + 1}" for i in range(scenarios)], **options}
+    model = skeleton(backbone, step.device).to(step.device)
 
     def train():
-        model = skeleton(backbone, step.device).to(step.device)
         mop_t5.attach(model, get(method).Config.make(fields))
         return _two_steps(model, step, scenarios)
 
     if step.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # making random weights has a peak of its own
         train()
         return torch.cuda.max_memory_allocated()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
     # so that code is loaded and threads are started
     tiny = mop_t5.build_backbone("t5-small", **_TINY).requires_grad_(True)
     _two_steps(tiny, replace(step, batch_size=1, source=2, target=2), None)
-    return growth(train)
+    return weights + growth(train)
 
 
 def _two_steps(model, step: Step, scenarios: int | None):

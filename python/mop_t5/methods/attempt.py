@@ -10,6 +10,7 @@ the scenarios here; each has a target prompt.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,9 @@ class Attempt(Method):
 
     name = "attempt"
     Config = AttemptConfig
+    # others need source prompts: see systems_from
+    systems: ClassVar = {"ATTEMPT (6 untrained sources)": {"untrained_sources": 6}}
+    in_table_2 = False
     learning_rate = 0.3
 
     def __init__(self, config: AttemptConfig, shape: BackboneShape, device=None, dtype=None):
