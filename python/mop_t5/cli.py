@@ -55,6 +55,8 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 corpus convert ...         corpora of CSV, TSV and JSON files, with metrics of their tasks
   mop-t5 evaluate --run DIR         scores per scenario, beside floors
   mop-t5 generate --run DIR --input FILE
+  mop-t5 export --run DIR --output DIR   generated prefixes, without what generates them
+  mop-t5 convert --checkpoint DIR --output DIR   a backbone of the published T5-pegasus
 
 A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one object a line:
   {"scenario": "taxi", "dialogue": "...", "summary": "..."}
