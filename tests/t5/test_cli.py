@@ -9,7 +9,7 @@ from dataclasses import fields
 import mop_t5
 import pytest
 import torch
-from mop_t5.cli import COMMANDS, main
+from mop_t5.cli import COMMANDS, _dataclasses, main
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.methods import get
 from mop_t5.tokenization import train_tokenizer
@@ -77,8 +77,13 @@ def test_help_shows_an_example_and_explains_every_flag(words, command, capsys):
     text = capsys.readouterr().out
     assert f"\n  mop-t5 {' '.join(words)}" in text
     described = inspect.getdoc(command).split("Args:")[-1]
-    flags = inspect.signature(command).parameters
-    assert all(f"\n    {name}: " in described for name in flags if name not in ("training", "config", "suite"))
+    dataclasses = _dataclasses(command)
+    for name in set(inspect.signature(command).parameters) - set(dataclasses):
+        assert f"\n    {name}: " in described, name
+    for dataclass, _ in dataclasses.values():
+        described = inspect.getdoc(dataclass).split("Args:")[-1]
+        for field in fields(dataclass):
+            assert f"\n    {field.name}: " in described, field.name
 
 
 def test_help_of_the_tables_names_each(capsys):
