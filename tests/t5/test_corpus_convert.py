@@ -5,13 +5,16 @@ import gzip
 import io
 import json
 import math
+from pathlib import Path
 
 import mop_t5
 import pytest
 import yaml
 from mop_t5.cli import main
 from mop_t5.data import Example, read_corpus, read_split, read_tasks
+from mop_t5.data.conversion import Converter
 from mop_t5.data.tables import read_table
+from mop_t5.data.task_configs import read_columns, read_task_configs
 from mop_t5.evaluation import MetricScores, Scorer, read_scores
 from mop_t5.tokenization import train_tokenizer
 from transformers import T5Config
@@ -27,6 +30,7 @@ tasks:
   same: {labels: {0: "no", 1: "yes"}, metrics: [accuracy]}
   near: {metrics: [pearson]}
 """
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 COLUMNS = "same: {a: [a, left]}"
 ROWS = [{"a": f"x{i}", "b": "y, \u4e2d\n", "label": i % 2} for i in range(6)]
 
@@ -145,6 +149,31 @@ def test_rows_are_held_out_limited_and_repeated_for_every_answer(tmp_path):
     assert corpus["test"][1] == Example("qa", "q1", "a1", "qa-dev-2", ("b1",))
     trained = {example.dialogue for example in corpus["train"]}
     assert not trained & {example.dialogue for example in corpus["valid"]}
+
+
+def test_rows_inside_of_each_other_are_those_of_a_flat_file(tmp_path):
+    """The original files of SQuAD, MRQA and MultiRC, converted by the example configurations."""
+    squad = [
+        {"question": q, "answers": [{"text": a, "answer_start": 0} for a in found]}
+        for q, found in (("Q1?", "ab"), ("Q2?", "c"))
+    ]
+    written(tmp_path / "squad" / "dev.json", [{"title": "T", "paragraphs": [{"context": "C", "qas": squad}]}])
+    nq = [{"question": one["question"], "answers": [a["text"] for a in one["answers"]]} for one in squad]
+    written(tmp_path / "nq" / "dev.jsonl.gz", [{"header": {"dataset": "nq"}}, {"context": "C", "qas": nq}])
+    answers = [{"text": "Ann", "idx": 0, "label": 1}, {"text": "Bob", "idx": 1, "label": 0}]
+    passage = {"text": "<b>Sent 1: </b>Ann ran.", "questions": [{"question": "Who?", "answers": answers}]}
+    written(tmp_path / "multirc" / "val.jsonl", [{"idx": 0, "version": 1.1, "passage": passage}])
+    configs, columns = read_task_configs(EXAMPLES), read_columns(EXAMPLES / "columns.yaml")
+    pairs = {}
+    for task, name in (("squad", "dev.json"), ("nq", "dev.jsonl.gz"), ("multirc", "val.jsonl")):
+        rows = Converter(configs[task], task, columns[task]).rows(tmp_path / task / name)
+        pairs[task] = [(row.dialogue, *row.golds) for row in rows]
+    assert pairs["nq"] == [("nq question: Q1? context: C", "a", "b"), ("nq question: Q2? context: C", "c")]
+    assert pairs["squad"] == [(text.replace("nq", "squad"), *golds) for text, *golds in pairs["nq"]]
+    assert pairs["multirc"] == [
+        ("multirc question: Who? answer: Ann paragraph: Sent 1: Ann ran.", "True"),
+        ("multirc question: Who? answer: Bob paragraph: Sent 1: Ann ran.", "False"),
+    ]
 
 
 def test_bad_rows_stop_or_are_left_out_and_said(tmp_path, capsys):

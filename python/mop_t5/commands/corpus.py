@@ -39,7 +39,7 @@ def corpus_convert(
 ) -> None:
     """Make a corpus of CSV, TSV, JSON or JSON-lines files: by configurations of tasks, or by what is in which column.
 
-    Files are called train, valid (or validation, dev) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
+    Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
     Beside the splits OUTPUT gets tasks.yaml, the metrics of the tasks, and train.yaml, flags of `mop-t5 train`.
 
       mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output corpora/glue

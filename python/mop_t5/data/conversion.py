@@ -10,11 +10,11 @@ import torch
 
 from mop_t5.data.corpus import SPLITS, Example, check_characters
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import SUFFIXES, find_table, read_table
+from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig, as_text, fields_of, filled
 
 HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
-_USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test",)}
+_USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 _READ = {"given": SPLITS, "halve": ("train", "valid"), "hold_out": ("train", "valid"), "8:1:1": ("train",)}
 
 
@@ -70,7 +70,8 @@ class Converter:
         """The rows of a file, in order."""
         stem = path.name.split(".")[0]
         examples = []
-        for number, (where, row) in enumerate(read_table(path, self.header), start=1):
+        table = ((w, row) for w, outer in read_table(path, self.header) for row in inner_rows(outer, self.config.rows))
+        for number, (where, row) in enumerate(table, start=1):
             try:
                 examples.append(self.example(row, where, f"{stem}-{number}"))
             except (ValueError, TypeError):
@@ -125,10 +126,7 @@ class Converter:
 
     def _value(self, row: Mapping[str, object], name: str, where: str) -> object:
         for column in self._names(name):
-            value: object = row
-            for part in [column] if column in row else column.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-            if value is not None:
+            if (value := value_at(row, column)) is not None:
                 return value
         raise ValueError(
             f"{where}: no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mop_t5.data.corpus import json_object, lines
@@ -42,6 +42,29 @@ def read_table(path: str | Path, header: Sequence[str] | None = None) -> Iterato
     return _json_lines(path) if suffix == ".jsonl" else _json_list(path)
 
 
+def inner_rows(row: Mapping[str, object], path: Sequence[str]) -> Iterator[dict[str, object]]:
+    """The objects in a list of a row, each with the fields of the row that it has not itself; those in a list of these
+    if the path goes on. A row without such a list is one of those that are looked for: the file is flat."""
+    inner = value_at(row, path[0]) if path else None
+    if not isinstance(inner, list) or not all(isinstance(one, Mapping) for one in inner):
+        yield dict(row)
+        return
+    for one in inner:
+        yield from inner_rows({**row, **one}, path[1:])
+
+
+def value_at(row: Mapping[str, object], column: str) -> object:
+    """The value of a column, or where there is none the value that its dots lead to, in a list that of each object;
+    None if there is none."""
+    value: object = row
+    for part in [column] if column in row else column.split("."):
+        if isinstance(value, list) and all(isinstance(one, Mapping) and part in one for one in value):
+            value = [one[part] for one in value]
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _separated(path: Path, tabs: bool, header: Sequence[str] | None) -> Iterator[tuple[str, dict[str, object]]]:
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     reader = csv.reader((line for _, line in lines(path)), strict=True, **dialect)
@@ -68,7 +91,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     for number, line in lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            yield where, _object(json_object(line, where), where)
+            row = _object(json_object(line, where), where)
+            if number > 1 or set(row) != {"header"}:  # the first line of MRQA's files is no row
+                yield where, row
 
 
 def _json_list(path: Path) -> Iterator[tuple[str, dict[str, object]]]:

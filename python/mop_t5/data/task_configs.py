@@ -22,6 +22,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tasks import TaskMetrics, check_fields, read_yaml
 
@@ -41,6 +42,7 @@ class TaskConfig:
     split: "given", all three as they are; "halve", half of the validation rows become the test rows; "hold_out", 1,000
         training rows become validation, and validation becomes test; "8:1:1", shares of one file.
     files: split -> names of its file, without suffix, where they are others than usual.
+    rows: the lists that lead to the rows, from the outside, where they lie inside of each other; see `inner_rows`.
     limit: training rows kept, drawn at random. 0: all.
     prepare: name of a function in preparations.py that changes the fields first.
     every_answer: a training row for each right answer, in place of one with the first.
@@ -55,6 +57,7 @@ class TaskConfig:
     positive: str | None = None
     split: str = "given"
     files: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[str] = field(default_factory=list)
     limit: int = 0
     prepare: str | None = None
     every_answer: bool = False
@@ -78,6 +81,11 @@ class TaskConfig:
             raise ValueError(f"split must be one of {', '.join(PROTOCOLS)}, got {self.split!r}.")
         if self.prepare is not None and self.prepare not in PREPARATIONS:
             raise ValueError(f"prepare must be one of {', '.join(PREPARATIONS)}, got {self.prepare!r}.")
+        named = [*self.files.values(), self.rows]
+        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in named):
+            raise TypeError(f"files and rows must have lists of names; got {self.files} and {self.rows}.")
+        if not set(self.files) <= set(SPLITS):
+            raise ValueError(f"files must be named by split, {', '.join(SPLITS)}; got {', '.join(self.files)}.")
         if self.limit < 0:
             raise ValueError(f"limit must be at least 0, got {self.limit}.")
         if not set(self.epochs) <= set(ROLES) or not all(type(n) is int and n > 0 for n in self.epochs.values()):
@@ -100,6 +108,7 @@ _KINDS = {
     "split": str,
     "prepare": str,
     "files": dict,
+    "rows": list,
     "limit": int,
     "every_answer": bool,
     "training": dict,
