@@ -48,7 +48,7 @@ def moe_compare(
       mop-t5 moe compare --corpus DIR --backbone DIR --output runs/moe --dry_run
       mop-t5 moe compare --corpus DIR --backbone DIR --output runs/moe --tables '[training]' \\
           --steps 30000 --evaluate_every 750 --warmup_steps 1800 --batch_size 16 --accumulation 2 --num_beams 4 \\
-          --label_smoothing 0.1 --max_grad_norm 0.1 --max_target 64
+          --label_smoothing 0.1 --loss sum --max_grad_norm 0.1 --max_target 64
       mop-t5 moe compare --corpus DIR --backbone DIR --output runs/moe --tables '[routers]' \\
           --representations '{text: text.safetensors, fisher: fisher.safetensors}'
 
