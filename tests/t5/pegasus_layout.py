@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-WORDS = """司机 绕路 要求 退款 打车 小时 客服 用户 我 用 元 元的 不 客 气 恤 ， 。 ： （ ） a b s t it ' , . ! - : ( )
+WORDS = """司机 绕路 要求 退款 打车 小时 客服 用户 我 用 元 元的 不 客 气 恤 ， 。 ： （ ） a b s t it ' , . ! - : ( ) #
  10 12 24 30 50 iphone hello world un ##aff ##able"""
 TOKENS = ["[PAD]", "[unused1]", "[unused2]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()]
 
