@@ -84,7 +84,7 @@ def test_every_format_gives_the_same_rows(name, tmp_path):
         ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
         ("t.json", '{"rows": []}', r"t\.json: expected a list of objects, or an object with one as \"data\""),
         ("t.json", '{"data": [{"a": 1}, 2]}', r"t\.json, row 2: expected a JSON object, got int"),
-        ("t.json", "[1", r"t\.json: not valid JSON .* Write a list of objects"),
+        ("t.json", "[1,\n2", r"t\.json: not valid JSON .* line 2, column 2\). Write a list of objects"),
         ("t.txt", "", r"t\.txt: its name must end in \.jsonl, \.json, \.csv, \.tsv"),
     ],
 )

@@ -182,7 +182,8 @@ def json_object(line: str, where: str, what: str = "one JSON object a line") -> 
     try:
         return json.loads(line, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg}, column {error.colno}). Write {what}.") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{where}: not valid JSON ({error.msg}, {line}column {error.colno}). Write {what}.") from error
     except (ValueError, RecursionError) as error:  # a key twice, a number of thousands of digits, brackets as many
         raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {what}.") from error
 
