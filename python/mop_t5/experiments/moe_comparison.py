@@ -23,6 +23,7 @@ from mop_t5.training import TrainingConfig
 
 METHOD = "task_moe"
 VANILLA = "vanilla"
+_ROUTER = "linear_layer_specific"  # the method's own choice
 _VARIED = {"selection", "router", "task_vectors", "train_task_vectors", "routes", "routes_from", "preset"}
 _WORDS = {"speeds": ("one", "two"), "stages": ("one", "two"), "vectors": ("frozen", "trained")}
 # label -> the method and its fields
@@ -61,7 +62,7 @@ class MoEGrid:
     batchings: list[str] = field(default_factory=lambda: ["mixed", "homogeneous"])
     speeds: list[str] = field(default_factory=lambda: ["two", "one"])
     stages: list[str] = field(default_factory=lambda: ["one", "two"])
-    routers: list[str] = field(default_factory=lambda: ["linear_layer_specific", *ROUTERS[:1], *ROUTERS[2:]])
+    routers: list[str] = field(default_factory=lambda: sorted(ROUTERS, key=lambda name: name != _ROUTER))
     representations: dict[str, str] = field(default_factory=dict)
     vectors: list[str] = field(default_factory=lambda: ["trained", "frozen"])
     learning_rate: float = 1e-5
