@@ -34,8 +34,10 @@ class ExpertCache(EncoderDecoderCache):
             cache.reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        for cache in (super(), *self.experts):
-            cache.crop(tokens_to_remove)
+        for cache in (self, *self.experts):
+            for layer in cache.self_attention_cache.layers:
+                if layer.get_seq_length() > 0:  # an expert that runs no row has nothing
+                    layer.crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         raise NotImplementedError("a cache of experts cannot be repeated. Give generate the repeated inputs instead.")
