@@ -310,6 +310,9 @@ def test_tables_say_the_metric_of_each_column(place, capsys):
     capsys.readouterr()
     assert main(list(map(str, command))) == 1
     assert "metrics was" in capsys.readouterr().err
+    tasks.unlink()
+    assert main(list(map(str, command))) == 1
+    assert "metrics was {'same'" in capsys.readouterr().err
     # nor is a misspelt task scored by ROUGE
     tasks.write_text(before.replace("near:", "far:"))
     assert main([*map(str, command), "--output", str(place / "other")]) == 1

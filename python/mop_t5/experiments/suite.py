@@ -326,7 +326,7 @@ class Suite:
 
 def _check_as_before(folder: Path, settings: dict[str, Any]) -> None:
     if (folder / SETTINGS).is_file():
-        check_resumable(folder, settings, may_change=())
+        check_resumable(folder, {"metrics": None} | settings, may_change=())
 
 
 def file_name(label: str) -> str:

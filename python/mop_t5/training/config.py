@@ -36,7 +36,7 @@ class TrainingConfig:
         max_source: dialogue tokens kept.
         max_target: summary tokens kept, and generated when validating.
         evaluate_every: validate by generated summaries every so many steps; the best checkpoint is kept. 0: never.
-        patience: stop after so many validations without a better mean ROUGE. 0: train to the end.
+        patience: stop after so many validations without a better mean score. 0: train to the end.
         save_every: write a checkpoint every so many steps, to resume from. 0: only when validating, which always does.
         log_every: steps whose mean loss is one point of the loss history.
         bf16: compute in bfloat16 where autocast does; weights stay as they are.
