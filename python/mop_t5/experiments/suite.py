@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from mop_t5.evaluation import (
     with_average,
     write_scores,
 )
+from mop_t5.experiments.suite_config import SuiteConfig
 from mop_t5.experiments.systems import System, choose
 from mop_t5.files import remove_folder, replace_file
 from mop_t5.methods.base import MethodConfig
@@ -65,53 +66,6 @@ class Run:
     def __str__(self) -> str:
         only = "" if self.scenarios is None else f", {', '.join(self.scenarios)} alone"
         return f"{self.system.label}{only}, seed {self.training.seed}"
-
-
-@dataclass(frozen=True)
-class SuiteConfig:
-    """What is run, and how it is scored.
-
-    Args:
-        corpus: folder with train.jsonl and the split to score, and valid.jsonl if evaluate_every is set.
-        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
-        output: folder for the runs and the tables; Tables 2 and 3 can share one, and with it their runs.
-        systems: labels of the systems, those of the paper's table and ours if not given. --dry_run lists them.
-        scenarios: train and score on the rows of these only, such as '[taxi]'; all if not given.
-        seeds: each system is trained with each of these; the table has their mean and deviation.
-        learning_rates: rates by system, such as '{MOP: 1e-3}', for other than those of the papers.
-        group_rates: factors on the rates of parameter groups, such as '{attention: 0.333}', of the methods that have
-            groups of these names.
-        options: fields of the methods, such as {"prefix_length": 20}, given to every system whose method has them.
-        split: "test" or "valid".
-        implementation: package that counts ROUGE, "rouge_score" or "rouge".
-        unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
-        num_beams: beams of the search; 1 is greedy.
-        eval_batch_size: dialogues generated from at once.
-    """
-
-    corpus: str
-    backbone: str
-    output: str
-    systems: list[str] | None = None
-    scenarios: list[str] | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    group_rates: dict[str, float] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    split: str = "test"
-    implementation: str = "rouge_score"
-    unit: str = "char"
-    num_beams: int = 1
-    eval_batch_size: int = 32
-
-    def __post_init__(self):
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be different integers, at least one; got {self.seeds}.")
-        if self.split not in ("test", "valid"):
-            raise ValueError(f"split must be 'test' or 'valid', got {self.split!r}.")
-        for name in ("num_beams", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 class Suite:
