@@ -100,7 +100,9 @@ def test_what_the_grid_does_not_take(place):
     ):
         with pytest.raises(ValueError, match=message):
             comparison(place, **fields)
-    with pytest.raises(ValueError, match="options names prefix, which is no field of the methods of these rows"):
+    with pytest.raises(
+        ValueError, match="options names prefix, which is no field of the methods of vanilla,"
+    ):
         Rows(comparison(place, options={"prefix": 1, "experts": 2}).rows())
 
 
@@ -183,7 +185,9 @@ def test_unseen_tasks(place, run, capsys):
     command += ["--rates", "[0.01, 0.3]", "--batch_sizes", "[2]", "--evaluate_every", "2", "--seeds", "[1]"]
     assert main([*command, "--scenarios", "[taxi]"]) == 1
     assert "adapter' was trained on taxi. Choose other --scenarios" in capsys.readouterr().err
-    command += ["--scenarios", "[ticket]"]
+    assert main([*command, "--scenarios", "[ticket]", "--options.prefix_length", "3"]) == 1
+    assert "options names prefix_length, which is no field of the methods" in capsys.readouterr().err
+    command += ["--scenarios", "[ticket]", "--options.exploration", "0.1"]
     assert main([*command, "--evaluate_every", "0"]) == 1
     assert "evaluate_every must be set, to choose one of 2 rates and batch sizes" in capsys.readouterr().err
     assert main(command) == 0

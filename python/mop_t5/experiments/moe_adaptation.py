@@ -20,10 +20,10 @@ from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
 from mop_t5.experiments.few_shot import write_draw
 from mop_t5.experiments.moe_comparison import METHOD, VANILLA
-from mop_t5.experiments.rows import average_relative_gain, means_of
+from mop_t5.experiments.rows import Row, average_relative_gain, means_of
 from mop_t5.experiments.score_rows import Repetitions, score_rows
 from mop_t5.experiments.suite import Run, Suite, SuiteConfig, file_name
-from mop_t5.experiments.systems import System
+from mop_t5.experiments.systems import System, check_options
 from mop_t5.methods.base import check_int, check_positive
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, read_history, save_run
@@ -92,6 +92,7 @@ class Adaptations:
         present = scenarios_of(read_split(config.corpus, config.split))
         self.tasks = present if config.scenarios is None else list(config.scenarios)
         self.systems = {VANILLA: ("fine_tuning", {})} | self._mixtures()
+        check_options(config.options, {name: method for name, (method, _) in self.systems.items()})
 
     def _mixtures(self) -> dict[str, tuple[str, dict[str, Any]]]:
         folder = self._adaptation.experts
@@ -114,7 +115,7 @@ class Adaptations:
     def _suite(self, use: str, label: str, task: str, seed: int, rate: float, batch: int, scored: bool) -> Suite:
         method, options = self.systems[label]
         folder = Path(self._config.output) / file_name(task) / f"draw-{seed}"
-        config = replace(self._config, output=str(folder), seeds=[seed], scenarios=[task], learning_rates={})
+        config = replace(self._config, output=str(folder), scenarios=[task])
         if options.get("routes") != "learned" or options["routes_from"] is not None:  # nothing of the routes is trained
             config = replace(config, group_rates={})
         if use == FEW and self._adaptation.shots is not None:
@@ -127,7 +128,7 @@ class Adaptations:
         if use == FEW:
             name += f", rate {rate:g}, batch {batch}"
         system = System(name, method, options, False, rate, scored=scored, fixed=True)
-        return Suite(replace(config, systems=[name]), training, [name], {name: system})
+        return Row(system, config, training).suite(seed)
 
     def overview(self) -> Table:
         """What there is to do."""

@@ -6,14 +6,13 @@ Each row is a Suite of its own in the same output folder, so rows are resumed on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mop_t5.evaluation import AVERAGE, Table, TaskScores
 from mop_t5.experiments.suite import Run, Suite, SuiteConfig
-from mop_t5.experiments.systems import System
-from mop_t5.methods import get
+from mop_t5.experiments.systems import System, check_options, fields_of
 from mop_t5.training import TrainingConfig
 
 
@@ -41,14 +40,10 @@ class Row:
     def suite(self, seed: int, options: dict[str, str] | None = None) -> Suite:
         """The suite of this row and seed. options: in place of those of the system."""
         system = replace(self.system, options=self.system.options | (options or {}))
-        known = {name: value for name, value in self.config.options.items() if name in self.fields}
+        own = fields_of(self.system.method)
+        known = {name: value for name, value in self.config.options.items() if name in own}
         config = replace(self.config, seeds=[seed], systems=[self.label], learning_rates={}, options=known)
         return Suite(config, self.training, [self.label], {self.label: system})
-
-    @property
-    def fields(self) -> set[str]:
-        """The names of the fields of its method, but for the scenarios, which the corpus has."""
-        return {field.name for field in fields(get(self.system.method).Config)} - {"scenarios"}
 
 
 class Planned(NamedTuple):
@@ -65,12 +60,8 @@ class Rows:
 
     def __init__(self, rows: Sequence[Row]):
         self._rows = list(rows)
-        unknown = {name for row in rows for name in row.config.options} - set().union(*(row.fields for row in rows))
-        if unknown:
-            raise ValueError(
-                f"options names {', '.join(sorted(unknown))}, which is no field of the methods of these rows. `mop-t5 "
-                "train --help` explains the fields of every method."
-            )
+        for row in rows:
+            check_options(row.config.options, {row.label: row.system.method for row in rows})
         self._plans: dict[tuple[str, int], Planned] = {}  # a plan attaches the method once, for its parameters
 
     def plan(self) -> Iterator[Planned]:

@@ -81,6 +81,21 @@ def table_3_systems() -> list[str]:
     return [label for label in (*paper.TABLE_3, *paper.CONTROLS) if label in known]
 
 
+def fields_of(method: str) -> set[str]:
+    """The names of its fields, but for the scenarios, which are the corpus's."""
+    return {field.name for field in fields(get(method).Config)} - {"scenarios"}
+
+
+def check_options(options: Mapping[str, Any], methods: Mapping[str, str]) -> None:
+    """Raise ValueError for options that are a field of none of the methods. methods: of rows, by their labels."""
+    nowhere = sorted(set(options) - set().union(*map(fields_of, methods.values())))
+    if nowhere:
+        raise ValueError(
+            f"options names {', '.join(nowhere)}, which is no field of the methods of {', '.join(methods)}. "
+            "`mop-t5 train --help` explains the fields of every method."
+        )
+
+
 def choose(
     labels: Sequence[str] | None,
     default: Sequence[str],
@@ -100,17 +115,10 @@ def choose(
     if labels is not None and (not labels or len(set(labels)) != len(labels)):
         raise ValueError(f"systems must name at least one system, each once; got {list(labels)}.")
     chosen = [known[label] for label in (default if labels is None else labels)]
-    # the scenarios are the corpus's
-    having = {s.label: {field.name for field in fields(get(s.method).Config)} - {"scenarios"} for s in chosen}
-    nowhere = sorted(set(options or {}) - set().union(*having.values()))
-    if nowhere:
-        raise ValueError(
-            f"options names {', '.join(nowhere)}, which is no field of the methods of {', '.join(having)}. "
-            "`mop-t5 train --help` explains the fields of every method."
-        )
+    check_options(options or {}, {system.label: system.method for system in chosen})
     made = []
     for system in chosen:
-        given = {name: value for name, value in (options or {}).items() if name in having[system.label]}
+        given = {name: value for name, value in (options or {}).items() if name in fields_of(system.method)}
         merged = given | system.options if system.fixed else system.options | given
         rate = (learning_rates or {}).get(system.label, system.learning_rate)
         made.append(replace(system, options=merged, learning_rate=rate))
