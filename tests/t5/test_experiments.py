@@ -89,8 +89,10 @@ def test_the_table_is_made_of_the_runs_of_all_seeds(killed, place):
                 assert float(rows[label, "deviation (n - 1)"][column]) == pytest.approx(deviation, abs=1e-5)
         # the scores are those of the predictions that lie beside them
         predictions = [json.loads(line) for line in (runs[0] / "predictions.jsonl").read_text("utf-8").splitlines()]
-        rows = [Example(**{name: p[name] for name in ("scenario", "dialogue", "summary", "id")}) for p in predictions]
-        assert Scorer()(rows, [p["predictions"][method] for p in predictions]) == one
+        examples = [
+            Example(**{name: p[name] for name in ("scenario", "dialogue", "summary", "id")}) for p in predictions
+        ]
+        assert Scorer()(examples, [p["predictions"][method] for p in predictions]) == one
     # the floors
     train, test = (read_examples(place / "corpus" / f"{split}.jsonl") for split in ("train", "test"))
     for name, make in FLOORS.items():
