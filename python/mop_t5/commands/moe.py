@@ -136,7 +136,8 @@ def moe_routes(
     rows = [[task, *weights] for task, weights in zip(tasks, matrix.tolist())]
     folder.mkdir(parents=True, exist_ok=True)
     present([Table(title, ["task", *names.values()], rows, dict.fromkeys(names.values(), ".3f"))], "routes", folder)
-    _plotted(heat_map(folder / "routes", tasks, list(names.values()), matrix.tolist(), title))
+    # a weight of 1e-30 is a 0 to look at
+    _plotted(heat_map(folder / "routes", tasks, list(names.values()), matrix.round(decimals=3).tolist(), title))
     if features is not None:
         found = correlations(matrix, list(names), read_features(features, tasks))
         present([correlation_table(found, names, len(tasks), level)], "correlations", folder)
