@@ -1,6 +1,8 @@
 """Blocks that are experts: the equations, what runs, caches, randomness, starting points, training, a plain T5."""
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import mop_t5
@@ -288,6 +290,49 @@ def test_caches_that_have_no_room_are_refused():
     )
     ahead = model.generate(encoder_outputs=encoded, attention_mask=inputs["attention_mask"], scenario_ids=IDS)
     assert torch.equal(ahead, model.generate(**inputs, scenario_ids=IDS))
+
+
+@pytest.mark.parametrize("routes", ["one", "two", "instance"])
+def test_checkpointing_changes_nothing(routes):
+    model, inputs = attached(ROUTES[routes]).train(), batch() | {"labels": batch()["decoder_input_ids"]}
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(5)
+        losses = [model(**inputs, scenario_ids=ids).loss for ids in (IDS, IDS.roll(1))]  # each has parts of its own
+        seen = rows_run(model, sum(losses).backward)
+        found.append([p.grad for p in model.parameters()])
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert all(len(calls) <= 2 for calls in seen.values())  # recomputed, once
+    assert seen
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-10)
+
+
+def test_the_attention_of_experts_is_that_of_the_model(tmp_path):
+    model = attached({})
+    expected = logits(model)
+    mop_t5.save(model, tmp_path)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model)), mop_t5.load(tiny(), tmp_path)):
+        other.set_attn_implementation("eager")
+        torch.testing.assert_close(logits(other), expected, atol=1e-12, rtol=0)
+        for (stack, _), experts in zip(other.mop.expert_places, other.mop.experts, strict=True):
+            config = getattr(other, stack).config
+            assert all(expert.layer[0].SelfAttention.config is config for expert in experts)
+
+
+def test_what_experts_share_is_stored_once(tmp_path):
+    model = attached({})
+    mop_t5.save(model, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    tables = {
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for stack in ("encoder", "decoder")
+    }
+    assert {name for name in saved if not name.startswith("mop.")} == tables | {
+        "shared.weight",
+        "encoder.final_layer_norm.weight",
+        "decoder.final_layer_norm.weight",
+    }
+    assert not [name for name in saved if name.startswith("mop.experts") and "relative_attention_bias" in name]
 
 
 # randomness

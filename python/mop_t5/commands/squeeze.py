@@ -31,4 +31,8 @@ def squeeze(run: str, scenario: str, output: str, backbone: str | None = None, o
     made = {"method": None, "options": {}, "scenarios": [scenario], "backbone": str((folder / "backbone").resolve())}
     write_settings(folder, settings | made)
     experts = mop_t5.count_parameters(model).total
-    print(f"Written to {output}: {mop_t5.count_parameters(plain).total:,} parameters, of {experts:,} before.")
+    weights = model.mop.route_weights()[:, mop_t5.scenario_ids(model, scenario).item()]
+    print(
+        f"Written to {output}: {mop_t5.count_parameters(plain).total:,} parameters, of {experts:,} before. The experts "
+        f"that were taken have a weight of {weights.amax(-1).mean():.3f}, the mean over layers."
+    )

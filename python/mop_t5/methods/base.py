@@ -125,7 +125,7 @@ class Method(nn.Module):
         return ()
 
     def after_step(self, step: int) -> None:
-        """Called in training when so many optimizer steps are done."""
+        """Called in training when so many optimizer steps are done, and at its start, with 0 or where it is resumed."""
 
     def records(self) -> dict[str, dict]:
         """What training is to log of the method at each validation and at the end: {file: an object}, which becomes a

@@ -28,7 +28,8 @@ class MethodHooks(TrainerCallback):
         self._model, self._folder = model, Path(folder)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Drop the records of steps that a resumed run takes anew."""
+        self._model.mop.after_step(state.global_step)
+        # records of steps that a resumed run takes anew
         if state.is_world_process_zero:
             for name in self._model.mop.records():
                 path = self._folder / name
