@@ -31,7 +31,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 WORKSHOP = ROOT / "build" / "gpu"
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
-NEEDED_BY_T5 = ("transformers", "accelerate", "safetensors", "jieba", "rouge_score", "rouge", "rich", "jsonargparse")
+NEEDED_BY_T5 = (
+    *("transformers", "accelerate", "safetensors", "jieba", "rouge_score", "rouge", "rich", "jsonargparse"),
+    *("sklearn", "scipy", "yaml"),
+)
 TUNING = 480  # seconds
 VERDICTS = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
 
