@@ -34,7 +34,15 @@ from mop_t5.evaluation import (
     to_markdown,
 )
 from mop_t5.tokenization import train_tokenizer
-from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, save_run, train, write_settings
+from mop_t5.training import (
+    TrainingConfig,
+    TrainingResult,
+    describe_output,
+    prepare_output,
+    save_run,
+    train,
+    write_settings,
+)
 
 _HEAD = 16  # many narrow heads learn to copy values in fewer steps than four wide ones
 # OUTPUT/corpus is a corpus to tune on, with what the backbone has seen beside it: file -> split
@@ -48,6 +56,7 @@ class DemoConfig:
     Args:
         output: folder for everything that is written.
         overwrite: empty the output folder first if it holds an earlier demo.
+        dry_run: only say what would be done.
         corpus: a corpus folder to use instead of the synthetic corpus.
         short: a few steps on a few rows: shows that everything runs, not what it can do.
         methods: the methods to tune, in the order of the table's columns.
@@ -69,6 +78,7 @@ class DemoConfig:
 
     output: str = "runs/demo"
     overwrite: bool = False
+    dry_run: bool = False
     corpus: str | None = None
     short: bool = False
     methods: list[str] = field(default_factory=lambda: ["mop", "prefix_tuning"])
@@ -128,6 +138,13 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     splits = _synthetic(config) if config.corpus is None else _halved(config)
     scenarios = scenarios_of(splits.general + splits.tuning)
     _check_methods(config, scenarios)
+    if config.dry_run:
+        sizes = f"{len(splits.general)} pairs for {config.backbone_steps} steps, then {', '.join(config.methods)} on "
+        sizes += f"{len(splits.tuning)} others for {config.tuning_steps} steps each, and score {len(splits.test)} rows"
+        console.print(f"Would train a new T5 on {sizes}.", soft_wrap=True, highlight=False, markup=False)
+        state = describe_output(config.output, overwrite=config.overwrite)
+        console.print(state, soft_wrap=True, highlight=False, markup=False)
+        return Path(config.output)
     output = prepare_output(config.output, overwrite=config.overwrite)
     write_settings(output, asdict(config))
     for name, split in _FILES.items():

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -83,6 +84,21 @@ def whole_folder(folder: str | os.PathLike, what: str) -> Iterator[Path]:
             put_in_place(writing, folder)
         finally:
             shutil.rmtree(writing, ignore_errors=True)
+
+
+def write_beside(path: str | os.PathLike, content: bytes) -> Path | None:
+    """Write a file whole. One of its name with other content is kept: NAME.md is then NAME.1.md, or .2 and so on.
+    Returns where the earlier one is, None where there was none or the same."""
+    path, earlier = Path(path), None
+    if path.is_file() and path.read_bytes() == content:
+        return None
+    with failure_in_a_sentence(path.name, path.parent):
+        if os.path.lexists(path):
+            numbers = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in itertools.count(1))
+            earlier = next(place for place in numbers if not os.path.lexists(place))
+            os.rename(path, earlier)
+        replace_file(path, content)
+    return earlier
 
 
 def checksum(content: bytes) -> str:

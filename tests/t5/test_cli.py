@@ -9,7 +9,8 @@ from dataclasses import fields
 import mop_t5
 import pytest
 import torch
-from mop_t5.cli import COMMANDS, _dataclasses, main
+from mop_t5.cli import COMMANDS, main
+from mop_t5.command_flags import dataclasses_of, function_of
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.methods import get
 from mop_t5.tokenization import train_tokenizer
@@ -63,21 +64,20 @@ def fails(capsys, *arguments):
 
 
 def functions(commands, *path):
-    """Every command with the words that call it."""
-    for name, command in commands.items():
-        yield from functions(command, *path, name) if isinstance(command, dict) else [((*path, name), command)]
+    """Every command: the words that call it, and where its function is."""
+    for name, where in commands.items():
+        yield from functions(where, *path, name) if isinstance(where, dict) else [((*path, name), where)]
 
 
-@pytest.mark.parametrize(
-    ("words", "command"), [pytest.param(words, c, id=" ".join(words)) for words, c in functions(COMMANDS)]
-)
-def test_help_shows_an_example_and_explains_every_flag(words, command, capsys):
+@pytest.mark.parametrize(("words", "where"), [pytest.param(*one, id=" ".join(one[0])) for one in functions(COMMANDS)])
+def test_help_shows_an_example_and_explains_every_flag(words, where, capsys):
+    command = function_of(where)
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--help"])
     text = capsys.readouterr().out
     assert f"\n  mop-t5 {' '.join(words)}" in text
     described = inspect.getdoc(command).split("Args:")[-1]
-    dataclasses = _dataclasses(command)
+    dataclasses = dataclasses_of(command)
     for name in set(inspect.signature(command).parameters) - set(dataclasses):
         assert f"\n    {name}: " in described, name
     for dataclass, _ in dataclasses.values():

@@ -1,4 +1,4 @@
-"""mop-t5 attempt sources | prior | ablations | modularity | few_shot | attention | scale | memory: the experiments of
+"""mop-t5 attempt sources | prior | ablations | modularity | few-shot | attention | scale | memory: the experiments of
 the ATTEMPT paper."""
 
 from __future__ import annotations
@@ -160,10 +160,10 @@ def attempt_few_shot(
     from train, and for every system the same. Writes OUTPUT/few-shot.md, .csv, .png and .svg; resumed by the same
     command. The drawn rows are written to OUTPUT/k-K/draw-D/corpus, by --dry_run too.
 
-      mop-t5 attempt few_shot --corpus DIR --backbone DIR --library prompts --output runs/few \\
+      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few \\
           --scenarios '[boolq, cb, scitail]' --systems '[frozen backbone, PT, SPoT-g, ATTEMPT]' \\
           --prior DIR --general_prompt DIR --steps 500
-      mop-t5 attempt few_shot --corpus DIR --backbone DIR --library prompts --output runs/few --shots '[8]' \\
+      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few --shots '[8]' \\
           --draws '[0, 1, 2, 3, 4]' --systems '[PT, ATTEMPT, MTL-vanilla, MOP]' --dry_run
 
     Args:

@@ -17,7 +17,7 @@ from mop_t5.evaluation import (
     to_markdown,
     write_scores,
 )
-from mop_t5.training import load_run, prepare_output, read_settings, write_settings
+from mop_t5.training import describe_output, load_run, prepare_output, read_settings, write_settings
 from mop_t5.training.seeds import seed_folders, spread_table
 
 
@@ -32,6 +32,7 @@ def evaluate(
     num_beams: int = 1,
     batch_size: int = 32,
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Generate the summaries of one split and score them, per scenario and on average.
 
@@ -54,6 +55,7 @@ def evaluate(
         num_beams: beams of the search; 1 is greedy.
         batch_size: dialogues generated from at once.
         overwrite: replace an earlier evaluation of this split.
+        dry_run: only say what would be done.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
@@ -67,7 +69,13 @@ def evaluate(
             raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
         examples = of_scenarios(read_split(data, split), settings.get("scenarios"))
         scorer = Scorer(rouge, read_tasks(data))
-        output = prepare_output(folder / f"evaluation-{split}", overwrite=overwrite)
+        output = folder / f"evaluation-{split}"
+        if dry_run:
+            state = describe_output(output, overwrite=overwrite)
+            print(f"Would score {len(examples)} {split} rows of {data} with {num_beams} beam(s), by {scorer}.")
+            print(state)
+            continue
+        prepare_output(output, overwrite=overwrite)
         summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
         system = settings.get("method") or "all weights"
         summaries[system] = generate_summaries(
@@ -97,7 +105,7 @@ def evaluate(
         write_scores(output, means)  # the last file: its presence says that the evaluation is complete
         show(table)
         print(f"Written to {output}: results.md, predictions.jsonl, scores.json.")
-    if seeds:
+    if seeds and not dry_run:
         table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
         (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")
         show(table)

@@ -18,6 +18,7 @@ from mop_t5.training import (
     CHECKPOINTS,
     TrainingConfig,
     check_resumable,
+    describe_output,
     prepare_output,
     processes,
     read_history,
@@ -42,6 +43,7 @@ def train(
     unit: str = "char",
     overwrite: bool = False,
     resume: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Train a method on a frozen backbone, or all weights of a backbone where no method is named.
 
@@ -66,6 +68,7 @@ def train(
         overwrite: empty the output folder first if it holds an earlier run.
         resume: go on from the newest checkpoint in the output folder, with the same configuration but for steps,
             patience and the intervals.
+        dry_run: only say what would be done.
     """
     if overwrite and resume:
         raise ValueError("overwrite and resume exclude each other: one empties the folder that the other needs.")
@@ -97,26 +100,34 @@ def train(
     settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, implementation, unit)
     if resume:
         check_resumable(output, settings)
+    runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+    if dry_run:
+        state = describe_output(output, overwrite=overwrite, keep=resume)
+        if team.is_main_process:
+            print(_plan(training, model, len(examples), len(valid or ()), runs if resume else {}), state, sep="\n")
+        return
     prepare_output(output, overwrite=overwrite, keep=resume)
     if team.is_main_process:
         write_settings(output, settings)
-    runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
     for seed, folder in runs.items():
         goes_on = resume and (seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
         if resume and not goes_on and read_history(folder):
             continue  # finished, and without checkpoints
         if seed != first:
             model = new_model(seed)
-        result = train_model(
-            model,
-            tokenizer,
-            examples,
-            replace(training, seed=seed),
-            output=folder,
-            valid=valid,
-            scorer=scorer,
-            resume=goes_on,
-        )
+        try:
+            result = train_model(
+                model,
+                tokenizer,
+                examples,
+                replace(training, seed=seed),
+                output=folder,
+                valid=valid,
+                scorer=scorer,
+                resume=goes_on,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_interrupted(output, folder, seeds)) from None
         if team.is_main_process:
             save_run(folder, model, tokenizer, result, settings | {"seed": seed, "seeds": None})
         team.wait_for_everyone()
@@ -134,6 +145,30 @@ def train(
         (Path(output) / "results.md").write_text(to_markdown(table), encoding="utf-8")
         show(table)
     print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")
+
+
+def _plan(training: TrainingConfig, model, rows: int, valid: int, runs: dict[int, Path]) -> str:
+    """What would be trained, and from where."""
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines = [
+        f"Would train {count:,} parameters for {training.steps} steps of {training.batch_size * training.accumulation} "
+        f"rows on {rows} rows"
+        + (f", validated on {valid} every {training.evaluate_every} steps." if valid else ", without validation.")
+    ]
+    for seed, folder in runs.items():
+        whole = checkpoints(folder / CHECKPOINTS)
+        state = "finished" if read_history(folder) else f"from {whole[-1].name}" if whole else "from the start"
+        lines.append(f"Seed {seed}, {folder}: {state}.")
+    return "\n".join(lines)
+
+
+def _interrupted(output: str, folder: Path, seeds: list[int] | None) -> str:
+    """What is left of a training that Ctrl-C stopped, and how to go on."""
+    whole = checkpoints(folder / CHECKPOINTS)
+    if not whole and seeds is None:
+        return f"interrupted before a checkpoint in {output}. Start anew with --overwrite, and with --save_every."
+    kept = f"{whole[-1]} is kept" if whole else "the seeds that had ended are kept"
+    return f"interrupted; {kept}, and the same command goes on with --resume."
 
 
 def settings_of(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from warnings import catch_warnings, filterwarnings, warn
+
+from mop_t5.files import write_beside
 
 # families with Chinese characters, as they are called on Linux, Windows and macOS
 _CHINESE = (
@@ -24,8 +27,8 @@ _LATIN = "DejaVu Sans"  # comes with matplotlib
 def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:
     """Write `path` with the suffixes .png and .svg, and return both. labels: the texts that come from the data.
 
-    Text of the SVG stays text, for the fonts of whoever looks at it. Warns where the PNG lacks a character, because no
-    font here has it.
+    What was there is kept, under another name (see write_beside). Text of the SVG stays text, for the fonts of whoever
+    looks at it. Warns where the PNG lacks a character, because no font here has it.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,8 +51,10 @@ def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:
     # without a date and with ids that do not change, so that the same plot is the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}), catch_warnings():
         filterwarnings("ignore", "Glyph .* missing from font")  # said above, once for all of them
-        figure.savefig(written[0], dpi=120)
-        figure.savefig(written[1], metadata={"Date": None})
+        for place, how in zip(written, ({"format": "png", "dpi": 120}, {"format": "svg", "metadata": {"Date": None}})):
+            content = io.BytesIO()
+            figure.savefig(content, **how)
+            write_beside(place, content.getvalue())
     return written
 
 

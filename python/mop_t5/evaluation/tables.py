@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mop_t5.evaluation.scores import MetricScores, Scores, TaskScores, by_metric
+from mop_t5.files import write_beside
 
 _ROUGE = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
 
@@ -133,16 +134,20 @@ def show(table: Table, console: Console | None = None) -> None:
 
 
 def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> None:
-    """Print tables, and where a folder is given write them to NAME.md and NAME.csv in it."""
+    """Print tables, and where a folder is given write them to NAME.md and NAME.csv in it. What was there is kept, under
+    another name (see write_beside)."""
     for table in tables:
         show(table)
     if folder is None:
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text("\n".join(map(to_markdown, tables)), encoding="utf-8")
-    (folder / f"{name}.csv").write_text(to_csv(tables), encoding="utf-8")
-    print(f"Written to {folder}: {name}.md, {name}.csv.")
+    texts = {f"{name}.md": "\n".join(map(to_markdown, tables)), f"{name}.csv": to_csv(tables)}
+    kept = [write_beside(folder / file, text.encode()) for file, text in texts.items()]
+    print(f"Written to {folder}: {', '.join(texts)}.")
+    for file, earlier in zip(texts, kept):
+        if earlier is not None:
+            print(f"The earlier {file} is now {earlier.name}.")
 
 
 def _lines(table: Table, style: box.Box) -> list[str]:

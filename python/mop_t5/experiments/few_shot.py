@@ -6,6 +6,7 @@ OUTPUT/k-K/draw-D/runs       the runs, as those of a suite; every system is trai
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +69,9 @@ def write_draw(
     for name, drawn in rows.items():
         path = folder / f"{name}.jsonl"
         if not path.is_file():
-            write_examples(path, drawn)
+            waiting = path.with_name(f".{path.name}")
+            write_examples(waiting, drawn)
+            os.replace(waiting, path)  # whole or not there
         elif read_examples(path) != drawn:
             raise ValueError(f"{path} holds other rows than would be drawn now. Choose another --output.")
     if (Path(corpus) / TASKS).is_file():

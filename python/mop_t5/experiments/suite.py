@@ -200,8 +200,16 @@ class Suite:
         for number, run in enumerate(runs, start=1):
             state = self.state(run)
             print(f"[{number}/{len(runs)}] {run}: {state}", flush=True)
-            if state == "finished":
-                continue
+            try:
+                self._finish(run, state)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"interrupted in run {number} of {len(runs)}, {run}. What is finished is kept, and the same "
+                    f"command goes on; with this run: {self.state(run)}."
+                ) from None
+
+    def _finish(self, run: Run, state: str) -> None:
+        if state != "finished":
             if state != "evaluate":
                 train(
                     run.training,

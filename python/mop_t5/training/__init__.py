@@ -4,6 +4,7 @@ from mop_t5.training.config import SCHEDULES, TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 from mop_t5.training.run import (
     check_resumable,
+    describe_output,
     load_run,
     prepare_output,
     processes,
@@ -20,6 +21,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingResult",
     "check_resumable",
+    "describe_output",
     "group_parameters",
     "hold_absent_experts",
     "load_run",

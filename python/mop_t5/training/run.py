@@ -41,13 +41,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = 
     (it is used as it is, to resume). Only a folder that looks like an earlier output is ever emptied. Of several
     processes all call this: either all raise, or the first one makes the folder."""
     folder, team = Path(folder), processes()
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Choose another --output.")
-    full = not keep and folder.is_dir() and any(folder.iterdir())
-    if full and not overwrite:
-        raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
-    if full and not (folder / SETTINGS).is_file():
-        raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
+    full = check_output(folder, overwrite=overwrite, keep=keep)
     team.wait_for_everyone()  # nobody may look any more when the folder changes
     if team.is_main_process:
         if full:
@@ -55,6 +49,26 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = 
         folder.mkdir(parents=True, exist_ok=True)
     team.wait_for_everyone()
     return folder
+
+
+def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> bool:
+    """Whether prepare_output would empty this folder; raises what it raises, and changes nothing."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose another --output.")
+    full = not keep and folder.is_dir() and any(folder.iterdir())
+    if full and not overwrite:
+        raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
+    if full and not (folder / SETTINGS).is_file():
+        raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
+    return full
+
+
+def describe_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> str:
+    """What prepare_output would do, for a dry run; raises what it raises."""
+    full = check_output(folder, overwrite=overwrite, keep=keep)
+    what = "is emptied first" if full else "is gone on with" if keep else "is new or empty"
+    return f"Output: {folder}, which {what}. Nothing was written."
 
 
 def save_run(

@@ -1,0 +1,105 @@
+"""Flags made from functions: the parameters are the flags, the docstring is the help, dataclasses stand for their
+fields."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from typing import get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from mop_t5.methods import get, names
+
+
+class _Parser(ArgumentParser):
+    """Flags are written in full: `--seed` is not short for `--seeds`."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
+
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The examples in a description keep their lines."""
+
+
+def function_of(where: str) -> Callable:
+    """The function of a command. where: "module.function" in commands/."""
+    module, function = where.split(".")
+    return getattr(import_module(f"mop_t5.commands.{module}"), function)
+
+
+def parse(
+    arguments: Sequence[str], commands: Mapping[str, str | Mapping[str, str]], descriptions: Mapping[str, str]
+) -> tuple[Callable, dict]:
+    """The function that the arguments call, and its keywords. commands: name -> where its function is (function_of), or
+    the same for the commands under a name. descriptions: of the program, under its name, and of the names with
+    commands under them. Exits, as argparse does: with 0 for --help, with 2 for a wrong flag.
+
+    Only the function that is called is imported, so that help is there at once.
+    """
+    (program,) = set(descriptions) - set(commands)
+    parser = _Parser(prog=program, description=descriptions[program])
+    _add(parser, commands, descriptions, arguments)
+    given, where = parser.parse_args(arguments), commands
+    while not isinstance(where, str):
+        where, given = where[given.command], given[given.command]
+    function, given = function_of(where), given.as_dict()
+    given.pop("config", None)
+    return function, _gather(function, given)
+
+
+def _add(parser: _Parser, commands: Mapping, descriptions: Mapping[str, str], arguments: Sequence[str]) -> None:
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, where in commands.items():
+        called = name == next(iter(arguments), None)
+        if not called:  # its flags are not asked for
+            subcommands.add_subcommand(name, _Parser())
+        elif isinstance(where, str):
+            subcommands.add_subcommand(name, _command_parser(function_of(where)))
+        else:
+            one = _Parser(description=descriptions[name])
+            subcommands.add_subcommand(name, one)  # jsonargparse wants the outer one first
+            _add(one, where, descriptions, arguments[1:])
+    parser._action_groups.remove(parser._subparsers)  # the description says what there is
+
+
+def _command_parser(command: Callable) -> _Parser:
+    description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
+    parser = _Parser(description=description)
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
+    dataclasses = dataclasses_of(command)
+    parser.add_function_arguments(command, as_group=False, skip=set(dataclasses))
+    for dataclass, left_out in dataclasses.values():
+        parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
+    if any(action.dest == "options" for action in parser._actions):
+        parser.epilog = _method_fields()
+    for action in parser._actions:
+        if isinstance(action.default, bool):
+            action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
+    return parser
+
+
+def _method_fields() -> str:
+    """The documentation of every method's fields, for the help of commands with options."""
+    return "\n\n".join(inspect.getdoc(get(name).Config) for name in names())
+
+
+def dataclasses_of(command: Callable) -> dict[str, tuple[type, tuple[str, ...]]]:
+    """The parameters of a command whose fields are flags of their own, but for those that Annotated names: parameter ->
+    (dataclass, fields without a flag)."""
+    hints = get_type_hints(command, include_extras=True)
+    found = {name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()}
+    return {name: (hint, left_out) for name, (hint, left_out) in found.items() if is_dataclass(hint)}
+
+
+def _gather(command: Callable, given: dict) -> dict:
+    """Flags that are fields of a dataclass, made into that dataclass."""
+    made = {}
+    for name, (dataclass, left_out) in dataclasses_of(command).items():
+        flags = [field.name for field in fields(dataclass) if field.name not in left_out]
+        made[name] = dataclass(**{flag: given.pop(flag) for flag in flags})
+    return made | given
