@@ -20,7 +20,7 @@ CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
     "rows weighted one by one": ("attempt", {**SMALL["attempt"], "attention": "token"}),
     "one adapter a scenario": ("adapter", {"reduction": 4, "scenarios": SCENARIOS, "per_scenario": True}),
     "adapters dropped at random": ("adapter", {"reduction": 4, "drop_up_to": 1}),
-    "one expert of several": ("task_moe", {**SMALL["task_moe"], "selection": "straight_through"}),
+    "one expert of several": ("task_moe", {**SMALL["task_moe"], "selection": "straight_through", "d_task": 64}),
     "routed experts": ("mop", {**SMALL["mop"], "routing": "xmoe_top2", "num_experts": 4}),
 }
 # with the small sizes in the place of the table's

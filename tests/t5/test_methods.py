@@ -23,7 +23,7 @@ SMALL = {
     "compacter": {"reduction": 3},
     "adapter": {"reduction": 4, "drop_layers": 0},
     "bitfit": {},
-    "task_moe": {"scenarios": SCENARIOS, "experts": 2, "d_task": 8, "hidden": 4},
+    "task_moe": {"scenarios": SCENARIOS, "experts": 2, "d_task": 8, "hidden": 4, "noise": 0.1},
     "attempt": {"scenarios": SCENARIOS, "untrained_sources": 2, "prompt_length": 5, "init": "uniform"},
 }
 
