@@ -186,7 +186,12 @@ class TaskMoE(Method):
         """(layers, tasks, experts), without the experts that are disabled; None where routes are not learned."""
         if self.config.routes != "learned":
             return None
-        logits = self.router(self.only_trained(self.task_vectors)) if self.config.has_router else self.fixed
+        if self.config.has_router:
+            vectors = self.only_trained(self.task_vectors)
+            with torch.autocast(vectors.device.type, enabled=False):  # a low temperature magnifies what is rounded
+                logits = self.router(vectors)
+        else:
+            logits = self.fixed
         return logits if not self.disabled else route_selection.masked(logits, self._mask(logits.device))
 
     def _mask(self, device) -> torch.Tensor | None:
@@ -198,9 +203,11 @@ class TaskMoE(Method):
     def route_weights(self, temperature: float | None = None) -> torch.Tensor:
         """(layers, tasks, experts): the weights of evaluation, without noise; at another temperature than the present
         one if given."""
-        logits = self.logits()
-        if logits is None:
+        if self.config.routes != "learned":
             return self.fixed.clone()
+        training = self.training
+        logits = self.eval().logits()  # a router may have dropout
+        self.train(training)
         temperature = self.temperature if temperature is None else temperature
         return route_selection.select(logits, self.config.selection, temperature, deterministic=True)
 
