@@ -5,33 +5,15 @@ this one, which has the imports. Writes FOLDER/report.json: how each attempt end
 """
 
 import json
-import os
-import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
+from killed import at_call, in_a_process
 from mop_t5.cli import main
 from mop_t5.commands import train as train_module
 from mop_t5.experiments import suite as suite_module
-
-
-def kill_now():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_call(owner, name, count):
-    """Kill this process when owner.name is called for the count-th time."""
-    real, calls = getattr(owner, name), iter(range(1, 10_000))
-
-    def watched(*arguments, **keywords):
-        if next(calls) == count:
-            kill_now()
-        return real(*arguments, **keywords)
-
-    setattr(owner, name, watched)
-
 
 # Each attempt goes on where the one before was killed, in a suite of four runs of 6 steps with a checkpoint every two.
 MOMENTS = {
@@ -45,20 +27,17 @@ MOMENTS = {
 
 def attempt(arguments, log, arm=None):
     """Run the command in a process of its own; the signal that ended it, 0 for none."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            if arm is not None:
-                arm()
-            with open(log, "w") as file, redirect_stdout(file):
-                code = main(arguments)
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+
+    def command():
+        if arm is not None:
+            arm()
+        with open(log, "w") as file, redirect_stdout(file):
+            return main(arguments)
+
+    code = in_a_process(command)
+    if code > 0:
         raise SystemExit(f"{arguments} failed")
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    return -code
 
 
 def run(folder, flags):

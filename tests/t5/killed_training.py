@@ -13,14 +13,11 @@ from pathlib import Path
 
 import test_training_checkpoints as setting
 import torch
+from killed import in_a_process, kill_now
 from mop_t5.training import checkpoints as checkpoints_module
 from mop_t5.training import trainer as trainer_module
 
 STEPS = 9
-
-
-def kill_now(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def on_call(owner, name, condition, after=False):
@@ -77,30 +74,28 @@ MOMENTS = {
 }
 
 
-def in_a_process(folder, tokenizer, arm=None, resume=False, kill_after=None):
+def train(folder, tokenizer, arm=None, resume=False, kill_after=None):
     """Train to the end or to the kill. Returns the signal that ended the process, 0 for none, and its seconds."""
-    started, child = time.monotonic(), os.fork()
-    if not child:
-        code = 1
-        try:
-            if arm is not None:
-                arm()
-            if kill_after is not None:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.signal(signal.SIGALRM, kill_now)
-                signal.setitimer(signal.ITIMER_REAL, kill_after)
-            model = setting.new_model(tokenizer)
-            result = setting.run(model, tokenizer, folder, resume, steps=STEPS, save_every=3, log_every=1)
-            weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.mop.parameters()))
-            report = {"history": [p for p in result.history if "loss" in p], "weights": weights.hexdigest()}
-            (folder / "outcome.json").write_text(json.dumps(report))
-            code = 0
-        finally:
-            os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+
+    def training():
+        if arm is not None:
+            arm()
+        if kill_after is not None:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGALRM, kill_now)
+            signal.setitimer(signal.ITIMER_REAL, kill_after)
+        model = setting.new_model(tokenizer)
+        result = setting.run(model, tokenizer, folder, resume, steps=STEPS, save_every=3, log_every=1)
+        weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in model.mop.parameters()))
+        report = {"history": [p for p in result.history if "loss" in p], "weights": weights.hexdigest()}
+        (folder / "outcome.json").write_text(json.dumps(report))
+        return 0
+
+    started = time.monotonic()
+    code = in_a_process(training)
+    if code > 0:
         raise SystemExit(f"training in {folder} failed")
-    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0, time.monotonic() - started
+    return -code, time.monotonic() - started
 
 
 def outcome_of(folder):
@@ -111,19 +106,17 @@ def main(root):
     torch.set_num_threads(1)
     rows = setting.CORPUS["general"]
     tokenizer = setting.train_tokenizer([text for row in rows for text in (row.dialogue, row.summary)], 600)
-    _, seconds = in_a_process(root / "straight", tokenizer)
+    _, seconds = train(root / "straight", tokenizer)
     report = {"straight": outcome_of(root / "straight")}
     runs = dict(MOMENTS) | {f"timer at {share} of the run": share for share in (0.45, 0.7, 0.9)}
     for number, (moment, how) in enumerate(runs.items()):
         folder = root / str(number)
         folder.mkdir()
         timed = isinstance(how, float)
-        killed_by, _ = in_a_process(
-            folder, tokenizer, None if timed else how, kill_after=how * seconds if timed else None
-        )
+        killed_by, _ = train(folder, tokenizer, None if timed else how, kill_after=how * seconds if timed else None)
         whole = checkpoints_module.checkpoints(folder / trainer_module.CHECKPOINTS)
         if killed_by:
-            in_a_process(folder, tokenizer, resume=bool(whole))
+            train(folder, tokenizer, resume=bool(whole))
         report[moment] = outcome_of(folder) | {
             "signal": killed_by,
             "resumed_from": whole[-1].name if whole and killed_by else None,

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mop_t5.files import whole_folder
 
@@ -54,15 +55,20 @@ def read_examples(path: str | Path, *, need_summary: bool = True) -> list[Exampl
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no corpus file at {path}. Give the path of a .jsonl or .jsonl.gz file.")
-    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    stem = stem_of(path)
     examples = [
-        _parse(line, f"{path}, line {number}", f"{stem}-{number}", need_summary)
+        example_of(json_object(line, where := f"{path}, line {number}"), where, f"{stem}-{number}", need_summary)
         for number, line in lines(path)
         if line.strip()
     ]
     if not examples:
         raise ValueError(f"{path} holds no examples. Write one JSON object a line, or leave the file out.")
     return examples
+
+
+def stem_of(path: Path) -> str:
+    """The name of a file of lines without its suffixes, from which rows without an id get one."""
+    return path.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
 def find_split(folder: str | Path, split: str) -> Path:
@@ -160,20 +166,36 @@ def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines of a UTF-8 file, gzip by suffix. Raises ValueError with the file and line it breaks off at."""
+    with open_binary(path) as file:
+        for number, raw in numbered(file, path):
+            yield number, decoded(raw, number, f"{path}, line {number}")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """A file of lines, gzip by suffix."""
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rb")
+
+
+def numbered(raw_lines: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of an open file with their numbers. Raises ValueError where gzip data break off."""
     number = 0
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}: not UTF-8 (byte {error.start} of the line). Convert the file, for example with "
-            "`iconv -f GB18030 -t UTF-8`."
-        ) from error
+        for number, raw in enumerate(raw_lines, start=1):
+            yield number, raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"{path}: broken or truncated gzip data after line {number} ({error}). Copy or compress the file again."
+            f"{name}: broken or truncated gzip data after line {number} ({error}). Copy or compress the file again."
+        ) from error
+
+
+def decoded(raw: bytes, number: int, where: str) -> str:
+    """The text of a line. Raises ValueError, after `where`, for one that is not UTF-8."""
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not UTF-8 (byte {error.start} of the line). Convert the file, for example with "
+            "`iconv -f GB18030 -t UTF-8`."
         ) from error
 
 
@@ -188,8 +210,8 @@ def json_object(line: str, where: str, what: str = "one JSON object a line") -> 
         raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {what}.") from error
 
 
-def _parse(line: str, where: str, default_id: str, need_summary: bool) -> Example:
-    row = json_object(line, where)
+def example_of(row: object, where: str, default_id: str, need_summary: bool = True) -> Example:
+    """What a line of JSON says. Raises ValueError and TypeError, after `where`, for anything but an example."""
     if not isinstance(row, dict):
         raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
     fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}

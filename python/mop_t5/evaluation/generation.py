@@ -23,17 +23,17 @@ def generate_summaries(
     num_beams: int = 1,
     max_source: int = 512,
     max_new_tokens: int = 64,
-    progress: bool = False,
+    progress: bool | tqdm = False,
 ) -> list[str]:
     """One summary an example, in the order of `examples`; the model is in evaluation mode meanwhile.
 
     Batches hold dialogues of like length, so little is computed on padding. `num_beams=1` is greedy. An attached method
     gets the scenario of every example, in one batch as they come; a plain backbone gets none. Raises ValueError for a
-    scenario that the method was not attached with.
+    scenario that the method was not attached with. progress: show a bar, or move this one on by the rows of each batch.
     """
     if num_beams < 1 or batch_size < 1:
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
-    scenarios = model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
+    scenarios = scenarios_needed(model)
     source_text = model.mop.source_text if is_attached(model) else None
     rows = EncodedExamples(examples, tokenizer, scenarios, source_text=source_text, max_source=max_source)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
@@ -44,12 +44,33 @@ def generate_summaries(
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
-    for batch, indices in zip(tqdm(loader, "generating", disable=not progress), batches):
+    own_bar = not isinstance(progress, tqdm)
+    bar = tqdm(total=len(rows), desc="generating", disable=not progress) if own_bar else progress
+    for batch, indices in zip(loader, batches):
         del batch["labels"]
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         # max_length counts the start token too; max_new_tokens beside the model's own max_length would warn each time
         tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_length=max_new_tokens + 1)
         for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
             summaries[index] = text.strip()
+        bar.update(len(indices))
+    if own_bar:
+        bar.close()
     model.train(was_training)
     return summaries
+
+
+def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
+    """The scenarios that examples must be of, or None where the scenario changes nothing."""
+    return model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
+
+
+def over_long(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int = 512
+) -> list[bool]:
+    """Which examples have more than max_source tokens, so that generate_summaries does not read their ends."""
+    if not examples:
+        return []
+    source_text = model.mop.source_text if is_attached(model) else None
+    rows = EncodedExamples(examples, tokenizer, None, source_text=source_text, max_source=max_source + 1)
+    return [len(row["input_ids"]) > max_source for row in rows]
