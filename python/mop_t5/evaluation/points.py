@@ -38,7 +38,8 @@ def plot_points(
     if log_y:
         axes.set_yscale("log")
     if x_ticks:
-        axes.set_xticks(*zip(*x_ticks), rotation=20, ha="right", rotation_mode="anchor")
+        slanted = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(*zip(*x_ticks), **(slanted if max(len(label) for _, label in x_ticks) > 4 else {}))
         axes.minorticks_off()
     axes.grid(alpha=0.3)
     if len(series) > 1:

@@ -87,11 +87,11 @@ def memory_table(
 
 
 def _measure(backbone: str, method: str, options: dict, scenarios: int, step: Step) -> int:
-    fields = {"scenarios": [f"task {i + 1}" for i in range(scenarios)], **options}
+    config = get(method).Config.make({"scenarios": [f"task {i + 1}" for i in range(scenarios)], **options})
     model = skeleton(backbone, step.device).to(step.device)
 
     def train():
-        mop_t5.attach(model, get(method).Config.make(fields))
+        mop_t5.attach(model, config)
         return _two_steps(model, step, scenarios)
 
     if step.device == "cuda":
@@ -99,6 +99,8 @@ def _measure(backbone: str, method: str, options: dict, scenarios: int, step: St
         train()
         return torch.cuda.max_memory_allocated()
     weights = sum(parameter.nbytes for parameter in model.parameters())
+    for parameter in model.parameters():
+        parameter.sum()  # weights in a file become resident when they are first used
     # so that code is loaded and threads are started
     tiny = mop_t5.build_backbone("t5-small", **_TINY).requires_grad_(True)
     _two_steps(tiny, replace(step, batch_size=1, source=2, target=2), None)
