@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import statistics
+from collections import Counter
 
 import mop_t5
 import pytest
@@ -195,8 +196,11 @@ def test_source_prompts_are_added_one_by_one(place, starts):
 
 @pytest.fixture(scope="module")
 def few(place, starts):
-    words = ["attempt", "few_shot", *base(place, place / "few", *SMALL, *starts), "--scenarios", json.dumps(TARGETS)]
-    words += ["--systems", "[ATTEMPT]", "--shots", "[2, 3]", "--draws", "[0, 5]"]
+    words = ["attempt", "few-shot", *base(place, place / "few", *SMALL[2:], *starts)]
+    words += ["--scenarios", json.dumps(TARGETS)]
+    # one that learns enough in two steps for its texts to change
+    words += ["--systems", "[MTL-vanilla]", "--learning_rates", "{MTL-vanilla: 0.2}"]
+    words += ["--shots", "[2, 3]", "--draws", "[0, 5]"]
     run(*words)
     return words
 
@@ -211,10 +215,12 @@ def test_few_shot_draws_are_nested_and_the_same_for_all(place, few, capsys):
             drawn[shots, seed] = {row.id for row in rows}
             assert sorted(row.scenario for row in rows) == [name for name in TARGETS for _ in range(shots)]
             assert all(row in train for row in rows)
-            assert len(read_examples(folder / "corpus" / "valid.jsonl")) == 2 * shots
+            valid = Counter(row.scenario for row in read_split(place / "corpus", "valid"))
+            chosen = Counter(row.scenario for row in read_examples(folder / "corpus" / "valid.jsonl"))
+            assert chosen == {name: min(shots, valid[name]) for name in TARGETS}
             scored = [row for row in read_split(place / "corpus", "test") if row.scenario in TARGETS]
             assert read_examples(folder / "corpus" / "test.jsonl") == scored
-            runs = folder / "runs" / "attempt" / f"seed-{seed}"
+            runs = folder / "runs" / "mtl-vanilla" / f"seed-{seed}"
             assert sorted(path.name for path in runs.iterdir()) == ["1-taxi", "2-ticket"]
             for name in ("1-taxi", "2-ticket"):
                 assert settings(runs / name)["corpus"] == str((folder / "corpus").resolve())
@@ -226,9 +232,9 @@ def test_few_shot_draws_are_nested_and_the_same_for_all(place, few, capsys):
     capsys.readouterr()
     run(*few)
     assert states(capsys.readouterr().out) == ["finished"] * 8
-    run(*few, "--systems", "[MTL-vanilla]", "--dry_run")  # any system, once a task
-    shown = [line.split() for line in capsys.readouterr().out.splitlines() if "MTL-vanilla" in line]
-    assert [line[1] for line in shown] == TARGETS * 4
+    run(*few, "--systems", "[MTL, ATTEMPT]", *SMALL[:2], "--dry_run")  # of any method
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("   train")]
+    assert [line[:2] for line in shown] == [[name, task] for name in ("MTL", "ATTEMPT") for task in TARGETS] * 4
     assert "shots must be at most the training rows" in fails(capsys, *few, "--shots", "[500]")
     assert "shots must be different integers of at least 1" in fails(capsys, *few, "--shots", "[0]")
 
@@ -238,12 +244,13 @@ def test_the_few_shot_table_is_the_mean_over_draws(place, few):
     assert len(table) == 2 * 2
     points = []
     for seed in (0, 5):
-        folder = place / "few/k-3" / f"draw-{seed}" / "runs/attempt" / f"seed-{seed}"
+        folder = place / "few/k-3" / f"draw-{seed}" / "runs/mtl-vanilla" / f"seed-{seed}"
         own = [folder / f"{n}-{name}" / "evaluation-test" for n, name in enumerate(TARGETS, start=1)]
-        both = [read_scores(path)["attempt"][name] for path, name in zip(own, TARGETS)]
+        both = [read_scores(path)["fine_tuning"][name] for path, name in zip(own, TARGETS)]
         points.append(100 * statistics.mean(score.mean for score in both))
-    assert float(table["ATTEMPT", "3", "mean of 2"]["average"]) == pytest.approx(statistics.mean(points))
-    assert float(table["ATTEMPT", "3", "deviation (n - 1)"]["average"]) == pytest.approx(statistics.stdev(points))
+    assert points[0] != points[1]
+    assert float(table["MTL-vanilla", "3", "mean of 2"]["average"]) == pytest.approx(statistics.mean(points))
+    assert float(table["MTL-vanilla", "3", "deviation (n - 1)"]["average"]) == pytest.approx(statistics.stdev(points))
 
 
 def test_the_attention_matrix_is_the_mean_of_the_weights(place, ablations, capsys, tmp_path):
@@ -274,7 +281,7 @@ def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
     assert not any("first version" in label for label in found)
     # once a task: two models, their tasks' mean
     (alone,) = measured(place / "few/k-3/draw-0")
-    assert alone.trained == 2 * (3 * 16 + 2 * 4 * 16 + 2 * 16)
+    assert (alone.system, alone.trained) == ("MTL-vanilla", 2 * alone.backbone)
     shutil.copytree(place / "table", tmp_path / "larger")
     for path in (tmp_path / "larger").glob("runs/*/system.json"):
         path.write_text(path.read_text().replace(f'"backbone": {alone.backbone}', '"backbone": 99999999'))

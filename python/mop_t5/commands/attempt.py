@@ -171,8 +171,7 @@ def attempt_few_shot(
     """
     known = all_systems(starts)
     default = [label for label, system in known.items() if system.fixed]
-    chosen = {label: known[label] for label in ([s.label for s in choose(suite.systems, default, known=known)])}
-    suites = few_shot_suites(suite, training, draws, chosen)
+    suites = few_shot_suites(suite, training, draws, default, known)
     if dry_run:
         for made in suites.values():
             show(made.overview(made.plan()))

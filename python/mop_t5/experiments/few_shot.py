@@ -79,9 +79,9 @@ def write_draw(
 
 
 def few_shot_suites(
-    config: SuiteConfig, training: TrainingConfig, draws: Draws, known: Mapping[str, System]
+    config: SuiteConfig, training: TrainingConfig, draws: Draws, default: Sequence[str], known: Mapping[str, System]
 ) -> dict[tuple[int, int], Suite]:
-    """A suite for every number of rows and draw. The drawn rows are written. known: the systems to choose from."""
+    """A suite for every number of rows and draw. The drawn rows are written. default, known: as a Suite takes them."""
     alone = {label: replace(system, separate=True) for label, system in known.items()}
     suites = {}
     for shots in draws.shots:
@@ -89,7 +89,7 @@ def few_shot_suites(
             folder = Path(config.output) / f"k-{shots}" / f"draw-{seed}"
             write_draw(config.corpus, folder / "corpus", config.scenarios, shots, seed, config.split)
             one = replace(config, corpus=str(folder / "corpus"), output=str(folder), seeds=[seed], scenarios=None)
-            suites[shots, seed] = Suite(one, training, list(known), alone)
+            suites[shots, seed] = Suite(one, training, default, alone)
     return suites
 
 
