@@ -9,6 +9,8 @@ import torch
 import transformers
 from packaging.version import Version
 
+from mop_t5.files import unreadable_in_a_sentence
+
 _MINIMUM_TRANSFORMERS = "5.15"
 
 
@@ -159,13 +161,14 @@ def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | s
         if os.path.isfile(os.path.join(path, "mop_config.json")):
             cure = "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder)."
         raise ValueError(f"path_or_hub_name {path!r} has no config.json. {cure}")
-    config = AutoConfig.from_pretrained(path)
+    with unreadable_in_a_sentence("the backbone", path):
+        config = AutoConfig.from_pretrained(path)
     model_class = _MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         raise ValueError(
             f"path_or_hub_name {path!r} holds a {config.model_type!r} model; expected {', '.join(_MODEL_CLASSES)}."
         )
-    with _without_tie_warning():
+    with unreadable_in_a_sentence("the backbone", path), _without_tie_warning():
         model = model_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
     if is_untied(model):
         _mark_untied(model)

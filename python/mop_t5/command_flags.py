@@ -44,7 +44,10 @@ def parse(
     (program,) = set(descriptions) - set(commands)
     parser = _Parser(prog=program, description=descriptions[program])
     _add(parser, commands, descriptions, arguments)
-    given, where = parser.parse_args(arguments), commands
+    try:
+        given, where = parser.parse_args(arguments), commands
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file of --config is not text ({error}). Give one in YAML or JSON.") from error
     while not isinstance(where, str):
         where, given = where[given.command], given[given.command]
     function, given = function_of(where), given.as_dict()

@@ -86,6 +86,33 @@ def whole_folder(folder: str | os.PathLike, what: str) -> Iterator[Path]:
             shutil.rmtree(writing, ignore_errors=True)
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raise OSError where `folder` could not be made or written into: before the work whose results are to go there."""
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file. Choose another folder than {folder}.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written into. Get the right to, or choose another folder.")
+
+
+@contextmanager
+def unreadable_in_a_sentence(what: str, place: str | os.PathLike) -> Iterator[None]:
+    """What transformers raises for a folder or hub name that it cannot read, made an OSError or a ValueError that
+    names it and says what to do."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        reason = " ".join(str(error).split()).rstrip(".")
+        cure = "Give a whole folder that save_pretrained wrote, or a name on the model hub."
+        if not os.path.exists(place):
+            a_path = os.path.isabs(place) or str(place).startswith(".")
+            reason = "there is no such folder" + ("" if a_path else f", and the hub has none ({reason})")
+        raise kind(f"{what} {str(place)!r} cannot be read: {reason}. {cure}") from error
+
+
 def write_beside(path: str | os.PathLike, content: bytes) -> Path | None:
     """Write a file whole. One of its name with other content is kept: NAME.md is then NAME.1.md, or .2 and so on.
     Returns where the earlier one is, None where there was none or the same."""

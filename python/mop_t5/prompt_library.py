@@ -78,7 +78,7 @@ def add(
     """
     folder, new = _folder(library, name), read_adapter(adapter, scenario)
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{str(folder)!r} exists. Choose another name, or pass overwrite=True.")
+        raise FileExistsError(f"{str(folder)!r} exists. Choose another name, or pass overwrite=True (--overwrite).")
     others = [known for known in names(library) if known != name] if Path(library).is_dir() else []
     known = read(library, others[0]).backbone if others else new.backbone
     if any(known[key] != new.backbone[key] for key in ("shape", "sha256")):

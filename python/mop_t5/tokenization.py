@@ -17,6 +17,8 @@ from typing import NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mop_t5.files import unreadable_in_a_sentence
+
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
 # A space separates the words below, so a space of the text itself travels as this character.
 _SPACE = "\u2423"
@@ -210,14 +212,15 @@ def read_pegasus_vocabulary(path: str | Path, specials: str = "cls_sep") -> T5Pe
 def load_tokenizer(path_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a backbone: one of this module if its folder holds one, else what transformers finds."""
     config = Path(path_or_hub_name) / "tokenizer_config.json"
-    if config.is_file():
-        saved = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-        for own in (JiebaTokenizer, T5PegasusTokenizer):
-            if saved == own.__name__:
-                return own.from_pretrained(path_or_hub_name)
-    elif Path(path_or_hub_name).is_dir():
+    if Path(path_or_hub_name).is_dir() and not config.is_file():
         raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer there, too.")
-    return AutoTokenizer.from_pretrained(path_or_hub_name)
+    with unreadable_in_a_sentence("the tokenizer", path_or_hub_name):
+        if config.is_file():
+            saved = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+            for own in (JiebaTokenizer, T5PegasusTokenizer):
+                if saved == own.__name__:
+                    return own.from_pretrained(path_or_hub_name)
+        return AutoTokenizer.from_pretrained(path_or_hub_name)
 
 
 def _surround(backend: Tokenizer, template: str) -> None:

@@ -26,6 +26,7 @@ from mop_t5.experiments.source_prompts import (
 )
 from mop_t5.experiments.suite import Run, Suite, SuiteConfig
 from mop_t5.experiments.systems import all_systems, choose
+from mop_t5.files import check_writable
 from mop_t5.methods.starting_points import StartingPoints
 from mop_t5.training import load_run
 
@@ -50,6 +51,7 @@ def attempt_sources(
         prompt_length: rows of every prompt.
         dry_run: only print what would be done.
     """
+    check_writable(library)  # not after all the training
     systems = source_systems(prompt_length)
     made = Suite(suite, training, list(systems), systems)
     runs = made.plan()
@@ -287,6 +289,8 @@ def attempt_memory(
     """
     if not backbones or len(backbones) != len(batch_sizes):
         raise ValueError(f"batch_sizes must be one for each of {len(backbones)} backbones; got {batch_sizes}.")
+    if output is not None:
+        check_writable(output)
     cells: dict[str, list[int]] = {}
     steps = [training_memory.Step(size, source, target, device, bf16) for size in batch_sizes]
     for system in choose(systems, list(all_systems()), options):

@@ -17,7 +17,8 @@ from mop_t5.evaluation import (
     to_markdown,
     write_scores,
 )
-from mop_t5.training import describe_output, load_run, prepare_output, read_settings, write_settings
+from mop_t5.files import failure_in_a_sentence
+from mop_t5.training import check_output, describe_output, load_run, prepare_output, read_settings, write_settings
 from mop_t5.training.seeds import seed_folders, spread_table
 
 
@@ -61,8 +62,11 @@ def evaluate(
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     rouge = Rouge(implementation, unit)
     seeds = read_settings(run).get("seeds")
+    folders = seed_folders(run, seeds) if seeds else {None: Path(run)}
+    for folder in folders.values():  # all of them before the first takes its time
+        check_output(folder / f"evaluation-{split}", overwrite=overwrite)
     scores = {}
-    for seed, folder in seed_folders(run, seeds).items() if seeds else [(None, Path(run))]:
+    for seed, folder in folders.items():
         model, tokenizer, settings = load_run(folder, backbone)
         data = corpus or settings.get("corpus")
         if data is None:
@@ -85,24 +89,25 @@ def evaluate(
         scores[seed] = means[system]
         title = f"{scorer} on {len(examples)} {split} rows, {num_beams} beam(s)"
         table = score_table(title, means, notes=scorer.remarks(examples, summaries))
-        write_settings(
-            output,
-            {
-                "run": str(folder),
-                "corpus": data,
-                "split": split,
-                "num_beams": num_beams,
-                "implementation": implementation,
-                "unit": unit,
-            }
-            | metrics_of(scorer),
-        )
-        (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
-        with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-            for i, example in enumerate(examples):
-                row = example.row() | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_scores(output, means)  # the last file: its presence says that the evaluation is complete
+        with failure_in_a_sentence("the evaluation", output):
+            write_settings(
+                output,
+                {
+                    "run": str(folder),
+                    "corpus": data,
+                    "split": split,
+                    "num_beams": num_beams,
+                    "implementation": implementation,
+                    "unit": unit,
+                }
+                | metrics_of(scorer),
+            )
+            (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
+            with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
+                for i, example in enumerate(examples):
+                    row = example.row() | {"predictions": {name: texts[i] for name, texts in summaries.items()}}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            write_scores(output, means)  # the last file: its presence says that the evaluation is complete
         show(table)
         print(f"Written to {output}: results.md, predictions.jsonl, scores.json.")
     if seeds and not dry_run:

@@ -25,6 +25,7 @@ from mop_t5.experiments.moe_routes import (
 )
 from mop_t5.experiments.rows import Rows
 from mop_t5.experiments.suite import SuiteConfig
+from mop_t5.files import check_writable
 from mop_t5.training import TrainingConfig, load_run
 
 # the rates of all rows are set together, and what they are is the experiment's
@@ -92,6 +93,7 @@ def moe_adapt(
         warmup_steps: steps over which the rate rises from zero.
         dry_run: only print what would be done.
     """
+    check_writable(suite.output)
     schedule = {"steps": steps, "evaluate_every": evaluate_every, "warmup_steps": warmup_steps}
     fields = {name: getattr(training, name) for name in TrainingConfig.__dataclass_fields__}
     adaptations = Adaptations(suite, TrainingConfig(**fields | schedule), adaptation)
@@ -193,6 +195,7 @@ def moe_disable(
     for name, value in (("top", top), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
+    check_writable(output or Path(run) / "routes")
     model, tokenizer, settings = load_run(run, backbone)
     method, data = method_of(model), corpus or settings["corpus"]
     names, tasks, matrix = experts_of(method), list(method.scenarios), route_matrix(method)

@@ -17,6 +17,7 @@ from mop_t5.experiments.task_representations import (
     small_adapters,
     text_vectors,
 )
+from mop_t5.files import check_writable
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig
 
@@ -76,6 +77,7 @@ def task_vectors(
         raise ValueError(f"backbone must be given for text and fisher, and only there; got {backbone!r} for {kind}.")
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
+    check_writable(Path(output).parent)
     examples = of_scenarios(read_split(corpus, "train"), scenarios)
     names = scenarios or scenarios_of(examples)
     if rows is not None:

@@ -35,7 +35,7 @@ from mop_t5.evaluation import (
 )
 from mop_t5.experiments.suite_config import SuiteConfig
 from mop_t5.experiments.systems import System, choose
-from mop_t5.files import remove_folder, replace_file
+from mop_t5.files import check_writable, remove_folder, replace_file
 from mop_t5.methods.base import MethodConfig
 from mop_t5.training import (
     CHECKPOINTS,
@@ -86,6 +86,7 @@ class Suite:
     def plan(self) -> list[Run]:
         """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
         ValueError for a run in the output folder that was made with another configuration."""
+        check_writable(self.config.output)
         known, tested = self._scenarios()
         model = mop_t5.load_backbone(self.config.backbone)
         runs = []

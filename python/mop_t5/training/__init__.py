@@ -3,6 +3,7 @@
 from mop_t5.training.config import SCHEDULES, TrainingConfig
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 from mop_t5.training.run import (
+    check_output,
     check_resumable,
     describe_output,
     load_run,
@@ -20,6 +21,7 @@ __all__ = [
     "SCHEDULES",
     "TrainingConfig",
     "TrainingResult",
+    "check_output",
     "check_resumable",
     "describe_output",
     "group_parameters",

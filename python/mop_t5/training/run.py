@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mop_t5
-from mop_t5.files import failure_in_a_sentence, replace_file, whole_folder
+from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training.trainer import TrainingResult
 
@@ -61,6 +61,7 @@ def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = Fa
         raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
     if full and not (folder / SETTINGS).is_file():
         raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
+    check_writable(folder)
     return full
 
 
@@ -107,7 +108,7 @@ def read_settings(folder: str | Path) -> dict:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not isinstance(settings.get("seeds") or [], list):
         raise ValueError(f"{path} is damaged: it holds no settings. Copy it again, or train anew.")
     return settings
 
@@ -115,7 +116,10 @@ def read_settings(folder: str | Path) -> dict:
 def read_history(folder: str | Path) -> list[dict]:
     """`TrainingResult.history` of a run folder; empty where the run has not ended."""
     path = Path(folder) / HISTORY
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
 
 
 def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, ...] = _MAY_CHANGE) -> None:
@@ -148,6 +152,8 @@ def load_run(
         raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
     if (folder / "backbone").is_dir() and backbone_path is None:
         path = str(folder / "backbone")
+    if not isinstance(path, str):
+        raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
     model = mop_t5.load_backbone(path)
     if (folder / "adapter").is_dir():
         mop_t5.load(model, folder / "adapter")
