@@ -167,8 +167,10 @@ def test_from_the_command_line(tmp_path, capsys):
     like = ["--like", str(tmp_path / "own"), "--scenario", "food", "--output", str(tmp_path / "tables")]
     assert main(["prompts", "list", *library, *like]) == 0
     header, taxi, food = (line.split(",") for line in (tmp_path / "tables" / "prompts.csv").read_text().splitlines())
-    assert header[5:] == ["avgpool_cosine", "sum_token_cosine", "flat_cosine"]
-    assert [round(float(value), 6) for value in food[5:]] == [1, LENGTH, 1]
+    assert header[5:] == ["avgpool_cosine", "pairwise_cosine", "sum_token_cosine", "flat_cosine"]
+    own = dict(zip(header[5:], map(float, food[5:])))
+    assert 0 < own.pop("pairwise_cosine") < 0.9  # rows of one prompt differ
+    assert [round(value, 6) for value in own.values()] == [1, LENGTH, 1]
     assert all(float(value) < 0.9 for value in taxi[5:])
     capsys.readouterr()
     assert main(["prompts", "remove", *library, "--name", "food"]) == 0

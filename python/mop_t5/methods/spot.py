@@ -10,6 +10,10 @@ import torch.nn.functional as F
 SIMILARITIES = {
     # of the mean rows, as the paper of SPoT compares tasks
     "avgpool_cosine": lambda target, sources: F.cosine_similarity(sources.mean(1), target.mean(0)[None], dim=-1),
+    # of every row with every row, averaged: the other measure of that paper
+    "pairwise_cosine": lambda target, sources: (
+        F.normalize(sources, dim=-1).mean(1) @ F.normalize(target, dim=-1).mean(0)
+    ),
     # row by row, summed: what the public code of ATTEMPT weights sources by
     "sum_token_cosine": lambda target, sources: F.cosine_similarity(sources, target[None], dim=-1).sum(1),
     # of the prompts as one vector each
