@@ -70,9 +70,9 @@ def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
 
 
 def table_2_systems() -> list[str]:
-    """Labels of Table 2: all but the ablations and controls that stand in Table 3 only."""
+    """Labels of Table 2: all but baselines of other papers, and ablations and controls that stand in Table 3 only."""
     elsewhere = {*paper.TABLE_3, *paper.CONTROLS} - set(paper.TABLE_2)
-    return [label for label in all_systems() if label not in elsewhere]
+    return [label for label, s in all_systems().items() if label not in elsewhere and get(s.method).in_table_2]
 
 
 def table_3_systems() -> list[str]:
