@@ -106,7 +106,7 @@ _NESTED_HELP = {
   mop-t5 corpus floors --corpus DIR                                                  scores that no model made""",
 }
 _PROGRAM = "mop-t5"
-_STOPPED, _PIPE_CLOSED = 130, 141  # as a shell reports what a signal ended
+_STOPPED = 130  # as a shell reports what Ctrl-C ended
 _CURES = {
     errno.ENOENT: "Check the path",
     errno.ENOTDIR: "Choose another folder",
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _STOPPED
     except BrokenPipeError:  # as of `| head`, which has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
+        return 1
     except Exception as error:
         if os.environ.get("MOP_T5_DEBUG"):
             raise

@@ -125,7 +125,10 @@ def train(
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
         _check_processes(checkpoint, trainer.args.world_size)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        trainer.close_bars()  # else what is said of an error stands behind them
     model.eval()
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes it even where nothing is saved
@@ -185,6 +188,11 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
             loss = loss * (self.accelerator.num_processes * tokens / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def close_bars(self) -> None:
+        bars = self.pop_callback(_BarWithoutLogs)
+        if bars is not None:
+            bars.close()
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and is_attached(self.model):
             method = self.model.mop
@@ -206,6 +214,11 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
 class _BarWithoutLogs(ProgressCallback):
     def on_log(self, *args, **kwargs):
         pass
+
+    def close(self) -> None:
+        for bar in (self.training_bar, self.prediction_bar):
+            if bar is not None:
+                bar.close()
 
 
 class _StopWhereNotFinite(TrainerCallback):
