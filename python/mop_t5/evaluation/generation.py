@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader
@@ -44,18 +45,16 @@ def generate_summaries(
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
-    own_bar = not isinstance(progress, tqdm)
-    bar = tqdm(total=len(rows), desc="generating", disable=not progress) if own_bar else progress
-    for batch, indices in zip(loader, batches):
-        del batch["labels"]
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        # max_length counts the start token too; max_new_tokens beside the model's own max_length would warn each time
-        tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_length=max_new_tokens + 1)
-        for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-            summaries[index] = text.strip()
-        bar.update(len(indices))
-    if own_bar:
-        bar.close()
+    new_bar = tqdm(total=len(rows), desc="generating", disable=not progress) if isinstance(progress, bool) else None
+    with nullcontext(progress) if new_bar is None else new_bar as bar:
+        for batch, indices in zip(loader, batches):
+            del batch["labels"]
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            # max_length counts the start token too; max_new_tokens beside the model's max_length would warn each time
+            tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_length=max_new_tokens + 1)
+            for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+                summaries[index] = text.strip()
+            bar.update(len(indices))
     model.train(was_training)
     return summaries
 
