@@ -12,6 +12,7 @@ from mop_t5 import task_vectors
 from mop_t5.cli import main
 from mop_t5.data import read_split
 from mop_t5.evaluation import read_scores
+from mop_t5.experiments import suite
 from mop_t5.experiments.moe_comparison import Comparison, MoEGrid, cells
 from mop_t5.experiments.moe_disabling import disabling_table, strongest, without
 from mop_t5.experiments.moe_routes import Correlation, correlations, experts_of, read_features, route_matrix
@@ -100,9 +101,7 @@ def test_what_the_grid_does_not_take(place):
     ):
         with pytest.raises(ValueError, match=message):
             comparison(place, **fields)
-    with pytest.raises(
-        ValueError, match="options names prefix, which is no field of the methods of vanilla,"
-    ):
+    with pytest.raises(ValueError, match="options names prefix, which is no field of the methods of vanilla,"):
         Rows(comparison(place, options={"prefix": 1, "experts": 2}).rows())
 
 
@@ -123,14 +122,17 @@ def test_the_comparison_runs_and_resumes(place, capsys, monkeypatch):
     assert not output.exists()
     assert capsys.readouterr().out.count("train, after the row it starts from") == 2
 
-    from mop_t5.experiments import suite
-
     train, trained = suite.train, itertools.count()
+
+    def until_the_disk_is_full(*args, **kwargs):
+        if next(trained) == 5:  # in the second of the rows that start from another
+            raise OSError("no space")
+        return train(*args, **kwargs)
+
     with monkeypatch.context() as patch:
-        # stops in the second of the rows that start from another
-        patch.setattr(suite, "train", lambda *a, **k: train(*a, **k) if next(trained) < 5 else [][0])
-        with pytest.raises(IndexError):
-            main(command)
+        patch.setattr(suite, "train", until_the_disk_is_full)
+        assert main(command) == 1
+    capsys.readouterr()
     assert main(command) == 0
     out = capsys.readouterr().out
     assert out.count(": finished\n") == 5
