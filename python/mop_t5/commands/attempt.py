@@ -213,7 +213,7 @@ def attempt_attention(
         backbone: folder of the backbone, if it has moved since the run.
         output: folder for what is written; the run's if not given.
     """
-    model, tokenizer, settings = load_run(run, backbone)
+    model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     examples = of_scenarios(read_split(corpus or settings["corpus"], split), settings.get("scenarios"))
     matrix = attention_matrix(model, tokenizer, examples, max_source=lengths(settings)["max_source"])
     candidates, folder = model.mop.candidates, Path(output or run)

@@ -67,7 +67,7 @@ def evaluate(
         check_output(folder / f"evaluation-{split}", overwrite=overwrite)
     scores = {}
     for seed, folder in folders.items():
-        model, tokenizer, settings = load_run(folder, backbone)
+        model, tokenizer, settings = load_run(folder, backbone, on_accelerator=True)
         data = corpus or settings.get("corpus")
         if data is None:
             raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 from mop_t5.data.corpus import open_binary, stem_of
 from mop_t5.data.requests import Request, filled_lines, request_of, requests_in
 from mop_t5.serving import Counts, Output, Summariser, check_kept, summarise
@@ -68,9 +66,7 @@ def generate(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
     _check_files(input, target, resume, overwrite)
-    model, tokenizer, settings = load_run(run, backbone)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     options = settings.get("options") or {}
     summariser = Summariser(model, tokenizer, options, lengths(settings), num_beams, batch_size)
     requests = _requests(input, dialogue, scenario, summariser.scenarios)

@@ -196,7 +196,7 @@ def moe_disable(
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
     check_writable(output or Path(run) / "routes")
-    model, tokenizer, settings = load_run(run, backbone)
+    model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     method, data = method_of(model), corpus or settings["corpus"]
     names, tasks, matrix = experts_of(method), list(method.scenarios), route_matrix(method)
     having = read_features(features, tasks)

@@ -137,11 +137,12 @@ def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, .
 
 
 def load_run(
-    folder: str | Path, backbone_path: str | None = None
+    folder: str | Path, backbone_path: str | None = None, *, on_accelerator: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     """The model with its method attached, its tokenizer, and the settings of a run folder.
 
-    `backbone_path` replaces the backbone's path in the settings, for a run that was moved.
+    `backbone_path` replaces the backbone's path in the settings, for a run that was moved. `on_accelerator` moves the
+    model to the machine's accelerator if it has one.
     """
     folder, settings = Path(folder), read_settings(folder)
     if settings.get("seeds"):
@@ -157,4 +158,6 @@ def load_run(
     model = mop_t5.load_backbone(path)
     if (folder / "adapter").is_dir():
         mop_t5.load(model, folder / "adapter")
+    if on_accelerator and torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     return model, load_tokenizer(path), settings
