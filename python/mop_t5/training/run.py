@@ -55,10 +55,10 @@ def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = Fa
     """Whether prepare_output would empty this folder; raises what it raises, and changes nothing."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Choose another --output.")
+        raise FileExistsError(f"{folder} is a file. Choose another folder.")
     full = not keep and folder.is_dir() and any(folder.iterdir())
     if full and not overwrite:
-        raise FileExistsError(f"{folder} exists and is not empty. Choose another --output or pass --overwrite.")
+        raise FileExistsError(f"{folder} exists and is not empty. Choose another folder or pass --overwrite.")
     if full and not (folder / SETTINGS).is_file():
         raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
     check_writable(folder)
