@@ -217,7 +217,7 @@ def test_output_folders_are_not_overwritten_unasked(tmp_path):
     assert prepare_output(folder) == folder
     assert prepare_output(folder) == folder  # still empty
     (folder / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"exists and is not empty\. Choose another --output or pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"exists and is not empty\. Choose another folder or pass --overwrite"):
         prepare_output(folder)
     with pytest.raises(FileExistsError, match=r"has no run\.json, so it is not an earlier output"):
         prepare_output(folder, overwrite=True)
