@@ -13,8 +13,8 @@ from benchmarks.bench_training_step import SCENARIOS, batch, test_step_without_p
 
 STEP = "training step, T5-base, 8 x (64 -> 32) tokens, each method"
 GENERATE = "generate, T5-base, 8 x 4 beams, 64 tokens -> 8, each method"
-# widths that every method's defaults divide, and one layer more than AdapterDrop drops
-SMALL = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 64, "num_layers": 6, "vocab_size": 64}
+# widths that every method's defaults divide, one layer more than AdapterDrop drops, a token for each row of a prompt
+SMALL = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 64, "num_layers": 6, "vocab_size": 128}
 SYSTEMS = {label: (name, fields) for name in mop_t5.methods() for label, fields in get(name).systems.items()}
 
 

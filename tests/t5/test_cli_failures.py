@@ -211,7 +211,13 @@ def test_ctrl_c_keeps_the_checkpoints_of_a_training(made, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["train", "--corpus", str(made / "corpus"), "--backbone", str(made / "backbone"), "--output", str(run)]
     words += ["--method", "prompt_tuning", "--save_every", "2", "--log_every", "1", "--schedule", "constant"]
-    process = subprocess.Popen([*COMMAND, *words, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--steps", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     end = time.monotonic() + 300
     while not (run / "checkpoints" / "checkpoint-4").is_dir() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.05)
