@@ -71,3 +71,5 @@ for step in range(STEPS):
 
 if accelerator.is_main_process:
     mop_t5.save(accelerator.unwrap_model(model), "runs/tune_with_accelerate")
+accelerator.wait_for_everyone()
+accelerator.end_training()  # processes that leave without a word can abort each other

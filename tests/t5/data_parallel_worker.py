@@ -125,6 +125,7 @@ def run(folder: Path) -> None:
         found["longer"] = trained(folder / "longer", "mixed", 12, count)
     torch.save(found, folder / f"rank-{rank}.pt")
     team.wait_for_everyone()
+    team.destroy_process_group()
 
 
 if __name__ == "__main__":
