@@ -11,6 +11,7 @@ from mop_t5.commands.generate import lengths
 from mop_t5.commands.table import Shared
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, present, show
+from mop_t5.evaluation.figures import say_written
 from mop_t5.evaluation.heat_map import heat_map
 from mop_t5.evaluation.points import plot_points
 from mop_t5.experiments import parameter_scale, training_memory
@@ -135,7 +136,7 @@ def attempt_modularity(
         present([_scores(made, results, "ATTEMPT with more and more source prompts")], "modularity", suite.output)
         columns = list(next(iter(results.values()))[0])
         lines = {c: [(n, average_of(one, c)) for n, one in enumerate(results.values(), 1)] for c in columns}
-        _plotted(
+        say_written(
             plot_points(
                 Path(suite.output) / "modularity",
                 lines,
@@ -183,7 +184,7 @@ def attempt_few_shot(
     title = f"Few-shot, {made.scorer}, mean of a task's metrics x 100 on {suite.split}, {suite.num_beams} beam(s)"
     notes = [*_notes(made), f"{len(draws.draws)} draw(s) of the rows; seeds {', '.join(map(str, draws.draws))}."]
     present([few_shot_table(title, results, notes)], "few-shot", suite.output)
-    _plotted(
+    say_written(
         plot_points(
             Path(suite.output) / "few-shot",
             few_shot_curves(results),
@@ -220,7 +221,9 @@ def attempt_attention(
     title = f"mean attention, {split} rows"
     present([attention_table(f"{run}: {title}", matrix, candidates, examples)], f"attention-{split}", folder)
     labels = {"x_label": "prompt", "y_label": "task"}
-    _plotted(heat_map(folder / f"attention-{split}", list(matrix), candidates, list(matrix.values()), title, **labels))
+    say_written(
+        heat_map(folder / f"attention-{split}", list(matrix), candidates, list(matrix.values()), title, **labels)
+    )
 
 
 def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
@@ -245,13 +248,13 @@ def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
     for number, (suite, found) in enumerate(zip(suites, by_suite), start=1):
         points = parameter_scale.against_trained(found)
         path, x_label = folder / f"score-by-trained-{number}", "trained parameters"
-        _plotted(plot_points(path, points, suite, x_label=x_label, y_label=y_label, log_x=True, lines=False))
+        say_written(plot_points(path, points, suite, x_label=x_label, y_label=y_label, log_x=True, lines=False))
     if len({one.backbone for one in everything}) > 1:
         scores, trained = parameter_scale.against_backbone(everything)
         axis = {"x_label": "parameters of the backbone", "log_x": True}
-        _plotted(plot_points(folder / "score-by-backbone", scores, "scores", y_label=y_label, **axis))
+        say_written(plot_points(folder / "score-by-backbone", scores, "scores", y_label=y_label, **axis))
         what = "trained parameters"
-        _plotted(plot_points(folder / "trained-by-backbone", trained, what, y_label=what, log_y=True, **axis))
+        say_written(plot_points(folder / "trained-by-backbone", trained, what, y_label=what, log_y=True, **axis))
 
 
 def attempt_memory(
@@ -327,7 +330,3 @@ def _notes(suite: Suite) -> list[str]:
     factors = ", ".join(f"{name} x {factor:g}" for name, factor in suite.config.group_rates.items())
     rows = training.batch_size * training.accumulation
     return [f"{training.steps} steps of {rows} rows. Learning rates: {said}{'; ' + factors if factors else ''}."]
-
-
-def _plotted(paths: Sequence[Path]) -> None:
-    print(f"Written to {paths[0].parent}: {', '.join(path.name for path in paths)}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from mop_t5.commands.generate import lengths
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, Table, generate_summaries, present, show
+from mop_t5.evaluation.figures import say_written
 from mop_t5.evaluation.heat_map import heat_map
 from mop_t5.evaluation.points import plot_points
 from mop_t5.experiments.moe_adaptation import Adaptation, Adaptations
@@ -139,7 +139,7 @@ def moe_routes(
     folder.mkdir(parents=True, exist_ok=True)
     present([Table(title, ["task", *names.values()], rows, dict.fromkeys(names.values(), ".3f"))], "routes", folder)
     # a weight of 1e-30 is a 0 to look at
-    _plotted(heat_map(folder / "routes", tasks, list(names.values()), matrix.round(decimals=3).tolist(), title))
+    say_written(heat_map(folder / "routes", tasks, list(names.values()), matrix.round(decimals=3).tolist(), title))
     if features is not None:
         found = correlations(matrix, list(names), read_features(features, tasks))
         present([correlation_table(found, names, len(tasks), level)], "correlations", folder)
@@ -149,7 +149,7 @@ def moe_routes(
         series = {name: [(line["step"], line[key]) for line in history if key in line] for name, key in curves.items()}
         series = {name: points for name, points in series.items() if points}
         labels = {"x_label": "step", "y_label": "nats"}
-        _plotted(plot_points(folder / "entropy", series, "Mean entropy of the routes", **labels))
+        say_written(plot_points(folder / "entropy", series, "Mean entropy of the routes", **labels))
 
 
 def moe_disable(
@@ -225,7 +225,3 @@ def _what(suite: SuiteConfig) -> str:
     scorer = Scorer(Rouge(suite.implementation, suite.unit), read_tasks(suite.corpus))
     rows = of_scenarios(read_split(suite.corpus, suite.split), suite.scenarios)
     return f"{scorer}, their mean, on {len(rows)} {suite.split} rows, {suite.num_beams} beam(s)"
-
-
-def _plotted(paths: Sequence[Path]) -> None:
-    print(f"Written to {paths[0].parent}: {', '.join(path.name for path in paths)}.")

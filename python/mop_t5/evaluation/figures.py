@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from warnings import catch_warnings, filterwarnings, warn
 
@@ -56,6 +56,11 @@ def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:
             figure.savefig(content, **how)
             write_beside(place, content.getvalue())
     return written
+
+
+def say_written(paths: Sequence[Path]) -> None:
+    """Print where the files of a figure are."""
+    print(f"Written to {paths[0].parent}: {', '.join(path.name for path in paths)}.")
 
 
 def _families(needed: set[str]) -> tuple[list[str], set[str]]:
