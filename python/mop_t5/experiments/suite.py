@@ -19,6 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import mop_t5
+from mop_t5.analysis.finished_runs import SYSTEM
 from mop_t5.commands.evaluate import evaluate, metrics_of
 from mop_t5.commands.train import settings_of, train
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
@@ -47,8 +48,6 @@ from mop_t5.training import (
 )
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.run import SETTINGS
-
-SYSTEM = "system.json"
 
 
 @dataclass(frozen=True)

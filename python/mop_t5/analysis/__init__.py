@@ -1,0 +1,1 @@
+"""What finished runs show: scores over seeds, values said and lost, generated prefixes, single cases."""

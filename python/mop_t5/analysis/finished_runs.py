@@ -1,0 +1,141 @@
+"""The evaluated runs under some folders, by system and seed, whoever made them: `mop-t5 train` and `evaluate`, a table,
+a suite. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mop_t5.data import Example
+from mop_t5.data.corpus import example_of
+from mop_t5.evaluation import SCORES, TaskScores, read_scores, with_average
+from mop_t5.training import read_settings
+from mop_t5.training.run import SETTINGS
+
+SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains
+_ALL_WEIGHTS = "all weights"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One training and its evaluation. folder: the run folder. split: what was scored."""
+
+    folder: Path
+    split: str
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / f"evaluation-{self.split}"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """run.json: the configuration, every default filled in."""
+        return read_settings(self.folder)
+
+    @property
+    def method(self) -> str:
+        return self.settings.get("method") or _ALL_WEIGHTS
+
+    @property
+    def seed(self) -> int:
+        return self.settings["seed"]
+
+    def scores(self) -> dict[str, TaskScores]:
+        """Scenario -> scores, and their average last."""
+        return read_scores(self.evaluation)[self.method]
+
+    def floors(self) -> dict[str, dict[str, TaskScores]]:
+        """Those that were scored beside it: floor -> scenario -> scores."""
+        return {name: means for name, means in read_scores(self.evaluation).items() if name != self.method}
+
+    def predictions(self) -> list[tuple[Example, str]]:
+        """The rows of the split, and what the run says of each. Raises ValueError if the file is damaged."""
+        return [(example, texts[self.method]) for example, texts in read_predictions(self.evaluation)]
+
+
+@dataclass(frozen=True)
+class FinishedSystem:
+    """What is one row of a table. trained, backbone: parameters, None where no suite has counted them. seeds: seed ->
+    its run, or its runs where each scenario has one of its own."""
+
+    label: str
+    method: str
+    trained: int | None
+    backbone: int | None
+    seeds: dict[int, list[FinishedRun]]
+
+    def scores(self) -> dict[int, dict[str, TaskScores]]:
+        """Seed -> scenario -> scores, their average last."""
+        return {
+            seed: with_average({name: scores for run in runs for name, scores in run.scores().items()})
+            for seed, runs in self.seeds.items()
+        }
+
+    def predictions(self, seed: int) -> list[tuple[Example, str]]:
+        """The rows of the split in order of their scenarios and ids, and what the system says of each."""
+        rows = [row for run in self.seeds[seed] for row in run.predictions()]
+        return sorted(rows, key=lambda row: (row[0].scenario, row[0].id or "", row[0].dialogue))
+
+
+def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list[FinishedSystem]:
+    """The systems with evaluated runs in or under these folders, in order of the folders' names.
+
+    A run belongs to the system whose system.json lies above it; one without is a system of its own, called by the
+    folders that lead to it. Raises FileNotFoundError for a folder that does not exist or holds no evaluation of
+    `split`, ValueError for a damaged one.
+    """
+    found: dict[Path, list[FinishedRun]] = {}  # by the folder of the system
+    labels: dict[Path, str] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder. Give one that `mop-t5 train` or `mop-t5 table` wrote.")
+        scored = sorted(path.parent.parent for path in folder.rglob(f"evaluation-{split}/{SCORES}"))
+        if not scored:
+            raise FileNotFoundError(
+                f"{folder} holds no run that was evaluated on the {split} split. Run `mop-t5 evaluate` first."
+            )
+        for path in scored:
+            above = next((p for p in path.parents if (p / SYSTEM).is_file()), None)
+            run = FinishedRun(path, split)
+            several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
+            key = above or (path.parent if several else path)
+            labels[key] = _read_json(above / SYSTEM)["label"] if above else _name(key, folder)
+            if run.folder not in {known.folder for known in found.setdefault(key, [])}:
+                found[key].append(run)
+    return [_system(labels[key], key, runs) for key, runs in found.items()]
+
+
+def read_predictions(evaluation: str | Path) -> list[tuple[Example, dict[str, str]]]:
+    """predictions.jsonl of an evaluation: each row, and what each system says of it."""
+    path = Path(evaluation) / "predictions.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error
+
+
+def _system(label: str, key: Path, runs: Sequence[FinishedRun]) -> FinishedSystem:
+    seeds: dict[int, list[FinishedRun]] = {}
+    for run in runs:
+        seeds.setdefault(run.seed, []).append(run)
+    counts = _read_json(key / SYSTEM) if (key / SYSTEM).is_file() else {}
+    return FinishedSystem(
+        label, runs[0].method, counts.get("trained"), counts.get("backbone"), dict(sorted(seeds.items()))
+    )
+
+
+def _name(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder)) if path != folder else folder.resolve().name
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Take it away, and the suite writes it again.") from error
