@@ -19,6 +19,7 @@ from mop_t5.evaluation.scores import (
     write_scores,
 )
 from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown
+from mop_t5.evaluation.values import Value, Values, ValueScores, value_recall
 
 __all__ = [
     "AVERAGE",
@@ -32,6 +33,9 @@ __all__ = [
     "Scores",
     "Table",
     "TaskScores",
+    "Value",
+    "ValueScores",
+    "Values",
     "by_metric",
     "combined",
     "first_user_turn",
@@ -48,6 +52,7 @@ __all__ = [
     "show",
     "to_csv",
     "to_markdown",
+    "value_recall",
     "with_average",
     "write_scores",
 ]

@@ -1,0 +1,291 @@
+"""Values of a text (names, prices, ratings and other numbers), and which of them a summary keeps, omits or invents.
+
+ROUGE hardly notices a wrong amount or a hotel that nobody named; whoever reads the summary does. No annotation is
+needed: numbers are found by their form, and a name is a run of words that are not wording. Wording is learnt from
+training rows: it is what stands in many references of a scenario, or in references whose dialogue does not say it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from mop_t5.data import Example
+from mop_t5.evaluation.amounts import Amount, amounts
+from mop_t5.tokenization import segment
+
+KINDS = ("name", "price", "rating", "number")
+_LEAST = 5  # references that a word must stand in to be wording: fewer do not show what is common
+_LONGEST_BRACKETS = 24  # characters of brackets that belong to a name, such as the branch of a shop
+# full-width forms as ASCII, one character each so that places stay; not the comma, which ends a clause
+_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF0C} | {0x3000: " ", 0xFFE5: "¥"}
+_ASCII |= dict.fromkeys(map(ord, "–—−"), "-")
+_LETTER, _CHINESE, _LATIN = re.compile(r"[^\W\d_]"), re.compile(r"[\u3400-\u9fff]"), re.compile(r"[a-z\d]")
+_BOUNDS = {
+    "以上",
+    "以下",
+    "以内",
+    "左右",
+}  # behind a number, and not always said
+_EDGES = "()·&'-. "  # inside a name, but not at its ends
+
+Place = tuple[int, int]  # start and end in a text
+
+
+@dataclass(frozen=True)
+class Value:
+    """text: as it stands in the text, at start:end. kind: one of KINDS."""
+
+    text: str
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ValueScores:
+    """What summaries keep of the values that reference and dialogue both say, and what they make up.
+
+    said, kept: how many values of each kind the references have, and the summaries of these. found: values of the
+    summaries; inventions: those of them that neither dialogue nor references have. A share of nothing is NaN.
+    """
+
+    said: dict[str, int]
+    kept: dict[str, int]
+    found: int
+    inventions: int
+
+    @property
+    def recall(self) -> float:
+        """Share of all values said that the summaries have."""
+        return _share(sum(self.kept.values()), sum(self.said.values()))
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        return {kind: _share(self.kept[kind], self.said[kind]) for kind in KINDS}
+
+    @property
+    def invented(self) -> float:
+        """Share of the summaries' values that are invented."""
+        return _share(self.inventions, self.found)
+
+
+class Values:
+    """Finds values in texts that are worded like the references of `known`, the training rows.
+
+    common: a word that stands in more than this share of the references of one scenario is wording; between 0 and 1.
+    Case and full-width forms make no difference.
+    """
+
+    def __init__(self, known: Sequence[Example], common: float = 0.15):
+        if not known:
+            raise ValueError("known holds no rows. Give the training rows, whose references show what is wording.")
+        if not 0 < common < 1:
+            raise ValueError(f"common must be a share between 0 and 1, got {common!r}.")
+        self.wording = _wording(known, common)
+
+    def find(self, text: str) -> list[Value]:
+        """All values of a text, in order. No two overlap."""
+        reading = _read(text)
+        runs, numbers = self._parts(reading)
+        return _values(text, [reading.place(run) for run in runs], numbers)
+
+    def said(self, example: Example) -> list[Value]:
+        """Values of the summary of a row that its dialogue says, each once, in order. Where the dialogue does not say a
+        name in one piece, these are the longest pieces that it says."""
+        reading, dialogue = _read(example.summary), _read(example.dialogue)
+        runs, numbers = self._parts(reading)
+        names = [place for run in runs for place, there in self._pieces(reading, run, [dialogue]) if there]
+        found = _values(example.summary, names, [number for number in numbers if dialogue.says(number)])
+        first = {(value.kind, _plain(value.text).lower()): value for value in reversed(found)}
+        return sorted(first.values(), key=lambda value: value.start)
+
+    def omitted(self, example: Example, summary: str) -> list[Value]:
+        """What is said, but not in this summary."""
+        return [value for value in self.said(example) if not has(summary, value)]
+
+    def invented(self, example: Example, summary: str) -> list[Value]:
+        """Values of this summary, in order, that neither the dialogue nor a right answer has. Of a name of which these
+        have more than half, the words that they have not."""
+        reading, sources = _read(summary), [_read(text) for text in (example.dialogue, *example.golds)]
+        runs, numbers = self._parts(reading)
+        names: list[Place] = []
+        for run in runs:
+            strange = [place for place, there in self._pieces(reading, run, sources) if not there]
+            mostly = 2 * reading.letters(strange) >= reading.letters(run)
+            names += [reading.place(run)] if mostly else strange
+        return _values(summary, names, [n for n in numbers if not any(source.says(n) for source in sources)])
+
+    def _parts(self, reading: _Reading) -> tuple[list[list[Place]], list[Amount]]:
+        """The words of each name, and the numbers that belong to none."""
+        kinds, runs, start = self._kinds(reading), [], 0
+        while start < len(kinds):
+            if kinds[start] != "name" and kinds[start : start + 2] != ["digits", "name"]:
+                start += 1
+                continue
+            end = start + 1
+            while kinds[end : end + 1] in (["name"], ["digits"]) or kinds[end : end + 2] == ["between", "name"]:
+                end += 1
+            # a bracket belongs to the name before it, with one word of wording between them: 全季酒店(东单店)
+            end = reading.closed(end) or (kinds[end : end + 1] == ["wording"] and reading.closed(end + 1)) or end
+            if reading.letters(reading.words[start:end]) > 1:
+                runs.append(reading.words[start:end])
+            start = end
+        inside = {place for run in runs for place in range(run[0][0], run[-1][1])}
+        return runs, [number for number in reading.amounts if number.start not in inside]
+
+    def _kinds(self, reading: _Reading) -> list[str]:
+        """What each word can be in a name: "name", "digits", "between" two words of one; else "wording", or ""."""
+        counting = {p for n in reading.amounts if not (n.bare and n.number.isdigit()) for p in range(n.label, n.end)}
+        chinese = _CHINESE.search(reading.text) is not None
+        kinds = []
+        for start, end in reading.words:
+            word = reading.text[start:end]
+            if start in counting:
+                kinds.append("")
+            elif word.isdigit():
+                kinds.append("digits")
+            elif not _LETTER.search(word):
+                latin = _LATIN.match(reading.folded, start - 1) and _LATIN.match(reading.folded, end)
+                kinds.append("between" if word in "·&" or (latin and word in "'-. ") else "")
+            else:  # in Latin script a name has a capital letter, but for words in Chinese text, such as wifi
+                plain = word.lower() in self.wording or (word == word.lower() and not chinese)
+                kinds.append("wording" if plain else "name")
+        return kinds
+
+    def _pieces(
+        self, reading: _Reading, run: Sequence[Place], sources: Sequence[_Reading]
+    ) -> Iterator[tuple[Place, bool]]:
+        """The longest pieces of a name that a source has, with True, and the words between them, with False."""
+        start = left = 0
+        while start < len(run):
+            longest = (run[start:end] for end in range(len(run), start, -1))
+            piece = next((piece for piece in longest if self._known(reading, piece, sources)), None)
+            if piece is not None:
+                yield from self._left(reading, run[left:start])
+                yield reading.place(piece), True
+                left = start + len(piece)
+            start = max(start + 1, left)
+        yield from self._left(reading, run[left:])
+
+    def _known(self, reading: _Reading, piece: Sequence[Place], sources: Sequence[_Reading]) -> bool:
+        start, end = reading.place(piece)
+        own = [(a, b) for a, b in piece if reading.folded[a:b] not in self.wording]
+        return reading.letters(own) > 1 and any(source.names(reading.folded[start:end]) for source in sources)
+
+    def _left(self, reading: _Reading, words: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
+        if reading.letters([(a, b) for a, b in words if reading.folded[a:b] not in self.wording]):
+            yield reading.place(words), False
+
+
+def has(text: str, value: Value) -> bool:
+    """Whether a text has a value: a name letter by letter, a number with its unit or, where one of them has none,
+    without it."""
+    reading = _read(text)
+    if value.kind == "name":
+        return reading.names(_plain(value.text).lower())
+    return any(reading.says(replace(number, kind=value.kind)) for number in _read(value.text).amounts)
+
+
+def value_recall(values: Values, examples: Sequence[Example], summaries: Sequence[str]) -> ValueScores:
+    """The values of all rows together. Raises ValueError if there is not one summary for each example."""
+    if len(examples) != len(summaries):
+        raise ValueError(f"got {len(examples)} examples and {len(summaries)} summaries; give one for each.")
+    said, kept, found, inventions = Counter(), Counter(), 0, 0
+    for example, summary in zip(examples, summaries):
+        wanted = values.said(example)
+        said.update(value.kind for value in wanted)
+        kept.update(value.kind for value in wanted if has(summary, value))
+        strange = [value.start for value in values.invented(example, summary)]
+        mine = values.find(summary)
+        found += len(mine)
+        inventions += sum(any(value.start <= start < value.end for start in strange) for value in mine)
+    return ValueScores({k: said[k] for k in KINDS}, {k: kept[k] for k in KINDS}, found, inventions)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A text in plain form, folded: without capitals, its words, and its numbers."""
+
+    text: str
+    folded: str
+    words: list[Place]
+    amounts: list[Amount]
+
+    def place(self, words: Sequence[Place]) -> Place:
+        """From the first of these words to the last, without marks at the ends."""
+        start, end = words[0][0], words[-1][1]
+        while start < end and self.text[start] in _EDGES:
+            start += 1
+        while (
+            start < end
+            and self.text[end - 1] in _EDGES
+            and not (self.text[end - 1] == ")" and "(" in self.text[start:end])
+        ):
+            end -= 1
+        return start, end
+
+    def letters(self, words: Sequence[Place]) -> int:
+        return sum(len(_LETTER.findall(self.text[start:end])) for start, end in words)
+
+    def closed(self, word: int) -> int | None:
+        """The word behind brackets that open with this one; None where it opens none, or long ones."""
+        if word < len(self.words) and self.text[slice(*self.words[word])] == "(":
+            start = self.words[word][0]
+            for position in range(word + 1, len(self.words)):
+                end = self.words[position][1]
+                if self.text[slice(*self.words[position])] == ")":
+                    return position + 1
+                if end - start > _LONGEST_BRACKETS or self.text[end - 1] in "(，。、,;:\n":
+                    break
+        return None
+
+    def names(self, name: str) -> bool:
+        """Whether this name, in plain form, stands here, and not within a longer Latin word or number."""
+        before = r"(?<![a-z\d])" if _LATIN.match(name) else ""
+        behind = r"(?![a-z\d])" if _LATIN.match(name, len(name) - 1) else ""
+        return re.search(f"{before}{re.escape(name)}{behind}", self.folded) is not None
+
+    def says(self, number: Amount) -> bool:
+        return number.free_in(self.text) or any(number.agrees(own) for own in self.amounts)
+
+
+@lru_cache(maxsize=4096)  # dialogues and references are read once for every system
+def _read(text: str) -> _Reading:
+    plain = _plain(text)
+    words, end = [], 0
+    for word in segment(plain):
+        words.append((end, end + len(word)))
+        end += len(word)
+    return _Reading(plain, plain.lower(), words, amounts(plain, words))
+
+
+def _plain(text: str) -> str:
+    """The text with full-width forms as ASCII; as long as it was."""
+    return text.translate(_ASCII)
+
+
+def _wording(known: Sequence[Example], common: float) -> frozenset[str]:
+    """Words, folded, of the references that stand in many of one scenario, or mostly without being said."""
+    references: dict[str, Counter[str]] = {}
+    rows, unsaid = Counter(row.scenario for row in known), Counter()
+    for row in known:
+        reading, dialogue = _read(row.summary), _read(row.dialogue)
+        words = {reading.folded[start:end] for start, end in reading.words}
+        references.setdefault(row.scenario, Counter()).update(words)
+        unsaid.update(word for word in words if word not in dialogue.folded)
+    everywhere = sum(references.values(), Counter())
+    often = {w for s, counts in references.items() for w, n in counts.items() if n >= _LEAST and n > common * rows[s]}
+    return frozenset(_BOUNDS | often | {w for w, n in everywhere.items() if n >= _LEAST and unsaid[w] > n / 2})
+
+
+def _values(text: str, names: Iterable[Place], numbers: Iterable[Amount]) -> list[Value]:
+    places = [(start, end, "name") for start, end in names] + [(n.start, n.end, n.kind) for n in numbers]
+    return [Value(text[start:end], kind, start, end) for start, end, kind in sorted(places)]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
