@@ -29,7 +29,7 @@ class Scorer:
         if len(examples) != len(texts):
             raise ValueError(f"got {len(examples)} examples and {len(texts)} texts; give one for each.")
         scores: dict[str, TaskScores] = {}
-        by_rouge = self._by_rouge(examples, texts)
+        by_rouge = self.by_rouge(examples, texts)
         for task, rows in self._rows(examples).items():
             rouge = mean_scores([by_rouge[i] for i in rows]) if rows[0] in by_rouge else None
             if task not in self.tasks:
@@ -59,7 +59,7 @@ class Scorer:
         except ValueError as error:
             raise ValueError(f"task {task!r}: {error}") from error
 
-    def _by_rouge(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[int, Scores]:
+    def by_rouge(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[int, Scores]:
         """By row, where its task wants ROUGE: the best of each of the three over all right answers."""
         wanting = {t for t, task in self.tasks.items() if not set(task.metrics) & set(Scores._fields)}
         rows = [i for i, example in enumerate(examples) if example.scenario not in wanting]

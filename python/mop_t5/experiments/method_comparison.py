@@ -1,0 +1,302 @@
+"""Every method on one frozen backbone with equal steps: rates from one grid for all, seeds, values kept, and the paired
+bootstrap over the test rows. `mop-t5 compare`
+
+OUTPUT/rates/RATE   the runs of the grid: a suite (see suite.py), scored on the valid split
+OUTPUT              the runs with the best rates: a suite
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from mop_t5.analysis.bootstrap import Difference, holm, paired_bootstrap
+from mop_t5.analysis.finished_runs import FinishedRun
+from mop_t5.data import Example, of_scenarios, read_split
+from mop_t5.evaluation import AVERAGE, FLOORS, Scorer, Table, TaskScores, mean_scores, with_average
+from mop_t5.evaluation.values import Values, value_recall
+from mop_t5.experiments import paper
+from mop_t5.experiments.score_rows import average_of, score_rows
+from mop_t5.experiments.suite import Run, Suite, SuiteConfig
+from mop_t5.experiments.systems import System, all_systems, fields_of
+from mop_t5.methods.base import check_int
+from mop_t5.training import TrainingConfig
+
+FROZEN = "frozen backbone"
+_VARIANTS = ("HyperFormer++ (published)", "HyperPrefix (small)", "Compacter++")  # other sizes of a method
+
+
+def known_systems() -> dict[str, System]:
+    """Those of the registry, and the backbone as it is."""
+    frozen = System(FROZEN, "prompt_tuning", {"prefix_length": 0}, False, 1e-3, fixed=True)
+    return {FROZEN: frozen, **all_systems()}
+
+
+def default_systems() -> list[str]:
+    """All but the ablations, which are Table 3, and other sizes of the same method."""
+    left_out = {*paper.TABLE_3, *paper.CONTROLS, *_VARIANTS} - {paper.WHOLE}
+    return [label for label in known_systems() if label not in left_out]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How rates are chosen, and what the systems are compared with.
+
+    Args:
+        rates: learning rates to try with each system and the first seed; the one with the best mean score on the valid
+            split is taken. Without any each system has its own, or that of --learning_rates.
+        rate_steps: steps of these trials; those of the runs if not given.
+        reference: the system that the others are compared with.
+        resamples: of the paired bootstrap.
+    """
+
+    rates: list[float] = field(default_factory=list)
+    rate_steps: int | None = None
+    reference: str = paper.WHOLE
+    resamples: int = 10_000
+
+    def __post_init__(self):
+        if len(set(self.rates)) != len(self.rates) or not all(rate > 0 for rate in self.rates):
+            raise ValueError(f"rates must be different numbers above 0, got {self.rates}.")
+        if self.rate_steps is not None:
+            check_int("rate_steps", self.rate_steps, 1)
+        check_int("resamples", self.resamples, 1)
+
+
+class Trial(NamedTuple):
+    """A system at a rate of the grid."""
+
+    label: str
+    rate: float
+    suite: Suite
+    runs: list[Run]
+
+    @property
+    def finished(self) -> bool:
+        return all(self.suite.state(run) == "finished" for run in self.runs)
+
+    def score(self) -> float:
+        """x 100, on the valid split."""
+        return average_of(self.suite.results(self.runs)[self.label], AVERAGE)
+
+
+class Comparison:
+    """The systems of `config` (or the default ones), each at its best rate of the grid.
+
+    Raises ValueError for a reference that is not among the systems, and for tasks that are not scored by ROUGE.
+    """
+
+    def __init__(self, config: SuiteConfig, training: TrainingConfig, grid: Grid):
+        self.config, self.training, self.grid = config, training, grid
+        whole = self._suite(config, training)
+        self.labels = [system.label for system in whole.systems]
+        self.scorer: Scorer = whole.scorer
+        if grid.reference not in self.labels:
+            raise ValueError(
+                f"reference must be one of the systems, {', '.join(self.labels)}; got {grid.reference!r}. Choose it "
+                "by --reference, or add it to --systems."
+            )
+        if self.scorer.tasks:
+            raise ValueError(
+                f"the tasks {', '.join(self.scorer.tasks)} have metrics of their own, and rows are compared by ROUGE. "
+                "Use `mop-t5 table 2`."
+            )
+        self._systems = {system.label: system for system in whole.systems}
+        self._rows, self._known = (
+            of_scenarios(read_split(config.corpus, split), config.scenarios) for split in (config.split, "train")
+        )
+        self._trials_of: dict[str, list[Trial]] = {}  # a plan attaches the method once, for its parameters
+
+    def _suite(self, config: SuiteConfig, training: TrainingConfig) -> Suite:
+        return Suite(config, training, default_systems(), known_systems())
+
+    def trials(self, label: str) -> list[Trial]:
+        """Those of a system; none without a grid, and for what trains nothing."""
+        if label == FROZEN or label in self._trials_of:
+            return self._trials_of.get(label, [])
+        found = self._trials_of[label] = []
+        for rate in self.grid.rates:
+            config = replace(
+                self.config,
+                systems=[label],
+                seeds=self.config.seeds[:1],
+                split="valid",
+                learning_rates={label: rate},
+                options=self._options(label),
+                output=str(Path(self.config.output) / "rates" / f"{rate:g}"),
+            )
+            training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
+            suite = self._suite(config, training)
+            found.append(Trial(label, rate, suite, suite.plan()))
+        return found
+
+    def _options(self, label: str) -> dict:
+        """Those of the config that this system's method has."""
+        own = fields_of(self._systems[label].method)
+        return {name: value for name, value in self.config.options.items() if name in own}
+
+    def suite(self, label: str) -> tuple[Suite, list[Run]]:
+        """The runs of one system, at its best rate; all trials must be finished."""
+        rates = {name: rate for name, rate in self.config.learning_rates.items() if name == label}
+        if trials := self.trials(label):
+            rates = {label: max(trials, key=Trial.score).rate}
+        options = self._options(label)
+        suite = self._suite(replace(self.config, systems=[label], learning_rates=rates, options=options), self.training)
+        return suite, suite.plan()
+
+    def overview(self) -> Table:
+        """A row a system: what is left to do."""
+        rows = []
+        for label in self.labels:
+            trials = self.trials(label)
+            left = sum(not trial.finished for trial in trials)
+            if left:
+                rows.append([label, None, f"{left} of {len(trials)} trials, then {len(self.config.seeds)} seeds"])
+                continue
+            suite, runs = self.suite(label)
+            rate = None if label == FROZEN else runs[0].training.learning_rate
+            rows.append([label, rate, "; ".join(dict.fromkeys(map(suite.state, runs)))])
+        return Table(f"{len(rows)} systems", ["system", "learning rate", "to do"], rows, {"learning rate": "g"})
+
+    def run(self, label: str) -> None:
+        """Do what is left to do for one system."""
+        for trial in self.trials(label):
+            trial.suite.run(trial.runs)
+        suite, runs = self.suite(label)
+        suite.run(runs)
+
+    def compared(self, labels: Sequence[str]) -> Table:
+        """The comparison of these systems, which must be finished."""
+        return self._compared(self._scored(labels))
+
+    def tables(self) -> dict[str, Table]:
+        """File name -> table: the comparison, the scores by scenario, the grid. All must be finished."""
+        scored = self._scored(self.labels)
+        tables = {"comparison": self._compared(scored), "scenarios": scored.by_scenario()}
+        return tables | ({"rates": self._rates()} if self.grid.rates else {})
+
+    def _scored(self, labels: Sequence[str]) -> _Scored:
+        entries = [self._entry(label) for label in labels]
+        entries += [_Entry(name, [make(self._rows, self._known)]) for name, make in FLOORS.items()]
+        return _Scored(self.scorer, self._rows, entries)
+
+    def _entry(self, label: str) -> _Entry:
+        runs = self.suite(label)[1]
+        seeds = []
+        for seed in self.config.seeds:
+            finished = [FinishedRun(run.folder, self.config.split) for run in runs if run.training.seed == seed]
+            said = {_key(example): text for run in finished for example, text in run.predictions()}
+            seeds.append([said[_key(example)] for example in self._rows])
+        trained = sum(run.trained for run in runs if run.training.seed == self.config.seeds[0])
+        rate = None if label == FROZEN else runs[0].training.learning_rate
+        return _Entry(label, seeds, trained, runs[0].backbone, rate)
+
+    def _compared(self, scored: _Scored) -> Table:
+        reference, values = self.grid.reference, Values(self._known)
+        differences = scored.differences(reference, self.grid.resamples)
+        p = holm({label: one.p for label, one in differences.items()})
+        cells = []
+        for entry in scored.entries:
+            averages = scored.averages(entry)
+            kept = [value_recall(values, scored.rows, texts) for texts in entry.seeds]
+            one = differences.get(entry.label)
+            cells.append(
+                [
+                    entry.label,
+                    entry.trained,
+                    100 * entry.trained / entry.backbone if entry.backbone else None,
+                    entry.rate,
+                    mean_scores(averages),
+                    100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
+                    100 * mean(one.recall for one in kept),
+                    100 * mean(one.invented for one in kept),
+                    f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" if one else None,
+                    format(p[entry.label], ".4f") if one else None,
+                ]
+            )
+        columns = ["system", "trained", "% of backbone", "rate", "average: R-1/R-2/R-L", "deviation", "values kept, %"]
+        columns += ["invented, %", f"minus {reference} [95 %]", "p"]
+        formats = {"trained": ",d", "% of backbone": ".2f", "rate": "g", columns[4]: ".2f", "deviation": ".2f"}
+        formats |= {"values kept, %": ".1f", "invented, %": ".1f"}
+        config, training = self.config, self.training
+        notes = [
+            f"{training.steps} steps of {training.batch_size * training.accumulation} rows each, seeds "
+            f"{', '.join(map(str, config.seeds))}; the average over scenarios, mean over seeds. Deviation: of the mean "
+            "of the three ROUGE over seeds (n - 1).",
+            "Values kept: names, prices, ratings and other numbers of the reference that the dialogue says, and the "
+            "summary, too. Invented: values of the summaries that neither the dialogue nor the reference has.",
+            f"Minus {reference}: of the mean of the three ROUGE; the 95 % interval of the paired bootstrap over the "
+            f"{len(scored.rows)} rows ({self.grid.resamples:,} resamples, within scenarios, of the seeds' means), and "
+            "p after Holm for all rows of this table. The interval says what other rows would have changed, not what "
+            "other seeds would have.",
+        ]
+        title = f"{self.scorer} on {len(scored.rows)} {config.split} rows, {config.num_beams} beam(s)"
+        return Table(title, columns, cells, formats, notes)
+
+    def _rates(self) -> Table:
+        cells = [[label, *(t.score() for t in trials)] for label in self.labels if (trials := self.trials(label))]
+        columns = ["system", *(f"{rate:g}" for rate in self.grid.rates)]
+        steps, seed = self.grid.rate_steps or self.training.steps, self.config.seeds[0]
+        title = f"The rates: mean of R-1, R-2 and R-L on the valid split after {steps} steps, seed {seed}"
+        return Table(title, columns, cells, dict.fromkeys(columns[1:], ".2f"))
+
+
+class _Entry(NamedTuple):
+    """A row of the comparison. seeds: for each seed the text of each test row."""
+
+    label: str
+    seeds: list[list[str]]
+    trained: int | None = None
+    backbone: int | None = None
+    rate: float | None = None
+
+
+class _Scored:
+    """Entries and their ROUGE, row by row."""
+
+    def __init__(self, scorer: Scorer, rows: Sequence[Example], entries: Sequence[_Entry]):
+        self.rows, self.entries = rows, list(entries)
+        self._scores = {e.label: [list(scorer.by_rouge(rows, t).values()) for t in e.seeds] for e in entries}
+
+    def _by_scenario(self, numbers: Sequence[Any]) -> dict[str, list]:
+        found: dict[str, list] = {}
+        for example, number in zip(self.rows, numbers):
+            found.setdefault(example.scenario, []).append(number)
+        return found
+
+    def _means(self, entry: _Entry) -> list[dict[str, TaskScores]]:
+        """For each seed scenario -> scores, the average last."""
+        return [
+            with_average({name: mean_scores(scores) for name, scores in self._by_scenario(one).items()})
+            for one in self._scores[entry.label]
+        ]
+
+    def averages(self, entry: _Entry) -> list[TaskScores]:
+        """For each seed the average over scenarios."""
+        return [means[AVERAGE] for means in self._means(entry)]
+
+    def by_scenario(self) -> Table:
+        means = {entry.label: self._means(entry) for entry in self.entries}
+        columns = list(next(iter(means.values()))[0])
+        cells = [row for label, seeds in means.items() for row in score_rows([label], seeds, columns)]
+        title = "By scenario: the mean of R-1, R-2 and R-L"
+        return Table(title, ["system", "quantity", *columns], cells, dict.fromkeys(columns, ".2f"), labels=2)
+
+    def differences(self, reference: str, resamples: int) -> dict[str, Difference]:
+        """Label -> its seeds' mean minus that of the reference, in points; empty without the reference."""
+        points = {
+            label: [100 * mean(scores.mean for scores in row) for row in zip(*seeds)]
+            for label, seeds in self._scores.items()
+        }
+        return {
+            label: paired_bootstrap(self._by_scenario([a - b for a, b in zip(own, points[reference])]), resamples)
+            for label, own in points.items()
+            if reference in points and label != reference
+        }
+
+
+def _key(example: Example) -> tuple[str, str, str]:
+    return example.scenario, example.id, example.dialogue
