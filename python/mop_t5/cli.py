@@ -24,6 +24,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 attempt       sources | ablations | ...      the experiments of the ATTEMPT paper
   mop-t5 task-vectors  --corpus DIR --output FILE     what the routers of task_moe read
   mop-t5 moe           compare | adapt | ...          the experiments on task-level mixtures of experts
+  mop-t5 analyse       lengths | ...                  what the MOP paper analyses beside its tables
   mop-t5 squeeze       --run RUN --scenario NAME --output DIR   a plain T5 of a mixture, for one scenario
   mop-t5 corpus        convert | crosswoz | floors    corpora of CSV, TSV and JSON files; scores without a model
   mop-t5 convert       --checkpoint DIR --output DIR  a backbone of the published T5-pegasus
@@ -59,6 +60,9 @@ COMMANDS: dict[str, str | dict[str, str]] = {
         "adapt": "moe.moe_adapt",
         "routes": "moe.moe_routes",
         "disable": "moe.moe_disable",
+    },
+    "analyse": {
+        "lengths": "analyse.analyse_lengths",
     },
     "squeeze": "squeeze.squeeze",
     "corpus": {
@@ -98,6 +102,9 @@ _NESTED_HELP = {
   mop-t5 moe adapt --corpus DIR --backbone DIR --experts DIR --output OUT unseen tasks, as they are and few-shot
   mop-t5 moe routes --run RUN --features FILE                             who takes which expert, and why
   mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
+    "analyse": """What the MOP paper analyses beside its tables: of finished runs, and of a sweep that trains.
+
+  mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length""",
     "corpus": """Corpora made of the files that others publish, and what a corpus gives for free.
 
   mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics

@@ -22,6 +22,14 @@ _CHINESE = (
     "Arial Unicode MS",
 )
 _LATIN = "DejaVu Sans"  # comes with matplotlib
+# Okabe and Ito's, which the colour-blind tell apart, without the yellow, which is hard to see on white
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKS = "os^DvPX*"
+
+
+def look(number: int) -> dict[str, str]:
+    """Colour and mark of a series by its number: 56 that differ."""
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
 
 
 def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:

@@ -5,7 +5,7 @@ Each row is a Suite of its own in the same output folder, so rows are resumed on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,10 @@ class Planned(NamedTuple):
     suite: Suite | None
     runs: list[Run] | None
 
+    @property
+    def finished(self) -> bool:
+        return self.runs is not None and all(self.suite.state(run) == "finished" for run in self.runs)
+
 
 class Rows:
     """Some rows, each behind the one that it starts from, and their runs with every seed."""
@@ -76,7 +80,7 @@ class Rows:
         options = {}
         if row.start is not None:
             first = self._planned(row.start.row, seed)
-            if first.runs is None or any(first.suite.state(run) != "finished" for run in first.runs):
+            if not first.finished:
                 return Planned(row, seed, None, None)
             options[row.start.field] = str((first.runs[-1].folder / "adapter").resolve())
         suite = row.suite(seed, options)
@@ -94,18 +98,23 @@ class Rows:
         columns = ["row", "seed", "trained", "learning rate", "to do"]
         return Table(f"{len(cells)} runs", columns, cells, {"trained": ",d"})
 
-    def run(self) -> None:
-        """Do what is left to do."""
+    def run(self, after: Callable[[], None] | None = None) -> None:
+        """Do what is left to do. after: is called when a row that was not finished is, with one more seed."""
         count = sum(len(row.config.seeds) for row in self._rows)
-        for number, (row, seed, suite, runs) in enumerate(self.plan(), start=1):
-            print(f"row {number}/{count}: {row.label}, seed {seed}", flush=True)
-            suite.run(runs)  # the row it starts from has come before it
+        for number, planned in enumerate(self.plan(), start=1):
+            print(f"row {number}/{count}: {planned.row.label}, seed {planned.seed}", flush=True)
+            left = not planned.finished
+            planned.suite.run(planned.runs)  # the row it starts from has come before it
+            if left and after is not None:
+                after()
 
     def scores(self) -> dict[str, list[dict[str, TaskScores]]]:
-        """Label -> for each seed scenario -> scores, the average last. All must be finished."""
+        """Label -> for each finished seed scenario -> scores, the average last."""
         results: dict[str, list[dict[str, TaskScores]]] = {}
-        for row, _, suite, runs in self.plan():
-            results.setdefault(row.label, []).append(suite.results(runs)[row.label][0])
+        for planned in self.plan():
+            if planned.finished:
+                label = planned.row.label
+                results.setdefault(label, []).append(planned.suite.results(planned.runs)[label][0])
         return results
 
     def folders(self) -> dict[str, list[Path]]:
