@@ -19,7 +19,7 @@ from test_cli import functions
 COMMAND = [sys.executable, "-m", "mop_t5.cli"]
 SMALL = ["--steps", "2", "--batch_size", "4", "--log_every", "1", "--max_target", "8"]
 # flags for what is read, and how a path is written behind those that take several
-READ = {"suites": "[{}]", "backbones": "[{}]", "representations": "{{x: {}}}"}
+READ = {"suites": "[{}]", "runs": "[{}]", "backbones": "[{}]", "representations": "{{x: {}}}"}
 READ |= dict.fromkeys(
     ("corpus", "backbone", "run", "input", "adapter", "library", "like", "tokenizer", "features"), "{}"
 )

@@ -86,8 +86,8 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     """The systems with evaluated runs in or under these folders, in order of the folders' names.
 
     A run belongs to the system whose system.json lies above it; one without is a system of its own, called by the
-    folders that lead to it. Raises FileNotFoundError for a folder that does not exist or holds no evaluation of
-    `split`, ValueError for a damaged one.
+    folders that lead to it. A seed counts when all its runs are evaluated. Raises FileNotFoundError for a folder that
+    does not exist or holds no evaluation of `split`, ValueError for a damaged one.
     """
     found: dict[Path, list[FinishedRun]] = {}  # by the folder of the system
     labels: dict[Path, str] = {}
@@ -107,12 +107,18 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
             labels[key] = _read_json(above / SYSTEM)["label"] if above else _name(key, folder)
             if run.folder not in {known.folder for known in found.setdefault(key, [])}:
                 found[key].append(run)
-    return [_system(labels[key], key, runs) for key, runs in found.items()]
+    systems = [_system(labels[key], key, runs) for key, runs in found.items()]
+    finished = [system for system in systems if system.seeds]
+    if not finished:
+        raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
+    return finished
 
 
 def read_predictions(evaluation: str | Path) -> list[tuple[Example, dict[str, str]]]:
     """predictions.jsonl of an evaluation: each row, and what each system says of it."""
     path = Path(evaluation) / "predictions.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Evaluate again with --overwrite.")
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]
@@ -124,10 +130,9 @@ def _system(label: str, key: Path, runs: Sequence[FinishedRun]) -> FinishedSyste
     seeds: dict[int, list[FinishedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
-    counts = _read_json(key / SYSTEM) if (key / SYSTEM).is_file() else {}
-    return FinishedSystem(
-        label, runs[0].method, counts.get("trained"), counts.get("backbone"), dict(sorted(seeds.items()))
-    )
+    known = _read_json(key / SYSTEM) if (key / SYSTEM).is_file() else {}
+    whole = {seed: seeds[seed] for seed in sorted(seeds) if len(seeds[seed]) >= known.get("runs", 1)}
+    return FinishedSystem(label, runs[0].method, known.get("trained"), known.get("backbone"), whole)
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -18,7 +18,7 @@ from mop_t5.evaluation.scores import (
     with_average,
     write_scores,
 )
-from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown
+from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown, write_texts
 from mop_t5.evaluation.values import Value, Values, ValueScores, value_recall
 
 __all__ = [
@@ -55,4 +55,5 @@ __all__ = [
     "value_recall",
     "with_average",
     "write_scores",
+    "write_texts",
 ]

@@ -25,6 +25,7 @@ _AMOUNT = re.compile(
     r"|(?:(?:票价|门票|价格)[是为:]?|\A(?=不?免费\Z))(?P<free>不?免费)",
     re.IGNORECASE,
 )
+_ANY_LABEL = re.compile("|".join(_LABELS.values()), re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def amounts(text: str, words: Sequence[tuple[int, int]]) -> list[Amount]:
     ends = {end for _, end in words}
     found = _AMOUNT.finditer(text)
     return [_amount(match, ends) for match in found if match["free"] or match.end("number") in ends]
+
+
+def is_label(word: str) -> bool:
+    """Whether a word says what a number counts, such as 票价: it is no name."""
+    return _ANY_LABEL.fullmatch(word) is not None
 
 
 def _amount(match: re.Match, ends: set[int]) -> Amount:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from mop_t5.evaluation.scores import MetricScores, Scores, TaskScores, by_metric
 from mop_t5.files import write_beside
 
-_ROUGE = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
+ROUGE_NAMES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _shown(value: object, specification: str | None) -> str:
 
 def metric_names(scores: TaskScores) -> str:
     """What the cell of these scores shows: "R-1/R-2/R-L", or the names of its metrics."""
-    return "/".join(_ROUGE.values() if isinstance(scores, Scores) else scores)
+    return "/".join(ROUGE_NAMES.values() if isinstance(scores, Scores) else scores)
 
 
 def score_table(
@@ -115,7 +115,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 def _metrics(column: Sequence[object]) -> dict[str, str]:
     """The metrics of the scores in a column, and what they are called; one without a name where there are no scores."""
     found = [name for value in column if isinstance(value, TaskScores) for name in by_metric(value)]
-    return {name: _ROUGE.get(name, name) for name in found} or {"": ""}
+    return {name: ROUGE_NAMES.get(name, name) for name in found} or {"": ""}
 
 
 def _numbers(value: object, metrics: Mapping[str, str]) -> list[object]:
@@ -140,9 +140,13 @@ def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> No
         show(table)
     if folder is None:
         return
+    write_texts(folder, {f"{name}.md": "\n".join(map(to_markdown, tables)), f"{name}.csv": to_csv(tables)})
+
+
+def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:
+    """Write files, name -> content, to a folder, and print which. What was there is kept (see write_beside)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"{name}.md": "\n".join(map(to_markdown, tables)), f"{name}.csv": to_csv(tables)}
     kept = [write_beside(folder / file, text.encode()) for file, text in texts.items()]
     print(f"Written to {folder}: {', '.join(texts)}.")
     for file, earlier in zip(texts, kept):

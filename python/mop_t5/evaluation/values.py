@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from mop_t5.data import Example
-from mop_t5.evaluation.amounts import Amount, amounts
+from mop_t5.evaluation.amounts import Amount, amounts, is_label
 from mop_t5.tokenization import segment
 
 KINDS = ("name", "price", "rating", "number")
@@ -109,13 +109,13 @@ class Values:
 
     def invented(self, example: Example, summary: str) -> list[Value]:
         """Values of this summary, in order, that neither the dialogue nor a right answer has. Of a name of which these
-        have more than half, the words that they have not."""
+        have half or more, the words that they have not."""
         reading, sources = _read(summary), [_read(text) for text in (example.dialogue, *example.golds)]
         runs, numbers = self._parts(reading)
         names: list[Place] = []
         for run in runs:
             strange = [place for place, there in self._pieces(reading, run, sources) if not there]
-            mostly = 2 * reading.letters(strange) >= reading.letters(run)
+            mostly = 2 * reading.letters(strange) > reading.letters(run)
             names += [reading.place(run)] if mostly else strange
         return _values(summary, names, [n for n in numbers if not any(source.says(n) for source in sources)])
 
@@ -151,6 +151,8 @@ class Values:
             elif not _LETTER.search(word):
                 latin = _LATIN.match(reading.folded, start - 1) and _LATIN.match(reading.folded, end)
                 kinds.append("between" if word in "·&" or (latin and word in "'-. ") else "")
+            elif is_label(word):
+                kinds.append("wording")
             else:  # in Latin script a name has a capital letter, but for words in Chinese text, such as wifi
                 plain = word.lower() in self.wording or (word == word.lower() and not chinese)
                 kinds.append("wording" if plain else "name")
