@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, set
 
 from mop_t5.api import attach, count_parameters, detach
 from mop_t5.backbone import build_backbone, freeze
+from mop_t5.copying import turns_to_repeat, with_other_values
 from mop_t5.data import TASKS, Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
 from mop_t5.evaluation import (
     FLOORS,
@@ -61,6 +62,9 @@ class DemoConfig:
         short: a few steps on a few rows: shows that everything runs, not what it can do.
         methods: the methods to tune, in the order of the table's columns.
         options: fields of the methods, such as {"mop": {"prefix_length": 20}}.
+        copying_steps: steps before, in which the backbone learns to repeat single turns of its dialogues. 0: none.
+        copies: of each pair that the backbone is trained on, with other values in place of those that dialogue and
+            summary share, beside the pair as it is. 0: none.
         backbone_steps: steps in which the backbone is trained.
         backbone_rate: highest learning rate of these steps.
         tuning_steps: steps in which each method is tuned.
@@ -88,6 +92,8 @@ class DemoConfig:
             "prefix_tuning": {"prefix_length": 16, "d_mid": 64},
         }
     )
+    copying_steps: int = 0
+    copies: int = 0
     backbone_steps: int = 1500
     backbone_rate: float = 2e-3
     tuning_steps: int = 300
@@ -106,6 +112,9 @@ class DemoConfig:
         for name in ("backbone_steps", "tuning_steps", "batch_size", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("copying_steps", "copies"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         if self.d_model < _HEAD or self.d_model % _HEAD:
             raise ValueError(f"d_model must be a multiple of {_HEAD}, the width of a head; got {self.d_model}.")
 
@@ -134,13 +143,15 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     console = console or Console()
     scorer = Scorer(Rouge(config.implementation, config.unit), read_tasks(config.corpus) if config.corpus else None)
     if config.short:
-        config = replace(config, backbone_steps=30, tuning_steps=10, d_model=64)
+        copying = min(10, config.copying_steps)
+        config = replace(config, copying_steps=copying, backbone_steps=30, tuning_steps=10, d_model=64)
     splits = _synthetic(config) if config.corpus is None else _halved(config)
     scenarios = scenarios_of(splits.general + splits.tuning)
     _check_methods(config, scenarios)
     if config.dry_run:
-        sizes = f"{len(splits.general)} pairs for {config.backbone_steps} steps, then {', '.join(config.methods)} on "
-        sizes += f"{len(splits.tuning)} others for {config.tuning_steps} steps each, and score {len(splits.test)} rows"
+        copying = f"{config.copying_steps} steps of copying, then " if config.copying_steps else ""
+        sizes = f"{copying}{len(splits.general)} pairs for {config.backbone_steps} steps, then "
+        sizes += f"{', '.join(config.methods)} on {len(splits.tuning)} others for {config.tuning_steps} steps each, and score {len(splits.test)} rows"
         console.print(f"Would train a new T5 on {sizes}.", soft_wrap=True, highlight=False, markup=False)
         state = describe_output(config.output, overwrite=config.overwrite)
         console.print(state, soft_wrap=True, highlight=False, markup=False)
@@ -154,7 +165,13 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
 
     console.print(f"[bold]backbone[/bold]: all weights of a new T5 on {len(splits.general)} pairs, scenario not given")
     tokenizer, model = _new_backbone(config, splits.general + splits.tuning)
-    backbone = _train(config, model, tokenizer, splits.general, output / "backbone", {})
+    pairs = splits.general + with_other_values(splits.general, config.copies, config.seed)
+    if config.copying_steps:
+        turns = turns_to_repeat(pairs, config.seed)
+        console.print(f"[bold]copying[/bold]: it repeats {len(turns)} turns of their dialogues first")
+        short = replace(config, backbone_steps=config.copying_steps)
+        _train(short, model, tokenizer, turns, output / "copying", {})
+    backbone = _train(config, model, tokenizer, pairs, output / "backbone", {})
     freeze(model)
     systems = {name: _System(summaries(splits.test, splits.known)) for name, summaries in FLOORS.items()}
     systems["frozen backbone"] = _System(_generate(config, model, tokenizer, splits.test))

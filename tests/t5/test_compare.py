@@ -11,8 +11,9 @@ from mop_t5.analysis.finished_runs import SYSTEM, finished_systems
 from mop_t5.cli import main
 from mop_t5.data import read_split
 from mop_t5.evaluation import AVERAGE, Rouge
-from mop_t5.experiments.method_comparison import FROZEN, Comparison, Grid, default_systems
+from mop_t5.experiments.method_comparison import FROZEN, Comparison, Grid, default_systems, known_systems
 from mop_t5.experiments.suite import SuiteConfig
+from mop_t5.experiments.systems import choose
 from mop_t5.methods import names
 from mop_t5.training import TrainingConfig
 
@@ -76,6 +77,19 @@ def test_what_cannot_be_compared_is_said(place):
         Grid(rates=[0.1, 0.1])
     with pytest.raises(ValueError, match="resamples must be at least 1; got 0"):
         Grid(resamples=0)
+
+
+def test_variants_are_systems_with_some_fields_changed():
+    known = known_systems({"MOP from zero": {"system": "MOP", "init": "zero_up", "prefix_length": 3}})
+    (made,) = choose(["MOP from zero"], [], {"prefix_length": 9, "d_mid": 8}, {}, known)
+    fields = made.config(["taxi"])
+    assert (fields.init, fields.prefix_length, fields.d_mid, fields.preset) == ("zero_up", 3, 8, "paper")
+    assert default_systems(["MOP from zero"])[-1] == "MOP from zero"
+    for wrong in ({"MOP": {"system": "MOP"}}, {"new": {"init": "zero_up"}}, {"new": {"system": "nothing"}}):
+        with pytest.raises(ValueError, match="must be a new label"):
+            known_systems(wrong)
+    with pytest.raises(ValueError, match="no field"):
+        known_systems({"new": {"system": "MOP", "inti": "zero_up"}})
 
 
 def rows_of(path):

@@ -1,11 +1,12 @@
 """The demo in its short form: everything it promises is written; what it writes is usable."""
 
 import json
+import re
 
 import pytest
 from mop_t5.cli import main
 from mop_t5.data import read_corpus, read_examples, synthetic_corpus, write_examples
-from mop_t5.training import load_run
+from mop_t5.training import load_run, read_history
 
 
 def test_short_demo(tmp_path, capsys):
@@ -52,8 +53,12 @@ def test_a_corpus_of_ones_own(tmp_path, capsys):
     for split in ("train", "valid", "test"):
         write_examples(tmp_path / "corpus" / f"{split}.jsonl", corpus[split])
     command = ["demo", "--short", "--corpus", str(tmp_path / "corpus"), "--methods", "[prefix_tuning]"]
-    assert main([*command, "--output", str(tmp_path / "out"), "--unit", "jieba"]) == 0
+    copying = ["--copying_steps", "3", "--copies", "1"]
+    assert main([*command, *copying, "--output", str(tmp_path / "out"), "--unit", "jieba"]) == 0
     text = capsys.readouterr().out
+    turns = int(re.search(r"it repeats (\d+) turns", text)[1])
+    assert turns > 100
+    assert len(read_history(tmp_path / "out" / "copying")) > 1
     assert f"The corpus is {tmp_path / 'corpus'}" in text
     assert "jieba words" in text
     halves = [read_examples(tmp_path / "out" / "corpus" / f"{name}.jsonl") for name in ("general", "train")]

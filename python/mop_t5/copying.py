@@ -1,0 +1,55 @@
+"""Rows that teach a small T5 to copy what a dialogue says. A backbone that starts from nothing and sees few pairs would
+rather learn their values by heart: a summary names a hotel, and the hotel is one of some hundred.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mop_t5.data import Example
+from mop_t5.evaluation.values import Value, Values
+
+_DIGIT = re.compile(r"\d")
+_SHORTEST, _LONGEST = 4, 45  # characters of a turn to repeat
+
+
+def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -> list[Example]:
+    """`copies` of each row, whose dialogue and summary have other values in place of those that both say: names are
+    those of other rows, numbers have other digits. A row without such a value stays as it is.
+
+    examples: training rows, from which `Values` learns what is a value. seed: of the draws.
+    """
+    values, generator = Values(examples), random.Random(seed)
+    said = [values.said(example) for example in examples]
+    names = sorted({value.text for row in said for value in row if value.kind == "name"})
+    return [
+        _exchanged(example, {value.text: _other(value, names, generator) for value in row})
+        for _ in range(copies)
+        for example, row in zip(examples, said)
+    ]
+
+
+def turns_to_repeat(examples: Sequence[Example], seed: int = 0) -> list[Example]:
+    """A row for each different turn of the dialogues, which is its own summary, in a random order; turns are cut to 45
+    characters, and those under 4 left out."""
+    turns = {turn[:_LONGEST].strip(): e for e in examples for turn in e.dialogue.splitlines()}
+    rows = [replace(e, dialogue=turn, summary=turn) for turn, e in turns.items() if len(turn) >= _SHORTEST]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def _other(value: Value, names: Sequence[str], generator: random.Random) -> str:
+    if value.kind == "name":
+        return generator.choice(names)
+    return _DIGIT.sub(lambda digit: generator.choice("123456789" if digit.start() == 0 else "0123456789"), value.text)
+
+
+def _exchanged(example: Example, others: Mapping[str, str]) -> Example:
+    if not others:
+        return example
+    pattern = re.compile("|".join(re.escape(text) for text in sorted(others, key=len, reverse=True)))
+    dialogue, summary = (pattern.sub(lambda m: others[m[0]], t) for t in (example.dialogue, example.summary))
+    return replace(example, dialogue=dialogue, summary=summary)
