@@ -151,7 +151,8 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     if config.dry_run:
         copying = f"{config.copying_steps} steps of copying, then " if config.copying_steps else ""
         sizes = f"{copying}{len(splits.general)} pairs for {config.backbone_steps} steps, then "
-        sizes += f"{', '.join(config.methods)} on {len(splits.tuning)} others for {config.tuning_steps} steps each, and score {len(splits.test)} rows"
+        sizes += f"{', '.join(config.methods)} on {len(splits.tuning)} others for {config.tuning_steps} steps each, "
+        sizes += f"and score {len(splits.test)} rows"
         console.print(f"Would train a new T5 on {sizes}.", soft_wrap=True, highlight=False, markup=False)
         state = describe_output(config.output, overwrite=config.overwrite)
         console.print(state, soft_wrap=True, highlight=False, markup=False)
