@@ -164,7 +164,10 @@ class Values:
         """The longest pieces of a name that a source has, with True, and the words between them, with False."""
         start = left = 0
         while start < len(run):
-            longest = (run[start:end] for end in range(len(run), start, -1))
+            end = start  # of the longest piece that a source has letter by letter
+            while end < len(run) and any(reading.folded[run[start][0] : run[end][1]] in s.folded for s in sources):
+                end += 1
+            longest = (run[start:stop] for stop in range(end, start, -1))
             piece = next((piece for piece in longest if self._known(reading, piece, sources)), None)
             if piece is not None:
                 yield from self._left(reading, run[left:start])
@@ -247,6 +250,8 @@ class _Reading:
 
     def names(self, name: str) -> bool:
         """Whether this name, in plain form, stands here, and not within a longer Latin word or number."""
+        if name not in self.folded:
+            return False
         before = r"(?<![a-z\d])" if _LATIN.match(name) else ""
         behind = r"(?![a-z\d])" if _LATIN.match(name, len(name) - 1) else ""
         return re.search(f"{before}{re.escape(name)}{behind}", self.folded) is not None
