@@ -202,7 +202,11 @@ setup(
         for p in sorted((ROOT / "python").rglob("__init__.py"))
     ],
     package_dir={"mop_t5": "python/mop_t5"},
-    package_data={"mop_kernels": ["crossover/*.json"], "mop_kernels.triton_kernels": ["configs/*.json"]},
+    package_data={
+        "mop_kernels": ["crossover/*.json"],
+        "mop_kernels.triton_kernels": ["configs/*.json"],
+        "mop_t5.report": ["page.html", "page.css", "page.js"],
+    },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[] if reason or find_torch() else [pinned],

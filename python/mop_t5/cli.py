@@ -20,12 +20,14 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 generate      --run RUN --input FILE         summaries of new dialogues
   mop-t5 params                                       how many parameters each method trains
   mop-t5 table         1 | 2 | 3 | 4                  all methods on one corpus, beside the MOP paper's numbers
+  mop-t5 compare       --corpus DIR --backbone DIR --output OUT   every method with equal steps, and how sure it is
   mop-t5 prompts       add | list | remove            source prompts, for ATTEMPT and SPoT
   mop-t5 attempt       sources | ablations | ...      the experiments of the ATTEMPT paper
   mop-t5 task-vectors  --corpus DIR --output FILE     what the routers of task_moe read
   mop-t5 moe           compare | adapt | ...          the experiments on task-level mixtures of experts
   mop-t5 analyse       lengths | ...                  what the MOP paper analyses beside its tables
   mop-t5 squeeze       --run RUN --scenario NAME --output DIR   a plain T5 of a mixture, for one scenario
+  mop-t5 report        RUNS                           one HTML page: scores, plots, predictions side by side
   mop-t5 corpus        convert | crosswoz | floors    corpora of CSV, TSV and JSON files; scores without a model
   mop-t5 convert       --checkpoint DIR --output DIR  a backbone of the published T5-pegasus
   mop-t5 export        --run RUN --output DIR         generated prefixes, without what generates them
@@ -43,6 +45,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     "generate": "generate.generate",
     "params": "params.params",
     "table": {"1": "table.table_1", "2": "table.table_2", "3": "table.table_3", "4": "table.table_4"},
+    "compare": "compare.compare",
     "prompts": {"add": "prompts.prompts_add", "list": "prompts.prompts_list", "remove": "prompts.prompts_remove"},
     "attempt": {
         "sources": "attempt.attempt_sources",
@@ -63,7 +66,10 @@ COMMANDS: dict[str, str | dict[str, str]] = {
     },
     "analyse": {
         "lengths": "analyse.analyse_lengths",
+        "values": "cases.analyse_values",
+        "cases": "cases.analyse_cases",
     },
+    "report": "report.report",
     "squeeze": "squeeze.squeeze",
     "corpus": {
         "convert": "corpus.corpus_convert",
@@ -104,7 +110,9 @@ _NESTED_HELP = {
   mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
     "analyse": """What the MOP paper analyses beside its tables: of finished runs, and of a sweep that trains.
 
-  mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length""",
+  mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length
+  mop-t5 analyse values --runs '[OUT]' --output DIR                       values that summaries keep and invent
+  mop-t5 analyse cases --runs '[OUT]' --output DIR                        dialogues and summaries side by side""",
     "corpus": """Corpora made of the files that others publish, and what a corpus gives for free.
 
   mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics

@@ -1,5 +1,5 @@
 """Flags made from functions: the parameters are the flags, the docstring is the help, dataclasses stand for their
-fields."""
+fields. A parameter annotated Annotated[list[str], "positional"] takes words without a flag, one or more."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import get_type_hints
 
+import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mop_t5.methods import get, names
@@ -74,8 +75,10 @@ def _command_parser(command: Callable) -> _Parser:
     description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
     parser = _Parser(description=description)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
-    dataclasses = dataclasses_of(command)
-    parser.add_function_arguments(command, as_group=False, skip=set(dataclasses))
+    dataclasses, positionals = dataclasses_of(command), positionals_of(command)
+    for name, text in positionals.items():
+        parser.add_argument(name, nargs="+", type=str, help=text)
+    parser.add_function_arguments(command, as_group=False, skip={*dataclasses, *positionals})
     for dataclass, left_out in dataclasses.values():
         parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
     if any(action.dest == "options" for action in parser._actions):
@@ -97,6 +100,13 @@ def dataclasses_of(command: Callable) -> dict[str, tuple[type, tuple[str, ...]]]
     hints = get_type_hints(command, include_extras=True)
     found = {name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()}
     return {name: (hint, left_out) for name, (hint, left_out) in found.items() if is_dataclass(hint)}
+
+
+def positionals_of(command: Callable) -> dict[str, str]:
+    """The parameters of a command that take words without a flag, and their help."""
+    hints = get_type_hints(command, include_extras=True)
+    described = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(command)).params}
+    return {name: described[name] for name, h in hints.items() if "positional" in getattr(h, "__metadata__", ())}
 
 
 def _gather(command: Callable, given: dict) -> dict:
