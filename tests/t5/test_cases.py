@@ -204,6 +204,7 @@ def test_more_bad_input(suite, tmp_path, capsys):
     words = ["cases", "--runs", f"[{suite}]", "--output", tmp_path / "out"]
     code, _, said = call(capsys, *words, "--ids", "[nobody, test-x]")
     assert (code, "ids names nobody, test-x, which no evaluated row has. There are" in said) == (1, True)
+    assert "no folders are given" in call(capsys, "cases", "--runs", "[]", "--output", tmp_path / "out")[2]
     assert "count must be at least 1, got 0" in call(capsys, *words, "--count", 0)[2]
     copy = tmp_path / "copy"
     shutil.copytree(suite, copy)

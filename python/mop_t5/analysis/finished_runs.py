@@ -89,6 +89,8 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     folders that lead to it. A seed counts when all its runs are evaluated. Raises FileNotFoundError for a folder that
     does not exist or holds no evaluation of `split`, ValueError for a damaged one.
     """
+    if not folders:
+        raise ValueError("no folders are given. Name at least one that `mop-t5 train` or `mop-t5 table` wrote.")
     found: dict[Path, list[FinishedRun]] = {}  # by the folder of the system
     labels: dict[Path, str] = {}
     for folder in map(Path, folders):

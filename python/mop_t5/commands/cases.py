@@ -26,7 +26,7 @@ def analyse_values(runs: list[str], output: str, corpus: str | None = None, spli
     Args:
         runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
         output: folder for what is written.
-        corpus: folder with train.jsonl, whose references show what is wording; that of the runs if not given.
+        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
         split: the split that was scored, "train", "valid" or "test".
     """
     systems = finished_systems(runs, split)
@@ -54,7 +54,7 @@ def analyse_cases(
     Args:
         runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
         output: folder for what is written.
-        corpus: folder with train.jsonl, whose references show what is wording; that of the runs if not given.
+        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
         split: the split that was scored, "train", "valid" or "test".
         ids: the ids of the rows to show, in this order.
         count: how many rows are chosen where no ids are given.
