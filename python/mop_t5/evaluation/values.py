@@ -100,7 +100,7 @@ class Values:
         runs, numbers = self._parts(reading)
         names = [place for run in runs for place, there in self._pieces(reading, run, [dialogue]) if there]
         found = _values(example.summary, names, [number for number in numbers if dialogue.says(number)])
-        first = {(value.kind, _plain(value.text).lower()): value for value in reversed(found)}
+        first = {(value.kind, _folded(_plain(value.text))): value for value in reversed(found)}
         return sorted(first.values(), key=lambda value: value.start)
 
     def omitted(self, example: Example, summary: str) -> list[Value]:
@@ -154,8 +154,8 @@ class Values:
             elif is_label(word):
                 kinds.append("wording")
             else:  # in Latin script a name has a capital letter, but for words in Chinese text, such as wifi
-                plain = word.lower() in self.wording or (word == word.lower() and not chinese)
-                kinds.append("wording" if plain else "name")
+                low = reading.folded[start:end]
+                kinds.append("wording" if low in self.wording or (word == low and not chinese) else "name")
         return kinds
 
     def _pieces(
@@ -191,7 +191,7 @@ def has(text: str, value: Value) -> bool:
     without it."""
     reading = _read(text)
     if value.kind == "name":
-        return reading.names(_plain(value.text).lower())
+        return reading.names(_folded(_plain(value.text)))
     return any(reading.says(replace(number, kind=value.kind)) for number in _read(value.text).amounts)
 
 
@@ -267,12 +267,17 @@ def _read(text: str) -> _Reading:
     for word in segment(plain):
         words.append((end, end + len(word)))
         end += len(word)
-    return _Reading(plain, plain.lower(), words, amounts(plain, words))
+    return _Reading(plain, _folded(plain), words, amounts(plain, words))
 
 
 def _plain(text: str) -> str:
     """The text with full-width forms as ASCII; as long as it was."""
     return text.translate(_ASCII)
+
+
+def _folded(text: str) -> str:
+    """Without capitals; as long as it was, which lower() alone is not: it makes two characters of a dotted I."""
+    return "".join(low if len(low := character.lower()) == 1 else character for character in text)
 
 
 def _wording(known: Sequence[Example], common: float) -> frozenset[str]:
