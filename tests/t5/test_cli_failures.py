@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import pytest
 from mop_t5.cli import COMMANDS, main
-from mop_t5.command_flags import dataclasses_of, function_of
+from mop_t5.command_flags import dataclasses_of, function_of, positionals_of
 from mop_t5.experiments import suite as suite_module
 from test_cli import functions
 
@@ -37,7 +37,8 @@ EVERY = [pytest.param(*one, id=" ".join(one[0])) for one in functions(COMMANDS)]
 def flags_of(where):
     command = function_of(where)
     dataclasses = dataclasses_of(command)
-    own = [name for name in inspect.signature(command).parameters if name not in dataclasses]
+    without = {*dataclasses, *positionals_of(command)}
+    own = [name for name in inspect.signature(command).parameters if name not in without]
     return own + [
         field.name for one, left_out in dataclasses.values() for field in fields(one) if field.name not in left_out
     ]
@@ -60,6 +61,7 @@ def test_a_path_that_is_not_there_is_named_and_nothing_is_written(words, where, 
     monkeypatch.chdir(tmp_path)  # for default outputs
     given = flags_of(where)
     arguments = [part for name in given if name in READ for part in (f"--{name}", READ[name].format(tmp_path / "none"))]
+    arguments += [str(tmp_path / "none") for _ in positionals_of(function_of(where))]
     arguments += ["--output", str(tmp_path / "out")] if "output" in given else []
     code, printed, said = call(capsys, *words, *arguments, *NEEDED.get(" ".join(words), []))
     assert code == 1
