@@ -141,6 +141,9 @@ def test_the_numbers_are_those_of_the_runs(place, compared):
         assert float(table[label]["average R-1"]) == pytest.approx(
             100 * np.mean([one.rouge1 for one in means]), abs=1e-5
         )
+        if label == FROZEN:
+            assert table[label]["deviation"] == table[label]["rate"] == ""
+            continue
         deviation = np.std([100 * one.mean for one in means], ddof=1)
         assert float(table[label]["deviation"]) == pytest.approx(deviation, abs=1e-9)
         texts = [{e.id: text for e, text in system.predictions(seed)} for seed in (0, 1)]
@@ -153,8 +156,6 @@ def test_the_numbers_are_those_of_the_runs(place, compared):
     shown = table["prefix-tuning"]["minus MOP [95 %]"]
     assert shown == f"{expected.mean:+.2f} [{expected.low:+.2f}, {expected.high:+.2f}]"
     assert table["MOP"]["minus MOP [95 %]"] == table["MOP"]["p"] == ""
-    assert float(table[FROZEN]["deviation"]) == 0, "what trains nothing has no seeds"
-    assert table[FROZEN]["rate"] == ""
     for row in table.values():
         assert 0 <= float(row["values kept, %"]) <= 100 or math.isnan(float(row["values kept, %"]))
 

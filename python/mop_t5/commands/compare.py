@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from mop_t5.commands.table import Shared
 from mop_t5.evaluation import present, show
 from mop_t5.experiments.method_comparison import Comparison, Grid
 from mop_t5.experiments.suite import SuiteConfig
 
 
-def compare(training: Shared, suite: SuiteConfig, grid: Grid, dry_run: bool = False) -> None:
+def compare(training: Shared, suite: Annotated[SuiteConfig, "group_rates"], grid: Grid, dry_run: bool = False) -> None:
     """Tune one frozen backbone by every method with equal steps, and say which is better, by how much, and how surely.
 
     Rows if --systems names no others: the frozen backbone, every method of the registry, and the floors. With --rates

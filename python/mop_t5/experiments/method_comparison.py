@@ -16,8 +16,18 @@ from typing import Any, NamedTuple
 from mop_t5.analysis.bootstrap import Difference, holm, paired_bootstrap
 from mop_t5.analysis.finished_runs import FinishedRun
 from mop_t5.data import Example, of_scenarios, read_split
-from mop_t5.evaluation import AVERAGE, FLOORS, Scorer, Table, TaskScores, mean_scores, with_average
-from mop_t5.evaluation.values import Values, value_recall
+from mop_t5.evaluation import (
+    AVERAGE,
+    FLOORS,
+    Scorer,
+    Table,
+    TaskScores,
+    Values,
+    ValueScores,
+    mean_scores,
+    value_recall,
+    with_average,
+)
 from mop_t5.experiments import paper
 from mop_t5.experiments.score_rows import average_of, score_rows
 from mop_t5.experiments.suite import Run, Suite, SuiteConfig
@@ -123,7 +133,9 @@ class Comparison:
         self._rows, self._known = (
             of_scenarios(read_split(config.corpus, split), config.scenarios) for split in (config.split, "train")
         )
+        self._values = Values(self._known)
         self._trials_of: dict[str, list[Trial]] = {}  # a plan attaches the method once, for its parameters
+        self._entries: dict[str, _Entry] = {}  # what is finished does not change
 
     def _suite(self, config: SuiteConfig, training: TrainingConfig) -> Suite:
         variants = self.grid.variants
@@ -160,7 +172,9 @@ class Comparison:
         if trials := self.trials(label):
             rates = {label: max(trials, key=Trial.score).rate}
         options = self._options(label)
-        suite = self._suite(replace(self.config, systems=[label], learning_rates=rates, options=options), self.training)
+        seeds = self.config.seeds[:1] if label == FROZEN else self.config.seeds
+        config = replace(self.config, systems=[label], learning_rates=rates, options=options, seeds=seeds)
+        suite = self._suite(config, self.training)
         return suite, suite.plan()
 
     def overview(self) -> Table:
@@ -185,39 +199,13 @@ class Comparison:
         suite.run(runs)
 
     def compared(self, labels: Sequence[str]) -> Table:
-        """The comparison of these systems, which must be finished."""
-        return self._compared(self._scored(labels))
-
-    def tables(self) -> dict[str, Table]:
-        """File name -> table: the comparison, the scores by scenario, the grid. All must be finished."""
-        scored = self._scored(self.labels)
-        tables = {"comparison": self._compared(scored), "scenarios": scored.by_scenario()}
-        return tables | ({"rates": self._rates()} if self.grid.rates else {})
-
-    def _scored(self, labels: Sequence[str]) -> _Scored:
-        entries = [self._entry(label) for label in labels]
-        entries += [_Entry(name, [make(self._rows, self._known)]) for name, make in FLOORS.items()]
-        return _Scored(self.scorer, self._rows, entries)
-
-    def _entry(self, label: str) -> _Entry:
-        runs = self.suite(label)[1]
-        seeds = []
-        for seed in self.config.seeds:
-            finished = [FinishedRun(run.folder, self.config.split) for run in runs if run.training.seed == seed]
-            said = {_key(example): text for run in finished for example, text in run.predictions()}
-            seeds.append([said[_key(example)] for example in self._rows])
-        trained = sum(run.trained for run in runs if run.training.seed == self.config.seeds[0])
-        rate = None if label == FROZEN else runs[0].training.learning_rate
-        return _Entry(label, seeds, trained, runs[0].backbone, rate)
-
-    def _compared(self, scored: _Scored) -> Table:
-        reference, values = self.grid.reference, Values(self._known)
-        differences = scored.differences(reference, self.grid.resamples)
+        """The comparison of these systems, which must be finished, with the reference, if it is among them."""
+        entries, reference = self._finished(labels), self.grid.reference
+        differences = self._differences(entries) if reference in labels else {}
         p = holm({label: one.p for label, one in differences.items()})
         cells = []
-        for entry in scored.entries:
-            averages = scored.averages(entry)
-            kept = [value_recall(values, scored.rows, texts) for texts in entry.seeds]
+        for entry in entries:
+            averages = [means[AVERAGE] for means in entry.means]
             one = differences.get(entry.label)
             cells.append(
                 [
@@ -227,8 +215,8 @@ class Comparison:
                     entry.rate,
                     mean_scores(averages),
                     100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
-                    100 * mean(one.recall for one in kept),
-                    100 * mean(one.invented for one in kept),
+                    100 * mean(one.recall for one in entry.kept),
+                    100 * mean(one.invented for one in entry.kept),
                     f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" if one else None,
                     format(p[entry.label], ".4f") if one else None,
                 ]
@@ -245,12 +233,74 @@ class Comparison:
             "Values kept: names, prices, ratings and other numbers of the reference that the dialogue says, and the "
             "summary, too. Invented: values of the summaries that neither the dialogue nor the reference has.",
             f"Minus {reference}: of the mean of the three ROUGE; the 95 % interval of the paired bootstrap over the "
-            f"{len(scored.rows)} rows ({self.grid.resamples:,} resamples, within scenarios, of the seeds' means), and "
+            f"{len(self._rows)} rows ({self.grid.resamples:,} resamples, within scenarios, of the seeds' means), and "
             "p after Holm for all rows of this table. The interval says what other rows would have changed, not what "
             "other seeds would have.",
         ]
-        title = f"{self.scorer} on {len(scored.rows)} {config.split} rows, {config.num_beams} beam(s)"
+        title = f"{self.scorer} on {len(self._rows)} {config.split} rows, {config.num_beams} beam(s)"
         return Table(title, columns, cells, formats, notes)
+
+    def tables(self) -> dict[str, Table]:
+        """File name -> table: the comparison, the scores by scenario, the grid. All must be finished."""
+        tables = {"comparison": self.compared(self.labels), "scenarios": self._scenarios()}
+        return tables | ({"rates": self._rates()} if self.grid.rates else {})
+
+    def _finished(self, labels: Sequence[str]) -> list[_Entry]:
+        """The entries of these systems, and those of the floors."""
+        for label in [*labels, *FLOORS]:
+            if label not in self._entries:
+                self._entries[label] = self._floor(label) if label in FLOORS else self._entry(label)
+        return [self._entries[label] for label in [*labels, *FLOORS]]
+
+    def _floor(self, name: str) -> _Entry:
+        return self._scored(name, [FLOORS[name](self._rows, self._known)])
+
+    def _entry(self, label: str) -> _Entry:
+        runs = self.suite(label)[1]
+        seeds: dict[int, dict[tuple, str]] = {}
+        for run in runs:
+            said = FinishedRun(run.folder, self.config.split).predictions()
+            seeds.setdefault(run.training.seed, {}).update({_key(example): text for example, text in said})
+        trained = sum(run.trained for run in runs) // len(seeds)
+        rate = None if label == FROZEN else runs[0].training.learning_rate
+        texts = [[said[_key(example)] for example in self._rows] for said in seeds.values()]
+        return self._scored(label, texts, trained=trained, backbone=runs[0].backbone, rate=rate)
+
+    def _scored(self, label: str, seeds: Sequence[Sequence[str]], **more) -> _Entry:
+        """seeds: for each seed the text of each row."""
+        rouge = [list(self.scorer.by_rouge(self._rows, texts).values()) for texts in seeds]
+        means = [
+            with_average({name: mean_scores(scores) for name, scores in self._by_scenario(one).items()})
+            for one in rouge
+        ]
+        points = [100 * mean(scores.mean for scores in row) for row in zip(*rouge)]
+        kept = [value_recall(self._values, self._rows, texts) for texts in seeds]
+        return _Entry(label, points, means, kept, **more)
+
+    def _by_scenario(self, numbers: Sequence[Any]) -> dict[str, list]:
+        """numbers: one a row."""
+        found: dict[str, list] = {}
+        for example, number in zip(self._rows, numbers, strict=True):
+            found.setdefault(example.scenario, []).append(number)
+        return found
+
+    def _differences(self, entries: Sequence[_Entry]) -> dict[str, Difference]:
+        """Label -> its mean minus that of the reference, in points."""
+        reference = self._entries[self.grid.reference]
+        return {
+            entry.label: paired_bootstrap(
+                self._by_scenario([a - b for a, b in zip(entry.points, reference.points)]), self.grid.resamples
+            )
+            for entry in entries
+            if entry is not reference
+        }
+
+    def _scenarios(self) -> Table:
+        entries = self._finished(self.labels)
+        columns = list(entries[0].means[0])
+        cells = [row for entry in entries for row in score_rows([entry.label], entry.means, columns)]
+        title = "By scenario: the mean of R-1, R-2 and R-L"
+        return Table(title, ["system", "quantity", *columns], cells, dict.fromkeys(columns, ".2f"), labels=2)
 
     def _rates(self) -> Table:
         cells = [[label, *(t.score() for t in trials)] for label in self.labels if (trials := self.trials(label))]
@@ -261,57 +311,16 @@ class Comparison:
 
 
 class _Entry(NamedTuple):
-    """A row of the comparison. seeds: for each seed the text of each test row."""
+    """What a system or floor has reached. points: of each row the mean of its three ROUGE over seeds, x 100. means: for
+    each seed scenario -> scores, the average last. kept: for each seed."""
 
     label: str
-    seeds: list[list[str]]
+    points: list[float]
+    means: list[dict[str, TaskScores]]
+    kept: list[ValueScores]
     trained: int | None = None
     backbone: int | None = None
     rate: float | None = None
-
-
-class _Scored:
-    """Entries and their ROUGE, row by row."""
-
-    def __init__(self, scorer: Scorer, rows: Sequence[Example], entries: Sequence[_Entry]):
-        self.rows, self.entries = rows, list(entries)
-        self._scores = {e.label: [list(scorer.by_rouge(rows, t).values()) for t in e.seeds] for e in entries}
-
-    def _by_scenario(self, numbers: Sequence[Any]) -> dict[str, list]:
-        found: dict[str, list] = {}
-        for example, number in zip(self.rows, numbers):
-            found.setdefault(example.scenario, []).append(number)
-        return found
-
-    def _means(self, entry: _Entry) -> list[dict[str, TaskScores]]:
-        """For each seed scenario -> scores, the average last."""
-        return [
-            with_average({name: mean_scores(scores) for name, scores in self._by_scenario(one).items()})
-            for one in self._scores[entry.label]
-        ]
-
-    def averages(self, entry: _Entry) -> list[TaskScores]:
-        """For each seed the average over scenarios."""
-        return [means[AVERAGE] for means in self._means(entry)]
-
-    def by_scenario(self) -> Table:
-        means = {entry.label: self._means(entry) for entry in self.entries}
-        columns = list(next(iter(means.values()))[0])
-        cells = [row for label, seeds in means.items() for row in score_rows([label], seeds, columns)]
-        title = "By scenario: the mean of R-1, R-2 and R-L"
-        return Table(title, ["system", "quantity", *columns], cells, dict.fromkeys(columns, ".2f"), labels=2)
-
-    def differences(self, reference: str, resamples: int) -> dict[str, Difference]:
-        """Label -> its seeds' mean minus that of the reference, in points; empty without the reference."""
-        points = {
-            label: [100 * mean(scores.mean for scores in row) for row in zip(*seeds)]
-            for label, seeds in self._scores.items()
-        }
-        return {
-            label: paired_bootstrap(self._by_scenario([a - b for a, b in zip(own, points[reference])]), resamples)
-            for label, own in points.items()
-            if reference in points and label != reference
-        }
 
 
 def _key(example: Example) -> tuple[str, str, str]:
