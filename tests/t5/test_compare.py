@@ -11,7 +11,8 @@ from mop_t5.analysis.finished_runs import SYSTEM, finished_systems
 from mop_t5.cli import main
 from mop_t5.data import read_split
 from mop_t5.evaluation import AVERAGE, Rouge
-from mop_t5.experiments.method_comparison import FROZEN, Comparison, Grid, default_systems, known_systems
+from mop_t5.experiments.compared_systems import FROZEN, Grid, default_systems, known_systems
+from mop_t5.experiments.method_comparison import Comparison
 from mop_t5.experiments.suite import SuiteConfig
 from mop_t5.experiments.systems import choose
 from mop_t5.methods import names

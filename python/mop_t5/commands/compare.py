@@ -6,7 +6,8 @@ from typing import Annotated
 
 from mop_t5.commands.table import Shared
 from mop_t5.evaluation import present, show
-from mop_t5.experiments.method_comparison import Comparison, Grid
+from mop_t5.experiments.compared_systems import Grid
+from mop_t5.experiments.method_comparison import Comparison
 from mop_t5.experiments.suite import SuiteConfig
 
 
