@@ -25,7 +25,7 @@ _INTRO = """Tune a frozen T5 on dialogues of several scenarios, and see what tha
   mop-t5 attempt       sources | ablations | ...      the experiments of the ATTEMPT paper
   mop-t5 task-vectors  --corpus DIR --output FILE     what the routers of task_moe read
   mop-t5 moe           compare | adapt | ...          the experiments on task-level mixtures of experts
-  mop-t5 analyse       lengths | ...                  what the MOP paper analyses beside its tables
+  mop-t5 analyse       prefixes | variance | ...      what the MOP paper analyses beside its tables
   mop-t5 squeeze       --run RUN --scenario NAME --output DIR   a plain T5 of a mixture, for one scenario
   mop-t5 report        RUNS                           one HTML page: scores, plots, predictions side by side
   mop-t5 corpus        convert | crosswoz | floors    corpora of CSV, TSV and JSON files; scores without a model
@@ -65,7 +65,9 @@ COMMANDS: dict[str, str | dict[str, str]] = {
         "disable": "moe.moe_disable",
     },
     "analyse": {
+        "variance": "analyse.analyse_variance",
         "lengths": "analyse.analyse_lengths",
+        "share": "analyse.analyse_share",
         "values": "cases.analyse_values",
         "cases": "cases.analyse_cases",
     },
@@ -110,7 +112,9 @@ _NESTED_HELP = {
   mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
     "analyse": """What the MOP paper analyses beside its tables: of finished runs, and of a sweep that trains.
 
+  mop-t5 analyse variance --runs '[OUT]' --output DIR                     how much scores vary over seeds
   mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length
+  mop-t5 analyse share --runs '[OUT]' --output DIR                        scores by the share that is trained
   mop-t5 analyse values --runs '[OUT]' --output DIR                       values that summaries keep and invent
   mop-t5 analyse cases --runs '[OUT]' --output DIR                        dialogues and summaries side by side""",
     "corpus": """Corpora made of the files that others publish, and what a corpus gives for free.

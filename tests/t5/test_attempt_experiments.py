@@ -11,13 +11,13 @@ import mop_t5
 import pytest
 import torch
 from mop_t5 import adapter_folder, prompt_library
+from mop_t5.analysis.share import measured
 from mop_t5.cli import main
 from mop_t5.data import Collator, EncodedExamples, read_examples, read_split
 from mop_t5.evaluation import Scorer, generate_summaries, read_scores
 from mop_t5.evaluation.heat_map import heat_map
 from mop_t5.evaluation.points import plot_points
 from mop_t5.experiments.few_shot import draw
-from mop_t5.experiments.parameter_scale import measured
 from mop_t5.memory import RESET
 from mop_t5.methods import spot
 from mop_t5.tokenization import load_tokenizer
@@ -292,7 +292,7 @@ def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
         *("score-by-backbone.png", "score-by-trained-1.png", "score-by-trained-2.png", "trained-by-backbone.png")
     ]
     assert len(rows_of(tmp_path / "plots" / "scale.csv")) == 2 * len(found)
-    assert "has no finished run" in fails(
+    assert "nowhere is no folder" in fails(
         capsys, "attempt", "scale", "--suites", "[nowhere]", "--output", tmp_path / "p"
     )
 

@@ -1,15 +1,58 @@
-"""mop-t5 analyse lengths: what the MOP paper analyses beside its tables."""
+"""mop-t5 analyse variance | lengths | share: what the MOP paper analyses beside its tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+from mop_t5.analysis.finished_runs import finished_systems
 from mop_t5.analysis.prefix_lengths import Lengths, LengthSweep
+from mop_t5.analysis.share import floors_in, measured, plot_share, scale_table
+from mop_t5.analysis.variance import plot_variance, variance_table, varied
 from mop_t5.commands.table import Shared
 from mop_t5.evaluation import present, show
 from mop_t5.evaluation.figures import say_written
 from mop_t5.experiments.suite import SuiteConfig
+from mop_t5.files import check_writable
+
+
+def analyse_variance(runs: list[str], output: str, split: str = "test") -> None:
+    """Show how much the scores of finished systems vary over seeds: the variance of F1 by metric and scenario.
+
+    Writes OUTPUT/variance.md, .csv, .png and .svg.
+
+      mop-t5 analyse variance --runs '[runs/tables]' --output analyses
+      mop-t5 analyse variance --runs '[runs/mop, runs/prefix]' --output analyses
+
+    Args:
+        runs: output folders of suites such as `mop-t5 table 2`, or of `mop-t5 train --seeds`, evaluated.
+        output: folder for what is written.
+        split: the split that was scored, "test" or "valid".
+    """
+    check_writable(output)
+    systems, left_out = varied(finished_systems(runs, split))
+    title = f"Variance over seeds, {split} split"
+    present([variance_table(title, systems, left_out)], "variance", output)
+    say_written(plot_variance(Path(output) / "variance", systems, title))
+
+
+def analyse_share(runs: list[str], output: str, split: str = "test") -> None:
+    """Set the scores of finished systems against how large a share of the backbone they train.
+
+    Writes OUTPUT/share.md, .csv, .png and .svg, with the floors that suites have scored.
+
+      mop-t5 analyse share --runs '[runs/tables]' --output analyses
+
+    Args:
+        runs: output folders of suites such as `mop-t5 table 2`, or runs of `mop-t5 train`, evaluated.
+        output: folder for what is written.
+        split: the split that was scored, "test" or "valid".
+    """
+    check_writable(output)
+    systems, floors = [one for folder in runs for one in measured(folder, split)], floors_in(runs)
+    title = f"Score against the share of parameters that is trained, {split} split"
+    present([scale_table(title, systems, floors)], "share", output)
+    say_written(plot_share(Path(output) / "share", systems, floors, title))
 
 
 def analyse_lengths(

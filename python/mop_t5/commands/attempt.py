@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from mop_t5.analysis import share
 from mop_t5.commands.generate import lengths
 from mop_t5.commands.table import Shared
 from mop_t5.data import of_scenarios, read_split, scenarios_of
@@ -14,7 +15,7 @@ from mop_t5.evaluation import Table, present, show
 from mop_t5.evaluation.figures import say_written
 from mop_t5.evaluation.heat_map import heat_map
 from mop_t5.evaluation.points import plot_points
-from mop_t5.experiments import parameter_scale, training_memory
+from mop_t5.experiments import training_memory
 from mop_t5.experiments.attention_matrix import attention_matrix, attention_table
 from mop_t5.experiments.few_shot import Draws, few_shot_curves, few_shot_results, few_shot_suites, few_shot_table
 from mop_t5.experiments.score_rows import average_of, score_rows
@@ -240,17 +241,17 @@ def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
         output: folder for what is written.
         split: the split that was scored, "test" or "valid".
     """
-    by_suite = [parameter_scale.measured(suite, split) for suite in suites]
+    by_suite = [share.measured(suite, split) for suite in suites]
     everything, folder = [one for found in by_suite for one in found], Path(output)
     title = f"Scores (mean of a task's metrics x 100, average over tasks) on {split}, and parameters"
-    present([parameter_scale.scale_table(title, everything)], "scale", folder)
+    present([share.scale_table(title, everything)], "scale", folder)
     y_label = "score x 100"
     for number, (suite, found) in enumerate(zip(suites, by_suite), start=1):
-        points = parameter_scale.against_trained(found)
+        points = share.against_trained(found)
         path, x_label = folder / f"score-by-trained-{number}", "trained parameters"
         say_written(plot_points(path, points, suite, x_label=x_label, y_label=y_label, log_x=True, lines=False))
     if len({one.backbone for one in everything}) > 1:
-        scores, trained = parameter_scale.against_backbone(everything)
+        scores, trained = share.against_backbone(everything)
         axis = {"x_label": "parameters of the backbone", "log_x": True}
         say_written(plot_points(folder / "score-by-backbone", scores, "scores", y_label=y_label, **axis))
         what = "trained parameters"

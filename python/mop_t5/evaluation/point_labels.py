@@ -1,0 +1,77 @@
+"""Names beside the points of a plot, where they cover neither points nor each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_FONT_SIZE = 8
+_NEAR = 9  # points from the middle of a mark to its label; further away a line leads to it
+
+
+def label_points(
+    axes, points: Sequence[tuple[float, float, float]], labels: Sequence[str], lines: Sequence[float] = ()
+) -> None:
+    """Write a label beside each (x, y, half the height of its error bar). The limits of the axes must be final. lines:
+    y of horizontal lines, which labels keep off where they can, as they do off error bars.
+
+    One after the other each takes, of places around its point and ever further away, the one that covers least.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    figure.draw_without_rendering()  # lays the axes out, which all places depend on
+    scale, frame = figure.dpi / 72, axes.get_window_extent()
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return tuple(axes.transData.transform((x, y)))
+
+    marks = [at(x, y) for x, y, _ in points]
+    covered = [Bbox.from_bounds(x - 5 * scale, y - 5 * scale, 10 * scale, 10 * scale) for x, y in marks]
+    heights = [at(points[0][0], y)[1] for y in lines] if points else []
+    thin = [Bbox.from_extents(frame.x0, y - scale, frame.x1, y + scale) for y in heights]
+    thin += [
+        Bbox.from_extents(mark[0] - 3 * scale, at(x, y - bar)[1], mark[0] + 3 * scale, at(x, y + bar)[1])
+        for mark, (x, y, bar) in zip(marks, points)
+    ]
+
+    def cost(box: Bbox, distance: float) -> float:
+        outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+        over = sum(box.overlaps(other) for other in covered)
+        return 100 * outside + 10 * over + sum(box.overlaps(one) for one in thin) + distance / 100
+
+    for number in sorted(range(len(points)), key=lambda n: marks[n]):
+        text = axes.annotate(labels[number], points[number][:2], fontsize=_FONT_SIZE, zorder=4)
+        text.set_in_layout(False)
+        size = text.get_window_extent()
+        best = None
+        for distance, angle in _places():
+            x, y = math.cos(angle), math.sin(angle)
+            # beside a point a label starts or ends there; above and below it is centred
+            left = marks[number][0] + distance * scale * x - size.width * (1 - x) / 2
+            bottom = marks[number][1] + distance * scale * y - size.height * (1 - y) / 2
+            box = Bbox.from_bounds(left, bottom, size.width, size.height)
+            found = cost(box.expanded(1.02, 1.1), distance)
+            if best is None or found < best[0]:
+                best = found, distance, box
+        _, distance, box = best
+        covered.append(box)
+        text.remove()
+        offset = ((box.x0 - marks[number][0]) / scale, (box.y0 - marks[number][1]) / scale)
+        arrow = None if distance <= _NEAR else {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkB": 4}
+        written = axes.annotate(
+            *(labels[number], points[number][:2]),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=_FONT_SIZE,
+            verticalalignment="bottom",
+            arrowprops=arrow,
+            zorder=4,
+        )
+        written.set_in_layout(False)
+
+
+def _places() -> list[tuple[float, float]]:
+    """(points of distance, angle), the likeable ones first."""
+    angles = [0, math.pi, math.pi / 2, -math.pi / 2, *(math.pi * n / 8 for n in range(-7, 8) if n % 4)]
+    return [(distance, angle) for distance in (_NEAR, 16, 26, 38, 52, 68) for angle in angles]
