@@ -23,7 +23,9 @@ def suite(place):
     """A finished suite with its tables, a plot, and files that do not belong on the page."""
     out = make_suite(place)
     present([NOTED, NOTED], "own", out / "analyses")
-    plot_points(out / "analyses" / "curve", {"a & b": [(0, 1), (1, 2)], "c": [(0, 2)]}, "t", x_label="length", y_label="score")
+    plot_points(
+        out / "analyses" / "curve", {"a & b": [(0, 1), (1, 2)], "c": [(0, 2)]}, "t", x_label="length", y_label="score"
+    )
     shutil.copy(out / "analyses" / "curve.png", out / "only.png")
     (out / "own.1.md").write_text("no table of own.md here\n")
     (out / "table-2.1.md").write_text(to_markdown(Table("kept from before", ["a"], [["b"]])))
@@ -67,9 +69,9 @@ def test_the_numbers_are_those_of_the_evaluations(suite):
         overview, scenarios = (row for row in page.rows if row[0][1] == label and "data-value" in row[-1][0])
         assert [cell for _, cell in overview[1:5]] == [
             method,
+            "2",
             f"{size['trained']:,}",
             f"{100 * size['trained'] / size['backbone']:.4g}",
-            "2",
         ]
         columns = [(s, m) for s in ("average", "food", "taxi", "ticket") for m in Scores._fields]
         for (scenario, metric), (attributes, shown) in zip(columns, overview[5:] + scenarios[1:], strict=True):

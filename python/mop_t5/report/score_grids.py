@@ -56,8 +56,10 @@ def overview(systems: Sequence[FinishedSystem], floors: Floors) -> Grid:
     numbers = {system.label: _numbers(system.scores().values(), average=True) for system in systems}
     of_floors = {name: _numbers([scores], average=True) for name, scores in floors.items()}
     scores = _grid(numbers, of_floors, compete=not differing_scenarios(systems))
-    columns = [Column("method", number=False), Column("trained"), Column("% of backbone"), Column("seeds")]
-    rows = [(s.label, [*_size(s), *cells]) for s, (_, cells) in zip(systems, scores.rows)]
+    counted = any(system.trained is not None for system in systems)
+    columns = [Column("method", number=False), Column("seeds")]
+    columns += [Column("trained"), Column("% of backbone")] if counted else []
+    rows = [(s.label, [*_about(s)[: len(columns)], *cells]) for s, (_, cells) in zip(systems, scores.rows)]
     empty = [_EMPTY] * len(columns)
     return Grid(
         [*columns, *(Column(column.name) for column in scores.columns)],
@@ -117,10 +119,10 @@ def _cell(numbers: Sequence[float], best: str | None) -> Cell:
     return Cell(text, mean(numbers), _text(stdev(numbers)) if len(numbers) > 1 else "", text == best)
 
 
-def _size(system: FinishedSystem) -> list[Cell]:
-    seeds = Cell(str(len(system.seeds)), len(system.seeds))
-    method = Cell(system.method, system.method)
+def _about(system: FinishedSystem) -> list[Cell]:
+    """Its method, seeds, parameters and their share of the backbone."""
+    known = [Cell(system.method, system.method), Cell(str(len(system.seeds)), len(system.seeds))]
     if system.trained is None:
-        return [method, _EMPTY, _EMPTY, seeds]
+        return [*known, _EMPTY, _EMPTY]
     share = 100 * system.trained / system.backbone
-    return [method, Cell(f"{system.trained:,}", system.trained), Cell(f"{share:.4g}", share), seeds]
+    return [*known, Cell(f"{system.trained:,}", system.trained), Cell(f"{share:.4g}", share)]
