@@ -65,6 +65,7 @@ COMMANDS: dict[str, str | dict[str, str]] = {
         "disable": "moe.moe_disable",
     },
     "analyse": {
+        "prefixes": "analyse.analyse_prefixes",
         "variance": "analyse.analyse_variance",
         "lengths": "analyse.analyse_lengths",
         "share": "analyse.analyse_share",
@@ -112,6 +113,7 @@ _NESTED_HELP = {
   mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
     "analyse": """What the MOP paper analyses beside its tables: of finished runs, and of a sweep that trains.
 
+  mop-t5 analyse prefixes --runs '[RUN, RUN]' --output DIR                where generated prefixes lie
   mop-t5 analyse variance --runs '[OUT]' --output DIR                     how much scores vary over seeds
   mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length
   mop-t5 analyse share --runs '[OUT]' --output DIR                        scores by the share that is trained

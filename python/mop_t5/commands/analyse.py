@@ -1,12 +1,15 @@
-"""mop-t5 analyse variance | lengths | share: what the MOP paper analyses beside its tables."""
+"""mop-t5 analyse prefixes | variance | lengths | share: what the MOP paper analyses beside its tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+from mop_t5.additions import ATTENTIONS
 from mop_t5.analysis.finished_runs import finished_systems
 from mop_t5.analysis.prefix_lengths import Lengths, LengthSweep
+from mop_t5.analysis.prefix_plot import plot_prefixes
+from mop_t5.analysis.prefixes import KINDS, read_prefixes, spread_tables
 from mop_t5.analysis.share import floors_in, measured, plot_share, scale_table
 from mop_t5.analysis.variance import plot_variance, variance_table, varied
 from mop_t5.commands.table import Shared
@@ -14,6 +17,36 @@ from mop_t5.evaluation import present, show
 from mop_t5.evaluation.figures import say_written
 from mop_t5.experiments.suite import SuiteConfig
 from mop_t5.files import check_writable
+from mop_t5.methods.base import check_choice
+
+
+def analyse_prefixes(
+    runs: list[str], output: str, attention: str = "decoder_self", backbone: str | None = None
+) -> None:
+    """Show the prefixes that methods generate: a PCA of their single vectors, by layer and scenario, and their spread.
+
+    One PCA is fitted to all runs together, one for keys and one for values. Writes OUTPUT/prefixes-keys.png and .svg,
+    prefixes-values.png and .svg, prefixes.md and .csv, and of each layer and scenario prefixes-parts.md and .csv.
+
+      mop-t5 analyse prefixes --runs '[runs/mop, runs/prefix]' --output analyses
+      mop-t5 analyse prefixes --output analyses \\
+          --runs '[runs/tables/runs/mop/seed-0, runs/tables/runs/prefix-tuning/seed-0]'
+
+    Args:
+        runs: run folders of mop, prefix_tuning, hyper_prefix or an export of them.
+        output: folder for what is written.
+        attention: "decoder_self", for which MOP has its experts, "encoder_self" or "cross".
+        backbone: folder of the backbone, if it has moved since the runs.
+    """
+    check_choice("attention", attention, ATTENTIONS)
+    check_writable(output)
+    prefixes, folder = read_prefixes(runs, attention, backbone), Path(output)
+    every, parts = spread_tables(prefixes, attention)
+    present([every], "prefixes", folder)
+    present([parts], "prefixes-parts", folder)
+    for kind in KINDS:
+        title = f"Generated {kind}, {attention} attention, in one PCA of all runs"
+        say_written(plot_prefixes(folder / f"prefixes-{kind}", prefixes, kind, title))
 
 
 def analyse_variance(runs: list[str], output: str, split: str = "test") -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from warnings import catch_warnings, filterwarnings, warn
 
@@ -75,6 +77,9 @@ def _families(needed: set[str]) -> tuple[list[str], set[str]]:
     """The fonts to draw with, and which of the characters none of them has."""
     from matplotlib.font_manager import fontManager, get_font
 
+    latin = next(font.fname for font in fontManager.ttflist if font.name == _LATIN)
+    if any(ord(character) not in get_font(latin).get_charmap() for character in needed):
+        _find_new_fonts()
     installed = {font.name: font.fname for font in fontManager.ttflist}
     chosen, missing = [], set(needed)
     for family in (_LATIN, *(family for family in _CHINESE if family in installed)):
@@ -84,3 +89,14 @@ def _families(needed: set[str]) -> tuple[list[str], set[str]]:
             chosen.append(family)
             missing -= found
     return chosen, missing
+
+
+@functools.cache
+def _find_new_fonts() -> None:
+    """Tell matplotlib of fonts that were installed after it made its list of them, which it keeps for good."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
+
+    known = {font.fname for font in fontManager.ttflist}
+    for path in sorted(set(findSystemFonts()) - known):
+        with suppress(OSError, RuntimeError):  # a file that FreeType cannot read is no font
+            fontManager.addfont(path)
