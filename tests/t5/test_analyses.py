@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from itertools import combinations
 from statistics import mean
 
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from mop_t5.analysis.finished_runs import finished_systems
-from mop_t5.analysis.share import measured
+from mop_t5.analysis.share import measured, plot_share
 from mop_t5.cli import main
 from mop_t5.evaluation import Scores, with_average, write_scores
 from mop_t5.evaluation.point_labels import label_points
@@ -113,6 +114,17 @@ def test_the_share_of_a_system_and_its_score(suite, tmp_path, capsys):
     assert analyse("share", tmp_path / "never", suite, second) == 1
     assert "has another score of 'nearest reference' than an earlier suite" in said(capsys)
     assert not (tmp_path / "never").exists()
+
+
+def test_a_floor_far_from_all_systems_is_named_in_the_legend_alone(suite, tmp_path):
+    floors = {"near": 20.0, "far": -60.0}  # the systems have 26 to 47, with their bars
+    plot_share(tmp_path / "share", measured(suite), floors, "title")
+    svg = (tmp_path / "share.svg").read_text()
+    assert ">near, 20.0<" in svg
+    assert ">far, -60.0 (below or above the picture)<" in svg
+    assert svg.count("stroke-dasharray") > 0
+    ticks = [float(tick.replace("\u2212", "-")) for tick in re.findall(r">(\u2212?[\d.]+)</text>", svg)]
+    assert min(ticks) >= 0  # the axis does not go down to it
 
 
 def test_a_seed_counts_when_all_its_runs_are_evaluated(suite):

@@ -28,7 +28,7 @@ def plot_prefixes(path: str | Path, prefixes: Sequence[Prefixes], kind: str, tit
     scenarios = list(dict.fromkeys(name for one in prefixes for name in one.scenarios if (one.scenario >= 0).any()))
     looks = {name: look(number) for number, name in enumerate(scenarios)}
     if any((one.scenario < 0).any() for one in prefixes):
-        looks[_SHARED] = {"color": "0.45", "marker": "."}
+        looks[_SHARED] = {"color": "0.35", "marker": "o"}
     longest = max(len(name) for name in looks)
     figure = Figure(figsize=(9 + 0.09 * longest, 1.4 + 3.4 * len(prefixes)), layout="constrained")
     panels = figure.subplots(len(prefixes), 2, sharex=True, sharey=True, squeeze=False)

@@ -101,7 +101,8 @@ def against_backbone(systems: Sequence[Measured]) -> tuple[dict, dict]:
 
 def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[str, float], title: str) -> list[Path]:
     """Write PATH.png and PATH.svg and return both: scores against the trained share, a labelled point a system, with
-    the deviation over seeds. What trains nothing, which a logarithmic axis cannot show, is a line, as the floors are.
+    the deviation over seeds. What trains nothing, which a logarithmic axis cannot show, is a line, as the floors are;
+    one far from all systems stands in the legend alone.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -119,8 +120,14 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
     ]
     for number, (x, y, bar) in enumerate(points):
         axes.errorbar(x, y, bar or None, **look(number), linestyle="", capsize=3, markersize=7, zorder=3)
+    low, high = min((y - bar for _, y, bar in points), default=0), max((y + bar for _, y, bar in points), default=100)
+    near = [score for score in lines.values() if 2 * low - high <= score <= 2 * high - low]
     for (name, score), style in zip(lines.items(), ("-", "--", ":", "-.") * len(lines)):
-        axes.axhline(score, color="0.45", linestyle=style, linewidth=1.2, label=f"{name}, {score:.1f}", zorder=1)
+        label = f"{name}, {score:.1f}"
+        if score in near:
+            axes.axhline(score, color="0.45", linestyle=style, linewidth=1.2, label=label, zorder=1)
+        else:  # it would press the points into a corner
+            axes.plot([], linestyle="", label=f"{label} (below or above the picture)")
     axes.set_title(title, fontsize=11)
     axes.set(
         xlabel="trained parameters, % of the backbone's", ylabel="score: mean of metrics, average over scenarios x 100"
@@ -132,6 +139,6 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     if lines:
-        figure.legend(loc="outside lower center", ncols=min(4, len(lines)), fontsize=8)
-    label_points(axes, points, [fill(name, 36) for name, _ in shown], list(lines.values()))
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    label_points(axes, points, [fill(name, 36) for name, _ in shown], near)
     return save_figure(figure, path, [*names, *lines, title])
