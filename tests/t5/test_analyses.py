@@ -3,17 +3,19 @@
 import csv
 import json
 import re
+import shutil
 from itertools import combinations
 from statistics import mean
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from mop_t5.analysis.finished_runs import finished_systems
-from mop_t5.analysis.share import measured, plot_share
+from mop_t5.analysis.finished_runs import FinishedRun, finished_systems
+from mop_t5.analysis.share import floors_in, measured, plot_share
 from mop_t5.cli import main
 from mop_t5.evaluation import Scores, with_average, write_scores
 from mop_t5.evaluation.point_labels import label_points
+from mop_t5.training import read_history
 
 # system -> what it trains, and R-1 of 出租 and 地铁 with each seed; R-2 and R-L are half of it and the same
 SYSTEMS = {
@@ -42,9 +44,14 @@ def suite(tmp_path):
             put(folder / "runs" / label / f"seed-{seed}", seed, scores(*rouge))
         system = {"label": label, "trained": trained, "backbone": 1000, "runs": 1}
         (folder / "runs" / label / "system.json").write_text(json.dumps(system))
-    (folder / "floors").mkdir()
-    write_scores(folder / "floors", {name: scores(*rouge) for name, rouge in FLOORS.items()})
+    put_floors(folder, {name: scores(*rouge) for name, rouge in FLOORS.items()})
     return folder
+
+
+def put_floors(folder, means):
+    (folder / "floors").mkdir(exist_ok=True)
+    (folder / "floors" / "run.json").write_text('{"split": "test"}')
+    write_scores(folder / "floors", means)
 
 
 def analyse(what, output, *folders):
@@ -109,11 +116,60 @@ def test_the_share_of_a_system_and_its_score(suite, tmp_path, capsys):
     svg = (tmp_path / "both" / "share.svg").read_text()
     assert ">MOP (suite)<" in svg
     assert ">MOP (second)<" in svg
-    (suite / "floors").mkdir()
-    write_scores(suite / "floors", {"nearest reference": scores(0.9, 0.9)})
+    assert analyse("share", tmp_path / "never") == 1
+    assert "no folders are given. Name at least one" in said(capsys)
+    put_floors(suite, {"nearest reference": scores(0.9, 0.9)})
     assert analyse("share", tmp_path / "never", suite, second) == 1
     assert "has another score of 'nearest reference' than an earlier suite" in said(capsys)
     assert not (tmp_path / "never").exists()
+    assert floors_in([suite], "valid") == {}
+    assert list(floors_in([suite], "test")) == ["nearest reference"]
+
+
+def test_folders_of_one_name_are_told_apart(suite, tmp_path):
+    first, second = tmp_path / "a" / "tables", tmp_path / "b" / "tables"
+    for folder in (first, second):
+        shutil.copytree(suite, folder)
+    assert analyse("share", tmp_path / "out", first, second) == 0
+    svg = (tmp_path / "out" / "share.svg").read_text()
+    for folder in (first, second):
+        assert f">frozen backbone ({folder}), 12.5<" in svg
+
+
+def test_no_two_systems_have_one_label(suite, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(suite, other)
+    labels = [one.label for one in finished_systems([suite, other])]
+    assert labels == [f"{label} ({folder})" for folder in (suite, other) for label in sorted(SYSTEMS)]
+    within = [one.label for one in finished_systems([tmp_path])]  # one folder holds both
+    assert within == [f"{l} ({f / 'runs' / l})" for f in (other, suite) for l in sorted(SYSTEMS)]
+
+
+def damaged(change, what, file, suite):
+    run = finished_systems([suite / "runs" / "MOP"])[0].seeds[0][0]
+    path = suite / "runs" / "MOP" / "seed-0" / file
+    path.write_text(change)
+    with pytest.raises(ValueError, match=re.escape(str(path))) as raised:
+        what(run)
+    return str(raised.value)
+
+
+def test_what_a_run_lacks_is_said(suite):
+    row = {"scenario": "taxi", "id": "1", "dialogue": "d", "summary": "s", "predictions": {"prompt": "t"}}
+    said = damaged(json.dumps(row), FinishedRun.predictions, "evaluation-test/predictions.jsonl", suite)
+    assert "nothing of 'mop', the method of its run; it has 'prompt'. Evaluate again" in said
+    said = damaged('{"corpus": "c", "unit": "char"}', lambda run: run.scoring, "evaluation-test/run.json", suite)
+    assert "it has no num_beams, implementation. Evaluate again" in said
+    write_scores(suite / "runs" / "MOP" / "seed-1" / "evaluation-test", {"prompt": scores(0.1, 0.1)})
+    with pytest.raises(ValueError, match=r"scores\.json has nothing of 'mop', the method of its run; it has 'prompt'"):
+        finished_systems([suite / "runs" / "MOP"])[0].scores()
+    said = damaged('{"loss": 1.0}', lambda run: read_history(run.folder), "loss.jsonl", suite)
+    assert "a line of it names no step" in said
+    said = damaged('{"method": "mop"}', lambda run: finished_systems([suite]), "run.json", suite)
+    assert "it names no seed" in said
+    (suite / "runs" / "MOP" / "system.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"system\.json is damaged \(it names no label"):
+        finished_systems([suite])
 
 
 def test_a_floor_far_from_all_systems_is_named_in_the_legend_alone(suite, tmp_path):

@@ -59,6 +59,15 @@ def test_several_folders(suite, tmp_path):
     assert "analyses/own" not in page.texts["h3"]  # it has been shown as one of the suite's
     names = [row[0][1] for row in page.rows if row[0][1] == "nearest reference"]
     assert len(names) == 2 + 2  # in overview and scores by scenario once, the floors being equal, and in each table-2
+    both = tmp_path / "both"  # one folder that holds two suites
+    for name in ("a", "b"):
+        shutil.copytree(suite, both / name)
+    page = Page(report_page([both]))
+    labels = [system["label"] for system in page.data["systems"]]
+    assert len(set(labels)) == 4
+    for label in labels:
+        assert [row[0][1] for row in page.rows].count(label) == 2  # in overview and in scores by scenario
+        assert label in " ".join(page.texts["th"])
 
 
 def test_tables_are_read_back():

@@ -5,8 +5,9 @@ a suite. Nothing is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from mop_t5.training.run import SETTINGS
 
 SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains
 _ALL_WEIGHTS = "all weights"
+_PREDICTIONS = "predictions.jsonl"
+_SCORING = ("num_beams", "implementation", "unit")
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,42 @@ class FinishedRun:
 
     @property
     def seed(self) -> int:
+        if "seed" not in self.settings:
+            raise ValueError(f"{self.folder / SETTINGS} is damaged: it names no seed. Copy it again, or train anew.")
         return self.settings["seed"]
 
+    @cached_property
+    def scoring(self) -> dict[str, Any]:
+        """run.json of the evaluation: corpus, split, num_beams, implementation, unit, and metrics where tasks have
+        some. Raises ValueError where it does not say how texts were made and scored."""
+        settings = read_settings(self.evaluation)
+        if missing := [name for name in _SCORING if name not in settings]:
+            raise ValueError(
+                f"{self.evaluation / SETTINGS} is damaged: it has no {', '.join(missing)}. Evaluate again with "
+                "--overwrite."
+            )
+        return settings
+
     def scores(self) -> dict[str, TaskScores]:
-        """Scenario -> scores, and their average last."""
-        return read_scores(self.evaluation)[self.method]
+        """Scenario -> scores, and their average last. Raises ValueError where they are of another method."""
+        return self._own(read_scores(self.evaluation), SCORES)
 
     def floors(self) -> dict[str, dict[str, TaskScores]]:
         """Those that were scored beside it: floor -> scenario -> scores."""
         return {name: means for name, means in read_scores(self.evaluation).items() if name != self.method}
 
     def predictions(self) -> list[tuple[Example, str]]:
-        """The rows of the split, and what the run says of each. Raises ValueError if the file is damaged."""
-        return [(example, texts[self.method]) for example, texts in read_predictions(self.evaluation)]
+        """The rows of the split, and what the run says of each. Raises ValueError if the file is damaged, or of another
+        method."""
+        return [(example, self._own(texts, _PREDICTIONS)) for example, texts in read_predictions(self.evaluation)]
+
+    def _own(self, systems: Mapping[str, Any], file: str) -> Any:
+        if self.method not in systems:
+            raise ValueError(
+                f"{self.evaluation / file} has nothing of {self.method!r}, the method of its run; it has "
+                f"{', '.join(map(repr, systems)) or 'nothing'}. Evaluate again with --overwrite."
+            )
+        return systems[self.method]
 
 
 @dataclass(frozen=True)
@@ -86,13 +112,15 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     """The systems with evaluated runs in or under these folders, in order of the folders' names.
 
     A run belongs to the system whose system.json lies above it; one without is a system of its own, called by the
-    folders that lead to it. A seed counts when all its runs are evaluated. Raises FileNotFoundError for a folder that
-    does not exist or holds no evaluation of `split`, ValueError for a damaged one.
+    folders that lead to it. Equal labels have a folder behind them, so that no two systems share one. A seed counts
+    when all its runs are evaluated. Raises FileNotFoundError for a folder that does not exist or holds no evaluation of
+    `split`, ValueError for a damaged one.
     """
     if not folders:
         raise ValueError("no folders are given. Name at least one that `mop-t5 train` or `mop-t5 table` wrote.")
     found: dict[Path, list[FinishedRun]] = {}  # by the folder of the system
     labels: dict[Path, str] = {}
+    given: dict[Path, Path] = {}  # the folder that a system was found in
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is no folder. Give one that `mop-t5 train` or `mop-t5 table` wrote.")
@@ -106,19 +134,20 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
             run = FinishedRun(path, split)
             several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
             key = above or (path.parent if several else path)
-            labels[key] = _read_json(above / SYSTEM)["label"] if above else _name(key, folder)
+            labels[key] = _read_system(above)["label"] if above else _name(key, folder)
+            given.setdefault(key, folder)
             if run.folder not in {known.folder for known in found.setdefault(key, [])}:
                 found[key].append(run)
-    systems = [_system(labels[key], key, runs) for key, runs in found.items()]
-    finished = [system for system in systems if system.seeds]
+    systems = {key: _system(labels[key], key, runs) for key, runs in found.items()}
+    finished = {key: system for key, system in systems.items() if system.seeds}
     if not finished:
         raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
-    return finished
+    return list(_told_apart(finished, given))
 
 
 def read_predictions(evaluation: str | Path) -> list[tuple[Example, dict[str, str]]]:
     """predictions.jsonl of an evaluation: each row, and what each system says of it."""
-    path = Path(evaluation) / "predictions.jsonl"
+    path = Path(evaluation) / _PREDICTIONS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Evaluate again with --overwrite.")
     try:
@@ -132,17 +161,31 @@ def _system(label: str, key: Path, runs: Sequence[FinishedRun]) -> FinishedSyste
     seeds: dict[int, list[FinishedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
-    known = _read_json(key / SYSTEM) if (key / SYSTEM).is_file() else {}
+    known = _read_system(key) if (key / SYSTEM).is_file() else {}
     whole = {seed: seeds[seed] for seed in sorted(seeds) if len(seeds[seed]) >= known.get("runs", 1)}
     return FinishedSystem(label, runs[0].method, known.get("trained"), known.get("backbone"), whole)
+
+
+def _told_apart(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Path]) -> Iterator[FinishedSystem]:
+    """Systems of equal labels get behind theirs the folder that was given or, where one holds several of them, their
+    own."""
+    labels = Counter(system.label for system in systems.values())
+    in_folder = Counter((system.label, given[key]) for key, system in systems.items())
+    for key, system in systems.items():
+        where = given[key] if in_folder[system.label, given[key]] == 1 else key
+        yield replace(system, label=f"{system.label} ({where})") if labels[system.label] > 1 else system
 
 
 def _name(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path != folder else folder.resolve().name
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_system(folder: Path) -> dict[str, Any]:
+    path = folder / SYSTEM
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not isinstance(known.get("label"), str):
+            raise ValueError("it names no label")
+        return known
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Take it away, and the suite writes it again.") from error

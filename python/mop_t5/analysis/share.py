@@ -14,7 +14,7 @@ from mop_t5.analysis.finished_runs import FinishedSystem, finished_systems
 from mop_t5.evaluation import AVERAGE, SCORES, Table, read_scores
 from mop_t5.evaluation.figures import look, save_figure
 from mop_t5.evaluation.point_labels import label_points
-from mop_t5.training import load_run
+from mop_t5.training import load_run, read_settings
 
 
 class Measured(NamedTuple):
@@ -47,12 +47,14 @@ def _sizes(system: FinishedSystem) -> tuple[int, int]:
     return (count.trained if mop_t5.is_attached(model) else count.backbone), count.backbone
 
 
-def floors_in(folders: Sequence[str | Path]) -> dict[str, float]:
-    """Floor -> its average times 100, as suites have scored them. Raises ValueError where two say different things."""
+def floors_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, float]:
+    """Floor -> its average times 100, as suites have scored them on this split. Raises ValueError where two say
+    different things."""
     found: dict[str, float] = {}
     for folder in folders:
         place = Path(folder) / "floors"
-        for name, scores in (read_scores(place) if (place / SCORES).is_file() else {}).items():
+        scored = (place / SCORES).is_file() and read_settings(place).get("split") == split
+        for name, scores in (read_scores(place) if scored else {}).items():
             score = 100 * scores[AVERAGE].mean
             if found.setdefault(name, score) != score:
                 raise ValueError(
@@ -63,7 +65,9 @@ def floors_in(folders: Sequence[str | Path]) -> dict[str, float]:
 
 
 def scale_table(title: str, systems: Sequence[Measured], floors: Mapping[str, float] | None = None) -> Table:
-    """A row a folder and system, and below them the floors."""
+    """A row a folder and system, and below them the floors. Raises ValueError where there is no system."""
+    if not systems:
+        raise ValueError("no folders are given. Name at least one with runs that were evaluated.")
     rows: list[list[object]] = []
     for one in sorted(systems, key=lambda one: (one.backbone, one.folder, one.trained)):
         deviation = stdev(one.scores) if len(one.scores) > 1 else None
@@ -108,7 +112,10 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
     from matplotlib.ticker import LogLocator
 
     several = Counter(one.system for one in systems)
-    names = [f"{s.system} ({Path(s.folder).name})" if several[s.system] > 1 else s.system for s in systems]
+    folders = {s.folder: Path(s.folder).name for s in systems}
+    if len(set(folders.values())) < len(folders):
+        folders = {folder: folder for folder in folders}  # a/tables and b/tables
+    names = [f"{s.system} ({folders[s.folder]})" if several[s.system] > 1 else s.system for s in systems]
     lines = {name: mean(s.scores) for name, s in zip(names, systems) if not s.trained} | dict(floors)
     shown = [(name, s) for name, s in zip(names, systems) if s.trained]
     figure = Figure(figsize=(9, 6), layout="constrained")

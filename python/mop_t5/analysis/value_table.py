@@ -22,7 +22,6 @@ from mop_t5.evaluation import (
     value_recall,
 )
 from mop_t5.evaluation.values import KINDS
-from mop_t5.training import read_settings
 
 Predictions = list[tuple[Example, str]]
 
@@ -52,8 +51,7 @@ def same_rows(predictions: Sequence[tuple[str, Predictions]]) -> list[Example]:
 
 def scorer_of(systems: Sequence[FinishedSystem], corpus: str) -> Scorer:
     """What scored all runs. Raises ValueError if they were scored in different ways."""
-    settings = [read_settings(run.evaluation) for run in _runs(systems)]
-    ways = {(one["implementation"], one["unit"]) for one in settings}
+    ways = {(run.scoring["implementation"], run.scoring["unit"]) for run in _runs(systems)}
     if len(ways) > 1:
         raise ValueError(
             f"the runs were scored in different ways ({', '.join(' on '.join(way) for way in sorted(ways))}). Evaluate "

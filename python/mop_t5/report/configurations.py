@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem
-from mop_t5.training import read_settings
 
 _SCORING = "evaluation."
 _OF_ONE_RUN = {"seed", "seeds", "scenarios", f"{_SCORING}run"}  # the page says them elsewhere
@@ -38,11 +37,6 @@ def configurations(systems: Sequence[FinishedSystem]) -> Configurations:
     return Configurations(shared, own)
 
 
-def scoring_of(run: FinishedRun) -> dict[str, Any]:
-    """run.json of the evaluation: corpus, split, num_beams, implementation, unit, and metrics where tasks have some."""
-    return read_settings(run.evaluation)
-
-
 def _settings(run: FinishedRun) -> dict[str, str]:
     """Setting -> its value as it is shown; a setting within another has the names of both, with a point between."""
     found: dict[str, str] = {}
@@ -55,7 +49,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
                 found[prefix + name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     add(run.settings, "")
-    add(scoring_of(run), _SCORING)
+    add(run.scoring, _SCORING)
     return found
 
 

@@ -54,8 +54,7 @@ def find(folders: Sequence[str | Path], split: str) -> Found:
     if not with_runs:
         finished_systems(places, split)  # raises what is missing
     left_out: list[LeftOut] = []
-    found = finished_systems(with_runs, split)
-    systems = [_complete(system, left_out) for system in _told_apart(found, with_runs)]
+    systems = [_complete(system, left_out) for system in finished_systems(with_runs, split)]
     tables: dict[str, list[Table]] = {}
     plots: dict[str, Plot] = {}
     names, seen = _names(places), set()
@@ -110,17 +109,6 @@ def _tables(path: Path, name: str, left_out: list[LeftOut]) -> dict[str, list[Ta
         left_out.append(LeftOut(f"{name}{path.suffix}", f"its tables cannot be read ({error})"))
         return {}
     return {name: tables} if tables else {}
-
-
-def _told_apart(systems: Sequence[FinishedSystem], places: Sequence[Path]) -> Iterator[FinishedSystem]:
-    """Systems of equal labels get the folder behind theirs."""
-    labels = [system.label for system in systems]
-    for system in systems:
-        if labels.count(system.label) > 1:
-            run = next(iter(system.seeds.values()))[0].folder
-            place = next(place for place in places if run.is_relative_to(place))
-            system = replace(system, label=f"{system.label} ({place})")
-        yield system
 
 
 def _complete(system: FinishedSystem, left_out: list[LeftOut]) -> FinishedSystem:

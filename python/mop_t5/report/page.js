@@ -189,6 +189,7 @@
     if (readAddress()) show();
   });
   window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+  state.seed = $("seed").options[0].value; // an address such as #overview does not say it
   $("browser").hidden = false;
   const asked = readAddress();
   show();

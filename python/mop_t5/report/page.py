@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from mop_t5.analysis.finished_runs import FinishedSystem
 from mop_t5.evaluation import Table
-from mop_t5.report.configurations import configurations, scoring_of
+from mop_t5.report.configurations import configurations
 from mop_t5.report.found import Found, LeftOut, Plot, find
 from mop_t5.report.loss_curves import loss_curves
 from mop_t5.report.predictions import KnownValues, predictions
@@ -109,7 +109,7 @@ def _counts(found: Found, rows: int, scenarios: int, split: str) -> list[str]:
 
 def _scoring(systems: Sequence[FinishedSystem]) -> str:
     """How all were scored."""
-    how = scoring_of(next(iter(systems[0].seeds.values()))[0])
+    how = next(iter(systems[0].seeds.values()))[0].scoring
     metrics = "metrics of the tasks, elsewhere " if how.get("metrics") else ""
     beams = "greedy search" if how["num_beams"] == 1 else f"{how['num_beams']} beams"
     return f"{metrics}ROUGE F1 × 100 by {how['implementation']}, unit {how['unit']}; {beams}"

@@ -11,7 +11,6 @@ from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem
 from mop_t5.data import Example, TaskMetrics, read_split
 from mop_t5.evaluation import Rouge, Scorer
 from mop_t5.evaluation.values import Values
-from mop_t5.report.configurations import scoring_of
 
 _Key = tuple[str, str, str, str, int]  # scenario, id, dialogue, summary, which of several like it
 _Part = str | tuple[str, str]  # of a text: without a mark, or with the mark behind it
@@ -106,7 +105,7 @@ def _scores(runs: Sequence[FinishedRun]) -> Mapping[tuple[Example, str], tuple[f
     """ROUGE of each row and text as its evaluation counted it, times 100; None where its task has other metrics."""
     found = {}
     for run in runs:
-        how, rows = scoring_of(run), run.predictions()
+        how, rows = run.scoring, run.predictions()
         tasks = {name: TaskMetrics(**task) for name, task in how.get("metrics", {}).items()}
         scorer = Scorer(Rouge(how["implementation"], how["unit"]), tasks)
         scores = scorer.by_rouge([example for example, _ in rows], [text for _, text in rows])

@@ -114,10 +114,13 @@ def read_settings(folder: str | Path) -> dict:
 
 
 def read_history(folder: str | Path) -> list[dict]:
-    """`TrainingResult.history` of a run folder; empty where the run has not ended."""
+    """`TrainingResult.history` of a run folder; empty where the run has not ended. ValueError if it is damaged."""
     path = Path(folder) / HISTORY
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        if not all(isinstance(point, dict) and "step" in point for point in points):
+            raise ValueError("a line of it names no step")
+        return points
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
 
