@@ -22,6 +22,8 @@ def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -
 
     examples: training rows, from which `Values` learns what is a value. seed: of the draws.
     """
+    if not copies:
+        return []
     values, generator = Values(examples), random.Random(seed)
     said = [values.said(example) for example in examples]
     names = sorted({value.text for row in said for value in row if value.kind == "name"})

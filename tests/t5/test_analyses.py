@@ -10,12 +10,12 @@ from statistics import mean
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from mop_t5.analysis.finished_runs import FinishedRun, finished_systems
 from mop_t5.analysis.share import floors_in, measured, plot_share
 from mop_t5.cli import main
 from mop_t5.evaluation import Scores, with_average, write_scores
 from mop_t5.evaluation.point_labels import label_points
 from mop_t5.training import read_history
+from mop_t5.training.finished_runs import FinishedRun, finished_systems
 
 # system -> what it trains, and R-1 of 出租 and 地铁 with each seed; R-2 and R-L are half of it and the same
 SYSTEMS = {

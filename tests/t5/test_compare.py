@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 import pytest
-from mop_t5.analysis.bootstrap import holm, paired_bootstrap
-from mop_t5.analysis.finished_runs import SYSTEM, finished_systems
 from mop_t5.cli import main
 from mop_t5.data import read_split
 from mop_t5.evaluation import AVERAGE, Rouge
+from mop_t5.evaluation.bootstrap import holm, paired_bootstrap
 from mop_t5.experiments.compared_systems import FROZEN, Grid, default_systems, known_systems
 from mop_t5.experiments.method_comparison import Comparison
 from mop_t5.experiments.suite import SuiteConfig
 from mop_t5.experiments.systems import choose
 from mop_t5.methods import names
 from mop_t5.training import TrainingConfig
+from mop_t5.training.finished_runs import SYSTEM, finished_systems
 
 
 def exact(rows):

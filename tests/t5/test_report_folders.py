@@ -71,7 +71,7 @@ def test_several_folders(suite, tmp_path):
 
 
 def test_tables_are_read_back():
-    table = Table("Title [x]", ["a", "b c"], [["猫", "1.0/2.0"], ["", "é"]], notes=["n: 1", "m"])
+    table = Table("Title [x]", ["a|b", "b c"], [["猫", "1.0/2.0"], ["", "é | é"]], notes=["n: 1", "m"])
     bare = Table("", ["x"], [["1"]])
     found = tables_of("\n".join(map(to_markdown, [table, bare, table])) + "\n\nAn end.\n")
     assert [(t.title, list(t.columns), t.rows, list(t.notes)) for t in found] == [

@@ -18,10 +18,10 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel
 
-from mop_t5.analysis.finished_runs import SYSTEM
 from mop_t5.evaluation import Table
 from mop_t5.injection import is_attached
 from mop_t5.training import load_run
+from mop_t5.training.finished_runs import SYSTEM
 
 KINDS = ("keys", "values")
 _BLOCK = 1024  # rows whose distances are held at once

@@ -10,11 +10,11 @@ from textwrap import fill
 from typing import NamedTuple
 
 import mop_t5
-from mop_t5.analysis.finished_runs import FinishedSystem, finished_systems
 from mop_t5.evaluation import AVERAGE, SCORES, Table, read_scores
 from mop_t5.evaluation.figures import look, save_figure
 from mop_t5.evaluation.point_labels import label_points
 from mop_t5.training import load_run, read_settings
+from mop_t5.training.finished_runs import FinishedSystem, finished_systems
 
 
 class Measured(NamedTuple):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem
 from mop_t5.data import Example, read_split, read_tasks
 from mop_t5.evaluation import (
     AVERAGE,
@@ -22,6 +21,7 @@ from mop_t5.evaluation import (
     value_recall,
 )
 from mop_t5.evaluation.values import KINDS
+from mop_t5.training.finished_runs import FinishedRun, FinishedSystem
 
 Predictions = list[tuple[Example, str]]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import mean, pvariance, variance
 from typing import NamedTuple
 
-from mop_t5.analysis.finished_runs import FinishedSystem
 from mop_t5.evaluation import AVERAGE, Table, TaskScores, with_average
 from mop_t5.evaluation.figures import look, save_figure
 from mop_t5.experiments.comparison import over_seeds
 from mop_t5.experiments.score_rows import Repetitions
+from mop_t5.training.finished_runs import FinishedSystem
 
 _ESTIMATORS: dict[str, Callable[[list[float]], float]] = {"n - 1": variance, "n": pvariance}
 

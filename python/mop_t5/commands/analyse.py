@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 from mop_t5.additions import ATTENTIONS
-from mop_t5.analysis.finished_runs import finished_systems
 from mop_t5.analysis.prefix_lengths import Lengths, LengthSweep
 from mop_t5.analysis.prefix_plot import plot_prefixes
 from mop_t5.analysis.prefixes import KINDS, read_prefixes, spread_tables
@@ -18,6 +17,7 @@ from mop_t5.evaluation.figures import say_written
 from mop_t5.experiments.suite import SuiteConfig
 from mop_t5.files import check_writable
 from mop_t5.methods.base import check_choice
+from mop_t5.training.finished_runs import finished_systems
 
 
 def analyse_prefixes(
@@ -82,7 +82,7 @@ def analyse_share(runs: list[str], output: str, split: str = "test") -> None:
         split: the split that was scored, "test" or "valid".
     """
     check_writable(output)
-    systems, floors = [one for folder in runs for one in measured(folder, split)], floors_in(runs)
+    systems, floors = [one for folder in runs for one in measured(folder, split)], floors_in(runs, split)
     title = f"Score against the share of parameters that is trained, {split} split"
     present([scale_table(title, systems, floors)], "share", output)
     say_written(plot_share(Path(output) / "share", systems, floors, title))

@@ -7,11 +7,11 @@ import json
 from rich.console import Console
 
 from mop_t5.analysis.cases import case_of, most_different, to_markdown, to_row, to_text
-from mop_t5.analysis.finished_runs import finished_systems
 from mop_t5.analysis.value_table import same_rows, training_corpus, value_table
 from mop_t5.data import read_split
 from mop_t5.evaluation import Values, present, write_texts
 from mop_t5.files import check_writable
+from mop_t5.training.finished_runs import finished_systems
 
 
 def analyse_values(runs: list[str], output: str, corpus: str | None = None, split: str = "test") -> None:

@@ -156,10 +156,12 @@ def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:
 
 def _lines(table: Table, style: box.Box) -> list[str]:
     shown = rich.table.Table(box=style)
+    in_markdown = style is box.MARKDOWN  # where a bar ends a cell
     for position, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if position < table.labels else "right", no_wrap=True)
+        name = column.replace("|", r"\|") if in_markdown else column
+        shown.add_column(name, justify="left" if position < table.labels else "right", no_wrap=True)
     for cells in table.cells():
-        shown.add_row(*map(escape, cells))
+        shown.add_row(*(escape(cell.replace("|", r"\|") if in_markdown else cell) for cell in cells))
     output = io.StringIO()
     Console(file=output, width=10_000).print(shown)
     lines = (line.rstrip() for line in output.getvalue().splitlines())

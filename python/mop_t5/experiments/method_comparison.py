@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from mop_t5.analysis.bootstrap import Difference, holm, paired_bootstrap
-from mop_t5.analysis.finished_runs import FinishedRun
 from mop_t5.data import Example, of_scenarios, read_split
 from mop_t5.evaluation import (
     AVERAGE,
@@ -28,11 +26,13 @@ from mop_t5.evaluation import (
     value_recall,
     with_average,
 )
+from mop_t5.evaluation.bootstrap import Difference, holm, paired_bootstrap
 from mop_t5.experiments.compared_systems import FROZEN, Grid, default_systems, known_systems
 from mop_t5.experiments.score_rows import average_of, score_rows
 from mop_t5.experiments.suite import Run, Suite, SuiteConfig
 from mop_t5.experiments.systems import fields_of
 from mop_t5.training import TrainingConfig
+from mop_t5.training.finished_runs import FinishedRun
 
 
 class Trial(NamedTuple):
@@ -205,6 +205,11 @@ class Comparison:
         for run in runs:
             said = FinishedRun(run.folder, self.config.split).predictions()
             seeds.setdefault(run.training.seed, {}).update({_key(example): text for example, text in said})
+        if any(_key(example) not in said for said in seeds.values() for example in self._rows):
+            raise ValueError(
+                f"{runs[0].folder.parent} was evaluated on other rows than the {self.config.split} split now has. Take "
+                "the corpus back as it was, or give another --output."
+            )
         trained = sum(run.trained for run in runs) // len(seeds)
         rate = None if label == FROZEN else runs[0].training.learning_rate
         texts = [[said[_key(example)] for example in self._rows] for said in seeds.values()]

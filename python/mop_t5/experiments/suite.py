@@ -19,7 +19,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import mop_t5
-from mop_t5.analysis.finished_runs import SYSTEM
 from mop_t5.commands.evaluate import evaluate, metrics_of
 from mop_t5.commands.train import settings_of, train
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
@@ -47,6 +46,7 @@ from mop_t5.training import (
     write_settings,
 )
 from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.finished_runs import SYSTEM
 from mop_t5.training.run import SETTINGS
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem
+from mop_t5.training.finished_runs import FinishedRun, FinishedSystem
 
 _SCORING = "evaluation."
 _OF_ONE_RUN = {"seed", "seeds", "scenarios", f"{_SCORING}run"}  # the page says them elsewhere

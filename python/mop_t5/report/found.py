@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem, finished_systems
 from mop_t5.evaluation import AVERAGE, SCORES, Table, TaskScores, read_scores, with_average
 from mop_t5.training import read_history, read_settings
+from mop_t5.training.finished_runs import FinishedRun, FinishedSystem, finished_systems
 from mop_t5.training.run import SETTINGS
 
+_BAR = re.compile(r"(?<!\\)\|")  # ends a cell
 _EARLIER = re.compile(r"(.+)\.\d+")  # how write_beside calls what it keeps
 _NOT_RESULTS = ("adapter", "backbone", "checkpoints")
 
@@ -99,7 +100,7 @@ def tables_of(markdown: str) -> list[Table]:
 
 
 def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
+    return [cell.strip().replace(r"\|", "|") for cell in _BAR.split(line.removeprefix("|").removesuffix("|"))]
 
 
 def _tables(path: Path, name: str, left_out: list[LeftOut]) -> dict[str, list[Table]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
 
-from mop_t5.analysis.finished_runs import FinishedSystem
 from mop_t5.evaluation.figures import look, save_figure
 from mop_t5.report.found import Plot
 from mop_t5.training import read_history
+from mop_t5.training.finished_runs import FinishedSystem
 
 _PANELS = {"training loss (nats a token)": ("loss",), "validation score": ("eval_mean", "eval_rouge")}
 _LINES = ("-", "--", ":", "-.")  # no divisor in common with the number of colours, so that all pairs occur

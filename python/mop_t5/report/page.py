@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mop_t5.analysis.finished_runs import FinishedSystem
 from mop_t5.evaluation import Table
 from mop_t5.report.configurations import configurations
 from mop_t5.report.found import Found, LeftOut, Plot, find
 from mop_t5.report.loss_curves import loss_curves
 from mop_t5.report.predictions import KnownValues, predictions
 from mop_t5.report.score_grids import by_scenario, differing_scenarios, overview
+from mop_t5.training.finished_runs import FinishedSystem
 
 _NUMBER = re.compile(r"[-+−]?[\d.,]+( ?[±/] ?[-+−]?[\d.,]+)*( ?%)?|-|nan")
 _LONGEST_ALT = 20  # texts of a plot that its description repeats

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mop_t5.analysis.cases import marked
-from mop_t5.analysis.finished_runs import FinishedRun, FinishedSystem
 from mop_t5.data import Example, TaskMetrics, read_split
 from mop_t5.evaluation import Rouge, Scorer
 from mop_t5.evaluation.values import Values
+from mop_t5.training.finished_runs import FinishedRun, FinishedSystem
 
 _Key = tuple[str, str, str, str, int]  # scenario, id, dialogue, summary, which of several like it
 _Part = str | tuple[str, str]  # of a text: without a mark, or with the mark behind it

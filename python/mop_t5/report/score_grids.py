@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from mop_t5.analysis.finished_runs import FinishedSystem
 from mop_t5.evaluation import AVERAGE, TaskScores, by_metric
 from mop_t5.evaluation.tables import ROUGE_NAMES
+from mop_t5.training.finished_runs import FinishedSystem
 
 Floors = Mapping[str, Mapping[str, TaskScores]]
 
