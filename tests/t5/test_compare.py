@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mop_t5.cli import main
 from mop_t5.data import read_split
-from mop_t5.evaluation import AVERAGE, Rouge
+from mop_t5.evaluation import AVERAGE, Rouge, read_scores
 from mop_t5.evaluation.bootstrap import holm, paired_bootstrap
 from mop_t5.experiments.compared_systems import FROZEN, Grid, default_systems, known_systems
 from mop_t5.experiments.method_comparison import Comparison
@@ -135,6 +135,9 @@ def test_the_numbers_are_those_of_the_runs(place, compared):
     table = {row["system"]: row for row in rows_of(compared / "comparison.csv")}
     systems = {system.label: system for system in finished_systems([compared / "runs"])}
     assert list(table) == [FROZEN, "MOP", "prefix-tuning", "first user turn", "random reference", "nearest reference"]
+    floors = read_scores(compared / "floors")
+    for name in ("first user turn", "random reference", "nearest reference"):
+        assert float(table[name]["average R-L"]) == pytest.approx(100 * floors[name][AVERAGE].rougeL, abs=1e-5)
     test = read_split(place / "corpus", "test")
     by_row = {}
     for label, system in systems.items():

@@ -31,6 +31,7 @@ def compare(training: Shared, suite: Annotated[SuiteConfig, "group_rates"], grid
     show(comparison.overview())
     if dry_run:
         return
+    comparison.score_floors()
     finished = []
     for label in comparison.labels:
         comparison.run(label)

@@ -60,7 +60,7 @@ class Comparison:
 
     def __init__(self, config: SuiteConfig, training: TrainingConfig, grid: Grid):
         self.config, self.training, self.grid = config, training, grid
-        whole = self._suite(config, training)
+        self._whole = whole = self._suite(config, training)
         self.labels = [system.label for system in whole.systems]
         self.scorer: Scorer = whole.scorer
         if grid.reference not in self.labels:
@@ -141,6 +141,10 @@ class Comparison:
             trial.suite.run(trial.runs)
         suite, runs = self.suite(label)
         suite.run(runs)
+
+    def score_floors(self) -> None:
+        """Write OUTPUT/floors, as every suite has it, for the report and for plots."""
+        self._whole.floors()
 
     def compared(self, labels: Sequence[str]) -> Table:
         """The comparison of these systems, which must be finished, with the reference, if it is among them."""
