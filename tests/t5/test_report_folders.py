@@ -25,6 +25,11 @@ def test_what_is_not_finished_is_named_and_left_out(suite, tmp_path):
     untrained = first.with_name("seed-7")
     untrained.mkdir()
     shutil.copy(first / "run.json", untrained)
+    for rate in ("0.1", "0.01"):  # trials of a grid
+        trial = copy / "rates" / rate / "seed-0"
+        trial.mkdir(parents=True)
+        shutil.copy(first / "run.json", trial)
+        shutil.copytree(first / "evaluation-test", trial / "evaluation-valid")
     (copy / "ragged.md").write_text("t\n\n| a | b |\n|---|---|\n| 1 | 2 | 3 |\n")
     (copy / "binary.md").write_bytes(b"\xff\xfe")
     shutil.rmtree(copy / "runs" / "prefix-tuning" / "seed-1")
@@ -42,6 +47,7 @@ def test_what_is_not_finished_is_named_and_left_out(suite, tmp_path):
         "ragged.md: its tables cannot be read (a row must have 2 cells, one a column; got 3: ['1', '2', '3'].)",
         f"{second}: trained, not evaluated on the test split",
         f"{untrained}: not trained to its end",
+        f"{copy / 'rates'}: 2 runs with evaluation-valid only",
     ]
     assert [system["seeds"] for system in page.data["systems"]] == [[0], [0]]
     assert "±" not in "".join(cell for row in page.rows[:8] for _, cell in row)

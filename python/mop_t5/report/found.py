@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,13 +161,23 @@ def _beside_runs(place: Path) -> Iterator[Path]:
 
 
 def _unfinished(place: Path, split: str) -> Iterator[LeftOut]:
+    """Runs without an evaluation of the split. Those with one of another split, such as the trials of a grid, are
+    counted by the folder in `place` that holds them."""
+    elsewhere: Counter[tuple[Path, str]] = Counter()
     for path in sorted(place.rglob(SETTINGS)):
         settings, run = read_settings(path.parent), FinishedRun(path.parent, split)
         trains = "steps" in settings and not settings.get("seeds")  # elsewhere: an evaluation, or the folder of seeds
         if trains and not (run.evaluation / SCORES).is_file():
+            others = [path.parent.name for path in sorted(run.folder.glob(f"evaluation-*/{SCORES}"))]
+            if others:
+                inner = run.folder.relative_to(place).parts[:1]
+                elsewhere[place.joinpath(*inner), ", ".join(others)] += 1
+                continue
             ended = read_history(run.folder)
             why = f"trained, not evaluated on the {split} split" if ended else "not trained to its end"
             yield LeftOut(str(run.folder), why)
+    for (folder, others), count in elsewhere.items():
+        yield LeftOut(str(folder), f"{count} run{'' if count == 1 else 's'} with {others} only")
 
 
 def _names(places: Sequence[Path]) -> dict[Path, str]:
