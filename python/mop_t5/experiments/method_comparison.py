@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -77,9 +78,12 @@ class Comparison:
         self._rows, self._known = (
             of_scenarios(read_split(config.corpus, split), config.scenarios) for split in (config.split, "train")
         )
-        self._values = Values(self._known)
         self._trials_of: dict[str, list[Trial]] = {}  # a plan attaches the method once, for its parameters
         self._entries: dict[str, _Entry] = {}  # what is finished does not change
+
+    @cached_property
+    def _values(self) -> Values:
+        return Values(self._known)
 
     def _suite(self, config: SuiteConfig, training: TrainingConfig) -> Suite:
         variants = self.grid.variants
