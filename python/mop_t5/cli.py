@@ -113,12 +113,12 @@ _NESTED_HELP = {
   mop-t5 moe disable --run RUN --features FILE                            what is lost without some experts""",
     "analyse": """What the MOP paper analyses beside its tables: of finished runs, and of a sweep that trains.
 
-  mop-t5 analyse prefixes --runs '[RUN, RUN]' --output DIR                where generated prefixes lie
-  mop-t5 analyse variance --runs '[OUT]' --output DIR                     how much scores vary over seeds
+  mop-t5 analyse prefixes RUN RUN --output DIR                            where generated prefixes lie
+  mop-t5 analyse variance OUT --output DIR                                how much scores vary over seeds
   mop-t5 analyse lengths --corpus DIR --backbone DIR --output OUT         scores by prefix length
-  mop-t5 analyse share --runs '[OUT]' --output DIR                        scores by the share that is trained
-  mop-t5 analyse values --runs '[OUT]' --output DIR                       values that summaries keep and invent
-  mop-t5 analyse cases --runs '[OUT]' --output DIR                        dialogues and summaries side by side""",
+  mop-t5 analyse share OUT --output DIR                                   scores by the share that is trained
+  mop-t5 analyse values OUT --output DIR                                  values that summaries keep and invent
+  mop-t5 analyse cases OUT --output DIR                                   dialogues and summaries side by side""",
     "corpus": """Corpora made of the files that others publish, and what a corpus gives for free.
 
   mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics

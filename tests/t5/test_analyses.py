@@ -55,7 +55,7 @@ def put_floors(folder, means):
 
 
 def analyse(what, output, *folders):
-    return main(["analyse", what, "--runs", json.dumps([str(folder) for folder in folders]), "--output", str(output)])
+    return main(["analyse", what, *map(str, folders), "--output", str(output)])
 
 
 def rows_of(path):
@@ -116,8 +116,11 @@ def test_the_share_of_a_system_and_its_score(suite, tmp_path, capsys):
     svg = (tmp_path / "both" / "share.svg").read_text()
     assert ">MOP (suite)<" in svg
     assert ">MOP (second)<" in svg
-    assert analyse("share", tmp_path / "never") == 1
-    assert "no folders are given. Name at least one" in said(capsys)
+    with pytest.raises(SystemExit):
+        analyse("share", tmp_path / "never")
+    assert "runs" in said(capsys)
+    with pytest.raises(ValueError, match=r"no folders are given\. Name at least one"):
+        finished_systems([])
     put_floors(suite, {"nearest reference": scores(0.9, 0.9)})
     assert analyse("share", tmp_path / "never", suite, second) == 1
     assert "has another score of 'nearest reference' than an earlier suite" in said(capsys)

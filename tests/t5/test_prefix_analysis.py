@@ -42,7 +42,7 @@ def runs(place):
 
 
 def analyse(output, *folders, more=()):
-    return main(["analyse", "prefixes", "--runs", json.dumps(list(map(str, folders))), "--output", str(output), *more])
+    return main(["analyse", "prefixes", *map(str, folders), "--output", str(output), *more])
 
 
 def rows_of(path):
@@ -140,6 +140,6 @@ def test_runs_without_prefixes(runs, tmp_path, capsys):
     ):
         assert analyse(tmp_path / "out", runs / "mop" / "seed-0", runs / folder, more=more) == 1
         assert message in capsys.readouterr().err
-    assert analyse(tmp_path / "out") == 1
-    assert "runs must name at least one run folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="runs must name at least one run folder"):
+        read_prefixes([], "decoder_self")
     assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from mop_t5.analysis.prefix_plot import plot_prefixes
 from mop_t5.analysis.prefixes import KINDS, read_prefixes, spread_tables
 from mop_t5.analysis.share import floors_in, measured, plot_share, scale_table
 from mop_t5.analysis.variance import plot_variance, variance_table, varied
+from mop_t5.commands import Words
 from mop_t5.commands.table import Shared
 from mop_t5.evaluation import present, show
 from mop_t5.evaluation.figures import say_written
@@ -20,17 +21,15 @@ from mop_t5.methods.base import check_choice
 from mop_t5.training.finished_runs import finished_systems
 
 
-def analyse_prefixes(
-    runs: list[str], output: str, attention: str = "decoder_self", backbone: str | None = None
-) -> None:
+def analyse_prefixes(runs: Words, output: str, attention: str = "decoder_self", backbone: str | None = None) -> None:
     """Show the prefixes that methods generate: a PCA of their single vectors, by layer and scenario, and their spread.
 
     One PCA is fitted to all runs together, one for keys and one for values. Writes OUTPUT/prefixes-keys.png and .svg,
     prefixes-values.png and .svg, prefixes.md and .csv, and of each layer and scenario prefixes-parts.md and .csv.
 
-      mop-t5 analyse prefixes --runs '[runs/mop, runs/prefix]' --output analyses
+      mop-t5 analyse prefixes runs/mop runs/prefix --output analyses
       mop-t5 analyse prefixes --output analyses \\
-          --runs '[runs/tables/runs/mop/seed-0, runs/tables/runs/prefix-tuning/seed-0]'
+          runs/tables/runs/mop/seed-0 runs/tables/runs/prefix-tuning/seed-0
 
     Args:
         runs: run folders of mop, prefix_tuning, hyper_prefix or an export of them.
@@ -49,13 +48,13 @@ def analyse_prefixes(
         say_written(plot_prefixes(folder / f"prefixes-{kind}", prefixes, kind, title))
 
 
-def analyse_variance(runs: list[str], output: str, split: str = "test") -> None:
+def analyse_variance(runs: Words, output: str, split: str = "test") -> None:
     """Show how much the scores of finished systems vary over seeds: the variance of F1 by metric and scenario.
 
     Writes OUTPUT/variance.md, .csv, .png and .svg.
 
-      mop-t5 analyse variance --runs '[runs/tables]' --output analyses
-      mop-t5 analyse variance --runs '[runs/mop, runs/prefix]' --output analyses
+      mop-t5 analyse variance runs/tables --output analyses
+      mop-t5 analyse variance runs/mop runs/prefix --output analyses
 
     Args:
         runs: output folders of suites such as `mop-t5 table 2`, or of `mop-t5 train --seeds`, evaluated.
@@ -69,12 +68,12 @@ def analyse_variance(runs: list[str], output: str, split: str = "test") -> None:
     say_written(plot_variance(Path(output) / "variance", systems, title))
 
 
-def analyse_share(runs: list[str], output: str, split: str = "test") -> None:
+def analyse_share(runs: Words, output: str, split: str = "test") -> None:
     """Set the scores of finished systems against how large a share of the backbone they train.
 
     Writes OUTPUT/share.md, .csv, .png and .svg, with the floors that suites have scored.
 
-      mop-t5 analyse share --runs '[runs/tables]' --output analyses
+      mop-t5 analyse share runs/tables --output analyses
 
     Args:
         runs: output folders of suites such as `mop-t5 table 2`, or runs of `mop-t5 train`, evaluated.

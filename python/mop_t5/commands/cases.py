@@ -8,20 +8,21 @@ from rich.console import Console
 
 from mop_t5.analysis.cases import case_of, most_different, to_markdown, to_row, to_text
 from mop_t5.analysis.value_table import same_rows, training_corpus, value_table
+from mop_t5.commands import Words
 from mop_t5.data import read_split
 from mop_t5.evaluation import Values, present, write_texts
 from mop_t5.files import check_writable
 from mop_t5.training.finished_runs import finished_systems
 
 
-def analyse_values(runs: list[str], output: str, corpus: str | None = None, split: str = "test") -> None:
+def analyse_values(runs: Words, output: str, corpus: str | None = None, split: str = "test") -> None:
     """Count the names, prices, ratings and other numbers that summaries keep and invent, beside their ROUGE.
 
     ROUGE hardly notices a wrong amount. A value counts where the reference and its dialogue both say it. Floors (the
     first user turn, a random and the nearest training reference) are rows of the table. Writes values.md and .csv.
 
-      mop-t5 analyse values --runs '[runs/tables]' --output tables
-      mop-t5 analyse values --runs '[runs/mop, runs/prefix]' --corpus DIR --split valid --output tables
+      mop-t5 analyse values runs/tables --output tables
+      mop-t5 analyse values runs/mop runs/prefix --corpus DIR --split valid --output tables
 
     Args:
         runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
@@ -35,7 +36,7 @@ def analyse_values(runs: list[str], output: str, corpus: str | None = None, spli
 
 
 def analyse_cases(
-    runs: list[str],
+    runs: Words,
     output: str,
     corpus: str | None = None,
     split: str = "test",
@@ -48,8 +49,8 @@ def analyse_cases(
     Without ids these are rows whose summaries differ most in how many values they keep, of each scenario in turn.
     Writes cases.md, and cases.jsonl for programs.
 
-      mop-t5 analyse cases --runs '[runs/tables]' --output tables
-      mop-t5 analyse cases --runs '[runs/mop, runs/prefix]' --ids '[test-12, test-40]' --seed 1 --output tables
+      mop-t5 analyse cases runs/tables --output tables
+      mop-t5 analyse cases runs/mop runs/prefix --ids '[test-12, test-40]' --seed 1 --output tables
 
     Args:
         runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
+from mop_t5.commands import Words
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, write_beside
 from mop_t5.report import report_page
 
 
 def report(
-    runs: Annotated[list[str], "positional"],
+    runs: Words,
     output: str = "report.html",
     title: str | None = None,
     split: str = "test",
