@@ -9,7 +9,7 @@ from mop_t5.analysis.cases import Segment, case_of, marked, most_different, to_m
 from mop_t5.cli import main
 from mop_t5.data import Example, read_split
 from mop_t5.evaluation import FLOORS, Values, read_scores, value_recall
-from test_values import NAMES, visit
+from test_value_recall import NAMES, visit
 
 SUITE = ["--systems", "[MTL-vanilla, prefix-tuning]", "--seeds", "[0, 1]", "--steps", "1", "--batch_size", "2"]
 SUITE += ["--max_target", "4", "--options", '{"prefix_length": 2, "d_mid": 4}']
