@@ -78,7 +78,9 @@ class Comparison:
         self._rows, self._known = (
             of_scenarios(read_split(config.corpus, split), config.scenarios) for split in (config.split, "train")
         )
-        self._trials_of: dict[str, list[Trial]] = {}  # a plan attaches the method once, for its parameters
+        # a plan loads the backbone and attaches the method, for its parameters
+        self._trials_of: dict[str, list[Trial]] = {}
+        self._suites: dict[str, tuple[Suite, list[Run]]] = {}
         self._entries: dict[str, _Entry] = {}  # what is finished does not change
 
     @cached_property
@@ -116,6 +118,8 @@ class Comparison:
 
     def suite(self, label: str) -> tuple[Suite, list[Run]]:
         """The runs of one system, at its best rate; all trials must be finished."""
+        if label in self._suites:
+            return self._suites[label]
         rates = {name: rate for name, rate in self.config.learning_rates.items() if name == label}
         if trials := self.trials(label):
             rates = {label: max(trials, key=Trial.score).rate}
@@ -123,7 +127,8 @@ class Comparison:
         seeds = self.config.seeds[:1] if label == FROZEN else self.config.seeds
         config = replace(self.config, systems=[label], learning_rates=rates, options=options, seeds=seeds)
         suite = self._suite(config, self.training)
-        return suite, suite.plan()
+        self._suites[label] = suite, suite.plan()
+        return self._suites[label]
 
     def overview(self) -> Table:
         """A row a system: what is left to do."""
