@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from mop_t5 import adapter_folder
 from mop_t5.backbone import BackboneShape, check_backbone
-from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.backbone_identity import check_readable, check_same_backbone, weights_of
 from mop_t5.injection import SUBMODULE, attach_method, detach_method, is_attached
 from mop_t5.methods import get, of_config
 from mop_t5.methods.base import Method, MethodConfig
@@ -27,9 +27,10 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreT
     """Attach a method, by name and fields or by config object, and return the same model object.
 
     The backbone is frozen; only the method's parameters ask for gradients. They are made on the model's device, in
-    float32, or in float64 if the model is.
+    float32, or in float64 if the model is. Raises ValueError if the backbone has a weight that `save` cannot read.
     """
     _check_plain(model)
+    check_readable(weights_of(model))
     if isinstance(method, MethodConfig):
         if fields:
             raise ValueError(
@@ -91,7 +92,7 @@ def load(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
     """
     _check_plain(model)
     description, tensors = adapter_folder.read(folder)
-    check_same_backbone(model, description["backbone"], dict(model.named_parameters()), folder)
+    check_same_backbone(model, description["backbone"], weights_of(model), folder)
     method_class = get(description["method"])
     method = build_method(method_class, method_class.Config.make(description["config"]), model)
     expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}

@@ -20,7 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from mop_t5 import adapter_folder
-from mop_t5.backbone_identity import describe_backbone
+from mop_t5.backbone_identity import describe_backbone, weights_of
 from mop_t5.expert_blocks import insert_experts, remove_experts
 from mop_t5.prefix_attention import PLAIN, PREFIXED
 from mop_t5.sublayer_hooks import add_hooks, remove_hooks, wide
@@ -113,8 +113,8 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def backbone_parameters(model) -> dict[str, torch.Tensor]:
-    """The backbone's parameters by name, those that the method trains with the values they had before."""
-    mine = {n: p for n, p in model.named_parameters() if not n.startswith(f"{SUBMODULE}.")}
+    """Return the backbone's weights by name. Parameters that the method trains have the values from before attach."""
+    mine = {n: t for n, t in weights_of(model).items() if not n.startswith(f"{SUBMODULE}.")}
     return mine | (model._mop_record.trained if is_attached(model) else {})
 
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5 import adapter_folder
-from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.backbone_identity import check_same_backbone, weights_of
 from mop_t5.files import failure_in_a_sentence, remove_folder, whole_folder, write_durably
 
 METHOD = "prompt_tuning"  # whose adapters hold prompts
@@ -127,7 +127,7 @@ def read_for(model: PreTrainedModel, library: str | os.PathLike, chosen: Sequenc
     prompts, checked = [read(library, name) for name in chosen], []
     for prompt in prompts:
         if prompt.backbone not in checked:
-            parameters = dict(model.named_parameters())
+            parameters = weights_of(model)
             check_same_backbone(model, prompt.backbone, parameters, Path(library) / prompt.name)
             checked.append(prompt.backbone)
     others = [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]

@@ -20,7 +20,7 @@ import mop_kernels
 from mop_t5 import adapter_folder, prompt_library
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
-from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.backbone_identity import check_same_backbone, weights_of
 from mop_t5.methods import register
 from mop_t5.methods.base import (
     Method,
@@ -190,7 +190,7 @@ class Attempt(Method):
         description, tensors = adapter_folder.read(folder)
         if description["method"] != self.name:
             raise ValueError(f"prior {folder!r} holds the method {description['method']!r}; expected {self.name!r}.")
-        check_same_backbone(model, description["backbone"], dict(model.named_parameters()), folder)
+        check_same_backbone(model, description["backbone"], weights_of(model), folder)
         found = {name.removeprefix(_G): tensor for name, tensor in tensors.items() if name.startswith(_G)}
         if not found:
             raise ValueError(f"prior {folder!r} has no G, because its attention is fixed. Name another.")

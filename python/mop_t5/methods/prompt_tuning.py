@@ -17,7 +17,7 @@ from torch import nn
 from mop_t5 import adapter_folder, prompt_library
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
-from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.backbone_identity import check_same_backbone, weights_of
 from mop_t5.methods import register, spot
 from mop_t5.methods.base import (
     Method,
@@ -194,7 +194,7 @@ class PromptTuning(Method):
         config = self.config
         target, backbone = self._stored("init_target")
         if backbone is not None:
-            check_same_backbone(model, backbone, dict(model.named_parameters()), config.init_target)
+            check_same_backbone(model, backbone, weights_of(model), config.init_target)
         names = config.init_prompts or prompt_library.names(config.init_library)
         sources = prompt_library.read_for(model, config.init_library, names, config.prefix_length)
         targets = target if target.dim() == 3 else [target]

@@ -14,7 +14,7 @@ from torch import nn
 from mop_t5 import adapter_folder
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
-from mop_t5.backbone_identity import check_same_backbone
+from mop_t5.backbone_identity import check_same_backbone, weights_of
 from mop_t5.expert_blocks import Mixture, new_expert
 from mop_t5.methods import register, route_selection
 from mop_t5.methods.base import Method
@@ -113,7 +113,7 @@ class TaskMoE(Method):
         if description["method"] != self.name:
             holds = description["method"]
             raise ValueError(f"{argument} {folder!r} holds the method {holds!r}; expected {self.name!r}.")
-        check_same_backbone(model, description["backbone"], dict(model.named_parameters()), folder)
+        check_same_backbone(model, description["backbone"], weights_of(model), folder)
         config = TaskMoEConfig.make(description["config"])
         fields = ["experts", "encoder_layers", "decoder_layers"]
         if argument == "experts_from":
