@@ -14,7 +14,6 @@ ORDER = (
     "mop_kernels",
     "mop_kernels.conversion",
     "mop_kernels.layers",
-    "mop_kernels.evaluation_weight",
     "mop_kernels.initialisation",
     "mop_kernels.functional",
     "mop_kernels.attempt",
