@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import AttemptMix
-from .validation import check_dims, check_equal, same_kind
+from .autograd import operation
+from .rules import Call
+from .validation import check_dims, check_equal, check_ids, same_kind
 
 
 def attempt_mix(
@@ -73,7 +74,8 @@ def attempt_mix(
     task_ids = _check_task_ids(task_ids, x, target.shape[0])
     temperature = _check_temperature(temperature)
     backend = backends.resolve(backend, x.device, x.dtype, "attempt_mix")
-    return AttemptMix.apply(backend, mask, task_ids, temperature, x, source, target, w_down, w_up, ln_weight, ln_bias)
+    call = Call("attempt_mix", backend, (temperature, x.shape[1]))
+    return operation(call, x, mask, source, target, task_ids, w_down, w_up, ln_weight, ln_bias)[:2]
 
 
 def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -101,10 +103,7 @@ def _check_task_ids(task_ids: Tensor, x: Tensor, tasks: int) -> Tensor:
             f"One task for all: task_ids.expand({batch})."
         )
     task_ids = task_ids.to(x.device)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        bad = [i for i in task_ids.tolist() if not 0 <= i < tasks]
-        if bad:
-            raise ValueError(f"task_ids must lie in 0..{tasks - 1}, the rows of target_prompts; got {bad[0]}.")
+    check_ids("task_ids", task_ids, tasks, ", the rows of target_prompts")
     return task_ids
 
 

@@ -1,150 +1,200 @@
-"""What each operation saves for backward, and which gradients its backward op computes.
+"""Every operation as an autograd Function, and its gradients as another: differentiable any number of times.
 
-The autograd Functions stand outside the ops: `ctx.needs_input_grad` becomes the op's mask, so a frozen factor
-costs nothing. Hidden activations are recomputed from the inputs, never saved. Double backward raises.
-Every tensor has been validated (functional.py); non-contiguous inputs are made contiguous here, gradients are not.
+The Functions stand outside the ops. `ctx.needs_input_grad` becomes the mask of the gradient op, so that a frozen factor
+costs nothing. What an operation saves and what its derivatives are is stated by its rule (rules.py). Hidden activations
+are recomputed from the inputs. Every tensor has been validated (functional.py).
 """
+
+import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import Function, forward_ad
 
-from . import ops
-
-_HALF = torch.bfloat16
-_SAVED = {"phm_weight": 2, "phm_linear": 3, "lowrank_phm_linear": 4}  # how many inputs backward reads: not the bias
-
-
-def autocast_is_on(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's kind of device; some kinds, "meta" for one, have none."""
-    if tensor.is_cpu:
-        return torch.is_autocast_enabled("cpu")
-    device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
+from . import backends, ops
+from .rules import RULES, Call, Differentiable, Needs, Product, Tensors, places_of, spread
 
 MOST_GRADIENTS = 63  # tensors of one call that can have one: bits of the op's mask, a signed 64-bit integer
 
 
-def _mask(needs: tuple[bool, ...]) -> int:
-    return sum(1 << k for k, needed in enumerate(needs) if needed)
+def transforms_are_active() -> bool:
+    """Whether torch.func or forward mode looks at the tensors of a call."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _spread(gradients: list[Tensor], needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """The op's gradients, which are those asked for, at the places of the inputs."""
-    found = iter(gradients)
-    return [next(found) if needed else None for needed in needs]
+def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the outputs of an operation, differentiable in all floating-point tensors."""
+    tensors = [None if t is None else t.contiguous() for t in tensors]
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return RULES[call.name].forward(call, tensors)
+        return Operation.apply(call, *tensors)
+    if transforms_are_active():
+        return TransformableOperation.apply(call, *tensors)
+    if torch._C._get_tracing_state() is not None:
+        return RULES[call.name].forward(call, tensors)
+    if torch.is_grad_enabled():
+        return Operation.apply(call, *tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        return RULES[call.name].forward(call, tensors)
 
 
-def _call(name: str, backend: str, args: tuple):
-    """One op call. The CPU kernels compute bfloat16 in float32 and round once, at the end.
-
-    Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
-    dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
-    """
-    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    if autocast_is_on(first):
-        with torch.autocast(first.device.type, enabled=False):
-            return _call(name, backend, args)
-    op = ops.get(name, backend)
-    if backend != "cpu" or first.dtype is not _HALF:
-        return op(*args)
-    result = op(*_cast(args, torch.float32))
-    return result.to(_HALF) if isinstance(result, Tensor) else _cast(result, _HALF)
+def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Return the gradients asked for (Rule.gradients), differentiable in all floating-point tensors."""
+    rule = RULES[call.name]
+    num_grads = rule.num_grads(call)
+    tensors = [t if t is None or k < num_grads else t.contiguous() for k, t in enumerate(tensors)]
+    if torch.compiler.is_compiling():  # which says itself that it has no second derivatives
+        return rule.gradients(call, needs, tensors)
+    if torch.is_grad_enabled() or transforms_are_active():
+        return Gradients.apply(call, needs, *tensors)
+    return rule.gradients(call, needs, tensors)
 
 
-def _cast(args, dtype: torch.dtype):
-    def cast(value):
-        if isinstance(value, list):
-            return [cast(v) for v in value]
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return [cast(value) for value in args]
+RUN = Differentiable(operation, gradients)
 
 
-class PhmProduct(torch.autograd.Function):
-    """phm_weight, phm_linear or lowrank_phm_linear; `tensors` are the op's inputs in order, a bias (or None) last."""
-
-    @staticmethod
-    def forward(ctx, name, backend, *tensors):
-        tensors = [None if t is None else t.contiguous() for t in tensors]
-        ctx.name, ctx.backend = name, backend
-        ctx.save_for_backward(*tensors[: _SAVED[name]])
-        return _call(name, backend, tensors)
+class Operation(Function):
+    """The form for ordinary calls and torch.compile, which takes no Function with a jvp."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        needs = ctx.needs_input_grad[2:]
-        args = (grad, *ctx.saved_tensors, _mask(needs))
-        return (None, None, *_spread(_call(f"{ctx.name}_backward", ctx.backend, args), needs))
-
-
-class MopFFN(torch.autograd.Function):
-    """`factors` is the flat list down + ups of ops.py, `num_down` how many of them are the down map's.
-
-    row_gradients: copy the asked experts' factors (k rows of each) and give their gradients as sparse tensors.
-    """
-
-    @staticmethod
-    def forward(ctx, backend, num_down, num_maps, activation, experts, row_gradients, *tensors):
-        ctx.backend = backend
-        ctx.layout = (num_down, num_maps, activation)
-        ctx.rows_of = None
-        if row_gradients and experts is not None:
-            num_experts = max(t.shape[1] for t in tensors)
-            ctx.rows_of = (experts, num_experts, [t.shape[1] == num_experts > 1 for t in tensors])
-            tensors = [t.index_select(1, experts) if own else t for t, own in zip(tensors, ctx.rows_of[2])]
-            experts = None
-        x, *factors = (t.contiguous() for t in tensors)
-        ctx.save_for_backward(experts, x, *factors)
-        down, ups = list(factors[:num_down]), list(factors[num_down:])
-        return tuple(_call("mop_ffn", backend, (x, down, ups, num_maps, activation, experts)))
+    def forward(ctx, call, *tensors):
+        rule = RULES[call.name]
+        if torch.compiler.is_compiling():
+            outputs = rule.forward(call, tensors)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = rule.forward(call, tensors)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*rule.kept(tensors, outputs))
+        if rule.non_differentiable:
+            ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
+        return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
-        experts, x, *factors = ctx.saved_tensors
-        num_down, num_maps, activation = ctx.layout
-        down, ups = list(factors[:num_down]), list(factors[num_down:])
-        needs = ctx.needs_input_grad[6:]
-        args = (list(grads), x, down, ups, num_maps, activation, experts, _mask(needs))
-        gradients = _spread(_call("mop_ffn_backward", ctx.backend, args), needs)
-        if ctx.rows_of is not None:
-            ids, num_experts, own = ctx.rows_of
-            gradients = [
-                g if g is None or not of_expert else _as_rows(g, ids, num_experts)
-                for g, of_expert in zip(gradients, own)
-            ]
-        return (None, None, None, None, None, None, *gradients)
+        needs = ctx.needs_input_grad[1:]
+        grads = grads[: RULES[ctx.call.name].num_grads(ctx.call)]
+        if all(grad is None for grad in grads):
+            return (None,) * (1 + len(needs))
+        return (None, *_spread_gradients(ctx, needs, grads))
 
 
-class AttemptMix(torch.autograd.Function):
-    """Saves max(x) and where it stands, not x: its gradient is that of prefixed, plus one number a column."""
+class TransformableOperation(Operation):
+    """The form that torch.func and forward mode ask for. A call takes 18 us more."""
 
     @staticmethod
-    def forward(ctx, backend, mask, task_ids, temperature, *tensors):
-        x, *factors = (t.contiguous() for t in tensors)
-        mask, task_ids = None if mask is None else mask.contiguous(), task_ids.contiguous()
-        source, target, *attention_module = factors
-        args = (x, mask, source, target, task_ids, *attention_module, temperature)
-        prefixed, attention, peak, position = _call("attempt_mix", backend, args)
-        ctx.backend, ctx.temperature = backend, temperature
-        ctx.save_for_backward(peak, position, source, target, task_ids, *attention_module)
-        return prefixed, attention
+    def forward(call, *tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            return RULES[call.name].forward(call, tensors)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        needs = ctx.needs_input_grad[4:]
-        args = (*grads, *ctx.saved_tensors, ctx.temperature, _mask(needs))
-        return (None, None, None, None, *_spread(_call("attempt_mix_backward", ctx.backend, args), needs))
+    def setup_context(ctx, inputs, outputs):
+        call, *tensors = inputs
+        rule = RULES[call.name]
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*rule.kept(tensors, outputs))
+        ctx.save_for_forward(*tensors)
+        ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
+
+    @staticmethod
+    def jvp(ctx, _, *tangents):
+        return tuple(RULES[ctx.call.name].jvp(RUN, ctx.call, ctx.saved_tensors, tangents))
+
+    @staticmethod
+    def vmap(info, dims, call, *tensors):
+        outputs = RULES[call.name].vmap(RUN, call, info.batch_size, dims[1:], tensors)
+        return outputs, (0,) * len(outputs)
 
 
-def _as_rows(gradient: Tensor, experts: Tensor, num_experts: int) -> Tensor:
-    """(layers, k, ...) of the asked experts as a sparse tensor (layers, num_experts, ...): nothing is zero-filled."""
-    layers, picked = gradient.shape[:2]
-    every_layer = torch.arange(layers, device=experts.device).repeat_interleave(picked)
-    indices = torch.stack([every_layer, experts.repeat(layers)])
-    size = (layers, num_experts, *gradient.shape[2:])
-    return torch.sparse_coo_tensor(indices, gradient.flatten(0, 1), size, check_invariants=False)
+class Gradients(Function):
+    """The gradients of an operation as a function of the gradients of its outputs and of what it saved."""
+
+    @staticmethod
+    def forward(call, needs, *tensors):
+        return RULES[call.name].gradients(call, needs, tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.call, ctx.needs, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        rule, asked, tensors = RULES[ctx.call.name], ctx.needs_input_grad[2:], ctx.saved_tensors
+
+        def second(*t):
+            found = rule.second(RUN, ctx.call, ctx.needs, t[: len(tensors)], asked, t[len(tensors) :])
+            zeros = (torch.zeros_like(t[k]) if found[k] is None else found[k] for k in places_of(asked))
+            return tuple(zeros)
+
+        every = (*tensors, *cotangents)
+        return (None, None, *spread(_by_vmap(second, every) if _are_batched(every) else second(*every), asked))
+
+    @staticmethod
+    def jvp(ctx, _, __, *tangents):
+        return tuple(RULES[ctx.call.name].gradients_jvp(RUN, ctx.call, ctx.needs, ctx.saved_tensors, tangents))
+
+    @staticmethod
+    def vmap(info, dims, call, needs, *tensors):
+        outputs = RULES[call.name].gradients_vmap(RUN, call, needs, info.batch_size, dims[2:], tensors)
+        return outputs, (0,) * len(outputs)
+
+
+def _spread_gradients(ctx, needs: Needs, grads: Tensors) -> list[Tensor | None]:
+    """The gradients of an operation at the places of its tensors, in a backward pass."""
+    tensors = (*grads, *ctx.saved_tensors)
+    if not torch.compiler.is_compiling() and _are_batched(grads):
+        return spread(_by_vmap(lambda *t: gradients(ctx.call, needs, *t), tensors), needs)
+    return spread(gradients(ctx.call, needs, *tensors), needs)
+
+
+def _are_batched(tensors: Tensors) -> bool:
+    """Whether torch.autograd.grad(is_grads_batched=True) gave some of them, whose batches torch.func does not know."""
+    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+
+
+def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
+    """function(*tensors) with such batches, by torch.vmap."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    dims = tuple(0 if _are_batched([t]) else None for t in tensors)
+    plain = [t if d is None else torch._remove_batch_dim(t, level, 0, 0) for d, t in zip(dims, tensors)]
+    return tuple(torch._add_batch_dim(y, 0, level) for y in torch.vmap(function, dims)(*plain))
+
+
+class _OperationOfOp(Operation):
+    """The form inside the Autograd kernel of an op."""
+
+    @staticmethod
+    def forward(ctx, call, *tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            return Operation.forward(ctx, call, *tensors)
+
+
+def _autograd_kernel(name: str, backend: str) -> Callable:
+    """What an op does that is called by itself, as exported and traced programs do: the operation, differentiable.
+
+    Not by torch.library.register_autograd, which drops the tangents of forward mode silently (torch 2.13).
+    """
+
+    def kernel(*args):
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            static, tensors = RULES[name].from_arguments(args)
+            form = _OperationOfOp if forward_ad._current_level < 0 else TransformableOperation
+            outputs = form.apply(Call(name, backend, static), *tensors)
+            return outputs[0] if isinstance(RULES[name], Product) else list(outputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return ops.get(name, backend)(*args)
+
+    return kernel
+
+
+for _name, _backend in itertools.product(RULES, backends.NAMES):
+    if ops.is_defined(_name, _backend):
+        ops.LIBRARY.impl(f"{_name}_{_backend}", _autograd_kernel(_name, _backend), "Autograd")

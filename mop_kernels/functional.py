@@ -14,9 +14,11 @@ from torch.nn import Parameter
 
 from . import backends
 from .attempt import attempt_mix
-from .autograd import MOST_GRADIENTS, MopFFN, PhmProduct
+from .autograd import MOST_GRADIENTS, operation, transforms_are_active
+from .ops import expert_rows
 from .reference import ACTIVATIONS, group_sizes
-from .validation import alike, check_dims, check_equal, dtype_of_call, same_kind
+from .rules import Call
+from .validation import alike, check_dims, check_equal, check_ids, dtype_of_call, readable_ids, same_kind
 
 
 class LowRankPHM(NamedTuple):
@@ -52,7 +54,7 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
         rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
     size = _multiply_adds_of_weight(rule, local)
     backend = backends.resolve(backend, rule.device, rule.dtype, "phm_weight", size)
-    return PhmProduct.apply("phm_weight", backend, rule, local)
+    return operation(Call("phm_weight", backend), rule, local)[0]
 
 
 def phm_linear(
@@ -67,7 +69,7 @@ def phm_linear(
     check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, *rule.shape, local, bias)
     backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", _multiply_adds_of_dense(x, rule, local))
-    return PhmProduct.apply("phm_linear", backend, x, rule, local, bias)
+    return operation(Call("phm_linear", backend), x, rule, local, bias)[0]
 
 
 def lowrank_phm_linear(
@@ -94,7 +96,7 @@ def lowrank_phm_linear(
     _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
     size = _multiply_adds_of_stages(x, rule_in, rule_out, local)
     backend = backends.resolve(backend, x.device, x.dtype, "lowrank_phm_linear", size)
-    return PhmProduct.apply("lowrank_phm_linear", backend, x, rule_in, rule_out, local, bias)
+    return operation(Call("lowrank_phm_linear", backend), x, rule_in, rule_out, local, bias)[0]
 
 
 def mop_ffn(
@@ -113,14 +115,15 @@ def mop_ffn(
     share the hidden rows; activation one of relu, gelu (erf), gelu_tanh, tanh, silu, identity. experts int64 (k,),
     distinct: only these experts, in this order. Returns one (layers, experts or k, n, out) tensor an up map.
     Differentiable once in x and all factors; hidden rows are recomputed in backward. The gradient of an expert that
-    `experts` leaves out is zero; row_gradients=True gives those of the tensors with an experts dim as sparse tensors
-    (layers, experts, ...) with the asked rows only, as nn.Embedding(sparse=True) does, for SparseAdam or a thousand
-    experts.
+    `experts` leaves out is zero. With row_gradients=True, tensors with an experts dim get sparse gradients (layers,
+    experts, ...) that hold the asked rows only, as nn.Embedding(sparse=True) does, for SparseAdam or a thousand
+    experts. Sparse gradients work under autocast and torch.compile too.
     """
     shapes = _shapes_of_mop_ffn(x, down, ups)
     size = None if shapes is None else _passed.get((activation, shapes))
     if size is None:
-        x, down, ups = _check_mop_ffn(x, down, ups, activation)
+        # row_gradients: cast after the selection, because a sparse gradient cannot pass the backward of a cast
+        x, down, ups = _check_mop_ffn(x, down, ups, activation, cast=experts is None or not row_gradients)
         size = _multiply_adds_of_bank(x, down, ups)
         if shapes is not None:
             if len(_passed) == _MOST_PASSED:
@@ -130,6 +133,13 @@ def mop_ffn(
         num_experts = group_sizes(x, down, ups)[1]
         experts = _check_experts(experts, num_experts, x.device)
         size = size // num_experts * experts.shape[0]
+        if row_gradients:
+            if not torch.compiler.is_compiling() and transforms_are_active():
+                raise RuntimeError(
+                    "row_gradients=True gives sparse gradients, which torch.func and forward mode cannot transform. "
+                    "Pass row_gradients=False."
+                )
+            x, down, ups, experts = _select_rows(x, down, ups, experts, num_experts)
     backend = backends.resolve(backend, x.device, x.dtype, "mop_ffn", size)
     down, ups = _as_low_rank(down), [_as_low_rank(up) for up in ups]
     flat_down = [t for t in down if t is not None]
@@ -140,7 +150,7 @@ def mop_ffn(
             f"ups has {len(ups)} maps, {len(tensors)} tensors in all with x and down; gradients are given for at most "
             f"{MOST_GRADIENTS}: 14 up maps with biases, 19 without. Split ups over two calls."
         )
-    return MopFFN.apply(backend, len(flat_down), len(ups), activation, experts, row_gradients, *tensors)
+    return operation(Call("mop_ffn", backend, (len(flat_down), len(ups), activation)), *tensors, experts)
 
 
 def _multiply_adds_of_weight(rule: Tensor, local: Tensor) -> int:
@@ -294,7 +304,28 @@ def _shapes_of_mop_ffn(x, down, ups) -> tuple | None:
     return tuple([None if t is None else t.shape for t in tensors]) if alike(present) else None
 
 
-def _check_mop_ffn(x, down, ups, activation):
+def _select_rows(x, down, ups, experts: Tensor, num_experts: int):
+    """Replace every tensor that has an experts dim by its rows of `experts`, and cast all tensors for the call.
+
+    Returns:
+        x, down, ups and the experts that the backend has to select from them, None for all.
+    """
+    empty = experts.shape[0] == 0
+
+    def select(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if tensor.shape[1] == num_experts > 1:
+            tensor = expert_rows(tensor, experts)
+            if empty:  # two rows that nothing selects: no backend takes an empty dim, and one row would be shared
+                tensor = torch.cat([tensor, tensor.new_zeros(tensor.shape[0], 2, *tensor.shape[2:])], 1)
+        return tensor.to(dtype_of_call(tensor))
+
+    maps = [LowRankPHM(*map(select, phm)) for phm in (down, *ups)]
+    return select(x), maps[0], maps[1:], experts if empty or num_experts == 1 else None
+
+
+def _check_mop_ffn(x, down, ups, activation, cast: bool):
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
     down = _as_phm("down", down)
@@ -309,16 +340,16 @@ def _check_mop_ffn(x, down, ups, activation):
         for field, tensor in zip(LowRankPHM._fields, phm):
             if tensor is not None or field in ("rule_in", "local"):  # those two are never optional
                 tensors[f"{name}.{field}"] = tensor
-    cast = dict(zip(tensors, same_kind(tensors)))
-    x = cast["x"]
-    maps = [LowRankPHM(*(cast.get(f"{name}.{field}") for field in LowRankPHM._fields)) for name in names]
+    tensors = dict(zip(tensors, same_kind(tensors, cast=cast)))
+    x = tensors["x"]
+    maps = [LowRankPHM(*(tensors.get(f"{name}.{field}") for field in LowRankPHM._fields)) for name in names]
     for name, phm in zip(names, maps):
         _check_factors(name, phm)
 
     cure = "x[None, None] for x of shape (n, in)"
     check_dims("x", x, "(layers|1, experts|1, n, in)", exactly=4, cure=cure, filled=2)
     num_layers, num_experts = group_sizes(x, maps[0], maps[1:])
-    for name, tensor in cast.items():
+    for name, tensor in tensors.items():
         for dim, size, group in ((0, num_layers, "layers"), (1, num_experts, "experts")):
             if tensor.shape[dim] not in (1, size):
                 raise ValueError(
@@ -381,13 +412,11 @@ def _check_experts(experts: Tensor, num_experts: int, device: torch.device) -> T
     if experts.dim() != 1:
         raise ValueError(f"experts must have shape (k,); got {tuple(experts.shape)}.")
     experts = experts.to(device)
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        ids = experts.tolist()
-        bad = [i for i in ids if not 0 <= i < num_experts]
-        if bad:
-            raise ValueError(f"experts must lie in 0..{num_experts - 1}; got {bad[0]}.")
-        if len(set(ids)) != len(ids):
-            raise ValueError(f"experts must be distinct; got {ids}. Use experts.unique().")
+    check_ids("experts", experts, num_experts)
+    values = readable_ids(experts)
+    ids = values.tolist() if values is not None and values.dim() == 1 else []
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"experts must be distinct; got {ids}. Use experts.unique().")
     return experts.contiguous()
 
 

@@ -10,7 +10,7 @@ attempt_mix returns [prefixed, attention, peak, position]: backward reads the la
 (int32, -1: nowhere), instead of x.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,7 +43,7 @@ SCHEMAS = {
     ),
 }
 
-_library = torch.library.Library("mop_kernels", "FRAGMENT")
+LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
 
 
 def split_maps(ups: list[Tensor], num_maps: int) -> list[list[Tensor | None]]:
@@ -225,16 +225,54 @@ def define(backend: str, implementations: dict | None = None) -> None:
     """Define the ops of one backend; `implementations` is None where compiled code registers them itself."""
     for name, schema in SCHEMAS.items():
         qualified = f"{name}_{backend}"
-        _library.define(qualified + schema)
-        torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=_library)
+        LIBRARY.define(qualified + schema)
+        torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=LIBRARY)
         if implementations is not None:
-            _library.impl(qualified, implementations[name], "CompositeExplicitAutograd")
+            LIBRARY.impl(qualified, implementations[name], "CompositeExplicitAutograd")
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
+
+
+def is_defined(name: str, backend: str) -> bool:
+    return (name, backend) in _overloads
 
 
 def get(name: str, backend: str):
     """The op overload of an operation for a backend."""
     return _overloads[name, backend]
+
+
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Whether autocast is on for the tensor's kind of device; some kinds, "meta" for one, have none."""
+    if tensor.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def call(name: str, backend: str, args: Sequence):
+    """Call the op of an operation. The CPU kernels compute bfloat16 in float32 and round once, at the end.
+
+    Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
+    dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
+    """
+    first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+    if autocast_is_on(first):
+        with torch.autocast(first.device.type, enabled=False):
+            return call(name, backend, args)
+    op = _overloads[name, backend]
+    if backend != "cpu" or first.dtype is not torch.bfloat16:
+        return op(*args)
+    result = op(*_cast(args, torch.float32))
+    return result.to(torch.bfloat16) if isinstance(result, Tensor) else _cast(result, torch.bfloat16)
+
+
+def _cast(args: Sequence, dtype: torch.dtype) -> list:
+    def cast(value):
+        if isinstance(value, list):
+            return [cast(v) for v in value]
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return [cast(value) for value in args]
 
 
 def _on_first_use(name: str):
@@ -246,6 +284,38 @@ def _on_first_use(name: str):
         return triton_kernels.IMPLEMENTATIONS[name](*args)
 
     return implementation
+
+
+# The rows of some experts. An op, because torch.compile traces no autograd.Function whose backward builds a sparse
+# tensor. Its autograd is a Function, because torch.library.register_autograd drops forward-mode tangents silently.
+
+
+class _ExpertRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, experts):
+        ctx.size = tensor.shape
+        ctx.save_for_backward(experts)
+        with torch._C._AutoDispatchBelowAutograd():
+            return expert_rows(tensor, experts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Return a sparse tensor (layers, experts, ...) that holds the selected rows only."""
+        (experts,) = ctx.saved_tensors
+        layers = torch.arange(ctx.size[0], device=experts.device).repeat_interleave(experts.shape[0])
+        indices = torch.stack([layers, experts.repeat(ctx.size[0])])
+        return torch.sparse_coo_tensor(indices, grad.flatten(0, 1), ctx.size, check_invariants=False), None
+
+
+def _fake_expert_rows(tensor, experts):
+    return tensor.new_empty(tensor.shape[0], experts.shape[0], *tensor.shape[2:])
+
+
+LIBRARY.define("expert_rows(Tensor tensor, Tensor experts) -> Tensor")
+LIBRARY.impl("expert_rows", lambda tensor, experts: tensor.index_select(1, experts), "CompositeExplicitAutograd")
+LIBRARY.impl("expert_rows", _ExpertRows.apply, "Autograd")
+torch.library.register_fake("mop_kernels::expert_rows", _fake_expert_rows, lib=LIBRARY)
+expert_rows = torch.ops.mop_kernels.expert_rows.default
 
 
 define("reference", _REFERENCE)

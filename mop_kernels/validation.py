@@ -7,7 +7,7 @@ ValueError for a shape or a device.
 import torch
 from torch import Tensor
 
-from .autograd import autocast_is_on
+from .ops import autocast_is_on
 
 
 def dtype_of_call(tensor: Tensor) -> torch.dtype:
@@ -30,12 +30,17 @@ def alike(values: list) -> bool:
     return True
 
 
-def same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
-    """The tensors, cast under autocast as F.linear's are; all floating point, of one dtype, on one device."""
+def same_kind(tensors: dict[str, Tensor | None], *, cast: bool = True) -> list[Tensor | None]:
+    """Check that all tensors are floating point, of one dtype and on one device, and return them.
+
+    Args:
+        tensors: By name. Only "bias" may be None.
+        cast: Under autocast, return the tensors as F.linear would cast its own.
+    """
     values = list(tensors.values())
     if alike(values[:-1] if values[-1] is None and "bias" in tensors else values):
         return values  # the common case, told in a microsecond; whatever is unusual is looked at, and explained, below
-    first_name = first = None
+    first_name = first = first_dtype = None
     result = []
     for name, tensor in tensors.items():
         if tensor is None and name == "bias":  # of mop_ffn only the tensors that are there come here
@@ -45,21 +50,42 @@ def same_kind(tensors: dict[str, Tensor | None]) -> list[Tensor | None]:
             raise TypeError(f"{name} must be a torch.Tensor; got {type(tensor).__name__}.")
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}. Cast it: {name}.float().")
-        tensor = tensor.to(dtype_of_call(tensor))
+        dtype = dtype_of_call(tensor)
         if first is None:
-            first_name, first = name, tensor
-        if tensor.dtype != first.dtype:
+            first_name, first, first_dtype = name, tensor, dtype
+        if dtype != first_dtype:
             raise TypeError(
-                f"all tensors of a call must have one dtype; {first_name} has {first.dtype}, {name} has "
-                f"{tensor.dtype}. Cast one, or use torch.autocast."
+                f"all tensors of a call must have one dtype; {first_name} has {first_dtype}, {name} has {dtype}. Cast "
+                "one, or use torch.autocast."
             )
         if tensor.device != first.device:
             raise ValueError(
                 f"all tensors of a call must be on one device; {first_name} is on {first.device}, {name} on "
                 f"{tensor.device}. Move it: {name}.to({str(first.device)!r})."
             )
-        result.append(tensor)
+        result.append(tensor.to(dtype) if cast else tensor)
     return result
+
+
+def readable_ids(ids: Tensor) -> Tensor | None:
+    """Return the ids as a tensor whose values the host may read, with the batch axes of torch.func.
+
+    None on a GPU, whose values would have to be waited for, and under torch.compile.
+    """
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(ids):
+        ids = torch._C._functorch.get_unwrapped(ids)
+    return ids
+
+
+def check_ids(name: str, ids: Tensor, end: int, what: str = "") -> None:
+    """Raise ValueError where an id lies outside 0..end-1, as far as the host may read them."""
+    values = readable_ids(ids)
+    if values is not None:
+        bad = [i for i in values.flatten().tolist() if not 0 <= i < end]
+        if bad:
+            raise ValueError(f"{name} must lie in 0..{end - 1}{what}; got {bad[0]}.")
 
 
 def check_dims(

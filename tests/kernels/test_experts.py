@@ -1,10 +1,14 @@
 """mop_ffn(experts=...): a subset, in any order; the others get zero gradients."""
 
+import contextlib
+
 import pytest
 import torch
 from test_mop_ffn import call, check
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mop_kernels import testing
+from mop_kernels import ops, testing
 from mop_kernels.testing import SHARINGS, Bank, Shape
 
 BANK = Bank(2, 5, Shape(6, 4, 4, 4, 6, 4, 1), Shape(6, 2, 2, 2, 8, 9, 2))
@@ -70,31 +74,232 @@ def test_one_expert_of_one(backend):
     check(tensors, backend, experts=torch.tensor([0]))
 
 
+def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
+    """Outputs and gradients with row_gradients=True and without."""
+    experts = torch.tensor(chosen, dtype=torch.int64)
+    results = []
+    for row_gradients in (True, False):
+
+        def function(*tensors, row_gradients=row_gradients):
+            with around():
+                return call(tensors, experts=experts, row_gradients=row_gradients, backend=backend)
+
+        shapes = function(*tensors)
+        g = torch.Generator().manual_seed(3)
+        grads = [testing.normal(g, y.dtype, *y.shape) for y in shapes]
+        results.append(testing.value_and_gradients(function, tensors, grads))
+    return results
+
+
+def assert_rows_of(results, chosen, num_experts=5):
+    """The outputs are equal, and the sparse gradients are the rows of the dense gradients, bit for bit."""
+    (rows_y, rows), (dense_y, dense) = results
+    assert all(torch.equal(a, b) for a, b in zip(dense_y, rows_y, strict=True))
+    for d, r in zip(dense, rows, strict=True):
+        if d is None:
+            assert r is None
+            continue
+        assert r.is_sparse == (d.shape[1] == num_experts > 1)
+        assert (r.shape, r.dtype) == (d.shape, d.dtype)
+        if r.is_sparse:
+            assert r._nnz() == d.shape[0] * len(chosen), "only the asked rows are stored"
+            r = r.to_dense()
+        assert torch.equal(r, d)
+
+
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_row_gradients_are_the_dense_ones(sharing, backend):
     tensors = testing.mop_inputs(BANK, torch.float32, sharing=SHARINGS[sharing])
-    experts = torch.tensor([3, 1])
-    grads = [torch.randn(2, 2, 6, 18) for _ in range(2)]
-    dense_y, dense = testing.value_and_gradients(lambda *t: call(t, experts=experts, backend=backend), tensors, grads)
-    rows_y, rows = testing.value_and_gradients(
-        lambda *t: call(t, experts=experts, row_gradients=True, backend=backend), tensors, grads
-    )
-    assert all(torch.equal(a, b) for a, b in zip(dense_y, rows_y, strict=True))
-    for d, r in zip(dense, rows, strict=True):
-        assert r.is_sparse == (d.shape[1] == 5)
-        if r.is_sparse:
-            assert r._nnz() == d.shape[0] * 2, "only the asked rows are stored"
-            r = r.to_dense()
-        torch.testing.assert_close(r, d, rtol=1e-5, atol=1e-5)
+    assert_rows_of(rows_and_dense(tensors, [3, 1], backend), [3, 1])
 
 
-def test_row_gradients_train_with_sparse_adam():
+@pytest.mark.parametrize("full_rule", [False, True])
+def test_row_gradients_of_every_dtype(dtype, full_rule, backend):
+    tensors = testing.mop_inputs(BANK, dtype, full_rule=full_rule)
+    assert_rows_of(rows_and_dense(tensors, [4, 0, 2], backend), [4, 0, 2])
+
+
+@pytest.mark.parametrize(("chosen", "num_experts"), [([], 5), ([0], 5), ([0], 1)])
+def test_row_gradients_of_no_expert_and_of_a_single_one(chosen, num_experts, backend):
+    tensors = testing.mop_inputs(BANK._replace(experts=num_experts), torch.float32)
+    assert_rows_of(rows_and_dense(tensors, chosen, backend), chosen, num_experts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_row_gradients_under_autocast(dtype, backend):
+    tensors = testing.mop_inputs(BANK, dtype)
+    device = testing.device_of(backend).type
+    results = rows_and_dense(tensors, [3, 1], backend, lambda: torch.autocast(device, torch.bfloat16))
+    assert results[0][0][0].dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
+    assert_rows_of(results, [3, 1])
+
+
+class Casts(TorchDispatchMode):
+    """Counts the numbers that are cast to bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+            self.numbers += result.numel()
+        return result
+
+
+def test_autocast_casts_the_asked_rows_only():
+    tensors = testing.mop_inputs(BANK, torch.float32)
+    expected = sum(t.numel() // 5 * 2 if t.shape[1] == 5 else t.numel() for t in tensors if t is not None)
+    with Casts() as casts, torch.autocast("cpu"):
+        call(tensors, experts=torch.tensor([3, 1]), row_gradients=True, backend="reference")
+    assert casts.numbers == expected
+
+
+def test_row_gradients_of_a_cast_call_have_the_errors_of_any_other():
+    x, *factors = testing.mop_inputs(BANK, torch.float32)
+    wrong = [x, factors[0], factors[1], factors[2][:, :4], *factors[3:]]
+    message = r"dim 1 of down.local must be 1 or the number of experts, 5; got shape \(2, 4, 4, 6, 4\)"
+    with pytest.raises(ValueError, match=message), torch.autocast("cpu"):
+        call(wrong, experts=torch.tensor([3, 1]), row_gradients=True)
+    mixed = [x, factors[0].double(), *factors[1:]]
+    message = r"x has torch.bfloat16, down.rule_in has torch.float64"
+    with pytest.raises(TypeError, match=message), torch.autocast("cpu"):
+        call(mixed, experts=torch.tensor([3, 1]), row_gradients=True)
+    with pytest.raises(ValueError, match=r"experts must lie in 0..4; got 5"), torch.autocast("cpu"):
+        call([x, *factors], experts=torch.tensor([5]), row_gradients=True)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_row_gradients_under_compile(compiler, backend):
+    """Without a graph break, and compiled once for all numbers of experts above one."""
+    torch._dynamo.reset()
+    leaves = [None if t is None else torch.nn.Parameter(t) for t in testing.mop_inputs(BANK, torch.float32)]
+    asked = [t for t in leaves if t is not None]
+    counter = CompileCounterWithBackend(compiler)
+
+    def step(experts):
+        outputs = call(leaves, experts=experts, row_gradients=True, backend=backend)
+        return sum(y.float().square().sum() for y in outputs)
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for chosen in ([0, 2, 4], [3, 1], [4, 3, 2, 1, 0]):
+        experts = torch.tensor(chosen)
+        torch._dynamo.mark_dynamic(experts, 0)
+        found, expected = (torch.autograd.grad(f(experts), asked) for f in (compiled, step))
+        for a, b in zip(found, expected, strict=True):
+            assert a.layout == b.layout
+            torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=1e-5, atol=1e-5)
+            assert not a.is_sparse or a._nnz() == a.shape[0] * len(chosen)
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_row_gradients_under_compile_and_autocast():
+    torch._dynamo.reset()
+    tensors, experts = testing.mop_inputs(BANK, torch.float32), torch.tensor([3, 1])
+    leaves = [None if t is None else t.requires_grad_() for t in tensors]
+
+    def step():
+        with torch.autocast("cpu"):
+            return call(leaves, experts=experts, row_gradients=True)[0].float().square().sum()
+
+    local = leaves[3]
+    (found,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(), [local])
+    (expected,) = torch.autograd.grad(step(), [local])
+    assert found.is_sparse
+    assert (found.dtype, local.shape[1]) == (torch.float32, 5)
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    torch._dynamo.reset()
+
+
+def test_row_gradients_add_up(backend):
+    """Over two backward passes, over two calls of one pass, and onto a dense gradient."""
+    tensors = testing.mop_inputs(BANK, torch.float32)
+
+    def gradient(row_gradients, passes, start=None):
+        leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+        leaves[3].grad = start
+        for calls in passes:
+            losses = []
+            for chosen in calls:
+                y = call(leaves, experts=torch.tensor(chosen), row_gradients=row_gradients, backend=backend)
+                losses.append(y[0].square().sum())
+            sum(losses).backward()
+        return leaves[3].grad
+
+    for passes in ([[[3, 1]], [[1, 0]]], [[[3, 1], [1, 0]]]):
+        found, expected = gradient(True, passes), gradient(False, passes)
+        assert found.is_sparse
+        torch.testing.assert_close(found.to_dense(), expected, rtol=1e-5, atol=1e-5)
+        start = torch.ones_like(tensors[3])
+        found, expected = gradient(True, passes, start.clone()), gradient(False, passes, start.clone())
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_row_gradients_train_with_sparse_adam(autocast):
     tensors = [None if t is None else t.requires_grad_() for t in testing.mop_inputs(BANK, torch.float32)]
     own = [t for t in tensors if t is not None and t.shape[1] == 5]
     before = [t.detach().clone() for t in own]
     optimizer = torch.optim.SparseAdam(own)
-    sum(y.square().sum() for y in call(tensors, experts=torch.tensor([2]), row_gradients=True)).backward()
+    with torch.autocast("cpu", enabled=autocast):
+        outputs = call(tensors, experts=torch.tensor([2]), row_gradients=True)
+    sum(y.float().square().sum() for y in outputs).backward()
     optimizer.step()
     for old, new in zip(before, own, strict=True):
         assert torch.equal(old[:, [0, 1, 3, 4]], new[:, [0, 1, 3, 4]])
         assert not torch.equal(old[:, 2], new[:, 2])
+
+
+def test_second_derivatives_of_row_gradients_are_the_dense_ones(backend):
+    tensors = testing.mop_inputs(BANK, torch.float32)
+
+    def second(row_gradients):
+        leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+        own = [leaves[k] for k in (1, 3, 7)]
+        y = call(leaves, experts=torch.tensor([2]), row_gradients=row_gradients, activation="tanh", backend=backend)[0]
+        first = torch.autograd.grad(y.square().sum(), own, create_graph=True)
+        assert all(g.is_sparse == row_gradients for g in first)
+        return torch.autograd.grad(sum(g.to_dense().square().sum() for g in first), [*own, leaves[0]])
+
+    for found, expected in zip(second(True), second(False), strict=True):
+        torch.testing.assert_close(found.to_dense() if found.is_sparse else found, expected)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "forward mode"])
+def test_row_gradients_and_transforms_do_not_meet(transform):
+    tensors = testing.mop_inputs(BANK, torch.float32)
+
+    def function(local):
+        return call([*tensors[:3], local, *tensors[4:]], experts=torch.tensor([2]), row_gradients=True)[0].sum()
+
+    def forward_mode():
+        with torch.autograd.forward_ad.dual_level():
+            function(torch.autograd.forward_ad.make_dual(tensors[3], torch.ones_like(tensors[3])))
+
+    transforms = {
+        "grad": lambda: torch.func.grad(function)(tensors[3]),
+        "vmap": lambda: torch.vmap(function)(tensors[3][None]),
+        "jvp": lambda: torch.func.jvp(function, (tensors[3],), (tensors[3],)),
+        "forward mode": forward_mode,
+    }
+    with pytest.raises(RuntimeError, match="row_gradients=False"):
+        transforms[transform]()
+
+
+@pytest.mark.parametrize("chosen", [[3, 1], []])
+def test_opcheck_of_expert_rows(chosen, dtype):
+    tensor = torch.randn(2, 5, 3, 4).to(dtype).requires_grad_()
+    torch.library.opcheck(ops.expert_rows, (tensor, torch.tensor(chosen, dtype=torch.int64)))
+
+
+def test_the_second_derivative_of_expert_rows():
+    """Which the op itself has: its backward is made of operations that autograd knows."""
+    tensor = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    rows = ops.expert_rows(tensor, torch.tensor([3, 1]))
+    (gradient,) = torch.autograd.grad(rows.pow(3).sum(), tensor, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.to_dense().square().sum(), tensor)
+    expected = torch.zeros_like(tensor)
+    expected[:, [3, 1]] = 36 * rows.detach() ** 3
+    torch.testing.assert_close(second.to_dense(), expected)

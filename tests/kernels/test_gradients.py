@@ -1,4 +1,4 @@
-"""Which gradients are computed, gradcheck, and what double backward says."""
+"""Which gradients are computed, and gradcheck. Second derivatives: test_second_derivatives.py."""
 
 import itertools
 
@@ -151,21 +151,6 @@ def test_relu_passes_no_gradient_at_zero(backend):
     grads = [torch.ones(2, 3, 6, 18)] * 2
     _, gradients = testing.value_and_gradients(lambda *t: call(t, backend=backend), tensors, grads)
     assert all(g is None or not g.any() for g in gradients)
-
-
-@pytest.mark.parametrize("op", ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"])
-def test_double_backward_raises(op, backend):
-    if op == "mop_ffn":
-        tensors = [t.requires_grad_() for t in testing.mop_inputs(BANKS["small"], torch.float32)]
-        y = call(tensors, backend=backend)[0]
-    else:
-        inputs = testing.lowrank_inputs if op == "lowrank_phm_linear" else testing.linear_inputs
-        tensors = inputs(SHAPES["odd"], torch.float32)
-        tensors = [t.requires_grad_() for t in (tensors[1:3] if op == "phm_weight" else tensors)]
-        y = getattr(mk, op)(*tensors, backend=backend)
-    (first,) = torch.autograd.grad(y.square().sum(), tensors[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 @pytest.mark.parametrize("where", ["outside", "inside"])

@@ -1,0 +1,418 @@
+"""One rule per operation: how its kernels are called, what its gradients read, and the same in plain PyTorch.
+
+autograd.py differentiates and batches operations by these rules. From the plain forms (`reference`,
+`reference_gradients`) PyTorch derives second derivatives, forward mode and batching. A rule overrides what its kernels
+do themselves:
+
+- Products are linear in each argument. Each derivative of a product, of any order, is a sum of products and of their
+  gradients with one argument replaced, so all of them run on the kernels.
+- Batching folds the batch axis into an axis of the kernel where there is one: leading axes of phm_weight, rows of the
+  linear maps, layers of mop_ffn, examples of attempt_mix. Linear maps whose factors are batched are computed as
+  batched matrix products.
+
+Conventions. `tensors`: the tensors of a call in a fixed order, None where one is absent. `needs`: one flag per tensor,
+set where a gradient is asked for. Gradients are a tuple with one tensor per set flag, in order. `gradients` takes the
+gradients of the first `num_grads` outputs, None for zero, then the tensors that `kept` returns. `dims`: the batch axis
+of each tensor, None where it has none. Results of a batched call have it as dim 0.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops, reference
+
+Tensors = Sequence[Tensor | None]
+Needs = tuple[bool, ...]
+Dims = Sequence[int | None]
+
+
+class Call(NamedTuple):
+    """What a call has besides its tensors. static: the arguments of the op that are no tensors."""
+
+    name: str
+    backend: str
+    static: tuple = ()
+
+
+class Differentiable(NamedTuple):
+    """How rules call operations: operation(call, *tensors) and gradients(call, needs, *tensors) of autograd.py."""
+
+    operation: Callable[..., tuple[Tensor, ...]]
+    gradients: Callable[..., tuple[Tensor, ...]]
+
+
+class Rule:
+    """Derivatives and batching of an operation, derived from its plain form `reference`."""
+
+    non_differentiable: tuple[int, ...] = ()  # the outputs that are integers
+
+    def forward(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
+        """Run the op of the backend."""
+        raise NotImplementedError
+
+    def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
+        """Run the gradient op of the backend."""
+        raise NotImplementedError
+
+    def reference(self, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """Compute the outputs in plain PyTorch."""
+        raise NotImplementedError
+
+    def reference_gradients(self, call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """Compute the gradients in plain PyTorch."""
+        num_grads = self.num_grads(call)
+        grads, kept = tensors[:num_grads], tensors[num_grads:]
+        return gradients_of(lambda *t: self.reference(call, *t), kept, needs, grads)
+
+    def kept(self, tensors: Tensors, outputs: Sequence[Tensor]) -> Tensors:
+        """Return the tensors that the gradients read."""
+        return tensors
+
+    def from_arguments(self, args: Sequence) -> tuple[tuple, Sequence]:
+        """Split the arguments of the op into (static, tensors)."""
+        return (), args
+
+    def num_grads(self, call: Call) -> int:
+        return 1
+
+    def jvp(self, run: Differentiable, call: Call, tensors: Tensors, tangents: Tensors) -> Tensors:
+        """Return the tangents of the outputs. A tangent of None is zero."""
+        return tangents_of(lambda *t: self.reference(call, *t), tensors, tangents)
+
+    def gradients_jvp(self, run: Differentiable, call: Call, needs: Needs, tensors: Tensors, tangents: Tensors):
+        """Return the tangents of the gradients."""
+        return tangents_of(lambda *t: self.reference_gradients(call, needs, *t), tensors, tangents)
+
+    def second(
+        self, run: Differentiable, call: Call, needs: Needs, tensors: Tensors, asked: Needs, cotangents: Tensors
+    ):
+        """Return the gradient of sum(gradient * cotangent) in each of `tensors` that is asked for, None elsewhere."""
+        gradients = gradients_of(lambda *t: self.reference_gradients(call, needs, *t), tensors, asked, cotangents)
+        return spread(gradients, asked)
+
+    def vmap(self, run: Differentiable, call: Call, size: int, dims: Dims, tensors: Tensors) -> tuple[Tensor, ...]:
+        """Return the outputs of a batch of `size` calls."""
+        return torch.vmap(lambda *t: self.reference(call, *t), tuple(dims))(*tensors)
+
+    def gradients_vmap(self, run: Differentiable, call: Call, needs: Needs, size: int, dims: Dims, tensors: Tensors):
+        """Return the gradients of a batch of `size` calls, one per call."""
+        return torch.vmap(lambda *t: self.reference_gradients(call, needs, *t), tuple(dims))(*tensors)
+
+
+class Product(Rule):
+    """A product that is linear in each of `num_args` arguments. A bias, the last tensor, may be added to it.
+
+    F(grad, *args) = sum(grad * product(*args)) is linear in each argument, too. The gradients are dF/d(arg). Their
+    derivative in the direction v of another argument is dF/d(arg) with v in the place of that argument.
+    """
+
+    def __init__(self, num_args: int, num_biases: int):
+        self.num_args, self.num_biases = num_args, num_biases
+
+    def forward(self, call, tensors):
+        return (ops.call(call.name, call.backend, tensors),)
+
+    def gradients(self, call, needs, tensors):
+        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, mask_of(needs))))
+
+    def kept(self, tensors, outputs):
+        return tensors[: self.num_args]
+
+    def jvp(self, run, call, tensors, tangents):
+        parts = [run.operation(call, *args)[0] for _, args in self._replaced(tensors, tangents)]
+        parts += [t.expand(*tensors[0].shape[:-1], -1) for t in tangents[self.num_args :] if t is not None]
+        return (sum(parts[1:], parts[0]),)
+
+    def gradients_jvp(self, run, call, needs, tensors, tangents):
+        grad, *args = tensors
+        totals = [None] * len(needs)
+        if tangents[0] is not None:
+            totals = spread(run.gradients(call, needs, tangents[0], *args), needs)
+        self._add_gradients(run, call, needs, grad, args, tangents[1:], totals)
+        like = [*args, grad.new_empty(grad.shape[-1:])]  # the gradient of the bias is the sum of the rows of grad
+        return tuple(torch.zeros_like(like[k]) if totals[k] is None else totals[k] for k in places_of(needs))
+
+    def second(self, run, call, needs, tensors, asked, cotangents):
+        grad, *args = tensors
+        given = spread(cotangents, needs)
+        totals: list[Tensor | None] = [None] * self.num_args
+        self._add_gradients(run, call, asked[1:], grad, args, given, totals)
+        if not asked[0]:
+            return [None, *totals]
+        parts = [run.operation(call, *replaced)[0] for _, replaced in self._replaced(args, given)]
+        parts += [v.expand_as(grad) for v in given[self.num_args :] if v is not None]
+        return [sum(parts[1:], parts[0]) if parts else None, *totals]
+
+    def _replaced(self, args: Tensors, directions: Tensors) -> Iterator[tuple[int, Tensors]]:
+        """Yield (place, the tensors of a call with the direction in that place and no bias) for every direction."""
+        for place, direction in enumerate(directions[: self.num_args]):
+            if direction is not None:
+                yield place, [*args[:place], direction, *args[place + 1 : self.num_args], *(None,) * self.num_biases]
+
+    def _add_gradients(self, run, call, needs, grad, args, directions, totals) -> None:
+        """Add to each total that is asked for the derivatives of its gradient in the directions of the others."""
+        for place, replaced in self._replaced(args, directions):
+            asked = tuple(needs[k] and k != place for k in range(self.num_args))
+            if any(asked):
+                for k, part in zip(places_of(asked), run.gradients(call, asked, grad, *replaced[: self.num_args])):
+                    totals[k] = part if totals[k] is None else totals[k] + part
+
+
+class Weight(Product):
+    """phm_weight(rule, local). The batch axis is one more leading axis."""
+
+    def vmap(self, run, call, size, dims, tensors):
+        return run.operation(call, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
+
+    def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        return run.gradients(call, needs, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
+
+
+class Linear(Product):
+    """phm_linear(x, rule, local, bias) and lowrank_phm_linear(x, rule_in, rule_out, local, bias).
+
+    The batch axis is one more axis of rows where the factors have none; otherwise each map has its own matrices.
+    """
+
+    def reference(self, call, x, *factors):
+        """The map without a bias, one per group: x (groups, n, in) and factors (groups, ...)."""
+        if call.name == "lowrank_phm_linear":
+            return (reference.lowrank_phm_linear(x, *factors),)
+        rule, local = factors
+        rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
+        t = torch.einsum("...nau,...iac->...nciu", rows, rule)
+        return (torch.einsum("...nciu,...iuv->...ncv", t, local).flatten(-2),)
+
+    def vmap(self, run, call, size, dims, tensors):
+        x, *factors, bias = in_front(dims, tensors)
+        if all(d is None for d in dims[1:-1]):
+            fused = None if bias is None or dims[-1] is not None else bias[0]
+            y = run.operation(call, x, *(f[0] for f in factors), fused)[0]
+            bias = bias if fused is None else None
+        else:
+            rows = as_rows(x)
+            if call.name == "phm_linear":
+                factors = (f.expand(size, *f.shape[1:]) for f in factors)
+                y = rows @ run.operation(call._replace(name="phm_weight"), *factors)[0]
+            else:
+                y = self.reference(call, rows, *factors)[0]
+            y = y.reshape(-1, *x.shape[1:-1], y.shape[-1])
+        if bias is not None:
+            y = y + bias.reshape(-1, *(1,) * (y.dim() - 2), y.shape[-1])
+        return (y.expand(size, *y.shape[1:]),)
+
+    def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        grad, x, *factors = in_front(dims, tensors)
+        grad, x = (t.expand(size, *t.shape[1:]) for t in (grad, x))
+        if not any(needs[1:]) and all(d is None for d in dims[2:]):
+            return run.gradients(call, needs, grad, x, *(f[0] for f in factors))
+        kept = (as_rows(x), *(f.expand(size, *f.shape[1:]) for f in factors))
+        rows = as_rows(grad)
+        gradients = gradients_of(lambda *t: self.reference(call, *t), kept, needs[: self.num_args], (rows,))
+        gradients = (*gradients, rows.sum(1)) if needs[self.num_args :] == (True,) else gradients
+        return (gradients[0].reshape(x.shape), *gradients[1:]) if needs[0] else gradients
+
+
+class MopFFN(Rule):
+    """mop_ffn: tensors (x, *down, *ups, experts), static (num_down, num_maps, activation).
+
+    The batch axis is folded into the layers. A tensor that all layers share is repeated where it is batched.
+    """
+
+    def num_grads(self, call):
+        return call.static[1]
+
+    def _arguments(self, call: Call, tensors: Tensors) -> tuple:
+        """The arguments of the op mop_ffn."""
+        num_down, num_maps, activation = call.static
+        x, *factors, experts = tensors
+        return x, list(factors[:num_down]), list(factors[num_down:]), num_maps, activation, experts
+
+    def from_arguments(self, args):
+        x, down, ups, num_maps, activation, experts = args
+        return (len(down), num_maps, activation), (x, *down, *ups, experts)
+
+    def forward(self, call, tensors):
+        return tuple(ops.call("mop_ffn", call.backend, self._arguments(call, tensors)))
+
+    def gradients(self, call, needs, tensors):
+        num_maps = call.static[1]
+        grads, kept = list(tensors[:num_maps]), tensors[num_maps:]
+        if any(g is None for g in grads):
+            zeros = torch.zeros_like(next(g for g in grads if g is not None))  # the maps have equal shapes
+            grads = [zeros if g is None else g for g in grads]
+        args = (grads, *self._arguments(call, kept), mask_of(needs))
+        return tuple(ops.call("mop_ffn_backward", call.backend, args))
+
+    def reference(self, call, *tensors):
+        x, down, ups, num_maps, activation, experts = self._arguments(call, tensors)
+        return reference.mop_ffn(x, *ops.split_maps(down, 1), ops.split_maps(ups, num_maps), activation, experts)
+
+    def vmap(self, run, call, size, dims, tensors):
+        if dims[-1] is not None:  # other experts per call
+            return super().vmap(run, call, size, dims, tensors)
+        front = in_front(dims, tensors[:-1])
+        layers = max(t.shape[1] for t in front)
+        merged = [t[0] if d is None and t.shape[1] == 1 else _merge(t, size, layers) for d, t in zip(dims, front)]
+        outputs = run.operation(call, *merged, tensors[-1])
+        return tuple(y.unflatten(0, (size, layers)) for y in outputs)
+
+    def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        if dims[-1] is not None:
+            return super().gradients_vmap(run, call, needs, size, dims, tensors)
+        front = in_front(dims, tensors[:-1])
+        num_maps = call.static[1]
+        layers = max(t.shape[1] for t in front if t is not None)
+        merged = [None if t is None else _merge(t, size, layers) for t in front]
+        gradients = run.gradients(call, needs, *merged, tensors[-1])
+        result = []
+        for place, gradient in zip(places_of(needs), gradients):
+            gradient = gradient.unflatten(0, (size, layers))
+            shared = front[num_maps + place].shape[1] == 1 < layers
+            result.append(gradient.sum(1, keepdim=True) if shared else gradient)
+        return tuple(result)
+
+
+def _merge(tensor: Tensor, size: int, layers: int) -> Tensor:
+    """(size|1, layers|1, ...) as (size*layers, ...)."""
+    return tensor.expand(size, layers, *tensor.shape[2:]).flatten(0, 1)
+
+
+class AttemptMix(Rule):
+    """attempt_mix: tensors (x, mask, source, target, task_ids, *factors), static (temperature, length).
+
+    The outputs are prefixed, attention, peak and position. Instead of x the gradients read peak, the largest number of
+    each column, and position, the row that it stands in. The gradient of x is that of prefixed, plus one number per
+    column.
+    """
+
+    non_differentiable = (3,)
+
+    def num_grads(self, call):
+        return 3
+
+    def kept(self, tensors, outputs):
+        return (*outputs[2:], *tensors[2:])
+
+    def from_arguments(self, args):
+        *tensors, temperature = args
+        return (temperature, args[0].shape[1]), tensors
+
+    def forward(self, call, tensors):
+        return tuple(ops.call("attempt_mix", call.backend, (*tensors, call.static[0])))
+
+    def gradients(self, call, needs, tensors):
+        grad, grad_attention, grad_peak, peak, position, source, *rest = tensors
+        batch, rows, width = len(peak), *source.shape[1:]
+        if grad is None:
+            grad = peak.new_zeros(batch, rows + call.static[1], width)
+        if grad_attention is None:
+            grad_attention = peak.new_zeros(batch, len(source) + 1)
+        asked = (needs[0], *needs[2:4], *needs[5:])  # without the mask and the task ids
+        args = (grad, grad_attention, peak, position, source, *rest, call.static[0], mask_of(asked))
+        gradients = tuple(ops.call("attempt_mix_backward", call.backend, args))
+        if needs[0] and grad_peak is not None:
+            return (gradients[0] + self._at_position(call, grad_peak, position), *gradients[1:])
+        return gradients
+
+    def _at_position(self, call: Call, values: Tensor, position: Tensor) -> Tensor:
+        """values (batch, d) in the rows of x that position names, zeros elsewhere: (batch, length, d)."""
+        found = position.unsqueeze(1) == torch.arange(call.static[1], device=position.device)[:, None]
+        return values.unsqueeze(1).where(found, 0)
+
+    def reference(self, call, x, mask, *factors):
+        peak, position = reference.largest(x, mask)
+        prompt, attention = reference.attempt_prompt(peak, *factors, call.static[0])
+        return torch.cat([prompt, x], 1), attention, peak, position
+
+    def reference_gradients(self, call, needs, grad, grad_attention, grad_peak, peak, position, *factors):
+        rows = factors[0].shape[1]
+        grads = (None if grad is None else grad[:, :rows], grad_attention, grad_peak)
+
+        def function(peak, *factors):
+            return *reference.attempt_prompt(peak, *factors, call.static[0]), peak
+
+        gradients = gradients_of(function, (peak, *factors), (needs[0], *needs[2:]), grads)
+        if not needs[0]:
+            return gradients
+        grad_x = self._at_position(call, gradients[0], position)
+        return (grad_x if grad is None else grad_x + grad[:, rows:], *gradients[1:])
+
+    def jvp(self, run, call, tensors, tangents):
+        return (*tangents_of(lambda *t: self.reference(call, *t)[:3], tensors, tangents), None)
+
+    def vmap(self, run, call, size, dims, tensors):
+        if any(d is not None for d in (*dims[2:4], *dims[5:])):
+            return super().vmap(run, call, size, dims, tensors)
+        x, mask, _, _, task_ids, *_ = in_front(dims, tensors)
+        x, mask, task_ids = (None if t is None else _merge(t, size, t.shape[1]) for t in (x, mask, task_ids))
+        outputs = run.operation(call, x, mask, *tensors[2:4], task_ids, *tensors[5:])
+        return tuple(y.unflatten(0, (size, -1)) for y in outputs)
+
+
+def gradients_of(function, tensors: Tensors, needs: Needs, grads: Tensors) -> tuple[Tensor, ...]:
+    """Return the gradients of sum(output * grad) in the tensors asked for. A grad of None is zero."""
+    places = places_of(needs)
+    outputs, vjp = torch.func.vjp(_of_places(function, tensors, places), *(tensors[k] for k in places))
+    return vjp(tuple(torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads)))
+
+
+def tangents_of(function, tensors: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
+    """Return the tangents of the outputs. A tangent of None is zero.
+
+    By two backward passes, since PyTorch nests no forward mode: vjp is linear, and its own transpose is the Jacobian.
+    """
+    places = [k for k, tangent in enumerate(tangents) if tangent is not None]
+    outputs, vjp = torch.func.vjp(_of_places(function, tensors, places), *(tensors[k] for k in places))
+    _, transpose = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))
+    return transpose(tuple(tangents[k] for k in places))[0]
+
+
+def _of_places(function, tensors: Tensors, places: Sequence[int]):
+    """The function of the tensors at these places alone."""
+
+    def inner(*given):
+        every = list(tensors)
+        for place, tensor in zip(places, given):
+            every[place] = tensor
+        return tuple(function(*every))
+
+    return inner
+
+
+def places_of(needs: Needs) -> list[int]:
+    return [k for k, needed in enumerate(needs) if needed]
+
+
+def mask_of(needs: Needs) -> int:
+    """The flags as bits, which ops take."""
+    return sum(1 << k for k, needed in enumerate(needs) if needed)
+
+
+def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
+    """Put the gradients asked for at the places of their tensors."""
+    found = iter(gradients)
+    return [next(found) if needed else None for needed in needs]
+
+
+def in_front(dims: Dims, tensors: Tensors) -> list[Tensor | None]:
+    """Give every tensor the batch axis as dim 0, of size 1 where it has none."""
+    return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(size, ..., width) as (size, rows, width)."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+
+
+RULES = {
+    "phm_weight": Weight(num_args=2, num_biases=0),
+    "phm_linear": Linear(num_args=3, num_biases=1),
+    "lowrank_phm_linear": Linear(num_args=4, num_biases=1),
+    "mop_ffn": MopFFN(),
+    "attempt_mix": AttemptMix(),
+}
