@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mop_kernels as mk
-from mop_kernels import testing
+from mop_kernels import multiply_adds, testing
 from mop_kernels.testing import Bank, PromptShape, Shape
 
 FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
@@ -167,19 +167,23 @@ def case_by_label(make: Callable[[str, bool], Case]):
     return case_of
 
 
+def _stages(s: Shape) -> tuple[int, int, int]:
+    return multiply_adds.three_stages(s.terms, s.g_in, s.rank, s.g_out, s.loc_in, s.loc_out)
+
+
 def lowrank_multiply_adds(s: Shape) -> int:
-    """The three stages of one layer."""
-    return s.rows * s.rank * s.terms * (s.d_in + s.loc_in * s.loc_out + s.d_out)
+    """Count the three stages of one layer."""
+    return s.rows * sum(_stages(s))
 
 
 def bank_multiply_adds(bank: Bank) -> int:
-    """The three stages of all pairs and maps, with stage 1 of the down map once an expert: 115.5 M for the paper's."""
+    """Count the stages of all pairs and maps. Stage 1 of the down map counts once per expert: 115.5 M in the paper."""
     down, up = bank.down, bank.up
-    stage_1 = down.rows * down.rank * down.terms * down.d_in
-    a_pair = lowrank_multiply_adds(down) - stage_1 + bank.maps * lowrank_multiply_adds(up)
-    return bank.layers * bank.experts * a_pair + bank.experts * stage_1
+    stage_1 = down.rows * _stages(down)[0]
+    of_pair = lowrank_multiply_adds(down) - stage_1 + bank.maps * lowrank_multiply_adds(up)
+    return bank.layers * bank.experts * of_pair + bank.experts * stage_1
 
 
 def prompt_multiply_adds(s: PromptShape) -> int:
-    """The two products of the attention, its scores, and the mix."""
-    return s.batch * s.width * (2 * s.rank + (s.sources + 1) * (1 + s.rows))
+    """Count the two products of the attention, its scores, and the mix."""
+    return multiply_adds.of_prompts(s.batch, s.sources, s.rows, s.width, s.rank)

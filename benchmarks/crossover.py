@@ -22,7 +22,7 @@ import mop_kernels as mk
 from benchmarks import device_timer
 from benchmarks.cases import Case, mop_arguments, ours
 from benchmarks.device_work import PRECISIONS, Precision, Work
-from mop_kernels import backends, functional, reference, testing
+from mop_kernels import backends, multiply_adds, reference, testing
 from mop_kernels.testing import SHAPES, Bank, Shape
 
 BOTH = ("cuda", "triton")
@@ -101,7 +101,7 @@ def eager_times(work: Work, precision: Precision) -> Point:
 
             times[backend] = statistics.median(device_timer.eager_times(call, [leaves] * 10, 7))
         arguments = inspect.signature(operation).bind(*adapt(*tensors)).arguments
-        return Point(functional.multiply_adds(work.op, arguments), **times)
+        return Point(multiply_adds.of_call(work.op, arguments), **times)
 
 
 def main() -> None:

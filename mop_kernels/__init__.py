@@ -6,6 +6,7 @@ W is never built where that saves work: the factors are applied to the rows dire
 (layer, expert) pair of a mixture.
 """
 
+from . import flop_counts  # noqa: F401 tells torch's FLOP counter of the ops
 from .attempt import attempt_mix
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import backends
+from . import backends, multiply_adds
 from .attempt import attempt_mix
 from .autograd import MOST_GRADIENTS, operation, transforms_are_active
 from .ops import expert_rows
@@ -52,7 +52,7 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
                 f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
             ) from None
         rule, local = (t.expand(*groups, *t.shape[-3:]) for t in (rule, local))  # factors are small beside W
-    size = _multiply_adds_of_weight(rule, local)
+    size = multiply_adds.of_weight(rule, local)
     backend = backends.resolve(backend, rule.device, rule.dtype, "phm_weight", size)
     return operation(Call("phm_weight", backend), rule, local)[0]
 
@@ -68,7 +68,7 @@ def phm_linear(
     x, rule, local, bias = same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
     check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, *rule.shape, local, bias)
-    backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", _multiply_adds_of_dense(x, rule, local))
+    backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", multiply_adds.of_dense(x, rule, local))
     return operation(Call("phm_linear", backend), x, rule, local, bias)[0]
 
 
@@ -94,7 +94,7 @@ def lowrank_phm_linear(
     check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
     check_equal("rule_out", rule_out, 1, rule_in.shape[2], "rank of rule_in")
     _check_linear(x, rule_in.shape[0], rule_in.shape[1], rule_out.shape[2], local, bias)
-    size = _multiply_adds_of_stages(x, rule_in, rule_out, local)
+    size = multiply_adds.of_stages(x, rule_in, rule_out, local)
     backend = backends.resolve(backend, x.device, x.dtype, "lowrank_phm_linear", size)
     return operation(Call("lowrank_phm_linear", backend), x, rule_in, rule_out, local, bias)[0]
 
@@ -124,7 +124,7 @@ def mop_ffn(
     if size is None:
         # row_gradients: cast after the selection, because a sparse gradient cannot pass the backward of a cast
         x, down, ups = _check_mop_ffn(x, down, ups, activation, cast=experts is None or not row_gradients)
-        size = _multiply_adds_of_bank(x, down, ups)
+        size = multiply_adds.of_bank(x, down, ups)
         if shapes is not None:
             if len(_passed) == _MOST_PASSED:
                 _passed.clear()
@@ -153,52 +153,7 @@ def mop_ffn(
     return operation(Call("mop_ffn", backend, (len(flat_down), len(ups), activation)), *tensors, experts)
 
 
-def _multiply_adds_of_weight(rule: Tensor, local: Tensor) -> int:
-    return rule.numel() * local.shape[-2] * local.shape[-1]
-
-
-def _multiply_adds_of_dense(x: Tensor, rule: Tensor, local: Tensor) -> int:
-    return x.numel() * rule.shape[2] * local.shape[2]
-
-
-def _multiply_adds_of_stages(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor) -> int:
-    return x.numel() // x.shape[-1] * _multiply_adds_of_a_row(rule_in, rule_out, local)
-
-
-def _multiply_adds_of_bank(x: Tensor, down: LowRankPHM, ups: Sequence[LowRankPHM]) -> int:
-    of_a_row = 0
-    for rule_in, rule_out, local, _ in (down, *ups):
-        of_a_row += _multiply_adds_of_a_row(rule_in, rule_in if rule_out is None else rule_out, local)
-    num_layers, num_experts = group_sizes(x, down, ups)
-    return num_layers * num_experts * x.shape[2] * of_a_row
-
-
-def _multiply_adds_of_a_row(rule_in: Tensor, rule_out: Tensor, local: Tensor) -> int:
-    """Of the three stages, whatever group dims the factors have."""
-    terms, g_in, rank = rule_in.shape[-3:]
-    loc_in, loc_out = local.shape[-2:]
-    return rank * terms * (g_in * loc_in + loc_in * loc_out + rule_out.shape[-1] * loc_out)
-
-
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn, attempt_mix)}
-_MULTIPLY_ADDS = {
-    "phm_weight": (_multiply_adds_of_weight, ("rule", "local")),
-    "phm_linear": (_multiply_adds_of_dense, ("x", "rule", "local")),
-    "lowrank_phm_linear": (_multiply_adds_of_stages, ("x", "rule_in", "rule_out", "local")),
-    "mop_ffn": (_multiply_adds_of_bank, ("x", "down", "ups")),
-}
-
-
-def multiply_adds(op: str, arguments: dict) -> int:
-    """By which "auto" judges the size of a call with these arguments, by name; 0 where some are missing or it does not.
-
-    Not of attempt_mix: a GPU has one backend for it.
-    """
-    if op not in _MULTIPLY_ADDS:
-        return 0
-    function, names = _MULTIPLY_ADDS[op]
-    given = [arguments.get(name) for name in names]
-    return 0 if any(value is None for value in given) else function(*given)
 
 
 def explain_backend(op: str, *args, **kwargs) -> str:
@@ -214,7 +169,7 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
     dtype = dtype_of_call(first)
-    size = multiply_adds(name, given)
+    size = multiply_adds.of_call(name, given)
     choice = backends.resolve(backend, first.device, dtype, name, size)
     reason = backends.reason_of(backend, first.device, dtype, name, size)
     lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]

@@ -20,11 +20,13 @@ ORDER = (
     "mop_kernels.validation",
     "mop_kernels.autograd",
     "mop_kernels.rules",
+    "mop_kernels.flop_counts",
     "mop_kernels.backends",
     "mop_kernels.ops",
     "mop_kernels.triton_kernels",
     "mop_kernels._C",
     "mop_kernels._C_cuda",
+    "mop_kernels.multiply_adds",
     "mop_kernels.reference",
 )
 BESIDE = {  # tools that stand outside the order: what of the package they may import
