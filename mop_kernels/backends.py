@@ -52,6 +52,8 @@ if _EMULATED_CUDA or _C_cuda is not None:
     ops.define("cuda")
 
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # finding out takes longer than a call may
+_TRITON_TRUE = ("1", "true", "on", "yes", "y")  # in any case; triton takes every other value for false
+_INTERPRET_CHANGED = "TRITON_INTERPRET was set after triton was imported; set it before Python starts"
 
 # what each backend's kernels take; "meta" computes shapes only. The reference takes everything.
 _DTYPES = {
@@ -130,7 +132,8 @@ def why_not(name: str) -> str | None:
             return "triton is not installed; pip install triton"
         if torch.cuda.is_available() or interpreting():
             return None
-        return "torch sees no CUDA GPU; TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors, for tests"
+        cure = "TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors, for tests"
+        return f"torch sees no CUDA GPU; {_INTERPRET_CHANGED if _interpreter_is_asked() else cure}"
     if _EMULATED_CUDA:
         return None
     if _C_cuda is None:
@@ -148,8 +151,34 @@ def _too_old_gpu() -> str | None:
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter runs its kernels, on CPU tensors; triton reads the variable when it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """Tell whether Triton's interpreter runs the kernels, on CPU tensors.
+
+    Triton reads TRITON_INTERPRET each time a function is decorated: its own library when triton is imported, the
+    kernels when triton_kernels is. Kernels and library must agree.
+    """
+    kernels = sys.modules.get("mop_kernels.triton_kernels")
+    interpreted = getattr(kernels, "INTERPRETED", None)  # None until triton_kernels has been imported
+    if interpreted is not None:
+        return interpreted
+    return _interpreter_is_asked() and not _triton_library_is_compiled()
+
+
+def _interpreter_is_asked() -> bool:
+    """Tell whether a function decorated now would be interpreted."""
+    if sys.modules.get("triton") is None:
+        return os.environ.get("TRITON_INTERPRET", "").lower() in _TRITON_TRUE
+    import triton
+
+    return triton.knobs.runtime.interpret
+
+
+def _triton_library_is_compiled() -> bool:
+    """Tell whether triton was imported without the interpreter. False before triton is imported."""
+    if sys.modules.get("triton") is None:
+        return False
+    import triton
+
+    return isinstance(triton.language.cdiv, triton.JITFunction)
 
 
 def runs_on_cpu(name: str) -> bool:
@@ -267,7 +296,9 @@ def _unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
     if name not in _DEVICES:
         return None
     if kind not in _DEVICES[name] and not (kind == "cpu" and runs_on_cpu(name)):
-        return f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
+        reason = f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
+        set_late = name == "triton" and kind == "cpu" and _interpreter_is_asked()
+        return f"{reason}; {_INTERPRET_CHANGED}" if set_late else reason
     if dtype not in _DTYPES[name]:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"
     return None

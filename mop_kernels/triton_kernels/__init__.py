@@ -5,7 +5,17 @@ outputs, which come with any strides; results are contiguous. Sums are accumulat
 the same bits.
 """
 
+import triton
+
 from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
+from .device_functions import select
+
+INTERPRETED = not isinstance(select, triton.JITFunction)  # as all kernels here; backends.interpreting() reads it
+if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
+    raise RuntimeError(
+        "TRITON_INTERPRET was changed between the import of triton and that of its kernels in mop_kernels. "
+        "Set it before Python starts."
+    )
 
 IMPLEMENTATIONS = {
     "phm_weight": phm_weight.forward,

@@ -1,0 +1,128 @@
+"""Whether Triton's interpreter runs the kernels: by the variable before they are imported, by what they are after."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mop_kernels import backends
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {"on": True, "yes": True, "TRUE": True, "0": False, "": False, "t": False}
+
+pytestmark = [
+    pytest.mark.skipif(not backends._TRITON_IS_INSTALLED, reason="triton is not installed"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run without the interpreter"),
+]
+
+START = """
+import os, sys, torch
+import mop_kernels as mk
+from mop_kernels import backends
+
+def call():
+    try:
+        mk.phm_weight(torch.ones(1, 1, 1), torch.ones(1, 2, 2), backend="triton")
+        return "ran"
+    except RuntimeError as error:
+        return str(error)
+"""
+
+
+def run(code: str, setting: str | None = None) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if setting is not None:
+        environment["TRITON_INTERPRET"] = setting
+    command = [sys.executable, "-c", START + code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=repr)
+def test_every_word_that_triton_knows(setting):
+    """Asked without triton, with triton, and with the kernels imported; the call runs or says what to set."""
+    code = """
+print("triton" in sys.modules, backends.interpreting())
+import triton
+print(triton.knobs.runtime.interpret, backends.interpreting())
+print(call())
+import mop_kernels.triton_kernels as kernels
+print(kernels.INTERPRETED, backends.interpreting())
+"""
+    before, with_triton, said, after = run(code, setting).splitlines()
+    expected = SETTINGS[setting]
+    assert before == f"False {expected}"
+    assert with_triton == after == f"{expected} {expected}"
+    assert said == "ran" if expected else "TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors" in said
+
+
+def test_a_knob_counts_as_the_variable_does():
+    code = """
+import triton
+triton.knobs.runtime.interpret = False
+print(backends.interpreting())
+"""
+    assert run(code, "1") == "False"
+
+
+SET_LATE = "TRITON_INTERPRET was set after triton was imported; set it before Python starts"
+
+
+@pytest.mark.parametrize("imported", ["triton", "mop_kernels.triton_kernels"])
+def test_a_variable_that_is_set_too_late(imported):
+    said = run(f"import {imported}\nos.environ['TRITON_INTERPRET'] = 'yes'\nprint(backends.interpreting(), call())")
+    assert said.startswith("False ")
+    assert SET_LATE in said
+    assert said.count("TRITON_INTERPRET") == 1
+
+
+def test_a_variable_that_is_set_too_late_where_a_gpu_is():
+    code = """
+import mop_kernels.triton_kernels
+os.environ["TRITON_INTERPRET"] = "on"
+torch.cuda.is_available = lambda: True
+print(call())
+"""
+    assert f"it takes tensors on cuda, these are on cpu; {SET_LATE}" in run(code)
+
+
+def test_a_variable_that_is_set_in_time():
+    assert run("os.environ['TRITON_INTERPRET'] = 'On'\nprint(call())") == "ran"
+
+
+@pytest.mark.parametrize("setting", ["0", None])
+def test_kernels_stay_interpreted(setting):
+    code = f"""
+print(call())
+os.environ.pop("TRITON_INTERPRET")
+if {setting!r}:
+    os.environ["TRITON_INTERPRET"] = {setting!r}
+print(backends.interpreting(), call())
+"""
+    assert run(code, "1").splitlines() == ["ran", "True ran"]
+
+
+def test_triton_and_kernels_that_disagree_are_not_mixed():
+    """Triton's library would be interpreted, the kernels compiled: every launch would fail inside Triton."""
+    code = """
+import triton
+del os.environ["TRITON_INTERPRET"]
+try:
+    import mop_kernels.triton_kernels
+except RuntimeError as error:
+    print(error)
+"""
+    assert "TRITON_INTERPRET was changed between the import of triton and" in run(code, "true")
+
+
+def test_asking_costs_less_than_a_microsecond():
+    code = """
+import timeit
+import mop_kernels.triton_kernels
+print(min(timeit.repeat(backends.interpreting, number=10000, repeat=5)) / 10000)
+"""
+    assert float(run(code)) < 1e-6
