@@ -8,6 +8,7 @@ from torch import Tensor
 from . import backends
 from .autograd import operation
 from .rules import Call
+from .sharding import is_distributed, on_local_parts
 from .validation import check_dims, check_equal, check_ids, same_kind
 
 
@@ -41,6 +42,20 @@ def attempt_mix(
     Sums are in float32 or better. Differentiable once in all floating-point tensors, through both results. The ids are
     read on the device; those of tensors on a CPU are checked.
     """
+    if is_distributed(x, mask, source_prompts, target_prompts, task_ids, w_down, w_up, ln_weight, ln_bias):
+        arguments = {
+            "x": x,
+            "mask": mask,
+            "source_prompts": source_prompts,
+            "target_prompts": target_prompts,
+            "task_ids": task_ids,
+            "w_down": w_down,
+            "w_up": w_up,
+            "ln_weight": ln_weight,
+            "ln_bias": ln_bias,
+        }
+        options = {"temperature": temperature, "backend": backend}
+        return on_local_parts(attempt_mix, arguments, options, by_row=("x", "mask", "task_ids"), row_dims=(0,))
     x, source, target, w_down, w_up, ln_weight, ln_bias = same_kind(
         {
             "x": x,

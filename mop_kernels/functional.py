@@ -2,6 +2,8 @@
 
 Errors: TypeError for something that is no tensor, no floating-point tensor, or of another dtype than the rest;
 ValueError for a shape, a device or a name; RuntimeError for a backend that cannot run here.
+
+DTensors are taken too: sharding.py calls the operation on their local parts.
 """
 
 import inspect
@@ -18,6 +20,7 @@ from .autograd import MOST_GRADIENTS, operation, transforms_are_active
 from .ops import expert_rows
 from .reference import ACTIVATIONS, group_sizes
 from .rules import Call
+from .sharding import is_distributed, on_local_parts
 from .validation import alike, check_dims, check_equal, check_ids, dtype_of_call, readable_ids, same_kind
 
 
@@ -40,6 +43,8 @@ def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Te
     rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out) -> (..., g_in*loc_in, g_out*loc_out); leading
     dims broadcast. Accumulates in float32 or better. Differentiable once in both.
     """
+    if is_distributed(rule, local):
+        return on_local_parts(phm_weight, {"rule": rule, "local": local}, {"backend": backend}, by_row=())
     rule, local = same_kind({"rule": rule, "local": local})
     check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
     check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
@@ -65,7 +70,10 @@ def phm_linear(
     x (..., in), rule (terms, g_in, g_out), local (terms, loc_in, loc_out), bias (out,) -> (..., out), where
     in = g_in*loc_in and out = g_out*loc_out. Accumulates in float32 or better. Differentiable once in all four.
     """
-    x, rule, local, bias = same_kind({"x": x, "rule": rule, "local": local, "bias": bias})
+    arguments = {"x": x, "rule": rule, "local": local, "bias": bias}
+    if is_distributed(x, rule, local, bias):
+        return on_local_parts(phm_linear, arguments, {"backend": backend})
+    x, rule, local, bias = same_kind(arguments)
     check_dims("rule", rule, "(terms, g_in, g_out)", exactly=3, cure="rule.unsqueeze(0)")
     _check_linear(x, *rule.shape, local, bias)
     backend = backends.resolve(backend, x.device, x.dtype, "phm_linear", multiply_adds.of_dense(x, rule, local))
@@ -86,9 +94,10 @@ def lowrank_phm_linear(
     x (..., in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out), local (terms, loc_in, loc_out),
     bias (out,) -> (..., out); rank may exceed min(g_in, g_out). Differentiable once in all five.
     """
-    x, rule_in, rule_out, local, bias = same_kind(
-        {"x": x, "rule_in": rule_in, "rule_out": rule_out, "local": local, "bias": bias}
-    )
+    arguments = {"x": x, "rule_in": rule_in, "rule_out": rule_out, "local": local, "bias": bias}
+    if is_distributed(x, rule_in, rule_out, local, bias):
+        return on_local_parts(lowrank_phm_linear, arguments, {"backend": backend})
+    x, rule_in, rule_out, local, bias = same_kind(arguments)
     check_dims("rule_in", rule_in, "(terms, g_in, rank)", exactly=3, cure="rule_in.unsqueeze(-1) for rank 1")
     check_dims("rule_out", rule_out, "(terms, rank, g_out)", exactly=3, cure="rule_out.unsqueeze(-2) for rank 1")
     check_equal("rule_out", rule_out, 0, rule_in.shape[0], "terms of rule_in")
@@ -120,6 +129,11 @@ def mop_ffn(
     experts. Sparse gradients work under autocast and torch.compile too.
     """
     shapes = _shapes_of_mop_ffn(x, down, ups)
+    if shapes is None and is_distributed(x, down, ups):
+        if row_gradients:
+            raise ValueError("row_gradients must be False for DTensors, whose gradients are dense; got True.")
+        arguments = {"x": x, "down": down, "ups": ups, "experts": experts}
+        return on_local_parts(mop_ffn, arguments, {"activation": activation, "backend": backend}, row_dims=(2,))
     size = None if shapes is None else _passed.get((activation, shapes))
     if size is None:
         # row_gradients: cast after the selection, because a sparse gradient cannot pass the backward of a cast

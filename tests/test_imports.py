@@ -17,6 +17,7 @@ ORDER = (
     "mop_kernels.initialisation",
     "mop_kernels.functional",
     "mop_kernels.attempt",
+    "mop_kernels.sharding",
     "mop_kernels.validation",
     "mop_kernels.autograd",
     "mop_kernels.rules",
@@ -162,6 +163,6 @@ except RuntimeError as error:
 
 def test_import_is_light():
     """No toolkit, and not torch's compiler either, which takes longer than torch itself."""
-    heavy = ("transformers", "mop_t5", "triton", "torch._dynamo")
+    heavy = ("transformers", "mop_t5", "triton", "torch._dynamo", "torch.distributed.tensor")
     said = run_without(code=f"import mop_kernels; print(*(m for m in {heavy} if m in sys.modules))")
     assert not said.strip()
