@@ -21,10 +21,15 @@ def three_stages(terms: int, g_in: int, rank: int, g_out: int, loc_in: int, loc_
 
 
 def stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[int, int, int]:
-    """Count the three stages of these factors. They may have group dims; rule_out is None for a full rule."""
+    """Count the three stages of these factors. They may have group dims.
+
+    rule_out is None for a full rule, which mop_ffn computes as a low-rank rule with an identity on its smaller side.
+    """
     terms, g_in, rank = rule_in.shape[-3:]
     loc_in, loc_out = local.shape[-2:]
-    return three_stages(terms, g_in, rank, (rule_in if rule_out is None else rule_out).shape[-1], loc_in, loc_out)
+    if rule_out is None:
+        return three_stages(terms, g_in, min(g_in, rank), rank, loc_in, loc_out)
+    return three_stages(terms, g_in, rank, rule_out.shape[-1], loc_in, loc_out)
 
 
 def backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_out: int, local: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import mop_kernels as mk
-from mop_kernels import backends, ops, testing
+from mop_kernels import backends, multiply_adds, ops, testing
 from mop_kernels.testing import Bank, PromptShape, Shape
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,19 @@ def test_experts_that_are_left_out_count_nothing(backend, row_gradients):
     total = sum(y.sum() for y in bank(*leaves))
     assert forward == all_experts[0] // 5 * 2
     assert counted(lambda: torch.autograd.grad(total, leaves)) == all_experts[1] // 5 * 2
+
+
+@pytest.mark.parametrize(("g_in", "g_out"), [(2, 5), (5, 2)])
+def test_a_full_rule_counts_what_auto_takes_for_the_size(g_in, g_out):
+    """Both are those of the low-rank form that is computed, whose rank is the smaller side."""
+    down = mk.LowRankPHM(torch.randn(1, 1, 3, g_in, g_out), None, torch.randn(1, 1, 3, 2, 2))
+    up = mk.LowRankPHM(torch.randn(1, 1, 3, g_out, 4), None, torch.randn(1, 1, 3, 2, 2))
+    arguments = {"x": torch.randn(1, 1, 7, g_in * 2), "down": down, "ups": [up]}
+    size = multiply_adds.of_call("mop_ffn", arguments)
+    least = min(g_out, 4)
+    of_down, of_up = 3 * 2 * (g_in * 2 + 4 + g_out * 2), 3 * least * (g_out * 2 + 4 + 4 * 2)
+    assert size == 7 * (of_down + of_up)
+    assert counted(lambda: mk.mop_ffn(**arguments)) == 2 * size
 
 
 PROMPTS = PromptShape(batch=2, length=3, sources=5, rows=7, width=11, rank=13, tasks=3)
