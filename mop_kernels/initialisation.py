@@ -1,4 +1,4 @@
-"""The numbers that factors start from: drawn so that W has a given variance, or fitted to a dense W."""
+"""Initial values of the factors: drawn so that W has a given variance, or fitted to a dense W."""
 
 import math
 
@@ -8,6 +8,43 @@ from torch import Tensor, nn
 INITS = ("variance_matched", "compacter")
 COMPACTER_RULE_STD = 0.01
 NEAR_ZERO_RULE_STD = 1e-4
+
+
+class DrawnLayer(nn.Module):
+    """Base of the layers that draw their parameters, also the parameters that a transformers checkpoint lacks.
+
+    transformers builds a model on device "meta", loads what the checkpoint holds, and puts empty memory in the place of
+    the missing parameters. It leaves their initialisation to `PreTrainedModel._init_weights`, which does not know these
+    layers. At the end it sets `_is_hf_initialized` on each layer, as it did on each loaded parameter: the layer then
+    draws the parameters that still hold empty memory. Values that an `_init_weights` of the user has written are kept,
+    unless they were written through `parameter.data`.
+    """
+
+    _was_meta = False  # whether some parameters had no memory when they were last drawn
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew. Inside transformers' `initialize_weights`, loaded parameters stay as they are."""
+        self._was_meta = any(p.is_meta for p in self.parameters(recurse=False))
+        self._draw()
+
+    def _draw(self) -> None:
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name == "_is_hf_initialized" and value and self._was_meta:
+            self._draw_missing()
+
+    @torch.no_grad()
+    def _draw_missing(self) -> None:
+        own = list(self.parameters(recurse=False))
+        kept = [p for p in own if p.is_meta or getattr(p, "_is_hf_initialized", False) or _writes(p) > 0]
+        if len(kept) < len(own):
+            values = [p.clone() for p in kept]
+            self.reset_parameters()
+            for p, value in zip(kept, values):
+                p.copy_(value)
 
 
 def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, init: str) -> None:
@@ -45,18 +82,36 @@ def _draw(factors: list[Tensor], variance: float, fill) -> None:
     """Fill the factors, then scale them evenly so that their product's mean square is `variance` exactly.
 
     Rules are small: left to chance, the mean square of a 4 x 4 x 4 draw is off by 40 % often enough to matter.
+
+    While transformers loads a model, torch.nn.init leaves loaded parameters alone. Such a factor is not scaled either,
+    and the other factor of the product gets the mean square that it would have if both were drawn.
     """
-    for factor in factors:
-        fill(factor)
-    first, last = factors[0].float(), factors[-1].float()
-    if len(factors) == 1:
+    drawn = [factor for factor in factors if _fills(fill, factor)]
+    if len(drawn) < len(factors):
+        variance = math.sqrt(variance / factors[0].shape[-1])  # of one of two factors
+    if not drawn:
+        return
+    first, last = drawn[0].float(), drawn[-1].float()
+    if len(drawn) == 1:
         mean_square = first.square().mean()
     else:  # mean square of first @ last by their Gram matrices, which broadcast over groups at no cost
         grams = (first.mT @ first) * (last @ last.mT)
         mean_square = grams.sum((-2, -1)).mean() / (first.shape[-2] * last.shape[-1])
-    scale = (variance / mean_square) ** (1 / (2 * len(factors)))
-    for factor in factors:
+    scale = (variance / mean_square) ** (1 / (2 * len(drawn)))
+    for factor in drawn:
         factor.mul_(scale)
+
+
+def _fills(fill, tensor: Tensor) -> bool:
+    """Call fill(tensor). Return whether it has written to the tensor."""
+    before = _writes(tensor)
+    fill(tensor)
+    return tensor.is_inference() or _writes(tensor) > before
+
+
+def _writes(tensor: Tensor) -> int:
+    """Return the tensor's version, the number of its in-place operations. Inference tensors have none: return 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def nearest_kronecker_sum(weight: Tensor, terms: int, rank: int | None, local_rank: int | None) -> dict[str, Tensor]:

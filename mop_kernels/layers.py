@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .functional import ACTIVATIONS, LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
-from .initialisation import INITS, init_factors, init_near_zero, nearest_kronecker_sum
+from .initialisation import INITS, DrawnLayer, init_factors, init_near_zero, nearest_kronecker_sum
 from .validation import dtype_of_call
 
 _cache: ContextVar[dict | None] = ContextVar("mop_kernels.cached_weights", default=None)
@@ -32,7 +32,7 @@ def cached_weights() -> Iterator[None]:
         _cache.reset(token)
 
 
-class PHMLinear(nn.Module):
+class PHMLinear(DrawnLayer):
     """Drop-in for nn.Linear with weight W = sum_i rule_i (x) local_i, rule_i terms x terms (Reading A, Compacter).
 
     in_features, out_features: multiples of terms. rank: rule_i = rule_in_i @ rule_out_i of that rank (MOP Eq. 3).
@@ -88,8 +88,7 @@ class PHMLinear(nn.Module):
     def _locals(self) -> list[Tensor]:
         return [self.local] if self.local_rank is None else [self.local_left, self.local_right]
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def _draw(self) -> None:
         init_factors(self._rules(), self._locals(), 1 / (3 * self.in_features), self.init)
         if self.bias is not None:
             if self.init == "variance_matched":
@@ -168,11 +167,11 @@ class PHMLinear(nn.Module):
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """The dense layer with the same function."""
-        weight = self.weight_matrix()
+        weight = _whole(self.weight_matrix())
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
         linear.weight.copy_(weight.T)
         if self.bias is not None:
-            linear.bias.copy_(self.bias)
+            linear.bias.copy_(_whole(self.bias))
         return linear
 
     def extra_repr(self) -> str:
@@ -295,7 +294,7 @@ class MOPFeedForward(nn.Module):
         )
 
 
-class _PHMFactors(nn.Module):
+class _PHMFactors(DrawnLayer):
     """The parameters of one map of MOPFeedForward, each with its leading group dims (layers|1, experts|1).
 
     groups: these two of each parameter, None for one that is not trained. Without rule_out rule_in is a full rule;
@@ -321,8 +320,7 @@ class _PHMFactors(nn.Module):
         self.init = init
         self.reset_parameters()
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def _draw(self) -> None:
         rules = [rule for rule in (self.rule_in, self.rule_out) if rule is not None]
         if self.init in ("zero_up", "zero"):
             init_near_zero(rules, self.local)
@@ -347,6 +345,11 @@ class _PHMFactors(nn.Module):
         rule_in, rule_out, local, _ = self.factors()
         rule = pick(rule_in) if rule_out is None else pick(rule_in) @ pick(rule_out)
         return phm_weight(rule, pick(local))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Gather a DTensor; return any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _divide(name: str, size: int, by_name: str, by: int) -> int:
