@@ -212,6 +212,7 @@ def fsdp(mesh):
         for ours, truth in ((model.first, plain.first), (model.second, plain.second)):
             weight = ours.weight_matrix()
             assert list(weight.placements) == ALL
+            torch.testing.assert_close(ours.to_linear().weight, truth.to_linear().weight)
             torch.testing.assert_close(weight.full_tensor(), truth.weight_matrix())
             ours.weight_matrix().square().sum().backward()
             truth.weight_matrix().square().sum().backward()
