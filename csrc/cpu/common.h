@@ -41,8 +41,15 @@ inline Tensor empty(const Tensor& like, std::initializer_list<i64> sizes) {
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()));
 }
 
-// The gradient of a packed rule_in as rule_in itself is, (..., terms, g_in, rank).
-inline Tensor swapped_sides(const Tensor& t) { return torch::stable::contiguous(torch::stable::transpose(t, -2, -1)); }
+// The gradient of a packed rule_in as rule_in itself is, (..., terms, g_in, rank). Where a side is 1 the transpose
+// counts as contiguous whatever its strides are, and DistributedDataParallel warns of other strides than the
+// parameter's.
+inline Tensor swapped_sides(const Tensor& t) {
+  std::vector<i64> sizes(t.sizes().begin(), t.sizes().end());
+  std::swap(sizes[sizes.size() - 1], sizes[sizes.size() - 2]);
+  if (sizes[sizes.size() - 1] == 1 || sizes[sizes.size() - 2] == 1) return torch::stable::view(t, sizes);
+  return torch::stable::contiguous(torch::stable::transpose(t, -2, -1));
+}
 
 // rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in). Rank 1 is the same memory.
 inline Tensor packed_rule_in(const Tensor& t) { return t.size(t.dim() - 1) == 1 ? t : swapped_sides(t); }

@@ -112,6 +112,7 @@ def test_raw_gradient_ops_return_only_what_the_mask_names(backend):
         found = backward(grad, x, rule_in, rule_out, local, mask)
         assert [g.shape for g in found] == [size for k, size in enumerate(sizes) if mask >> k & 1]
         assert all(g.is_contiguous() for g in found)
+        assert [g.stride() for g in found] == [torch.empty(g.shape).stride() for g in found]
 
 
 def test_no_graph_where_nothing_asks(backend):

@@ -1,4 +1,4 @@
-"""DTensors: results and gradients are those of plain tensors, on one process and on two.
+"""DTensors, FSDP2 and DistributedDataParallel: results and gradients are those of one process, on one and on two.
 
 Each check is a function of a mesh. The first test runs it here, on a mesh of one process; the last runs all of them in
 two processes, so that torch is imported there once. The processes meet in a file, which needs no port.
@@ -248,6 +248,29 @@ def layer_with_replicated_parameters(mesh):
         torch.testing.assert_close(layer(d_x).full_tensor(), plain(x))
 
 
+def data_parallel(mesh):
+    """DistributedDataParallel: gradients are the mean over processes. A layer in evaluation follows a broadcast."""
+    for rank in (None, 1):
+        torch.manual_seed(0)
+        plain = Model(rank).double()
+        parallel = torch.nn.parallel.DistributedDataParallel(copy.deepcopy(plain))
+        x = torch.randn(4, 12, dtype=torch.float64)
+        plain(x).square().mean().backward()
+        parallel(x.chunk(mesh.size())[mesh.get_local_rank()]).square().mean().backward()
+        for p, q in zip(plain.parameters(), parallel.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad)
+
+    torch.manual_seed(1 + mesh.get_local_rank())
+    layer, x = mk.PHMLinear(12, 8).eval(), torch.ones(1, 12)
+    with torch.no_grad():
+        layer(x)
+        for p in layer.parameters():
+            dist.broadcast(p, 0)
+        found = layer(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, mk.PHMLinear(12, 8)(x).detach())
+
+
 CHECKS = [
     linear_takes_rows_as_they_are_sharded,
     two_mesh_dims,
@@ -262,6 +285,7 @@ CHECKS = [
     fsdp,
     bank_layer_under_fsdp,
     layer_with_replicated_parameters,
+    data_parallel,
 ]
 
 
