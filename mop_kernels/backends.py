@@ -163,6 +163,9 @@ def interpreting() -> bool:
     return _interpreter_is_asked() and not _triton_library_is_compiled()
 
 
+interpreting._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result does, which imports Dynamo
+
+
 def _interpreter_is_asked() -> bool:
     """Tell whether a function decorated now would be interpreted."""
     if sys.modules.get("triton") is None:
@@ -183,7 +186,9 @@ def _triton_library_is_compiled() -> bool:
 
 def runs_on_cpu(name: str) -> bool:
     """Whether the backend takes CPU tensors here: also a GPU's whose kernels are interpreted or emulated, for tests."""
-    return {"triton": interpreting(), "cuda": bool(_EMULATED_CUDA)}.get(name, True)
+    if name == "triton":
+        return interpreting()
+    return name != "cuda" or bool(_EMULATED_CUDA)
 
 
 def check_name(name: str) -> str:

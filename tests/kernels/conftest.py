@@ -88,6 +88,7 @@ INTERPRETED = {
         "transform": ("grad", "jvp", "vmap", "vmap of grad in x alone", "batched gradients"),
     },
     "test_ensemble_of_generators": {"backend": ()},
+    "test_traced_models_compute_train_and_are_saved": {"training": (True,), "gradients": (True,)},
 }
 
 
