@@ -75,7 +75,7 @@ def test_one_expert_of_one(backend):
 
 
 def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
-    """Outputs and gradients with row_gradients=True and without."""
+    """Return outputs and gradients, first with row_gradients=True, then without."""
     experts = torch.tensor(chosen, dtype=torch.int64)
     results = []
     for row_gradients in (True, False):
@@ -92,7 +92,7 @@ def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
 
 
 def assert_rows_of(results, chosen, num_experts=5):
-    """The outputs are equal, and the sparse gradients are the rows of the dense gradients, bit for bit."""
+    """Assert equal outputs, and sparse gradients that are the rows of the dense gradients, bit for bit."""
     (rows_y, rows), (dense_y, dense) = results
     assert all(torch.equal(a, b) for a, b in zip(dense_y, rows_y, strict=True))
     for d, r in zip(dense, rows, strict=True):
@@ -135,7 +135,7 @@ def test_row_gradients_under_autocast(dtype, backend):
 
 
 class Casts(TorchDispatchMode):
-    """Counts the numbers that are cast to bfloat16."""
+    """Count the numbers that are cast to bfloat16."""
 
     def __init__(self):
         super().__init__()
@@ -172,7 +172,7 @@ def test_row_gradients_of_a_cast_call_have_the_errors_of_any_other():
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_row_gradients_under_compile(compiler, backend):
-    """Without a graph break, and compiled once for all numbers of experts above one."""
+    """Compile once for all numbers of experts above one, without a graph break."""
     torch._dynamo.reset()
     leaves = [None if t is None else torch.nn.Parameter(t) for t in testing.mop_inputs(BANK, torch.float32)]
     asked = [t for t in leaves if t is not None]
@@ -214,7 +214,7 @@ def test_row_gradients_under_compile_and_autocast():
 
 
 def test_row_gradients_add_up(backend):
-    """Over two backward passes, over two calls of one pass, and onto a dense gradient."""
+    """Accumulate over two backward passes, over two calls of one pass, and onto a dense gradient."""
     tensors = testing.mop_inputs(BANK, torch.float32)
 
     def gradient(row_gradients, passes, start=None):
@@ -295,7 +295,7 @@ def test_opcheck_of_expert_rows(chosen, dtype):
 
 
 def test_the_second_derivative_of_expert_rows():
-    """Which the op itself has: its backward is made of operations that autograd knows."""
+    """Differentiate twice: the backward of the op consists of operations that autograd knows."""
     tensor = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
     rows = ops.expert_rows(tensor, torch.tensor([3, 1]))
     (gradient,) = torch.autograd.grad(rows.pow(3).sum(), tensor, create_graph=True)

@@ -134,7 +134,7 @@ PARTS = [
 
 
 class Explicit(Model):
-    """Initialises its layers by hand, as a user may write it."""
+    """A model that initialises its layers in its own `_init_weights`."""
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -177,7 +177,7 @@ def test_mismatched_sizes_are_drawn(tmp_path):
 
 
 def test_values_that_init_weights_writes_are_kept(tmp_path):
-    """And the rest of that layer is drawn."""
+    """Keep these values, and draw the rest of the layer."""
 
     class Own(Model):
         def _init_weights(self, module):
@@ -194,7 +194,7 @@ def test_values_that_init_weights_writes_are_kept(tmp_path):
 
 
 def test_values_that_a_model_sets_itself_are_kept():
-    """Without meta there is no empty memory: what a constructor has set is not drawn anew."""
+    """Keep what a constructor has set: without meta there is no empty memory."""
 
     class Own(Model):
         def finish(self):

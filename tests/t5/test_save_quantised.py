@@ -53,13 +53,13 @@ class Rounded(torch.Tensor):
 
 
 class Opaque(Rounded):
-    """The same without __tensor_flatten__."""
+    """A Rounded without __tensor_flatten__."""
 
     __tensor_flatten__ = property()
 
 
 class Nested(Rounded):
-    """Its scale is a Rounded too."""
+    """A Rounded whose scale is a Rounded too."""
 
 
 def rounded(weight, options, kind=Rounded):
@@ -185,7 +185,7 @@ def test_one_hash_wherever_and_in_whichever_dtype_it_is(kind):
 
 
 def test_the_hash_of_plain_weights_never_changes():
-    """Adapters that were saved by an older mop_t5 load."""
+    """Adapters from an older mop_t5 must load."""
     values, packed = torch.arange(9000.0).reshape(90, 100) / 7, torch.arange(300).to(torch.uint8).reshape(30, 10)
     weights = {"a.weight": values, "b": torch.tensor([1.5, -2.0]), "u": packed}
     expected = "734775f01fd36f138f8c01e72b39a3142a1e6f4fbd2906e02c42920a971801c3"
