@@ -64,11 +64,11 @@ WAYS = {
 }
 
 
-def prove(found, right, kind: str) -> None:
+def prove(found, right, kind: str, loose: float = 1e-4) -> None:
     """Gradients of a dense layer are of W, not of the factors: nothing to compare."""
     if kind != "stand-in":
         for a, e in zip(found, right, strict=True):
-            assert testing.relative_error(a.detach(), e.detach().double()) < 1e-4
+            assert testing.relative_error(a.detach(), e.detach().double()) < loose
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -163,9 +163,9 @@ STEPS = ("forward", "forward + backward", "gradient penalty")
 def test_second_derivatives(name, step, way, full_size, timed):
     """The penalty: the squares of the gradients in every tensor, differentiated in every tensor."""
     tensors, ours, plain = SECOND[name](full_size)
-    leaves = [t.clone().requires_grad_() for t in tensors]
+    leaves, exact = ([t.clone().requires_grad_() for t in some] for some in (tensors, testing.in_float64(tensors)))
 
-    def run(function, step):
+    def run(function, step, leaves=leaves):
         outputs = function(*leaves)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         loss = sum(y.square().sum() for y in outputs)
@@ -176,6 +176,7 @@ def test_second_derivatives(name, step, way, full_size, timed):
         first = torch.autograd.grad(loss, leaves, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
-    prove(run(ours, step), run(plain, step), "ours")
+    # sums of squares of squares: eager float32 keeps three digits
+    prove(run(ours, step), run(plain, step, exact), "ours", loose=1e-3)
     function, mark = (ours, "ours") if way == "mop_kernels" else (plain, "form")
     timed(lambda: run(function, step), f"{name}: {step}", way, kind=mark)

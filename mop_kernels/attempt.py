@@ -26,21 +26,37 @@ def attempt_mix(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """ATTEMPT's prompt of every example, in front of its embeddings, and the attention that mixed it (ATTEMPT sec. 3).
-
-    x (batch, length, d); mask (batch, length), bool or integers, nonzero where x counts, or None: all of it counts, as
-    in the released code; source_prompts (sources, m, d); target_prompts (tasks, m, d); task_ids (batch,) int64;
-    w_down (d, r); w_up (r, d); ln_weight, ln_bias (d,). Returns prefixed (batch, m + length, d) and attention
-    (batch, sources + 1), the target's own candidate last:
+    """Put ATTEMPT's prompt of each example in front of its embeddings (ATTEMPT, section 3).
 
         h = LayerNorm(SiLU(max(x) w_down) w_up)     attention = softmax_j(max(P_j) . h / temperature)
         prefixed = [P_target + sum_j attention_j P_j ; x]
 
-    max is over the positions that the mask leaves, or over the m rows of a prompt, a dim of d at a time; eps is 1e-5.
-    Of equal numbers the first is the largest, and its position alone gets the gradient; NaN is larger than all. Where
-    the mask leaves no position, max(x) is 0 and has no gradient.
-    Sums are in float32 or better. Differentiable once in all floating-point tensors, through both results. The ids are
-    read on the device; those of tensors on a CPU are checked.
+    max(x) is taken per column, over the positions that the mask leaves. max(P_j) is taken per column, over the m rows.
+    Of equal numbers the first is the largest, and its position alone gets the gradient. NaN is larger than all numbers.
+    Where the mask leaves no position, max(x) is 0 and has no gradient. The LayerNorm has eps 1e-5. Sums are in float32
+    or better. Differentiable any number of times in all floating-point tensors, through both results. A second
+    derivative in all of them takes about 8 times as long as the forward pass.
+
+    Args:
+        x: Embeddings (batch, length, d).
+        mask: (batch, length), bool or integers, nonzero where x counts. None: all of it, as in the released code.
+        source_prompts: P_j (sources, m, d).
+        target_prompts: (tasks, m, d).
+        task_ids: int64 (batch,). They are read on the device. On a CPU they are checked.
+        w_down: (d, r).
+        w_up: (r, d).
+        ln_weight: (d,).
+        ln_bias: (d,).
+        temperature: A positive number.
+        backend: "reference", "cpu", "triton", or None for the automatic choice.
+
+    Returns:
+        prefixed (batch, m + length, d), and attention (batch, sources + 1), the target's own candidate last.
+
+    Raises:
+        TypeError: An argument has a wrong type, or dtypes differ.
+        ValueError: A shape, a device, a task id or the temperature does not fit, or `backend` has an unknown name.
+        RuntimeError: `backend` cannot run here.
     """
     if is_distributed(x, mask, source_prompts, target_prompts, task_ids, w_down, w_up, ln_weight, ln_bias):
         arguments = {

@@ -27,59 +27,79 @@ def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the outputs of an operation, differentiable in all floating-point tensors."""
     tensors = [None if t is None else t.contiguous() for t in tensors]
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
-            return RULES[call.name].forward(call, tensors)
-        return Operation.apply(call, *tensors)
+        return (
+            RULES[call.name].forward(call, tensors)
+            if torch.compiler.is_exporting()
+            else Operation.apply(call, *tensors)
+        )
     if transforms_are_active():
         return TransformableOperation.apply(call, *tensors)
     if torch._C._get_tracing_state() is not None:
         return RULES[call.name].forward(call, tensors)
     if torch.is_grad_enabled():
-        return Operation.apply(call, *tensors)
+        return EagerOperation.apply(call, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].forward(call, tensors)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the gradients asked for (Rule.gradients), differentiable in all floating-point tensors."""
-    rule = RULES[call.name]
-    num_grads = rule.num_grads(call)
+    num_grads = RULES[call.name].num_grads(call)
     tensors = [t if t is None or k < num_grads else t.contiguous() for k, t in enumerate(tensors)]
-    if torch.compiler.is_compiling():  # which says itself that it has no second derivatives
-        return rule.gradients(call, needs, tensors)
     if torch.is_grad_enabled() or transforms_are_active():
         return Gradients.apply(call, needs, *tensors)
-    return rule.gradients(call, needs, tensors)
+    return RULES[call.name].gradients(call, needs, tensors)
 
 
 RUN = Differentiable(operation, gradients)
 
 
+def _save(ctx, call: Call, tensors: Tensors, outputs: Tensors) -> None:
+    rule = RULES[call.name]
+    ctx.call = call
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*rule.kept(tensors, outputs))
+    if rule.non_differentiable:
+        ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
+
+
 class Operation(Function):
-    """The form for ordinary calls and torch.compile, which takes no Function with a jvp."""
+    """The form for torch.compile, which takes no Function with a jvp."""
 
     @staticmethod
     def forward(ctx, call, *tensors):
-        rule = RULES[call.name]
-        if torch.compiler.is_compiling():
-            outputs = rule.forward(call, tensors)
-        else:
-            with torch._C._AutoDispatchBelowAutograd():
-                outputs = rule.forward(call, tensors)
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*rule.kept(tensors, outputs))
-        if rule.non_differentiable:
-            ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
+        outputs = RULES[call.name].forward(call, tensors)
+        _save(ctx, call, tensors, outputs)
         return outputs
 
     @staticmethod
     def backward(ctx, *grads):
-        needs = ctx.needs_input_grad[1:]
-        grads = grads[: RULES[ctx.call.name].num_grads(ctx.call)]
-        if all(grad is None for grad in grads):
+        call, needs = ctx.call, ctx.needs_input_grad[1:]
+        rule = RULES[call.name]
+        grads = grads[: rule.num_grads(call)]
+        tensors = (*grads, *ctx.saved_tensors)
+        if torch.compiler.is_compiling():  # which says itself that it has no second derivatives
+            found = rule.gradients(call, needs, tensors)
+        elif _are_batched(grads):
+            found = _by_vmap(lambda *t: gradients(call, needs, *t), tensors)
+        elif all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
-        return (None, *_spread_gradients(ctx, needs, grads))
+        elif torch.is_grad_enabled() or transforms_are_active():
+            found = gradients(call, needs, *tensors)
+        else:
+            found = rule.gradients(call, needs, tensors)
+        return (None, *spread(found, needs))
+
+
+class EagerOperation(Operation):
+    """The form for ordinary calls, and inside the Autograd kernels of the ops: the op itself runs below autograd."""
+
+    @staticmethod
+    def forward(ctx, call, *tensors):
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = RULES[call.name].forward(call, tensors)
+        _save(ctx, call, tensors, outputs)
+        return outputs
 
 
 class TransformableOperation(Operation):
@@ -93,12 +113,8 @@ class TransformableOperation(Operation):
     @staticmethod
     def setup_context(ctx, inputs, outputs):
         call, *tensors = inputs
-        rule = RULES[call.name]
-        ctx.call = call
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*rule.kept(tensors, outputs))
+        _save(ctx, call, tensors, outputs)
         ctx.save_for_forward(*tensors)
-        ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
 
     @staticmethod
     def jvp(ctx, _, *tangents):
@@ -146,17 +162,12 @@ class Gradients(Function):
         return outputs, (0,) * len(outputs)
 
 
-def _spread_gradients(ctx, needs: Needs, grads: Tensors) -> list[Tensor | None]:
-    """The gradients of an operation at the places of its tensors, in a backward pass."""
-    tensors = (*grads, *ctx.saved_tensors)
-    if not torch.compiler.is_compiling() and _are_batched(grads):
-        return spread(_by_vmap(lambda *t: gradients(ctx.call, needs, *t), tensors), needs)
-    return spread(gradients(ctx.call, needs, *tensors), needs)
-
-
 def _are_batched(tensors: Tensors) -> bool:
     """Whether torch.autograd.grad(is_grads_batched=True) gave some of them, whose batches torch.func does not know."""
-    return any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+    for t in tensors:  # noqa: SIM110 a generator costs every backward pass half a microsecond
+        if t is not None and torch._C._functorch.is_legacy_batchedtensor(t):
+            return True
+    return False
 
 
 def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
@@ -168,15 +179,6 @@ def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
     return tuple(torch._add_batch_dim(y, 0, level) for y in torch.vmap(function, dims)(*plain))
 
 
-class _OperationOfOp(Operation):
-    """The form inside the Autograd kernel of an op."""
-
-    @staticmethod
-    def forward(ctx, call, *tensors):
-        with torch._C._AutoDispatchBelowAutograd():
-            return Operation.forward(ctx, call, *tensors)
-
-
 def _autograd_kernel(name: str, backend: str) -> Callable:
     """What an op does that is called by itself, as exported and traced programs do: the operation, differentiable.
 
@@ -186,7 +188,7 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
     def kernel(*args):
         if torch.is_grad_enabled() or forward_ad._current_level >= 0:
             static, tensors = RULES[name].from_arguments(args)
-            form = _OperationOfOp if forward_ad._current_level < 0 else TransformableOperation
+            form = EagerOperation if forward_ad._current_level < 0 else TransformableOperation
             outputs = form.apply(Call(name, backend, static), *tensors)
             return outputs[0] if isinstance(RULES[name], Product) else list(outputs)
         with torch._C._AutoDispatchBelowAutograd():

@@ -234,7 +234,7 @@ def resolve(
     """
     name, source = requested(backend)
     kind = device.type
-    chosen = _best_for(device, dtype, op, multiply_adds) if name == "auto" else name
+    chosen = _best_for(kind, device, dtype, op, multiply_adds) if name == "auto" else name
     reason = why_not(chosen) or _unfit(chosen, kind, dtype, op)
     if reason is None:
         return chosen
@@ -254,7 +254,7 @@ def reason_of(
     name, source = requested(backend)
     if name != "auto":
         return f"asked for by {source}"
-    best = _best_for(device, dtype, op, multiply_adds)
+    best = _best_for(device.type, device, dtype, op, multiply_adds)
     missing = why_not(best) or _unfit(best, device.type, dtype, op)
     if missing:
         return f"auto: {missing}"
@@ -274,9 +274,9 @@ def reason_of(
 _KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
 
 
-def _best_for(device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
-    """The backend that "auto" hopes for."""
-    if device.type != "cuda":
+def _best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
+    """Return the backend that "auto" hopes for. kind: the type of the device, which takes a while to look up."""
+    if kind != "cuda":
         return "cpu"
     if op in _WITHOUT["cuda"] or why_not("cuda") is not None:
         return "triton"

@@ -275,8 +275,8 @@ class MOPFeedForward(nn.Module):
                 f"x must have shape (n, {self.d_in}) or ({self.num_experts}, n, {self.d_in}); got {tuple(x.shape)}."
             )
         rows = x[None] if x.dim() == 3 else x[None, None]
-        ups = [up.factors() for up in self.ups]
-        return mop_ffn(rows, self.down.factors(), ups, activation=self.activation, experts=experts)
+        ups = [up() for up in self.ups]  # called as modules, so that their hooks run (pruning, offloading)
+        return mop_ffn(rows, self.down(), ups, activation=self.activation, experts=experts)
 
     def weight_matrix(self, layer: int, expert: int, map: str | int) -> Tensor:
         """The dense W of one pair, to look at: map "down" gives (d_in, d_mid), map k gives the k-th (d_mid, d_out)."""
@@ -334,7 +334,7 @@ class _PHMFactors(DrawnLayer):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def factors(self) -> LowRankPHM:
+    def forward(self) -> LowRankPHM:
         rule_in = self.local.new_ones(1, 1, *self.rule_in_shape) if self.rule_in is None else self.rule_in
         return LowRankPHM(rule_in, self.rule_out, self.local, self.bias)
 
@@ -342,7 +342,7 @@ class _PHMFactors(DrawnLayer):
         def pick(tensor: Tensor) -> Tensor:
             return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
-        rule_in, rule_out, local, _ = self.factors()
+        rule_in, rule_out, local, _ = self()
         rule = pick(rule_in) if rule_out is None else pick(rule_in) @ pick(rule_out)
         return phm_weight(rule, pick(local))
 

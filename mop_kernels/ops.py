@@ -256,7 +256,7 @@ def call(name: str, backend: str, args: Sequence):
     dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
     """
     first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    if autocast_is_on(first):
+    if torch._C._is_any_autocast_enabled() and autocast_is_on(first):
         with torch.autocast(first.device.type, enabled=False):
             return call(name, backend, args)
     op = _overloads[name, backend]

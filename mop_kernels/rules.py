@@ -7,8 +7,8 @@ do themselves:
 - Products are linear in each argument. Each derivative of a product, of any order, is a sum of products and of their
   gradients with one argument replaced, so all of them run on the kernels.
 - Batching folds the batch axis into an axis of the kernel where there is one: leading axes of phm_weight, rows of the
-  linear maps, layers of mop_ffn, examples of attempt_mix. Linear maps whose factors are batched are computed as
-  batched matrix products.
+  linear maps, layers of mop_ffn, examples of attempt_mix. Everything else, linear maps whose own factors are batched
+  above all, becomes batched matrix products of PyTorch.
 
 Conventions. `tensors`: the tensors of a call in a fixed order, None where one is absent. `needs`: one flag per tensor,
 set where a gradient is asked for. Gradients are a tuple with one tensor per set flag, in order. `gradients` takes the
@@ -16,7 +16,6 @@ gradients of the first `num_grads` outputs, None for zero, then the tensors that
 of each tensor, None where it has none. Results of a batched call have it as dim 0.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -122,6 +121,12 @@ class Product(Rule):
     def kept(self, tensors, outputs):
         return tensors[: self.num_args]
 
+    def reference_gradients(self, call, needs, grad, *args):
+        tensors = (*args, *(None,) * self.num_biases)
+        gradients = gradients_of(lambda *t: self.reference(call, *t), tensors, needs[: self.num_args], (grad,))
+        # a sum, also of a single row: a Function must not return its own input
+        return (*gradients, *(grad.reshape(-1, grad.shape[-1]).sum(0) for needed in needs[self.num_args :] if needed))
+
     def jvp(self, run, call, tensors, tangents):
         parts = [run.operation(call, *args)[0] for _, args in self._replaced(tensors, tangents)]
         parts += [t.expand(*tensors[0].shape[:-1], -1) for t in tangents[self.num_args :] if t is not None]
@@ -156,7 +161,7 @@ class Product(Rule):
     def _add_gradients(self, run, call, needs, grad, args, directions, totals) -> None:
         """Add to each total that is asked for the derivatives of its gradient in the directions of the others."""
         for place, replaced in self._replaced(args, directions):
-            asked = tuple(needs[k] and k != place for k in range(self.num_args))
+            asked = tuple(needs[k] and k != place for k in range(self.num_args)) + (False,) * self.num_biases
             if any(asked):
                 for k, part in zip(places_of(asked), run.gradients(call, asked, grad, *replaced[: self.num_args])):
                     totals[k] = part if totals[k] is None else totals[k] + part
@@ -175,46 +180,29 @@ class Weight(Product):
 class Linear(Product):
     """phm_linear(x, rule, local, bias) and lowrank_phm_linear(x, rule_in, rule_out, local, bias).
 
-    The batch axis is one more axis of rows where the factors have none; otherwise each map has its own matrices.
+    Where the factors are not batched, the batch axis is one more axis of rows.
     """
 
-    def reference(self, call, x, *factors):
-        """The map without a bias, one per group: x (groups, n, in) and factors (groups, ...)."""
+    def reference(self, call, x, *rest):
         if call.name == "lowrank_phm_linear":
-            return (reference.lowrank_phm_linear(x, *factors),)
-        rule, local = factors
+            y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), *rest)
+            return (y.reshape(*x.shape[:-1], y.shape[-1]),)
+        rule, local, bias = rest
         rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
-        t = torch.einsum("...nau,...iac->...nciu", rows, rule)
-        return (torch.einsum("...nciu,...iuv->...ncv", t, local).flatten(-2),)
+        t = torch.einsum("...au,iac->...ciu", rows, rule)
+        y = torch.einsum("...ciu,iuv->...cv", t, local).flatten(-2)
+        return (y if bias is None else y + bias,)
 
     def vmap(self, run, call, size, dims, tensors):
-        x, *factors, bias = in_front(dims, tensors)
-        if all(d is None for d in dims[1:-1]):
-            fused = None if bias is None or dims[-1] is not None else bias[0]
-            y = run.operation(call, x, *(f[0] for f in factors), fused)[0]
-            bias = bias if fused is None else None
-        else:
-            rows = as_rows(x)
-            if call.name == "phm_linear":
-                factors = (f.expand(size, *f.shape[1:]) for f in factors)
-                y = rows @ run.operation(call._replace(name="phm_weight"), *factors)[0]
-            else:
-                y = self.reference(call, rows, *factors)[0]
-            y = y.reshape(-1, *x.shape[1:-1], y.shape[-1])
-        if bias is not None:
-            y = y + bias.reshape(-1, *(1,) * (y.dim() - 2), y.shape[-1])
-        return (y.expand(size, *y.shape[1:]),)
+        if dims[0] is None or any(d is not None for d in dims[1:]):
+            return super().vmap(run, call, size, dims, tensors)
+        return run.operation(call, tensors[0].movedim(dims[0], 0), *tensors[1:])
 
     def gradients_vmap(self, run, call, needs, size, dims, tensors):
-        grad, x, *factors = in_front(dims, tensors)
-        grad, x = (t.expand(size, *t.shape[1:]) for t in (grad, x))
-        if not any(needs[1:]) and all(d is None for d in dims[2:]):
-            return run.gradients(call, needs, grad, x, *(f[0] for f in factors))
-        kept = (as_rows(x), *(f.expand(size, *f.shape[1:]) for f in factors))
-        rows = as_rows(grad)
-        gradients = gradients_of(lambda *t: self.reference(call, *t), kept, needs[: self.num_args], (rows,))
-        gradients = (*gradients, rows.sum(1)) if needs[self.num_args :] == (True,) else gradients
-        return (gradients[0].reshape(x.shape), *gradients[1:]) if needs[0] else gradients
+        if any(needs[1:]) or any(d is not None for d in dims[2:]):
+            return super().gradients_vmap(run, call, needs, size, dims, tensors)
+        grad, x = (t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors[:2]))
+        return run.gradients(call, needs, grad, x, *tensors[2:])
 
 
 class MopFFN(Rule):
@@ -390,7 +378,11 @@ def places_of(needs: Needs) -> list[int]:
 
 def mask_of(needs: Needs) -> int:
     """The flags as bits, which ops take."""
-    return sum(1 << k for k, needed in enumerate(needs) if needed)
+    mask = 0
+    for k, needed in enumerate(needs):
+        if needed:
+            mask |= 1 << k
+    return mask
 
 
 def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
@@ -402,11 +394,6 @@ def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
 def in_front(dims: Dims, tensors: Tensors) -> list[Tensor | None]:
     """Give every tensor the batch axis as dim 0, of size 1 where it has none."""
     return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """(size, ..., width) as (size, rows, width)."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 RULES = {

@@ -331,6 +331,15 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
   for (std::size_t m = 0; m < grads.size(); ++m)
     MOP_GUARD(grads[m].dim() == 4 && grads[m].numel() == p.pairs() * p.rows * p.ups[m].dims.out());
 
+  if (p.picked == 0) {  // no expert: nothing is written, and all gradients are zero
+    std::vector<Tensor> inputs{x}, zeros;
+    inputs.insert(inputs.end(), down.begin(), down.end());
+    inputs.insert(inputs.end(), ups.begin(), ups.end());
+    for (std::size_t k = 0; k < inputs.size(); ++k)
+      if (mask >> k & 1) zeros.push_back(torch::stable::new_zeros(inputs[k], inputs[k].sizes()));
+    return zeros;
+  }
+
   // few pairs with many rows: split the rows too, by a number that does not depend on the threads
   constexpr i64 kTasks = 16, kRowsAChunk = 64;
   const i64 chunks = std::max<i64>(1, std::min(kTasks / std::max<i64>(1, p.pairs()), p.rows / kRowsAChunk));

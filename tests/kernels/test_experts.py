@@ -252,6 +252,19 @@ def test_row_gradients_train_with_sparse_adam(autocast):
         assert not torch.equal(old[:, 2], new[:, 2])
 
 
+@pytest.mark.parametrize("sharing", ["mop", "x_per_expert", "no_both", "only_x_per_pair"])
+@pytest.mark.parametrize("num_experts", [1, 5])
+def test_no_expert_has_zero_gradients(num_experts, sharing, backend):
+    bank = BANK._replace(experts=num_experts)
+    tensors = testing.mop_inputs(bank, torch.float32, sharing=testing.SHARINGS[sharing])
+    grads = [torch.zeros(bank.layers, 0, bank.down.rows, bank.up.d_out)] * bank.maps
+    none = torch.tensor([], dtype=torch.int64)
+    _, gradients = testing.value_and_gradients(lambda *t: call(t, experts=none, backend=backend), tensors, grads)
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        assert gradient.shape == tensor.shape
+        assert not gradient.any()
+
+
 def test_second_derivatives_of_row_gradients_are_the_dense_ones(backend):
     tensors = testing.mop_inputs(BANK, torch.float32)
 
