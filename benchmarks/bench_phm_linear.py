@@ -1,8 +1,11 @@
 """Full-rank layers, beside PyTorch forms, Compacter's eager way and a dense layer of the same sides.
 
 A full rule saves no multiply-adds, so the bar is the best way to order them; the floor counts a dense product of x
-with W, and nothing for building W. In evaluation PHMLinear may keep W, so it stands beside nn.Linear there.
+with W, and nothing for building W. In evaluation PHMLinear stands beside nn.Linear, with its factors and with a W that
+cached_weights keeps.
 """
+
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -52,17 +55,18 @@ def test_layer(label, contender, direction, case_of, timed):
     compare(timed, case_of(label), contender, direction)
 
 
-@pytest.mark.parametrize("name", ["PHMLinear", "nn.Linear"])
-def test_evaluation(name, full_size, timed):
-    sides, rows = ((1024, 1024), 512) if full_size else ((16, 16), 4)
+@pytest.mark.parametrize("name", ["PHMLinear", "PHMLinear, cached_weights", "nn.Linear"])
+@pytest.mark.parametrize("rows", [1, 8, 64, 512])
+def test_evaluation(rows, name, full_size, timed):
+    sides = (1024, 1024) if full_size else (16, 16)
     layer = mk.PHMLinear(*sides, terms=4).eval()
     dense = layer.to_linear().eval()
     x = torch.randn(rows, sides[0])
-    chosen = layer if name == "PHMLinear" else dense
-    with torch.no_grad():
+    chosen = dense if name == "nn.Linear" else layer
+    with torch.no_grad(), mk.cached_weights() if "cached" in name else nullcontext():
         right = x.double() @ dense.weight.double().T + dense.bias.double()
         assert testing.relative_error(chosen(x), right) < 1e-5
         nbytes = 4 * (rows * sum(sides) + sides[0] * sides[1])
         work = {"flops": 2 * rows * sides[0] * sides[1], "nbytes": nbytes}
-        kind = "ours" if name == "PHMLinear" else "stand-in"
-        timed(lambda: chosen(x), "evaluation, 512 rows, 1024 -> 1024, terms 4", name, kind=kind, **work)
+        kind = "stand-in" if name == "nn.Linear" else "ours"
+        timed(lambda: chosen(x), f"evaluation, {rows} rows, 1024 -> 1024, terms 4", name, kind=kind, **work)

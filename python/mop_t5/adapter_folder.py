@@ -50,7 +50,13 @@ def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch
 
 
 def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """Both files by their names."""
+    """Return both files by their names. Raises ValueError where a layer of the method is quantised."""
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or value.is_quantized:
+            raise ValueError(
+                f"{name} of the method must be a plain tensor to be saved; got {type(value).__name__} of a quantised "
+                "layer. Save the method before it is quantised, or quantise the backbone before the method is attached."
+            )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights = to_bytes(tensors, metadata={"format": "pt"})
     description = {"format_version": FORMAT_VERSION, **description}

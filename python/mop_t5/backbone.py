@@ -100,13 +100,22 @@ def known_backbones() -> tuple[str, ...]:
 
 
 def check_backbone(model) -> None:
-    """Raise TypeError unless model is a T5, mT5 or umT5 with encoder, decoder and language-model head."""
+    """Raise TypeError unless model is a T5, mT5 or umT5 with encoder, decoder and language-model head.
+
+    Raises ValueError where layers of it are quantised by torch.ao.quantization: no gradient passes them.
+    """
     if not isinstance(model, tuple(_MODEL_CLASSES.values())):
         expected = ", ".join(c.__name__ for c in _MODEL_CLASSES.values())
         raise TypeError(
             f"model must be one of {expected}; got {type(model).__name__}. Use mop_t5.load_backbone or "
             "mop_t5.build_backbone, or pass the unwrapped transformers model."
         )
+    for name, module in model.named_modules():
+        if hasattr(module, "_packed_params"):
+            raise ValueError(
+                f"layer {name} of the backbone is a {type(module).__name__} of torch.ao.quantization, which passes no "
+                "gradients. Attach to the model in floating point, and quantise the whole after training."
+            )
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -231,3 +231,30 @@ def test_aot_inductor(tmp_path):
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
         found = torch._inductor.aoti_load_package(path)(X)
     torch.testing.assert_close(found, layer(X).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["down", "ups.1"])
+def test_pruned_maps_of_a_generator(part):
+    """Hooks of the maps run: the pruned factor follows its parameter from call to call."""
+    generator = LAYERS["generator"]()
+    map_ = generator.get_submodule(part)
+    prune.l1_unstructured(map_, "local", 0.5)
+    for _ in range(2):
+        before = [y.detach().clone() for y in generator(X)]
+        sum(y.square().sum() for y in generator(X)).backward()
+        with torch.no_grad():
+            map_.local_orig.mul_(2)
+        after = generator(X)
+        assert not any(torch.equal(a, b) for a, b in zip(after[-1:], before[-1:]))
+        assert (map_.local == map_.local_orig * map_.local_mask).all()
+
+
+def test_offloaded_generator():
+    """accelerate moves the weights of each module in for its forward alone."""
+    accelerate = pytest.importorskip("accelerate")
+    generator = LAYERS["generator"]()
+    expected = [y.detach() for y in generator(X)]
+    offloaded = accelerate.cpu_offload(generator, execution_device=torch.device("cpu"))
+    with torch.no_grad():
+        for found, right in zip(offloaded(X), expected, strict=True):
+            assert torch.equal(found, right)

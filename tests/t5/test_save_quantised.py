@@ -272,3 +272,34 @@ def test_torchao(tmp_path):
     for other in (backbone(seed=5), tiny(dtype=torch.float32)):
         with pytest.raises(ValueError, match=r"the same shape with other weights"):
             mop_t5.load(other, tmp_path)
+
+
+def dynamically_quantised(model):
+    """As torch.ao.quantization: packed weights, which are neither parameters nor buffers."""
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
+@pytest.mark.parametrize("call", ["attach", "load"])
+def test_layers_that_pass_no_gradients_are_refused(call, tmp_path):
+    """The method would train on nothing, without a word."""
+    mop_t5.save(attached(tiny(dtype=torch.float32)), tmp_path)
+    model = dynamically_quantised(tiny(dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"SelfAttention\.q of the backbone .* passes no gradients"):
+        attached(model) if call == "attach" else mop_t5.load(model, tmp_path)
+    assert not hasattr(model, "mop")
+
+
+def test_a_model_is_quantised_after_training(tmp_path):
+    mop_t5.save(attached(tiny(dtype=torch.float32)), tmp_path)
+    model = mop_t5.load(tiny(dtype=torch.float32), tmp_path)
+    quantised_whole = dynamically_quantised(model)
+    error = (logits(quantised_whole) - logits(model)).abs().max()
+    assert 0 < error < 0.2 * logits(model).abs().max()
+
+
+def test_a_quantised_method_is_not_saved(tmp_path):
+    model = dynamically_quantised(attached(tiny(dtype=torch.float32)))
+    assert torch.isfinite(logits(model)).all()
+    with pytest.raises(ValueError, match="Save the method before it is quantised"):
+        mop_t5.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "mop_adapter.safetensors").exists()
