@@ -11,7 +11,7 @@ from .attempt import attempt_mix
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
 from .functional import LowRankPHM, explain_backend, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
-from .layers import MOPFeedForward, PHMLinear, cached_weights
+from .layers import MOPFeedForward, PHMLinear
 
 __version__ = "0.1.0"
 
@@ -21,7 +21,6 @@ __all__ = [
     "PHMLinear",
     "attempt_mix",
     "available_backends",
-    "cached_weights",
     "explain_backend",
     "lowrank_phm_linear",
     "mop_ffn",

@@ -1,35 +1,12 @@
 """The torch.nn layers: parameters, their initialisation, and one call each."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .functional import ACTIVATIONS, LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .initialisation import INITS, DrawnLayer, init_factors, init_near_zero, nearest_kronecker_sum
-from .validation import dtype_of_call
-
-_cache: ContextVar[dict | None] = ContextVar("mop_kernels.cached_weights", default=None)
-
-
-@contextmanager
-def cached_weights() -> Iterator[None]:
-    """Let each PHMLinear build W once inside the block and keep it until the block ends.
-
-    W is kept for calls without gradients where it saves multiply-adds: for a full rule, and for a low-rank rule with
-    rank*(terms*(in + out) + in*out/terms) > in*out. Everything else, torch.compile and CUDA graphs among it, applies
-    the factors. Do not write to parameters inside the block: a kept W does not notice. A replaced parameter is noticed.
-    The block holds for the current thread (or asyncio task). Each kept W takes in*out numbers.
-    """
-    token = _cache.set({})
-    try:
-        yield
-    finally:
-        _cache.reset(token)
 
 
 class PHMLinear(DrawnLayer):
@@ -42,8 +19,8 @@ class PHMLinear(DrawnLayer):
 
     Shapes: x (..., in_features) -> (..., out_features). Raises ValueError where a size does not divide.
 
-    The factors are applied in every mode, so the output is always that of the current parameters. `cached_weights`
-    keeps W between calls where the factors do not change.
+    Nothing is kept between calls, so the output is always that of the current parameters. Where they no longer change,
+    `to_linear` gives the dense layer, which is faster from about 64 to 512 rows per call on a CPU, and slower on fewer.
     """
 
     def __init__(
@@ -64,8 +41,6 @@ class PHMLinear(DrawnLayer):
         _positive(**{name: r for name, r in (("rank", rank), ("local_rank", local_rank)) if r is not None})
         self.in_features, self.out_features, self.terms = in_features, out_features, terms
         self.rank, self.local_rank, self.init = rank, local_rank, _known_init(init)
-        dense, stages = in_features * out_features, terms * (in_features + out_features) + terms * loc_in * loc_out
-        self._weight_pays = rank is None or rank * stages > dense  # multiply-adds per row
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -100,10 +75,6 @@ class PHMLinear(DrawnLayer):
         return self.local if self.local_rank is None else self.local_left @ self.local_right
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._weight_pays and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            weight = self._cached_weight(x)
-            if weight is not None:
-                return F.linear(x, weight, self.bias)
         if self.rank is None:
             return phm_linear(x, self.rule, self._local(), self.bias)
         return lowrank_phm_linear(x, self.rule_in, self.rule_out, self._local(), self.bias)
@@ -112,25 +83,6 @@ class PHMLinear(DrawnLayer):
         """W (in_features, out_features), y = x W: the transpose of nn.Linear's weight."""
         rule = self.rule if self.rank is None else self.rule_in @ self.rule_out
         return phm_weight(rule, self._local())
-
-    def _cached_weight(self, x: Tensor) -> Tensor | None:
-        """Return W (out, in) inside `cached_weights`. None where the factors must be applied."""
-        cache = _cache.get()
-        if cache is None or torch._C._are_functorch_transforms_active():
-            return None
-        factors = (*self._rules(), *self._locals())
-        device, dtype = factors[0].device, dtype_of_call(factors[0])
-        if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
-            return None  # phm_linear says what is wrong
-        if x.device != device or dtype_of_call(x) != dtype:
-            return None
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return None  # a graph would read memory that is freed with the block
-        key = (self, device, dtype)
-        kept = cache.get(key)
-        if kept is None or any(one is not other for one, other in zip(kept[0], factors)):
-            kept = cache[key] = (factors, self.weight_matrix().mT.contiguous())
-        return kept[1]
 
     @classmethod
     def like(

@@ -131,13 +131,12 @@ class Symmetric(nn.Module):
         return rule + rule.mT
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_parametrized_factors(cached):
+def test_parametrized_factors():
     layer = PHMLinear(16, 8)
     before = layer.rule.detach().clone()
     parametrize.register_parametrization(layer, "rule", Symmetric())
     torch.testing.assert_close(layer.rule, before + before.mT)
-    with mk.cached_weights() if cached else torch.no_grad(), torch.no_grad():
+    with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(layer(X), layer.to_linear()(X), rtol=1e-4, atol=1e-4)
             layer.parametrizations.rule.original.mul_(2)
@@ -156,14 +155,7 @@ def test_weight_norm_of_a_factor():
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "deepcopy inside cached_weights": lambda model: cached_copy(model),
 }
-
-
-def cached_copy(model):
-    with mk.cached_weights(), torch.no_grad():
-        model(X)
-        return copy.deepcopy(model)
 
 
 def saved(model):
