@@ -27,11 +27,7 @@ def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the outputs of an operation, differentiable in all floating-point tensors."""
     tensors = [None if t is None else t.contiguous() for t in tensors]
     if torch.compiler.is_compiling():
-        return (
-            RULES[call.name].forward(call, tensors)
-            if torch.compiler.is_exporting()
-            else Operation.apply(call, *tensors)
-        )
+        return _traced(call, tensors)
     if transforms_are_active():
         return TransformableOperation.apply(call, *tensors)
     if torch._C._get_tracing_state() is not None:
@@ -40,6 +36,16 @@ def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return EagerOperation.apply(call, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].forward(call, tensors)
+
+
+def _traced(call: Call, tensors: list[Tensor | None]) -> tuple[Tensor, ...]:
+    """The form of an operation in the graphs of torch.compile and torch.export."""
+    rule = RULES[call.name]
+    if torch._C._are_functorch_transforms_active():  # where Dynamo takes no Function: the plain form
+        return rule.reference(call, *tensors)
+    if torch.compiler.is_exporting():  # the op is differentiable by itself
+        return rule.forward(call, tensors)
+    return Operation.apply(call, *tensors)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:

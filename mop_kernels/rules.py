@@ -170,6 +170,9 @@ class Product(Rule):
 class Weight(Product):
     """phm_weight(rule, local). The batch axis is one more leading axis."""
 
+    def reference(self, call, rule, local):
+        return (reference.phm_weight(rule, local),)
+
     def vmap(self, run, call, size, dims, tensors):
         return run.operation(call, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
 

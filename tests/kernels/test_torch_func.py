@@ -245,3 +245,39 @@ def test_dead_wrappers(backend):
         _, pull = vjp(layer, x)
         (found,) = pull(torch.ones(5, 8, requires_grad=True))
     torch.testing.assert_close(found.detach(), torch.ones(5, 8) @ layer.weight_matrix().detach().mT)
+
+
+COMPILED = {
+    "grad": lambda f, t: grad(loss(f), every(t)),
+    "vmap": lambda f, t: vmap(f, (0, *(None,) * (len(t) - 1))),
+    "vmap of grad": lambda f, t: vmap(grad(loss(f), every(t)), (0, *(None,) * (len(t) - 1))),
+}
+
+
+@pytest.mark.parametrize("transform", COMPILED)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_compiled_transforms(name, transform):
+    """torch.compile over torch.func computes by the plain form, whatever the backend."""
+    torch.compiler.reset()
+    operation = OPERATIONS[name]
+    tensors = operation.inputs(torch.float32)
+    batches = [*drawn(tensors[:1], 3, () if transform == "grad" else (BATCH,)), *tensors[1:]]
+
+    def function(*t):
+        return operation.function(*t, backend=None)
+
+    compiled = torch.compile(COMPILED[transform](function, tensors), backend="aot_eager", fullgraph=True)
+    expected = COMPILED[transform](operation.plain, tensors)(*testing.in_float64(batches))
+    for a, e in zip(as_tuple(compiled(*batches)), as_tuple(expected), strict=True):
+        assert testing.relative_error(a, e) < 1e-4
+
+
+def test_vmap_of_a_compiled_layer():
+    layer = PHMLinear(16, 8)
+    x = torch.randn(3, 5, 16)
+    compiled = torch.compile(layer, backend="aot_eager")
+    torch.testing.assert_close(vmap(compiled)(x), layer(x))
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+    found = grad(lambda p: functional_call(compiled._orig_mod, p, (x,)).square().sum())(parameters)
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(found["local"], layer.local.grad)
