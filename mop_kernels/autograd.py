@@ -124,11 +124,14 @@ class TransformableOperation(Operation):
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        return tuple(RULES[ctx.call.name].jvp(RUN, ctx.call, ctx.saved_tensors, tangents))
+        tensors = ctx.saved_tensors
+        with ops.without_autocast(tensors):
+            return tuple(RULES[ctx.call.name].jvp(RUN, ctx.call, tensors, tangents))
 
     @staticmethod
     def vmap(info, dims, call, *tensors):
-        outputs = RULES[call.name].vmap(RUN, call, info.batch_size, dims[1:], tensors)
+        with ops.without_autocast(tensors):
+            outputs = RULES[call.name].vmap(RUN, call, info.batch_size, dims[1:], tensors)
         return outputs, (0,) * len(outputs)
 
 
@@ -156,15 +159,20 @@ class Gradients(Function):
             return tuple(zeros)
 
         every = (*tensors, *cotangents)
-        return (None, None, *spread(_by_vmap(second, every) if _are_batched(every) else second(*every), asked))
+        with ops.without_autocast(tensors):
+            found = _by_vmap(second, every) if _are_batched(every) else second(*every)
+        return (None, None, *spread(found, asked))
 
     @staticmethod
     def jvp(ctx, _, __, *tangents):
-        return tuple(RULES[ctx.call.name].gradients_jvp(RUN, ctx.call, ctx.needs, ctx.saved_tensors, tangents))
+        tensors = ctx.saved_tensors
+        with ops.without_autocast(tensors):
+            return tuple(RULES[ctx.call.name].gradients_jvp(RUN, ctx.call, ctx.needs, tensors, tangents))
 
     @staticmethod
     def vmap(info, dims, call, needs, *tensors):
-        outputs = RULES[call.name].gradients_vmap(RUN, call, needs, info.batch_size, dims[2:], tensors)
+        with ops.without_autocast(tensors):
+            outputs = RULES[call.name].gradients_vmap(RUN, call, needs, info.batch_size, dims[2:], tensors)
         return outputs, (0,) * len(outputs)
 
 

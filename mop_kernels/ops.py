@@ -11,7 +11,7 @@ attempt_mix returns [prefixed, attention, peak, position]: backward reads the la
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -242,23 +242,35 @@ def get(name: str, backend: str):
 
 
 def autocast_is_on(tensor: Tensor) -> bool:
-    """Whether autocast is on for the tensor's kind of device; some kinds, "meta" for one, have none."""
+    """Tell whether autocast is on for the tensor's kind of device. Some kinds, "meta" for one, have none."""
     if tensor.is_cpu:
         return torch.is_autocast_enabled("cpu")
     device = tensor.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def call(name: str, backend: str, args: Sequence):
-    """Call the op of an operation. The CPU kernels compute bfloat16 in float32 and round once, at the end.
+def without_autocast(tensors: Sequence[Tensor | None]) -> AbstractContextManager:
+    """Return a context in which matrix products of these tensors keep their dtype.
 
-    Autocast is off inside: functional.py has cast what it would cast, and an op's own matrix products must keep their
-    dtype (backward may run inside an autocast that forward did not see, or float64 inside one).
+    functional.py has cast what autocast would cast, and backward may run inside an autocast that forward did not see.
     """
+    if torch._C._is_any_autocast_enabled():
+        first = next(t for t in tensors if t is not None)
+        if autocast_is_on(first):
+            return torch.autocast(first.device.type, enabled=False)
+    return nullcontext()
+
+
+def call(name: str, backend: str, args: Sequence):
+    """Call an op, without autocast. The CPU kernels compute bfloat16 in float32 and round once, at the end."""
     first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    if torch._C._is_any_autocast_enabled() and autocast_is_on(first):
-        with torch.autocast(first.device.type, enabled=False):
-            return call(name, backend, args)
+    if torch._C._is_any_autocast_enabled():
+        with without_autocast([first]):
+            return _call(name, backend, args, first)
+    return _call(name, backend, args, first)
+
+
+def _call(name: str, backend: str, args: Sequence, first: Tensor):
     op = _overloads[name, backend]
     if backend != "cpu" or first.dtype is not torch.bfloat16:
         return op(*args)

@@ -340,9 +340,10 @@ class AttemptMix(Rule):
         if any(d is not None for d in (*dims[2:4], *dims[5:])):
             return super().vmap(run, call, size, dims, tensors)
         x, mask, _, _, task_ids, *_ = in_front(dims, tensors)
-        x, mask, task_ids = (None if t is None else _merge(t, size, t.shape[1]) for t in (x, mask, task_ids))
+        batch = x.shape[1]
+        x, mask, task_ids = (None if t is None else _merge(t, size, batch) for t in (x, mask, task_ids))
         outputs = run.operation(call, x, mask, *tensors[2:4], task_ids, *tensors[5:])
-        return tuple(y.unflatten(0, (size, -1)) for y in outputs)
+        return tuple(y.unflatten(0, (size, batch)) for y in outputs)
 
 
 def gradients_of(function, tensors: Tensors, needs: Needs, grads: Tensors) -> tuple[Tensor, ...]:

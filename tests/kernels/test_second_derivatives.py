@@ -156,6 +156,44 @@ def test_maml(backend, float64):
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_backward_inside_autocast_keeps_the_dtype_of_forward(name, backend):
+    """An autocast that forward did not see must not round second derivatives to bfloat16."""
+    operation = OPERATIONS[name]
+    leaves = [t.requires_grad_() for t in operation.inputs(torch.float32)]
+    outputs = as_tuple(operation.function(*leaves, backend=backend))
+
+    def penalty():
+        first = torch.autograd.grad(sum(y.square().sum() for y in outputs), leaves, create_graph=True)
+        return torch.autograd.grad(sum(f.square().sum() for f in first), leaves, retain_graph=True)
+
+    expected = penalty()
+    with torch.autocast(leaves[0].device.type, dtype=torch.bfloat16):
+        found = penalty()
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_autocast_casts_second_derivatives_as_first(name):
+    """Inside autocast all runs in bfloat16, and gradients come in the dtype of the leaves."""
+    operation = OPERATIONS[name]
+    leaves = [t.requires_grad_() for t in operation.inputs(torch.float32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = as_tuple(operation.function(*leaves, backend=None))
+        assert outputs[0].dtype == torch.bfloat16
+        first = torch.autograd.grad(sum(y.float().square().sum() for y in outputs), leaves, create_graph=True)
+        found = torch.autograd.grad(sum(f.square().sum() for f in first), leaves)
+    exact = testing.in_float64(leaves)
+    exact = [t.detach().requires_grad_() for t in exact]
+    first = torch.autograd.grad(
+        sum(y.square().sum() for y in as_tuple(operation.plain(*exact))), exact, create_graph=True
+    )
+    for a, e in zip(found, torch.autograd.grad(sum(f.square().sum() for f in first), exact), strict=True):
+        assert a.dtype == torch.float32
+        assert testing.relative_error(a, e) < 0.3
+
+
 def test_torch_compile_refuses_second_derivatives():
     layer = mk.PHMLinear(8, 4, terms=2)
     x = torch.randn(3, 8, requires_grad=True)
