@@ -185,12 +185,24 @@ def _are_batched(tensors: Tensors) -> bool:
 
 
 def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
-    """function(*tensors) with such batches, by torch.vmap."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    dims = tuple(0 if _are_batched([t]) else None for t in tensors)
-    plain = [t if d is None else torch._remove_batch_dim(t, level, 0, 0) for d, t in zip(dims, tensors)]
-    return tuple(torch._add_batch_dim(y, 0, level) for y in torch.vmap(function, dims)(*plain))
+    """Return function(*tensors) of tensors with such batches, by torch.vmap."""
+    level = next(
+        level
+        for level in range(
+            1, 65
+        )  # the levels there are. A backward pass in a thread of its own does not know the current
+        if any(_are_batched([t]) and _without_batch(t, level) is not None for t in tensors)
+    )
+    plain = [_without_batch(t, level) if _are_batched([t]) else None for t in tensors]
+    dims = tuple(None if p is None else 0 for p in plain)
+    outputs = torch.vmap(function, dims)(*(t if p is None else p for t, p in zip(tensors, plain)))
+    return tuple(torch._add_batch_dim(y, 0, level) for y in outputs)
+
+
+def _without_batch(tensor: Tensor, level: int) -> Tensor | None:
+    """Return the tensor with its batch axis of that level as dim 0, None where it has none."""
+    found = torch._remove_batch_dim(tensor, level, 0, 0)  # which adds an axis of the given size, 0, where there is none
+    return found if len(found) > 0 else None
 
 
 def _autograd_kernel(name: str, backend: str) -> Callable:

@@ -1,6 +1,7 @@
 """torch.func and forward mode over every operation and layer: the same numbers as the plain function gives."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -110,6 +111,27 @@ TRANSFORMS = {
     "batched gradients": batched_gradients,
     "vmap of ordinary backward": vmap_of_backward,
 }
+
+
+def test_batched_gradients_in_a_thread_of_its_own():
+    """As the backward pass of tensors on a GPU: it does not know how deep the batches are nested."""
+    layer, x = PHMLinear(16, 8), torch.randn(3, 16, requires_grad=True)
+    y = layer(x)
+    grads = torch.randn(5, 3, 8)
+    found = []
+
+    def backward(batched):
+        thread = threading.Thread(target=lambda: found.append(run(batched)))
+        thread.start()
+        thread.join()
+        return found.pop()
+
+    def run(batched):
+        with torch.no_grad():
+            return torch.autograd.grad(y, x, batched, retain_graph=True)[0]
+
+    actual = torch._vmap_internals._vmap(backward)(grads)
+    torch.testing.assert_close(actual, grads @ layer.weight_matrix().detach().mT)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
