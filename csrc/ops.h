@@ -3,10 +3,12 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dims.h"
@@ -31,6 +33,43 @@ std::vector<Tensor> mop_ffn(Tensor x, std::vector<Tensor> down, std::vector<Tens
 std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::vector<Tensor> down,
                                      std::vector<Tensor> ups, i64 num_maps, std::string activation,
                                      std::optional<Tensor> experts, i64 mask);
+
+// An op whose tensors are made contiguous first: exported and traced programs call ops by themselves, with any strides.
+inline Tensor as_contiguous(Tensor t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline std::optional<Tensor> as_contiguous(std::optional<Tensor> t) {
+  return t ? std::optional<Tensor>(as_contiguous(*t)) : t;
+}
+inline std::vector<Tensor> as_contiguous(std::vector<Tensor> tensors) {
+  for (Tensor& t : tensors) t = as_contiguous(t);
+  return tensors;
+}
+inline i64 as_contiguous(i64 number) { return number; }
+inline double as_contiguous(double number) { return number; }
+inline std::string as_contiguous(std::string text) { return text; }
+
+// The first `any` arguments, gradients of outputs, are left as they are: kernels read them with any strides.
+template <auto op, std::size_t any = 0>
+struct Contiguous;
+template <class Result, class... Arguments, Result (*op)(Arguments...), std::size_t any>
+struct Contiguous<op, any> {
+  template <std::size_t k, class Argument>
+  static Argument at(Argument argument) {
+    if constexpr (k < any)
+      return argument;
+    else
+      return as_contiguous(argument);
+  }
+  template <std::size_t... k>
+  static Result apply(std::index_sequence<k...>, Arguments... arguments) {
+    return op(at<k>(arguments)...);
+  }
+  static Result call(Arguments... arguments) { return apply(std::index_sequence_for<Arguments...>{}, arguments...); }
+};
+
+template <auto op>
+using AfterGradient = Contiguous<op, 1>;
+template <auto op>
+using AfterTwoGradients = Contiguous<op, 2>;
 
 // Sizes of a full rule (..., terms, g_in, g_out) with local (..., terms, loc_in, loc_out).
 inline PhmDims weight_dims(const Tensor& rule, const Tensor& local) {

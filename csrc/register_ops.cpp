@@ -6,16 +6,16 @@
 #include "cpu/ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
-  m.impl("phm_weight_cpu", TORCH_BOX(&mop::phm_weight));
-  m.impl("phm_weight_backward_cpu", TORCH_BOX(&mop::phm_weight_backward));
-  m.impl("phm_linear_cpu", TORCH_BOX(&mop::phm_linear));
-  m.impl("phm_linear_backward_cpu", TORCH_BOX(&mop::phm_linear_backward));
-  m.impl("lowrank_phm_linear_cpu", TORCH_BOX(&mop::lowrank_phm_linear));
-  m.impl("lowrank_phm_linear_backward_cpu", TORCH_BOX(&mop::lowrank_phm_linear_backward));
-  m.impl("mop_ffn_cpu", TORCH_BOX(&mop::mop_ffn));
-  m.impl("mop_ffn_backward_cpu", TORCH_BOX(&mop::mop_ffn_backward));
-  m.impl("attempt_mix_cpu", TORCH_BOX(&mop::attempt_mix));
-  m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::attempt_mix_backward));
+  m.impl("phm_weight_cpu", TORCH_BOX(&mop::Contiguous<&mop::phm_weight>::call));
+  m.impl("phm_weight_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::phm_weight_backward>::call));
+  m.impl("phm_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::phm_linear>::call));
+  m.impl("phm_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::phm_linear_backward>::call));
+  m.impl("lowrank_phm_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::lowrank_phm_linear>::call));
+  m.impl("lowrank_phm_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::lowrank_phm_linear_backward>::call));
+  m.impl("mop_ffn_cpu", TORCH_BOX(&mop::Contiguous<&mop::mop_ffn>::call));
+  m.impl("mop_ffn_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::mop_ffn_backward>::call));
+  m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
+  m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));
 }
 
 namespace {

@@ -5,6 +5,7 @@ costs nothing. What an operation saves and what its derivatives are is stated by
 are recomputed from the inputs. Every tensor has been validated (functional.py).
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -18,6 +19,12 @@ from .rules import RULES, Call, Differentiable, Needs, Product, Tensors, places_
 MOST_GRADIENTS = 63  # tensors of one call that can have one: bits of the op's mask, a signed 64-bit integer
 
 
+def _nests_forward_mode() -> bool:
+    """Whether two levels of forward mode are active. PyTorch drops the inner tangents of a Function there, silently."""
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
+
+
 def transforms_are_active() -> bool:
     """Whether torch.func or forward mode looks at the tensors of a call."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -29,32 +36,35 @@ def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     if torch.compiler.is_compiling():
         return _traced(call, tensors)
     if transforms_are_active():
+        if _nests_forward_mode():
+            return RULES[call.name].reference(call, *tensors)
         return TransformableOperation.apply(call, *tensors)
     if torch._C._get_tracing_state() is not None:
         return RULES[call.name].forward(call, tensors)
     if torch.is_grad_enabled():
-        return EagerOperation.apply(call, *tensors)
+        return Operation.apply(call, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].forward(call, tensors)
 
 
 def _traced(call: Call, tensors: list[Tensor | None]) -> tuple[Tensor, ...]:
-    """The form of an operation in the graphs of torch.compile and torch.export."""
+    """The form of an operation in the graphs of torch.compile and torch.export: its op, which is differentiable."""
     rule = RULES[call.name]
-    if torch._C._are_functorch_transforms_active():  # where Dynamo takes no Function: the plain form
+    if torch._C._are_functorch_transforms_active():  # Dynamo takes no op of ours there
         return rule.reference(call, *tensors)
-    if torch.compiler.is_exporting():  # the op is differentiable by itself
-        return rule.forward(call, tensors)
-    return Operation.apply(call, *tensors)
+    return rule.forward(call, tensors)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the gradients asked for (Rule.gradients), differentiable in all floating-point tensors."""
     num_grads = RULES[call.name].num_grads(call)
     tensors = [t if t is None or k < num_grads else t.contiguous() for k, t in enumerate(tensors)]
+    if transforms_are_active() and _nests_forward_mode():
+        return RULES[call.name].reference_gradients(call, needs, *tensors)
     if torch.is_grad_enabled() or transforms_are_active():
         return Gradients.apply(call, needs, *tensors)
-    return RULES[call.name].gradients(call, needs, tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        return RULES[call.name].gradients(call, needs, tensors)
 
 
 RUN = Differentiable(operation, gradients)
@@ -70,11 +80,12 @@ def _save(ctx, call: Call, tensors: Tensors, outputs: Tensors) -> None:
 
 
 class Operation(Function):
-    """The form for torch.compile, which takes no Function with a jvp."""
+    """An operation. Its op runs below autograd."""
 
     @staticmethod
     def forward(ctx, call, *tensors):
-        outputs = RULES[call.name].forward(call, tensors)
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = RULES[call.name].forward(call, tensors)
         _save(ctx, call, tensors, outputs)
         return outputs
 
@@ -84,32 +95,20 @@ class Operation(Function):
         rule = RULES[call.name]
         grads = grads[: rule.num_grads(call)]
         tensors = (*grads, *ctx.saved_tensors)
-        if torch.compiler.is_compiling():  # which says itself that it has no second derivatives
-            found = rule.gradients(call, needs, tensors)
-        elif _are_batched(grads):
+        if _are_batched(grads):
             found = _by_vmap(lambda *t: gradients(call, needs, *t), tensors)
         elif all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
         elif torch.is_grad_enabled() or transforms_are_active():
             found = gradients(call, needs, *tensors)
         else:
-            found = rule.gradients(call, needs, tensors)
+            with torch._C._AutoDispatchBelowAutograd():
+                found = rule.gradients(call, needs, tensors)
         return (None, *spread(found, needs))
 
 
-class EagerOperation(Operation):
-    """The form for ordinary calls, and inside the Autograd kernels of the ops: the op itself runs below autograd."""
-
-    @staticmethod
-    def forward(ctx, call, *tensors):
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs = RULES[call.name].forward(call, tensors)
-        _save(ctx, call, tensors, outputs)
-        return outputs
-
-
 class TransformableOperation(Operation):
-    """The form that torch.func and forward mode ask for. A call takes 18 us more."""
+    """The same in the form that torch.func and forward mode ask for. A call takes 18 us more."""
 
     @staticmethod
     def forward(call, *tensors):
@@ -124,9 +123,7 @@ class TransformableOperation(Operation):
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        tensors = ctx.saved_tensors
-        with ops.without_autocast(tensors):
-            return tuple(RULES[ctx.call.name].jvp(RUN, ctx.call, tensors, tangents))
+        return _tangents(functools.partial(RULES[ctx.call.name].jvp, RUN, ctx.call), ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, dims, call, *tensors):
@@ -140,7 +137,8 @@ class Gradients(Function):
 
     @staticmethod
     def forward(call, needs, *tensors):
-        return RULES[call.name].gradients(call, needs, tensors)
+        with torch._C._AutoDispatchBelowAutograd():
+            return RULES[call.name].gradients(call, needs, tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -165,15 +163,30 @@ class Gradients(Function):
 
     @staticmethod
     def jvp(ctx, _, __, *tangents):
-        tensors = ctx.saved_tensors
-        with ops.without_autocast(tensors):
-            return tuple(RULES[ctx.call.name].gradients_jvp(RUN, ctx.call, ctx.needs, tensors, tangents))
+        jvp = functools.partial(RULES[ctx.call.name].gradients_jvp, RUN, ctx.call, ctx.needs)
+        return _tangents(jvp, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, dims, call, needs, *tensors):
         with ops.without_autocast(tensors):
             outputs = RULES[call.name].gradients_vmap(RUN, call, needs, info.batch_size, dims[2:], tensors)
         return outputs, (0,) * len(outputs)
+
+
+def _tangents(jvp: Callable, tensors: Tensors, tangents: Tensors) -> tuple[Tensor | None, ...]:
+    """The tangents by a rule."""
+    every = (*tensors, *tangents)
+    with ops.without_autocast(every):
+        if not _are_batched(every):
+            return tuple(jvp(tensors, tangents))
+        count, present = len(tensors), []
+
+        def of_present(*t):
+            found = jvp(t[:count], t[count:])
+            present[:] = [y is not None for y in found]
+            return tuple(y for y in found if y is not None)
+
+        return tuple(spread(_by_vmap(of_present, every), present))
 
 
 def _are_batched(tensors: Tensors) -> bool:
@@ -210,15 +223,31 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
 
     Not by torch.library.register_autograd, which drops the tangents of forward mode silently (torch 2.13).
     """
+    rule = RULES[name]
 
     def kernel(*args):
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-            static, tensors = RULES[name].from_arguments(args)
-            form = EagerOperation if forward_ad._current_level < 0 else TransformableOperation
-            outputs = form.apply(Call(name, backend, static), *tensors)
-            return outputs[0] if isinstance(RULES[name], Product) else list(outputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return ops.get(name, backend)(*args)
+        static, tensors = rule.from_arguments(args)
+        tensors = [None if t is None else t.contiguous() for t in tensors]  # which a trace does not record
+        call = Call(name, backend, static)
+        if forward_ad._current_level >= 0:
+            outputs = TransformableOperation.apply(call, *tensors)
+        elif torch.is_grad_enabled():
+            outputs = Operation.apply(call, *tensors)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = rule.forward(call, tensors)
+        return outputs[0] if isinstance(rule, Product) else list(outputs)
+
+    return kernel
+
+
+def _autograd_kernel_of_gradients(name: str, backend: str) -> Callable:
+    """What a gradient op does that is called by itself, as graphs that contain a backward pass do."""
+    rule = RULES[name]
+
+    def kernel(*args):
+        static, needs, tensors = rule.from_gradient_arguments(args)
+        return list(gradients(Call(name, backend, static), needs, *tensors))
 
     return kernel
 
@@ -226,3 +255,5 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
 for _name, _backend in itertools.product(RULES, backends.NAMES):
     if ops.is_defined(_name, _backend):
         ops.LIBRARY.impl(f"{_name}_{_backend}", _autograd_kernel(_name, _backend), "Autograd")
+        kernel = _autograd_kernel_of_gradients(_name, _backend)
+        ops.LIBRARY.impl(f"{_name}_backward_{_backend}", kernel, "Autograd")

@@ -198,7 +198,7 @@ def mop_ffn(
         ValueError: A shape, a device or an expert does not fit, or a name is unknown.
         RuntimeError: `backend` cannot run here, or row_gradients meets torch.func or forward mode.
     """
-    tensors = _tensors_of_maps(x, down, ups)
+    tensors = _tensors_of_maps(x, down, ups, activation)
     shapes = None if tensors is None else _shapes_of(activation, *tensors)
     size = _passed.get(shapes)
     if size is None:
@@ -329,6 +329,8 @@ def _shapes_of(what: str, first: Tensor, *others: Tensor | None) -> tuple | None
     """
     if type(first) not in _PLAIN or torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
         return None
+    if torch._C._get_tracing_state() is not None:  # sizes are tensors then
+        return None
     dtype, on_cpu = first.dtype, first.is_cpu
     device = None if on_cpu else first.device  # two devices take a while to compare
     key = [what, dtype.is_floating_point, first.shape]
@@ -342,9 +344,9 @@ def _shapes_of(what: str, first: Tensor, *others: Tensor | None) -> tuple | None
     return tuple(key)
 
 
-def _tensors_of_maps(x, down, ups) -> list[Tensor | None] | None:
+def _tensors_of_maps(x, down, ups, activation) -> list[Tensor | None] | None:
     """Return the tensors of a call of mop_ffn, None where its arguments are of other types than documented."""
-    if not isinstance(ups, (list, tuple)):
+    if not isinstance(ups, (list, tuple)) or not isinstance(activation, str):
         return None
     tensors = [x]
     for phm in (down, *ups):
@@ -385,7 +387,7 @@ def _select_rows(x, down, ups, experts: Tensor, num_experts: int):
 
 
 def _check_mop_ffn(x, down, ups, activation, cast: bool):
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r}.")
     down = _as_phm("down", down)
     if isinstance(ups, LowRankPHM) or not isinstance(ups, Sequence) or len(ups) == 0:

@@ -287,12 +287,21 @@ def _cast(args: Sequence, dtype: torch.dtype) -> list:
     return [cast(value) for value in args]
 
 
+def _contiguous(value):
+    if isinstance(value, list):
+        return [t.contiguous() for t in value]
+    return value.contiguous() if isinstance(value, Tensor) else value
+
+
 def _on_first_use(name: str):
     """The Triton implementation of an operation, imported when it is first called: triton is slow to import."""
 
     def implementation(*args):
         from . import triton_kernels
 
+        # an exported program may bring any strides; gradients of outputs, which come first, may have them in any case
+        any_strides = 0 if not name.endswith("_backward") else 2 if name.startswith("attempt_mix") else 1
+        args = [value if k < any_strides else _contiguous(value) for k, value in enumerate(args)]
         return triton_kernels.IMPLEMENTATIONS[name](*args)
 
     return implementation
@@ -314,9 +323,23 @@ class _ExpertRows(torch.autograd.Function):
     def backward(ctx, grad):
         """Return a sparse tensor (layers, experts, ...) that holds the selected rows only."""
         (experts,) = ctx.saved_tensors
-        layers = torch.arange(ctx.size[0], device=experts.device).repeat_interleave(experts.shape[0])
-        indices = torch.stack([layers, experts.repeat(ctx.size[0])])
-        return torch.sparse_coo_tensor(indices, grad.flatten(0, 1), ctx.size, check_invariants=False), None
+        return _SparseRows.apply(grad, experts, ctx.size), None
+
+
+class _SparseRows(torch.autograd.Function):
+    """The rows (layers, k, ...) as a sparse tensor. The gradient of sparse_coo_tensor has no graph (torch 2.13)."""
+
+    @staticmethod
+    def forward(ctx, rows, experts, size):
+        ctx.save_for_backward(experts)
+        layers = torch.arange(size[0], device=experts.device).repeat_interleave(experts.shape[0])
+        indices = torch.stack([layers, experts.repeat(size[0])])
+        return torch.sparse_coo_tensor(indices, rows.flatten(0, 1), size, check_invariants=False)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (experts,) = ctx.saved_tensors
+        return expert_rows(grad.to_dense() if grad.is_sparse else grad, experts), None, None
 
 
 def _fake_expert_rows(tensor, experts):

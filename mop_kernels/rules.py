@@ -75,6 +75,10 @@ class Rule:
         """Split the arguments of the op into (static, tensors)."""
         return (), args
 
+    def from_gradient_arguments(self, args: Sequence) -> tuple[tuple, Needs, Sequence]:
+        """Split the arguments of the gradient op into (static, needs, tensors)."""
+        raise NotImplementedError
+
     def num_grads(self, call: Call) -> int:
         return 1
 
@@ -120,6 +124,10 @@ class Product(Rule):
 
     def kept(self, tensors, outputs):
         return tensors[: self.num_args]
+
+    def from_gradient_arguments(self, args):
+        *tensors, mask = args
+        return (), flags_of(mask, self.num_args + self.num_biases), tensors
 
     def reference_gradients(self, call, needs, grad, *args):
         tensors = (*args, *(None,) * self.num_biases)
@@ -227,6 +235,11 @@ class MopFFN(Rule):
         x, down, ups, num_maps, activation, experts = args
         return (len(down), num_maps, activation), (x, *down, *ups, experts)
 
+    def from_gradient_arguments(self, args):
+        grads, x, down, ups, num_maps, activation, experts, mask = args
+        needs = (*flags_of(mask, 1 + len(down) + len(ups)), False)
+        return (len(down), num_maps, activation), needs, (*grads, x, *down, *ups, experts)
+
     def forward(self, call, tensors):
         return tuple(ops.call("mop_ffn", call.backend, self._arguments(call, tensors)))
 
@@ -293,16 +306,22 @@ class AttemptMix(Rule):
         *tensors, temperature = args
         return (temperature, args[0].shape[1]), tensors
 
+    def from_gradient_arguments(self, args):
+        grad, grad_attention, *kept, temperature, mask = args
+        x, source, target, *factors = flags_of(mask, 7)
+        needs = (x, False, source, target, False, *factors)
+        return (temperature, grad.shape[1] - kept[2].shape[1]), needs, (grad, grad_attention, None, *kept)
+
     def forward(self, call, tensors):
         return tuple(ops.call("attempt_mix", call.backend, (*tensors, call.static[0])))
 
     def gradients(self, call, needs, tensors):
         grad, grad_attention, grad_peak, peak, position, source, *rest = tensors
-        batch, rows, width = len(peak), *source.shape[1:]
+        batch, (sources, rows, width) = peak.shape[0], source.shape
         if grad is None:
             grad = peak.new_zeros(batch, rows + call.static[1], width)
         if grad_attention is None:
-            grad_attention = peak.new_zeros(batch, len(source) + 1)
+            grad_attention = peak.new_zeros(batch, sources + 1)
         asked = (needs[0], *needs[2:4], *needs[5:])  # without the mask and the task ids
         args = (grad, grad_attention, peak, position, source, *rest, call.static[0], mask_of(asked))
         gradients = tuple(ops.call("attempt_mix_backward", call.backend, args))
@@ -347,21 +366,43 @@ class AttemptMix(Rule):
 
 
 def gradients_of(function, tensors: Tensors, needs: Needs, grads: Tensors) -> tuple[Tensor, ...]:
-    """Return the gradients of sum(output * grad) in the tensors asked for. A grad of None is zero."""
+    """Return the gradients of sum(output * grad) in the tensors asked for. A grad of None is zero.
+
+    By torch.func.vjp inside a transform of torch.func. Elsewhere by torch.autograd.grad, since torch.func refuses the
+    hooks of saved tensors that may be active there (save_on_cpu, checkpoint).
+    """
     places = places_of(needs)
-    outputs, vjp = torch.func.vjp(_of_places(function, tensors, places), *(tensors[k] for k in places))
-    return vjp(tuple(torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads)))
+    of_asked, asked = _of_places(function, tensors, places), [tensors[k] for k in places]
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        outputs, vjp = torch.func.vjp(of_asked, *asked)
+        return vjp(_filled(grads, outputs))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in asked]
+        outputs = of_asked(*leaves)
+        pairs = [(y, g) for y, g in zip(outputs, _filled(grads, outputs)) if y.requires_grad]
+        outputs, grads = zip(*pairs)
+        return torch.autograd.grad(outputs, leaves, grads, create_graph=create_graph, materialize_grads=True)
 
 
 def tangents_of(function, tensors: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
     """Return the tangents of the outputs. A tangent of None is zero.
 
-    By two backward passes, since PyTorch nests no forward mode: vjp is linear, and its own transpose is the Jacobian.
+    By two backward passes, since PyTorch nests no forward mode: the gradients are linear in the gradients of the
+    outputs, and the transpose of that map is the Jacobian.
     """
-    places = [k for k, tangent in enumerate(tangents) if tangent is not None]
-    outputs, vjp = torch.func.vjp(_of_places(function, tensors, places), *(tensors[k] for k in places))
-    _, transpose = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))
-    return transpose(tuple(tangents[k] for k in places))[0]
+    needs = tuple(tangent is not None for tangent in tangents)
+    zeros = [torch.zeros_like(y) for y in function(*tensors)]
+    return gradients_of(
+        lambda *grads: gradients_of(function, tensors, needs, grads),
+        zeros,
+        (True,) * len(zeros),
+        [tangent for tangent in tangents if tangent is not None],
+    )
+
+
+def _filled(grads: Tensors, outputs: Tensors) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads))
 
 
 def _of_places(function, tensors: Tensors, places: Sequence[int]):
@@ -387,6 +428,11 @@ def mask_of(needs: Needs) -> int:
         if needed:
             mask |= 1 << k
     return mask
+
+
+def flags_of(mask: int, count: int) -> Needs:
+    """The flags of a mask."""
+    return tuple(bool(mask >> k & 1) for k in range(count))
 
 
 def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:

@@ -1,8 +1,9 @@
 """Let the public operations take DTensors: compute on the local parts and return DTensors.
 
 The local parts come from `redistribute` and `to_local`, the results go into `from_local`. These methods are public and
-differentiable. Rules for the ops themselves cannot be given: torch's `register_sharding` takes no op that returns a
-list of tensors, and all gradient ops of this package do.
+differentiable. Their third derivatives with a Partial gradient are wrong (torch 2.13). Rules for the ops themselves
+cannot be given: torch's `register_sharding` takes no op that returns a list of tensors, and all gradient ops of this
+package do.
 
 Placements, per mesh dim:
     x sharded in a dim of its rows      x stays sharded. The results and the gradient of x have the same placement.

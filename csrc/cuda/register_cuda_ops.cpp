@@ -10,14 +10,14 @@
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(mop_kernels, MOP_KEY, m) {
-  m.impl("phm_weight_cuda", TORCH_BOX(&mop::phm_weight));
-  m.impl("phm_weight_backward_cuda", TORCH_BOX(&mop::phm_weight_backward));
-  m.impl("phm_linear_cuda", TORCH_BOX(&mop::phm_linear));
-  m.impl("phm_linear_backward_cuda", TORCH_BOX(&mop::phm_linear_backward));
-  m.impl("lowrank_phm_linear_cuda", TORCH_BOX(&mop::lowrank_phm_linear));
-  m.impl("lowrank_phm_linear_backward_cuda", TORCH_BOX(&mop::lowrank_phm_linear_backward));
-  m.impl("mop_ffn_cuda", TORCH_BOX(&mop::mop_ffn));
-  m.impl("mop_ffn_backward_cuda", TORCH_BOX(&mop::mop_ffn_backward));
+  m.impl("phm_weight_cuda", TORCH_BOX(&mop::Contiguous<&mop::phm_weight>::call));
+  m.impl("phm_weight_backward_cuda", TORCH_BOX(&mop::AfterGradient<&mop::phm_weight_backward>::call));
+  m.impl("phm_linear_cuda", TORCH_BOX(&mop::Contiguous<&mop::phm_linear>::call));
+  m.impl("phm_linear_backward_cuda", TORCH_BOX(&mop::AfterGradient<&mop::phm_linear_backward>::call));
+  m.impl("lowrank_phm_linear_cuda", TORCH_BOX(&mop::Contiguous<&mop::lowrank_phm_linear>::call));
+  m.impl("lowrank_phm_linear_backward_cuda", TORCH_BOX(&mop::AfterGradient<&mop::lowrank_phm_linear_backward>::call));
+  m.impl("mop_ffn_cuda", TORCH_BOX(&mop::Contiguous<&mop::mop_ffn>::call));
+  m.impl("mop_ffn_backward_cuda", TORCH_BOX(&mop::AfterGradient<&mop::mop_ffn_backward>::call));
 }
 
 #if !defined(MOP_EMULATE)

@@ -63,6 +63,25 @@ def test_exported_models_compute_and_train(model, strict, backend):
     torch.testing.assert_close(rows, model(X.repeat(3, 1)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_exported_layers_take_any_strides(strict, backend):
+    """Making a tensor contiguous is not recorded where the example was."""
+    layer = PHMLinear(16, 8)
+    with mk.use_backend(backend):
+        program = torch.export.export(layer, (X,), strict=strict).module()
+        for x in (torch.randn(16, 5).T, torch.randn(5, 32)[:, ::2], torch.randn(1, 16).expand(5, 16)):
+            torch.testing.assert_close(program(x), layer(x))
+            with torch.no_grad():
+                torch.testing.assert_close(program(x), layer(x))
+
+
+def test_exporting_after_tracing():
+    """A trace has tensors for sizes, which must not be remembered."""
+    layer = PHMLinear(16, 8)
+    torch.jit.trace(layer, X)
+    torch.testing.assert_close(torch.export.export(layer, (X,), strict=True).module()(X), layer(X))
+
+
 def test_exported_models_are_saved(model):
     file = io.BytesIO()
     torch.export.save(torch.export.export(model, (X,)), file)

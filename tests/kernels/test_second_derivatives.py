@@ -194,10 +194,59 @@ def test_autocast_casts_second_derivatives_as_first(name):
         assert testing.relative_error(a, e) < 0.3
 
 
-def test_torch_compile_refuses_second_derivatives():
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_second_derivatives_of_compiled_layers(compiler):
+    """Right where the compiler keeps autograd, refused by AOTAutograd; never left out."""
+    torch.compiler.reset()
     layer = mk.PHMLinear(8, 4, terms=2)
     x = torch.randn(3, 8, requires_grad=True)
-    y = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        torch.autograd.grad(slope.square().sum(), list(layer.parameters()))
+
+    def penalty(function):
+        y = function(x)
+        (slope,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(y.sum() + slope.square().sum(), list(layer.parameters()))
+
+    compiled = torch.compile(layer, backend=compiler, fullgraph=True)
+    if compiler == "aot_eager":
+        with pytest.raises(RuntimeError, match="double backward"):
+            penalty(compiled)
+    else:
+        for a, e in zip(penalty(compiled), penalty(layer), strict=True):
+            torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "attempt_mix"])
+def test_graphs_that_contain_a_gradient(name):
+    """make_fx records the gradient op: it must be differentiable by itself.
+
+    Not attempt_mix, which saves an output: make_fx cuts the link to it, as it does for torch.exp (findings/).
+    """
+    operation = OPERATIONS[name]
+    tensors = operation.inputs(torch.float64)
+    leaves = [t.requires_grad_() for t in tensors]
+
+    def slopes(*t):
+        total = sum(y.square().sum() for y in as_tuple(operation.function(*t, backend=None)))
+        return torch.autograd.grad(total, t, create_graph=True)
+
+    graph = torch.fx.experimental.proxy_tensor.make_fx(slopes)(*leaves)
+    found, expected = (torch.autograd.grad(sum(s.square().sum() for s in f(*leaves)), leaves) for f in (graph, slopes))
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_hooks_of_saved_tensors(name):
+    """torch.func refuses them; second derivatives do not need it."""
+    operation = OPERATIONS[name]
+    leaves = [t.requires_grad_() for t in operation.inputs(torch.float64)]
+
+    def penalty():
+        total = sum(y.square().sum() for y in as_tuple(operation.function(*leaves, backend=None)))
+        first = torch.autograd.grad(total, leaves, create_graph=True)
+        return torch.autograd.grad(sum(f.square().sum() for f in first), leaves)
+
+    expected = penalty()
+    with torch.autograd.graph.save_on_cpu():
+        for a, e in zip(penalty(), expected, strict=True):
+            torch.testing.assert_close(a, e)

@@ -81,6 +81,12 @@ def batched_gradients(f, tensors):
     return torch.autograd.grad(outputs, leaves, drawn(outputs, 2, (BATCH,)), is_grads_batched=True)
 
 
+def vectorized_hessian(f, tensors):
+    """By batches of tangents without torch.func."""
+    options = {"vectorize": True, "outer_jacobian_strategy": "forward-mode"}
+    return torch.autograd.functional.hessian(lambda x: loss(f)(x, *tensors[1:]), tensors[0], **options)
+
+
 def vmap_of_backward(f, tensors):
     """The gradients of batches of output gradients, by torch.vmap over torch.autograd.grad."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
@@ -101,6 +107,12 @@ TRANSFORMS = {
     "reverse over forward": lambda f, t: grad(lambda *t: loss(lambda *u: jvp(f, u, drawn(u, 1))[1])(*t), every(t))(*t),
     "forward over reverse": lambda f, t: jvp(grad(loss(f), every(t)), tuple(t), drawn(t, 1)),
     "reverse over reverse": lambda f, t: grad(loss(grad(loss(f), every(t))), every(t))(*t),
+    "jvp of jvp": lambda f, t: jvp(lambda *u: jvp(f, u, drawn(u, 1))[1], tuple(t), drawn(t, 2)),
+    "jacfwd of jacfwd": lambda f, t: jacfwd(jacfwd(f, len(t) - 1), 0)(*t),
+    "jvp of grad of jvp": lambda f, t: jvp(
+        grad(loss(lambda *u: jvp(f, u, drawn(u, 1))[1]), every(t)), tuple(t), drawn(t, 2)
+    ),
+    "vectorized hessian": vectorized_hessian,
     "vmap": of_batches(lambda f, t: f),
     "vmap of grad": of_batches(lambda f, t: grad(loss(f), every(t))),
     "vmap of grad in x alone": of_batches(lambda f, t: grad(loss(f))),
