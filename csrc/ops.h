@@ -35,12 +35,17 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
                                      std::optional<Tensor> experts, i64 mask);
 
 // An op whose tensors are made contiguous first: exported and traced programs call ops by themselves, with any strides.
-inline Tensor as_contiguous(Tensor t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor as_contiguous(Tensor t) {
+  if (t.is_contiguous()) return t;
+  return torch::stable::contiguous(t);
+}
 inline std::optional<Tensor> as_contiguous(std::optional<Tensor> t) {
-  return t ? std::optional<Tensor>(as_contiguous(*t)) : t;
+  if (t && !t->is_contiguous()) t = torch::stable::contiguous(*t);
+  return t;
 }
 inline std::vector<Tensor> as_contiguous(std::vector<Tensor> tensors) {
-  for (Tensor& t : tensors) t = as_contiguous(t);
+  for (Tensor& t : tensors)
+    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
   return tensors;
 }
 inline i64 as_contiguous(i64 number) { return number; }
@@ -57,13 +62,15 @@ struct Contiguous<op, any> {
     if constexpr (k < any)
       return argument;
     else
-      return as_contiguous(argument);
+      return as_contiguous(std::move(argument));
   }
   template <std::size_t... k>
   static Result apply(std::index_sequence<k...>, Arguments... arguments) {
-    return op(at<k>(arguments)...);
+    return op(at<k>(std::move(arguments))...);
   }
-  static Result call(Arguments... arguments) { return apply(std::index_sequence_for<Arguments...>{}, arguments...); }
+  static Result call(Arguments... arguments) {
+    return apply(std::index_sequence_for<Arguments...>{}, std::move(arguments)...);
+  }
 };
 
 template <auto op>
