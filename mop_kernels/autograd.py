@@ -57,11 +57,11 @@ def _traced(call: Call, tensors: list[Tensor | None]) -> tuple[Tensor, ...]:
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the gradients asked for (Rule.gradients), differentiable in all floating-point tensors."""
-    num_grads = RULES[call.name].num_grads(call)
-    tensors = [t if t is None or k < num_grads else t.contiguous() for k, t in enumerate(tensors)]
-    if transforms_are_active() and _nests_forward_mode():
-        return RULES[call.name].reference_gradients(call, needs, *tensors)
-    if torch.is_grad_enabled() or transforms_are_active():
+    if transforms_are_active():
+        if _nests_forward_mode():
+            return RULES[call.name].reference_gradients(call, needs, *tensors)
+        return Gradients.apply(call, needs, *tensors)
+    if torch.is_grad_enabled():
         return Gradients.apply(call, needs, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].gradients(call, needs, tensors)
@@ -92,18 +92,14 @@ class Operation(Function):
     @staticmethod
     def backward(ctx, *grads):
         call, needs = ctx.call, ctx.needs_input_grad[1:]
-        rule = RULES[call.name]
-        grads = grads[: rule.num_grads(call)]
+        grads = grads[: RULES[call.name].num_grads(call)]
         tensors = (*grads, *ctx.saved_tensors)
         if _are_batched(grads):
             found = _by_vmap(lambda *t: gradients(call, needs, *t), tensors)
         elif all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
-        elif torch.is_grad_enabled() or transforms_are_active():
-            found = gradients(call, needs, *tensors)
         else:
-            with torch._C._AutoDispatchBelowAutograd():
-                found = rule.gradients(call, needs, tensors)
+            found = gradients(call, needs, *tensors)
         return (None, *spread(found, needs))
 
 
@@ -227,7 +223,6 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
 
     def kernel(*args):
         static, tensors = rule.from_arguments(args)
-        tensors = [None if t is None else t.contiguous() for t in tensors]  # which a trace does not record
         call = Call(name, backend, static)
         if forward_ad._current_level >= 0:
             outputs = TransformableOperation.apply(call, *tensors)
@@ -255,5 +250,4 @@ def _autograd_kernel_of_gradients(name: str, backend: str) -> Callable:
 for _name, _backend in itertools.product(RULES, backends.NAMES):
     if ops.is_defined(_name, _backend):
         ops.LIBRARY.impl(f"{_name}_{_backend}", _autograd_kernel(_name, _backend), "Autograd")
-        kernel = _autograd_kernel_of_gradients(_name, _backend)
-        ops.LIBRARY.impl(f"{_name}_backward_{_backend}", kernel, "Autograd")
+        ops.LIBRARY.impl(f"{_name}_backward_{_backend}", _autograd_kernel_of_gradients(_name, _backend), "Autograd")

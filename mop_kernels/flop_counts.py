@@ -116,9 +116,9 @@ def _flops(name: str):
 def _register(flop_counter: ModuleType) -> None:
     """Register the formula of every op that is defined in this process."""
     for name in ops.SCHEMAS:
-        packets = [getattr(torch.ops.mop_kernels, f"{name}_{backend}", None) for backend in backends.NAMES]
-        defined = [packet for packet in packets if packet is not None]
-        flop_counter.register_flop_formula(defined, get_raw=True)(_flops(name))
+        defined = [b for b in backends.NAMES if ops.is_defined(name, b)]
+        packets = [getattr(torch.ops.mop_kernels, f"{name}_{backend}") for backend in defined]
+        flop_counter.register_flop_formula(packets, get_raw=True)(_flops(name))
 
 
 class _AfterCounterIsImported(importlib.abc.MetaPathFinder):

@@ -295,12 +295,12 @@ def _contiguous(value):
 
 def _on_first_use(name: str):
     """The Triton implementation of an operation, imported when it is first called: triton is slow to import."""
+    # an exported program may bring any strides; gradients of outputs, which come first, may have them in any case
+    any_strides = SCHEMAS[name].count("grad")
 
     def implementation(*args):
         from . import triton_kernels
 
-        # an exported program may bring any strides; gradients of outputs, which come first, may have them in any case
-        any_strides = 0 if not name.endswith("_backward") else 2 if name.startswith("attempt_mix") else 1
         args = [value if k < any_strides else _contiguous(value) for k, value in enumerate(args)]
         return triton_kernels.IMPLEMENTATIONS[name](*args)
 

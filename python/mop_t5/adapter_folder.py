@@ -55,7 +55,7 @@ def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, b
         if not isinstance(value, torch.Tensor) or value.is_quantized:
             raise ValueError(
                 f"{name} of the method must be a plain tensor to be saved; got {type(value).__name__} of a quantised "
-                "layer. Save the method before it is quantised, or quantise the backbone before the method is attached."
+                "layer. Save the method before it is quantised."
             )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights = to_bytes(tensors, metadata={"format": "pt"})

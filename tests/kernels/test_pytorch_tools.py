@@ -71,6 +71,10 @@ def test_exported_layers_take_any_strides(strict, backend):
         program = torch.export.export(layer, (X,), strict=strict).module()
         for x in (torch.randn(16, 5).T, torch.randn(5, 32)[:, ::2], torch.randn(1, 16).expand(5, 16)):
             torch.testing.assert_close(program(x), layer(x))
+            leaves = list(program.parameters())
+            found = torch.autograd.grad(program(x).square().sum(), leaves)
+            for a, e in zip(found, torch.autograd.grad(layer(x).square().sum(), list(layer.parameters())), strict=True):
+                torch.testing.assert_close(a, e)
             with torch.no_grad():
                 torch.testing.assert_close(program(x), layer(x))
 
