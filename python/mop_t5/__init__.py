@@ -11,8 +11,7 @@ torch and transformers are imported on first use.
 
 from importlib import import_module
 
-# imported here and not on first use: importing the subpackage later would overwrite the function `methods` below
-from mop_t5 import methods as _registry
+from mop_t5 import methods
 
 _WHERE = {
     "load_backbone": "backbone",
@@ -35,11 +34,6 @@ _WHERE = {
 }
 
 __all__ = ["methods", *_WHERE]
-
-
-def methods() -> tuple[str, ...]:
-    """Names that attach accepts."""
-    return _registry.names()
 
 
 def __getattr__(name: str):

@@ -44,6 +44,8 @@ class Additions:
     adapters: {(stack, place): one function a layer, or None for none there}, stack and place out of PLACES, where
         hidden is the output of the sub-layer before its dropout and residual, or out of INNER_PLACES (the head counts
         as one layer). Each takes (hidden (batch, tokens, width), scenario_ids) and gives what replaces hidden.
+    dtype: the dtype in which the adapters compute; hidden states come in it. None: that of the backbone, but at least
+        float32.
     experts: what the blocks named by the method's expert_places run, or None where there are none.
     loss: scalar that is added to the model's loss in training, or None.
     """
@@ -55,11 +57,12 @@ class Additions:
         *,
         prompt: Callable | None = None,
         adapters: Mapping[tuple[str, str], tuple] | None = None,
+        dtype: torch.dtype | None = None,
         experts: Mixture | None = None,
         loss: torch.Tensor | None = None,
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
-        self.scenarios, self.prompt, self.experts, self.loss = scenarios, prompt, experts, loss
+        self.scenarios, self.prompt, self.dtype, self.experts, self.loss = scenarios, prompt, dtype, experts, loss
         places = PLACES + INNER_PLACES
         for argument, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, places)):
             unknown = sorted(map(str, set(given) - set(known)))
@@ -74,6 +77,10 @@ class Additions:
     def adapter(self, stack: str, place: str, layer: int) -> Callable | None:
         layers = self.adapters.get((stack, place))
         return None if layers is None else layers[layer]
+
+    def precision(self, hidden: torch.Tensor) -> torch.dtype:
+        """The dtype in which the adapters take these hidden states."""
+        return self.dtype or torch.promote_types(hidden.dtype, torch.float32)
 
     def row_index(self, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
         """(batch,) the prefix row of each example, or None where one row serves the whole batch."""

@@ -7,9 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5 import adapter_folder
+from mop_t5.attached_model import SUBMODULE, attached, check_not_wrapped, is_attached, unwrapped
 from mop_t5.backbone import BackboneShape, check_backbone
 from mop_t5.backbone_identity import check_readable, check_same_backbone, weights_of
-from mop_t5.injection import SUBMODULE, attach_method, detach_method, is_attached
+from mop_t5.injection import attach_method, detach_method
 from mop_t5.methods import get, of_config
 from mop_t5.methods.base import Method, MethodConfig
 
@@ -48,6 +49,7 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreT
 
 
 def _check_plain(model) -> None:
+    check_not_wrapped(model)
     if is_attached(model):
         raise RuntimeError(f"model has the method {model.mop.name!r} attached already. Call mop_t5.detach first.")
     check_backbone(model)
@@ -69,8 +71,13 @@ def build_method(
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
-    """Remove the attached method and return the same model object, plain and as it was before attach, bit for bit."""
-    return detach_method(model)
+    """Remove the attached method and return the same model object, plain and as it was before attach, bit for bit.
+
+    Raises:
+        RuntimeError: No method is attached, or the backbone was changed since. The model stays as it was.
+        TypeError: model is a wrapper, as of torch.compile.
+    """
+    return detach_method(attached(model))
 
 
 def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
@@ -78,6 +85,7 @@ def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
 
     Raises OSError if the disk is full or the folder cannot be written, with what was in it untouched.
     """
+    model = unwrapped(model)
     if not is_attached(model):
         raise RuntimeError("model has no method attached. Use model.save_pretrained(folder) for a plain backbone.")
     model.save_pretrained(folder)
@@ -105,6 +113,7 @@ def load(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:
     """Count trained parameters, all, and the backbone's; works on device="meta". A tied weight counts once."""
+    model = unwrapped(model)
     backbone = trained = total = 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
@@ -117,6 +126,7 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
 
 def scenario_ids(model: PreTrainedModel, names: str | list[str], device=None) -> torch.Tensor:
     """Ids of scenario names, int64 (len(names),); (1,) for a single name. Raises ValueError for an unknown one."""
+    model = unwrapped(model)
     if not is_attached(model):
         raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
     if isinstance(names, str):

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from mop_t5.cache_name import CACHE
 from mop_t5.expert_cache import ExpertCache
-from mop_t5.sublayer_hooks import wide
 
 # the arguments of a block that have a row an example
 _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
@@ -42,7 +42,7 @@ class Mixture:
     ):
         self._blocks, self._weights, self._by_scenario, self._sparse = dict(blocks), weights, by_scenario, sparse
         self._order = {place: index for index, place in enumerate(self._blocks)}
-        self._made_for, self._parts = None, []
+        self._made = None  # (scenario ids, batch, parts): one object, which another thread replaces as a whole
 
     def new_cache(self) -> ExpertCache:
         return ExpertCache(self._weights.shape[-1])
@@ -52,19 +52,19 @@ class Mixture:
 
     def parts(self, place: tuple[str, int], scenario_ids: torch.Tensor | None, batch: int) -> list[Part]:
         """What a layer runs for a batch."""
-        self.prepare(scenario_ids, batch)
-        return self._parts[self._order[place]]
+        return self.prepare(scenario_ids, batch)[self._order[place]]
 
-    def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> None:
+    def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> list[list[Part]]:
         """Make the parts of all layers. Before a forward pass, because in a checkpoint of a block they would be made
         once, but not again where it is recomputed."""
         # the same object comes back in every layer, and at every step of a generation
-        if self._made_for is not None and self._made_for[0] is scenario_ids and self._made_for[1] == batch:
-            return
-        weights = self._rows(scenario_ids, batch)
-        sparse = self._sparse and not torch.compiler.is_compiling()
-        self._parts = _sparse(weights) if sparse else [_dense(of_layer) for of_layer in weights]
-        self._made_for = scenario_ids, batch
+        made = self._made
+        if made is None or made[0] is not scenario_ids or made[1] != batch:
+            weights = self._rows(scenario_ids, batch)
+            sparse = self._sparse and not torch.compiler.is_compiling()
+            parts = _sparse(weights) if sparse else [_dense(of_layer) for of_layer in weights]
+            self._made = made = scenario_ids, batch, parts
+        return made[2]
 
     def _rows(self, scenario_ids, batch: int) -> torch.Tensor:
         """(layers, batch, experts)"""
@@ -183,15 +183,15 @@ class MixedBlock:
                 "or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
             )
         hidden = call["hidden_states"]
-        # a method computes in its own precision, whatever the backbone's
-        precision = wide(hidden.dtype)
-        call = {k: v.to(precision) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in call.items()}
         experts = additions.experts.blocks(self._mop_block)
-        cache = call.get("past_key_values")
+        # a method computes in its own precision, whatever the backbone's
+        precision = next(experts[0].parameters()).dtype
+        call = {k: v.to(precision) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in call.items()}
+        cache = call.get(CACHE)
         if cache is not None and not isinstance(cache, ExpertCache):
             raise ValueError(
-                f"past_key_values is a {type(cache).__name__}, in which experts have no place of their own. Leave it "
-                "and cache_implementation out."
+                f"{CACHE} is a {type(cache).__name__}, in which experts have no place of their own. Leave out "
+                f"{CACHE} and cache_implementation."
             )
         if "position_bias" in call:
             call["position_bias"] = self._positions(experts, call)
@@ -200,7 +200,7 @@ class MixedBlock:
         def run(expert: int, rows: torch.Tensor | None) -> torch.Tensor:
             of_expert = call if rows is None else call | _chosen(call, rows)
             if cache is not None:
-                of_expert = of_expert | {"past_key_values": cache.of_expert(self._mop_block[1], expert, rows)}
+                of_expert = of_expert | {CACHE: cache.of_expert(self._mop_block[1], expert, rows)}
             if "position_bias" in call and len(call["position_bias"]) > 1:
                 of_expert = of_expert | {"position_bias": call["position_bias"][expert : expert + 1]}
             outputs.append(self._plain_forward(experts[expert], **of_expert))
@@ -217,7 +217,7 @@ class MixedBlock:
         """(1 or experts, heads, queries, keys), made by the first block and handed on."""
         if call["position_bias"] is not None:
             return call["position_bias"]
-        hidden, cache = call["hidden_states"], call.get("past_key_values")
+        hidden, cache = call["hidden_states"], call.get(CACHE)
         seen = 0 if cache is None else cache.get_seq_length(self._mop_block[1])
         tables = [expert.layer[0].SelfAttention for expert in experts]
         if not tables[0].has_relative_attention_bias:

@@ -21,6 +21,12 @@ PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
 _LONG_QUERY = 64
 
 
+def point_attention(model, implementations) -> None:
+    """Set the attention implementations of the encoder, the decoder and the model."""
+    for owner, implementation in zip((model.encoder, model.decoder, model), implementations, strict=True):
+        owner.config._attn_implementation_internal = implementation
+
+
 def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     """Each example times its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
 

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5 import adapter_folder
+from mop_t5.attached_model import SUBMODULE, backbone_parameters, is_attached, unwrapped
 from mop_t5.backbone_identity import describe_backbone
-from mop_t5.injection import SUBMODULE, backbone_parameters, is_attached
 from mop_t5.methods.fixed_prefix import FixedPrefix, FixedPrefixConfig
 
 
@@ -24,14 +24,15 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
     kernels it runs on. The attached method stays as it is. Raises ValueError for a method that adds anything else than
     prefixes, RuntimeError where none is attached, and OSError as mop_t5.save does.
     """
+    model = unwrapped(model)
     if not is_attached(model):
         raise RuntimeError("model has no method attached. Call mop_t5.load first.")
     method, was_training = model.mop, model.mop.training
     with torch.no_grad():
         additions = method.eval().additions()
     method.train(was_training)
-    others = [name for name, value in vars(additions).items() if value and name != "prefixes"]
-    if not additions.prefixes or others:
+    others = [value for value in (additions.prompt, additions.experts, additions.loss) if value is not None]
+    if not additions.prefixes or additions.adapters or others:
         raise ValueError(f"{method.name!r} adds something else than prefixes to the backbone. Use mop_t5.save.")
     trained = {name: p for name, p in model.named_parameters() if method.trains_backbone(name)}
     rows = {a: [len(keys) for keys, _ in pairs] for a, pairs in additions.prefixes.items()}

@@ -4,13 +4,16 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5.api import build_method
-from mop_t5.injection import SUBMODULE, is_attached
+from mop_t5.attached_model import SUBMODULE, attached, is_attached, unwrapped
 from mop_t5.methods.base import Method, check_scenarios
 
 
 def scenarios(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the scenarios of the attached method; the scenario at position s has id s."""
-    return _method(model).scenarios
+    model = unwrapped(model)
+    if not is_attached(model):
+        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
+    return model.scenarios
 
 
 def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> None:
@@ -23,7 +26,7 @@ def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> 
     Raises ValueError for a name that is known already, an unknown `like`, and a method whose scenarios share all
     parameters (prefix_tuning, MOP with num_experts=1), where there is nothing to add.
     """
-    method = _method(model)
+    method = attached(model).mop
     known = method.scenarios
     _check_name("name", name)
     if name in known:
@@ -42,7 +45,7 @@ def remove_scenario(model: PreTrainedModel, name: str) -> None:
     parameters that shrink are new objects: make the optimizer afterwards. Raises ValueError for an unknown name, for
     the last scenario, and for a method whose scenarios share all parameters.
     """
-    method = _method(model)
+    method = attached(model).mop
     gone = _id(method, "name", name)
     if len(method.scenarios) == 1:
         raise ValueError(f"name {name!r} is the last scenario of the method. Detach the method instead.")
@@ -63,7 +66,7 @@ def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
 
     Raises ValueError for no name or an unknown one, and for a method whose scenarios share all parameters.
     """
-    method = _method(model)
+    method = attached(model).mop
     if names is None:
         trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | model._mop_record.trained.keys()
         ids = None
@@ -77,12 +80,6 @@ def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
         if not parameter.requires_grad:
             parameter.grad = None
     method.trained_scenarios = ids
-
-
-def _method(model) -> Method:
-    if not is_attached(model):
-        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
-    return model.mop
 
 
 def _check_name(argument: str, name) -> None:

@@ -5,10 +5,11 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from mop_t5.api import is_attached, scenario_ids
+from mop_t5.api import scenario_ids
+from mop_t5.attached_model import SUBMODULE, is_attached, unwrapped
 from mop_t5.backbone import build_backbone, is_untied
-from mop_t5.injection import SUBMODULE, point_attention
 from mop_t5.methods.task_moe import TaskMoE
+from mop_t5.prefix_attention import point_attention
 
 
 @torch.no_grad()
@@ -21,6 +22,7 @@ def squeeze(model: PreTrainedModel, scenario: str) -> PreTrainedModel:
     Raises ValueError for another method, for an unknown scenario, and where experts of different numbers with
     own_tables are chosen in one stack, because a plain T5 has one table of relative positions a stack.
     """
+    model = unwrapped(model)
     if not is_attached(model) or not isinstance(model.mop, TaskMoE):
         raise ValueError("model must have the method 'task_moe' attached. Attach or load it first.")
     method = model.mop

@@ -1,11 +1,15 @@
 """Adapters at the sub-layers of one T5 instance and inside them, by forward hooks: no module is replaced.
 
 An adapter changes the output of an attention's output projection or of a feed-forward network, before dropout and
-residual, or that of a map or LayerNorm inside (additions.INNER_PLACES). What it computes comes from the Additions of
-the running forward pass. Attention modules get those as a keyword argument; transformers hands none to what lies inside
-and to the feed-forward sub-layer, so the first sub-layer of the block leaves them there for this one call. (The block
-itself could not: its hooks do not run again where a checkpoint is recomputed.) The decoder leaves them for the head.
+residual, or the output of a map or a LayerNorm inside (additions.INNER_PLACES). The adapter is in the Additions of the
+running forward pass. Attention modules get the Additions as a keyword argument. transformers hands no keyword arguments
+to the feed-forward sub-layer, to the modules inside a sub-layer and to the head. For these, the first sub-layer of the
+block (for the head: the decoder) leaves the Additions in a slot of the running thread, so several threads can call one
+model. The block itself cannot leave them: its hooks do not run again where a checkpoint is recomputed.
 """
+
+import threading
+from collections.abc import Iterator
 
 import torch
 
@@ -18,28 +22,34 @@ _SUB_LAYERS = (
 )
 
 
-class _Handed:
-    """What the self-attention of a block leaves for the modules after it, and the decoder for the head."""
+class _Handed(threading.local):
+    """(Additions, scenario ids) of the forward pass that this thread runs, by slot.
 
-    additions = scenario_ids = None
+    One object of this module, and not one per block: torch.compile (2.13) misses what was written to a thread-local
+    object if it is read back through the attribute of another module.
+    """
+
+    block = head = None
 
 
-def add_hooks(model, places) -> list:
-    """Hook the outputs named in places, (stack, place) out of additions.PLACES and INNER_PLACES. Returns handles with
+_HANDED = _Handed()
+
+
+def add_hooks(model, places) -> Iterator:
+    """Hook the outputs named in places, (stack, place) out of additions.PLACES and INNER_PLACES. Yields handles with
     remove()."""
-    handles = []
     for stack_name, stack in (("encoder", model.encoder), ("decoder", model.decoder)):
         for index, block in enumerate(stack.block):
             modules = {place: m for place, m in _modules(stack_name, block).items() if (stack_name, place) in places}
             for place, module in modules.items():
                 module._mop_place = (stack_name, place, index)
-            attentions = [modules.pop(place) for place in ("self_attention", "cross_attention") if place in modules]
-            handles += [a.register_forward_hook(_after_attention, with_kwargs=True) for a in attentions]
-            handles += _hand(block.layer[0], modules.values(), block.layer[-1].DenseReluDense)
+            for attention in ("self_attention", "cross_attention"):
+                if attention in modules:
+                    yield modules.pop(attention).register_forward_hook(_after_attention, with_kwargs=True)
+            yield from _hand("block", block.layer[0], modules.values(), block.layer[-1].DenseReluDense)
     if ("decoder", "lm_head") in places:
         model.lm_head._mop_place = ("decoder", "lm_head", 0)
-        handles += _hand(model.decoder, [model.lm_head], model.lm_head)
-    return handles
+        yield from _hand("head", model.decoder, [model.lm_head], model.lm_head)
 
 
 def _modules(stack_name: str, block) -> dict[str, torch.nn.Module]:
@@ -54,29 +64,24 @@ def _modules(stack_name: str, block) -> dict[str, torch.nn.Module]:
     return modules
 
 
-def _hand(giver, takers, last) -> list:
-    """Let giver, which is called with the additions, leave them for the takers until last has been called."""
+def _hand(slot: str, giver, takers, last) -> Iterator:
+    """Let `giver`, which is called with the Additions, leave them in a slot for `takers` until `last` was called."""
     if not takers:
-        return []
-    giver._mop_handed = last._mop_handed = handed = _Handed()
-    handles = [giver.register_forward_pre_hook(_before_giver, with_kwargs=True)]
+        return
+    for module in (giver, *takers, last):
+        module._mop_slot = slot
+    yield giver.register_forward_pre_hook(_before_giver, with_kwargs=True)
     for taker in takers:
-        taker._mop_handed = handed
-        handles.append(taker.register_forward_hook(_after_taker))
-    return [*handles, last.register_forward_hook(_after_last)]
+        yield taker.register_forward_hook(_after_taker)
+    yield last.register_forward_hook(_after_last)
 
 
 def remove_hooks(model, handles) -> None:
     for handle in handles:
         handle.remove()
     for module in model.modules():
-        for name in ("_mop_place", "_mop_handed"):
+        for name in ("_mop_place", "_mop_slot"):
             module.__dict__.pop(name, None)
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a method computes on a backbone of this dtype: that of its parameters."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _adapted(module, hidden, additions, scenario_ids):
@@ -89,7 +94,7 @@ def _adapted(module, hidden, additions, scenario_ids):
     adapter = additions.adapter(*module._mop_place)
     if adapter is None:
         return None  # the hook leaves the output as it is
-    return adapter(hidden.to(wide(hidden.dtype)), scenario_ids).to(hidden.dtype)
+    return adapter(hidden.to(additions.precision(hidden)), scenario_ids).to(hidden.dtype)
 
 
 def _after_attention(module, args, kwargs, output):
@@ -98,14 +103,13 @@ def _after_attention(module, args, kwargs, output):
 
 
 def _before_giver(module, args, kwargs):
-    handed = module._mop_handed
-    handed.additions, handed.scenario_ids = kwargs.get("mop_additions"), kwargs.get("scenario_ids")
+    setattr(_HANDED, module._mop_slot, (kwargs.get("mop_additions"), kwargs.get("scenario_ids")))
 
 
 def _after_taker(module, args, output):
-    return _adapted(module, output, module._mop_handed.additions, module._mop_handed.scenario_ids)
+    additions, scenario_ids = getattr(_HANDED, module._mop_slot) or (None, None)
+    return _adapted(module, output, additions, scenario_ids)
 
 
 def _after_last(module, args, output):
-    handed = module._mop_handed  # kept, they would keep the graph of this forward alive
-    handed.additions = handed.scenario_ids = None
+    setattr(_HANDED, module._mop_slot, None)  # kept, the Additions would keep the graph of this forward alive

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mop_t5
 import pytest
@@ -300,3 +302,48 @@ def test_half_precision(case):
         assert got.keys() == expected.keys()
         assert all(gradient.isfinite().all() for gradient in got.values())
         assert abs(got["loss"] - expected["loss"]) < 0.1 * expected["loss"]
+
+
+def nudged(case, **options):
+    """Attached, with parameters that change what the backbone gives."""
+    model, generator = attached(case, backbone(**options)), torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.add_((0.2 * noise).to(parameter.dtype))
+    return model
+
+
+@of_case
+def test_a_cast_after_attach_casts_the_method_too(case):
+    model = nudged(case)
+    expected, scale = logits(model), logits(model).std()
+    model.to(torch.bfloat16)
+    got = logits(model)
+    assert got.dtype == torch.bfloat16
+    assert (got - expected).abs().mean() < 0.1 * scale
+    source = {name: tensor for name, tensor in batch().items() if name != "decoder_input_ids"}
+    for dtype in (torch.bfloat16, torch.float16):
+        model.to(dtype)
+        assert model.generate(**source, scenario_ids=IDS, max_new_tokens=2).shape[0] == len(IDS)
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+
+
+@of_case
+@pytest.mark.filterwarnings("error")
+def test_threads_do_not_see_each_other(case):
+    """Three threads, each with a scenario, are in the same sub-layer at the same time."""
+    model = nudged(case)
+    expected = [logits(model, scenario) for scenario in range(3)]
+    barrier = threading.Barrier(3, timeout=20)
+
+    def wait(module, args):
+        barrier.wait()
+
+    places = [block.layer[-1] for stack in (model.encoder, model.decoder) for block in stack.block]
+    for module in (*places, model.lm_head):
+        module.register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(3) as pool:
+        got = list(pool.map(lambda scenario: logits(model, scenario), range(3)))
+    assert all(map(torch.equal, got, expected))

@@ -9,8 +9,9 @@ import pytest
 import torch
 from mop_t5 import backbone, injection, prefix_attention
 from mop_t5.additions import Additions
-from t5_oracle import batch, random_prefix, tiny
+from t5_oracle import KINDS, batch, random_prefix, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import AutoModelForSeq2SeqLM
 
 SCENARIOS = ["a", "b", "c"]
 FIELDS = {"prefix_length": 5, "d_mid": 8, "scenarios": SCENARIOS}
@@ -337,6 +338,88 @@ def test_attach_errors_change_nothing():
         attach(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"prefixes has unknown keys decoder; expected a subset"):
         Additions({"decoder": ()})
+
+
+@pytest.mark.parametrize("step", ["add_hooks", "insert_experts", "attached_class"])
+def test_an_attach_that_fails_half_way_changes_nothing(step, monkeypatch):
+    model = tiny()
+    model.encoder.block[0].requires_grad_(True)
+    before = snapshot(model)
+
+    def fail(*args):
+        raise MemoryError(step)
+
+    monkeypatch.setattr(injection, step, fail)
+    with pytest.raises(MemoryError, match=step):
+        mop_t5.attach(model, "adapter", reduction=4)
+    assert snapshot(model) == before
+
+
+def replace_embeddings(model):
+    model.shared = torch.nn.Embedding(50, 24, dtype=torch.float64)
+
+
+def wrap_a_layer(model):
+    layer = model.decoder.block[1].layer[0].SelfAttention
+    layer.q = torch.nn.Sequential(layer.q)
+
+
+@pytest.mark.parametrize("change", [replace_embeddings, wrap_a_layer])
+def test_a_detach_that_cannot_restore_changes_nothing(change):
+    model, inputs = mop_t5.attach(tiny(), "fine_tuning", scenarios=["a"]), labelled()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    change(model)
+    before, loss = snapshot(model), model(**inputs).loss
+    with pytest.raises(RuntimeError, match=r"detach cannot restore .* of the backbone, of shape"):
+        mop_t5.detach(model)
+    assert snapshot(model) == before
+    assert torch.equal(model(**inputs).loss, loss)
+
+
+def test_detach_leaves_what_others_have_added():
+    model = attach(tiny())
+    model.probe = torch.nn.Linear(2, 2)
+    mop_t5.detach(model)
+    assert model.probe.weight.requires_grad
+    assert not any(name.startswith("_mop") for module in model.modules() for name in vars(module))
+    assert torch.equal(model(**batch()).logits, tiny()(**batch()).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_of_its_own_stays(kind, tmp_path):
+    """As transformers loads it, nothing says that it is not tied. Trainer ties weights when it loads a checkpoint."""
+    tiny(kind, tie_word_embeddings=False, dtype=torch.float32).save_pretrained(tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    plain, config = model(**batch()).logits, model.config.to_dict()
+    head = model.lm_head.weight
+    assert head is not model.shared.weight
+    mop_t5.attach(model, "bitfit")
+    model.tie_weights()
+    assert model.lm_head.weight is head
+    assert torch.equal(model(**batch()).logits, plain)
+    mop_t5.detach(model)
+    assert model.lm_head.weight is head
+    assert model.config.to_dict() == config
+    tied = attach(tiny())
+    tied.lm_head.weight = torch.nn.Parameter(tied.shared.weight.clone())
+    tied.lm_head.weight = tied.shared.weight
+    tied.tie_weights()
+    assert tied.lm_head.weight is tied.shared.weight
+
+
+def test_embeddings_keep_their_size():
+    model = attach(tiny())
+    embeddings = model.shared
+    assert model.resize_token_embeddings(40) is embeddings is model.resize_token_embeddings(None, 8)
+    for size in ((41,), (39,), (40, 16)):
+        with pytest.raises(RuntimeError, match=r"40 rows and cannot get .* Call mop_t5.detach, resize"):
+            model.resize_token_embeddings(*size)
+    assert model.shared is embeddings
+    mop_t5.detach(model).resize_token_embeddings(48)
+    attach(model)
+    assert model(input_ids=torch.tensor([[47]]), labels=torch.tensor([[47]]), scenario_ids=0).logits.shape[-1] == 48
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.14.1"])

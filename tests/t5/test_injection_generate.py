@@ -1,10 +1,13 @@
 """generate with a prefix: every search equals the same search on the oracle, which has no cache."""
 
+import copy
+
 import mop_t5
 import pytest
 import torch
 from mop_t5.additions import Additions
 from t5_oracle import KINDS, batch, random_prefix, search, tiny
+from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 IDS = torch.tensor([0, 2, 1, 2])
@@ -149,6 +152,71 @@ def test_user_cache_and_generation_config_are_respected():
         max_new_tokens=4, use_cache=False, decoder_start_token_id=0, eos_token_id=1, pad_token_id=0
     )
     assert torch.equal(model.generate(**inputs, scenario_ids=IDS, generation_config=config), expected)
+
+
+@pytest.mark.parametrize("method", ["mop", "prompt_tuning", "bitfit"])
+@pytest.mark.parametrize("search", [{}, {"num_beams": 2}])
+def test_padding_is_masked_unasked(method, search):
+    fields = {"prompt_tuning": {"prefix_length": 2}, "bitfit": {}}
+    model = mop_t5.attach(tiny("mt5"), method, **fields[method]) if method in fields else mop_model()
+    inputs, search = inputs_of(), {"min_new_tokens": 5, "max_new_tokens": 5, "scenario_ids": IDS, **search}
+    expected = model.generate(**inputs, **search)
+    padded = inputs["input_ids"] * inputs["attention_mask"]
+    attended = model.generate(padded, attention_mask=torch.ones_like(padded), **search)
+    assert not torch.equal(attended, expected)
+    other = next(token for token in range(2, 40) if token not in padded)
+    for call in (
+        lambda: model.generate(padded, **search),
+        lambda: model.generate(inputs=padded, **search),
+        lambda: model.generate(input_ids=padded, generation_config=GenerationConfig(), **search),
+        lambda: model.generate(padded.masked_fill(padded == 0, other), pad_token_id=other, **search),
+    ):
+        assert torch.equal(call(), expected)
+    # a pad token that also ends texts may be part of them
+    search["eos_token_id"] = [1, 0]
+    attended = model.generate(padded, attention_mask=torch.ones_like(padded), **search)
+    assert torch.equal(model.generate(padded, **search), attended)
+
+
+@torch.no_grad()
+def test_a_cache_goes_by_both_names():
+    model, step = mop_model(), {"input_ids": inputs_of("none")["input_ids"], "scenario_ids": IDS}
+    tokens = torch.full((4, 1), 3)
+    first = model(**step, decoder_input_ids=tokens, use_cache=True)
+    whole = model(**step, decoder_input_ids=tokens.expand(-1, 2)).logits[:, 1]
+    for name in ("cache", "past_key_values"):
+        got = model(**step, decoder_input_ids=tokens, **{name: copy.deepcopy(first.past_key_values)})
+        torch.testing.assert_close(got.logits[:, 0], whole, atol=1e-11, rtol=0)
+        assert model.generate(**step, max_new_tokens=2, **{name: None}).shape == (4, 3)
+    both = {"cache": first.past_key_values, "past_key_values": first.past_key_values}
+    with pytest.raises(ValueError, match="one name, cache or past_key_values; got both"):
+        model(**step, decoder_input_ids=tokens, **both)
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("attention_masks", "Is attention_mask meant"),
+        ("token_type_ids", "Leave it out"),
+        ("scenario_id", "scenario_ids"),
+    ],
+)
+def test_a_name_that_nothing_reads_is_refused(given, hint):
+    model = mop_model()
+    with pytest.raises(TypeError, match=f"forward got {given}, which no T5 reads. .*{hint}"):
+        model(**batch(), scenario_ids=IDS, **{given: torch.ones(4, 6)})
+    model(**batch(), scenario_ids=IDS, output_hidden_states=True, output_attentions=False, return_dict=True)
+
+
+def test_a_batch_without_labels_says_what_the_collator_lacks():
+    with pytest.raises(ValueError, match=r"neither labels nor decoder_input_ids.* Collator.*decoder_inputs"):
+        mop_model()(**inputs_of(), scenario_ids=IDS)
+
+
+def test_an_assistant_is_refused():
+    model = mop_model()
+    with pytest.raises(ValueError, match="assistant_model must be None while a method is attached"):
+        model.generate(**inputs_of(), scenario_ids=IDS, assistant_model=tiny("mt5"))
 
 
 def test_errors():

@@ -18,8 +18,8 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel
 
+from mop_t5.attached_model import is_attached, unwrapped
 from mop_t5.evaluation import Table
-from mop_t5.injection import is_attached
 from mop_t5.training import load_run
 from mop_t5.training.finished_runs import SYSTEM
 
@@ -51,6 +51,7 @@ class Prefixes:
 def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
     """The prefixes that the attached method generates for an attention (additions.ATTENTIONS), of all scenarios. Raises
     ValueError where there are none; label: what the message calls the run."""
+    model = unwrapped(model)
     if not is_attached(model):
         raise ValueError(f"{label} trained all weights of its backbone: it generates no prefixes. Leave it out.")
     method = model.eval().mop

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mop_t5.api import is_attached
+from mop_t5.attached_model import is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
 
 
@@ -34,6 +34,7 @@ def generate_summaries(
     """
     if num_beams < 1 or batch_size < 1:
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
+    model = unwrapped(model)
     scenarios = scenarios_needed(model)
     source_text = model.mop.source_text if is_attached(model) else None
     rows = EncodedExamples(examples, tokenizer, scenarios, source_text=source_text, max_source=max_source)
@@ -61,6 +62,7 @@ def generate_summaries(
 
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
     """The scenarios that examples must be of, or None where the scenario changes nothing."""
+    model = unwrapped(model)
     return model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
 
 
@@ -70,6 +72,7 @@ def over_long(
     """Which examples have more than max_source tokens, so that generate_summaries does not read their ends."""
     if not examples:
         return []
+    model = unwrapped(model)
     source_text = model.mop.source_text if is_attached(model) else None
     rows = EncodedExamples(examples, tokenizer, None, source_text=source_text, max_source=max_source + 1)
     return [len(row["input_ids"]) > max_source for row in rows]

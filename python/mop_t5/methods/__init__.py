@@ -1,11 +1,13 @@
 """The registry of methods: the only place that knows their names.
 
 A method is one file of this folder, of the method's name, with a class decorated by `register`; it is found by being
-there.
+there. The package can be called: `mop_t5.methods()` returns the names.
 """
 
 import importlib
 import pkgutil
+import sys
+from types import ModuleType
 
 _METHODS: dict[str, type] = {}
 _discovered = False
@@ -56,6 +58,14 @@ def _discover() -> None:
         for name in _files():
             importlib.import_module(f"{__name__}.{name}")
         _discovered = True
+
+
+class _Registry(ModuleType):
+    def __call__(self) -> tuple[str, ...]:
+        return names()
+
+
+sys.modules[__name__].__class__ = _Registry
 
 
 def _files() -> list[str]:

@@ -54,7 +54,7 @@ class PerScenarioAdapters(AdapterMethod):
             tensors = {name: self._picked(p, needed).unbind(0) for name, p in self.adapters[stack][place].items()}
             layers = [dict(zip(tensors, layer, strict=True)) for layer in zip(*tensors.values(), strict=True)]
             adapters[stack, place] = tuple(functools.partial(adapt, layer, needed) for layer in layers)
-        return Additions(scenarios=needed, adapters=adapters)
+        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
 
     def _picked(self, parameter: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
         if not self.distinguishes_scenarios:

@@ -88,6 +88,11 @@ class Method(nn.Module):
         return self.config.scenarios
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the method's parameters, in which it computes on the backbone's hidden states."""
+        return next(self.parameters()).dtype
+
+    @property
     def distinguishes_scenarios(self) -> bool:
         """Whether scenario_ids change what the method computes."""
         return False

@@ -125,7 +125,8 @@ class Compacter(AdapterMethod):
             adapters={
                 (stack, place): self.adapters[stack][place].functions(self.rule, self.config.activation)
                 for stack, place in self.adapter_places
-            }
+            },
+            dtype=self.dtype,
         )
 
     def trains_backbone(self, parameter_name: str) -> bool:

@@ -203,4 +203,4 @@ class HyperFormer(HypernetworkMethod):
         for stack, hypernetwork in self.hypernetworks.items():
             for place, layers in hypernetwork(rows).items():
                 adapters[stack, place] = tuple(functools.partial(adapt, tensors, needed) for tensors in layers)
-        return Additions(scenarios=needed, adapters=adapters)
+        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)

@@ -22,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from mop_t5.api import is_attached
+from mop_t5.attached_model import check_not_wrapped, is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
@@ -89,6 +89,7 @@ def train(
     checkpoints kept, if one cannot be written; FileExistsError if there are checkpoints and `resume` is False, and with
     `resume` what checkpoint_to_resume raises: FileNotFoundError if there is none, ValueError for one of another model.
     """
+    check_not_wrapped(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "no parameter of the model asks for a gradient. Attach a method, or model.requires_grad_(True)."
