@@ -119,6 +119,8 @@ class AttachedT5:
                 "Collator(..., decoder_inputs=model.prepare_decoder_input_ids_from_labels)."
             )
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
+        if kwargs.get("input_ids") is not None:
+            self.warn_if_padding_and_no_attention_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
         if additions is None:
             additions = self.mop(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():

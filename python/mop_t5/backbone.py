@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -102,13 +103,23 @@ def known_backbones() -> tuple[str, ...]:
 def check_backbone(model) -> None:
     """Raise TypeError unless model is a T5, mT5 or umT5 with encoder, decoder and language-model head.
 
-    Raises ValueError where layers of it are quantised by torch.ao.quantization: no gradient passes them.
+    Raises ValueError where layers of it are quantised by torch.ao.quantization: no gradient passes them. Warns of an
+    untied umT5 whose decoder output transformers scales as if it were tied.
     """
     if not isinstance(model, tuple(_MODEL_CLASSES.values())):
         expected = ", ".join(c.__name__ for c in _MODEL_CLASSES.values())
         raise TypeError(
             f"model must be one of {expected}; got {type(model).__name__}. Use mop_t5.load_backbone or "
             "mop_t5.build_backbone, or pass the unwrapped transformers model."
+        )
+    config = model.config
+    scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    if config.model_type == "umt5" and is_untied(model) and scales:
+        warnings.warn(
+            f"this umT5 has a head of its own, but transformers {transformers.__version__} scales what the head gets by "
+            "d_model^-0.5, as for a tied head. Its losses differ from those of a backbone that mop_t5.load_backbone or "
+            "transformers 5.24 has loaded.",
+            stacklevel=3,
         )
     for name, module in model.named_modules():
         if hasattr(module, "_packed_params"):

@@ -1,6 +1,7 @@
 """generate with a prefix: every search equals the same search on the oracle, which has no cache."""
 
 import copy
+import logging
 
 import mop_t5
 import pytest
@@ -206,6 +207,17 @@ def test_a_name_that_nothing_reads_is_refused(given, hint):
     with pytest.raises(TypeError, match=f"forward got {given}, which no T5 reads. .*{hint}"):
         model(**batch(), scenario_ids=IDS, **{given: torch.ones(4, 6)})
     model(**batch(), scenario_ids=IDS, output_hidden_states=True, output_attentions=False, return_dict=True)
+
+
+def test_padding_that_a_forward_attends_to_is_warned_of(caplog, monkeypatch):
+    model, inputs = mop_model(), batch()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logging.Logger.warning_once.cache_clear()  # transformers adds it
+    model(**inputs, scenario_ids=IDS)
+    assert "attention_mask" not in caplog.text
+    inputs["input_ids"] = inputs["input_ids"] * inputs.pop("attention_mask")
+    model(**inputs, scenario_ids=IDS)
+    assert "input_ids may be padded" in caplog.text
 
 
 def test_a_batch_without_labels_says_what_the_collator_lacks():

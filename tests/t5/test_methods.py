@@ -32,6 +32,7 @@ def test_names():
     assert mop_t5.methods() == names()
     assert {"mop", "prefix_tuning"} <= set(mop_t5.methods())
     assert all(get(name).name == name for name in names())
+    assert mop_t5.methods.get("mop").Config is get("mop").Config  # the package, which can be called
 
 
 @pytest.mark.parametrize("name", names())
