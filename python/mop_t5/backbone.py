@@ -116,7 +116,7 @@ def check_backbone(model) -> None:
     scales = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
     if config.model_type == "umt5" and is_untied(model) and scales:
         warnings.warn(
-            f"this umT5 has a head of its own, but transformers {transformers.__version__} scales what the head gets by "
+            f"this umT5 has a head of its own, but transformers {transformers.__version__} scales the head's input by "
             "d_model^-0.5, as for a tied head. Its losses differ from those of a backbone that mop_t5.load_backbone or "
             "transformers 5.24 has loaded.",
             stacklevel=3,

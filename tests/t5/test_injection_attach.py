@@ -399,7 +399,7 @@ def test_a_head_of_its_own_stays(kind, tmp_path):
     head = model.lm_head.weight
     assert head is not model.shared.weight
     scaled = kind == "umt5" and Version(transformers.__version__).release < (5, 24)
-    with pytest.warns(UserWarning, match="scales what the head gets") if scaled else nullcontext():
+    with pytest.warns(UserWarning, match="scales the head's input") if scaled else nullcontext():
         mop_t5.attach(model, "bitfit")
     model.tie_weights()
     assert model.lm_head.weight is head
