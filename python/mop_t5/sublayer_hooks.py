@@ -22,17 +22,9 @@ _SUB_LAYERS = (
 )
 
 
-class _Handed(threading.local):
-    """(Additions, scenario ids) of the forward pass that this thread runs, by slot.
-
-    One object of this module, and not one per block: torch.compile (2.13) misses what was written to a thread-local
-    object if it is read back through the attribute of another module.
-    """
-
-    block = head = None
-
-
-_HANDED = _Handed()
+# Slot -> (Additions, scenario ids) of the forward pass that this thread runs. A plain thread-local object: torch.compile
+# (2.13) misses what a hook of the compiled module writes to a subclass of it.
+_HANDED = threading.local()
 
 
 def add_hooks(model, places) -> Iterator:
@@ -107,7 +99,7 @@ def _before_giver(module, args, kwargs):
 
 
 def _after_taker(module, args, output):
-    additions, scenario_ids = getattr(_HANDED, module._mop_slot) or (None, None)
+    additions, scenario_ids = getattr(_HANDED, module._mop_slot, None) or (None, None)
     return _adapted(module, output, additions, scenario_ids)
 
 
