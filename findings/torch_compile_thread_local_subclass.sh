@@ -23,12 +23,21 @@ class Ordinary:
     pass
 
 
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 def results(kind, wrap):
     slot = kind()
     slot.value = torch.tensor(0.0)
-    model = torch.nn.Sequential(torch.nn.Identity())
+    model = Model()
     model.register_forward_pre_hook(lambda module, args: setattr(slot, "value", args[0]))
-    model[0].register_forward_hook(lambda module, args, output: output * 0 + slot.value)
+    model.inner.register_forward_hook(lambda module, args, output: output * 0 + slot.value)
     torch.compiler.reset()
     compiled = torch.compile(wrap(model), backend="eager", fullgraph=True)
     return [compiled(torch.tensor(float(number))).item() for number in (1, 2, 3)]
