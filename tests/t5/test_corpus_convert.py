@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mop_t5
@@ -13,7 +14,6 @@ import yaml
 from mop_t5.cli import main
 from mop_t5.data import Example, read_corpus, read_split, read_tasks
 from mop_t5.data.conversion import Converter
-from mop_t5.data.tables import read_table
 from mop_t5.data.task_configs import read_columns, read_task_configs
 from mop_t5.evaluation import MetricScores, Scorer, read_scores
 from mop_t5.tokenization import train_tokenizer
@@ -60,39 +60,6 @@ def fails(capsys, *arguments):
     assert message.startswith("mop-t5 corpus convert: ")
     assert "\n" not in message
     return message
-
-
-@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.json", "t.jsonl", "t.jsonl.gz", "t.tsv"])
-def test_every_format_gives_the_same_rows(name, tmp_path):
-    rows = [row | {"b": 'one "word'} for row in ROWS] if "tsv" in name else ROWS  # TSV knows no quotes
-    found = list(read_table(written(tmp_path / name, rows)))
-    assert [{k: str(v) for k, v in row.items()} for _, row in found] == [
-        {k: str(v) for k, v in row.items()} for row in rows
-    ]
-    place = {"t.csv": "line 3", "t.json": "row 1", "t.jsonl": "line 1", "t.tsv": "line 2"}[name.removesuffix(".gz")]
-    assert found[0][0] == f"{tmp_path / name}, {place}"
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("t.csv", 'a,b\n1,"2\n', r"t\.csv, line 2: cannot be read as CSV .* a quotation mark that is not closed"),
-        ("t.csv", "a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: 3 columns, but the header has 2"),
-        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a stands there more than once"),
-        ("t.csv", b"a\n\xff\n", r"t\.csv, line 2: not UTF-8"),
-        ("t.jsonl", '{"a": 1}\n{"a": 1', r"t\.jsonl, line 2: not valid JSON"),
-        ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
-        ("t.json", '{"rows": []}', r"t\.json: expected a list of objects, or an object with one as \"data\""),
-        ("t.json", '{"data": [{"a": 1}, 2]}', r"t\.json, row 2: expected a JSON object, got int"),
-        ("t.json", "[1,\n2", r"t\.json: not valid JSON .* line 2, column 2\). Write a list of objects"),
-        ("t.txt", "", r"t\.txt: its name must end in \.jsonl, \.json, \.csv, \.tsv"),
-    ],
-)
-def test_a_damaged_file_says_where(name, text, message, tmp_path):
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises((ValueError, TypeError), match=message):
-        list(read_table(path))
 
 
 def test_plain_columns_become_dialogues(tmp_path, capsys):
@@ -187,6 +154,21 @@ def test_bad_rows_stop_or_are_left_out_and_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"Left out 2 rows that could not be converted, the first of them {tmp_path / 'train.jsonl'}, line 7." in said
     assert len(read_split(tmp_path / "out", "train")) == 6
+
+
+def test_ids_differ_between_files_of_similar_names(tmp_path):
+    for split in ("train", "dev", "test"):
+        written(tmp_path / "raw" / f"talks.{split}.jsonl.gz", ROWS[:2])
+    files = {"train": ["talks.train"], "valid": ["talks.dev"], "test": ["talks.test"]}
+    config = {"input": "{a}", "target": "{b}", "files": files}
+    (tmp_path / "tasks.yaml").write_text(json.dumps({"tasks": {"one": config, "two": config}}))
+    flags = ["--tasks", tmp_path / "tasks.yaml", "--input", tmp_path / "raw", "--output", tmp_path / "out"]
+    for name in ("one", "two"):
+        shutil.copytree(tmp_path / "raw", tmp_path / "raw" / name, ignore=shutil.ignore_patterns("one", "two"))
+    assert main(["corpus", "convert", *map(str, flags)]) == 0
+    ids = [row.id for rows in read_corpus(tmp_path / "out").values() for row in rows]
+    assert ids[:3] == ["one-talks.train-1", "one-talks.train-2", "two-talks.train-1"]
+    assert len(set(ids)) == len(ids) == 12
 
 
 def test_wrong_flags(tmp_path, capsys):

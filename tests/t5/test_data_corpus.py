@@ -5,6 +5,7 @@ import json
 
 import pytest
 from mop_t5.data import Example, find_split, read_corpus, read_examples, read_split, scenarios_of, write_examples
+from mop_t5.data.corpus import write_corpus
 
 ROWS = [
     Example("taxi", "用户：你好\n客服：您好", "用户问好。", "a"),
@@ -104,3 +105,12 @@ def test_a_corpus_has_three_splits_and_no_scenario_that_train_lacks(tmp_path):
     corpus = read_corpus(tmp_path)
     assert list(corpus) == ["train", "valid", "test"]
     assert scenarios_of(corpus["train"]) == ["food", "taxi"]
+
+
+def test_different_rows_of_a_written_corpus_have_different_ids(tmp_path):
+    other = Example("taxi", "x", "y", "a")
+    with pytest.raises(ValueError, match=r"two rows have the id 'a'\. Give the files"):
+        write_corpus(tmp_path / "corpus", {"train": ROWS, "test": [other]})
+    assert not (tmp_path / "corpus").exists()
+    write_corpus(tmp_path / "corpus", {"train": ROWS, "valid": ROWS[:1], "test": iter(ROWS[1:])})  # a row in two splits
+    assert read_corpus(tmp_path / "corpus") == {"train": ROWS, "valid": ROWS[:1], "test": ROWS[1:]}

@@ -18,6 +18,7 @@ from mop_t5.evaluation import Table, show
 from mop_t5.training import TrainingConfig
 
 TRAINING = "train.yaml"
+_SHOWN = 20  # rows that were left out whose reasons are printed
 
 
 def corpus_convert(
@@ -109,7 +110,9 @@ def corpus_convert(
     ]
     show(Table(f"Rows of {output}", ["scenario", *splits], rows, dict.fromkeys(splits, ",d"), [why] if why else []))
     if skipped:
-        print(f"Left out {len(skipped)} rows that could not be converted, the first of them {skipped[0]}.")
+        print(f"Left out {len(skipped)} rows that could not be converted, the first of them {skipped[0][0]}.")
+        for _, why in skipped[:_SHOWN]:
+            print(f"  {why}")
     print(f"Written to {output}: {', '.join((*(f'{split}.jsonl' for split in splits), *files))}.")
     if flags:
         config = f"--config {Path(output) / TRAINING} --corpus {output}"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mop_t5.data.corpus import SPLITS, Example, check_characters
+from mop_t5.data.corpus import SPLITS, Example, check_characters, refuse
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, value_at
+from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, table_stem, value_at
 from mop_t5.data.task_configs import TaskConfig, as_text, fields_of, filled
 
 HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
@@ -24,8 +24,8 @@ class Converter:
 
     scenario: the scenario of its rows: the name of the task, or a template. columns: field -> the names its column may
     go by; a field without an entry is a column of its own name, with dots a value inside an object (`answers.text`).
-    header: names of the columns where files have none. skip: rows that cannot be converted are left out, and where they
-    stood is added to `skipped`; otherwise the first of them raises.
+    header: names of the columns where files have none. skip: rows that cannot be converted are left out, and `skipped`
+    gets the place and the reason of each; otherwise the first of them raises.
     """
 
     config: TaskConfig
@@ -33,7 +33,7 @@ class Converter:
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     header: Sequence[str] | None = None
     skip: bool = False
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def splits(self, source: str | Path, seed: int = 42) -> dict[str, list[Example]]:
         """The splits that `config.split` makes of a folder with the files of the dataset, or of one file, which is the
@@ -63,22 +63,28 @@ class Converter:
             ]
         empty = [split for split, examples in rows.items() if not examples]
         if empty:
-            raise ValueError(f"{source} gives no rows for {', '.join(empty)}. Add some, or choose another split.")
+            left_out = f" ({len(self.skipped)} were left out: {self.skipped[0][1]})" if self.skipped else ""
+            raise ValueError(
+                f"{source} gives no rows for {', '.join(empty)}{left_out}. Add some, or choose another split."
+            )
         return {split: rows[split] for split in SPLITS if split in rows}
 
     def rows(self, path: Path) -> list[Example]:
         """The rows of a file, in order."""
-        stem = path.name.split(".")[0]
+        stem = table_stem(path)
+        bad_row = self._leave_out if self.skip else refuse
+        outer_rows = read_table(path, self.header, bad_row)
+        table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
         examples = []
-        table = ((w, row) for w, outer in read_table(path, self.header) for row in inner_rows(outer, self.config.rows))
         for number, (where, row) in enumerate(table, start=1):
             try:
                 examples.append(self.example(row, where, f"{stem}-{number}"))
-            except (ValueError, TypeError):
-                if not self.skip:
-                    raise
-                self.skipped.append(where)
+            except (ValueError, TypeError) as error:
+                bad_row(where, error)
         return examples
+
+    def _leave_out(self, where: str, error: Exception) -> None:
+        self.skipped.append((where, str(error)))
 
     def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
         """One row. where: of it, for errors. number: the end of its id."""

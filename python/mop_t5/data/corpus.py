@@ -6,6 +6,7 @@
 right answers, beside the summary that is trained on: each counts when texts are scored. A corpus is a folder that holds
 train.jsonl, valid.jsonl and test.jsonl, each of them possibly with `.gz` behind. Reading is strict: whatever is wrong
 is reported with its file and line, because a row that is skipped silently changes every number computed later.
+Ids are for people: rows with the same id are different rows. Only `analyse cases --ids` refuses such an id.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +24,7 @@ from mop_t5.files import whole_folder
 SPLITS = ("train", "valid", "test")
 _CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
 _KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}
+BadRow = Callable[[str, Exception], None]  # what is called with the place and the error of a row that cannot be read
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,23 @@ def write_corpus(
     files: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Make a corpus folder of these splits, all of it or nothing. files: texts of further files, by name.
+    """Make a corpus folder of these splits, all of it or nothing.
 
-    Raises FileExistsError for a folder that has content, unless `overwrite`: then for one that holds anything but a
-    corpus, its tasks.yaml and its train.yaml.
+    Args:
+        folder: the folder to make.
+        splits: the rows of each split, by its name.
+        files: texts of further files, by name.
+        overwrite: replace a corpus in the folder.
+
+    Raises:
+        FileExistsError: the folder has content, and `overwrite` is false or something there is not part of a corpus.
+        ValueError: two different rows have the same id.
     """
+    splits = {split: list(examples) for split, examples in splits.items()}
+    rows: dict[str, Example] = {}
+    for example in (example for examples in splits.values() for example in examples):
+        if rows.setdefault(example.id, example) != example:
+            raise ValueError(f"two rows have the id {example.id!r}. Give the files of the splits other names.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Choose another --output.")
@@ -162,6 +176,11 @@ def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -
             f"{', '.join(scenarios_of(examples))}."
         )
     return [example for example in examples if scenarios is None or example.scenario in scenarios]
+
+
+def refuse(where: str, error: Exception) -> None:
+    """Raise the error of a row that cannot be read: the BadRow of a reader that leaves nothing out."""
+    raise error
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:

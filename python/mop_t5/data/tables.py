@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mop_t5.data.corpus import json_object, lines
+from mop_t5.data.corpus import BadRow, refuse
+from mop_t5.data.json_rows import json_rows
+from mop_t5.data.separated_rows import separated_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 
@@ -21,13 +23,30 @@ def find_table(folder: str | Path, names: Sequence[str]) -> Path | None:
     return found[0] if found else None
 
 
-def read_table(path: str | Path, header: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, object]]]:
-    """The rows of a file as dicts, and where each stands: "FILE, line N".
+def table_stem(path: Path) -> str:
+    """Return the name of a file without its known suffixes: "dialogsum.train" for dialogsum.train.jsonl.gz."""
+    name = path.name.removesuffix(".gz")
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
 
-    header: the names of the columns of a CSV or TSV file without a line of names. CSV fields may be quoted; in TSV a
-    quotation mark is a character like others, as in GLUE's files. A `.json` file is a list of objects, or an object
-    whose "data" is one. Values of CSV and TSV are texts, those of JSON what they are there. Raises FileNotFoundError;
-    ValueError or TypeError that says where.
+
+def read_table(
+    path: str | Path, header: Sequence[str] | None = None, bad_row: BadRow = refuse
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a file as dicts, each with its place: "FILE, line N".
+
+    CSV fields may be quoted. In TSV a quotation mark is a character like others, as in GLUE's files. A `.json` or
+    `.jsonl` file has one row per line; or it is one list of rows, an object whose "data" is such a list, or an object
+    of rows by their ids. An id becomes the column "id" of a row that has none. A row is an object; or a list of texts,
+    which becomes the column "turns". Values of CSV and TSV are texts. Values of JSON stay what they are.
+
+    Args:
+        path: the file.
+        header: names of the columns of a CSV or TSV file without a line of names.
+        bad_row: called with the place and the error of a row that cannot be read. The row is left out if it returns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError, TypeError: `bad_row` raises, or the file has no rows that can be told apart. The message says where.
     """
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
@@ -36,10 +55,10 @@ def read_table(path: str | Path, header: Sequence[str] | None = None) -> Iterato
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}, possibly with .gz behind.")
     if suffix in (".csv", ".tsv"):
-        return _separated(path, suffix == ".tsv", header)
+        return separated_rows(path, suffix == ".tsv", header, bad_row)
     if header is not None:
         raise ValueError(f"header names the columns of CSV and TSV files; {path} names its own.")
-    return _json_lines(path) if suffix == ".jsonl" else _json_list(path)
+    return json_rows(path, suffix == ".jsonl", bad_row)
 
 
 def inner_rows(row: Mapping[str, object], path: Sequence[str]) -> Iterator[dict[str, object]]:
@@ -63,51 +82,3 @@ def value_at(row: Mapping[str, object], column: str) -> object:
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value
-
-
-def _separated(path: Path, tabs: bool, header: Sequence[str] | None) -> Iterator[tuple[str, dict[str, object]]]:
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    reader = csv.reader((line for _, line in lines(path)), strict=True, **dialect)
-    try:
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if header is None:
-                header = cells
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    raise ValueError(f"{where}: the column {', '.join(twice)} stands there more than once. Rename it.")
-            elif len(cells) == len(header):
-                yield where, dict(zip(header, cells))
-            elif cells:
-                raise ValueError(f"{where}: {len(cells)} columns, but the header has {len(header)}. Correct the line.")
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num}: cannot be read as {'TSV' if tabs else 'CSV'} ({error}). Look for a "
-            "quotation mark that is not closed."
-        ) from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    for number, line in lines(path):
-        if line.strip():
-            where = f"{path}, line {number}"
-            row = _object(json_object(line, where), where)
-            if number > 1 or set(row) != {"header"}:  # the first line of MRQA's files is no row
-                yield where, row
-
-
-def _json_list(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    what = "a list of objects"
-    content = json_object("".join(line for _, line in lines(path)), str(path), what)
-    rows = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(rows, list):
-        raise TypeError(f'{path}: expected {what}, or an object with one as "data"; got {type(content).__name__}.')
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, row {number}"
-        yield where, _object(row, where)
-
-
-def _object(row: object, where: str) -> dict[str, object]:
-    if not isinstance(row, dict):
-        raise TypeError(f"{where}: expected a JSON object, got {type(row).__name__}.")
-    return row

@@ -1,0 +1,101 @@
+"""Rows of JSON files: one value per line, or one document of all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from mop_t5.data.corpus import BadRow, decoded, json_object, lines, numbered, open_binary
+
+TURNS = "turns"  # the column of a row that is a list of texts
+_WHAT = "a list of objects, or one object per line"
+
+
+def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a JSON file and the place of each; see `read_table`.
+
+    Args:
+        path: the file.
+        by_line: whether its name says that each line is a row. This decides only where the content does not.
+        bad_row: called with the place and the error of a row that cannot be read.
+    """
+    document = _document(path, by_line)
+    for where, row in _of_lines(path, bad_row) if document is None else _of_document(document, path, by_line):
+        if _is_turns(row):
+            yield where, {TURNS: row}
+        elif isinstance(row, dict):
+            yield where, row
+        else:
+            bad_row(where, TypeError(f"{where}: expected a JSON object, got {type(row).__name__}."))
+
+
+def _document(path: Path, by_line: bool) -> object:
+    """Return the content of a file that is one JSON document. None for a file whose lines are documents."""
+    with open_binary(path) as file:
+        first, second = (*islice(_filled(file, path), 2), None, None)[:2]
+    if first is None:
+        return None
+    try:
+        content = _value(*first, path)
+        one_row = by_line and isinstance(content, dict) and not isinstance(content.get("data"), list)
+        return content if second is None and not one_row else None
+    except ValueError:  # either the document goes on, or this line is damaged
+        try:
+            return json_object("".join(line for _, line in lines(path)), str(path), _WHAT)
+        except ValueError:
+            if by_line or (first[1].lstrip().startswith(b"{") and second is not None and _is_object(*second, path)):
+                return None
+            raise
+
+
+def _of_lines(path: Path, bad_row: BadRow) -> Iterator[tuple[str, object]]:
+    with open_binary(path) as file:
+        for number, raw in _filled(file, path):
+            try:
+                row = _value(number, raw, path)
+            except ValueError as error:
+                bad_row(f"{path}, line {number}", error)
+                continue
+            if number > 1 or not isinstance(row, dict) or set(row) != {"header"}:  # the first line of MRQA's files
+                yield f"{path}, line {number}", row
+
+
+def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[str, object]]:
+    rows = content.get("data") if isinstance(content, dict) else content
+    if isinstance(rows, list) and (not by_line or all(isinstance(row, dict) or _is_turns(row) for row in rows)):
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}, row {number}", row
+    elif isinstance(content, dict) and content and all(isinstance(row, dict) for row in content.values()):
+        for key, row in content.items():
+            yield f"{path}, row {key!r}", {"id": key, **row}
+    elif by_line or (isinstance(content, dict) and any(not isinstance(v, (dict, list)) for v in content.values())):
+        yield f"{path}, line 1", content
+    else:
+        keys = f"an object with {', '.join(map(repr, content))}" if isinstance(content, dict) else ""
+        raise TypeError(
+            f'{path}: expected a list of objects, or an object with one as "data"; got '
+            f"{keys or type(content).__name__}. Write {_WHAT}."
+        )
+
+
+def _is_turns(row: object) -> bool:
+    """Return whether a row is a list of texts: a dialogue without anything else."""
+    return isinstance(row, list) and row != [] and all(isinstance(turn, str) for turn in row)
+
+
+def _filled(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    return ((number, raw) for number, raw in numbered(file, path) if raw.strip())
+
+
+def _value(number: int, raw: bytes, path: Path) -> object:
+    where = f"{path}, line {number}"
+    return json_object(decoded(raw, number, where), where)
+
+
+def _is_object(number: int, raw: bytes, path: Path) -> bool:
+    try:
+        return isinstance(_value(number, raw, path), dict)
+    except ValueError:
+        return False

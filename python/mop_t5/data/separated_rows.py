@@ -1,0 +1,109 @@
+"""Rows of CSV and TSV files."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mop_t5.data.corpus import BadRow, decoded, numbered, open_binary
+
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module itself stops at 131,072
+_FIELD_LIMIT = threading.Lock()
+
+
+def separated_rows(
+    path: Path, tabs: bool, header: Sequence[str] | None, bad_row: BadRow
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a CSV file, or of a TSV file if `tabs`, and the place of each; see `read_table`."""
+    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    if header is not None:
+        _check_header(header, "header")
+    with open_binary(path) as file:
+        lines = _Lines(numbered(file, path), path)
+        reader = csv.reader(lines, strict=True, **dialect)
+        while True:
+            lines.start_row()
+            cells, error = None, None
+            try:
+                cells = _next_row(reader)
+            except csv.Error as problem:
+                error = _malformed(problem, lines, tabs)
+            where, error = lines.where, lines.error or error
+            if error is not None:
+                if header is None:  # without the names of the columns no row can be read
+                    raise error
+                bad_row(where, error)
+            elif cells is None:
+                return
+            elif header is None:
+                _check_header(cells, where)
+                header = cells
+            elif len(cells) == len(header):
+                yield where, dict(zip(header, cells))
+            elif cells:
+                count = f"{len(cells)} columns, but the header has {len(header)}"
+                bad_row(where, ValueError(f"{where}: {count}. Correct the line."))
+
+
+class _Lines:
+    """The lines of a file, as the csv module asks for them.
+
+    where: the place of the last line. row: the lines of the present row. error: of its first line that is not UTF-8.
+    ended: whether the csv module has asked for a line behind the last one.
+    """
+
+    def __init__(self, raw_lines: Iterator[tuple[int, bytes]], path: Path):
+        self._raw_lines, self._path = raw_lines, path
+        self.where, self.ended = str(path), False
+        self.start_row()
+
+    def start_row(self) -> None:
+        self.row: list[str] = []
+        self.error: ValueError | None = None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        self.ended = True  # unless there is a line
+        number, raw = next(self._raw_lines)
+        self.ended, self.where = False, f"{self._path}, line {number}"
+        try:
+            line = decoded(raw, number, self.where)
+        except ValueError as error:
+            line, self.error = raw.decode("utf-8", "replace"), self.error or error
+        self.row.append(line)
+        return line
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """Return the next row, or None behind the last one.
+
+    The limit of the csv module for the length of a field holds for the whole process. It is lifted for one row at a
+    time, by one thread at a time, and always put back.
+    """
+    with _FIELD_LIMIT:
+        limit = csv.field_size_limit(_LONGEST_FIELD)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
+    """Return the error of a row that the csv module refuses. Raise it where the end of the row cannot be known, because
+    a quotation mark in it is not closed."""
+    unclosed = lines.ended or (not tabs and "".join(lines.row).count('"') % 2 == 1)
+    cure = "Look for a quotation mark that is not closed" if unclosed or not tabs else "Correct the line"
+    error = ValueError(f"{lines.where}: cannot be read as {'TSV' if tabs else 'CSV'} ({problem}). {cure}.")
+    if unclosed:
+        raise error from problem
+    return error
+
+
+def _check_header(header: Sequence[str], where: str) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ValueError(f"{where}: the column {', '.join(twice)} stands there more than once. Rename it.")

@@ -1,0 +1,200 @@
+"""What is read from CSV, TSV, JSON and JSON-lines files, and what damaged files are told."""
+
+import csv
+import gzip
+import io
+import json
+import re
+
+import pytest
+from mop_t5.cli import main
+from mop_t5.data import read_split
+from mop_t5.data.tables import read_table
+
+ROWS = [{"a": f"x{i}", "b": "y, \u4e2d\n", "label": i % 2} for i in range(6)]
+
+
+def written(path, rows):
+    """The rows as a file of the format that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    elif name.endswith(".json"):
+        text = json.dumps(rows)
+    else:
+        out = io.StringIO()
+        tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if name.endswith(".tsv") else {}
+        writer = csv.DictWriter(out, list(rows[0]), **tabs)
+        writer.writeheader()
+        writer.writerows(rows)
+        text = out.getvalue()
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def fails(capsys, *arguments):
+    assert main(["corpus", "convert", *map(str, arguments)]) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("mop-t5 corpus convert: ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.json", "t.jsonl", "t.jsonl.gz", "t.tsv"])
+def test_every_format_gives_the_same_rows(name, tmp_path):
+    rows = [row | {"b": 'one "word'} for row in ROWS] if "tsv" in name else ROWS  # TSV knows no quotes
+    found = list(read_table(written(tmp_path / name, rows)))
+    assert [{k: str(v) for k, v in row.items()} for _, row in found] == [
+        {k: str(v) for k, v in row.items()} for row in rows
+    ]
+    place = {"t.csv": "line 3", "t.json": "row 1", "t.jsonl": "line 1", "t.tsv": "line 2"}[name.removesuffix(".gz")]
+    assert found[0][0] == f"{tmp_path / name}, {place}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", 'a,b\n1,"2\n', r"t\.csv, line 2: cannot be read as CSV .* a quotation mark that is not closed"),
+        ("t.csv", "a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: 3 columns, but the header has 2"),
+        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a stands there more than once"),
+        ("t.csv", b"a\n\xff\n", r"t\.csv, line 2: not UTF-8"),
+        ("t.jsonl", '{"a": 1}\n{"a": 1', r"t\.jsonl, line 2: not valid JSON"),
+        ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
+        ("t.json", '{"rows": []}', r"t\.json: expected a list of objects, or an object with one as \"data\""),
+        ("t.json", '{"data": [{"a": 1}, 2]}', r"t\.json, row 2: expected a JSON object, got int"),
+        ("t.json", "[1,\n2", r"t\.json: not valid JSON .* line 2, column 2\). Write a list of objects"),
+        ("t.txt", "", r"t\.txt: its name must end in \.jsonl, \.json, \.csv, \.tsv"),
+    ],
+)
+def test_a_damaged_file_says_where(name, text, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises((ValueError, TypeError), match=message):
+        list(read_table(path))
+
+
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "text", "place"),
+    [
+        ("t.json", LINES, "line 1"),
+        ("t.json", "\n" + LINES.replace("\n", "\r\n"), "line 2"),
+        ("t.jsonl", json.dumps(ROWS), "row 1"),
+        ("t.jsonl", json.dumps(ROWS, indent=2), "row 1"),
+        ("t.jsonl", json.dumps({"data": ROWS}), "row 1"),
+        ("t.json", json.dumps({"version": 1, "data": ROWS}, indent=1), "row 1"),
+    ],
+)
+def test_the_content_of_a_json_file_says_how_it_is_read(name, text, place, gz, tmp_path):
+    path = tmp_path / f"{name}{gz}"
+    path.write_bytes(gzip.compress(text.encode()) if gz else text.encode())
+    found = list(read_table(path))
+    assert [row for _, row in found] == ROWS
+    assert found[0][0] == f"{path}, {place}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "rows"),
+    [
+        ("t.json", '{"a": "x", "b": ["y"]}', [("line 1", {"a": "x", "b": ["y"]})]),
+        ("t.json", '{\n"a": "x"\n}\n', [("line 1", {"a": "x"})]),
+        ("t.jsonl", '{"a": {"b": "x"}}\n', [("line 1", {"a": {"b": "x"}})]),
+        (
+            "t.json",
+            '{"7": {"a": "x"}, "8": {"a": "y", "id": "own"}}',
+            [("row '7'", {"id": "7", "a": "x"}), ("row '8'", {"id": "own", "a": "y"})],
+        ),
+        ("t.jsonl", '["hi", "ho"]\n["so"]\n', [("line 1", {"turns": ["hi", "ho"]}), ("line 2", {"turns": ["so"]})]),
+        ("t.jsonl", '["hi", "ho"]\n', [("line 1", {"turns": ["hi", "ho"]})]),
+        ("t.json", '[["hi", "ho"], ["so"]]', [("row 1", {"turns": ["hi", "ho"]}), ("row 2", {"turns": ["so"]})]),
+        ("t.json", "", []),
+    ],
+)
+def test_other_layouts_of_json(name, text, rows, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert list(read_table(tmp_path / name)) == [(f"{tmp_path / name}, {place}", row) for place, row in rows]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(name, tmp_path):
+    limit = csv.field_size_limit()
+    rows = [{"a": "x" * (limit + 1), "b": "y"}, {"a": "z", "b": "y"}]
+    reading = read_table(written(tmp_path / name, rows))
+    assert next(reading)[1] == rows[0]
+    assert csv.field_size_limit() == limit  # also while the file is read
+    assert [row for _, row in reading] == rows[1:]
+
+
+# rows that are left out
+
+GOOD = {
+    "csv": ["b,t\n", *(f"taxi,x{i}\n" for i in range(4))],
+    "tsv": ["b\tt\n", *(f"taxi\tx{i}\n" for i in range(4))],
+    "jsonl": [json.dumps({"b": "taxi", "t": f"x{i}"}) + "\n" for i in range(4)],
+}
+GOOD["json"] = GOOD["jsonl"]
+PLAIN = ["--scenario", "{b}", "--dialogue", "{t}", "--summary", "{b}"]
+
+
+@pytest.mark.parametrize("gz", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("name", "bad", "why"),
+    [
+        ("t.csv", "taxi,x,y\n", "3 columns, but the header has 2"),
+        ("t.csv", "taxi\n", "1 columns, but the header has 2"),
+        ("t.csv", 'taxi,"x, \ny",z\n', "3 columns, but the header has 2"),
+        ("t.csv", 'taxi,"so "called" x"\n', "cannot be read as CSV"),
+        ("t.csv", b"taxi,\xb0\xa1\n", "not UTF-8"),
+        ("t.csv", b'taxi,"\n\xb0\xa1"\n', "not UTF-8"),
+        ("t.tsv", "taxi\n", "1 columns, but the header has 2"),
+        ("t.tsv", '"\tx\ty\n', "3 columns, but the header has 2"),
+        ("t.tsv", b"taxi\t\xb0\xa1\n", "not UTF-8"),
+        ("t.jsonl", '{"b": "taxi", "t": "cu\n', "not valid JSON"),
+        ("t.jsonl", '{"b": "taxi", "t": "x", "t": "y"}\n', "the key 't' stands in it more than once"),
+        ("t.jsonl", "[1]\n", "expected a JSON object, got list"),
+        ("t.jsonl", '"x"\n', "expected a JSON object, got str"),
+        ("t.jsonl", b'{"b": "taxi", "t": "\xb0\xa1"}\n', "not UTF-8"),
+        ("t.json", '{"b": "taxi", "t": "cu\n', "not valid JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_left_out_wherever_it_stands(name, bad, why, gz, tmp_path, capsys):
+    """Behind the header, in the middle and at the end."""
+    good = [line.encode() for line in GOOD[name[2:]]]
+    bad = bad if isinstance(bad, bytes) else bad.encode()
+    for number, place in enumerate((0 if "json" in name else 1, 3, len(good))):
+        path = tmp_path / f"{number}.{name}{gz}"
+        content = b"".join([*good[:place], bad, *good[place:]])
+        path.write_bytes(gzip.compress(content) if gz else content)
+        flags = ["--input", path, *PLAIN, "--output", tmp_path / f"out{number}"]
+        where = f"{path}, line {place + bad.count(10)}"  # its last line
+        assert fails(capsys, *flags).startswith(f"mop-t5 corpus convert: {where}: ")
+        assert main(["corpus", "convert", *map(str, flags), "--skip_bad_rows"]) == 0
+        said = capsys.readouterr().out
+        assert f"Left out 1 rows that could not be converted, the first of them {where}." in said
+        assert why in said.replace("\n", " ")
+        assert [one.dialogue for one in read_split(tmp_path / f"out{number}", "train")] == ["x0", "x1", "x2", "x3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "".join(GOOD["csv"][:3]) + 'taxi,"x\n' + GOOD["csv"][3], "a quotation mark that is not closed"),
+        ("t.csv", GOOD["csv"][0] + 'taxi,"so "it" " is"\n', "a quotation mark that is not closed"),
+        ("t.csv", "b,b\ntaxi,x\n", "the column b stands there more than once"),
+        ("t.csv", b"b,\xff\ntaxi,x\n", "line 1: not UTF-8"),
+        ("t.csv.gz", gzip.compress("".join(GOOD["csv"]).encode())[:-9], "broken or truncated gzip data"),
+        ("t.jsonl.gz", gzip.compress("".join(GOOD["jsonl"]).encode())[:-9], "broken or truncated gzip data"),
+        ("t.json", '[{"b": "taxi", "t": "x"},\n{"b": "taxi"\n', "not valid JSON"),
+        ("t.jsonl", "[1]\n[2]\n", r"gives no rows for train \(2 were left out: .*line 1: expected a JSON object"),
+    ],
+)
+def test_what_is_no_row_is_not_left_out(name, content, message, tmp_path, capsys):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    flags = ["--input", path, *PLAIN, "--output", tmp_path / "out", "--skip_bad_rows"]
+    assert re.search(message, fails(capsys, *flags))
+    assert not (tmp_path / "out").exists()
