@@ -7,6 +7,7 @@ import shutil
 import pytest
 from mop_t5.analysis.cases import Segment, case_of, marked, most_different, to_markdown, to_row, to_text
 from mop_t5.cli import main
+from mop_t5.commands.cases import _of_ids
 from mop_t5.data import Example, read_split
 from mop_t5.evaluation import FLOORS, Values, read_scores, value_recall
 from test_value_recall import NAMES, visit
@@ -212,3 +213,10 @@ def test_more_bad_input(suite, tmp_path, capsys):
     said = call(capsys, "values", copy, "--output", tmp_path / "out")[2]
     assert "were scored in different ways (rouge_score on char, rouge_score on jieba)" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_an_id_of_several_rows_is_refused():
+    rows = [(Example("taxi", dialogue, "y", name), []) for dialogue, name in (("x", "a"), ("z", "a"), ("x", "b"))]
+    assert _of_ids(rows, ["b"]) == rows[2:]
+    with pytest.raises(ValueError, match="ids names a, which several rows have"):
+        _of_ids(rows, ["b", "a"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from rich.console import Console
 
@@ -80,8 +81,16 @@ def analyse_cases(
 
 
 def _of_ids(rows: list[tuple], ids: list[str]) -> list[tuple]:
-    """The rows, each an example and texts, of these ids, in their order."""
+    """Return the rows of these ids, in their order. A row is an example and texts.
+
+    Raises:
+        ValueError: no row has one of the ids, or several rows have it.
+    """
     by_id = {row[0].id: row for row in rows}
+    counts = Counter(row[0].id for row in rows)
+    several = [one for one in ids if counts[one] > 1]
+    if several:
+        raise ValueError(f"ids names {', '.join(several)}, which several rows have. Give the rows ids of their own.")
     missing = [one for one in ids if one not in by_id]
     if missing:
         raise ValueError(
