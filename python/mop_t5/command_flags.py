@@ -8,12 +8,24 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
 from mop_t5.methods import get, names
+
+_OPTION = "--options."
+# jsonargparse reads a text as YAML where its type is not just `str`: "#x", "~" and "null" become None. It reads the
+# texts in a dict[str, Any] once more. It leaves a `str` as typed, and takes None for it as a default or from a file.
+_TYPES = {
+    str | None: str,
+    dict[str, Any]: dict,
+    dict[str, Any] | None: dict | None,
+    dict[str, dict[str, Any]]: dict[str, dict],
+}
 
 
 class _Parser(ArgumentParser):
@@ -45,14 +57,19 @@ def parse(
     (program,) = set(descriptions) - set(commands)
     parser = _Parser(prog=program, description=descriptions[program])
     _add(parser, commands, descriptions, arguments)
+    others, options = _options(arguments)
     try:
-        given, where = parser.parse_args(arguments), commands
+        given, where = parser.parse_args(others), commands
     except UnicodeDecodeError as error:
         raise ValueError(f"the file of --config is not text ({error}). Give one in YAML or JSON.") from error
     while not isinstance(where, str):
         where, given = where[given.command], given[given.command]
     function, given = function_of(where), given.as_dict()
     given.pop("config", None)
+    for path, value in options:
+        if "options" not in given:
+            parser.error(f"unrecognized arguments: {_OPTION}{'.'.join(path)}")
+        _put(given, ["options", *path], value)
     return function, _gather(function, given)
 
 
@@ -84,9 +101,54 @@ def _command_parser(command: Callable) -> _Parser:
     if any(action.dest == "options" for action in parser._actions):
         parser.epilog = _method_fields()
     for action in parser._actions:
+        if getattr(action, "_typehint", None) in _TYPES:
+            action._typehint = _TYPES[action._typehint]
         if isinstance(action.default, bool):
             action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser
+
+
+def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """Return the arguments without those for single options of a method, and these: (path of names, value).
+
+    Only the methods know which options are texts. jsonargparse would read each as YAML.
+    """
+    others, options = [], []
+    places = iter(range(len(arguments)))
+    for place in places:
+        flag, joined, value = arguments[place].partition("=")
+        apart = not joined and place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
+        if flag.startswith(_OPTION) and (joined or apart):
+            path = flag.removeprefix(_OPTION).split(".")
+            options.append((path, _option(path[-1], arguments[next(places)] if apart else value)))
+        else:
+            others.append(arguments[place])
+    return others, options
+
+
+def _option(name: str, value: str) -> Any:
+    """Return the value of an option: as it was typed if the fields of this name are texts, and read as YAML if not. A
+    text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`."""
+    kinds: set[Any] = set()
+    for config in (get(method).Config for method in names()):
+        hint = get_type_hints(config).get(name)
+        kinds |= set(get_args(hint)) if NoneType in get_args(hint) else {hint} - {None}
+    try:
+        read = get_loader("yaml")(value)
+    except yaml.YAMLError:
+        read = value
+    others = {kind for kind in kinds - {str, NoneType} if get_origin(kind) is not dict}
+    if str not in kinds or others or (value == "null" and NoneType in kinds):
+        return read
+    texts = isinstance(read, dict) and all(isinstance(text, str) for pair in read.items() for text in pair)
+    return read if texts and value.startswith("{") and kinds - {str, NoneType} else value
+
+
+def _put(values: dict, path: Sequence[str], value: Any) -> None:
+    """Set the value that a path of names leads to, in mappings inside of each other."""
+    for name in path[:-1]:
+        values[name] = values = dict(values.get(name) or {})
+    values[path[-1]] = value
 
 
 def _method_fields() -> str:
