@@ -119,6 +119,38 @@ def test_broken_turns_drop_the_dialogue():
     assert dropped == {"user and system do not take turns": 1}
 
 
+def test_a_question_without_an_answer_drops_the_dialogue():
+    open_end = dialogue()
+    del open_end["messages"][-1]
+    splits, dropped = crosswoz_corpus({"7": open_end})
+    assert not any(splits.values())
+    assert dropped == {"user and system do not take turns": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("task description", [HOTEL, SIGHT], "3 sub-goals need as many descriptions; got"),
+        ("task description", None, "3 sub-goals need as many descriptions; got None"),
+        ("task description", [HOTEL, SIGHT, {"zh": CAB}], "TypeError"),
+        ("messages", None, "TypeError"),
+        ("messages", [message | {"content": float("nan")} for message in dialogue()["messages"]], "TypeError"),
+        ("messages", [message | {"content": ["a"]} for message in dialogue()["messages"]], "TypeError"),
+    ],
+)
+def test_what_is_no_text_becomes_none(name, value, message):
+    with pytest.raises(ValueError, match=f"dialogue '7' is not laid out as those of CrossWOZ .*{message}"):
+        crosswoz_corpus({"7": dialogue() | {name: value}})
+
+
+def test_a_clone_without_rows_writes_nothing(tmp_path, capsys):
+    for part in ("train", "val", "test"):
+        (tmp_path / f"{part}.json").write_text(json.dumps({part: dialogue(finished=False)}))
+    assert main(["corpus", "crosswoz", "--clone", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
+    assert "gives no training rows. Dropped pieces: sub-goal not finished: 9" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_splits_and_order_depend_on_the_ids_only():
     dialogues = {str(i): dialogue() for i in range(60)}
     splits, _ = crosswoz_corpus(dialogues)
@@ -189,6 +221,15 @@ def test_errors(tmp_path):
         read_clone(folder)
     with pytest.raises(ValueError, match=r"dialogue '3' is not laid out as those of CrossWOZ \(KeyError: 'messages'"):
         crosswoz_corpus(read_clone(folder, ["val"]))
+    one = json.dumps(dialogue(), ensure_ascii=False)
+    (inside / "val.json").write_text(f'{{"7": {one}, "7": {one}}}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"val\.json in .* cannot be read .*the key '7' stands in it more than once"):
+        read_clone(folder, ["val"])
+    (inside / "val.json").write_bytes('{"7": "咨询"}'.encode("gb18030"))
+    with pytest.raises(ValueError, match=r"val\.json in .* cannot be read .*not UTF-8"):
+        read_clone(folder, ["val"])
+    (inside / "val.json").write_text("\ufeff{}", encoding="utf-8")  # as some editors save it
+    assert read_clone(folder, ["val"]) == {}
     (inside / "val.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold dialogues by their ids; got list"):
         read_clone(folder, ["val"])

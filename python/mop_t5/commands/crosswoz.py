@@ -25,6 +25,9 @@ def corpus_crosswoz(clone: str, output: str, parts: list[str] | None = None, ove
         overwrite: replace a corpus in the output folder.
     """
     splits, dropped = crosswoz_corpus(read_clone(clone, PARTS if parts is None else parts))
+    if not splits["train"]:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+        raise ValueError(f"{clone} gives no training rows. Dropped pieces: {reasons or 'none'}. Take more parts.")
     splits = {split: rows for split, rows in splits.items() if rows}  # a few dialogues may be in train alone
     write_corpus(output, splits, overwrite=overwrite)
     show(corpus_table(output))

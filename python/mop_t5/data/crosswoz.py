@@ -11,16 +11,16 @@ CrossWOZ: Zhu et al., TACL 2020, Apache-2.0; its licence asks to keep that attri
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.data.corpus import SPLITS, Example
+from mop_t5.data.corpus import SPLITS, Example, decoded, json_object
 
 PARTS = ("train", "val", "test")
 SCENARIO_OF = {"餐馆": "restaurant", "景点": "attraction", "酒店": "hotel", "地铁": "metro", "出租": "taxi"}
@@ -84,20 +84,20 @@ def crosswoz_corpus(dialogues: Mapping[str, dict]) -> tuple[dict[str, list[Examp
 
 def _read_part(folder: Path, part: str) -> dict[str, dict]:
     plain, packed = folder / f"{part}.json", folder / f"{part}.json.zip"
+    where = f"{part}.json in {folder}"
+    if not plain.is_file() and not packed.is_file():
+        raise FileNotFoundError(f"{folder} has no {plain.name} or {packed.name}. Give a clone of thu-coai/CrossWOZ.")
     try:
         if plain.is_file():
-            content = json.loads(plain.read_text(encoding="utf-8"))
-        elif packed.is_file():
-            with zipfile.ZipFile(packed) as archive:
-                content = json.loads(archive.read(f"{part}.json"))
+            raw = plain.read_bytes()
         else:
-            raise FileNotFoundError(
-                f"{folder} has no {plain.name} or {packed.name}. Give a clone of thu-coai/CrossWOZ."
-            )
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{part}.json in {folder} cannot be read ({error}). Copy it again.") from error
+            with zipfile.ZipFile(packed) as archive:
+                raw = archive.read(plain.name)
+        content = json_object(decoded(raw, 1, where), where, "dialogues by their ids")
+    except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{where} cannot be read ({error}). Copy it again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{part}.json in {folder} must hold dialogues by their ids; got {type(content).__name__}.")
+        raise ValueError(f"{where} must hold dialogues by their ids; got {type(content).__name__}.")
     return content
 
 
@@ -109,7 +109,10 @@ def _pieces(identifier: str, dialogue: dict, dropped: Counter) -> Iterator[Examp
         return
     owners = _owners(exchanges)
     sub_goals = dict.fromkeys(goal[0] for goal in dialogue["goal"])
-    for sub_goal, description in zip(sub_goals, dialogue["task description"]):
+    descriptions = dialogue["task description"]
+    if not isinstance(descriptions, list) or len(descriptions) != len(sub_goals):
+        raise ValueError(f"{len(sub_goals)} sub-goals need as many descriptions; got {descriptions!r}")
+    for sub_goal, description in zip(sub_goals, descriptions):
         try:
             scenario, turns, summary = _piece(dialogue, sub_goal, description, exchanges, owners)
             yield Example(scenario, turns, summary, f"{identifier}-{sub_goal}")
@@ -119,6 +122,8 @@ def _pieces(identifier: str, dialogue: dict, dropped: Counter) -> Iterator[Examp
 
 def _exchanges(messages: Sequence[dict]) -> list[_Exchange]:
     exchanges, known = [], set()
+    if len(messages) % 2:
+        raise _Dropped("user and system do not take turns")
     for user, system in zip(messages[::2], messages[1::2]):
         if (user["role"], system["role"]) != ("usr", "sys"):
             raise _Dropped("user and system do not take turns")
