@@ -205,6 +205,7 @@ setup(
     package_data={
         "mop_kernels": ["crossover/*.json"],
         "mop_kernels.triton_kernels": ["configs/*.json"],
+        "mop_t5.data": ["published/*.yaml"],
         "mop_t5.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],

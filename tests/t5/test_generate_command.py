@@ -323,3 +323,21 @@ def test_one_dialogue(run, capsys):
     assert (row["id"], row["scenario"], row["truncated"]) == ("dialogue", "taxi", True)
     assert generate(run, "--scenario", "taxi", "--dialogue", " ") == 1
     assert said(capsys).endswith("--dialogue: `dialogue` is empty. Fill it in or delete the row.")
+
+
+@pytest.mark.parametrize("field", ["scenario", "dialogue"])
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "null", "true", "1", "[]", '["在吗"]', '{"text": "在吗"}', '[{"a": 1}]']
+)
+def test_a_request_is_made_of_texts_only(field, value):
+    texts = {"scenario": '"taxi"', "dialogue": '"在吗"'}
+    assert requests_module.request_of(row_of(texts), "here", "x", None).example.dialogue == "在吗"
+    request = requests_module.request_of(row_of(texts | {field: value}), "here", "x", None)
+    assert request.example is None
+    assert request.error.startswith(f"here: `{field}` must be a string, got ")
+    unread = row_of(texts | {"summary": value, "references": value})
+    assert requests_module.request_of(unread, "here", "x", None).error is None
+
+
+def row_of(fields):
+    return f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in fields.items())}}}".encode()

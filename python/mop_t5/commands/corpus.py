@@ -13,7 +13,15 @@ import yaml
 from mop_t5.data import TASKS, Example, tasks_yaml
 from mop_t5.data.conversion import Converter
 from mop_t5.data.corpus import write_corpus
-from mop_t5.data.task_configs import COLUMNS, ROLES, TaskConfig, read_columns, read_task_configs
+from mop_t5.data.task_configs import (
+    COLUMNS,
+    PUBLISHED,
+    ROLES,
+    TaskConfig,
+    published_tasks,
+    read_columns,
+    read_task_configs,
+)
 from mop_t5.evaluation import Table, show
 from mop_t5.training import TrainingConfig
 
@@ -33,6 +41,9 @@ def corpus_convert(
     summary: str | None = None,
     split: str = "given",
     limit: int = 0,
+    turn: str | None = None,
+    join: str | None = None,
+    references: list[str] | None = None,
     header: list[str] | None = None,
     seed: int = 42,
     skip_bad_rows: bool = False,
@@ -42,17 +53,22 @@ def corpus_convert(
 
     Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
     Beside the splits OUTPUT gets tasks.yaml, the metrics of the tasks, and train.yaml, flags of `mop-t5 train`.
+    The published corpora of dialogues samsum, dialogsum, csds, lccc and crosswoz are known by their names.
 
+      mop-t5 corpus convert --tasks dialogsum --input dialogsum/DialogSum_Data --output corpora/dialogsum
       mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output corpora/glue
       mop-t5 corpus convert --tasks examples/tasks --names '[rte]' --input raw/rte --output corpora/rte
       mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' \\
           --split 8:1:1 --output corpora/calls
+      mop-t5 corpus convert --input calls.jsonl --scenario taxi --dialogue '{turns}' --turn '{speaker}: {text}' \\
+          --summary '{note}' --split 8:1:1 --output corpora/calls
 
     Args:
         input: folder with a folder of files for each task, named like it; of one task or without tasks the folder of
             the files, or one file.
         output: folder for the corpus. It must be new or empty.
-        tasks: YAML file of task configurations, or a folder of such files.
+        tasks: YAML file of task configurations, a folder of such files, or the name of a published corpus: "samsum",
+            "dialogsum", "csds", "lccc" or "crosswoz". docs/corpora.md describes these.
         names: the tasks to convert, into one corpus; all that have the role if not given.
         role: "target" or "source": by which number of epochs train.yaml trains.
         columns: YAML file of the names that columns go by; columns.yaml beside the tasks if not given.
@@ -62,29 +78,40 @@ def corpus_convert(
         split: without tasks, how splits are made: "given", as they are; "halve", half of the validation rows become
             the test rows; "hold_out", 1,000 training rows become validation, and validation becomes test; "8:1:1".
         limit: without tasks, how many training rows are kept, drawn at random; 0 is all.
+        turn: without tasks, how a turn is written where a column of --dialogue holds a list of turns, each in a line:
+            '{speaker}: {text}' of turns that are objects, '{}' for turns that are texts.
+        join: without tasks, what is put between the elements of a list. A list in --summary is then one summary;
+            otherwise the first of the list is learnt, and all are right.
+        references: without tasks, columns of further right summaries. A row need not have them.
         header: names of the columns of CSV and TSV files that do not name them in the first line.
         seed: of the rows that are drawn.
-        skip_bad_rows: leave out rows that cannot be converted, and say how many.
+        skip_bad_rows: leave out rows that cannot be read or converted, and say how many and why.
         overwrite: replace a corpus in the output folder.
     """
-    plain = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
+    templates = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
     if tasks is None:
-        missing = [name for name, template in plain.items() if not template]
+        missing = [name for name, template in templates.items() if template is None]
+        empty = [name for name, template in templates.items() if template == ""]
         if missing:
             raise ValueError(
                 f"without --tasks give --scenario, --dialogue and --summary; missing: {', '.join(missing)}."
             )
+        if empty:
+            raise ValueError(f"{', '.join(empty)} must not be empty. Give a text, with columns in braces.")
         if names or columns:
             raise ValueError("names and columns go with --tasks, and there are none.")
-        configs = {scenario: TaskConfig(dialogue, summary, split=split, limit=limit)}
+        shape = {"turn": turn, "join": join, "references": references or []}
+        configs = {scenario: TaskConfig(dialogue, summary, split=split, limit=limit, **shape)}
         candidates: dict[str, dict[str, list[str]]] = {}
     else:
-        if any(plain.values()) or split != "given" or limit:
+        own = (*templates.values(), turn, join, references)
+        if any(one is not None for one in own) or split != "given" or limit:
             raise ValueError(
-                "scenario, dialogue, summary, split and limit are for use without --tasks: a task says these."
+                "scenario, dialogue, summary, turn, join, references, split and limit are for use without --tasks: a "
+                "task says these."
             )
-        configs = _chosen(read_task_configs(tasks), names, role)
-        beside = (Path(tasks) if Path(tasks).is_dir() else Path(tasks).parent) / COLUMNS
+        known, beside = _known(tasks)
+        configs = _chosen(known, names, role)
         candidates = read_columns(columns or beside) if columns or beside.is_file() else {}
     corpora, skipped = {}, []
     for name, config in configs.items():
@@ -92,6 +119,8 @@ def corpus_convert(
         folder = Path(input) / name
         corpora[name] = converter.splits(folder if tasks and folder.exists() else _alone(input, configs, folder), seed)
         skipped += converter.skipped
+        if tasks is None and converter.unseen:
+            raise ValueError(f"references names {', '.join(sorted(converter.unseen))}, which no row has.")
     splits: dict[str, list[Example]] = {}
     for corpus in corpora.values():
         for name, examples in corpus.items():
@@ -142,6 +171,19 @@ def training_flags(
     defaults = TrainingConfig(**flags)  # raises what is wrong with a field
     passes = sum(sizes[name] * config.epochs[role] for name, config in configs.items())
     return {"steps": math.ceil(passes / (defaults.batch_size * defaults.accumulation)), **flags}, None
+
+
+def _known(tasks: str) -> tuple[dict[str, TaskConfig], Path]:
+    """Return the configurations that --tasks means, and where the names of their columns may be."""
+    published = published_tasks()
+    if tasks in published:
+        return {tasks: published[tasks]}, PUBLISHED / COLUMNS
+    path = Path(tasks)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no file or folder at {tasks}. Give a YAML file of tasks, or one of {', '.join(published)}."
+        )
+    return read_task_configs(path), (path if path.is_dir() else path.parent) / COLUMNS
 
 
 def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: str) -> dict[str, TaskConfig]:

@@ -11,7 +11,8 @@ import torch
 from mop_t5.data.corpus import SPLITS, Example, check_characters, refuse
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, table_stem, value_at
-from mop_t5.data.task_configs import TaskConfig, as_text, fields_of, filled
+from mop_t5.data.task_configs import TaskConfig
+from mop_t5.data.templates import as_text, as_turns, fields_of, filled, suggested_turn, without_spaces
 
 HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
@@ -35,6 +36,10 @@ class Converter:
     skip: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
+    def __post_init__(self):
+        fields_of(self.scenario)  # raises what is wrong with the template
+        self.unseen = set(self.config.references)  # columns that no row has had
+
     def splits(self, source: str | Path, seed: int = 42) -> dict[str, list[Example]]:
         """The splits that `config.split` makes of a folder with the files of the dataset, or of one file, which is the
         train split. Rows are drawn by `torch.randperm` of the seed and keep their order.
@@ -42,6 +47,8 @@ class Converter:
         Raises FileNotFoundError for a missing file; ValueError or TypeError with file and line for a row.
         """
         rows = {split: self.rows(path) for split, path in self._files(Path(source)).items()}
+        if self.config.merge_repeats:
+            rows |= {split: _merged(rows[split]) for split in ("valid", "test") if split in rows}
         train, valid = rows.get("train", []), rows.get("valid", [])
         if self.config.split == "halve":
             rows["valid"], rows["test"] = _drawn(valid, len(valid) // 2, seed)
@@ -88,59 +95,118 @@ class Converter:
 
     def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
         """One row. where: of it, for errors. number: the end of its id."""
+        try:
+            return self._example(row, number)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{where}: {error}") from error
+
+    def _example(self, row: Mapping[str, object], number: str) -> Example:
         config = self.config
         needed = [*fields_of(self.scenario), *fields_of(config.input), *fields_of(config.target)]
         values: dict[str, object] = {} if fields_of(self.scenario) else {"task": self.scenario}
         if config.prepare is not None:
             preparation = PREPARATIONS[config.prepare]
-            given = [as_text(self._value(row, name, where)) for name in preparation.needs]
+            given = [self._text(name, self._value(row, name)) for name in preparation.needs]
             try:
                 values[preparation.needs[0]] = preparation.function(*given)
             except ValueError as error:
-                raise ValueError(f"{where}: {config.prepare}: {error}") from error
-        values |= {name: self._value(row, name, where) for name in needed if name not in values}
-        scenario = filled(self.scenario, values).strip()
-        target, *others = self._answers(values, where)
-        texts = {"scenario": scenario, "input": filled(config.input, values).strip(), "target": target}
-        for name, text in texts.items():
+                raise ValueError(f"{config.prepare}: {error}") from error
+        values |= {name: self._value(row, name) for name in needed if name not in values}
+        scenario = filled(self.scenario, lambda name: self._text(name, values[name])).strip()
+        source = filled(config.input, lambda name: self._input(name, values[name])).strip()
+        target, *others = self._answers(values, row)
+        for name, text in {"scenario": scenario, "input": source, "target": target}.items():
             if not text:
-                raise ValueError(f"{where}: {name} is empty. Fill its columns in, or delete the row.")
-            check_characters(text, name, where)
-        return Example(scenario, texts["input"], target, f"{scenario}-{number}", tuple(others))
+                raise ValueError(f"{name} is empty. Fill its columns in, or delete the row.")
+            check_characters(text, name)
+        return Example(scenario, source, target, f"{scenario}-{number}", tuple(others))
 
-    def _answers(self, values: Mapping[str, object], where: str) -> list[str]:
+    def _input(self, name: str, value: object) -> str:
+        """The text of a field of the input: a list of turns in lines, if the task says how a turn is written."""
+        config = self.config
+        if not isinstance(value, list):
+            return self._text(name, value)
+        if config.turn is not None:
+            try:
+                return as_turns(value, config.turn, config.turn_labels, self._plain)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{self._called(name)} {error}. Correct the row, or `turn`.") from error
+        if value and all(isinstance(one, Mapping) for one in value):
+            raise TypeError(
+                f"{self._called(name)} holds a list of objects with the fields {', '.join(map(str, value[0]))}. If "
+                f"these are turns, say how each is written: --turn '{suggested_turn(value)}'."
+            )
+        if config.join is None and config.input == f"{{{name}}}":
+            raise TypeError(
+                f"{self._called(name)} holds a list. If it is one of turns, write each in a line by --turn '{{}}'. If "
+                "not, say what is put between its elements by --join."
+            )
+        return self._text(name, value)
+
+    def _answers(self, values: Mapping[str, object], row: Mapping[str, object]) -> list[str]:
         """The target and the other right answers, each once."""
-        target = self.config.target
-        names = fields_of(target)
-        value = values[names[0]] if len(names) == 1 and target == "{" + names[0] + "}" else filled(target, values)
-        answers = value if isinstance(value, list) else [value]
-        if self.config.labels is not None:
-            answers = [self._label(as_text(one).strip(), names[0], where) for one in answers]
-        found = list(dict.fromkeys(as_text(one).strip() for one in answers))
-        if not found:
-            raise ValueError(f"{where}: {' or '.join(self._names(names[0]))} is an empty list; a row needs an answer.")
-        return found
+        config = self.config
+        names = fields_of(config.target)
+        alone = len(names) == 1 and config.target == f"{{{names[0]}}}"
+        value = values[names[0]] if alone else None
+        if isinstance(value, list) and config.join is None:
+            if not value:
+                raise ValueError(f"{self._called(names[0])} is an empty list; a row needs an answer.")
+            answers = [self._text(names[0], one, join=None) for one in value]
+        else:
+            answers = [filled(config.target, lambda name: self._text(name, values[name]))]
+        for name in config.references:
+            for found in _each(value_at(row, name)):
+                self.unseen.discard(name)
+                answers += [text] if (text := self._text(name, found, join=None)).strip() else []
+        answers = [text.strip() for text in answers]
+        if config.labels is not None:
+            answers = [self._label(text, names[0]) for text in answers]
+        if "" in answers[1:]:
+            raise ValueError(f"{self._called(names[0])} has an empty answer. Fill it in, or delete it.")
+        for text in answers:
+            check_characters(text, "target")
+        return list(dict.fromkeys(answers))
 
-    def _label(self, value: str, name: str, where: str) -> str:
+    def _label(self, value: str, name: str) -> str:
         labels = self.config.labels
         if value.lower() not in labels:
             raise ValueError(
-                f"{where}: {' or '.join(self._names(name))} is {value!r}, which is none of the labels "
-                f"{', '.join(labels)}. Add it to labels, or take a split that is labelled."
+                f"{self._called(name)} is {value!r}, which is none of the labels {', '.join(labels)}. Add it to "
+                "labels, or take a split that is labelled."
             )
         return labels[value.lower()]
 
-    def _value(self, row: Mapping[str, object], name: str, where: str) -> object:
+    def _text(self, name: str, value: object, join: str | None = ", ") -> str:
+        """The text of a value. join: what is put between the elements of a list if the task does not say it; None: the
+        value must not be a list."""
+        if join is not None and self.config.join is not None:
+            join = self.config.join
+        try:
+            return self._plain(value, join)
+        except TypeError as error:
+            raise TypeError(f"{self._called(name)} {error}. Name a column of texts, or delete the row.") from error
+
+    def _plain(self, value: object, join: str | None = None) -> str:
+        text = as_text(value, join)
+        return without_spaces(text) if self.config.chinese_words else text
+
+    def _value(self, row: Mapping[str, object], name: str) -> object:
         for column in self._names(name):
             if (value := value_at(row, column)) is not None:
                 return value
         raise ValueError(
-            f"{where}: no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "
+            f"no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "
             f"{', '.join(map(str, row))}."
         )
 
+    def _called(self, name: str) -> str:
+        return " or ".join(self._names(name))
+
     def _names(self, name: str) -> Sequence[str]:
-        return self.columns.get(name, [name])
+        """The columns that a field may be, with the part of a list that is asked for behind the name."""
+        base, bracket, part = name.partition("[")
+        return self.columns.get(name, [column + bracket + part for column in self.columns.get(base, [base])])
 
     def _files(self, source: Path) -> dict[str, Path]:
         wanted = _READ[self.config.split]
@@ -164,3 +230,18 @@ def _drawn(rows: list[Example], count: int, seed: int) -> tuple[list[Example], l
     """`count` rows drawn at random, and the others, each in order."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i] for i in sorted(order[:count])], [rows[i] for i in sorted(order[count:])]
+
+
+def _merged(rows: list[Example]) -> list[Example]:
+    """The rows with those of the same dialogue and scenario made into the first of them, which gets all answers."""
+    found: dict[tuple[str, str], Example] = {}
+    for row in rows:
+        first = found.setdefault((row.scenario, row.dialogue), row)
+        golds = dict.fromkeys((*first.golds, *row.golds))
+        found[row.scenario, row.dialogue] = replace(first, references=tuple(golds)[1:])
+    return list(found.values())
+
+
+def _each(value: object) -> list[object]:
+    """A list as it is, another value as the only one, None as none."""
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -244,6 +244,8 @@ def example_of(row: object, where: str, default_id: str, need_summary: bool = Tr
 def _references(values: object, where: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{where}: `references` must be a list of strings, got {values!r}.")
+    if not all(value.strip() for value in values):
+        raise ValueError(f"{where}: `references` has an empty text. Fill it in or delete it.")
     for value in values:
         check_characters(value, "references", where)
     return tuple(values)
@@ -259,7 +261,8 @@ def _field(row: dict, key: str, where: str, needed: bool) -> str:
         raise ValueError(f"{where}: no `{key}` (or `{_KEYS[key]}`). Keys found: {_names(row) or 'none'}. Add it.")
     value = row[present[0]]
     if not isinstance(value, str):
-        raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.")
+        cure = " Write its turns as one text, a line each." if isinstance(value, list) and key == "dialogue" else ""
+        raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.{cure}")
     check_characters(value, present[0], where)
     if needed and not value.strip():
         raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
@@ -274,12 +277,12 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return row
 
 
-def check_characters(text: str, key: str, where: str) -> None:
-    """JSON can escape one half of a surrogate pair, which no tokenizer and no file takes."""
+def check_characters(text: str, key: str, where: str = "") -> None:
+    """Raise ValueError for half of a surrogate pair. JSON can escape one, which no tokenizer and no file takes."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(
-            f"{where}: `{key}` has half of a surrogate pair (an escape \\ud800 to \\udfff that stands alone). "
-            "Write the whole character, or delete it."
+            f"{where}{': ' if where else ''}`{key}` has half of a surrogate pair (an escape \\ud800 to \\udfff that "
+            "stands alone). Write the whole character, or delete it."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from mop_t5.data.json_rows import json_rows
 from mop_t5.data.separated_rows import separated_rows
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_INDEX = re.compile(r"(?P<name>.+)\[(?:(?P<place>-?\d+)|(?P<slice>(?:-?\d+)?:(?:-?\d+)?))\]")
 
 
 def find_table(folder: str | Path, names: Sequence[str]) -> Path | None:
@@ -74,11 +76,26 @@ def inner_rows(row: Mapping[str, object], path: Sequence[str]) -> Iterator[dict[
 
 def value_at(row: Mapping[str, object], column: str) -> object:
     """The value of a column, or where there is none the value that its dots lead to, in a list that of each object;
-    None if there is none."""
+    None if there is none. `[-1]` and `[:-1]` behind a name are parts of its list, as in Python."""
     value: object = row
     for part in [column] if column in row else column.split("."):
         if isinstance(value, list) and all(isinstance(one, Mapping) and part in one for one in value):
             value = [one[part] for one in value]
         else:
-            value = value.get(part) if isinstance(value, Mapping) else None
+            value = _inner(value, part) if isinstance(value, Mapping) else None
     return value
+
+
+def _inner(values: Mapping[str, object], part: str) -> object:
+    """The value of a name, or a part of the list that it has."""
+    index = None if part in values else _INDEX.fullmatch(part)
+    if index is None:
+        return values.get(part)
+    found = values.get(index["name"])
+    if not isinstance(found, list):
+        return None
+    if index["slice"] is not None:
+        start, stop = (int(end) if end else None for end in index["slice"].split(":"))
+        return found[start:stop]
+    place = int(index["place"])
+    return found[place] if -len(found) <= place < len(found) else None

@@ -16,17 +16,17 @@ columns.yaml beside them says by which names the columns of a field go: {task: {
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tasks import TaskMetrics, check_fields, read_yaml
+from mop_t5.data.templates import as_text, fields_of
 
 COLUMNS = "columns.yaml"
+PUBLISHED = Path(__file__).with_name("published")  # configurations of dialogue corpora, and their columns.yaml
 ROLES = ("source", "target")
 PROTOCOLS = ("given", "halve", "hold_out", "8:1:1")
 
@@ -35,8 +35,16 @@ PROTOCOLS = ("given", "halve", "hold_out", "8:1:1")
 class TaskConfig:
     """One task.
 
-    input: the text that is read: fields in braces, `{task}` for the name of the task. A list is joined by ", ".
+    input: the text that is read: fields in braces, `{task}` for the name of the task. `{turns[-1]}` and `{turns[:-1]}`
+        are parts of a list, as in Python. A list is joined by ", " if neither turn nor join says otherwise.
     target: the text that is learnt. Where it is one field that holds a list, the first is learnt and all are right.
+    turn: how a turn is written, where a field of input holds a list of turns: a template of the fields of a turn, or
+        "{}" for turns that are texts. Each turn becomes a line.
+    turn_labels: field of a turn -> its values -> the texts that are written in their place.
+    join: what is put between the elements of a list. A list in target is then one answer.
+    references: columns with further right answers. A row need not have them.
+    merge_repeats: rows of the valid and test splits with the same dialogue become one. Their targets are all right.
+    chinese_words: texts are words with spaces between them. Those beside Chinese characters are taken out.
     labels: the text for each value of the one field of target; None: the value itself.
     metrics, positive: as in tasks.yaml; None for ROUGE.
     split: "given", all three as they are; "halve", half of the validation rows become the test rows; "hold_out", 1,000
@@ -52,6 +60,12 @@ class TaskConfig:
 
     input: str
     target: str
+    turn: str | None = None
+    turn_labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    join: str | None = None
+    references: list[str] = field(default_factory=list)
+    merge_repeats: bool = False
+    chinese_words: bool = False
     labels: dict[str, str] | None = None
     metrics: list[str] | None = None
     positive: str | None = None
@@ -71,6 +85,7 @@ class TaskConfig:
                 raise TypeError(f"{name} must be {_KIND_NAMES[kind]}, got {value!r}.")
         for name in ("input", "target"):
             fields_of(getattr(self, name))
+        self._check_turns()
         if self.labels is not None:
             if len(fields_of(self.target)) != 1 or self.target != "{" + fields_of(self.target)[0] + "}":
                 raise ValueError(f"target must be one field, such as '{{label}}', to have labels; got {self.target!r}.")
@@ -81,9 +96,9 @@ class TaskConfig:
             raise ValueError(f"split must be one of {', '.join(PROTOCOLS)}, got {self.split!r}.")
         if self.prepare is not None and self.prepare not in PREPARATIONS:
             raise ValueError(f"prepare must be one of {', '.join(PREPARATIONS)}, got {self.prepare!r}.")
-        named = [*self.files.values(), self.rows]
-        if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in named):
-            raise TypeError(f"files and rows must have lists of names; got {self.files} and {self.rows}.")
+        for called, lists in (("files and rows", [*self.files.values(), self.rows]), ("references", [self.references])):
+            if not all(isinstance(names, list) and all(isinstance(one, str) for one in names) for names in lists):
+                raise TypeError(f"{called} must have lists of names; got {lists}.")
         if not set(self.files) <= set(SPLITS):
             raise ValueError(f"files must be named by split, {', '.join(SPLITS)}; got {', '.join(self.files)}.")
         if self.limit < 0:
@@ -92,6 +107,20 @@ class TaskConfig:
             raise ValueError(f"epochs must be numbers above 0 by role, {' or '.join(ROLES)}; got {self.epochs}.")
         if self.scored is None and self.positive is not None:
             raise ValueError("positive is the label that the metric f1 is of, and there are no metrics.")
+
+    def _check_turns(self) -> None:
+        named = fields_of("" if self.turn is None else self.turn, unnamed=True)
+        if self.turn is not None and not named:
+            raise ValueError(f"turn must have a field of a turn in braces, or {{}} for the turn; got {self.turn!r}.")
+        if not set(self.turn_labels) <= set(named):
+            raise ValueError(f"turn_labels must be named by fields of turn, {named}; got {list(self.turn_labels)}.")
+        for name, labels in self.turn_labels.items():
+            if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
+                raise TypeError(f"turn_labels must be texts by value; got {labels!r} for {name}. Put words in quotes.")
+        labels = {
+            name: {as_text(value): text for value, text in texts.items()} for name, texts in self.turn_labels.items()
+        }
+        object.__setattr__(self, "turn_labels", labels)
 
     @property
     def scored(self) -> TaskMetrics | None:
@@ -102,6 +131,12 @@ class TaskConfig:
 _KINDS = {
     "input": str,
     "target": str,
+    "turn": str,
+    "turn_labels": dict,
+    "join": str,
+    "references": list,
+    "merge_repeats": bool,
+    "chinese_words": bool,
     "labels": dict,
     "metrics": list,
     "positive": str,
@@ -147,6 +182,11 @@ def read_task_configs(path: str | Path) -> dict[str, TaskConfig]:
     return found
 
 
+def published_tasks() -> dict[str, TaskConfig]:
+    """Return the configurations of published dialogue corpora that come with the package, by name."""
+    return read_task_configs(PUBLISHED)
+
+
 def read_columns(path: str | Path) -> dict[str, dict[str, list[str]]]:
     """Task -> field -> the names that its column may go by, in the order in which they are looked for."""
     columns = read_yaml(path)
@@ -157,28 +197,3 @@ def read_columns(path: str | Path) -> dict[str, dict[str, list[str]]]:
             if not isinstance(candidates, list) or not all(isinstance(one, str) for one in candidates):
                 raise TypeError(f"{where}: {name} must be a list of columns, got {candidates!r}.")
     return columns
-
-
-def fields_of(template: str) -> list[str]:
-    """The distinct fields in braces. Raises ValueError for braces that are not closed, or empty."""
-    try:
-        parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
-    except ValueError as error:
-        raise ValueError(f"the template {template!r} is wrong: {error}. Write a brace of the text twice.") from error
-    for name, form, conversion in parts:
-        if not name or form or conversion:
-            raise ValueError(f"the template {template!r} must have the name of a field, and nothing else, in braces.")
-    return list(dict.fromkeys(name for name, _, _ in parts))
-
-
-def filled(template: str, values: Mapping[str, object]) -> str:
-    """The template with the values of its fields. Names may hold dots and spaces, as columns do."""
-    parts = ((text, None if name is None else values[name]) for text, name, _, _ in Formatter().parse(template))
-    return "".join(text + ("" if value is None else as_text(value)) for text, value in parts)
-
-
-def as_text(value: object) -> str:
-    """A value of a row as text: a list joined by ", ", true and false as in JSON."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(as_text, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

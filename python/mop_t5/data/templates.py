@@ -1,0 +1,110 @@
+"""Texts made of the values of rows: templates with columns in braces, and lists of turns."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from string import Formatter
+
+# Han characters, and the punctuation and wide forms that are written between them without a space
+_CHINESE = (
+    "\u2014\u2018-\u201d\u2026\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+)
+_SPACE_BESIDE_CHINESE = re.compile(f"(?<=[{_CHINESE}])[ \\t]+|[ \\t]+(?=[{_CHINESE}])")
+
+
+def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
+    """Return the distinct fields in braces. unnamed: whether there may be `{}`, which stands for the value itself.
+
+    Raises:
+        ValueError: braces are not closed, or empty, or hold more than a name.
+    """
+    try:
+        parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"the template {template!r} is wrong: {error}. Write a brace of the text twice.") from error
+    for name, form, conversion in parts:
+        if not (name or unnamed) or form or conversion:
+            raise ValueError(f"the template {template!r} must have the name of a field, and nothing else, in braces.")
+    return list(dict.fromkeys(name for name, _, _ in parts))
+
+
+def filled(template: str, write: Callable[[str], str]) -> str:
+    """Return the template with the text that `write` gives for the name of each field. Names may hold dots and spaces,
+    as columns do."""
+    parts = Formatter().parse(template)
+    return "".join(text + ("" if name is None else write(name)) for text, name, _, _ in parts)
+
+
+def as_text(value: object, join: str | None = None) -> str:
+    """Return a value of a row as text: a text with the line ends of Unix, a number, true and false as in JSON. A list
+    of these is joined by `join`, if that is given.
+
+    Raises:
+        TypeError: the value is none of these. The message continues the name of the value: "holds null, ...".
+    """
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    if isinstance(value, list) and join is not None:
+        return join.join(map(as_text, value))
+    raise TypeError(f"holds {_described(value)}, which is no text")
+
+
+def as_turns(turns: list, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]) -> str:
+    """Return turns as text, a line each.
+
+    Args:
+        turns: objects or texts.
+        turn: template of a turn: fields of the object in braces, or `{}` for a turn that is a text.
+        labels: field -> value -> the text to write in its place. Another value of this field is an error.
+        write: makes the text of a value.
+
+    Raises:
+        TypeError, ValueError: a turn does not fit. The message continues the name of the list.
+    """
+    return "\n".join(_turn(one, number, turn, labels, write) for number, one in enumerate(turns, start=1))
+
+
+def without_spaces(text: str) -> str:
+    """Return a text of words with the Chinese ones joined: no space stands beside a Chinese character."""
+    return _SPACE_BESIDE_CHINESE.sub("", text)
+
+
+def suggested_turn(turns: list) -> str:
+    """Return a template that may fit turns that are objects."""
+    texts = [name for name, value in turns[0].items() if isinstance(value, str)][:2]
+    return ": ".join(f"{{{name}}}" for name in texts or turns[0])
+
+
+def _turn(
+    one: object, number: int, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]
+) -> str:
+    def field(name: str) -> str:
+        value = one if name == "" else one.get(name) if isinstance(one, Mapping) else None
+        if value is None:
+            raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
+        try:
+            text = write(value)
+        except TypeError as error:
+            raise TypeError(f"{error} (turn {number})") from error
+        if name not in labels:
+            return text
+        if text not in labels[name]:
+            raise ValueError(f"has the {name} {text!r} in turn {number}, which is none of {', '.join(labels[name])}")
+        return labels[name][text]
+
+    return filled(turn, field)
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"an object with the fields {', '.join(map(str, value))}"
+    if isinstance(value, list):
+        return "a list inside of a list"
+    names = {type(None): "null", float: str(value), str: "a text"}
+    return names.get(type(value), f"a value of the type {type(value).__name__}")
