@@ -123,6 +123,7 @@ _NESTED_HELP = {
 
   mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output DIR    tasks, with their metrics
   mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' --output DIR
+  mop-t5 corpus convert --tasks dialogsum --input raw --output DIR                   also samsum, csds, lccc, crosswoz
   mop-t5 corpus crosswoz --clone DIR --output DIR                                    Chinese dialogues of five scenarios
   mop-t5 corpus floors --corpus DIR                                                  scores that no model made""",
 }

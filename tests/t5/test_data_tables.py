@@ -146,6 +146,7 @@ PLAIN = ["--scenario", "{b}", "--dialogue", "{t}", "--summary", "{b}"]
     [
         ("t.csv", "taxi,x,y\n", "3 columns, but the header has 2"),
         ("t.csv", "taxi\n", "1 columns, but the header has 2"),
+        ("t.csv", "taxi,x\ry\n", "cannot be read as CSV .* Correct the line"),
         ("t.csv", 'taxi,"x, \ny",z\n', "3 columns, but the header has 2"),
         ("t.csv", 'taxi,"so "called" x"\n', "cannot be read as CSV"),
         ("t.csv", b"taxi,\xb0\xa1\n", "not UTF-8"),
@@ -175,7 +176,7 @@ def test_a_row_that_cannot_be_read_is_left_out_wherever_it_stands(name, bad, why
         assert main(["corpus", "convert", *map(str, flags), "--skip_bad_rows"]) == 0
         said = capsys.readouterr().out
         assert f"Left out 1 rows that could not be converted, the first of them {where}." in said
-        assert why in said.replace("\n", " ")
+        assert re.search(why, said.replace("\n", " "))
         assert [one.dialogue for one in read_split(tmp_path / f"out{number}", "train")] == ["x0", "x1", "x2", "x3"]
 
 

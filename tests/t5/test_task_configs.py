@@ -241,12 +241,14 @@ def test_wrong_files(tmp_path):
         ({"a": "x"}, r"here: no value for 'label' \(column label\). The columns are a"),
         ({"a": "x", "label": -1}, "here: label is '-1', which is none of the labels 0, 1. .* a split that is labelled"),
         ({"a": " ", "label": 1}, "here: input is empty"),
+        ({"a": "x", "label": float("nan")}, "here: label holds nan, which is no text"),
+        ({"a": "x", "label": {"b": 1}}, "here: label holds an object with the fields b"),
         ({"a": "\ud800", "label": 1}, "here: `input` has half of a surrogate pair"),
     ],
 )
 def test_a_wrong_row_says_where_it_stands(row, message):
     converter = Converter(TaskConfig("{a}", "{label}", labels={0: "no", 1: "yes"}), "t")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         converter.example(row, "here", "1")
 
 
@@ -256,3 +258,9 @@ def test_a_span_that_is_not_there_is_said():
         ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; there stands 'book\.'"
     ):
         Converter(CONFIGS["wsc"], "wsc").example(row, "here", "1")
+
+
+@pytest.mark.parametrize("score", ["inf", "nan", "high"])
+def test_a_score_that_is_no_number_is_said(score):
+    with pytest.raises(ValueError, match="here: in_fifths: "):
+        Converter(CONFIGS["stsb"], "stsb").example({"sentence1": "a", "sentence2": "b", "label": score}, "here", "1")

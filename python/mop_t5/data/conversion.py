@@ -138,7 +138,7 @@ class Converter:
             )
         if config.join is None and config.input == f"{{{name}}}":
             raise TypeError(
-                f"{self._called(name)} holds a list. If it is one of turns, write each in a line by --turn '{{}}'. If "
+                f"{self._called(name)} holds a list. If these are turns, write one line per turn by --turn '{{}}'. If "
                 "not, say what is put between its elements by --join."
             )
         return self._text(name, value)

@@ -261,7 +261,9 @@ def _field(row: dict, key: str, where: str, needed: bool) -> str:
         raise ValueError(f"{where}: no `{key}` (or `{_KEYS[key]}`). Keys found: {_names(row) or 'none'}. Add it.")
     value = row[present[0]]
     if not isinstance(value, str):
-        cure = " Write its turns as one text, a line each." if isinstance(value, list) and key == "dialogue" else ""
+        cure = (
+            " Write its turns as one text, one line per turn." if isinstance(value, list) and key == "dialogue" else ""
+        )
         raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.{cure}")
     check_characters(value, present[0], where)
     if needed and not value.strip():

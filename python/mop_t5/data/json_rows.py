@@ -73,7 +73,7 @@ def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[s
     elif by_line or (isinstance(content, dict) and any(not isinstance(v, (dict, list)) for v in content.values())):
         yield f"{path}, line 1", content
     else:
-        keys = f"an object with {', '.join(map(repr, content))}" if isinstance(content, dict) else ""
+        keys = f"an object with {', '.join(map(repr, content)) or 'nothing'}" if isinstance(content, dict) else ""
         raise TypeError(
             f'{path}: expected a list of objects, or an object with one as "data"; got '
             f"{keys or type(content).__name__}. Write {_WHAT}."

@@ -6,6 +6,7 @@ It raises ValueError for a row that is not what the dataset says.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -47,6 +48,8 @@ def without_highlights(passage: str) -> str:
 
 def in_fifths(label: str) -> str:
     """STS-B: the score to the nearest 0.2, so that it is one of 26 texts."""
+    if not math.isfinite(float(label)):
+        raise ValueError(f"{label!r} is no score")
     return f"{round(float(label) * 5) / 5:.1f}"
 
 

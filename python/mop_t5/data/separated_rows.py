@@ -37,12 +37,14 @@ def separated_rows(
                 bad_row(where, error)
             elif cells is None:
                 return
+            elif not cells:  # a blank line
+                continue
             elif header is None:
                 _check_header(cells, where)
                 header = cells
             elif len(cells) == len(header):
                 yield where, dict(zip(header, cells))
-            elif cells:
+            else:
                 count = f"{len(cells)} columns, but the header has {len(header)}"
                 bad_row(where, ValueError(f"{where}: {count}. Correct the line."))
 
@@ -95,8 +97,9 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
 def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
     """Return the error of a row that the csv module refuses. Raise it where the end of the row cannot be known, because
     a quotation mark in it is not closed."""
-    unclosed = lines.ended or (not tabs and "".join(lines.row).count('"') % 2 == 1)
-    cure = "Look for a quotation mark that is not closed" if unclosed or not tabs else "Correct the line"
+    quotes = 0 if tabs else "".join(lines.row).count('"')
+    unclosed = lines.ended or quotes % 2 == 1
+    cure = "Look for a quotation mark that is not closed" if quotes else "Correct the line"
     error = ValueError(f"{lines.where}: cannot be read as {'TSV' if tabs else 'CSV'} ({problem}). {cure}.")
     if unclosed:
         raise error from problem

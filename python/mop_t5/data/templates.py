@@ -56,7 +56,7 @@ def as_text(value: object, join: str | None = None) -> str:
 
 
 def as_turns(turns: list, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]) -> str:
-    """Return turns as text, a line each.
+    """Return turns as text, one line per turn.
 
     Args:
         turns: objects or texts.
