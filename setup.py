@@ -2,8 +2,8 @@
 mop_kernels._C_cuda, with or without a GPU and also for a torch without CUDA. All else: pyproject.toml.
 
 Where no C++ compiler is found the package installs without modules and says so; the reference backend then computes
-everything. An isolated build compiles against the torch of the environment that is installed into; only where there is
-none it asks for the one that constraints.txt pins. Environment variables:
+everything. An isolated build, by pip or by uv, compiles against the torch of the environment that is installed into;
+only where it finds none it asks for the one that constraints.txt pins. Environment variables:
 
     MOP_KERNELS_SKIP_BUILD=1     compile nothing
     MOP_KERNELS_WITH_CUDA=0|1    no CUDA kernels | an error where there is no nvcc
@@ -22,8 +22,15 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older releases do not know the license line of pyproject.toml
+    raise SystemExit(
+        f"mop_kernels needs setuptools >= 77 to be built; found {setuptools.__version__}. Install it with: "
+        "pip install --upgrade 'setuptools>=77' wheel, or build with isolation (without --no-build-isolation)."
+    )
 
 ROOT = Path(__file__).parent.resolve()
 LEVEL_FLAGS = {"level_avx2.cpp": "-mavx2 -mfma"} if platform.machine() in ("x86_64", "AMD64") else {}
@@ -33,6 +40,7 @@ SOURCES = ["csrc/register_ops.cpp"] + sorted(
     if not path.name.startswith("level_") or path.name in ("level_plain.cpp", *LEVEL_FLAGS)
 )
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+OLDEST_TORCH = (2, 10)  # whose stable ABI the binary uses
 CUDA_SOURCES = ["csrc/cuda/register_cuda_ops.cpp"] + sorted(
     f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu")
 )
@@ -47,8 +55,8 @@ def why_no_module() -> str | None:
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME")
     if home:
-        return shutil.which("nvcc", path=f"{home}/bin")
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+        return shutil.which(f"{home}/bin/nvcc")
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
 def why_no_cuda() -> str | None:
@@ -78,6 +86,16 @@ def architectures() -> list[str]:
     return flags
 
 
+def as_path(path: Path) -> str:
+    """Return a path as the build lines of ninja take it."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+def as_command(*words: str) -> str:
+    """Return words of a shell command as the variables of ninja take them."""
+    return shlex.join(words).replace("$", "$$")
+
+
 def version_of(tool: str, pattern: str = "(.*)") -> str:
     """What a compiler says of itself."""
     text = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
@@ -85,16 +103,43 @@ def version_of(tool: str, pattern: str = "(.*)") -> str:
 
 
 def find_torch() -> Path | None:
-    """The folder of torch: in the environment that is installed into, otherwise in this (perhaps isolated) one."""
+    """Return the folder of torch: of the environment that is installed into, otherwise of this (isolated) one.
+
+    None where no torch is found that is new enough to compile against.
+    """
     script = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
     hidden = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # how pip hides an environment from a build
-    active = Path(os.environ.get("VIRTUAL_ENV", sys.prefix)) / "bin" / "python"
-    for python, environment in ((sys.executable, hidden), (active, hidden), (sys.executable, None)):
-        if Path(python).exists():
-            run = subprocess.run([python, "-c", script], capture_output=True, text=True, env=environment)
-            if run.stdout.strip():
-                return Path(run.stdout.strip())
+    tries = [(Path(sys.executable), hidden), *((folder / "bin" / "python", hidden) for folder in environments())]
+    for python, variables in [*tries, (Path(sys.executable), None)]:
+        if python.exists():
+            run = subprocess.run([python, "-c", script], capture_output=True, text=True, env=variables)
+            found = Path(run.stdout.strip())
+            version = version_of_torch(found).split(".") if (found / "version.py").is_file() else (0, 0)
+            if tuple(map(int, version[:2])) >= OLDEST_TORCH:
+                return found
     return None
+
+
+def environments() -> list[Path]:
+    """Return the environments that may be the one that is installed into, the likeliest first.
+
+    uv puts the environment of the build in the place of the user's VIRTUAL_ENV. An activated environment is still on
+    the PATH. Where none is activated, uv takes UV_PYTHON, CONDA_PREFIX or the .venv of the folder that it was started
+    in, or of one above.
+    """
+    active = Path(os.environ.get("VIRTUAL_ENV", sys.prefix))
+    if "UV" not in os.environ:
+        return [active]
+    on_path = [Path(folder).parent for folder in os.get_exec_path() if Path(folder).name == "bin"]
+    activated = [folder for folder in on_path if (folder / "pyvenv.cfg").is_file()]
+    started_in = Path(os.environ.get("PWD", ROOT))
+    named = [Path(os.environ[name]) for name in ("UV_PYTHON", "CONDA_PREFIX") if os.environ.get(name)]
+    named = [folder.parent.parent if folder.is_file() else folder for folder in named]
+    return [*activated, *named, *(folder / ".venv" for folder in (started_in, *started_in.parents)), *on_path]
+
+
+def version_of_torch(folder: Path) -> str:
+    return re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text()).group(1)
 
 
 class NinjaBuild(build_ext):
@@ -110,12 +155,12 @@ class NinjaBuild(build_ext):
             import ninja
             import pybind11
         except ImportError as error:
-            raise RuntimeError("A build without isolation needs: pip install ninja pybind11 wheel.") from error
+            raise SystemExit("A build without isolation needs: pip install ninja pybind11 wheel.") from error
 
         torch = find_torch()
         if torch is None:
-            raise RuntimeError("mop_kernels needs torch to compile against: pip install torch, then install again.")
-        torch_version = re.search(r"__version__ = '([^']+)'", (torch / "version.py").read_text()).group(1)
+            raise SystemExit("mop_kernels needs torch >= 2.10 to compile against. Install it, then install again.")
+        torch_version = version_of_torch(torch)
         compiler = version_of(COMPILER)
         with_cuda = extension.name.endswith("_cuda")
         defines = {
@@ -126,15 +171,15 @@ class NinjaBuild(build_ext):
         }
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
-        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": shlex.join([f'-DMOP_CUDA="{cuda_decision()}"'])}
+        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": as_command(f'-DMOP_CUDA="{cuda_decision()}"')}
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
         # not for nvcc: pybind11 lies elsewhere in every isolated build, and another command compiles again for minutes
         modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
         libraries = ["-L" + str(torch / "lib"), "-ltorch_cpu"]
         lines = [
-            f"cxx = {COMPILER}",
-            f"flags = {shlex.join(flags + common + modules)}".replace("$", "$$"),
+            f"cxx = {as_command(COMPILER)}",
+            f"flags = {as_command(*flags, *common, *modules)}",
             "rule compile\n  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
         ]
         link = "$cxx -shared"
@@ -144,15 +189,15 @@ class NinjaBuild(build_ext):
             host = "-fPIC,-fvisibility=hidden,-Wall,-Werror=return-type"
             nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *CUDA_FLAGS]
             lines += [
-                f"nvcc = {find_nvcc()} -ccbin $cxx",
-                f"nvcc_flags = {shlex.join([*nvcc_flags, '-Xcompiler=' + host, *common])}".replace("$", "$$"),
+                f"nvcc = {as_command(find_nvcc())} -ccbin $cxx",
+                f"nvcc_flags = {as_command(*nvcc_flags, '-Xcompiler=' + host, *common)}",
                 # ptxas reports each kernel's registers, spills and shared memory; tests/cuda reads the reports
                 "rule compile_cuda\n  command = $nvcc $nvcc_flags -MMD -MF $out.d -c $in -o $out >$out.ptxas 2>&1 || "
                 "{ cat $out.ptxas; exit 1; }\n  depfile = $out.d",
             ]
             link = "$nvcc -shared"
         lines += [
-            f"libraries = {shlex.join(libraries)}",
+            f"libraries = {as_command(*libraries)}",
             f"rule link\n  command = rm -f $out && {link} $in -o $out $libraries",
         ]
 
@@ -165,9 +210,9 @@ class NinjaBuild(build_ext):
             path = Path(source)
             objects.append(f"{path.name}.o")
             rule = "compile_cuda" if path.suffix == ".cu" else "compile"
-            lines += [f"build {objects[-1]}: {rule} {ROOT / path}", f"  own = {own_flags.get(path.name, '')}"]
-        lines += [f"build {target}: link {' '.join(objects)}", ""]
-        (folder / "build.ninja").write_text("\n".join(lines))
+            lines += [f"build {objects[-1]}: {rule} {as_path(ROOT / path)}", f"  own = {own_flags.get(path.name, '')}"]
+        lines += [f"build {as_path(target)}: link {' '.join(objects)}", ""]
+        (folder / "build.ninja").write_bytes(os.fsencode("\n".join(lines)))
         print(
             f"mop_kernels: compiling {extension.name} with {compiler} for torch {torch_version} and newer", flush=True
         )
@@ -175,7 +220,7 @@ class NinjaBuild(build_ext):
         done = subprocess.run([Path(ninja.BIN_DIR) / "ninja", "-C", str(folder), *jobs])
         if done.returncode != 0:
             cure = " MOP_KERNELS_WITH_CUDA=0 installs without the CUDA kernels." if with_cuda else ""
-            raise RuntimeError(f"{extension.name} could not be compiled; the compiler's message is above.{cure}")
+            raise SystemExit(f"{extension.name} could not be compiled; the compiler's message is above.{cure}")
 
 
 def cuda_decision() -> str:
@@ -195,6 +240,12 @@ else:
     print(f"mop_kernels: CUDA kernels: {cuda_decision()}")
 modules = {"mop_kernels._C": SOURCES} | ({} if NO_CUDA else {"mop_kernels._C_cuda": CUDA_SOURCES})
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
+asks_for_torch = reason is None and find_torch() is None
+if asks_for_torch:
+    print(
+        f"mop_kernels: no torch >= 2.10 was found to compile against, so the build installs {pinned} for itself. To "
+        "compile against your own, activate its environment first, or pass --no-build-isolation."
+    )
 setup(
     packages=["mop_kernels", "mop_kernels.triton_kernels"]
     + [
@@ -210,5 +261,5 @@ setup(
     },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],
     cmdclass={"build_ext": NinjaBuild},
-    setup_requires=[] if reason or find_torch() else [pinned],
+    setup_requires=[pinned] if asks_for_torch else [],
 )

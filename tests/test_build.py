@@ -1,0 +1,116 @@
+"""How setup.py builds: in a folder of any name, and against the torch of the environment that is installed into."""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("ninja")
+setuptools = pytest.importorskip("setuptools")
+
+ROOT = Path(__file__).resolve().parents[1]
+# makes its output file and the list of headers; each source has one, whose name a compiler would escape
+COMPILER = """#!/bin/sh
+[ "$1" = --version ] && { echo "compiler, release 1.0"; exit; }
+while [ $# -gt 0 ]; do case "$1" in -o) out=$2; shift;; -MF) headers=$2; shift;; esac; shift; done
+: > "$out"
+[ -z "$headers" ] || echo "$out:" > "$headers"
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    """source(name): what a build reads, in a folder of that name."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        (folder / "mop_kernels" / "triton_kernels").mkdir(parents=True)
+        (folder / "python").mkdir()
+        for file in ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+            shutil.copy(ROOT / file, folder)
+        shutil.copytree(ROOT / "csrc", folder / "csrc")
+        return folder
+
+    return make
+
+
+def run(command: list, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "UV", "UV_PYTHON", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME")
+    kept = {k: v for k, v in os.environ.items() if k not in hidden and not k.startswith("MOP_KERNELS")}
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**kept, "PWD": str(folder), **variables}, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["my drive", "a:b$c ${HOME}", 'it\'s "(new)" & #2 路径'])
+def test_a_folder_of_any_name(name, source):
+    """The folder holds the source, the target, the compilers and the objects."""
+    folder = source(name)
+    for compiler in (folder / "tools" / "c++", folder / "tools" / "bin" / "nvcc"):
+        compiler.parent.mkdir(parents=True, exist_ok=True)
+        compiler.write_text(COMPILER)
+        compiler.chmod(0o755)
+    tools = {"CUDA_HOME": str(folder / "tools"), "PATH": f"{folder / 'tools'}:{os.environ['PATH']}"}
+    if ":" in name:  # no folder of a PATH; setuptools itself reads CXX as words, so a quote is not for CXX
+        tools |= {"CXX": str(folder / "tools" / "c++"), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    logs = [run(command, folder, **tools) for _ in range(2)]
+    assert [log.returncode for log in logs] == [0, 0], logs[0].stdout + logs[0].stderr
+    assert len(list((folder / "mop_kernels").glob("*.so"))) == 2
+    assert len(list((folder / "build" / "inplace").rglob("*.o"))) > 10
+    assert logs[1].stdout.count("no work to do") == 2  # ninja found all outputs under the names that it knows
+
+
+ASK = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
+
+
+@pytest.mark.parametrize(
+    ("place", "variables", "finds"),
+    [
+        ("environment", {"VIRTUAL_ENV": "environment"}, True),  # pip, and uv without isolation
+        ("environment", {"UV": "uv", "VIRTUAL_ENV": "build", "PATH": "environment"}, True),  # uv, activated
+        ("environment", {"UV": "uv", "VIRTUAL_ENV": "build", "CONDA_PREFIX": "environment"}, True),
+        ("environment", {"UV": "uv", "VIRTUAL_ENV": "build", "UV_PYTHON": "environment"}, True),
+        (".venv", {"UV": "uv", "VIRTUAL_ENV": "build"}, True),  # uv takes it from the folder that it is started in
+        ("environment", {"UV": "uv", "VIRTUAL_ENV": "build"}, False),
+        ("environment", {"VIRTUAL_ENV": "build", "PATH": "environment"}, False),  # not uv: what is active counts
+        ("old", {"VIRTUAL_ENV": "old"}, False),
+    ],
+)
+def test_the_torch_of_the_environment_that_is_installed_into(place, variables, finds, source, tmp_path):
+    folder = source("source")
+    environment = (folder if place == ".venv" else tmp_path) / place
+    venv.create(environment, symlinks=True)
+    (torch,) = environment.glob("lib/*/site-packages")
+    (torch / "torch").mkdir()
+    (torch / "torch" / "__init__.py").touch()
+    (torch / "torch" / "version.py").write_text(f"__version__ = '{'2.9.1' if place == 'old' else '2.12.0+cpu'}'\n")
+    only_setuptools = tmp_path / "build-requirements"
+    only_setuptools.mkdir()
+    for path in Path(setuptools.__file__).parents[1].glob("setuptools*"):  # the package and its version
+        (only_setuptools / path.name).symlink_to(path)
+
+    values = {name: value if name == "UV" else str(tmp_path / value) for name, value in variables.items()}
+    values["PATH"] = os.pathsep.join([f"{values['PATH']}/bin"] if "PATH" in values else []) + ":/usr/bin:/bin"
+    values |= {"PYTHONPATH": str(only_setuptools), "CXX": "true", "MOP_KERNELS_WITH_CUDA": "0"}
+    asked = run([sys._base_executable, "-c", ASK], folder, **values)
+    assert asked.returncode == 0, asked.stderr
+    pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    assert asked.stdout.splitlines()[-1] == ("[]" if finds else f"[{pinned!r}]")
+    assert ("activate its environment first" in asked.stdout) is not finds
+
+
+def test_an_old_setuptools_gets_a_sentence(source, tmp_path):
+    old = tmp_path / "old" / "setuptools"
+    (old / "command").mkdir(parents=True)
+    (old / "__init__.py").write_text("__version__ = '76.1.0'\nExtension = setup = None\n")
+    (old / "command" / "__init__.py").touch()
+    (old / "command" / "build_ext.py").write_text("build_ext = object\n")
+    said = run([sys.executable, "setup.py", "build"], source("source"), PYTHONPATH=str(old.parent))
+    assert said.returncode == 1
+    assert said.stderr.startswith("mop_kernels needs setuptools >= 77 to be built; found 76.1.0. Install it with: pip")
+    assert "Traceback" not in said.stderr
