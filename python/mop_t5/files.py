@@ -99,14 +99,30 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def unreadable_in_a_sentence(what: str, place: str | os.PathLike) -> Iterator[None]:
-    """What transformers raises for a folder or hub name that it cannot read, made an OSError or a ValueError that
-    names it and says what to do."""
+    """Make one sentence of whatever is raised for a folder or hub name that cannot be read.
+
+    The libraries that read such files raise nearly every kind of error for a damaged one.
+
+    Args:
+        what: The content, for the message.
+        place: The folder or the hub name, for the message.
+
+    Raises:
+        OSError, ImportError: For an error of this kind.
+        ValueError: For any other.
+    """
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
         reason = " ".join(str(error).split()).rstrip(".")
+        if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)):
+            reason = f"{type(error).__name__} {reason}".strip()
         cure = "Give a whole folder that save_pretrained wrote, or a name on the model hub."
+        if isinstance(error, ImportError):
+            cure = "Then try again."
         if not os.path.exists(place):
             a_path = os.path.isabs(place) or str(place).startswith(".")
             reason = "there is no such folder" + ("" if a_path else f", and the hub has none ({reason})")

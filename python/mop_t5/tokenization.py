@@ -9,16 +9,23 @@ at the first text.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mop_t5.files import unreadable_in_a_sentence
+from mop_t5.segmentation import SegmentingTokenizer, checked_text, segment
+from mop_t5.tokenizer_checks import check_size, fit_for_t5
+from mop_t5.tokenizer_files import class_of_transformers, find, read_json, read_sentencepiece
 
+# files that may hold a tokenizer
+_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.txt", "vocab.json")
+_T5_CLASSES = ("", "T5Tokenizer", "MT5Tokenizer", "UMT5Tokenizer")
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
 # A space separates the words below, so a space of the text itself travels as this character.
 _SPACE = "\u2423"
@@ -33,37 +40,6 @@ _NO_SPACE = (
     r"(?<=\d[.:]) +(?=\d)",
     r"(?<=') +(?=(?:re|m|s|t|ve|d|ll) )",
 )
-
-
-def segment(text: str, *, hmm: bool = False) -> list[str]:
-    """The jieba words of a text; joined again they are the text. `hmm`: also guess words that the dictionary lacks."""
-    try:
-        import jieba
-    except ImportError as error:
-        raise ImportError("cutting Chinese text into words needs jieba: pip install jieba") from error
-    jieba.setLogLevel("WARNING")  # it announces its dictionary on stderr otherwise
-    return list(jieba.cut(text, HMM=hmm))
-
-
-class SegmentingTokenizer(PreTrainedTokenizerFast):
-    """Base of fast tokenizers that cut text into words themselves: call them with plain text.
-
-    Offsets are not offered, since they would point into the segmented text.
-    """
-
-    def separate(self, text: str) -> str:
-        """The words of a text with a space between each two, as the fast tokenizer below expects it."""
-        raise NotImplementedError
-
-    def _encode_plus(self, text, text_pair=None, **kwargs):
-        name = type(self).__name__
-        if text_pair is not None or kwargs.get("is_split_into_words"):
-            raise ValueError(f"{name} takes a text or a list of texts, no pairs and no words cut beforehand.")
-        if kwargs.get("return_offsets_mapping"):
-            raise ValueError(f"{name} has no offsets: they would point into the segmented text.")
-        texts = [text] if isinstance(text, str) else list(text)
-        prepared = [self.separate(_checked(one)) for one in texts]
-        return super()._encode_plus(prepared[0] if isinstance(text, str) else prepared, **kwargs)
 
 
 class JiebaTokenizer(SegmentingTokenizer):
@@ -88,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 256, special_tokens=[PAD, EOS, UNK], show_progress=False)
-    learner.train_from_iterator((_separate(_checked(text)) for text in texts), trainer)
+    learner.train_from_iterator((_separate(checked_text(text)) for text in texts), trainer)
 
     learnt = json.loads(learner.to_str())["model"]
     # The bytes join after training: as special tokens of the trainer they would be recognised in running text.
@@ -136,6 +112,8 @@ class T5PegasusTokenizer(SegmentingTokenizer):
     where `[unused1]` is renamed `</s>`. A target (`text_target=`) has no start: the model puts it there. Decoding
     leaves no space beside a Chinese character, and one between Latin words.
     """
+
+    ignores_case = True
 
     # no __init__: transformers would rebuild the tokenizer from its bare vocabulary when it reads a saved one
 
@@ -209,29 +187,46 @@ def read_pegasus_vocabulary(path: str | Path, specials: str = "cls_sep") -> T5Pe
     )
 
 
-def load_tokenizer(path_or_hub_name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a backbone: one of this module if its folder holds one, else what transformers finds."""
-    config = Path(path_or_hub_name) / "tokenizer_config.json"
-    if Path(path_or_hub_name).is_dir() and not config.is_file():
-        raise FileNotFoundError(f"{path_or_hub_name} has no tokenizer_config.json. Save the tokenizer there, too.")
-    with unreadable_in_a_sentence("the tokenizer", path_or_hub_name):
-        if config.is_file():
-            saved = json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-            for own in (JiebaTokenizer, T5PegasusTokenizer):
-                if saved == own.__name__:
-                    return own.from_pretrained(path_or_hub_name)
-        return AutoTokenizer.from_pretrained(path_or_hub_name)
+def load_tokenizer(path_or_hub_name: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a backbone, from its folder or from the hub, as a T5 needs it.
+
+    A tokenizer.json is read as it stands, whatever class its folder names; then comes spiece.model; other files are
+    left to transformers. The batches of every tokenizer go into `forward` and `generate` alike, and its `eos_token` is
+    the token that it puts behind a text.
+
+    Raises:
+        FileNotFoundError: The folder holds no tokenizer.
+        ImportError: A package that reads a spiece.model is missing.
+        ValueError: A file cannot be read, or the tokenizer does not serve the backbone; see `fit_for_t5`.
+    """
+    place = os.fspath(path_or_hub_name)
+    if os.path.isdir(place) and not any(os.path.isfile(os.path.join(place, file)) for file in _FILES):
+        raise FileNotFoundError(
+            f"{place} has no tokenizer: none of {', '.join(_FILES)}. Save the tokenizer there, too."
+        )
+    with unreadable_in_a_sentence("the tokenizer", place):
+        config, saved = read_json(place, "config.json"), read_json(place, "tokenizer_config.json")
+        whole, pieces = find(place, "tokenizer.json"), find(place, "spiece.model")
+    named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    vocab_size = config.get("vocab_size")
+    if whole is not None:
+        own = {own.__name__: own for own in (JiebaTokenizer, T5PegasusTokenizer)}.get(named)
+        read = (own or PreTrainedTokenizerFast).from_pretrained
+    elif pieces is not None and named.removesuffix("Fast") in _T5_CLASSES:
+        read = partial(read_sentencepiece, pieces=pieces, extra_ids=saved.get("extra_ids"), vocab_size=vocab_size)
+    else:
+        read = class_of_transformers(named, place).from_pretrained
+    with unreadable_in_a_sentence("the tokenizer", place):
+        tokenizer = read(place)
+    if not isinstance(tokenizer, SegmentingTokenizer):
+        fit_for_t5(tokenizer, place)
+    check_size(tokenizer, place, vocab_size)
+    return tokenizer
 
 
 def _surround(backend: Tokenizer, template: str) -> None:
     used = [(token, backend.token_to_id(token)) for token in template.split() if token != "$A"]
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
-
-
-def _checked(text) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"texts must be strings, got {type(text).__name__}.")
-    return text
 
 
 def _separate(text: str) -> str:

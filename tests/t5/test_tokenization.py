@@ -1,11 +1,19 @@
-"""The jieba tokenizer: lossless, small, and the same after saving."""
+"""The jieba tokenizer: lossless, small, and the same after saving. Tokenizers of other origins, as people have them."""
 
+import importlib.util
+import json
 import subprocess
 import sys
 
+import mop_t5
 import pytest
-from mop_t5.data import synthetic_corpus
-from mop_t5.tokenization import JiebaTokenizer, load_tokenizer, segment, train_tokenizer
+import torch
+from mop_t5.data import EncodedExamples, Example, synthetic_corpus
+from mop_t5.evaluation import generate_summaries
+from mop_t5.tokenization import JiebaTokenizer, load_tokenizer, read_pegasus_vocabulary, segment, train_tokenizer
+from pegasus_layout import write_vocabulary
+from t5_oracle import tiny
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 TEXTS = [
@@ -61,7 +69,7 @@ def test_another_tokenizer_is_left_to_transformers(tokenizer, tmp_path):
     plain.save_pretrained(tmp_path)
     assert not isinstance(load_tokenizer(tmp_path), JiebaTokenizer)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no tokenizer_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"empty has no tokenizer: none of tokenizer\.json, spiece\.model"):
         load_tokenizer(tmp_path / "empty")
 
 
@@ -83,3 +91,244 @@ def test_errors(tokenizer):
 def test_jieba_is_imported_at_the_first_text_only():
     code = "import sys, mop_t5.tokenization, mop_t5.data, mop_t5.evaluation; sys.exit('jieba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# added tokens
+
+
+@pytest.fixture(params=["jieba", "pegasus"])
+def segmenting(request, tmp_path):
+    if request.param == "jieba":
+        return train_tokenizer(TEXTS, 700)
+    return read_pegasus_vocabulary(write_vocabulary(tmp_path))
+
+
+def test_added_tokens_stay_whole(segmenting, tmp_path):
+    before, plain = len(segmenting), segmenting.tokenize("司机退款，用户")
+    assert segmenting.add_tokens(["绕路费", "绕路费用", "VIP卡"]) == 3
+    assert segmenting.add_special_tokens({"additional_special_tokens": ["<taxi>"]}) == 1
+    assert len(segmenting) == before + 4
+    segmenting.save_pretrained(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved")
+    assert (type(loaded), len(loaded)) == (type(segmenting), before + 4)
+    text = "司机绕路费，用户绕路费用<taxi>"
+    ids = segmenting(text)["input_ids"]
+    for tokenizer in (segmenting, loaded):
+        encoded = tokenizer([text, text], text_target=[text])
+        assert encoded["input_ids"] == [ids, ids]
+        assert encoded["labels"][0] == [i for i in ids if tokenizer.convert_ids_to_tokens(i) != "[CLS]"]
+        tokens = tokenizer.tokenize(text)
+        assert [t for t in tokens if t in ("绕路费", "绕路费用", "<taxi>")] == ["绕路费", "绕路费用", "<taxi>"]
+        assert [i for i in ids if i >= before] == tokenizer.convert_tokens_to_ids(["绕路费", "绕路费用", "<taxi>"])
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text.removesuffix("<taxi>")
+        assert "<taxi>" not in tokenizer.tokenize(text, split_special_tokens=True)
+        assert tokenizer.tokenize("司机退款，用户") == plain
+        assert tokenizer.tokenize("VIP卡") == ["VIP卡"]
+        # as transformers does: a tokenizer that ignores case finds an ordinary added token in any case
+        assert ("VIP卡" in tokenizer.tokenize("vip卡")) is tokenizer.ignores_case
+
+
+def test_what_is_no_added_token(segmenting):
+    segmenting.add_tokens([AddedToken("<a>", lstrip=True, rstrip=True), AddedToken("单号", single_word=True)])
+    built_in = set(segmenting.all_special_tokens) - {segmenting.unk_token}
+    assert not built_in & set(segmenting.tokenize("".join(built_in)))  # what a user types is text
+    assert [token.strip() for token in segmenting.tokenize("用户  <a> 客服")] == ["用户", "<a>", "客服"]
+    assert segmenting.tokenize("订单号") != [*segmenting.tokenize("订"), "单号"]
+    with pytest.raises(ValueError, match=r"takes no added token with white space in it, .*; got 'a b'\."):
+        segmenting.add_tokens(["c", "a b"])
+
+
+# tokenizers of other origins
+
+
+VOCAB_TXT = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"用户司机绕路：客服"]) + "\n"
+T5_SPECIALS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def folder_of(folder, *, model_type="t5", vocab_size=64, **files):
+    """files: name with _ for the dot -> content, a text or what becomes JSON."""
+    folder.mkdir(exist_ok=True)
+    files["config_json"] = {"model_type": model_type, "vocab_size": vocab_size} | files.get("config_json", {})
+    for name, content in files.items():
+        path = folder / ".".join(name.rsplit("_", 1))
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def whole_words(*, eos="</s>", specials=("<pad>", "</s>", "<unk>"), normalizer=None, words=("a", "taxi", "ride")):
+    """A tokenizer.json that knows words, unlike what T5Tokenizer would make of it."""
+    vocabulary = {token: i for i, token in enumerate([*specials, *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=next(s for s in specials if "unk" in s.lower())))
+    backend.pre_tokenizer, backend.normalizer = pre_tokenizers.Whitespace(), normalizer
+    if eos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", special_tokens=[(eos, vocabulary[eos])]
+        )
+    return backend.to_str()
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("named", [None, "T5TokenizerFast", "BertTokenizerFast", "PreTrainedTokenizerFast", "Unknown"])
+def test_a_tokenizer_json_is_read_as_it_stands(model_type, named, tmp_path):
+    config = T5_SPECIALS | ({} if named is None else {"tokenizer_class": named})
+    text = whole_words(normalizer=normalizers.Lowercase())
+    folder = folder_of(tmp_path, model_type=model_type, tokenizer_json=text, tokenizer_config_json=config)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer("A taxi home")["input_ids"] == [3, 4, 2, 1]
+    assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token) == ("<pad>", "</s>", "<unk>")
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(folder)  # the names are those of T5
+    assert tokenizer("A taxi home", padding="max_length", max_length=5)["input_ids"] == [3, 4, 2, 1, 0]
+    assert tokenizer.decode([3, 4, 1, 0], skip_special_tokens=True) == "a taxi"
+
+
+@pytest.mark.parametrize("model_type", ["mt5", "umt5"])
+def test_the_batch_of_a_bert_tokenizer_goes_into_training_and_generation(model_type, tmp_path):
+    model = tiny("mt5", dtype=torch.float32, vocab_size=64, num_decoder_layers=2)
+    model.save_pretrained(tmp_path)
+    named = {"tokenizer_class": "BertTokenizer"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    folder_of(tmp_path, model_type=model_type, vocab_txt=VOCAB_TXT, tokenizer_config_json=named, config_json=config)
+    tokenizer = load_tokenizer(tmp_path)
+    batch = tokenizer(["用户：司机绕路", "客服"], padding=True, return_tensors="pt")
+    assert list(batch) == ["input_ids", "attention_mask"]
+    assert tokenizer.convert_ids_to_tokens(batch["input_ids"][1])[:4] == ["[CLS]", "客", "服", "[SEP]"]
+    assert tokenizer.eos_token == "[SEP]"  # what stands behind a target, so what a model learns to end with
+    model = mop_t5.attach(mop_t5.load_backbone(tmp_path), "bitfit") if model_type == "mt5" else model
+    assert model(**batch, labels=torch.tensor([[5, 3], [6, 3]])).loss.isfinite()
+    model.generate(**batch, max_new_tokens=2)
+
+
+def test_a_summary_ends_where_training_ended_it(tmp_path):
+    """The config's end token, 1, is [UNK] in this vocabulary."""
+    model = tiny("mt5", dtype=torch.float32, vocab_size=64, num_decoder_layers=2)
+    folder_of(tmp_path, vocab_txt=VOCAB_TXT, tokenizer_config_json={"tokenizer_class": "BertTokenizer"})
+    seen = []
+    plain = model.generate
+    model.generate = lambda **inputs: seen.append(inputs["eos_token_id"]) or plain(**inputs)
+    generate_summaries(model, load_tokenizer(tmp_path), [Example("a", "用户", "", "1")], max_new_tokens=3)
+    assert seen == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"vocab_txt": VOCAB_TXT, "tokenizer_config_json": {}}, r"has no files of a tokenizer\. .*`mop-t5 convert`"),
+        ({"vocab_txt": VOCAB_TXT}, r"has no files of a tokenizer\. .*`mop-t5 convert`"),
+        (
+            {"vocab_txt": VOCAB_TXT, "tokenizer_config_json": {"tokenizer_class": "T5PegasusTokenizer"}},
+            r"of the class T5PegasusTokenizer, which transformers \S+ does not know",
+        ),
+        ({"vocab_json": {"a": 0}, "merges_txt": ""}, r"has no files of a tokenizer\. A folder needs tokenizer\.json"),
+        (
+            {"vocab_txt": VOCAB_TXT, "config_json": {"tokenizer_class": "T5Tokenizer"}},
+            r"no files of a tokenizer of the class T5Tokenizer\.",
+        ),
+        (
+            {
+                "vocab_txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁用户\n▁司机\n",
+                "tokenizer_config_json": {"tokenizer_class": "BertTokenizer"},
+            },
+            r"a BertTokenizer of \d+ tokens, knows no words: it makes '\[UNK\]' of every text",
+        ),
+        ({"tokenizer_json": whole_words(eos=None)}, "puts no end token behind a text"),
+        (
+            {"tokenizer_json": whole_words(specials=("[X]", "</s>", "<unk>"))},
+            r"has no padding token, and a T5 needs one\. .*\"pad_token\"",
+        ),
+        (
+            {"tokenizer_json": whole_words(words=[f"w{i}" for i in range(70)])},
+            r"has 73 tokens, but the backbone has 64 embeddings .*: none for 'w61', .*resize_token_embeddings",
+        ),
+        ({"tokenizer_config_json": "{"}, r"cannot be read: tokenizer_config\.json is not JSON"),
+        ({"tokenizer_config_json": []}, r"must hold a JSON object; got list"),
+        ({"tokenizer_json": "{}"}, r"the tokenizer '.*' cannot be read: "),
+        ({"tokenizer_json": "nothing"}, r"the tokenizer '.*' cannot be read: "),
+    ],
+)
+def test_a_tokenizer_that_does_not_serve_a_t5(files, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(folder_of(tmp_path, **files))
+
+
+def test_a_token_without_an_embedding_is_found_before_training(tokenizer):
+    rows = [Example("taxi", "退款", "退款", "1"), Example("taxi", "退款", "司机绕路，要求退款", "2")]
+    fits = max(i for row in rows for i in tokenizer(row.summary)["input_ids"]) + 1
+    assert len(EncodedExamples(rows, tokenizer, None, vocab_size=fits)) == 2
+    with pytest.raises(
+        ValueError, match=rf"example '2' has the token '.+' of id {fits - 1}, but the model has {fits - 1} e"
+    ):
+        EncodedExamples(rows, tokenizer, None, vocab_size=fits - 1)
+    with pytest.raises(ValueError, match="but the model has 8 embeddings"):
+        generate_summaries(tiny("t5", dtype=torch.float32, vocab_size=8), tokenizer, rows)
+
+
+# sentencepiece
+
+LINES = ["a driver took a long way round and the rider wants money back", "用户司机绕路要求退款，客服处理。"] * 40
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """pieces(**options): a spiece.model, and sentencepiece's own reader of it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    folder = tmp_path_factory.mktemp("pieces")
+    (folder / "lines.txt").write_text("\n".join(LINES), encoding="utf-8")
+
+    def make(**options):
+        ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} | options
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(folder / "lines.txt"),
+            model_prefix=str(folder / "spiece"),
+            hard_vocab_limit=False,
+            minloglevel=2,
+            **({"vocab_size": 70} | ids),
+        )
+        path = folder / "spiece.model"
+        return path.read_bytes(), sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+    return make
+
+
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+@pytest.mark.parametrize("with_bytes", [False, True])
+def test_a_spiece_model_is_read_as_sentencepiece_does(model_type, with_bytes, pieces, tmp_path):
+    content, reader = pieces(**({"byte_fallback": True, "vocab_size": 330} if with_bytes else {}))
+    size = reader.get_piece_size()
+    folder = folder_of(tmp_path / "backbone", model_type=model_type, vocab_size=size + 12)
+    (folder / "spiece.model").write_bytes(content)
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == size + 12  # as many sentinels as there is room for
+    tokenizer.save_pretrained(tmp_path / "again")
+    for text in ("the driver  用户：司机", "龘 😀 wants", " "):
+        for one in (tokenizer, load_tokenizer(tmp_path / "again")):
+            assert one(text)["input_ids"] == [*reader.encode(text), 1]
+            if with_bytes:
+                assert one.decode(one(text)["input_ids"], skip_special_tokens=True).strip() == reader.decode(
+                    reader.encode(text)
+                )
+    (folder / "tokenizer_config.json").write_text(json.dumps(T5_SPECIALS | {"extra_ids": 0}))
+    assert len(load_tokenizer(folder)) == size
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": size + 128}))
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer) == size + 100
+    assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == size + 99
+
+
+def test_another_order_of_special_tokens_is_refused(pieces, tmp_path):
+    content, _ = pieces(pad_id=3, eos_id=2, unk_id=0, bos_id=1)
+    (folder_of(tmp_path) / "spiece.model").write_bytes(content)
+    with pytest.raises(ValueError, match=r"writes </s> where it does not know a word, and not .* '<unk>'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("absent", [["sentencepiece"], ["google"], ["sentencepiece", "google"]])
+def test_a_missing_reader_of_sentencepiece_is_named(absent, tmp_path, monkeypatch):
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n.split(".")[0] in absent else known(n) or True)
+    (folder_of(tmp_path) / "spiece.model").write_bytes(b"")
+    names = " ".join("protobuf" if name == "google" else name for name in absent)
+    with pytest.raises(ImportError, match=rf"the extra mop-kernels\[t5\]: pip install {names}\. Then try again\."):
+        load_tokenizer(tmp_path)

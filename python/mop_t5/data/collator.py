@@ -20,7 +20,10 @@ class EncodedExamples(Dataset):
     `scenarios` gives the ids: the position in it is the id. Without it (`None`) the rows carry no scenario, for
     training a plain backbone. `source_text` makes the text that is encoded from a dialogue and its scenario (default:
     the dialogue); a method has one, `Method.source_text`. Texts longer than `max_source` / `max_target` tokens are cut
-    at the end. Raises ValueError for an example whose scenario is not in `scenarios`.
+    at the end. `vocab_size` is the number of embeddings of the model.
+
+    Raises:
+        ValueError: An example has a scenario that is not in `scenarios`, or a token without an embedding.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class EncodedExamples(Dataset):
         source_text: Callable[[str, str], str] | None = None,
         max_source: int = 512,
         max_target: int = 128,
+        vocab_size: int | None = None,
     ):
         if not examples:
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
@@ -41,9 +45,22 @@ class EncodedExamples(Dataset):
         summaries = [e.summary for e in examples]
         targets = tokenizer(text_target=summaries, truncation=True, max_length=max_target)["input_ids"]
         self._rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets)]
+        if vocab_size is not None:
+            self._check_embeddings(examples, tokenizer, vocab_size)
         if scenarios is not None:
             for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
                 row["scenario_ids"] = scenario_id
+
+    def _check_embeddings(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+        for example, row in zip(examples, self._rows):
+            highest = max(row["input_ids"] + row["labels"], default=0)
+            if highest >= vocab_size:
+                token = tokenizer.convert_ids_to_tokens(highest)
+                raise ValueError(
+                    f"example {example.id!r} has the token {token!r} of id {highest}, but "
+                    f"the model has {vocab_size} embeddings. Take the tokenizer that belongs to the model, or call "
+                    "model.resize_token_embeddings(len(tokenizer)) before a method is attached."
+                )
 
     def __len__(self) -> int:
         return len(self._rows)

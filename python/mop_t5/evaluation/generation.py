@@ -37,12 +37,16 @@ def generate_summaries(
     model = unwrapped(model)
     scenarios = scenarios_needed(model)
     source_text = model.mop.source_text if is_attached(model) else None
-    rows = EncodedExamples(examples, tokenizer, scenarios, source_text=source_text, max_source=max_source)
+    vocab_size = model.get_input_embeddings().num_embeddings
+    rows = EncodedExamples(
+        examples, tokenizer, scenarios, source_text=source_text, max_source=max_source, vocab_size=vocab_size
+    )
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
 
+    ends = _end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
@@ -52,12 +56,20 @@ def generate_summaries(
             del batch["labels"]
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             # max_length counts the start token too; max_new_tokens beside the model's max_length would warn each time
-            tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, max_length=max_new_tokens + 1)
+            length = {"max_length": max_new_tokens + 1, "eos_token_id": ends}
+            tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, **length)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 summaries[index] = text.strip()
             bar.update(len(indices))
     model.train(was_training)
     return summaries
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """Return the ids that end a summary: those of the model, and the tokenizer's, with which training ends a text."""
+    known = model.generation_config.eos_token_id
+    known = [known] if isinstance(known, int) else known or []
+    return list(dict.fromkeys(i for i in (*known, tokenizer.eos_token_id) if i is not None)) or None
 
 
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:

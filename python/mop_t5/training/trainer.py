@@ -103,6 +103,7 @@ def train(
     scorer = scorer or Scorer()
     scenarios, source_text = (list(model.scenarios), model.mop.source_text) if is_attached(model) else (None, None)
     encoding = {"source_text": source_text, "max_source": config.max_source, "max_target": config.max_target}
+    encoding["vocab_size"] = model.get_input_embeddings().num_embeddings
     mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
     skips_parameters = is_attached(model) and model.mop.skips_parameters
     trainer = _Trainer(
