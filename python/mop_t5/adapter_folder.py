@@ -92,7 +92,7 @@ def read(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def check_tensors(folder: str | os.PathLike, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
-    """Raise ValueError unless tensors have exactly the names and shapes of `expected`."""
+    """Raise ValueError unless tensors have exactly the names and shapes of `expected`, and finite values."""
     wrong = sorted(
         name
         for name in expected.keys() | tensors.keys()
@@ -102,6 +102,12 @@ def check_tensors(folder: str | os.PathLike, tensors: dict[str, torch.Tensor], e
         raise ValueError(
             f"{str(Path(folder) / WEIGHTS_NAME)!r} does not fit {CONFIG_NAME}: {', '.join(wrong[:4])}"
             f"{', ...' if wrong[4:] else ''} missing, unexpected or of another shape. Save the model again."
+        )
+    wrong = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if wrong:
+        raise ValueError(
+            f"{str(Path(folder) / WEIGHTS_NAME)!r} holds values that are not finite: {', '.join(wrong[:4])}"
+            f"{', ...' if wrong[4:] else ''}. Train the method again, with a lower learning rate."
         )
 
 

@@ -40,6 +40,9 @@ from transformers import (  # noqa: E402  the version check comes first, so that
     UMT5ForConditionalGeneration,
 )
 
+from mop_t5.checkpoint_weights import check_loaded, names_and_dtypes  # noqa: E402
+from mop_t5.hub_files import read_json  # noqa: E402
+
 _MODEL_CLASSES = {
     "t5": T5ForConditionalGeneration,
     "mt5": MT5ForConditionalGeneration,
@@ -147,12 +150,14 @@ def _mark_untied(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _without_tie_warning():
+def _without_warnings_of_loading():
     # "You should update the config with tie_word_embeddings=False": the config of a T5 cannot be told so, see above.
+    # The report of weights that did not fit: check_loaded makes an error of it. An error of a quantiser refers to it.
     logger = logging.getLogger("transformers.modeling_utils")
 
     def keep(record):
-        return "tied weights mapping" not in record.getMessage()
+        message = record.getMessage()
+        return "tied weights mapping" not in message and ("LOAD REPORT" not in message or "CONVERSION" in message)
 
     logger.addFilter(keep)
     try:
@@ -170,29 +175,60 @@ def _as_dtype(dtype) -> torch.dtype | None:
 
 
 def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """A frozen T5, mT5 or umT5 in evaluation mode, from a folder written by save_pretrained or from the hub.
+    """Return a frozen T5, mT5 or umT5 in evaluation mode, from a folder written by save_pretrained or from the hub.
 
     A head of its own (mT5, T5 1.1, T5-pegasus) stays untied, a tied one tied. dtype=None keeps the checkpoint's.
+
+    Raises:
+        OSError: There is no such folder or hub name, or a file is missing.
+        ImportError: The checkpoint is quantised, and the package that reads it is missing.
+        ValueError: The folder holds something else, or weights that are not those of its config.json: a weight that is
+            missing, unknown, of another shape, not floating point or not finite.
     """
     dtype = _as_dtype(dtype)
     path = os.fspath(path_or_hub_name)
-    if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "config.json")):
-        cure = "Expected a folder written by save_pretrained."
-        if os.path.isfile(os.path.join(path, "mop_config.json")):
-            cure = "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder)."
-        raise ValueError(f"path_or_hub_name {path!r} has no config.json. {cure}")
+    _check_folder(path)
     with unreadable_in_a_sentence("the backbone", path):
+        written = read_json(path, "config.json")
         config = AutoConfig.from_pretrained(path)
     model_class = _MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         raise ValueError(
             f"path_or_hub_name {path!r} holds a {config.model_type!r} model; expected {', '.join(_MODEL_CLASSES)}."
         )
-    with unreadable_in_a_sentence("the backbone", path), _without_tie_warning():
-        model = model_class.from_pretrained(path, dtype="auto" if dtype is None else dtype)
+    with unreadable_in_a_sentence("the backbone", path), _without_warnings_of_loading():
+        held = names_and_dtypes(path)
+        model, info = model_class.from_pretrained(
+            path, dtype="auto" if dtype is None else dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    check_loaded(model, info, held, path, says_untied=written.get("tie_word_embeddings") is False)
     if is_untied(model):
         _mark_untied(model)
+    for target in (model.config, model.generation_config):  # some configs do not say it, all published ones say this
+        if getattr(target, "decoder_start_token_id", None) is None:
+            target.decoder_start_token_id = model.config.pad_token_id
     return freeze(model)
+
+
+def _check_folder(path: str) -> None:
+    """Raise ValueError for a folder that is not one of a backbone."""
+    if not os.path.isdir(path):
+        return
+    holds = {name for name in os.listdir(path) if name.endswith(".json")}
+    if "config.json" not in holds:
+        cure = "Expected a folder written by save_pretrained."
+        if "mop_config.json" in holds:
+            cure = "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder)."
+        elif "adapter_config.json" in holds:
+            cure = "It is an adapter folder of PEFT: call merge_and_unload(), and save_pretrained what it returns."
+        elif "run.json" in holds:
+            cure = "It is the folder of a run: give the backbone that its run.json names, or its folder backbone."
+        raise ValueError(f"path_or_hub_name {path!r} has no config.json. {cure}")
+    if "adapter_config.json" in holds:
+        raise ValueError(
+            f"path_or_hub_name {path!r} holds an adapter of PEFT (adapter_config.json) beside the backbone. Call "
+            "merge_and_unload() and save_pretrained what it returns, or remove the adapter's files to do without it."
+        )
 
 
 def build_backbone(

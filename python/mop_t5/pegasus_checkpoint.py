@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import MT5Config
 
 from mop_t5.backbone import build_backbone
+from mop_t5.checkpoint_weights import check_finite, refuse_misfit
 from mop_t5.files import whole_folder
 from mop_t5.tokenization import read_pegasus_vocabulary
 
@@ -194,15 +195,10 @@ def _read_tensorflow(prefix: Path) -> dict[str, torch.Tensor]:
 
 def _check(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], folder: Path) -> None:
     expected = {name: tensor for name, tensor in expected.items() if not name.endswith("embed_tokens.weight")}
-    wrong = [f"{name} is missing" for name in expected if name not in weights]
-    wrong += [f"{name} is unknown" for name in weights if name not in expected]
-    wrong += [
-        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(tensor.shape)}"
+    mismatched = [
+        (name, weights[name].shape, tensor.shape)
         for name, tensor in expected.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    if wrong:
-        raise ValueError(
-            f"the weights in {folder} are not those that its config.json describes: {'; '.join(wrong[:4])}"
-            f"{'; ...' if wrong[4:] else ''}."
-        )
+    refuse_misfit(folder, expected.keys() - weights.keys(), weights.keys() - expected.keys(), mismatched)
+    check_finite(weights.items(), folder)

@@ -58,8 +58,6 @@ def read_adapter(folder: str | os.PathLike, scenario: str | None = None) -> Sour
         prompt, scenarios = prompt[scenarios.index(scenario)].clone(), (scenario,)
     elif scenario is not None:
         raise ValueError(f"scenario {scenario!r} cannot be chosen: {str(folder)!r} has one prompt for all scenarios.")
-    if not prompt.isfinite().all():
-        raise ValueError(f"the prompt in {str(folder)!r} holds values that are not finite. Train it again.")
     return SourcePrompt(folder.name, prompt, scenarios, description["backbone"])
 
 

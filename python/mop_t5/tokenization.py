@@ -19,9 +19,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mop_t5.files import unreadable_in_a_sentence
+from mop_t5.hub_files import find, read_json
 from mop_t5.segmentation import SegmentingTokenizer, checked_text, segment
 from mop_t5.tokenizer_checks import check_size, fit_for_t5
-from mop_t5.tokenizer_files import class_of_transformers, find, read_json, read_sentencepiece
+from mop_t5.tokenizer_files import class_of_transformers, read_sentencepiece
 
 # files that may hold a tokenizer
 _FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.txt", "vocab.json")

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, in a folder or on the hub, and what reads them."""
+"""What reads the files of a tokenizer, in a folder or on the hub."""
 
 from __future__ import annotations
 
@@ -9,33 +9,12 @@ from pathlib import Path
 import transformers
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
-from transformers.utils import cached_file
 
 WHAT_IS_NEEDED = (
     "A folder needs tokenizer.json, spiece.model, or a vocab.txt whose class is named in tokenizer_config.json: "
     '"tokenizer_class": "BertTokenizer". Of the published files of T5-pegasus `mop-t5 convert` makes such a folder.'
 )
 _SENTINELS = 100  # <extra_id_0> to <extra_id_99>, which T5 adds behind a vocabulary
-
-
-def find(path_or_hub_name: str, file: str) -> Path | None:
-    """Return the path of a file of a folder or of a hub repository, None where it has none of that name."""
-    found = cached_file(path_or_hub_name, file, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def read_json(path_or_hub_name: str, file: str) -> dict:
-    """Return the JSON object of a file of a folder or of a hub repository, an empty one where it has no such file."""
-    path = find(path_or_hub_name, file)
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object; got {type(content).__name__}")
-    return content
 
 
 def class_of_transformers(name: str, place: str) -> type[PreTrainedTokenizerBase]:

@@ -10,8 +10,17 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.backbone import BackboneShape, is_untied
+from safetensors.torch import load_file, save_file
 from t5_oracle import KINDS, SIZES, batch, tiny
-from transformers import BertConfig, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5Model,
+)
 
 
 def logits(model):
@@ -146,11 +155,200 @@ def test_load_errors(tmp_path):
     (tmp_path / "mop_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"It is an adapter folder: load its backbone first"):
         mop_t5.load_backbone(tmp_path)
+    for other, cure in (
+        ("adapter_config.json", "It is an adapter folder of PEFT"),
+        ("run.json", "the folder of a run"),
+    ):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / other).write_text("{}")
+        with pytest.raises(ValueError, match=cure):
+            mop_t5.load_backbone(tmp_path / "x")
+        (tmp_path / "x" / other).unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match=r"holds a 'bert' model; expected t5, mt5, umt5"):
         mop_t5.load_backbone(tmp_path)
     with pytest.raises(OSError, match="no/such-model"):
         mop_t5.load_backbone(str(tmp_path / "no/such-model"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an adapter of PEFT \(adapter_config\.json\) beside the backbone"):
+        mop_t5.load_backbone(tmp_path)
+
+
+# checkpoints whose weights are not those of their config.json
+
+QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
+CROSS_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def without(*starts):
+    return lambda weights: {name: tensor for name, tensor in weights.items() if not name.startswith(starts)}
+
+
+def with_prefix(prefix):
+    return lambda weights: {prefix + name: tensor for name, tensor in weights.items()}
+
+
+def with_query(change):
+    return lambda weights: weights | {QUERY: change(weights[QUERY])}
+
+
+def again(*names):
+    """The shared table under more names, as older releases of transformers wrote it."""
+    return lambda weights: weights | {f"{name}.weight": weights["shared.weight"].clone() for name in names}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """checkpoint(kind, change, config): a model, and its checkpoint with changed weights and fields of config.json."""
+
+    def make(kind="t5", change=None, config=None, file="model.safetensors"):
+        model = tiny(kind, dtype=torch.float32)
+        model.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        weights = load_file(path)
+        path.unlink()
+        weights = weights if change is None else change(weights)
+        if file == path.name:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+        else:
+            torch.save(weights, tmp_path / file)
+        fields = json.loads((tmp_path / "config.json").read_text()) | (config or {})
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        return model, tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("t5", None),
+        ("mt5", None),
+        ("t5", again("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")),
+        ("t5", lambda weights: without("shared")(again("encoder.embed_tokens")(weights))),
+        ("t5", lambda weights: weights | {CROSS_BIAS: torch.zeros(8, 4)}),
+        ("t5", with_prefix("transformer.")),
+        ("t5", lambda weights: {name: tensor.double() for name, tensor in weights.items()}),
+    ],
+)
+def test_checkpoints_with_all_weights(kind, change, file, checkpoint):
+    model, folder = checkpoint(kind, change, file=file)
+    assert torch.equal(logits(mop_t5.load_backbone(folder)), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "config", "message"),
+    [
+        ("mt5", with_prefix("module."), {}, r"names begin with 'module\.': save the weights without it"),
+        ("t5", with_prefix("_orig_mod."), {}, r"names begin with '_orig_mod\.'"),
+        ("t5", with_prefix("base_model.model."), {}, r"names begin with 'base_model\.model\.'"),
+        ("t5", without(QUERY), {}, rf"describes: {QUERY} is missing\. Copy the checkpoint again"),
+        ("t5", lambda weights: weights | {"head.bias": torch.zeros(2)}, {}, r"describes: head\.bias is unknown\."),
+        ("t5", lambda weights: {}, {}, r"is missing; \d+ more are missing\."),
+        (
+            "t5",
+            lambda weights: weights | {QUERY.replace("weight", "lora_A.weight"): torch.zeros(2, 24)},
+            {},
+            r"lora_A\.weight is unknown\. It holds an adapter of PEFT",
+        ),
+        ("t5", without("decoder."), {}, r"It is an encoder alone"),
+        ("mt5", without("lm_head"), {}, r"describes: lm_head\.weight is missing\."),
+        ("mt5", without("shared"), {}, r"describes: shared\.weight is missing\."),
+        ("t5", without("shared"), {}, r"describes: shared\.weight is missing\."),
+        (
+            "mt5",
+            None,
+            {"model_type": "t5", "is_gated_act": False, "feed_forward_proj": "relu"},
+            r"are gated, as of mT5",
+        ),
+        ("t5", None, {"is_gated_act": True, "feed_forward_proj": "gated-gelu"}, r"are not gated, as of the first T5"),
+        ("umt5", None, {"model_type": "mt5"}, r"position biases in every layer, as of umT5"),
+        ("mt5", None, {"model_type": "umt5"}, r"position biases in one layer, as of T5 and mT5"),
+        ("t5", None, {"num_layers": 3}, r"encoder\.block\.2\.\S+ is missing"),
+        ("t5", None, {"num_decoder_layers": 2}, r"decoder\.block\.2\.\S+ is unknown"),
+        ("t5", None, {"vocab_size": 41}, r"describes: shared\.weight has shape \(40, 24\), not \(41, 24\)\."),
+        ("t5", None, {"d_ff": 40}, r"wi\.weight has shape \(32, 24\), not \(40, 24\)"),
+        (
+            "t5",
+            lambda weights: {name: torch.zeros(0) for name in weights},
+            {},
+            r"has shape \(0,\), not .*\. Empty tensors are the shards of DeepSpeed ZeRO-3",
+        ),
+        ("t5", with_query(lambda t: (100 * t).to(torch.int8)), {}, rf"must be floating point; {QUERY} is (I|int)8, so"),
+        ("t5", with_query(lambda t: t * float("nan")), {}, rf"hold values that are not finite: {QUERY}\."),
+        ("t5", with_query(lambda t: t / 0), {}, rf"hold values that are not finite: {QUERY}\."),
+        (
+            "t5",
+            lambda weights: weights | {"encoder.embed_tokens.weight": weights["shared.weight"] + 1},
+            {},
+            r"encoder\.embed_tokens\.weight in .* differs from shared\.weight",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(kind, change, config, message, checkpoint, caplog):
+    _, folder = checkpoint(kind, change, config)
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=message):
+        mop_t5.load_backbone(folder)
+    assert "LOAD REPORT" not in caplog.text  # the error says it
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiny, r"pytorch_model\.bin is damaged, or holds more than tensors, such as a whole pickled model"),
+        (
+            lambda: {"state_dict": {}, "epoch": 3},
+            r"must hold a dictionary of tensors.*; got a dictionary of state_dict, e",
+        ),
+        (lambda: [torch.zeros(1)], r"must hold a dictionary of tensors, a state_dict; got a list"),
+    ],
+)
+def test_a_file_that_is_no_state_dict(content, message, checkpoint):
+    _, folder = checkpoint(change=lambda weights: content(), file="pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        mop_t5.load_backbone(folder)
+
+
+def test_shards(tmp_path):
+    model = tiny(dtype=torch.float32)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*"))
+    assert len(shards) > 2
+    assert torch.equal(logits(mop_t5.load_backbone(tmp_path)), logits(model))
+    index = tmp_path / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    kept = {name: shard for name, shard in told["weight_map"].items() if shard != shards[0].name}
+    index.write_text(json.dumps(told | {"weight_map": kept}))
+    with pytest.raises(ValueError, match=r"is missing; .*Copy the checkpoint again"):
+        mop_t5.load_backbone(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json has no weight_map"):
+        mop_t5.load_backbone(tmp_path)
+    index.write_text(json.dumps(told))
+    shards[0].unlink()
+    with pytest.raises(OSError, match=rf"cannot be read: .*{shards[0].name}"):
+        mop_t5.load_backbone(tmp_path)
+
+
+def test_models_of_other_classes(tmp_path):
+    whole = T5Model(T5Config(**SIZES))  # has all but the head, which is tied; its config names no start token
+    whole.save_pretrained(tmp_path / "whole")
+    loaded = mop_t5.load_backbone(tmp_path / "whole")
+    assert torch.equal(loaded.lm_head.weight, whole.shared.weight)
+    assert loaded.config.decoder_start_token_id == loaded.generation_config.decoder_start_token_id == 0
+    assert logits(loaded).isfinite().all()
+    T5EncoderModel(T5Config(**SIZES)).save_pretrained(tmp_path / "encoder")
+    with pytest.raises(ValueError, match="It is an encoder alone: take the checkpoint of the whole model"):
+        mop_t5.load_backbone(tmp_path / "encoder")
+
+
+def test_values_that_the_dtype_cannot_hold(checkpoint):
+    _, folder = checkpoint(change=with_query(lambda t: t + 1e6))
+    mop_t5.load_backbone(folder)
+    with pytest.raises(ValueError, match=r"not finite: .* its values do not fit into the dtype\. .*dtype='float32'"):
+        mop_t5.load_backbone(folder, dtype="float16")
 
 
 def test_imports():

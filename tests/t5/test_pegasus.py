@@ -232,6 +232,8 @@ def test_errors_of_the_conversion(model, tmp_path):
     for changed, message in (
         ({n: t for n, t in state.items() if n != "lm_head.weight"}, "lm_head.weight is missing"),
         (state | {"lm_head.bias": torch.zeros(2)}, "lm_head.bias is unknown"),
+        ({f"module.{n}": t for n, t in state.items()}, r"Its names begin with 'module\."),
+        (state | {name: state[name] / 0}, rf"hold values that are not finite: {name}\."),
         (state | {name: torch.zeros(2, 3)}, rf"{name} has shape \(2, 3\), not \(32, 24\)"),
         (state | {"decoder.embed_tokens.weight": torch.zeros(2)}, "decoder.embed_tokens.weight differs from shared"),
     ):

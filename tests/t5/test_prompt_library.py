@@ -105,7 +105,7 @@ def test_what_is_no_prompt(tmp_path):
     with torch.no_grad():
         model.mop.prompt[1, 2] = torch.nan
     mop_t5.save(model, tmp_path / "nan")
-    with pytest.raises(ValueError, match=r"nan' holds values that are not finite\. Train it again"):
+    with pytest.raises(ValueError, match=r"holds values that are not finite: mop\.prompt\. Train the method again"):
         prompt_library.add(tmp_path / "library", "nan", tmp_path / "nan")
     with pytest.raises(FileNotFoundError, match=r"nowhere' has no mop_config\.json"):
         prompt_library.add(tmp_path / "library", "x", tmp_path / "nowhere")

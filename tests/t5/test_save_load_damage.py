@@ -209,3 +209,16 @@ def test_a_model_without_values_is_not_saved(tmp_path):
     model = mop_t5.attach(mop_t5.build_backbone("t5-small", device="meta"), "prefix_tuning", prefix_length=2)
     with pytest.raises(ValueError, match=r"model lies on device 'meta' and has no values to save or to compare"):
         mop_t5.save(model, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_loaded(value, tmp_path):
+    model = attached()
+    name, parameter = next(iter(model.mop.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[-1] = value
+    mop_t5.save(model, tmp_path)
+    plain = mop_t5.detach(model)
+    with pytest.raises(ValueError, match=rf"holds values that are not finite: mop\.{name}\. Train the method again"):
+        mop_t5.load(plain, tmp_path)
+    assert not mop_t5.is_attached(plain)
