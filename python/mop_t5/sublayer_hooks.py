@@ -22,8 +22,8 @@ _SUB_LAYERS = (
 )
 
 
-# Slot -> (Additions, scenario ids) of the forward pass that this thread runs. A plain thread-local object: torch.compile
-# (2.13) misses what a hook of the compiled module writes to a subclass of it.
+# Slot -> (Additions, scenario ids) of the forward pass that this thread runs. A plain thread-local object:
+# torch.compile (2.13) misses what a hook of the compiled module writes to a subclass of it.
 _HANDED = threading.local()
 
 
