@@ -274,7 +274,7 @@ def test_a_step_at_a_time_is_the_whole():
 def test_caches_that_have_no_room_are_refused():
     model = attached({})
     inputs = {name: tensor for name, tensor in batch().items() if name != "decoder_input_ids"}
-    with pytest.raises(ValueError, match="(past_key_values|cache) is a EncoderDecoderCache, in which"):
+    with pytest.raises(ValueError, match=r"(past_key_values|cache) is a EncoderDecoderCache, in which"):
         model.generate(**inputs, scenario_ids=IDS, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(RuntimeError, match="block 0 of the encoder was called without the weights of its experts"):
         model.encoder(inputs["input_ids"])
