@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attached_model import is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
+from mop_t5.evaluation.search import own_search
 
 
 @torch.no_grad()
@@ -26,14 +27,29 @@ def generate_summaries(
     max_new_tokens: int = 64,
     progress: bool | tqdm = False,
 ) -> list[str]:
-    """One summary an example, in the order of `examples`; the model is in evaluation mode meanwhile.
+    """Return one summary per example, in the order of `examples`. The model is in evaluation mode meanwhile.
 
-    Batches hold dialogues of like length, so little is computed on padding. `num_beams=1` is greedy. An attached method
-    gets the scenario of every example, in one batch as they come; a plain backbone gets none. Raises ValueError for a
-    scenario that the method was not attached with. progress: show a bar, or move this one on by the rows of each batch.
+    A batch holds dialogues of similar length, so little is computed on padding. An attached method gets the scenario of
+    every example, in one batch as they come. A plain backbone gets none. The search is this function's own: what the
+    checkpoint asks of a search in generation_config.json or config.json is ignored, with one warning (see own_search).
+
+    Args:
+        model: A T5 with or without a method.
+        tokenizer: The tokenizer of the model.
+        examples: The dialogues. Their summaries are not read.
+        batch_size: Dialogues per batch.
+        num_beams: Beams of the search. 1 is greedy.
+        max_source: Tokens kept of a dialogue.
+        max_new_tokens: Tokens generated at most per summary.
+        progress: True shows a bar. A bar is moved on by the rows of each batch.
+
+    Raises:
+        ValueError: A scenario that the method was not attached with, no example, or a size below 1.
     """
     if num_beams < 1 or batch_size < 1:
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     model = unwrapped(model)
     scenarios = scenarios_needed(model)
     source_text = model.mop.source_text if is_attached(model) else None
@@ -46,18 +62,16 @@ def generate_summaries(
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
 
-    ends = _end_tokens(model, tokenizer)
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
     new_bar = tqdm(total=len(rows), desc="generating", disable=not progress) if isinstance(progress, bool) else None
-    with nullcontext(progress) if new_bar is None else new_bar as bar:
+    search = own_search(model, tokenizer, num_beams, max_new_tokens)
+    with nullcontext(progress) if new_bar is None else new_bar as bar, search as generation_config:
         for batch, indices in zip(loader, batches):
             del batch["labels"]
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            # max_length counts the start token too; max_new_tokens beside the model's max_length would warn each time
-            length = {"max_length": max_new_tokens + 1, "eos_token_id": ends}
-            tokens = model.generate(**batch, num_beams=num_beams, do_sample=False, **length)
+            tokens = model.generate(**batch, generation_config=generation_config)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 summaries[index] = text.strip()
             bar.update(len(indices))
@@ -65,15 +79,8 @@ def generate_summaries(
     return summaries
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """Return the ids that end a summary: those of the model, and the tokenizer's, with which training ends a text."""
-    known = model.generation_config.eos_token_id
-    known = [known] if isinstance(known, int) else known or []
-    return list(dict.fromkeys(i for i in (*known, tokenizer.eos_token_id) if i is not None)) or None
-
-
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
-    """The scenarios that examples must be of, or None where the scenario changes nothing."""
+    """Return the scenarios that examples must be of, or None where the scenario changes nothing."""
     model = unwrapped(model)
     return model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
 
@@ -81,7 +88,7 @@ def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
 def over_long(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int = 512
 ) -> list[bool]:
-    """Which examples have more than max_source tokens, so that generate_summaries does not read their ends."""
+    """Return per example whether it has more than max_source tokens, so that generate_summaries cuts its end."""
     if not examples:
         return []
     model = unwrapped(model)
