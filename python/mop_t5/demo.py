@@ -77,6 +77,8 @@ class DemoConfig:
         max_target: summary tokens kept and generated.
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
+            others).
         seed: of everything that is random.
     """
 
@@ -106,6 +108,7 @@ class DemoConfig:
     max_target: int = 64
     implementation: str = "rouge_score"
     unit: str = "char"
+    normalise: str = "none"
     seed: int = 0
 
     def __post_init__(self):
@@ -141,7 +144,8 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     Raises FileExistsError for an output folder with content, and whatever reading the corpus raises.
     """
     console = console or Console()
-    scorer = Scorer(Rouge(config.implementation, config.unit), read_tasks(config.corpus) if config.corpus else None)
+    tasks = read_tasks(config.corpus) if config.corpus else None
+    scorer = Scorer(Rouge(config.implementation, config.unit, config.normalise), tasks)
     if config.short:
         copying = min(10, config.copying_steps)
         config = replace(config, copying_steps=copying, backbone_steps=30, tuning_steps=10, d_model=64)

@@ -110,6 +110,7 @@ def test_another_configuration_is_an_error_that_says_what_differs(killed, place,
         (["--options.prefix_length", "4"], "options was .*'prefix_length': 3.*now .*'prefix_length': 4"),
         (["--num_beams", "2"], "num_beams was 1, now 2"),
         (["--unit", "jieba"], "unit was 'char', now 'jieba'"),
+        (["--normalise", "nfkc"], "normalise was 'none', now 'nfkc'"),
     ):
         message = fails(capsys, *again, *base, *more)
         assert message.startswith("mop-t5 table 2: ")

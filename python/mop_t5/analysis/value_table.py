@@ -50,12 +50,13 @@ def same_rows(predictions: Sequence[tuple[str, Predictions]]) -> list[Example]:
 
 
 def scorer_of(systems: Sequence[FinishedSystem], corpus: str) -> Scorer:
-    """What scored all runs. Raises ValueError if they were scored in different ways."""
-    ways = {(run.scoring["implementation"], run.scoring["unit"]) for run in _runs(systems)}
+    """Return what scored all runs. Raises ValueError if they were scored in different ways."""
+    ways = {tuple(run.scoring[name] for name in ("implementation", "unit", "normalise")) for run in _runs(systems)}
     if len(ways) > 1:
+        named = (" on ".join(way[:2]) + ("" if way[2] == "none" else f" in {way[2].upper()}") for way in sorted(ways))
         raise ValueError(
-            f"the runs were scored in different ways ({', '.join(' on '.join(way) for way in sorted(ways))}). Evaluate "
-            "them again with one implementation and unit."
+            f"the runs were scored in different ways ({', '.join(named)}). Evaluate them again with one "
+            "implementation, unit and normalise."
         )
     return Scorer(Rouge(*ways.pop()), read_tasks(corpus))
 

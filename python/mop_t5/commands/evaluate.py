@@ -17,6 +17,7 @@ from mop_t5.evaluation import (
     to_markdown,
     write_scores,
 )
+from mop_t5.evaluation.normalisation import warn_of_lost_characters
 from mop_t5.files import failure_in_a_sentence
 from mop_t5.training import check_output, describe_output, load_run, prepare_output, read_settings, write_settings
 from mop_t5.training.seeds import seed_folders, spread_table
@@ -30,6 +31,7 @@ def evaluate(
     floors: bool = True,
     implementation: str = "rouge_score",
     unit: str = "char",
+    normalise: str = "none",
     num_beams: int = 1,
     batch_size: int = 32,
     overwrite: bool = False,
@@ -53,6 +55,8 @@ def evaluate(
         floors: also score the first user turn, a random and the nearest training reference.
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
+            others).
         num_beams: beams of the search; 1 is greedy.
         batch_size: dialogues generated from at once.
         overwrite: replace an earlier evaluation of this split.
@@ -60,7 +64,7 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    rouge = Rouge(implementation, unit)
+    rouge = Rouge(implementation, unit, normalise)
     seeds = read_settings(run).get("seeds")
     folders = seed_folders(run, seeds) if seeds else {None: Path(run)}
     for folder in folders.values():  # all of them before the first takes its time
@@ -80,6 +84,7 @@ def evaluate(
             print(state)
             continue
         prepare_output(output, overwrite=overwrite)
+        lost = warn_of_lost_characters(tokenizer, examples, scorer, split)
         summaries = {name: make(examples, read_split(data, "train")) for name, make in FLOORS.items() if floors}
         system = settings.get("method") or "all weights"
         summaries[system] = generate_summaries(
@@ -88,7 +93,7 @@ def evaluate(
         means = {name: scorer(examples, texts) for name, texts in summaries.items()}
         scores[seed] = means[system]
         title = f"{scorer} on {len(examples)} {split} rows, {num_beams} beam(s)"
-        table = score_table(title, means, notes=scorer.remarks(examples, summaries))
+        table = score_table(title, means, notes=[*scorer.remarks(examples, summaries), *lost])
         with failure_in_a_sentence("the evaluation", output):
             write_settings(
                 output,
@@ -99,6 +104,7 @@ def evaluate(
                     "num_beams": num_beams,
                     "implementation": implementation,
                     "unit": unit,
+                    "normalise": normalise,
                 }
                 | metrics_of(scorer),
             )

@@ -12,6 +12,7 @@ def corpus_floors(
     scenarios: list[str] | None = None,
     implementation: str = "rouge_score",
     unit: str = "char",
+    normalise: str = "none",
     output: str | None = None,
 ) -> None:
     """Score texts that no model made: the first user turn, a random and the nearest training reference.
@@ -27,11 +28,13 @@ def corpus_floors(
         scenarios: score the rows of these scenarios only, such as '[taxi]'; all if not given.
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
+            others).
         output: folder for floors.md and floors.csv; only printed if not given.
     """
     if split not in ("test", "valid"):
         raise ValueError(f"split must be 'test' or 'valid', got {split!r}.")
-    scorer = Scorer(Rouge(implementation, unit), read_tasks(corpus))
+    scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(corpus))
     known, rows = (of_scenarios(read_split(corpus, name), scenarios) for name in ("train", split))
     texts = {name: make(rows, known) for name, make in FLOORS.items()}
     scores = {name: scorer(rows, made) for name, made in texts.items()}

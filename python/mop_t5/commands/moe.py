@@ -10,6 +10,7 @@ from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, Table, generate_summaries, present, show
 from mop_t5.evaluation.figures import say_written
 from mop_t5.evaluation.heat_map import heat_map
+from mop_t5.evaluation.normalisation import warn_of_lost_characters
 from mop_t5.evaluation.points import plot_points
 from mop_t5.experiments.moe_adaptation import Adaptation, Adaptations
 from mop_t5.experiments.moe_comparison import TABLES, Comparison, MoEGrid
@@ -163,6 +164,7 @@ def moe_disable(
     split: str = "test",
     implementation: str = "rouge_score",
     unit: str = "char",
+    normalise: str = "none",
     num_beams: int = 1,
     batch_size: int = 32,
     backbone: str | None = None,
@@ -187,6 +189,8 @@ def moe_disable(
         split: "test" or "valid".
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
+            others).
         num_beams: beams of the search; 1 is greedy.
         batch_size: dialogues generated from at once.
         backbone: folder of the backbone, if it has moved since the run.
@@ -204,7 +208,8 @@ def moe_disable(
     if unknown:
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
     examples = of_scenarios(read_split(data, split), tasks)
-    scorer = Scorer(Rouge(implementation, unit), read_tasks(data))
+    scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(data))
+    warn_of_lost_characters(tokenizer, examples, scorer, split)
     generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths(settings)}
 
     def score() -> dict[str, float]:
@@ -222,6 +227,6 @@ def moe_disable(
 
 
 def _what(suite: SuiteConfig) -> str:
-    scorer = Scorer(Rouge(suite.implementation, suite.unit), read_tasks(suite.corpus))
+    scorer = Scorer(Rouge(suite.implementation, suite.unit, suite.normalise), read_tasks(suite.corpus))
     rows = of_scenarios(read_split(suite.corpus, suite.split), suite.scenarios)
     return f"{scorer}, their mean, on {len(rows)} {suite.split} rows, {suite.num_beams} beam(s)"

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 import mop_t5
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, show, to_markdown
+from mop_t5.evaluation.normalisation import warn_of_lost_characters
 from mop_t5.methods.base import MethodConfig
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import (
@@ -41,6 +42,7 @@ def train(
     seeds: list[int] | None = None,
     implementation: str = "rouge_score",
     unit: str = "char",
+    normalise: str = "none",
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -65,6 +67,8 @@ def train(
         seeds: train once with each of these in place of seed, into OUTPUT/seed-N, and report mean and deviation.
         implementation: package that counts ROUGE when validating, "rouge_score" or "rouge".
         unit: what ROUGE counts when validating, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared when validating, "none" or "nfkc" (full-width punctuation and
+            digits equal the others).
         overwrite: empty the output folder first if it holds an earlier run.
         resume: go on from the newest checkpoint in the output folder, with the same configuration but for steps,
             patience and the intervals.
@@ -84,8 +88,10 @@ def train(
     rows = read_split(corpus, "train")
     examples = of_scenarios(rows, scenarios)
     valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
-    scorer = Scorer(Rouge(implementation, unit), read_tasks(corpus, scenarios_of(rows)))
+    scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(corpus, scenarios_of(rows)))
     tokenizer = load_tokenizer(backbone)
+    if valid and team.is_main_process:
+        warn_of_lost_characters(tokenizer, valid, scorer, "valid")
 
     def new_model(seed: int):
         model = mop_t5.load_backbone(backbone)
@@ -97,7 +103,7 @@ def train(
     first = training.seed if seeds is None else seeds[0]
     model = new_model(first)  # raises what is wrong with the method before a folder is made
     config = None if method is None else model.mop.config
-    settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, implementation, unit)
+    settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, scorer.rouge)
     if resume:
         check_resumable(output, settings)
     runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
@@ -179,10 +185,12 @@ def settings_of(
     config: MethodConfig | None,
     scenarios: list[str] | None,
     seeds: list[int] | None,
-    implementation: str,
-    unit: str,
+    rouge: Rouge,
 ) -> dict[str, Any]:
-    """What run.json says of a run; config: that of the method, with its defaults filled in."""
+    """Return what run.json says of a run.
+
+    config: That of the method, with its defaults filled in. rouge: What validations count by.
+    """
     options = {} if config is None else config.to_dict()
     return {
         "corpus": str(Path(corpus).resolve()),
@@ -190,8 +198,9 @@ def settings_of(
         "method": method,
         "options": {name: value for name, value in options.items() if name != "scenarios"},
         "scenarios": scenarios,
-        "implementation": implementation,
-        "unit": unit,
+        "implementation": rouge.implementation,
+        "unit": rouge.unit,
+        "normalise": rouge.normalise,
         "seeds": seeds,
         **asdict(training),
     }

@@ -3,6 +3,7 @@
 The two packages disagree on purpose. `rouge_score` clips counts, as the original ROUGE does; `rouge`, which most
 Chinese summarisation code uses, counts each distinct n-gram once and splits sentences at ".". Characters and words give
 numbers that differ by several points. So a number means something only beside what made it: `str(rouge)` says that.
+ROUGE-L is counted here, with the numbers of the packages, for texts of any length (see subsequence.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from unicodedata import decimal
 
+from mop_t5.evaluation.normalisation import FORMS, normalised
 from mop_t5.evaluation.scores import Scores
+from mop_t5.evaluation.subsequence import common_length, common_units
 from mop_t5.tokenization import segment
 
 IMPLEMENTATIONS = ("rouge_score", "rouge")
@@ -22,51 +26,67 @@ _NUMBER = re.compile(r"\d+")
 class Rouge:
     """Scores pairs of texts.
 
-    `implementation`: "rouge_score" or "rouge", the package that counts. `unit`: "char" (every character but white
-    space), "jieba" (words, HMM=False) or "jieba_hmm" (words, HMM=True). Texts are lower-cased first. An empty
-    hypothesis or reference scores 0.
+    Texts are normalised and lower-cased first. A hypothesis or reference without units, or of full stops only, scores
+    0: the package rouge takes full stops for the ends of sentences.
+
+    Args:
+        implementation: The package that counts, "rouge_score" or "rouge".
+        unit: What is counted: "char" (every character but white space), "jieba" (words, HMM=False) or "jieba_hmm"
+            (words, HMM=True).
+        normalise: The form in which both sides are compared: "none" (as they are) or "nfkc" (Unicode's NFKC, in which
+            full-width digits and punctuation equal the others).
+
+    Raises:
+        ValueError: Another value than these.
     """
 
-    def __init__(self, implementation: str = "rouge_score", unit: str = "char"):
-        if implementation not in IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}.")
-        if unit not in UNITS:
-            raise ValueError(f"unit must be one of {UNITS}, got {unit!r}.")
-        self.implementation, self.unit = implementation, unit
+    def __init__(self, implementation: str = "rouge_score", unit: str = "char", normalise: str = "none"):
+        known = {"implementation": IMPLEMENTATIONS, "unit": UNITS, "normalise": FORMS}
+        given = {"implementation": implementation, "unit": unit, "normalise": normalise}
+        for name, value in given.items():
+            if value not in known[name]:
+                raise ValueError(f"{name} must be one of {known[name]}, got {value!r}.")
+        self.implementation, self.unit, self.normalise = implementation, unit, normalise
         self._score = {"rouge_score": _rouge_score, "rouge": _rouge}[implementation]()
 
     def __str__(self) -> str:
         unit = {"char": "characters", "jieba": "jieba words (HMM off)", "jieba_hmm": "jieba words (HMM on)"}[self.unit]
         package = self.implementation.replace("_", "-")
-        return f"ROUGE F1 x 100 by {self.implementation} {version(package)} on {unit}"
+        form = "" if self.normalise == "none" else f", texts normalised to {self.normalise.upper()}"
+        return f"ROUGE F1 x 100 by {self.implementation} {version(package)} on {unit}{form}"
 
     def __call__(self, references: Sequence[str], hypotheses: Sequence[str]) -> list[Scores]:
-        """One `Scores` a pair, in order. Raises ValueError if the two lists differ in length."""
+        """Return one `Scores` per pair, in order. Raises ValueError if the two lists differ in length."""
         if len(references) != len(hypotheses):
             raise ValueError(f"got {len(references)} references and {len(hypotheses)} hypotheses; give one for each.")
         return [self._pair(self.units(r), self.units(h)) for r, h in zip(references, hypotheses)]
 
     def units(self, text: str) -> list[str]:
-        """What is counted: the characters or words of the lower-cased text, without white space."""
-        text = text.lower()
+        """Return what is counted: the characters or words of the normalised, lower-cased text, without white space."""
+        text = normalised(text, self.normalise).lower()
         parts = text if self.unit == "char" else segment(text, hmm=self.unit == "jieba_hmm")
         return [part for part in parts if part.strip()]
 
     def _pair(self, reference: list[str], hypothesis: list[str]) -> Scores:
-        # `rouge` takes "." for the end of a sentence and raises if there is nothing else.
-        if set(hypothesis) <= {"."} or set(reference) <= {"."}:
+        # a unit can be several full stops: jieba with HMM makes one of "..."
+        if not all("".join(units).strip(".") for units in (reference, hypothesis)):
             return Scores(0.0, 0.0, 0.0)
         return self._score(" ".join(reference), " ".join(hypothesis))
 
 
 def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Share of the numbers in the references (runs of digits) that stand in their hypothesis; NaN if there are none.
+    """Return the share of the numbers in the references that stand in their hypothesis; NaN where there are none.
 
-    ROUGE hardly notices a wrong amount; whoever reads the summary does.
+    A number is a run of digits; full-width digits equal the others. ROUGE hardly notices a wrong amount, and whoever
+    reads the summary does.
     """
-    pairs = [(set(_NUMBER.findall(r)), set(_NUMBER.findall(h))) for r, h in zip(references, hypotheses, strict=True)]
+    pairs = [(_numbers(r), _numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
     wanted = sum(len(reference) for reference, _ in pairs)
     return sum(len(reference & hypothesis) for reference, hypothesis in pairs) / wanted if wanted else float("nan")
+
+
+def _numbers(text: str) -> set[str]:
+    return {"".join(str(decimal(digit)) for digit in run) for run in _NUMBER.findall(text)}
 
 
 class _SplitAtSpaces:
@@ -78,12 +98,16 @@ class _SplitAtSpaces:
 
 def _rouge_score() -> Callable[[str, str], Scores]:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import fmeasure
 
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_SplitAtSpaces())
+    scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=_SplitAtSpaces())
 
     def score(reference: str, hypothesis: str) -> Scores:
         result = scorer.score(reference, hypothesis)
-        return Scores(*(result[name].fmeasure for name in Scores._fields))
+        wanted, given = reference.split(), hypothesis.split()
+        common = common_length(wanted, given)
+        longest = fmeasure(common / len(given), common / len(wanted))
+        return Scores(result["rouge1"].fmeasure, result["rouge2"].fmeasure, longest)
 
     return score
 
@@ -91,10 +115,29 @@ def _rouge_score() -> Callable[[str, str], Scores]:
 def _rouge() -> Callable[[str, str], Scores]:
     import rouge
 
-    scorer = rouge.Rouge()
+    scorer = rouge.Rouge(metrics=["rouge-1", "rouge-2"], stats=["f"])
 
     def score(reference: str, hypothesis: str) -> Scores:
         result = scorer.get_scores(hypothesis, reference)[0]
-        return Scores(result["rouge-1"]["f"], result["rouge-2"]["f"], result["rouge-l"]["f"])
+        return Scores(result["rouge-1"]["f"], result["rouge-2"]["f"], _over_sentences(reference, hypothesis))
 
     return score
+
+
+def _over_sentences(reference: str, hypothesis: str) -> float:
+    """Return ROUGE-L as the package rouge counts it: the different units that a sentence of the reference and one of
+    the hypothesis have in a common subsequence, over the different units of each side."""
+    wanted, given = _sentences(reference), _sentences(hypothesis)
+    units_wanted, units_given, found = set().union(*wanted), set().union(*given), set()
+    for one in wanted:
+        left = units_given.intersection(one) - found
+        for other in given if left else ():
+            if not left.isdisjoint(other):  # else the pair has nothing to add
+                found |= common_units(one, other)
+    recall, precision = len(found) / len(units_wanted), len(found) / len(units_given)
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+
+
+def _sentences(text: str) -> list[tuple[str, ...]]:
+    """Return the different sentences. White space between two full stops is a sentence of one empty unit."""
+    return list(dict.fromkeys(tuple(" ".join(part.split()).split(" ")) for part in text.split(".") if part))

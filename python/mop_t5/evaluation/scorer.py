@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mop_t5.data import TASKS, Example, TaskMetrics
 from mop_t5.evaluation.metrics import FUNCTIONS, strays
+from mop_t5.evaluation.normalisation import normalised
 from mop_t5.evaluation.rouge import Rouge
 from mop_t5.evaluation.scores import Scores, TaskScores, from_metrics, mean_scores, with_average
 
@@ -13,12 +14,15 @@ from mop_t5.evaluation.scores import Scores, TaskScores, from_metrics, mean_scor
 class Scorer:
     """Scores texts by the metrics of their tasks.
 
-    rouge: for the tasks without metrics of their own, and for "rouge1", "rouge2" and "rougeL". tasks: task -> metrics,
-    as `read_tasks` gives them.
+    Args:
+        rouge: For the tasks without metrics of their own, and for "rouge1", "rouge2" and "rougeL". Its `normalise` is
+            the form in which the other metrics compare, too.
+        tasks: Task -> metrics, as `read_tasks` gives them.
     """
 
     def __init__(self, rouge: Rouge | None = None, tasks: Mapping[str, TaskMetrics] | None = None):
         self.rouge, self.tasks = rouge or Rouge(), dict(tasks or {})
+        self.form: str = getattr(self.rouge, "normalise", "none")  # any function of two lists can count
 
     def __str__(self) -> str:
         return f"{TASKS}'s metrics x 100, elsewhere {self.rouge}" if self.tasks else f"{self.rouge}: R-1/R-2/R-L"
@@ -35,7 +39,7 @@ class Scorer:
             if task not in self.tasks:
                 scores[task] = rouge
                 continue
-            golds, given = [examples[i].golds for i in rows], [texts[i] for i in rows]
+            golds, given = self._golds(examples, rows), [normalised(texts[i], self.form) for i in rows]
             scores[task] = from_metrics({m: self._one(m, task, golds, given, rouge) for m in self.tasks[task].metrics})
         return with_average(scores)
 
@@ -43,9 +47,10 @@ class Scorer:
         """A sentence for each task and system that has texts which are no label or no number. texts: by system."""
         notes = []
         for task, rows in self._rows(examples).items():
-            golds = [examples[i].golds for i in rows]
+            golds = self._golds(examples, rows)
             for system, given in texts.items() if task in self.tasks else ():
-                kind, count = strays(self.tasks[task].metrics, golds, [given[i] for i in rows]) or ("", 0)
+                plain = [normalised(given[i], self.form) for i in rows]
+                kind, count = strays(self.tasks[task].metrics, golds, plain) or ("", 0)
                 if count:
                     notes.append(f"{task}: {count} of {len(rows)} texts of {system} are no {kind} and count as wrong.")
         return notes
@@ -53,7 +58,7 @@ class Scorer:
     def _one(self, metric: str, task: str, golds, texts: Sequence[str], rouge: Scores | None) -> float:
         if metric in Scores._fields:
             return getattr(rouge, metric)
-        more = {"positive": self.tasks[task].positive} if metric == "f1" else {}
+        more = {"positive": normalised(self.tasks[task].positive, self.form)} if metric == "f1" else {}
         try:
             return FUNCTIONS[metric](golds, texts, **more)
         except ValueError as error:
@@ -69,6 +74,9 @@ class Scorer:
         for (i, _), one in zip(pairs, scores):
             best[i] = Scores(*map(max, best[i], one)) if i in best else one
         return best
+
+    def _golds(self, examples: Sequence[Example], rows: Sequence[int]) -> list[list[str]]:
+        return [[normalised(gold, self.form) for gold in examples[i].golds] for i in rows]
 
     @staticmethod
     def _rows(examples: Sequence[Example]) -> dict[str, list[int]]:

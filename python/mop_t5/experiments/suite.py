@@ -80,7 +80,7 @@ class Suite:
     ):
         self.config, self.training = config, training
         self.systems = choose(config.systems, default, config.options, config.learning_rates, known)
-        self.scorer = Scorer(Rouge(config.implementation, config.unit), read_tasks(config.corpus))
+        self.scorer = Scorer(Rouge(config.implementation, config.unit, config.normalise), read_tasks(config.corpus))
 
     def plan(self) -> list[Run]:
         """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
@@ -171,7 +171,7 @@ class Suite:
     def _settings(self, system: System, config: MethodConfig, training: TrainingConfig, only) -> dict[str, Any]:
         """What `train` will write into run.json."""
         c = self.config
-        return settings_of(training, c.corpus, c.backbone, system.method, config, only, None, c.implementation, c.unit)
+        return settings_of(training, c.corpus, c.backbone, system.method, config, only, None, self.scorer.rouge)
 
     def state(self, run: Run) -> str:
         """What is left to do for a run: "finished", "evaluate", "go on from checkpoint-N", "start anew" or "train"."""
@@ -221,6 +221,7 @@ class Suite:
                     scenarios=run.scenarios,
                     implementation=self.config.implementation,
                     unit=self.config.unit,
+                    normalise=self.config.normalise,
                     overwrite=state == "start anew",
                     resume=state.startswith("go on"),
                 )
@@ -232,6 +233,7 @@ class Suite:
                     floors=False,
                     implementation=self.config.implementation,
                     unit=self.config.unit,
+                    normalise=self.config.normalise,
                     num_beams=self.config.num_beams,
                     batch_size=self.config.eval_batch_size,
                     overwrite=True,
@@ -279,8 +281,8 @@ class Suite:
         """What scores depend on, besides the run."""
         c = self.config
         corpus = str(Path(c.corpus).resolve())
-        scoring = {"corpus": corpus, "split": c.split, "implementation": c.implementation, "unit": c.unit}
-        return scoring | metrics_of(self.scorer)
+        rouge = {"implementation": c.implementation, "unit": c.unit, "normalise": c.normalise}
+        return {"corpus": corpus, "split": c.split} | rouge | metrics_of(self.scorer)
 
     def _evaluation(self, run: Run) -> Path:
         return run.folder / f"evaluation-{self.config.split}"

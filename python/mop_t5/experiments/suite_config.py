@@ -24,6 +24,8 @@ class SuiteConfig:
         split: "test" or "valid".
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: what ROUGE counts, "char", "jieba" or "jieba_hmm".
+        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
+            others).
         num_beams: beams of the search; 1 is greedy.
         eval_batch_size: dialogues generated from at once.
     """
@@ -40,6 +42,7 @@ class SuiteConfig:
     split: str = "test"
     implementation: str = "rouge_score"
     unit: str = "char"
+    normalise: str = "none"
     num_beams: int = 1
     eval_batch_size: int = 32
 

@@ -108,11 +108,12 @@ def _counts(found: Found, rows: int, scenarios: int, split: str) -> list[str]:
 
 
 def _scoring(systems: Sequence[FinishedSystem]) -> str:
-    """How all were scored."""
+    """Return how all systems were scored."""
     how = next(iter(systems[0].seeds.values()))[0].scoring
     metrics = "metrics of the tasks, elsewhere " if how.get("metrics") else ""
     beams = "greedy search" if how["num_beams"] == 1 else f"{how['num_beams']} beams"
-    return f"{metrics}ROUGE F1 × 100 by {how['implementation']}, unit {how['unit']}; {beams}"
+    form = "" if how["normalise"] == "none" else f", texts normalised to {how['normalise'].upper()}"
+    return f"{metrics}ROUGE F1 × 100 by {how['implementation']}, unit {how['unit']}{form}; {beams}"
 
 
 def _numbers(table: Table) -> list[bool]:

@@ -107,7 +107,7 @@ def _scores(runs: Sequence[FinishedRun]) -> Mapping[tuple[Example, str], tuple[f
     for run in runs:
         how, rows = run.scoring, run.predictions()
         tasks = {name: TaskMetrics(**task) for name, task in how.get("metrics", {}).items()}
-        scorer = Scorer(Rouge(how["implementation"], how["unit"]), tasks)
+        scorer = Scorer(Rouge(how["implementation"], how["unit"], how["normalise"]), tasks)
         scores = scorer.by_rouge([example for example, _ in rows], [text for _, text in rows])
         found |= {
             row: tuple(round(100 * value, 2) for value in scores[i]) if i in scores else None

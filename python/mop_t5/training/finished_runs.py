@@ -52,8 +52,8 @@ class FinishedRun:
 
     @cached_property
     def scoring(self) -> dict[str, Any]:
-        """run.json of the evaluation: corpus, split, num_beams, implementation, unit, and metrics where tasks have
-        some. Raises ValueError where it does not say how texts were made and scored."""
+        """run.json of the evaluation: corpus, split, num_beams, implementation, unit, normalise, and metrics where
+        tasks have some. Raises ValueError where it does not say how texts were made and scored."""
         settings = read_settings(self.evaluation)
         if missing := [name for name in _SCORING if name not in settings]:
             raise ValueError(

@@ -25,6 +25,7 @@ from mop_t5.tokenization import load_tokenizer
 from mop_t5.training.trainer import TrainingResult
 
 SETTINGS = "run.json"
+_EARLIER = {"normalise": "none"}  # what earlier versions did, and did not write
 HISTORY = "loss.jsonl"
 # what a resumed run may change: how long it goes on, how often it reports, and where its files lie
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
@@ -100,7 +101,10 @@ def write_settings(folder: str | Path, settings: dict) -> None:
 
 
 def read_settings(folder: str | Path) -> dict:
-    """run.json of a run folder; FileNotFoundError where there is none, ValueError if it is damaged."""
+    """Return run.json of a run folder, with the settings that earlier versions did not write.
+
+    Raises FileNotFoundError where there is none, and ValueError if it is damaged.
+    """
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
@@ -110,7 +114,7 @@ def read_settings(folder: str | Path) -> dict:
         raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
     if not isinstance(settings, dict) or not isinstance(settings.get("seeds") or [], list):
         raise ValueError(f"{path} is damaged: it holds no settings. Copy it again, or train anew.")
-    return settings
+    return _EARLIER | settings
 
 
 def read_history(folder: str | Path) -> list[dict]:
