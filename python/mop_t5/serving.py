@@ -24,6 +24,7 @@ from mop_t5.data.corpus import decoded, json_object
 from mop_t5.data.requests import Request, windows
 from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
 from mop_t5.files import checksum, failure_in_a_sentence
+from mop_t5.training.contents import of_tokenizer
 
 _CURE = "Give the input and the run that it was begun with, or choose another --output."
 
@@ -49,6 +50,7 @@ class Summariser:
         weights = hash_weights(self.model.state_dict())
         settings = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
         settings |= {"weights": weights, "scenarios": list(self.scenarios or ())}
+        settings |= {"tokenizer": of_tokenizer(self.tokenizer)}
         return checksum(json.dumps(settings, sort_keys=True).encode())[:12]
 
     @property
@@ -146,7 +148,10 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
             if made_from != request.checksum:
                 raise ValueError(f"{where}: was not made from this line of the input, {request.id!r}. {_CURE}")
             if made_with != settings_key:
-                raise ValueError(f"{where}: was made with another run, other weights or other settings. {_CURE}")
+                raise ValueError(
+                    f"{where}: was made with another run, other weights, another tokenizer or other settings, or by an "
+                    f"earlier version. {_CURE}"
+                )
             size += len(raw)
             counts.add(row)
     return size

@@ -3,11 +3,12 @@
 import csv
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pytest
 from mop_t5.cli import main
-from mop_t5.data import read_split
+from mop_t5.data import read_split, write_examples
 from mop_t5.evaluation import AVERAGE, Rouge, read_scores
 from mop_t5.evaluation.bootstrap import holm, paired_bootstrap
 from mop_t5.experiments.compared_systems import FROZEN, Grid, default_systems, known_systems
@@ -170,6 +171,24 @@ def test_a_finished_comparison_trains_nothing_again(place, compared, capsys):
     run(place)
     assert ": train" not in capsys.readouterr().out
     assert times(compared) == before
+
+
+@pytest.mark.parametrize(
+    ("split", "left"),
+    [
+        (None, {FROZEN: "finished", "MOP": "finished", "prefix-tuning": "finished"}),  # the corpus has moved
+        ("test", {FROZEN: "evaluate", "MOP": "evaluate", "prefix-tuning": "evaluate"}),
+        ("valid", {FROZEN: "finished", "MOP": "2 of 2 trials", "prefix-tuning": "2 of 2 trials"}),  # rates once more
+    ],
+)
+def test_a_comparison_is_of_the_rows_that_the_corpus_has_now(place, compared, tmp_path, capsys, split, left):
+    shutil.copytree(place / "corpus", tmp_path / "corpus")
+    if split is not None:
+        write_examples(tmp_path / "corpus" / f"{split}.jsonl", read_split(place / "corpus", split)[1:])
+    capsys.readouterr()
+    run(place, "--corpus", str(tmp_path / "corpus"), "--dry_run")
+    shown = {line.split("  ")[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    assert all(what in shown[label] for label, what in left.items()), shown
 
 
 def times(folder):

@@ -64,8 +64,16 @@ def floors_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, f
     return found
 
 
-def scale_table(title: str, systems: Sequence[Measured], floors: Mapping[str, float] | None = None) -> Table:
-    """A row a folder and system, and below them the floors. Raises ValueError where there is no system."""
+def scale_table(
+    title: str,
+    systems: Sequence[Measured],
+    floors: Mapping[str, float] | None = None,
+    remarks: Sequence[str] = (),
+) -> Table:
+    """Return a table with one row per folder and system, and below them the floors.
+
+    remarks: Notes to stand before the table's own. Raises ValueError where there is no system.
+    """
     if not systems:
         raise ValueError("no folders are given. Name at least one with runs that were evaluated.")
     rows: list[list[object]] = []
@@ -78,6 +86,7 @@ def scale_table(title: str, systems: Sequence[Measured], floors: Mapping[str, fl
     formats = {"backbone": ",d", "trained": ",d", "trained, %": ".4f", "score": ".2f", "deviation (n - 1)": ".2f"}
     columns = ["folder", "system", "backbone", "trained", "trained, %", "seeds", "score", "deviation (n - 1)"]
     notes = [
+        *remarks,
         "trained, %: of the parameters of the backbone; of a system that is trained once a scenario those of all its "
         "models.",
         "score: mean of a task's metrics x 100, average over tasks, mean over seeds.",

@@ -53,8 +53,11 @@ def varied(systems: Sequence[FinishedSystem]) -> tuple[list[Varied], list[str]]:
     return several, [one.label for one in found if len(one.seeds) == 1]
 
 
-def variance_table(title: str, systems: Sequence[Varied], left_out: Sequence[str]) -> Table:
-    """Two rows a system, one an estimator: the variance on each scenario, its mean over them, and over metrics too."""
+def variance_table(
+    title: str, systems: Sequence[Varied], left_out: Sequence[str], remarks: Sequence[str] = ()
+) -> Table:
+    """Return a table with one row per system and estimator: the variance on each scenario, its mean over them, and over
+    metrics too. remarks: Notes to stand before the table's own."""
     scenarios = list(dict.fromkeys(name for one in systems for name in one.seeds[0] if name != AVERAGE))
     rows = []
     for one in systems:
@@ -63,6 +66,7 @@ def variance_table(title: str, systems: Sequence[Varied], left_out: Sequence[str
             cells = [found.get(name) for name in (*scenarios, AVERAGE)]
             rows.append([one.label, f"variance ({estimator})", len(one.seeds), *cells, one.mean(estimator)])
     notes = [
+        *remarks,
         "Variance of F1 x 100 over the seeds, in points squared, of each metric on each scenario by itself. average: "
         "mean over scenarios. all: mean over scenarios and metrics, which is Fig. 5 of the MOP paper.",
         "(n - 1) estimates the variance of seeds that were not tried; (n) is that of those tried, (n - 1) / n of it. "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mop_t5.additions import ATTENTIONS
+from mop_t5.analysis.comparability import not_comparable
 from mop_t5.analysis.prefix_lengths import Lengths, LengthSweep
 from mop_t5.analysis.prefix_plot import plot_prefixes
 from mop_t5.analysis.prefixes import KINDS, read_prefixes, spread_tables
@@ -62,9 +63,10 @@ def analyse_variance(runs: Words, output: str, split: str = "test") -> None:
         split: the split that was scored, "test" or "valid".
     """
     check_writable(output)
-    systems, left_out = varied(finished_systems(runs, split))
+    finished = finished_systems(runs, split)
+    systems, left_out = varied(finished)
     title = f"Variance over seeds, {split} split"
-    present([variance_table(title, systems, left_out)], "variance", output)
+    present([variance_table(title, systems, left_out, not_comparable(finished))], "variance", output)
     say_written(plot_variance(Path(output) / "variance", systems, title))
 
 
@@ -83,7 +85,8 @@ def analyse_share(runs: Words, output: str, split: str = "test") -> None:
     check_writable(output)
     systems, floors = [one for folder in runs for one in measured(folder, split)], floors_in(runs, split)
     title = f"Score against the share of parameters that is trained, {split} split"
-    present([scale_table(title, systems, floors)], "share", output)
+    remarks = not_comparable(finished_systems(runs, split))
+    present([scale_table(title, systems, floors, remarks)], "share", output)
     say_written(plot_share(Path(output) / "share", systems, floors, title))
 
 

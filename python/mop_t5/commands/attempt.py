@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mop_t5.analysis import share
+from mop_t5.analysis.comparability import not_comparable
 from mop_t5.commands.generate import lengths
 from mop_t5.commands.table import Shared
 from mop_t5.data import of_scenarios, read_split, scenarios_of
@@ -31,6 +32,7 @@ from mop_t5.experiments.systems import all_systems, choose
 from mop_t5.files import check_writable
 from mop_t5.methods.starting_points import StartingPoints
 from mop_t5.training import load_run
+from mop_t5.training.finished_runs import finished_systems
 
 # what is only trained
 Trained = Annotated[SuiteConfig, "systems", "seeds", "split", "num_beams", "eval_batch_size"]
@@ -244,7 +246,8 @@ def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
     by_suite = [share.measured(suite, split) for suite in suites]
     everything, folder = [one for found in by_suite for one in found], Path(output)
     title = f"Scores (mean of a task's metrics x 100, average over tasks) on {split}, and parameters"
-    present([share.scale_table(title, everything)], "scale", folder)
+    remarks = not_comparable(finished_systems(suites, split))
+    present([share.scale_table(title, everything, remarks=remarks)], "scale", folder)
     y_label = "score x 100"
     for number, (suite, found) in enumerate(zip(suites, by_suite), start=1):
         points = share.against_trained(found)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mop_t5.commands.generate import lengths
-from mop_t5.data import SPLITS, of_scenarios, read_split, read_tasks
+from mop_t5.data import SPLITS, Example, of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import (
     FLOORS,
     Rouge,
@@ -20,6 +21,8 @@ from mop_t5.evaluation import (
 from mop_t5.evaluation.normalisation import warn_of_lost_characters
 from mop_t5.files import failure_in_a_sentence
 from mop_t5.training import check_output, describe_output, load_run, prepare_output, read_settings, write_settings
+from mop_t5.training.contents import Content, of_rows, write_contents
+from mop_t5.training.run import content_of_weights
 from mop_t5.training.seeds import seed_folders, spread_table
 
 
@@ -108,6 +111,7 @@ def evaluate(
                 }
                 | metrics_of(scorer),
             )
+            write_contents(output, evaluated(folder, examples, split))
             (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
             with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
                 for i, example in enumerate(examples):
@@ -120,6 +124,11 @@ def evaluate(
         table = spread_table(f"{title}, {system}, mean and deviation (n - 1) of {len(seeds)} seeds", scores)
         (Path(run) / f"evaluation-{split}.md").write_text(to_markdown(table), encoding="utf-8")
         show(table)
+
+
+def evaluated(run: Path, examples: Sequence[Example], split: str) -> dict[str, Content]:
+    """Return what an evaluation is of: the rows, and the training that ended with the weights of the run folder."""
+    return {split: of_rows(examples), **content_of_weights(run)}
 
 
 def metrics_of(scorer: Scorer) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from mop_t5.training import (
     CHECKPOINTS,
     TrainingConfig,
     check_resumable,
+    contents,
     describe_output,
     prepare_output,
     processes,
     read_history,
+    read_settings,
     save_run,
     write_settings,
 )
 from mop_t5.training import train as train_model
 from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.run import SETTINGS
 from mop_t5.training.seeds import history_table, seed_folders
 
 
@@ -71,7 +75,7 @@ def train(
             digits equal the others).
         overwrite: empty the output folder first if it holds an earlier run.
         resume: go on from the newest checkpoint in the output folder, with the same configuration but for steps,
-            patience and the intervals.
+            patience and the intervals, and on the same rows and backbone, wherever their folders are now.
         dry_run: only say what would be done.
     """
     if overwrite and resume:
@@ -104,9 +108,17 @@ def train(
     model = new_model(first)  # raises what is wrong with the method before a folder is made
     config = None if method is None else model.mop.config
     settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, scorer.rouge)
+    made_of = contents.of_training(examples, valid, scorer.tasks, config) | contents.of_backbone(model, tokenizer)
+    recorded = made_of
     if resume:
         check_resumable(output, settings)
+        if not contents.check_same_contents(output, made_of) and team.is_main_process:
+            contents.warn_of_unknown(output)
+        before = contents.read_contents(output)
+        recorded = None if before is None else made_of | before
     runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+    if resume and seeds is not None:
+        _check_steps(runs.values(), training.steps)
     if dry_run:
         state = describe_output(output, overwrite=overwrite, keep=resume)
         if team.is_main_process:
@@ -114,13 +126,19 @@ def train(
         return
     prepare_output(output, overwrite=overwrite, keep=resume)
     if team.is_main_process:
-        write_settings(output, settings)
+        if not read_history(output):  # else run.json goes on to describe the weights that are there, until others are
+            write_settings(output, settings)
+        if recorded is not None:
+            contents.write_contents(output, recorded)
     for seed, folder in runs.items():
         goes_on = resume and (seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
-        if resume and not goes_on and read_history(folder):
-            continue  # finished, and without checkpoints
+        if resume and not goes_on and _finished(folder):
+            continue
         if seed != first:
             model = new_model(seed)
+        if team.is_main_process and seeds is not None and not goes_on:
+            folder.mkdir(exist_ok=True)
+            contents.write_contents(folder, made_of)
         try:
             result = train_model(
                 model,
@@ -163,9 +181,25 @@ def _plan(training: TrainingConfig, model, rows: int, valid: int, runs: dict[int
     ]
     for seed, folder in runs.items():
         whole = checkpoints(folder / CHECKPOINTS)
-        state = "finished" if read_history(folder) else f"from {whole[-1].name}" if whole else "from the start"
+        state = f"from {whole[-1].name}" if whole else "finished" if _finished(folder) else "from the start"
         lines.append(f"Seed {seed}, {folder}: {state}.")
     return "\n".join(lines)
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / SETTINGS).is_file() and bool(read_history(folder))
+
+
+def _check_steps(folders: Iterable[Path], steps: int) -> None:
+    """Raise ValueError for a run that ended after another number of steps and left nothing to go on from."""
+    for folder in folders:
+        if not _finished(folder) or checkpoints(folder / CHECKPOINTS):
+            continue
+        if (ended := read_settings(folder).get("steps")) != steps:
+            raise ValueError(
+                f"{folder} ended after {ended} steps without a checkpoint, so it cannot go on to {steps}. Set steps "
+                f"to {ended}, or start anew with another --output."
+            )
 
 
 def _interrupted(output: str, folder: Path, seeds: list[int] | None) -> str:

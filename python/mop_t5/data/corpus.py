@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from mop_t5.files import whole_folder
+from mop_t5.files import checksum, whole_folder
 
 SPLITS = ("train", "valid", "test")
 _CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
@@ -165,6 +165,15 @@ def write_corpus(
 def scenarios_of(examples: Iterable[Example]) -> list[str]:
     """The distinct scenarios, sorted, so that scenario ids do not depend on the order of the rows."""
     return sorted({example.scenario for example in examples})
+
+
+def checksum_of(examples: Iterable[Example]) -> str:
+    """Return a checksum of what rows say, in their order: scenario, dialogue, summary and references.
+
+    The format of the file does not enter, and ids do not either: they are for people.
+    """
+    rows = ([e.scenario, e.dialogue, e.summary, *e.references] for e in examples)
+    return checksum("\n".join(map(json.dumps, rows)).encode())
 
 
 def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> list[Example]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mop_t5.data import SPLITS, TASKS, Example, of_scenarios, read_examples, read_split, scenarios_of, write_examples
+from mop_t5.data.corpus import checksum_of
 from mop_t5.evaluation import AVERAGE, Table
 from mop_t5.experiments.score_rows import Repetitions, average_of, score_rows
 from mop_t5.experiments.suite import Suite, SuiteConfig
@@ -54,8 +55,11 @@ def write_draw(
     corpus: str | Path, folder: Path, tasks: Sequence[str] | None, shots: int, seed: int, split: str
 ) -> None:
     """Make `folder` a corpus of drawn rows: `shots` of each task out of train and as many out of valid, if there is
-    one; all of `split`, which is scored. Raises ValueError for a task with fewer rows in train, and for a folder that
-    holds other rows."""
+    one; all of `split`, which is scored. Where `split` changed since, its rows are replaced, to be scored again.
+
+    Raises:
+        ValueError: A task has fewer rows in train, or the folder holds other rows to train or to validate on.
+    """
     train = of_scenarios(read_split(corpus, "train"), tasks)
     few = [task for task in scenarios_of(train) if len(of_scenarios(train, [task])) < shots]
     if few:
@@ -66,16 +70,21 @@ def write_draw(
         if name == split or there:
             found = of_scenarios(read_split(corpus, name), tasks)
             rows[name] = found if name == split else draw(found, shots, seed)
+    kept = {name: read_examples(path) for name in SPLITS if (path := folder / f"{name}.jsonl").is_file()}
+    for name, there in kept.items():
+        if name != split and checksum_of(there) != checksum_of(rows.get(name, ())):
+            path = folder / f"{name}.jsonl"
+            raise ValueError(f"{path} holds other rows than would be drawn now. Choose another --output.")
     for name, drawn in rows.items():
-        path = folder / f"{name}.jsonl"
-        if not path.is_file():
+        if kept.get(name) != drawn:
+            path = folder / f"{name}.jsonl"
             waiting = path.with_name(f".{path.name}")
             write_examples(waiting, drawn)
             os.replace(waiting, path)  # whole or not there
-        elif read_examples(path) != drawn:
-            raise ValueError(f"{path} holds other rows than would be drawn now. Choose another --output.")
     if (Path(corpus) / TASKS).is_file():
         (folder / TASKS).write_bytes((Path(corpus) / TASKS).read_bytes())
+    else:
+        (folder / TASKS).unlink(missing_ok=True)
 
 
 def few_shot_suites(

@@ -286,4 +286,4 @@ class _Entry(NamedTuple):
 
 
 def _key(example: Example) -> tuple[str, str, str]:
-    return example.scenario, example.id, example.dialogue
+    return example.scenario, example.dialogue, example.summary

@@ -27,6 +27,7 @@ from mop_t5.experiments.systems import System, check_options
 from mop_t5.methods.base import check_int, check_positive
 from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, read_history, save_run
+from mop_t5.training.contents import write_contents
 
 ZERO, FEW = "zero-shot", "few-shot"
 _OF_THE_RUN = ("experts", "encoder_layers", "decoder_layers", "router", "hidden", "selection", "own_tables")
@@ -206,6 +207,7 @@ def _leave_untrained(suite: Suite, run: Run) -> None:
     set_seed(run.training.seed)
     mop_t5.attach(model, run.system.config(run.scenarios))
     prepare_output(run.folder, overwrite=True)
+    write_contents(run.folder, run.made_of)
     save_run(run.folder, model, tokenizer, TrainingResult([{"step": 0}], 0.0), run.settings)
 
 

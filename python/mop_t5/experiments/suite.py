@@ -4,24 +4,25 @@ OUTPUT/runs/SYSTEM/seed-N      a run; of a system that is trained once a scenari
 OUTPUT/runs/SYSTEM/system.json what the system is called and trains
 OUTPUT/floors                  the scores that no model made
 
-What is finished is not done again, so a suite that was interrupted is resumed by the same call.
+What is finished is not done again, so a suite that was interrupted is resumed by the same call. Inputs are compared by
+content: where the scored split changed, runs are scored again; where something that they were trained on changed, that
+is an error.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 import mop_t5
-from mop_t5.commands.evaluate import evaluate, metrics_of
+from mop_t5.commands.evaluate import evaluate, evaluated, metrics_of
 from mop_t5.commands.train import settings_of, train
-from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
+from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import (
     FLOORS,
     SCORES,
@@ -34,37 +35,22 @@ from mop_t5.evaluation import (
     write_scores,
 )
 from mop_t5.experiments.suite_config import SuiteConfig
+from mop_t5.experiments.suite_run import Run, check_scored_as_before, file_name
 from mop_t5.experiments.systems import System, choose
 from mop_t5.files import check_writable, remove_folder, replace_file
 from mop_t5.methods.base import MethodConfig
+from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import (
     CHECKPOINTS,
     TrainingConfig,
-    check_resumable,
+    contents,
     prepare_output,
     read_history,
     write_settings,
 )
 from mop_t5.training.checkpoints import checkpoints
-from mop_t5.training.finished_runs import SYSTEM
+from mop_t5.training.finished_runs import SYSTEM, FinishedRun
 from mop_t5.training.run import SETTINGS
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: its run.json will be `settings`. scenarios: those it is trained on, or None for all."""
-
-    system: System
-    scenarios: list[str] | None
-    training: TrainingConfig
-    folder: Path
-    settings: dict[str, Any]
-    trained: int  # parameters
-    backbone: int  # parameters
-
-    def __str__(self) -> str:
-        only = "" if self.scenarios is None else f", {', '.join(self.scenarios)} alone"
-        return f"{self.system.label}{only}, seed {self.training.seed}"
 
 
 class Suite:
@@ -80,11 +66,17 @@ class Suite:
     ):
         self.config, self.training = config, training
         self.systems = choose(config.systems, default, config.options, config.learning_rates, known)
+        self._rows: dict[tuple, list[Example]] = {}
+        self._backbone: dict[str, contents.Content] | None = None
         self.scorer = Scorer(Rouge(config.implementation, config.unit, config.normalise), read_tasks(config.corpus))
 
     def plan(self) -> list[Run]:
-        """The runs, finished ones too; nothing is written. Raises what is wrong with a system on this backbone, and
-        ValueError for a run in the output folder that was made with another configuration."""
+        """Return the runs, finished ones too. Nothing is written.
+
+        Raises:
+            ValueError: A run in the output folder was made with another configuration, or trained on other rows or
+                another backbone than there are now. Also what is wrong with a system on this backbone.
+        """
         check_writable(self.config.output)
         known, tested = self._scenarios()
         model = mop_t5.load_backbone(self.config.backbone)
@@ -116,6 +108,8 @@ class Suite:
         """
         first, only = system.first, None if only is None else list(only)
         makes = system if first is None else first.system  # parameters of the same shapes
+        if self._backbone is None:
+            self._backbone = contents.of_backbone(model, load_tokenizer(self.config.backbone))
         mop_t5.attach(model, makes.config(only or known))
         count, groups = mop_t5.count_parameters(model), model.mop.parameter_groups()
         mop_t5.detach(model)
@@ -126,8 +120,10 @@ class Suite:
                 self.training, seed=seed, learning_rate=system.learning_rate, group_rates=rates, **changes
             )
             folder = Path(self.config.output) / "runs" / file_name(system.label) / f"seed-{seed}" / inner
-            settings = self._settings(system, system.config(only or known), training, only)
-            return Run(system, only, training, folder, settings, count.trained, count.backbone)
+            config = system.config(only or known)
+            settings = self._settings(system, config, training, only)
+            made_of = self._made_of(config, training, only) | self._backbone
+            return Run(system, only, training, folder, settings, made_of, count.trained, count.backbone)
 
         # what trains nothing is a row, too: the backbone as it is
         fewer = {} if count.trained else {"steps": 1, "evaluate_every": 0, "patience": 0}
@@ -139,8 +135,9 @@ class Suite:
                 system = replace(system, options=system.options | start)
             runs.append(run_of(system, seed, **fewer))
         for run in runs:
-            _check_as_before(run.folder, run.settings)
-            _check_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
+            if not run.check_as_before():
+                contents.warn_of_unknown(f"a run in {self.config.output}")
+            check_scored_as_before(self._evaluation(run), self._scoring | {"num_beams": self.config.num_beams})
         return runs
 
     def _scenarios(self) -> tuple[list[str], list[str]]:
@@ -166,7 +163,18 @@ class Suite:
         return known, tested
 
     def _scenarios_in(self, split: str) -> list[str]:
-        return scenarios_of(of_scenarios(read_split(self.config.corpus, split), self.config.scenarios))
+        return scenarios_of(self._examples(split, self.config.scenarios))
+
+    def _examples(self, split: str, scenarios: Sequence[str] | None) -> list[Example]:
+        key = (split, None if scenarios is None else tuple(scenarios))
+        if key not in self._rows:
+            self._rows[key] = of_scenarios(read_split(self.config.corpus, split), scenarios)
+        return self._rows[key]
+
+    def _made_of(self, config: MethodConfig, training: TrainingConfig, only) -> dict[str, contents.Content]:
+        """Return what `train` will write into contents.json of the corpus and of other files."""
+        valid = self._examples("valid", only) if training.evaluate_every else None
+        return contents.of_training(self._examples("train", only), valid, self.scorer.tasks, config)
 
     def _settings(self, system: System, config: MethodConfig, training: TrainingConfig, only) -> dict[str, Any]:
         """What `train` will write into run.json."""
@@ -174,8 +182,9 @@ class Suite:
         return settings_of(training, c.corpus, c.backbone, system.method, config, only, None, self.scorer.rouge)
 
     def state(self, run: Run) -> str:
-        """What is left to do for a run: "finished", "evaluate", "go on from checkpoint-N", "start anew" or "train"."""
-        if (self._evaluation(run) / SCORES).is_file():
+        """Return what is left to do for a run: "finished", "evaluate", "go on from checkpoint-N", "start anew" or
+        "train". A run whose evaluation is of other rows is evaluated again."""
+        if self._is_scored(run):
             return "finished"
         if read_history(run.folder):
             return "evaluate" if run.system.scored else "finished"
@@ -183,6 +192,14 @@ class Suite:
         if whole:
             return f"go on from {whole[-1].name}"
         return "start anew" if (run.folder / SETTINGS).is_file() else "train"
+
+    def _is_scored(self, run: Run) -> bool:
+        """Return whether there is an evaluation of the rows that the split has now, and of the weights of the run."""
+        finished = FinishedRun(run.folder, self.config.split)
+        if not (finished.evaluation / SCORES).is_file() or finished.made_of is None:
+            return False
+        now = evaluated(run.folder, self._examples(self.config.split, run.scenarios), self.config.split)
+        return not contents.changes(finished.made_of, now)
 
     def overview(self, runs: Sequence[Run]) -> Table:
         """A row a run: where it lies, what it trains at which rate, and what is left to do."""
@@ -228,6 +245,7 @@ class Suite:
             if run.system.scored:
                 evaluate(
                     str(run.folder),
+                    corpus=self._scoring["corpus"],
                     split=self.config.split,
                     backbone=self.config.backbone,
                     floors=False,
@@ -261,18 +279,17 @@ class Suite:
         return {label: [with_average(scores) for scores in seeds.values()] for label, seeds in results.items()}
 
     def floors(self) -> dict[str, dict[str, TaskScores]]:
-        """Floor -> scenario -> scores, computed once."""
+        """Return floor -> scenario -> scores, computed once for a corpus."""
         folder = Path(self.config.output) / "floors"
         settings = self._scoring | {"scenarios": self.config.scenarios}
-        _check_as_before(folder, settings)
-        if not (folder / SCORES).is_file():
-            known, rows = (
-                of_scenarios(read_split(self.config.corpus, split), self.config.scenarios)
-                for split in ("train", self.config.split)
-            )
+        check_scored_as_before(folder, settings)
+        known, rows = (self._examples(split, self.config.scenarios) for split in ("train", self.config.split))
+        made_of = {"train": contents.of_rows(known), self.config.split: contents.of_rows(rows)}
+        if not (folder / SCORES).is_file() or contents.read_contents(folder) != made_of:
             texts = {name: make(rows, known) for name, make in FLOORS.items()}
             prepare_output(folder, overwrite=True)
             write_settings(folder, settings)
+            contents.write_contents(folder, made_of)
             write_scores(folder, {name: self.scorer(rows, t) for name, t in texts.items()})
         return read_scores(folder)
 
@@ -286,12 +303,3 @@ class Suite:
 
     def _evaluation(self, run: Run) -> Path:
         return run.folder / f"evaluation-{self.config.split}"
-
-
-def _check_as_before(folder: Path, settings: dict[str, Any]) -> None:
-    if (folder / SETTINGS).is_file():
-        check_resumable(folder, {"metrics": None} | settings, may_change=())
-
-
-def file_name(label: str) -> str:
-    return re.sub(r"[^\w+]+", "-", label).strip("-").lower()

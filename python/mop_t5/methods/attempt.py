@@ -10,6 +10,7 @@ the scenarios here; each has a target prompt.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -117,6 +118,11 @@ class AttemptConfig(MethodConfig):
             raise ValueError("train_attention=False keeps the G of another attempt. Name its folder by prior.")
         if not self.use_target and not (self.has_attention and self.train_attention):
             raise ValueError("use_target=False leaves nothing to train without a G that is trained.")
+
+    def sources(self) -> dict[str, list[Path]]:
+        prompts = [Path(self.library) / name for name in self.source_prompts] if self.library else []
+        named = {"library": prompts, "prior": [Path(self.prior)] if self.prior else []}
+        return {name: paths for name, paths in named.items() if paths}
 
     @property
     def has_attention(self) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -48,6 +49,10 @@ class MethodConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def sources(self) -> dict[str, list[Path]]:
+        """Return the files and folders that attach reads, by the field that names them."""
+        return {}
 
     def with_scenarios(self, scenarios) -> "MethodConfig":
         """The same config for other scenarios."""

@@ -107,6 +107,14 @@ class PromptTuningConfig(MethodConfig):
         check_choice("init_similarity", self.init_similarity, tuple(spot.SIMILARITIES))
         check_int("init_top", self.init_top, 0)
 
+    def sources(self) -> dict[str, list[Path]]:
+        files = {name: [Path(path)] for name in ("init_file", "init_target") if (path := getattr(self, name))}
+        if self.init_library is None:
+            return files
+        library = Path(self.init_library)
+        chosen = self.init_prompts or (prompt_library.names(library) if library.is_dir() else ())
+        return files | {"init_library": [library / name for name in chosen]}
+
 
 def _check_words(value) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(w, str) for w in value):

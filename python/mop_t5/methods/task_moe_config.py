@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from mop_t5.methods.base import (
     MethodConfig,
@@ -113,6 +114,10 @@ class TaskMoEConfig(MethodConfig):
         for name in ("routes_from", "experts_from", "task_vectors"):
             self._check_path(name)
         self._check_routes()
+
+    def sources(self) -> dict[str, list[Path]]:
+        named = ("routes_from", "experts_from", "task_vectors")
+        return {name: [Path(path)] for name in named if (path := getattr(self, name))}
 
     def _check_layers(self, name: str) -> None:
         layers = getattr(self, name)

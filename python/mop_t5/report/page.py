@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from mop_t5.analysis.comparability import of_different_rows
 from mop_t5.evaluation import Table
 from mop_t5.report.configurations import configurations
 from mop_t5.report.found import Found, LeftOut, Plot, find
@@ -73,6 +74,7 @@ def report_page(
         policy=_policy(style, script),
         counts=_counts(found, len(shown["rows"]), len(shown["scenarios"]), split),
         scoring=_scoring(systems) if made_with.scored_alike else None,
+        warnings=of_different_rows(systems),
         left_out=[*found.left_out, *unmarked],
         overview=overview(systems, floors),
         by_scenario=by_scenario(systems, floors),

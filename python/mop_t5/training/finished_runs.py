@@ -15,8 +15,8 @@ from typing import Any
 from mop_t5.data import Example
 from mop_t5.data.corpus import example_of
 from mop_t5.evaluation import SCORES, TaskScores, read_scores, with_average
-from mop_t5.training import read_settings
-from mop_t5.training.run import SETTINGS
+from mop_t5.training import contents, read_settings
+from mop_t5.training.run import SETTINGS, content_of_weights
 
 SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains
 _ALL_WEIGHTS = "all weights"
@@ -50,6 +50,11 @@ class FinishedRun:
             raise ValueError(f"{self.folder / SETTINGS} is damaged: it names no seed. Copy it again, or train anew.")
         return self.settings["seed"]
 
+    @property
+    def says_how(self) -> bool:
+        """Whether the evaluation has, beside its scores, what was scored and in which way."""
+        return all((self.evaluation / name).is_file() for name in (SETTINGS, _PREDICTIONS))
+
     @cached_property
     def scoring(self) -> dict[str, Any]:
         """run.json of the evaluation: corpus, split, num_beams, implementation, unit, normalise, and metrics where
@@ -61,6 +66,24 @@ class FinishedRun:
                 "--overwrite."
             )
         return settings
+
+    @cached_property
+    def made_of(self) -> dict[str, contents.Content] | None:
+        """What was scored: the rows of the split and the training. Of an evaluation by an earlier version the rows
+        are those beside its predictions, and the training is not known. None where there is nothing to know it by."""
+        recorded = contents.read_contents(self.evaluation)
+        if recorded is not None or not self.says_how:
+            return recorded
+        return {self.split: contents.of_rows([example for example, _ in read_predictions(self.evaluation)])}
+
+    def check_is_of_its_weights(self) -> None:
+        """Raise ValueError if the run was trained on since it was evaluated, where that is known."""
+        recorded = contents.read_contents(self.evaluation)
+        if recorded is not None and contents.changes(recorded, content_of_weights(self.folder)):
+            raise ValueError(
+                f"{self.evaluation} was made before {self.folder} was trained on, so its scores are of other weights. "
+                "Evaluate again with --overwrite."
+            )
 
     def scores(self) -> dict[str, TaskScores]:
         """Scenario -> scores, and their average last. Raises ValueError where they are of another method."""
@@ -132,6 +155,7 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
         for path in scored:
             above = next((p for p in path.parents if (p / SYSTEM).is_file()), None)
             run = FinishedRun(path, split)
+            run.check_is_of_its_weights()
             several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
             key = above or (path.parent if several else path)
             labels[key] = _read_system(above)["label"] if above else _name(key, folder)

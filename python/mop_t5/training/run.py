@@ -1,6 +1,7 @@
 """A run folder: what a training run leaves, and all that is needed to use it again.
 
 run.json      the configuration it was made with, every default filled in: `mop-t5 train --config` takes it
+contents.json what the corpus and the backbone held (see contents.py)
 adapter/      the method (mop_t5.save), or
 backbone/     the whole model and its tokenizer, where all weights were trained
 loss.jsonl    the loss history
@@ -22,11 +23,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import mop_t5
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
 from mop_t5.tokenization import load_tokenizer
+from mop_t5.training import contents
 from mop_t5.training.trainer import TrainingResult
 
 SETTINGS = "run.json"
-_EARLIER = {"normalise": "none"}  # what earlier versions did, and did not write
 HISTORY = "loss.jsonl"
+_EARLIER = {"normalise": "none"}  # what earlier versions did, and did not write
 # what a resumed run may change: how long it goes on, how often it reports, and where its files lie
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
 
@@ -129,6 +131,12 @@ def read_history(folder: str | Path) -> list[dict]:
         raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
 
 
+def content_of_weights(folder: str | Path) -> dict[str, contents.Content]:
+    """Return the content of the loss history, which tells one training from another; empty where it has not ended."""
+    history = read_history(folder)
+    return {"training": contents.of_json(history)} if history else {}
+
+
 def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, ...] = _MAY_CHANGE) -> None:
     """Raise ValueError if the run in `folder` had other settings than it is to be resumed with. Trainer takes the
     optimizer's from the checkpoint whatever is asked for, and another seed or method would be another run."""
@@ -146,10 +154,16 @@ def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, .
 def load_run(
     folder: str | Path, backbone_path: str | None = None, *, on_accelerator: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
-    """The model with its method attached, its tokenizer, and the settings of a run folder.
+    """Return the model with its method attached, its tokenizer, and the settings of a run folder.
 
-    `backbone_path` replaces the backbone's path in the settings, for a run that was moved. `on_accelerator` moves the
-    model to the machine's accelerator if it has one.
+    Args:
+        folder: The run folder.
+        backbone_path: In place of the backbone's path in the settings, for a backbone that was moved.
+        on_accelerator: Move the model to the machine's accelerator if it has one.
+
+    Raises:
+        FileNotFoundError: The folder has no settings or no trained weights.
+        ValueError: The run is damaged, or was trained with another backbone or tokenizer than there is.
     """
     folder, settings = Path(folder), read_settings(folder)
     if settings.get("seeds"):
@@ -167,4 +181,11 @@ def load_run(
         mop_t5.load(model, folder / "adapter")
     if on_accelerator and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return model, load_tokenizer(path), settings
+    tokenizer = load_tokenizer(path)
+    made_of = contents.read_contents(folder) or {}
+    if made_of.get("tokenizer", contents.of_tokenizer(tokenizer)) != contents.of_tokenizer(tokenizer):
+        raise ValueError(
+            f"{folder} was trained with another tokenizer than {path!r} has now, so its texts would mean something "
+            "else. Put the tokenizer back, or pass --backbone with the folder that has it."
+        )
+    return model, tokenizer, settings

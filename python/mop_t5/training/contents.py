@@ -1,0 +1,156 @@
+"""What a run was made of, by content: contents.json beside run.json, which names the same things by their paths.
+
+A path says nothing of what lies there today. So whatever goes on with a run, or shows its scores again, compares the
+contents: the rows of a split, the metrics of tasks.yaml, the weights and the tokenizer of the backbone, and the files
+that fields of the method name. Folders of earlier versions have no contents.json, and what they were made of is not
+known.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mop_t5.attached_model import backbone_parameters
+from mop_t5.backbone_identity import hash_weights
+from mop_t5.data import Example, TaskMetrics
+from mop_t5.data.corpus import checksum_of
+from mop_t5.files import checksum, failure_in_a_sentence, replace_file
+from mop_t5.methods.base import MethodConfig
+
+CONTENTS = "contents.json"
+# a text whose tokens show how a tokenizer cleans, cuts and ends texts
+_PROBE = "用户：司机绕路了，多收１２．５元！\nUser:  Don't go to ABC-road…"
+Content = dict[str, str | int]  # "sha256", and "rows" of a split
+
+
+def of_rows(examples: Sequence[Example]) -> Content:
+    """Return the content of a split, or of those of its rows that are used."""
+    return {"rows": len(examples), "sha256": checksum_of(examples)}
+
+
+def of_training(
+    train: Sequence[Example],
+    valid: Sequence[Example] | None,
+    tasks: Mapping[str, TaskMetrics],
+    config: MethodConfig | None,
+) -> dict[str, Content]:
+    """Return the contents of the corpus and of the files that a training reads.
+
+    Args:
+        train: The training rows.
+        valid: The validation rows, None where the training does not validate.
+        tasks: The metrics that validations count by.
+        config: The method's.
+    """
+    found = {"train": of_rows(train)}
+    if valid is not None:
+        own = {name: tasks[name].to_dict() for name in sorted({row.scenario for row in valid} & set(tasks))}
+        found |= {"valid": of_rows(valid), "tasks.yaml": of_json(own)}
+    for name, paths in ({} if config is None else config.sources()).items():
+        if (content := _of_files(paths)) is not None:
+            found[f"options.{name}"] = content
+    return found
+
+
+def of_backbone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Content]:
+    """Return the contents of a backbone's folder. The values of weights that a method trains are those before it."""
+    return {"backbone": {"sha256": hash_weights(backbone_parameters(model))}, "tokenizer": of_tokenizer(tokenizer)}
+
+
+def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Content:
+    """Return the content of a tokenizer: its vocabulary, and what it makes of a text as source and as target."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        known = sorted(tokenizer.get_vocab().items())
+    else:
+        model = json.loads(backend.to_str())["model"]
+        known = [model.get("vocab"), model.get("merges")]
+    tokens = [tokenizer([_PROBE])["input_ids"], tokenizer(text_target=[_PROBE])["input_ids"]]
+    return of_json([known, tokens, [tokenizer.batch_decode(one, skip_special_tokens=True) for one in tokens]])
+
+
+def of_json(value: object) -> Content:
+    """Return the content of a value that JSON can write."""
+    return {"sha256": checksum(json.dumps(value, sort_keys=True).encode())}
+
+
+def write_contents(folder: str | Path, contents: Mapping[str, Content]) -> None:
+    """Write contents.json of a run folder."""
+    with failure_in_a_sentence(CONTENTS, folder):
+        replace_file(Path(folder) / CONTENTS, (json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_contents(folder: str | Path) -> dict[str, Content] | None:
+    """Return contents.json of a run folder, None where an earlier version made it. ValueError if it is damaged."""
+    path = Path(folder) / CONTENTS
+    if not path.is_file():
+        return None
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(one["sha256"], str) for one in contents.values()):
+            raise ValueError("a checksum is no text")
+        return contents
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
+
+
+def changes(then: Mapping[str, Content], now: Mapping[str, Content]) -> list[str]:
+    """Return a phrase for each content that is known of both times and differs."""
+    return [_change(name, then[name], now[name]) for name in now if name in then and not _same(then[name], now[name])]
+
+
+def check_same_contents(folder: str | Path, now: Mapping[str, Content]) -> bool:
+    """Return whether the contents of the run in `folder` are known: not where an earlier version began it.
+
+    Raises ValueError if it was begun with other contents than it would go on with.
+    """
+    then = read_contents(folder)
+    if then is None:
+        return False
+    if changed := changes(then, now):
+        raise ValueError(
+            f"{folder} cannot be resumed with other data: {'; '.join(changed)}. Take back what was there, or start "
+            "anew with another --output."
+        )
+    return True
+
+
+def warn_of_unknown(what: str) -> None:
+    """Warn that a run of an earlier version cannot be held against the contents of today. what: the run."""
+    warnings.warn(
+        f"{what} was made by an earlier version, which did not record what the corpus and the backbone held. Whether "
+        "they still hold the same cannot be checked.",
+        stacklevel=2,
+    )
+
+
+def _same(then: Content, now: Content) -> bool:
+    return then["sha256"] == now["sha256"]
+
+
+def _change(name: str, then: Content, now: Content) -> str:
+    if "rows" in now:
+        rows = f"{then.get('rows')} rows then, {now['rows']} now"
+        return f"the {name} split changed ({rows}{'' if then.get('rows') != now['rows'] else ', with other content'})"
+    return {
+        "backbone": "the backbone has other weights",
+        "tokenizer": "the backbone has another tokenizer",
+        "tasks.yaml": "tasks.yaml names other metrics",
+        "training": "the run was trained on",
+    }.get(name, f"what {name} names has another content")
+
+
+def _of_files(paths: Iterable[Path]) -> Content | None:
+    """Return the content of files and folders together; names within a folder count, its own does not."""
+    found = []
+    for number, path in enumerate(map(Path, paths)):
+        if not path.exists():
+            return None
+        files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
+        found += [(number, str(one.relative_to(path)), checksum(one.read_bytes())) for one in files]
+    return of_json(found)
