@@ -176,7 +176,7 @@ def test_a_disk_that_is_full_leaves_what_was_saved_before(made, tmp_path, capsys
     assert code == 1
     assert "checkpoint-1 could not be written to" in said
     assert "Nothing that was saved before is lost. Make room there or choose another folder." in said
-    assert sorted(path.name for path in files_of(tmp_path)) == ["run.json"]
+    assert sorted(path.name for path in files_of(tmp_path)) == ["contents.json", "run.json"]
 
 
 @pytest.mark.parametrize(("package", "words"), [("jsonargparse", "--help"), ("transformers", "train --help")])

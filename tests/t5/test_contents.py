@@ -371,7 +371,7 @@ def test_a_suite_of_an_earlier_version_is_used_with_a_warning(suite, begun, tmp_
     assert len(finished_systems([copy])) == 2
 
 
-def test_scores_by_other_ways_are_said_to_be_incomparable(suite, tmp_path):
+def test_scores_by_other_ways_are_said_to_be_incomparable(suite, tmp_path, capsys):
     copy = tmp_path / "suite"
     shutil.copytree(suite, copy)
     path = next(copy.glob("runs/prompt-tuning/seed-0/evaluation-test/run.json"))
@@ -382,6 +382,10 @@ def test_scores_by_other_ways_are_said_to_be_incomparable(suite, tmp_path):
     (said,) = not_comparable(finished_systems([copy]))
     assert said.startswith("Not all systems were scored in the same way (")
     assert "normalise nfkc" in said
+    path.write_text(json.dumps(content | {"metrics": {"taxi": {"metrics": ["rougeL"]}}}))
+    assert "taxi: rougeL" in not_comparable(finished_systems([copy]))[0]
+    assert run("analyse", "values", copy, "--output", tmp_path) == 1
+    assert "scored by different metrics of tasks.yaml. Evaluate them again" in capsys.readouterr().err
 
 
 def test_drawn_rows_follow_the_split_that_is_scored_and_nothing_else(place, tmp_path):

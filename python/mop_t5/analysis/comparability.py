@@ -24,10 +24,12 @@ def scored_differently(systems: Sequence[FinishedSystem]) -> list[str]:
     ways: dict[tuple, str] = {}
     for system in systems:
         for run in (run for runs in system.seeds.values() for run in runs if run.says_how):
-            ways.setdefault(tuple(run.scoring[name] for name in _WAYS), system.label)
+            way = [f"{name} {run.scoring[name]}" for name in _WAYS]
+            way += [f"{task}: {', '.join(own['metrics'])}" for task, own in run.scoring.get("metrics", {}).items()]
+            ways.setdefault(tuple(way), system.label)
     if len(ways) < 2:
         return []
-    named = (f"{label}: {', '.join(f'{n} {v}' for n, v in zip(_WAYS, way))}" for way, label in ways.items())
+    named = (f"{label}: {', '.join(way)}" for way, label in ways.items())
     return [f"Not all systems were scored in the same way ({'; '.join(named)}): their scores are not comparable."]
 
 

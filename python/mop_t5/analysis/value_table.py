@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
-from mop_t5.data import Example, read_split, read_tasks
+from mop_t5.data import TASKS, Example, TaskMetrics, read_split
 from mop_t5.evaluation import (
     AVERAGE,
     FLOORS,
@@ -49,21 +49,28 @@ def same_rows(predictions: Sequence[tuple[str, Predictions]]) -> list[Example]:
     return rows
 
 
-def scorer_of(systems: Sequence[FinishedSystem], corpus: str) -> Scorer:
-    """Return what scored all runs. Raises ValueError if they were scored in different ways."""
-    ways = {tuple(run.scoring[name] for name in ("implementation", "unit", "normalise")) for run in _runs(systems)}
+def scorer_of(systems: Sequence[FinishedSystem]) -> Scorer:
+    """Return what scored all runs. Raises ValueError if they were scored in different ways.
+
+    The metrics of tasks are those of the evaluations: tasks.yaml of the corpus may have changed since.
+    """
+    found = [run.scoring for run in _runs(systems)]
+    ways = {tuple(one[name] for name in ("implementation", "unit", "normalise")) for one in found}
     if len(ways) > 1:
         named = (" on ".join(way[:2]) + ("" if way[2] == "none" else f" in {way[2].upper()}") for way in sorted(ways))
         raise ValueError(
             f"the runs were scored in different ways ({', '.join(named)}). Evaluate them again with one "
             "implementation, unit and normalise."
         )
-    return Scorer(Rouge(*ways.pop()), read_tasks(corpus))
+    metrics = found[0].get("metrics", {})
+    if any(one.get("metrics", {}) != metrics for one in found):
+        raise ValueError(f"the runs were scored by different metrics of {TASKS}. Evaluate them again on one corpus.")
+    return Scorer(Rouge(*ways.pop()), {name: TaskMetrics(**task) for name, task in metrics.items()})
 
 
 def value_table(systems: Sequence[FinishedSystem], corpus: str) -> Table:
     """A row a system, means over its seeds, and a row a floor. corpus: the folder with the training rows."""
-    known, scorer = read_split(corpus, "train"), scorer_of(systems, corpus)
+    known, scorer = read_split(corpus, "train"), scorer_of(systems)
     values = Values(known)
     predictions = [[(f"{s.label}, seed {seed}", s.predictions(seed)) for seed in s.seeds] for s in systems]
     examples = same_rows([one for seeds in predictions for one in seeds])

@@ -7,6 +7,7 @@ from pathlib import Path
 import mop_t5
 from mop_t5.adapter_folder import WEIGHTS_NAME
 from mop_t5.training import load_run, prepare_output, write_settings
+from mop_t5.training.contents import read_contents, write_contents
 
 
 def export(run: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:
@@ -29,6 +30,8 @@ def export(run: str, output: str, backbone: str | None = None, overwrite: bool =
     folder = prepare_output(output, overwrite=overwrite)
     made = mop_t5.export(model, folder / "adapter")
     write_settings(folder, settings | {"method": "fixed_prefix", "options": {}})
+    if (made_of := read_contents(run)) is not None:
+        write_contents(folder, made_of)
     sizes = [(Path(place) / "adapter" / WEIGHTS_NAME).stat().st_size / 1e6 for place in (run, output)]
     print(
         f"Written to {output}: {made.numbers:,} numbers, {sizes[1]:.2f} MB, in the place of {made.parameters:,} "
