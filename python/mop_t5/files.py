@@ -4,6 +4,7 @@ import errno
 import hashlib
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 _REMOVING = ".removing"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust ends the text of an error of the system
 
 
 def write_durably(path: str | os.PathLike, content: bytes) -> None:
@@ -151,14 +153,20 @@ def checksum(content: bytes) -> str:
 
 @contextmanager
 def failure_in_a_sentence(what: str, folder: str | os.PathLike) -> Iterator[None]:
-    """An OSError of the same kind and number that says what could not be written, where and why, and that nothing
-    saved before was lost. torch reports a full disk as a RuntimeError of its zip writer, safetensors as a
-    SafetensorError; both are made an OSError."""
+    """Raise an OSError of the same number that says what could not be written, where and why, and that nothing saved
+    before was lost.
+
+    torch reports a full disk as a RuntimeError of its zip writer, safetensors as a SafetensorError, and tokenizers as a
+    bare Exception with the number in its text. All are made an OSError.
+    """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        in_rust = _OS_ERROR.search(str(error))
         if isinstance(error, OSError):
             number, reason = error.errno, error.strerror or str(error)
+        elif in_rust is not None:
+            number, reason = int(in_rust[1]), str(error)
         elif isinstance(error, SafetensorError):
             number, reason = errno.EIO, str(error)
         elif "inline_container" in str(error) or "PytorchStreamWriter" in str(error):

@@ -113,6 +113,23 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tokenizer, tmp_path):
         run(new_model(tokenizer), tokenizer, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(("split", "evaluate_every"), [("train", 0), ("valid", 2)])
+def test_a_checkpoint_of_other_rows_is_refused(tokenizer, tmp_path, monkeypatch, split, evaluate_every):
+    run(new_model(tokenizer), tokenizer, tmp_path, steps=2, evaluate_every=evaluate_every)
+    rows = CORPUS[split]
+    monkeypatch.setitem(CORPUS, split, rows[1:])
+    said = (
+        rf"checkpoint-2 cannot be resumed .*: the {split} split changed \({len(rows)} rows then, {len(rows) - 1} now\)"
+    )
+    with pytest.raises(ValueError, match=said):
+        run(new_model(tokenizer), tokenizer, tmp_path, resume=True, evaluate_every=evaluate_every)
+    (tmp_path / "checkpoints" / "checkpoint-2" / "contents.json").unlink()  # as earlier versions wrote them
+    files = tmp_path / "checkpoints" / "checkpoint-2" / "files.json"
+    sums = json.loads(files.read_text())["files"]
+    files.write_text(json.dumps({"files": {name: sums[name] for name in sums if name != "contents.json"}}))
+    run(new_model(tokenizer), tokenizer, tmp_path, resume=True, evaluate_every=evaluate_every)
+
+
 @pytest.mark.parametrize("method", ["mop", None])
 def test_a_full_disk_keeps_the_checkpoints_before(method, tokenizer, tmp_path, monkeypatch):
     """A disk that is full from the third checkpoint on; the checkpoints before it resume."""

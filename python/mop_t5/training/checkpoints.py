@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedModel, TrainerCallback
@@ -21,6 +22,7 @@ from mop_t5 import adapter_folder
 from mop_t5.attached_model import backbone_parameters, is_attached
 from mop_t5.backbone_identity import check_same_backbone
 from mop_t5.files import failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
+from mop_t5.training.contents import Content, write_contents
 
 FILES = "files.json"  # {"files": {name: SHA-256}} of all others; its presence says that the checkpoint is whole
 _WRITING = ".writing"
@@ -31,6 +33,7 @@ class WholeCheckpoints:
     one cannot be written."""
 
     _writes = False
+    made_of: Mapping[str, Content] = {}  # what a resumed run must be on, too: contents.json of each checkpoint
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
@@ -51,6 +54,7 @@ class WholeCheckpoints:
                     self.state.best_model_checkpoint = str(folder / name)
                 if self.args.should_save:
                     self.state.save_to_json(folder / _WRITING / name / "trainer_state.json")
+                    write_contents(folder / _WRITING / name, self.made_of)
                     _seal(folder / _WRITING / name)
                     put_in_place(folder / _WRITING / name, folder / name)
                     self._remove_old(folder)

@@ -181,9 +181,8 @@ def load_run(
         mop_t5.load(model, folder / "adapter")
     if on_accelerator and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    tokenizer = load_tokenizer(path)
-    made_of = contents.read_contents(folder) or {}
-    if made_of.get("tokenizer", contents.of_tokenizer(tokenizer)) != contents.of_tokenizer(tokenizer):
+    tokenizer, made_of = load_tokenizer(path), contents.read_contents(folder) or {}
+    if "tokenizer" in made_of and made_of["tokenizer"] != contents.of_tokenizer(tokenizer):
         raise ValueError(
             f"{folder} was trained with another tokenizer than {path!r} has now, so its texts would mean something "
             "else. Put the tokenizer back, or pass --backbone with the folder that has it."

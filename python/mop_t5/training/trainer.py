@@ -30,6 +30,7 @@ from mop_t5.evaluation.search import own_search
 from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.contents import check_same_contents, of_rows
 from mop_t5.training.method_hooks import MethodHooks, trained_groups
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 
@@ -125,8 +126,10 @@ def train(
     trainer.set_up(config, mixing_ids)
     if is_attached(model):
         trainer.add_callback(MethodHooks(model, output))
+    trainer.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if config.evaluate_every else {})
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
+        check_same_contents(checkpoint, trainer.made_of)
         _check_processes(checkpoint, trainer.args.world_size)
     try:
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
