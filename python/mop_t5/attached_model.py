@@ -214,9 +214,10 @@ class AttachedT5:
 
     def _generation_setting(self, kwargs, name: str):
         """What generate uses for a setting: of the call, of its generation_config, of the model's, of its config."""
+        if name in kwargs:
+            return kwargs[name]
         places = (kwargs.get("generation_config"), self.generation_config, self.config)
-        given = (kwargs.get(name), *(getattr(place, name, None) for place in places))
-        return next((value for value in given if value is not None), None)
+        return next((v for v in (getattr(place, name, None) for place in places) if v is not None), None)
 
     def _takes_dynamic_cache(self, kwargs) -> bool:
         """Whether generate is to use a cache, and none is given or named."""

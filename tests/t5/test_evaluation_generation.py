@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import mop_t5
 import pytest
@@ -48,12 +49,28 @@ def test_every_row_gets_its_own_scenario(model, tokenizer):
         generate_summaries(model, tokenizer, [Example("metro", dialogue, "", "x")])
 
 
-def test_the_mode_of_the_model_is_kept_and_dropout_is_off(model, tokenizer):
+@pytest.mark.filterwarnings("ignore:the backbone's generation settings")
+def test_the_model_is_left_as_it_was_and_dropout_is_off(model, tokenizer, monkeypatch):
     model.train()
     first = generate_summaries(model, tokenizer, ROWS[:3], max_new_tokens=6)
     assert model.training
     assert generate_summaries(model.eval(), tokenizer, ROWS[:3], max_new_tokens=6) == first
     assert not model.training
+    model.generation_config.num_beams = 4
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(generate_summaries, model.eval(), tokenizer, ROWS[:3], max_new_tokens=n) for n in (6, 3)]
+        texts = [call.result() for call in calls]
+    assert texts[0] == first
+    assert texts[1] != first
+    assert model.generation_config.num_beams == 4
+
+    def fail(**arguments):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(model.train(), "generate", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        generate_summaries(model, tokenizer, ROWS[:3])
+    assert model.training
 
 
 def test_beams_and_limits(model, tokenizer):

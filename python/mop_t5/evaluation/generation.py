@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attached_model import is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
-from mop_t5.evaluation.search import own_search
+from mop_t5.evaluation.search import search_settings
 
 
 @torch.no_grad()
@@ -30,8 +30,8 @@ def generate_summaries(
     """Return one summary per example, in the order of `examples`. The model is in evaluation mode meanwhile.
 
     A batch holds dialogues of similar length, so little is computed on padding. An attached method gets the scenario of
-    every example, in one batch as they come. A plain backbone gets none. The search is this function's own: what the
-    checkpoint asks of a search in generation_config.json or config.json is ignored, with one warning (see own_search).
+    every example, in one batch as they come. A plain backbone gets none. The search is this function's own: settings of
+    a search in the checkpoint's generation_config.json or config.json are ignored, with a warning; see search_settings.
 
     Args:
         model: A T5 with or without a method.
@@ -62,20 +62,22 @@ def generate_summaries(
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
 
+    search = search_settings(model, tokenizer, num_beams, max_new_tokens)
     was_training = model.training
     model.eval()
     summaries = [""] * len(rows)
     new_bar = tqdm(total=len(rows), desc="generating", disable=not progress) if isinstance(progress, bool) else None
-    search = own_search(model, tokenizer, num_beams, max_new_tokens)
-    with nullcontext(progress) if new_bar is None else new_bar as bar, search as generation_config:
-        for batch, indices in zip(loader, batches):
-            del batch["labels"]
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            tokens = model.generate(**batch, generation_config=generation_config)
-            for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-                summaries[index] = text.strip()
-            bar.update(len(indices))
-    model.train(was_training)
+    try:
+        with nullcontext(progress) if new_bar is None else new_bar as bar:
+            for batch, indices in zip(loader, batches):
+                del batch["labels"]
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                tokens = model.generate(**batch, **search)
+                for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+                    summaries[index] = text.strip()
+                bar.update(len(indices))
+    finally:
+        model.train(was_training)
     return summaries
 
 

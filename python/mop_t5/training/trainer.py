@@ -26,7 +26,7 @@ from mop_t5.attached_model import check_not_wrapped, is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.collator import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
-from mop_t5.evaluation.search import own_search
+from mop_t5.evaluation.search import search_settings
 from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
@@ -196,8 +196,8 @@ class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
 
     def evaluate(self, *arguments, **keywords):
         """Validate by greedy search: Trainer would search as the checkpoint of the backbone asks for."""
-        with own_search(self.model, self.processing_class, num_beams=1, max_new_tokens=self._config.max_target):
-            return super().evaluate(*arguments, **keywords)
+        search = search_settings(self.model, self.processing_class, 1, self._config.max_target)
+        return super().evaluate(*arguments, **keywords, **search)
 
     def close_bars(self) -> None:
         bars = self.pop_callback(_BarWithoutLogs)
