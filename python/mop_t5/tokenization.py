@@ -21,11 +21,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from mop_t5.files import unreadable_in_a_sentence
 from mop_t5.hub_files import find, read_json
 from mop_t5.segmentation import SegmentingTokenizer, checked_text, segment
-from mop_t5.tokenizer_checks import check_size, fit_for_t5
+from mop_t5.tokenizer_checks import check_ids, check_size, fit_for_t5
 from mop_t5.tokenizer_files import class_of_transformers, read_sentencepiece
 
 # files that may hold a tokenizer
 _FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.txt", "vocab.json")
+_IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _T5_CLASSES = ("", "T5Tokenizer", "MT5Tokenizer", "UMT5Tokenizer")
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
 # A space separates the words below, so a space of the text itself travels as this character.
@@ -207,6 +208,8 @@ def load_tokenizer(path_or_hub_name: str | os.PathLike) -> PreTrainedTokenizerBa
         )
     with unreadable_in_a_sentence("the tokenizer", place):
         config, saved = read_json(place, "config.json"), read_json(place, "tokenizer_config.json")
+        ids = {name: config[name] for name in _IDS if name in config}
+        ids |= {name: i for name, i in read_json(place, "generation_config.json").items() if name in _IDS}
         whole, pieces = find(place, "tokenizer.json"), find(place, "spiece.model")
     named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
     vocab_size = config.get("vocab_size")
@@ -222,6 +225,7 @@ def load_tokenizer(path_or_hub_name: str | os.PathLike) -> PreTrainedTokenizerBa
     if not isinstance(tokenizer, SegmentingTokenizer):
         fit_for_t5(tokenizer, place)
     check_size(tokenizer, place, vocab_size)
+    check_ids(tokenizer, place, ids)
     return tokenizer
 
 

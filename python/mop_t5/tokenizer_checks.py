@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from transformers import PreTrainedTokenizerBase
 
 from mop_t5.tokenizer_files import WHAT_IS_NEEDED
 
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _SENTINEL = "<extra_id_"
+_UNUSED = re.compile(r"\W?(?:extra|extra_id_|unused)\d+\W?")  # entries of a vocabulary that no text holds
 _PROBES = 64
 _RARE = "\U00010380"  # a letter that hardly any vocabulary has
 
@@ -64,6 +68,37 @@ def check_size(tokenizer: PreTrainedTokenizerBase, place: str, vocab_size: int |
             "Put the tokenizer there that belongs to the backbone. If you added tokens, call "
             "resize_token_embeddings(len(tokenizer)) and save the backbone, too."
         )
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, place: str, ids: Mapping[str, int | list[int] | None]) -> None:
+    """Raise ValueError if an id by which the backbone starts, ends or fills a text is a word of the tokenizer.
+
+    Every summary would then begin with this word, break off at it, or be filled up with it.
+
+    Args:
+        tokenizer: The tokenizer.
+        place: Where it comes from, for messages.
+        ids: The backbone's ids by their names in config.json.
+    """
+    for name, value in ids.items():
+        for i in value if isinstance(value, (list, tuple)) else [value]:
+            if i is not None and _is_word(tokenizer, i):
+                own = getattr(tokenizer, "pad_token_id" if name == "decoder_start_token_id" else name)
+                raise ValueError(
+                    f"{name} of the backbone in {place!r} is {i}, which is the word "
+                    f"{tokenizer.convert_ids_to_tokens(i)!r} of its tokenizer. Put the tokenizer there that belongs to "
+                    f"the backbone, or set {name} in config.json and generation_config.json (the tokenizer's is {own})."
+                )
+
+
+def _is_word(tokenizer: PreTrainedTokenizerBase, i: int) -> bool:
+    """Return whether a text is read as this id."""
+    text = tokenizer.decode([i], skip_special_tokens=True).strip() if 0 <= i < len(tokenizer) else ""
+    return (
+        bool(text)
+        and not _UNUSED.fullmatch(text)
+        and i in tokenizer(f"{text} {text}{text}", add_special_tokens=False)["input_ids"]
+    )
 
 
 def _check_words(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, int], place: str) -> None:

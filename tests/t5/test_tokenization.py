@@ -251,6 +251,26 @@ def test_a_tokenizer_that_does_not_serve_a_t5(files, message, tmp_path):
         load_tokenizer(folder_of(tmp_path, **files))
 
 
+@pytest.mark.parametrize("file", ["config_json", "generation_config_json"])
+@pytest.mark.parametrize("field", ["pad_token_id", "eos_token_id", "decoder_start_token_id"])
+def test_an_id_of_the_backbone_that_is_a_word_of_the_tokenizer(field, file, tmp_path):
+    tokenizer = whole_words(words=("a", "extra0", "taxi"))
+    ids = {"a": 3, "extra0": 4, "taxi": 5}
+    folder = folder_of(tmp_path, tokenizer_json=tokenizer)
+    path = folder / f"{file.removesuffix('_json')}.json"
+    written = json.loads(path.read_text()) if path.exists() else {}
+    for harmless in (None, 0, 1, 63, ids["extra0"]):
+        path.write_text(json.dumps(written | {field: harmless}))
+        load_tokenizer(folder)
+    for value in (ids["taxi"], [1, ids["taxi"]]):
+        path.write_text(json.dumps(written | {field: value}))
+        own = 1 if field == "eos_token_id" else 0
+        with pytest.raises(
+            ValueError, match=rf"^{field} of .* is 5, which is the word 'taxi' .*tokenizer's is {own}\)"
+        ):
+            load_tokenizer(folder)
+
+
 def test_a_token_without_an_embedding_is_found_before_training(tokenizer):
     rows = [Example("taxi", "退款", "退款", "1"), Example("taxi", "退款", "司机绕路，要求退款", "2")]
     fits = max(i for row in rows for i in tokenizer(row.summary)["input_ids"]) + 1
