@@ -40,7 +40,7 @@ from transformers import (  # noqa: E402  the version check comes first, so that
     UMT5ForConditionalGeneration,
 )
 
-from mop_t5.checkpoint_weights import check_loaded, names_and_dtypes  # noqa: E402
+from mop_t5.checkpoint_weights import check_loaded, check_tables, held_tensors  # noqa: E402
 from mop_t5.hub_files import read_json  # noqa: E402
 
 _MODEL_CLASSES = {
@@ -190,14 +190,18 @@ def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | s
     _check_folder(path)
     with unreadable_in_a_sentence("the backbone", path):
         written = read_json(path, "config.json")
+        read_json(path, "generation_config.json")  # transformers takes its defaults in the place of a damaged one
         config = AutoConfig.from_pretrained(path)
     model_class = _MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         raise ValueError(
             f"path_or_hub_name {path!r} holds a {config.model_type!r} model; expected {', '.join(_MODEL_CLASSES)}."
         )
+    with unreadable_in_a_sentence("the backbone", path):
+        held = held_tensors(path)
+    if "quantization_config" not in written:
+        check_tables(held, (config.vocab_size, config.d_model), path)
     with unreadable_in_a_sentence("the backbone", path), _without_warnings_of_loading():
-        held = names_and_dtypes(path)
         model, info = model_class.from_pretrained(
             path, dtype="auto" if dtype is None else dtype, output_loading_info=True, ignore_mismatched_sizes=True
         )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -19,17 +20,28 @@ HEAD = "lm_head.weight"
 _SHOWN = 4
 
 
-def names_and_dtypes(path_or_hub_name: str) -> dict[str, str]:
-    """Return the name and dtype of every tensor in the files that transformers would read; no values are read.
+class Held(NamedTuple):
+    """A tensor in a file."""
 
-    Empty where there is no file of a known name. Raises ValueError for a file that holds something else than tensors.
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def held_tensors(path_or_hub_name: str) -> dict[str, Held]:
+    """Return every tensor in the files that transformers would read, by name; no values are read.
+
+    Empty where there is no file of a known name. Raises ValueError for a file that holds something else than tensors,
+    and for a folder with a whole file beside shards: transformers would read the whole file, however old it is.
     """
     for name, read in (("model.safetensors", _in_safetensors), ("pytorch_model.bin", _in_torch_file)):
+        index = f"{name}.index.json"
         files = [find(path_or_hub_name, name)]
-        if files == [None] and find(path_or_hub_name, f"{name}.index.json") is not None:
-            files = [find(path_or_hub_name, shard) for shard in _shards(path_or_hub_name, f"{name}.index.json")]
+        if files == [None] and find(path_or_hub_name, index) is not None:
+            files = [find(path_or_hub_name, shard) for shard in _shards(path_or_hub_name, index)]
+        elif files != [None] and os.path.exists(os.path.join(path_or_hub_name, index)):
+            raise ValueError(f"it holds both {name} and {index}, two checkpoints. Remove the older one")
         if any(files):
-            return {tensor: dtype for path in files if path for tensor, dtype in read(path).items()}
+            return {tensor: held for path in files if path for tensor, held in read(path).items()}
     return {}
 
 
@@ -40,12 +52,13 @@ def _shards(path_or_hub_name: str, index: str) -> list[str]:
     return sorted(set(files.values()))
 
 
-def _in_safetensors(path: Path) -> dict[str, str]:
+def _in_safetensors(path: Path) -> dict[str, Held]:
     with safe_open(path, "pt") as file:
-        return {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  it is no dict
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        return {name: Held(found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
 
 
-def _in_torch_file(path: Path) -> dict[str, str]:
+def _in_torch_file(path: Path) -> dict[str, Held]:
     try:
         found = torch.load(path, "meta", weights_only=True)
     except UnpicklingError as error:
@@ -60,18 +73,28 @@ def _in_torch_file(path: Path) -> dict[str, str]:
             f"{path.name} must hold a dictionary of tensors, a state_dict; got {held}. Save only the state_dict of the "
             "model there"
         )
-    return {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return {name: Held(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+
+
+def check_tables(held: Mapping[str, Held], shape: tuple[int, int], place: str) -> None:
+    """Raise ValueError unless the embeddings and the head of a checkpoint have a shape.
+
+    To be called before transformers loads them: of a head and embeddings that do not fit it makes an error that tells
+    nothing (5.15 to 5.24).
+    """
+    tables = {name: held[name].shape for name in (EMBEDDINGS[0], HEAD) if name in held}
+    refuse_misfit(place, (), (), [(name, found, shape) for name, found in tables.items() if found != shape])
 
 
 def check_loaded(
-    model: PreTrainedModel, info: Mapping[str, Iterable], held: Mapping[str, str], place: str, *, says_untied: bool
+    model: PreTrainedModel, info: Mapping[str, Iterable], held: Mapping[str, Held], place: str, *, says_untied: bool
 ) -> None:
     """Raise ValueError unless a model has all its weights from the checkpoint, and the checkpoint no others.
 
     Args:
         model: The model as transformers loaded it.
         info: What transformers says of the loading, `output_loading_info`.
-        held: Names and dtypes in the checkpoint; empty if they are not known.
+        held: The tensors in the checkpoint; empty if they are not known.
         place: The folder or hub name, for messages.
         says_untied: Whether config.json says that the output head has weights of its own.
     """
@@ -80,12 +103,12 @@ def check_loaded(
         names = {name.removeprefix("transformer.") for name in held}  # transformers reads these names, too
         missing |= set() if names & set(EMBEDDINGS) else {EMBEDDINGS[0]}  # transformers takes the head in its place
         missing |= {HEAD} if says_untied and HEAD not in names else set()  # and ties the head where it is missing
-        numbers = sorted(name for name, dtype in held.items() if not _is_floating(dtype))
+        numbers = sorted(name for name, tensor in held.items() if not _is_floating(tensor.dtype))
         if numbers:
             raise ValueError(
                 f"the weights in {place!r} must be floating point; {_some(numbers)} "
-                f"{'are' if numbers[1:] else 'is'} {held[numbers[0]]}, so the checkpoint is quantised and config.json "
-                "does not say how. Take the checkpoint in floating point."
+                f"{'are' if numbers[1:] else 'is'} {held[numbers[0]].dtype}, so the checkpoint is quantised and "
+                "config.json does not say how. Take the checkpoint in floating point."
             )
     refuse_misfit(place, missing, info["unexpected_keys"], info["mismatched_keys"])
     for name in EMBEDDINGS[1:]:

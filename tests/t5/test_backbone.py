@@ -269,6 +269,7 @@ def test_checkpoints_with_all_weights(kind, change, file, checkpoint):
         ("t5", None, {"num_layers": 3}, r"encoder\.block\.2\.\S+ is missing"),
         ("t5", None, {"num_decoder_layers": 2}, r"decoder\.block\.2\.\S+ is unknown"),
         ("t5", None, {"vocab_size": 41}, r"describes: shared\.weight has shape \(40, 24\), not \(41, 24\)\."),
+        ("mt5", None, {"vocab_size": 41}, r"lm_head\.weight has shape \(40, 24\), not \(41, 24\); shared\.weight has"),
         ("t5", None, {"d_ff": 40}, r"wi\.weight has shape \(32, 24\), not \(40, 24\)"),
         (
             "t5",
@@ -320,6 +321,11 @@ def test_shards(tmp_path):
     assert torch.equal(logits(mop_t5.load_backbone(tmp_path)), logits(model))
     index = tmp_path / "model.safetensors.index.json"
     told = json.loads(index.read_text())
+    tiny(seed=1, dtype=torch.float32).save_pretrained(tmp_path / "older")
+    (tmp_path / "older" / "model.safetensors").rename(tmp_path / "model.safetensors")  # transformers would read this
+    with pytest.raises(ValueError, match=r"holds both model\.safetensors and model\.safetensors\.index\.json, two"):
+        mop_t5.load_backbone(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     kept = {name: shard for name, shard in told["weight_map"].items() if shard != shards[0].name}
     index.write_text(json.dumps(told | {"weight_map": kept}))
     with pytest.raises(ValueError, match=r"is missing; .*Copy the checkpoint again"):
@@ -331,6 +337,13 @@ def test_shards(tmp_path):
     shards[0].unlink()
     with pytest.raises(OSError, match=rf"cannot be read: .*{shards[0].name}"):
         mop_t5.load_backbone(tmp_path)
+
+
+def test_a_damaged_generation_config_is_said(checkpoint):
+    _, folder = checkpoint()
+    (folder / "generation_config.json").write_text('{"max_length": 200')
+    with pytest.raises(ValueError, match=r"cannot be read: generation_config\.json is not JSON"):
+        mop_t5.load_backbone(folder)
 
 
 def test_models_of_other_classes(tmp_path):
