@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,11 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
 
 from mop_t5 import adapter_folder
-from mop_t5.backbone import is_untied
 from mop_t5.backbone_identity import describe_backbone, weights_of
 from mop_t5.cache_name import CACHE, rename_cache
+from mop_t5.kept_weights import KeptWeights
 from mop_t5.prefix_attention import PLAIN, PREFIXED, point_attention
+from mop_t5.sublayer_hooks import check_hooks, own_slots
 
 SUBMODULE = "mop"
 # what T5 reads of **kwargs, beside the arguments that its forward names
@@ -27,13 +29,21 @@ def is_attached(model) -> bool:
 
 
 def unwrapped(model):
-    """Return the T5 in a wrapper: of torch.compile, DistributedDataParallel, DeepSpeed, AveragedModel and the like."""
+    """Return the T5 in a wrapper: of torch.compile, DistributedDataParallel, DeepSpeed, AveragedModel, PEFT."""
     while not isinstance(model, PreTrainedModel):
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, torch.nn.Module):
+        inside = (getattr(model, "_orig_mod", None), getattr(model, "module", None), _in_peft(model))
+        inner = next((module for module in inside if isinstance(module, torch.nn.Module)), None)
+        if inner is None:
             break
         model = inner
     return model
+
+
+def _in_peft(model):
+    """Return the T5 in whose layers a PeftModel has put adapters. One that puts a prompt before the input is no mere
+    wrapper: the T5 alone would run without the prompt."""
+    tuner = getattr(model, "base_model", None)
+    return getattr(tuner, "model", None) if hasattr(tuner, "peft_config") else None
 
 
 def attached(model) -> "AttachedT5":
@@ -92,7 +102,7 @@ def _new_attached(plain: type):
     return attached.__new__(attached)
 
 
-class AttachedT5:
+class AttachedT5(KeptWeights):
     """Mixed into the class of an attached model."""
 
     # Trainer then passes num_items_in_batch, which T5's own forward would swallow and ignore.
@@ -115,17 +125,19 @@ class AttachedT5:
         if all(kwargs.get(name) is None for name in _TARGETS):
             raise ValueError(
                 "the batch has neither labels nor decoder_input_ids. Trainer takes the labels out with "
-                "label_smoothing_factor; let the collator make decoder_input_ids beside them: "
-                "Collator(..., decoder_inputs=model.prepare_decoder_input_ids_from_labels)."
+                "label_smoothing_factor and with compute_loss_func; let the collator make decoder_input_ids beside "
+                "them: Collator(..., decoder_inputs=model.prepare_decoder_input_ids_from_labels)."
             )
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
         if kwargs.get("input_ids") is not None:
             self.warn_if_padding_and_no_attention_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
         if additions is None:
+            if not torch.compiler.is_compiling():
+                check_hooks(self, self.mop.adapter_places)
             additions = self.mop(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             additions.check_holds(scenario_ids)
-        if additions.prompt is not None and kwargs.get("encoder_outputs") is None:
+        if additions.prompt is not None:
             self._prepend_prompt(additions.prompt, kwargs, scenario_ids)
         if additions.experts is not None:
             additions.experts.prepare(scenario_ids, batch)
@@ -133,7 +145,8 @@ class AttachedT5:
             if use_cache and kwargs.get(CACHE) is None:
                 kwargs[CACHE] = additions.experts.new_cache()
         num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
-        output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
+        with nullcontext() if torch.compiler.is_compiling() else own_slots():
+            output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
         if additions.loss is not None and self.training:
             # without labels it is all the loss there is; whoever computes one outside the model adds it
             output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
@@ -165,13 +178,14 @@ class AttachedT5:
         batch, device = _batch_of(kwargs if inputs is None else {"inputs": inputs})
         # a tensor (batch,) is what transformers repeats for the beams
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
+        check_hooks(self, self.mop.adapter_places)
         if mop_additions is None:
             with torch.no_grad():
                 mop_additions = self.mop(scenario_ids)
         else:
             mop_additions.check_holds(scenario_ids)
         self._mask_padding(kwargs)
-        if mop_additions.prompt is not None and kwargs.get("encoder_outputs") is None:
+        if mop_additions.prompt is not None:
             with torch.no_grad():
                 self._prepend_prompt(mop_additions.prompt, kwargs, scenario_ids)
         if self._takes_dynamic_cache(kwargs):
@@ -180,16 +194,25 @@ class AttachedT5:
             elif self.config.num_decoder_layers > self.config.num_layers:
                 # transformers sizes the cache by num_layers, too short for a deeper decoder
                 kwargs[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_additions=mop_additions, **kwargs)
+        with own_slots():
+            return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_additions=mop_additions, **kwargs)
 
     def _prepend_prompt(self, prompt, kwargs, scenario_ids) -> None:
-        """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs."""
+        """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs.
+
+        Of encoder_outputs, which have the prompt already, only the mask gets it.
+        """
+        mask = kwargs.get("attention_mask")
+        if kwargs.get("encoder_outputs") is not None:
+            missing = 0 if mask is None else kwargs["encoder_outputs"][0].shape[1] - mask.shape[-1]
+            if missing > 0:
+                kwargs["attention_mask"] = F.pad(mask, (missing, 0), value=1)
+            return
         ids, embeddings = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
         if (ids is None) == (embeddings is None):
             raise ValueError("give either input_ids or inputs_embeds; got both or none.")
         if embeddings is None:
             embeddings = self.get_input_embeddings()(ids)
-        mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
             raise ValueError(
                 f"attention_mask must have shape (batch, source) for {self.mop.name}; got {tuple(mask.shape)}."
@@ -268,29 +291,6 @@ class AttachedT5:
         point_attention(self, [PREFIXED[attn_implementation]] * 3)
         self._mop_record.attention = [attn_implementation] * 3
 
-    def tie_weights(self, *args, **kwargs) -> None:
-        """Tie what the backbone ties. A head of its own stays: transformers would replace it by the embeddings.
-
-        Trainer calls this after it has loaded a checkpoint.
-        """
-        head = self.lm_head.weight if is_untied(self) else None
-        super().tie_weights(*args, **kwargs)
-        if head is not None:
-            self.lm_head.weight = head
-
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, *args, **kwargs) -> torch.nn.Module:
-        """Return the embeddings if their size is right already, and raise RuntimeError otherwise."""
-        rows = self.shared.num_embeddings
-        wanted = rows if new_num_tokens is None else new_num_tokens
-        if pad_to_multiple_of is not None:
-            wanted += -wanted % pad_to_multiple_of
-        if wanted != rows:
-            raise RuntimeError(
-                f"the embeddings have {rows} rows and cannot get {wanted} while a method is attached: it was made for "
-                "this backbone. Call mop_t5.detach, resize_token_embeddings, then mop_t5.attach."
-            )
-        return self.get_input_embeddings()
-
     def save_pretrained(
         self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs
     ) -> None:
@@ -310,6 +310,12 @@ class AttachedT5:
         state_dict = self.state_dict() if state_dict is None else state_dict
         # the names they have in the attached model, because Trainer loads them back with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
+        lost = sorted(self._mop_record.trained.keys() - mine.keys())
+        if lost:
+            raise ValueError(
+                f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model has no more: "
+                "the layer was changed after attach, as by LoRA or pruning. Undo that, then save."
+            )
         adapter_folder.write(save_directory, description, mine)
 
     def __reduce_ex__(self, protocol):

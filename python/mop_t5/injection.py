@@ -10,7 +10,7 @@ before a backward, the recomputation of activation checkpointing, and several th
 saw. mop_t5.attached_model has that subclass.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from packaging.version import Version
@@ -19,7 +19,7 @@ from transformers import __version__ as transformers_version
 
 from mop_t5.attached_model import SUBMODULE, AttachedT5, attached_class
 from mop_t5.expert_blocks import insert_experts, remove_experts
-from mop_t5.prefix_attention import PREFIXED, point_attention
+from mop_t5.prefix_attention import PREFIXED, point_attention, point_back
 from mop_t5.sublayer_hooks import add_hooks, remove_hooks
 
 
@@ -31,7 +31,6 @@ class _Record:
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set | None
     trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
-    hooks: list = field(default_factory=list)
 
 
 def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrainedModel:
@@ -54,8 +53,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
     try:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
-        for handle in add_hooks(model, method.adapter_places):
-            record.hooks.append(handle)
+        add_hooks(model, method.adapter_places, has_prompt=method.has_prompt)
         # the top level takes the decoder's: it picks the kind of mask in static-cache generation
         point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
         for attention, module in attention_modules(model):
@@ -124,7 +122,8 @@ def _take_off(model: PreTrainedModel, record: _Record) -> None:
     model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
     for module in model.modules():
         module.__dict__.pop("_mop_attention", None)
-    remove_hooks(model, record.hooks)
+        point_back(module)
+    remove_hooks(model)
     remove_experts(model)
     point_attention(model, record.attention)
     for name, parameter in model.named_parameters():

@@ -27,6 +27,14 @@ def point_attention(model, implementations) -> None:
         owner.config._attn_implementation_internal = implementation
 
 
+def point_back(module: torch.nn.Module) -> None:
+    """Set the attention implementation of one module to the plain one. A copied layer has a config of its own."""
+    config = getattr(module, "config", None)
+    implementation = getattr(config, "_attn_implementation_internal", None)
+    if implementation in PLAIN:
+        config._attn_implementation_internal = PLAIN[implementation]
+
+
 def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     """Each example times its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
 
@@ -135,12 +143,18 @@ def _plain(implementation: str, module):
 def _forward(
     implementation, module, query, key, value, attention_mask, *, mop_additions=None, scenario_ids=None, **kwargs
 ):
+    attention = getattr(module, "_mop_attention", None)
+    if attention is None:
+        raise RuntimeError(
+            f"the attention of layer {module.layer_idx} was put into the model after attach, and knows no prefix. Call "
+            "mop_t5.detach, replace the layer, then mop_t5.attach."
+        )
     if mop_additions is None:
         raise RuntimeError(
-            f"the {module._mop_attention} attention of layer {module.layer_idx} was called without mop_additions. Call "
-            "the model itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
+            f"the {attention} attention of layer {module.layer_idx} was called without mop_additions. Call the model "
+            "itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
         )
-    pair = mop_additions.prefix(module._mop_attention, module.layer_idx)
+    pair = mop_additions.prefix(attention, module.layer_idx)
     if pair is None or pair[0].shape[-2] == 0:
         return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
 

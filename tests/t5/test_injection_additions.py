@@ -10,7 +10,7 @@ from mop_t5.additions import PLACES, Additions
 from mop_t5.injection import attach_method
 from mop_t5.methods.base import Method, MethodConfig
 from t5_oracle import batch as inputs_of
-from t5_oracle import tiny
+from t5_oracle import randomised, tiny
 from torch import nn
 
 IDS = torch.tensor([0, 2, 1, 2])
@@ -103,10 +103,73 @@ def test_detach_removes_the_hooks_of_the_model_and_of_a_copy():
         assert torch.equal(twin(**inputs, scenario_ids=IDS).logits, attached)
         mop_t5.detach(twin)
         assert torch.equal(twin(**inputs).logits, expected)
-        hooked = [m for m in twin.modules() if m._forward_hooks or m._forward_pre_hooks or "_mop_place" in m.__dict__]
-        assert hooked == []
+        assert hooked(twin) == []
     assert torch.equal(model(**inputs, scenario_ids=IDS).logits, attached), "the copy's hooks are its own"
     assert torch.equal(mop_t5.detach(model)(**inputs).logits, expected)
+
+
+def hooked(model):
+    return [name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_detach_reaches_layers_that_were_copied():
+    inputs, model = batch(), mop_t5.attach(tiny(), "bitfit")
+    randomised(model.mop)
+    expected, plain = model(**inputs).logits, tiny()(**inputs).logits
+    for stack in (model.encoder, model.decoder):
+        stack.block[1] = copy.deepcopy(stack.block[1])
+    assert torch.equal(model(**inputs).logits, expected)
+    assert torch.equal(mop_t5.detach(model)(**inputs).logits, plain)
+    assert hooked(model) == []
+
+
+@pytest.mark.parametrize("place", ["encoder.block.0.layer.0.SelfAttention.q", "decoder.block.2.layer.2", "lm_head"])
+def test_a_layer_that_was_replaced_is_noticed(place):
+    """Its hook is gone; a layer that has the old one inside, as of LoRA, is as good as the old one."""
+    inputs, model = batch(), mop_t5.attach(tiny(), "bitfit")
+    randomised(model.mop)
+    expected, old = model(**inputs).logits, model.get_submodule(place)
+    if place.endswith(("q", "lm_head")):
+        model.set_submodule(place, torch.nn.Sequential(old))
+        torch.testing.assert_close(model(**inputs).logits, expected, atol=0, rtol=0)
+    model.set_submodule(place, tiny().get_submodule(place))
+    for call in (lambda: model(**inputs), lambda: model.generate(inputs["input_ids"], max_new_tokens=2)):
+        with pytest.raises(
+            RuntimeError, match=r"was replaced by a \w+ after attach, .* Call mop_t5.detach, replace it"
+        ):
+            call()
+    mop_t5.detach(model)
+    assert torch.equal(model(**inputs).logits, tiny()(**inputs).logits)
+
+
+@torch.no_grad()
+def test_a_forward_inside_a_forward_leaves_it_alone():
+    """A hook of the user calls another attached model, or the same one, and some of these calls fail half way."""
+    inputs, model, other = batch(), stranger(tiny()), mop_t5.attach(tiny(seed=1), "bitfit")
+    randomised(other.mop)
+    expected, others = model(**inputs, scenario_ids=IDS).logits, other(**inputs).logits
+    flipped = model(**inputs, scenario_ids=IDS.flip(0)).logits
+    searched = other.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False)
+    running = []
+
+    def meanwhile(*_):
+        if running:
+            return
+        running.append(1)
+        assert torch.equal(other(**inputs).logits, others)
+        assert torch.equal(other.generate(inputs["input_ids"], max_new_tokens=3, do_sample=False), searched)
+        assert torch.equal(model(**inputs, scenario_ids=IDS.flip(0)).logits, flipped)
+        failing = other.encoder.block[0].layer[0].SelfAttention.o.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            other(**inputs)
+        failing.remove()
+        running.clear()
+
+    for stack in (model.encoder, model.decoder):
+        stack.block[1].layer[0].SelfAttention.q.register_forward_pre_hook(meanwhile)
+        stack.block[1].layer[-1].DenseReluDense.register_forward_pre_hook(meanwhile)
+    model.lm_head.register_forward_pre_hook(meanwhile)
+    assert torch.equal(model(**inputs, scenario_ids=IDS).logits, expected)
 
 
 def test_two_forwards_before_a_backward_and_checkpointing_see_their_own_scenarios():

@@ -349,7 +349,7 @@ def test_an_attach_that_fails_half_way_changes_nothing(step, monkeypatch):
     model.encoder.block[0].requires_grad_(True)
     before = snapshot(model)
 
-    def fail(*args):
+    def fail(*args, **options):
         raise MemoryError(step)
 
     monkeypatch.setattr(injection, step, fail)
@@ -425,6 +425,41 @@ def test_embeddings_keep_their_size():
     mop_t5.detach(model).resize_token_embeddings(48)
     attach(model)
     assert model(input_ids=torch.tensor([[47]]), labels=torch.tensor([[47]]), scenario_ids=0).logits.shape[-1] == 48
+
+
+def test_embeddings_and_head_are_not_replaced():
+    model = attach(tiny())
+    for replace in (model.set_input_embeddings, model.set_output_embeddings):
+        with pytest.raises(RuntimeError, match=r"cannot be replaced while a method is attached.* Call mop_t5.detach"):
+            replace(torch.nn.Embedding(40, 24))
+    mop_t5.detach(model).set_input_embeddings(torch.nn.Embedding(40, 24))
+
+
+def test_weights_of_an_untied_head_are_not_loaded_into_a_tied_one():
+    """torch says that all keys match, and the head overwrites the embeddings."""
+    untied, tied = attach(tiny(tie_word_embeddings=False)), attach(tiny())
+    before = tied.shared.weight.clone()
+    with pytest.raises(
+        ValueError, match=r"has a lm_head.weight of its own, .* build it with tie_word_embeddings=False"
+    ):
+        tied.load_state_dict(untied.state_dict())
+    assert torch.equal(tied.shared.weight, before)
+    for model in (tied, untied):
+        other = attach(tiny(seed=5, tie_word_embeddings=model is tied))
+        other.load_state_dict(copy.deepcopy(model.state_dict()))
+        inputs = labelled()
+        assert torch.equal(other(**inputs, scenario_ids=IDS).logits, model(**inputs, scenario_ids=IDS).logits)
+
+
+def test_weights_that_the_method_trains_are_saved_or_missed(tmp_path):
+    model = mop_t5.attach(tiny(), "fine_tuning")
+    torch.nn.utils.parametrize.register_parametrization(model.lm_head, "weight", torch.nn.Identity())
+    torch.nn.utils.parametrize.register_parametrization(
+        model.encoder.block[0].layer[0].SelfAttention.q, "weight", torch.nn.Identity()
+    )
+    with pytest.raises(ValueError, match=r"trains encoder.block.0.layer.0.SelfAttention.q.weight, which the model has"):
+        mop_t5.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.14.1"])

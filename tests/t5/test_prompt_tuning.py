@@ -36,6 +36,26 @@ def by_hand(model, inputs):
     return {"inputs_embeds": longer, "attention_mask": torch.cat([ones, mask], 1), **rest}
 
 
+@torch.no_grad()
+def test_encoder_outputs_have_the_prompt_and_their_mask_need_not():
+    model, inputs = attached(fields=OWN, num_decoder_layers=2), batch()
+    expected = model(**inputs, scenario_ids=IDS)
+    mask, encoded = inputs["attention_mask"], (expected.encoder_last_hidden_state,)
+    longer = torch.cat([torch.ones(4, LENGTH, dtype=mask.dtype), mask], 1)
+    search = SEARCHES["beam"] | {"scenario_ids": IDS}
+    searched = model.generate(inputs["input_ids"], attention_mask=mask, **search)
+    for given in (mask, longer):
+        again = {"encoder_outputs": encoded, "attention_mask": given}
+        got = model(**again, decoder_input_ids=inputs["decoder_input_ids"], scenario_ids=IDS)
+        torch.testing.assert_close(got.logits, expected.logits, atol=1e-12, rtol=0)
+        again["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded[0])
+        assert torch.equal(model.generate(**again, **search), searched)
+    with pytest.raises(
+        RuntimeError, match=r"encoder was called with input_ids, without the prompt .* encoder_last_hid"
+    ):
+        model.encoder(inputs["input_ids"], mop_additions=model.mop(IDS), scenario_ids=IDS)
+
+
 @pytest.mark.parametrize("fields", [SHARED, OWN], ids=["shared", "own"])
 @pytest.mark.parametrize("masks", ["none", "padding", "decoder"])
 @pytest.mark.parametrize("kind", KINDS)

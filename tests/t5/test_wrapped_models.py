@@ -10,7 +10,18 @@ from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
 from t5_oracle import tiny
 
+
+class Lora(torch.nn.Module):
+    """As peft wraps a model in whose layers it has put adapters: PeftModel(base_model=LoraModel(model=the T5))."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = torch.nn.Module()
+        self.base_model.model, self.base_model.peft_config = model, {}
+
+
 WRAPPERS = {
+    "lora": Lora,
     "compile": lambda model: torch.compile(model, backend="eager"),
     "data parallel": torch.nn.DataParallel,
     "average": torch.optim.swa_utils.AveragedModel,

@@ -155,6 +155,7 @@ class Attempt(Method):
     systems: ClassVar = {"ATTEMPT (6 untrained sources)": {"untrained_sources": 6}}
     in_table_2 = False
     learning_rate = 0.3
+    has_prompt = True
 
     def __init__(self, config: AttemptConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)

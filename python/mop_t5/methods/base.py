@@ -74,6 +74,7 @@ class Method(nn.Module):
     learning_rate: ClassVar[float] = 5e-4  # that of the papers for this method; the tables train with it
     adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
+    has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
     # whether a batch may leave parameters without a gradient; all others get one of zeros where they have no part
     skips_parameters: bool = False
     trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only

@@ -140,6 +140,7 @@ class PromptTuning(Method):
     Config = PromptTuningConfig
     systems: ClassVar = {"prompt-tuning": {}}
     learning_rate = 0.3
+    has_prompt = True
 
     def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)
