@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mop_t5.files import checksum, failure_in_a_sentence, flush, write_durably
 
@@ -52,10 +53,10 @@ def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch
 def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     """Return both files by their names. Raises ValueError where a layer of the method is quantised."""
     for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor) or value.is_quantized:
+        if not isinstance(value, torch.Tensor) or value.is_quantized or is_traceable_wrapper_subclass(value):
             raise ValueError(
-                f"{name} of the method must be a plain tensor to be saved; got {type(value).__name__} of a quantised "
-                "layer. Save the method before it is quantised."
+                f"{name} of the method must be a plain tensor to be saved; got {type(value).__name__}, as of a "
+                "quantised or sharded layer. Save the method before it is quantised or sharded."
             )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights = to_bytes(tensors, metadata={"format": "pt"})

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mop_t5.cache_name import CACHE
 from mop_t5.expert_cache import ExpertCache
@@ -128,6 +129,23 @@ def new_expert(block: nn.Module, stack: str, *, own_table: bool, device, dtype) 
     return expert
 
 
+def values_of(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters of a block by name, those of a quantiser in floating point.
+
+    Raises ValueError for a tensor subclass that does not say its values.
+    """
+    values = {}
+    for name, parameter in block.named_parameters():
+        try:
+            values[name] = parameter.dequantize() if is_traceable_wrapper_subclass(parameter) else parameter
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"the experts start as copies of the backbone's blocks, and {name} of the class "
+                f"{type(parameter).__name__} cannot be copied. Use a backbone in floating point."
+            ) from error
+    return values
+
+
 def _hands_on_positions(block: nn.Module) -> bool:
     """Whether the first block has the table and hands on the bias (T5, mT5); in umT5 every block has a table."""
     return "position_bias" in _arguments(getattr(block, "_plain_class", type(block)))
@@ -138,11 +156,24 @@ def _arguments(plain: type) -> tuple[str, ...]:
 
 
 def insert_experts(model, places) -> None:
-    """Let the blocks at these places, (stack, layer), run experts."""
+    """Let the blocks at these places, (stack, layer), run experts.
+
+    Raises RuntimeError if the forward of one was replaced: the forward of its class, and the experts, would not run.
+    """
     for stack, layer in places:
         block = getattr(model, stack).block[layer]
+        check_forward(block, f"{stack}.block[{layer}]", "attach a method")
         block._mop_block = (stack, layer)
         block.__class__ = _mixed_class(type(block))
+
+
+def check_forward(module: nn.Module, name: str, what: str) -> None:
+    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class does not count."""
+    if "forward" in module.__dict__:
+        raise RuntimeError(
+            f"the forward of {name} was replaced on this instance, as accelerate does for device_map, offloading and "
+            f"prepare. Undo that before you {what}, for example by accelerate.hooks.remove_hook_from_submodules(model)."
+        )
 
 
 def remove_experts(model) -> None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from packaging.version import Version
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
 from mop_t5.attached_model import SUBMODULE, AttachedT5, attached_class
-from mop_t5.expert_blocks import insert_experts, remove_experts
+from mop_t5.expert_blocks import check_forward, insert_experts, remove_experts
 from mop_t5.prefix_attention import PREFIXED, point_attention, point_back
 from mop_t5.sublayer_hooks import add_hooks, remove_hooks
 
@@ -35,15 +36,18 @@ class _Record:
 
 def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrainedModel:
     """Attach method to a plain backbone and freeze everything that it does not train. Changes nothing on an error."""
-    if "forward" in model.__dict__:
-        raise RuntimeError(
-            "model.forward was replaced on this instance (accelerate's prepare does so). Attach before prepare, or "
-            "unwrap the model first."
-        )
+    check_forward(model, "model", "attach a method")
     stacks = (model.encoder, model.decoder)
     plain = [_plain_implementation(stack) for stack in stacks]
     base_state = model.state_dict(keep_vars=True)
     trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
+    quantised = sorted(name for name in trained if is_traceable_wrapper_subclass(model.get_parameter(name)))
+    if quantised:
+        raise ValueError(
+            f"{method.name!r} trains {quantised[0]} of the backbone, which is quantised "
+            f"({type(model.get_parameter(quantised[0])).__name__}). Use a backbone in floating point, or a method with "
+            "parameters of its own."
+        )
     record = _Record(
         attention=[*plain, model.config._attn_implementation],
         requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
@@ -82,8 +86,10 @@ def detach_method(model: PreTrainedModel) -> PreTrainedModel:
 
     On an error the model is as it was before the call.
     """
-    if "forward" in model.__dict__ and "_original_forward" not in model.__dict__:
-        raise RuntimeError("model.forward was replaced on this instance. Undo that before mop_t5.detach.")
+    if "_original_forward" not in model.__dict__:  # of accelerate's mixed precision, see below
+        check_forward(model, "model", "detach the method")
+    for stack, layer in model.mop.expert_places:
+        check_forward(getattr(model, stack).block[layer], f"{stack}.block[{layer}]", "detach the method")
     record, parameters = model._mop_record, dict(model.named_parameters())
     for name, values in record.trained.items():
         _rehearse(name, parameters.get(name), values)

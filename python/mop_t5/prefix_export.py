@@ -28,9 +28,11 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
     if not is_attached(model):
         raise RuntimeError("model has no method attached. Call mop_t5.load first.")
     method, was_training = model.mop, model.mop.training
-    with torch.no_grad():
-        additions = method.eval().additions()
-    method.train(was_training)
+    try:
+        with torch.no_grad():
+            additions = method.eval().additions()
+    finally:
+        method.train(was_training)
     others = [value for value in (additions.prompt, additions.experts, additions.loss) if value is not None]
     if not additions.prefixes or additions.adapters or others:
         raise ValueError(f"{method.name!r} adds something else than prefixes to the backbone. Use mop_t5.save.")

@@ -313,13 +313,38 @@ def test_accelerate_leftovers():
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, tiny(dtype=torch.float32)(**inputs).logits)
     model.forward = model.forward
-    with pytest.raises(RuntimeError, match=r"model.forward was replaced on this instance .* Attach before prepare"):
+    with pytest.raises(
+        RuntimeError, match=r"forward of model was replaced on this instance.* before you attach a method"
+    ):
         attach(model)
     del model.forward
     attach(model)
     model.forward = model.forward
-    with pytest.raises(RuntimeError, match=r"model.forward was replaced on this instance. Undo that before"):
+    with pytest.raises(
+        RuntimeError, match=r"forward of model was replaced on this instance.* before you detach the method"
+    ):
         mop_t5.detach(model)
+
+
+def test_experts_do_not_stand_behind_a_replaced_forward():
+    """accelerate replaces the forward of a block, and the forward of its new class would never run."""
+    model, where = (
+        tiny(),
+        r"forward of decoder.block\[1\] was replaced on this instance, .*remove_hook_from_submodules",
+    )
+    block, before = model.decoder.block[1], snapshot(model)
+    block.forward = block.forward
+    with pytest.raises(RuntimeError, match=where):
+        mop_t5.attach(model, "task_moe", scenarios=SCENARIOS)
+    del block.forward
+    assert snapshot(model) == before
+    mop_t5.attach(model, "task_moe", scenarios=SCENARIOS)
+    block.forward = block.forward
+    with pytest.raises(RuntimeError, match=where):
+        mop_t5.detach(model)
+    assert mop_t5.is_attached(model)
+    del block.forward
+    assert snapshot(mop_t5.detach(model)) == before
 
 
 def test_attach_errors_change_nothing():

@@ -62,6 +62,13 @@ class Nested(Rounded):
     """A Rounded whose scale is a Rounded too."""
 
 
+class Dequantised(Rounded):
+    """A Rounded that says its values."""
+
+    def dequantize(self):
+        return self.data_int8.to(self.dtype) * self.scale
+
+
 def rounded(weight, options, kind=Rounded):
     scale = weight.abs().amax(-1, keepdim=True) / 127
     data = (weight / scale).round().to(torch.int8)
@@ -287,6 +294,22 @@ def test_layers_that_pass_no_gradients_are_refused(call, tmp_path):
     with pytest.raises(ValueError, match=r"SelfAttention\.q of the backbone .* passes no gradients"):
         attached(model) if call == "attach" else mop_t5.load(model, tmp_path)
     assert not hasattr(model, "mop")
+
+
+def test_methods_that_need_the_weights_themselves():
+    """Experts are copies of blocks, in floating point; what is quantised cannot be trained and saved."""
+    model, inputs = quantised(Dequantised), batch()
+    expected = model(**inputs).logits
+    mop_t5.attach(model, "task_moe", scenarios=FIELDS["scenarios"], noise=0.0)
+    torch.testing.assert_close(model(**inputs, scenario_ids=IDS).logits, expected, atol=1e-11, rtol=0)
+    with pytest.raises(
+        ValueError, match=r"copies of the backbone's blocks, and \S+ of the class Rounded cannot be copied"
+    ):
+        mop_t5.attach(quantised(), "task_moe", scenarios=FIELDS["scenarios"])
+    plain = quantised()
+    with pytest.raises(ValueError, match=r"'fine_tuning' trains \S+ of the backbone, which is quantised \(Rounded\)"):
+        mop_t5.attach(plain, "fine_tuning")
+    assert not hasattr(plain, "mop")
 
 
 def test_a_model_is_quantised_after_training(tmp_path):

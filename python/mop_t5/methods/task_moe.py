@@ -15,7 +15,7 @@ from mop_t5 import adapter_folder
 from mop_t5.additions import Additions
 from mop_t5.backbone import BackboneShape
 from mop_t5.backbone_identity import check_same_backbone, weights_of
-from mop_t5.expert_blocks import Mixture, new_expert
+from mop_t5.expert_blocks import Mixture, new_expert, values_of
 from mop_t5.methods import register, route_selection
 from mop_t5.methods.base import Method
 from mop_t5.methods.routers import make_router
@@ -79,7 +79,7 @@ class TaskMoE(Method):
     def initialise(self, model) -> dict[str, torch.Tensor] | None:
         c = self.config
         for (stack, layer), experts in zip(self.expert_places, self.experts, strict=True):
-            values = dict(getattr(model, stack).block[layer].named_parameters())
+            values = values_of(getattr(model, stack).block[layer])
             for expert in experts:
                 for name, parameter in expert.named_parameters():
                     parameter.copy_(values[name])
