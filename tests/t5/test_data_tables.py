@@ -97,6 +97,9 @@ def test_the_content_of_a_json_file_says_how_it_is_read(name, text, place, gz, t
     assert found[0][0] == f"{path}, {place}"
 
 
+PANDAS = [("row 1", {"a": "x", "b": 1}), ("row 2", {"a": "y", "b": None})]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "rows"),
     [
@@ -112,11 +115,46 @@ def test_the_content_of_a_json_file_says_how_it_is_read(name, text, place, gz, t
         ("t.jsonl", '["hi", "ho"]\n', [("line 1", {"turns": ["hi", "ho"]})]),
         ("t.json", '[["hi", "ho"], ["so"]]', [("row 1", {"turns": ["hi", "ho"]}), ("row 2", {"turns": ["so"]})]),
         ("t.json", "", []),
+        # a table that pandas wrote by columns, as it does without a word, and split
+        ("t.json", '{"a": {"0": "x", "5": "y"}, "b": {"0": 1, "5": null}}', [PANDAS[0], PANDAS[1]]),
+        ("t.json", '{"columns": ["a", "b"], "index": [0, 5], "data": [["x", 1], ["y", null]]}', [PANDAS[0], PANDAS[1]]),
     ],
 )
 def test_other_layouts_of_json(name, text, rows, tmp_path):
     (tmp_path / name).write_text(text)
     assert list(read_table(tmp_path / name)) == [(f"{tmp_path / name}, {place}", row) for place, row in rows]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\na;b\r\nx, y;z\r\n",
+        "\ufeffa;b\nx, y;z\n",
+        "\ufeffsep=|\na|b\nx, y|z\n",
+        "a\tb\nx, y\tz\n",
+        'a,b,,\n"x, y",z,,\n',
+    ],
+)
+def test_columns_as_spreadsheets_write_them(text, tmp_path):
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
+    (row,) = [row for _, row in read_table(tmp_path / "t.csv")]
+    assert (row["a"], row["b"]) == ("x, y", "z")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\nx,y\n".encode("utf-16"), "UTF-16. Convert the file with `iconv -f UTF-16"),
+        (gzip.compress(b"a,b\n"), "gzip data. Rename the file, with .gz behind"),
+        (b"PK\x03\x04\xff", "a ZIP archive or a workbook of Excel"),
+        (b"PAR1\x15\xff", "Parquet. Write the table as JSON lines"),
+    ],
+)
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json"])
+def test_a_file_of_another_kind_is_named(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{name}, line 1: not UTF-8, but {message}")):
+        list(read_table(tmp_path / name))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])

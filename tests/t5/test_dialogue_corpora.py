@@ -173,6 +173,8 @@ def made(row, **changes):
 
 
 ROW = {"turns": TURNS, "note": "问候", "texts": ["在吗", "在的"], "more": ["a", "b"], "other": "c", "empty": ""}
+PARALLEL = {"speaker": ["客户", "客服"], "text": ["在吗", "在的"]}  # as the library datasets writes a sequence
+PAIRS = [["客户", "在吗"], ["客服", "在的"]]
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,20 @@ ROW = {"turns": TURNS, "note": "问候", "texts": ["在吗", "在的"], "more": 
 )
 def test_lists_are_written_as_the_task_says(changes, expected):
     assert made(ROW, **changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("turns", "turn"),
+    [
+        (PARALLEL, "{speaker}: {text}"),
+        (PAIRS, "{0}: {1}"),
+        ([{"speaker": {"name": who}, "text": text} for who, text in PAIRS], "{speaker.name}: {text}"),
+        (json.dumps([dict(zip(PARALLEL, pair)) for pair in PAIRS]), "{speaker}: {text}"),  # a cell of a CSV file
+        (json.dumps(PARALLEL), "{speaker}: {text}"),
+    ],
+)
+def test_turns_in_other_shapes(turns, turn):
+    assert made(ROW | {"turns": turns}, turn=turn)[0] == "客户: 在吗\n客服: 在的"
 
 
 @pytest.mark.parametrize(
@@ -230,6 +246,18 @@ def test_lists_are_written_as_the_task_says(changes, expected):
         ({"turns": "x", "kind": {"a": 1}}, {"scenario": "{kind}"}, "kind holds an object with the fields a"),
         ({"turns": "x", "kind": math.nan}, {"scenario": "{kind}"}, "kind holds nan"),
         ({"turns": ["x", {"a": 1}]}, {"dialogue": "y {turns}"}, "turns holds an object with the fields a"),
+        ({"turns": PARALLEL}, {}, r"turns holds a list of objects with .*--turn '\{speaker\}: \{text\}'"),
+        ({"turns": PAIRS}, {}, r"turns holds a list of lists\. .*--turn '\{0\}: \{1\}'"),
+        ({"turns": PAIRS}, {"turn": "{0}: {2}"}, "turns has no '2' in turn 1"),
+        ({"turns": {"a": ["x"], "b": []}}, {"turn": "{a}"}, "turns holds an object with the fields a, b"),
+        ({"turns": [{"speaker": None, "text": "x"}]}, {"turn": "{speaker}: {text}"}, "turns has null for 'speaker'"),
+        ({}, {"dialogue": "{turns.speaker}: {turns.text}"}, "turns.speaker and turns.text hold .*Write '{turns}'"),
+        ({}, {"dialogue": "{turns.speaker} {turns.text}", "turn": "{}"}, "turns.speaker and turns.text hold a list"),
+        ({}, {"dialogue": "{texts}: {more}"}, "texts and more hold lists of one length"),
+        ({"turns": "a: x"}, {"turn": "{text}"}, "turns holds no list of turns"),
+        ({"turns": str(TURNS)}, {}, "turns holds a list or an object as Python prints it"),
+        ({"turns": str(TURNS)}, {"turn": "{text}"}, "turns holds a list or an object as Python prints it"),
+        ({"turns": "x", "note": str(["a", "b"])}, {}, "note holds a list or an object as Python prints it"),
     ],
 )
 def test_nothing_but_texts_and_numbers_becomes_text(row, changes, message):

@@ -79,7 +79,8 @@ def corpus_convert(
             the test rows; "hold_out", 1,000 training rows become validation, and validation becomes test; "8:1:1".
         limit: without tasks, how many training rows are kept, drawn at random; 0 is all.
         turn: without tasks, how a turn is written where a column of --dialogue holds a list of turns:
-            '{speaker}: {text}' for turns that are objects, '{}' for turns that are texts. There is one line per turn.
+            '{speaker}: {text}' for turns that are objects, '{0}: {1}' for pairs, '{}' for turns that are texts. There
+            is one line per turn.
         join: without tasks, what is put between the elements of a list. A list in --summary is then one summary;
             otherwise the first of the list is learnt, and all are right.
         references: without tasks, columns of further right summaries. A row need not have them.

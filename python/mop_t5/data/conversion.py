@@ -12,9 +12,19 @@ from mop_t5.data.corpus import SPLITS, Example, check_characters, refuse
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, table_stem, value_at
 from mop_t5.data.task_configs import TaskConfig
-from mop_t5.data.templates import as_text, as_turns, fields_of, filled, suggested_turn, without_spaces
+from mop_t5.data.templates import (
+    as_text,
+    as_turns,
+    fields_of,
+    filled,
+    suggested_turn,
+    turns_in,
+    turns_of,
+    without_spaces,
+)
 
 HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
+_NAMED = 20  # columns or files that a message names
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 _READ = {"given": SPLITS, "halve": ("train", "valid"), "hold_out": ("train", "valid"), "8:1:1": ("train",)}
 
@@ -113,13 +123,38 @@ class Converter:
                 raise ValueError(f"{config.prepare}: {error}") from error
         values |= {name: self._value(row, name) for name in needed if name not in values}
         scenario = filled(self.scenario, lambda name: self._text(name, values[name])).strip()
-        source = filled(config.input, lambda name: self._input(name, values[name])).strip()
+        inputs = self._turns({name: values[name] for name in fields_of(config.input)})
+        source = filled(config.input, lambda name: self._input(name, inputs[name])).strip()
         target, *others = self._answers(values, row)
         for name, text in {"scenario": scenario, "input": source, "target": target}.items():
             if not text:
                 raise ValueError(f"{name} is empty. Fill its columns in, or delete the row.")
             check_characters(text, name)
         return Example(scenario, source, target, f"{scenario}-{number}", tuple(others))
+
+    def _turns(self, values: Mapping[str, object]) -> dict[str, object]:
+        """The fields of the input, with lists for those that hold turns. Raises what makes them no turns."""
+        config, called = self.config, " and ".join(map(self._called, values))
+        if config.turn is not None and config.input in {f"{{{name}}}" for name in values}:
+            values = {name: turns_in(value) for name, value in values.items()}
+        lists = {name: turns for name, value in values.items() if (turns := turns_of(value)) is not None}
+        if config.turn is not None and not lists:
+            for name, value in values.items():
+                self._text(name, value)  # raises what is no text either
+            raise TypeError(f"{called} holds no list of turns, but `turn` says how each is written. Leave `turn` out.")
+        parents = [name.rpartition(".")[0] for name in lists]
+        of_one = [parent for parent in parents if parent and parents.count(parent) > 1]
+        if of_one:
+            raise TypeError(
+                f"{called} hold a list for each field of the turns in {of_one[0]}. Write '{{{of_one[0]}}}' in their "
+                f"place, and say how each turn is written by --turn."
+            )
+        if config.turn is None and config.join is None and len(lists) > 1 and len({*map(len, lists.values())}) == 1:
+            raise TypeError(
+                f"{' and '.join(map(self._called, lists))} hold lists of one length. If these belong together turn by "
+                "turn, make one list of objects of them. If not, say what is put between the elements by --join."
+            )
+        return {**values, **lists}
 
     def _input(self, name: str, value: object) -> str:
         """The text of a field of the input: a list of turns in lines, if the task says how a turn is written."""
@@ -135,6 +170,11 @@ class Converter:
             raise TypeError(
                 f"{self._called(name)} holds a list of objects with the fields {', '.join(map(str, value[0]))}. If "
                 f"these are turns, say how each is written: --turn '{suggested_turn(value)}'."
+            )
+        if value and all(isinstance(one, list) for one in value):
+            raise TypeError(
+                f"{self._called(name)} holds a list of lists. If these are turns, say how each is written: --turn "
+                f"'{suggested_turn(value)}'."
             )
         if config.join is None and config.input == f"{{{name}}}":
             raise TypeError(
@@ -156,8 +196,9 @@ class Converter:
         else:
             answers = [filled(config.target, lambda name: self._text(name, values[name]))]
         for name in config.references:
-            for found in _each(value_at(row, name)):
-                self.unseen.discard(name)
+            found_in = value_at(row, name)
+            self.unseen -= set() if found_in is None else {name}
+            for found in _each(found_in):
                 answers += [text] if (text := self._text(name, found, join=None)).strip() else []
         answers = [text.strip() for text in answers]
         if config.labels is not None:
@@ -195,9 +236,13 @@ class Converter:
         for column in self._names(name):
             if (value := value_at(row, column)) is not None:
                 return value
+        empty = [column for column in self._names(name) if column in row]
+        if empty:
+            raise ValueError(f"no value for {name!r}: {empty[0]} holds null. Fill it in, or delete the row.")
+        more = f" and {len(row) - _NAMED} more" if len(row) > _NAMED else ""
         raise ValueError(
             f"no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "
-            f"{', '.join(map(str, row))}."
+            f"{', '.join(map(str, list(row)[:_NAMED]))}{more}."
         )
 
     def _called(self, name: str) -> str:
@@ -222,7 +267,11 @@ class Converter:
         missing = [split for split in wanted if split not in found and split not in optional]
         if missing:
             expected = "; ".join(f"{split}: {' or '.join(names[split])}" for split in missing)
-            raise FileNotFoundError(f"{source} has no file for {expected}, with one of {', '.join(SUFFIXES)}.")
+            there = sorted(path.name for path in source.iterdir())
+            raise FileNotFoundError(
+                f"{source} has no file for {expected}, with one of {', '.join(SUFFIXES)}. It has "
+                f"{', '.join(there[:_NAMED]) or 'nothing'}{', ...' if len(there) > _NAMED else ''}."
+            )
         return found
 
 

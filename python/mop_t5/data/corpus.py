@@ -24,6 +24,12 @@ from mop_t5.files import checksum, whole_folder
 SPLITS = ("train", "valid", "test")
 _CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
 _KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}
+_OTHER_FILES = {  # by their first bytes
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16. Convert the file with `iconv -f UTF-16 -t UTF-8`"),
+    b"\x1f\x8b": "gzip data. Rename the file, with .gz behind",
+    b"PK": "a ZIP archive or a workbook of Excel. Unpack it, or save the table as CSV",
+    b"PAR1": "Parquet. Write the table as JSON lines",
+}
 BadRow = Callable[[str, Exception], None]  # what is called with the place and the error of a row that cannot be read
 
 
@@ -221,6 +227,9 @@ def decoded(raw: bytes, number: int, where: str) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
+        kind = next((kind for start, kind in _OTHER_FILES.items() if number == 1 and raw.startswith(start)), None)
+        if kind is not None:
+            raise ValueError(f"{where}: not UTF-8, but {kind}.") from error
         raise ValueError(
             f"{where}: not UTF-8 (byte {error.start} of the line). Convert the file, for example with "
             "`iconv -f GB18030 -t UTF-8`."

@@ -28,7 +28,9 @@ def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str,
         elif isinstance(row, dict):
             yield where, row
         else:
-            bad_row(where, TypeError(f"{where}: expected a JSON object, got {type(row).__name__}."))
+            kinds = ", ".join(sorted({type(one).__name__ for one in row})) if isinstance(row, list) else ""
+            got = f"{type(row).__name__} of {kinds}" if kinds else type(row).__name__
+            bad_row(where, TypeError(f"{where}: expected a JSON object, got {got}."))
 
 
 def _document(path: Path, by_line: bool) -> object:
@@ -63,6 +65,7 @@ def _of_lines(path: Path, bad_row: BadRow) -> Iterator[tuple[str, object]]:
 
 
 def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[str, object]]:
+    content = _of_pandas(content)
     rows = content.get("data") if isinstance(content, dict) else content
     if isinstance(rows, list) and (not by_line or all(isinstance(row, dict) or _is_turns(row) for row in rows)):
         for number, row in enumerate(rows, start=1):
@@ -78,6 +81,21 @@ def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[s
             f'{path}: expected a list of objects, or an object with one as "data"; got '
             f"{keys or type(content).__name__}. Write {_WHAT}."
         )
+
+
+def _of_pandas(content: object) -> object:
+    """Return the rows of a table that pandas wrote by columns (its default) or split; other content as it is."""
+    if not isinstance(content, dict) or not content:
+        return content
+    names, values = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(values, list) and all(isinstance(name, str) for name in names):
+        fitting = all(isinstance(row, list) and len(row) == len(names) for row in values)
+        return [dict(zip(names, row)) for row in values] if fitting else content
+    columns = list(content.values())
+    by_column = all(isinstance(column, dict) and column and column.keys() == columns[0].keys() for column in columns)
+    if by_column and all(place.isdecimal() for place in columns[0]):
+        return [{name: column[place] for name, column in content.items()} for place in columns[0]]
+    return content
 
 
 def _is_turns(row: object) -> bool:

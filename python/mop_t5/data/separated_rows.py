@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from mop_t5.data.corpus import BadRow, decoded, numbered, open_binary
@@ -17,11 +18,13 @@ def separated_rows(
     path: Path, tabs: bool, header: Sequence[str] | None, bad_row: BadRow
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV file, or of a TSV file if `tabs`, and the place of each; see `read_table`."""
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     if header is not None:
         _check_header(header, "header")
     with open_binary(path) as file:
-        lines = _Lines(numbered(file, path), path)
+        raw_lines = numbered(file, path)
+        delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines)
+        dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
+        lines = _Lines(raw_lines, path)
         reader = csv.reader(lines, strict=True, **dialect)
         while True:
             lines.start_row()
@@ -47,6 +50,22 @@ def separated_rows(
             else:
                 count = f"{len(cells)} columns, but the header has {len(header)}"
                 bad_row(where, ValueError(f"{where}: {count}. Correct the line."))
+
+
+def _separator(raw_lines: Iterator[tuple[int, bytes]]) -> tuple[str, Iterator[tuple[int, bytes]]]:
+    """Return the character between the columns of a CSV file, and the lines of the table.
+
+    It is what a first line `sep=;` says, as Excel writes and reads it; otherwise the comma. Where the first line has no
+    comma, it is the semicolon or the tab that stands there: Excel writes semicolons in many countries.
+    """
+    first = next((line for line in raw_lines if line[1].strip()), None)
+    if first is None:
+        return ",", raw_lines
+    text = first[1].decode("utf-8-sig", "replace").rstrip("\r\n")
+    if len(text) == 5 and text.startswith("sep="):
+        return text[-1], raw_lines
+    found = next((one for one in ",;\t" if one in text), ",")
+    return found, chain([first], raw_lines)
 
 
 class _Lines:
@@ -100,6 +119,8 @@ def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
     quotes = 0 if tabs else "".join(lines.row).count('"')
     unclosed = lines.ended or quotes % 2 == 1
     cure = "Look for a quotation mark that is not closed" if quotes else "Correct the line"
+    if "new-line character" in str(problem):
+        cure = "Correct the line, or save the file with the line ends of Unix or Windows"
     error = ValueError(f"{lines.where}: cannot be read as {'TSV' if tabs else 'CSV'} ({problem}). {cure}.")
     if unclosed:
         raise error from problem
@@ -107,6 +128,6 @@ def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
 
 
 def _check_header(header: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted({name for name in header if name and header.count(name) > 1})  # nobody asks for one without a name
     if twice:
         raise ValueError(f"{where}: the column {', '.join(twice)} stands there more than once. Rename it.")

@@ -39,7 +39,7 @@ class TaskConfig:
         are parts of a list, as in Python. A list is joined by ", " if neither turn nor join says otherwise.
     target: the text that is learnt. Where it is one field that holds a list, the first is learnt and all are right.
     turn: how a turn is written, where a field of input holds a list of turns: a template of the fields of a turn, or
-        "{}" for turns that are texts. Each turn becomes a line.
+        "{0}: {1}" for pairs, "{}" for turns that are texts. Each turn becomes a line.
     turn_labels: field of a turn -> its values -> the texts that are written in their place.
     join: what is put between the elements of a list. A list in target is then one answer.
     references: columns with further right answers. A row need not have them.

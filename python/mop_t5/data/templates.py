@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from string import Formatter
+
+from mop_t5.data.tables import value_at
 
 # Han characters, and the punctuation and wide forms that are written between them without a space
 _CHINESE = (
@@ -42,9 +46,12 @@ def as_text(value: object, join: str | None = None) -> str:
     of these is joined by `join`, if that is given.
 
     Raises:
-        TypeError: the value is none of these. The message continues the name of the value: "holds null, ...".
+        TypeError: the value is none of these, or a text that Python made of a list or an object. The message continues
+            the name of the value: "holds null, ...".
     """
     if isinstance(value, str):
+        if _is_python(value):
+            raise TypeError("holds a list or an object as Python prints it (write the file as JSON lines instead)")
         return value.replace("\r\n", "\n").replace("\r", "\n")
     if isinstance(value, bool):
         return str(value).lower()
@@ -55,12 +62,32 @@ def as_text(value: object, join: str | None = None) -> str:
     raise TypeError(f"holds {_described(value)}, which is no text")
 
 
+def turns_of(value: object) -> list | None:
+    """Return the list of turns that a value is; None if it is none. An object of lists of one length is a list of
+    objects, as the library datasets writes a sequence of them."""
+    if isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
+        places = {len(one) for one in value.values()}
+        return [dict(zip(value, turn)) for turn in zip(*value.values())] if len(places) == 1 else None
+    return value if isinstance(value, list) else None
+
+
+def turns_in(text: object) -> object:
+    """Return the list or object that a JSON text says, as in a cell of a CSV file; any other value as it is."""
+    if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def as_turns(turns: list, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]) -> str:
     """Return turns as text, one line per turn.
 
     Args:
-        turns: objects or texts.
-        turn: template of a turn: fields of the object in braces, or `{}` for a turn that is a text.
+        turns: objects, lists or texts.
+        turn: template of a turn: in braces fields of the object or places in the list, or `{}` for a turn that is a
+            text.
         labels: field -> value -> the text to write in its place. Another value of this field is an error.
         write: makes the text of a value.
 
@@ -76,7 +103,9 @@ def without_spaces(text: str) -> str:
 
 
 def suggested_turn(turns: list) -> str:
-    """Return a template that may fit turns that are objects."""
+    """Return a template that may fit turns that are objects, or lists such as pairs."""
+    if isinstance(turns[0], list):
+        return ": ".join(f"{{{place}}}" for place in range(min(2, len(turns[0])))) or "{0}"
     texts = [name for name, value in turns[0].items() if isinstance(value, str)][:2]
     return ": ".join(f"{{{name}}}" for name in texts or turns[0])
 
@@ -85,8 +114,10 @@ def _turn(
     one: object, number: int, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]
 ) -> str:
     def field(name: str) -> str:
-        value = one if name == "" else one.get(name) if isinstance(one, Mapping) else None
+        value = _part(one, name)
         if value is None:
+            if isinstance(one, Mapping) and name in one:
+                raise ValueError(f"has null for {name!r} in turn {number}")
             raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
         try:
             text = write(value)
@@ -99,6 +130,26 @@ def _turn(
         return labels[name][text]
 
     return filled(turn, field)
+
+
+def _part(turn: object, name: str) -> object:
+    """Return what a turn has by a name: the turn itself by no name, an element of a list by its place. None if none."""
+    if name == "" or turn is None:
+        return turn
+    if isinstance(turn, Mapping):
+        return value_at(turn, name)
+    there = isinstance(turn, list) and name.isdecimal() and int(name) < len(turn)
+    return turn[int(name)] if there else None
+
+
+def _is_python(text: str) -> bool:
+    """Return whether a text is a list or an object as Python prints it, and not as JSON writes it."""
+    if not text.lstrip().startswith(("[", "{")) or "'" not in text or turns_in(text) is not text:
+        return False
+    try:
+        return isinstance(ast.literal_eval(text.strip()), (list, dict))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def _described(value: object) -> str:
