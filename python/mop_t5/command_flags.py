@@ -56,12 +56,11 @@ def parse(
     """
     (program,) = set(descriptions) - set(commands)
     parser = _Parser(prog=program, description=descriptions[program])
-    _add(parser, commands, descriptions, arguments)
+    called = _add(parser, commands, descriptions, arguments)
     others, options = _options(arguments)
-    try:
-        given, where = parser.parse_args(others), commands
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the file of --config is not text ({error}). Give one in YAML or JSON.") from error
+    if called is not None:
+        _check_config_files(called, others)
+    given, where = parser.parse_args(others), commands
     while not isinstance(where, str):
         where, given = where[given.command], given[given.command]
     function, given = function_of(where), given.as_dict()
@@ -73,19 +72,46 @@ def parse(
     return function, _gather(function, given)
 
 
-def _add(parser: _Parser, commands: Mapping, descriptions: Mapping[str, str], arguments: Sequence[str]) -> None:
+def _add(
+    parser: _Parser, commands: Mapping, descriptions: Mapping[str, str], arguments: Sequence[str]
+) -> _Parser | None:
+    """Add the commands to the parser. Return the parser of the one that is called, None if none is."""
+    found = None
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, where in commands.items():
         called = name == next(iter(arguments), None)
         if not called:  # its flags are not asked for
             subcommands.add_subcommand(name, _Parser())
         elif isinstance(where, str):
-            subcommands.add_subcommand(name, _command_parser(function_of(where)))
+            found = _command_parser(function_of(where))
+            subcommands.add_subcommand(name, found)
         else:
             one = _Parser(description=descriptions[name])
             subcommands.add_subcommand(name, one)  # jsonargparse wants the outer one first
-            _add(one, where, descriptions, arguments[1:])
+            found = _add(one, where, descriptions, arguments[1:])
     parser._action_groups.remove(parser._subparsers)  # the description says what there is
+    return found
+
+
+def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
+    """Raise what is wrong with the files of --config, but for values. Exit, as for a wrong flag, for a wrong name.
+
+    jsonargparse takes the second of two equal keys without a word, and has no message for a key that a command under a
+    name does not know.
+    """
+    from mop_t5.data.tasks import read_yaml  # here: help is there without torch
+
+    parts = [argument.partition("=") for argument in arguments]
+    paths = [value for flag, joined, value in parts if flag == "--config" and joined]
+    paths += [after for (flag, joined, _), after in zip(parts, arguments[1:]) if flag == "--config" and not joined]
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+    for path in paths:
+        content = read_yaml(path)
+        names = [name.partition(".")[0] for name in content]  # `options.rank` is a part of `options`
+        if unknown := sorted(set(names) - set(known)):
+            parser.error(f"{path}: no such setting: {', '.join(unknown)}. There are {', '.join(known)}.")
+        if twice := sorted({name for name in names if names.count(name) > 1 and name in content}):
+            raise ValueError(f"{path}: {', '.join(twice)} stands in it as a whole and in parts. Write it once.")
 
 
 def _command_parser(command: Callable) -> _Parser:

@@ -1,6 +1,7 @@
 """Flags that are texts: every command takes them as they were typed, whatever YAML makes of such a text."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -71,7 +72,7 @@ def test_a_flag_that_is_a_text_takes_what_was_typed(words, tmp_path):
         assert {flag: found[flag] for flag in flags} == typed
     # and in a file, where it stands in quotes
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(typed), encoding="utf-8")
+    config.write_text(yaml.safe_dump(typed, default_style='"'), encoding="utf-8")
     found = parser.parse_args([*words_alone, *others, "--config", str(config)])
     assert {flag: found[flag] for flag in flags} == typed
 
@@ -151,3 +152,30 @@ def test_an_option_without_a_value_takes_no_flag_for_one(capsys):
     with pytest.raises(SystemExit, match="2"):
         keywords(*TRAIN, "--options.templates", "--resume")
     assert "expected one argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 3\nsteps: 4\n", r"config\.yaml, line 1: not valid YAML .*steps, steps are the same"),
+        ("options: {rank: 2}\noptions.rank: 3\n", r"config\.yaml: options stands in it as a whole and in parts"),
+        ("- steps\n", r"config\.yaml must hold names and what belongs to each"),
+        ("", r"config\.yaml must hold names"),
+        (b"run: \xff\n", r"config\.yaml: cannot be read as YAML"),
+    ],
+)
+def test_a_configuration_file_that_says_two_things_or_nothing(text, message, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for words in (["--config", str(config)], [f"--config={config}"]):
+        with pytest.raises((ValueError, TypeError), match=message):
+            keywords("train", *words)
+
+
+@pytest.mark.parametrize("words", [["train"], ["corpus", "convert"], ["attempt", "few-shot"]])
+def test_a_setting_that_a_command_has_not(words, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("ouput: x\n")
+    with pytest.raises(SystemExit, match="2"):
+        keywords(*words, "--config", str(config))
+    assert re.search(r"config\.yaml: no such setting: ouput\. There are .*\boutput\b", capsys.readouterr().err)

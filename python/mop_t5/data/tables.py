@@ -36,11 +36,13 @@ def read_table(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file as dicts, each with its place: "FILE, line N".
 
-    CSV fields may be quoted. They are separated as a first line `sep=;` says, or else by commas, or by semicolons or tabs
-    where the first line has no comma. In TSV a quotation mark is a character like others, as in GLUE's files. A `.json` or
-    `.jsonl` file has one row per line; or it is one list of rows, an object whose "data" is such a list, or an object
-    of rows by their ids, or a table as pandas writes it by columns or split. An id becomes the column "id" of a row that has none. A row is an object; or a list of texts,
-    which becomes the column "turns". Values of CSV and TSV are texts. Values of JSON stay what they are.
+    CSV fields may be quoted. They are separated as a first line `sep=;` says, or else by commas, or by semicolons or
+    tabs where the first line has no comma. In TSV a quotation mark is a character like others, as in GLUE's files.
+
+    A `.json` or `.jsonl` file has one row per line; or it is one list of rows, an object whose "data" is such a list,
+    an object of rows by their ids, or a table as pandas writes it by columns or split. An id becomes the column "id" of
+    a row that has none. A row is an object; or a list of texts, which becomes the column "turns". Values of CSV and TSV
+    are texts. Values of JSON stay what they are.
 
     Args:
         path: the file.
