@@ -247,6 +247,8 @@ def test_several_seeds_are_trained_reported_resumed_and_evaluated(trained, tmp_p
         capsys, "generate", "--run", run, "--dialogue", "x", "--scenario", "y"
     )
     assert "seeds must be two or more different integers" in fails(capsys, *base[:-1], "[3, 3]")
+    for seed, said in ((-1, "seed must be at least 0, got -1"), (2**31, "seed must be at most 2147483647")):
+        assert said in fails(capsys, *base[:-1], f"[3, {seed}]")  # before 3 is trained
 
 
 def test_help_has_a_text_for_every_setting_and_every_field_of_a_method(capsys):

@@ -227,6 +227,14 @@ def test_scores_of_a_run_that_was_trained_on_are_not_its_own(begun, tmp_path, ca
     assert len(finished_systems([tmp_path / "run"])) == 1
 
 
+def test_a_run_whose_adapter_is_of_another_method_is_damaged(begun, tmp_path):
+    shutil.copytree(begun / "plain", tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "mop"}))
+    with pytest.raises(ValueError, match=r"run is damaged: run\.json names the method 'mop', but its adapter is"):
+        load_run(tmp_path / "run")
+
+
 def test_a_run_is_not_used_with_another_tokenizer(begun, tmp_path, capsys):
     model, tokenizer, _ = load_run(begun / "plain")
     key = Summariser(model, tokenizer, {}, {}).key

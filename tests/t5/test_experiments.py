@@ -192,6 +192,7 @@ def test_errors_come_before_the_work(place, capsys, tmp_path):
     for more, message in (
         (["--systems", "[MOPP]"], "systems names MOPP; known are MTL-vanilla, MTL,"),
         (["--seeds", "[1, 1]"], "seeds must be different integers, at least one; got [1, 1]"),
+        (["--seeds", "[1, -1]"], "seed must be at least 0, got -1"),
         (["--split", "dev"], "split must be 'test' or 'valid', got 'dev'"),
         (["--num_beams", "0"], "num_beams must be at least 1, got 0"),
         (["--unit", "word"], "unit must be one of"),

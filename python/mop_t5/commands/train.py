@@ -84,6 +84,8 @@ def train(
         raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
     if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
         raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
+    for seed in seeds or ():
+        replace(training, seed=seed)  # raises what is wrong with it, before the first is trained
     team = processes()
     if not team.is_main_process:
         disable_progress_bar()  # that of loading weights

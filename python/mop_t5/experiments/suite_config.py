@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mop_t5.training import TrainingConfig
+
 
 @dataclass(frozen=True)
 class SuiteConfig:
@@ -49,6 +51,8 @@ class SuiteConfig:
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be different integers, at least one; got {self.seeds}.")
+        for seed in self.seeds:
+            TrainingConfig(seed=seed)  # raises what is wrong with it, before the first is trained
         if self.split not in ("test", "valid"):
             raise ValueError(f"split must be 'test' or 'valid', got {self.split!r}.")
         for name in ("num_beams", "eval_batch_size"):

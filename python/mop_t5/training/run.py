@@ -179,6 +179,11 @@ def load_run(
     model = mop_t5.load_backbone(path)
     if (folder / "adapter").is_dir():
         mop_t5.load(model, folder / "adapter")
+        if settings.get("method") not in (None, model.mop.name):
+            raise ValueError(
+                f"{folder} is damaged: {SETTINGS} names the method {settings['method']!r}, but its adapter is of "
+                f"{model.mop.name!r}. Copy the whole run again, or train anew."
+            )
     if on_accelerator and torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     tokenizer, made_of = load_tokenizer(path), contents.read_contents(folder) or {}
