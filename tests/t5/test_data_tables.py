@@ -141,6 +141,16 @@ def test_columns_as_spreadsheets_write_them(text, tmp_path):
     assert (row["a"], row["b"]) == ("x, y", "z")
 
 
+def test_quotation_marks_of_csv_in_a_tsv_file_are_said_once(tmp_path):
+    text = 'a\tb\n"he said ""hi"""\tx\n"she said ""ho"""\ty\n'
+    (tmp_path / "t.tsv").write_text(text)
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.warns(UserWarning, match=r"t\.tsv, line 2: a field is quoted as in CSV") as said:
+        assert [row["b"] for _, row in read_table(tmp_path / "t.tsv")] == ["x", "y"]
+    assert len(said) == 1
+    assert next(read_table(tmp_path / "t.csv"))[1]["a"] == 'he said "hi"'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

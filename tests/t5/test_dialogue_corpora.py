@@ -286,6 +286,15 @@ def test_turns_and_references_on_the_command_line(tmp_path, capsys):
     assert "summary must not be empty" in convert(capsys, *flags, "--summary", "")[2]
 
 
+@pytest.mark.parametrize(("name", "text"), [("dialogue", r"{t}\n"), ("turn", r"{}\n"), ("join", r"\n")])
+def test_a_line_break_that_is_typed_as_two_characters(name, text, tmp_path, capsys):
+    flags = {"scenario": "shop", "dialogue": "{t}", "summary": "{n}", "turn": "{}"} | {name: text}
+    words = [f"--{flag}={typed}" for flag, typed in flags.items()]
+    put(tmp_path / "t.json", [{"t": ["x", "y"], "n": "z"}])
+    with pytest.warns(UserWarning, match=rf"{name} has a backslash, .*--{name} \$'"):
+        assert convert(capsys, "--input", tmp_path / "t.json", *words, "--output", tmp_path / "out")[0] == 0
+
+
 def test_nan_in_a_file_is_said_only_where_it_is_read(tmp_path, capsys):
     put(
         tmp_path / "t.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,8 @@ def corpus_convert(
             raise ValueError(f"{', '.join(empty)} must not be empty. Give a text, with columns in braces.")
         if names or columns:
             raise ValueError("names and columns go with --tasks, and there are none.")
+        for name, text in {**templates, "turn": turn, "join": join}.items():
+            _warn_of_escapes(name, text)
         shape = {"turn": turn, "join": join, "references": references or []}
         configs = {scenario: TaskConfig(dialogue, summary, split=split, limit=limit, **shape)}
         candidates: dict[str, dict[str, list[str]]] = {}
@@ -197,6 +200,16 @@ def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: st
     if (names is not None and len(set(names)) != len(names)) or not (names or having):
         raise ValueError(f"names must be different tasks, at least one; got {names}. The {role} tasks are {having}.")
     return {name: configs[name] for name in names or having}
+
+
+def _warn_of_escapes(name: str, text: str | None) -> None:
+    """Warn where a template has a line break or a tab as programs write it: in a text it stays two characters."""
+    if text is not None and ("\\n" in text or "\\t" in text):
+        warnings.warn(
+            f"{name} has a backslash, which stays as it is in every text: {text!r}. For a line break or a tab write "
+            f"--{name} $'...' in bash.",
+            stacklevel=3,
+        )
 
 
 def _alone(input: str, configs: Mapping[str, TaskConfig], folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ def separated_rows(
     """Yield the rows of a CSV file, or of a TSV file if `tabs`, and the place of each; see `read_table`."""
     if header is not None:
         _check_header(header, "header")
+    told = False
     with open_binary(path) as file:
         raw_lines = numbered(file, path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines)
@@ -46,6 +48,13 @@ def separated_rows(
                 _check_header(cells, where)
                 header = cells
             elif len(cells) == len(header):
+                if tabs and not told and any(map(_is_quoted, cells)):
+                    told = True
+                    warnings.warn(
+                        f"{where}: a field is quoted as in CSV. In a .tsv file quotation marks belong to the text. If "
+                        "these do not, as in files of pandas, let the name of the file end in .csv.",
+                        stacklevel=2,
+                    )
                 yield where, dict(zip(header, cells))
             else:
                 count = f"{len(cells)} columns, but the header has {len(header)}"
@@ -125,6 +134,12 @@ def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
     if unclosed:
         raise error from problem
     return error
+
+
+def _is_quoted(cell: str) -> bool:
+    """Return whether a field begins and ends with a quotation mark, and all others in it are doubled."""
+    inner = cell[1:-1]
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _check_header(header: Sequence[str], where: str) -> None:
