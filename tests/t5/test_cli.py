@@ -148,6 +148,11 @@ def test_evaluate_writes_scores_beside_floors(trained, capsys):
     assert "pass --overwrite" in fails(capsys, *again)
     assert main([*again, "--overwrite", "--floors", "false", "--num_beams", "2"]) == 0
     assert "nearest" not in (trained / "mop" / "evaluation-test" / "results.md").read_text()
+    for flag in ("--num_beams", "--batch_size"):  # said before the evaluation is removed
+        assert f"{flag[2:]} must be at least 1, got 0" in fails(
+            capsys, "evaluate", "--run", trained / "mop", "--overwrite", flag, "0"
+        )
+    assert (trained / "mop" / "evaluation-test" / "scores.json").is_file()
 
 
 def test_generate_from_a_file_and_from_a_dialogue(trained, tmp_path, capsys):

@@ -67,6 +67,9 @@ def evaluate(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    for name, size in {"num_beams": num_beams, "batch_size": batch_size}.items():
+        if size < 1:  # said before --overwrite empties a folder
+            raise ValueError(f"{name} must be at least 1, got {size}.")
     rouge = Rouge(implementation, unit, normalise)
     seeds = read_settings(run).get("seeds")
     folders = seed_folders(run, seeds) if seeds else {None: Path(run)}
