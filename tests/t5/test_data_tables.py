@@ -151,6 +151,11 @@ def test_quotation_marks_of_csv_in_a_tsv_file_are_said_once(tmp_path):
     assert next(read_table(tmp_path / "t.csv"))[1]["a"] == 'he said "hi"'
 
 
+def test_a_line_of_texts_does_not_say_what_separates_columns(tmp_path):
+    (tmp_path / "t.csv").write_text("one; two\nthree\n")
+    assert [row for _, row in read_table(tmp_path / "t.csv", ["a"])] == [{"a": "one; two"}, {"a": "three"}]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

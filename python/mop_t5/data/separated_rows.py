@@ -24,7 +24,7 @@ def separated_rows(
     told = False
     with open_binary(path) as file:
         raw_lines = numbered(file, path)
-        delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines)
+        delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
         dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
         lines = _Lines(raw_lines, path)
         reader = csv.reader(lines, strict=True, **dialect)
@@ -61,11 +61,15 @@ def separated_rows(
                 bad_row(where, ValueError(f"{where}: {count}. Correct the line."))
 
 
-def _separator(raw_lines: Iterator[tuple[int, bytes]]) -> tuple[str, Iterator[tuple[int, bytes]]]:
+def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str, Iterator[tuple[int, bytes]]]:
     """Return the character between the columns of a CSV file, and the lines of the table.
 
-    It is what a first line `sep=;` says, as Excel writes and reads it; otherwise the comma. Where the first line has no
-    comma, it is the semicolon or the tab that stands there: Excel writes semicolons in many countries.
+    It is what a first line `sep=;` says, as Excel writes and reads it; otherwise the comma. Where a first line of names
+    has no comma, it is the semicolon or the tab that stands there: Excel writes semicolons in many countries.
+
+    Args:
+        raw_lines: the lines of the file, with their numbers.
+        names: whether the first line has the names of the columns.
     """
     first = next((line for line in raw_lines if line[1].strip()), None)
     if first is None:
@@ -73,7 +77,7 @@ def _separator(raw_lines: Iterator[tuple[int, bytes]]) -> tuple[str, Iterator[tu
     text = first[1].decode("utf-8-sig", "replace").rstrip("\r\n")
     if len(text) == 5 and text.startswith("sep="):
         return text[-1], raw_lines
-    found = next((one for one in ",;\t" if one in text), ",")
+    found = next((one for one in ",;\t" if one in text), ",") if names else ","
     return found, chain([first], raw_lines)
 
 
