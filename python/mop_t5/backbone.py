@@ -208,6 +208,8 @@ def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | s
     check_loaded(model, info, held, path, says_untied=written.get("tie_word_embeddings") is False)
     if is_untied(model):
         _mark_untied(model)
+    for owner in (model, model.encoder, model.decoder):
+        owner.config.return_dict = True  # without it transformers cannot generate
     for target in (model.config, model.generation_config):  # some configs do not say it, all published ones say this
         if getattr(target, "decoder_start_token_id", None) is None:
             target.decoder_start_token_id = model.config.pad_token_id

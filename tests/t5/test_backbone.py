@@ -150,6 +150,16 @@ def test_build_errors():
         mop_t5.build_backbone("t5-small", dtype="float12")
 
 
+def test_a_config_that_asks_for_tuples(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    model = mop_t5.load_backbone(tmp_path)
+    tokens = torch.tensor([[5, 6, 7, 1]])
+    assert model.generate(tokens, max_new_tokens=2, use_cache=False).shape == (1, 3)
+    assert model(tokens, labels=tokens).loss.isfinite()
+
+
 def test_load_errors(tmp_path):
     with pytest.raises(ValueError, match=r"has no config.json. Expected a folder written by save_pretrained"):
         mop_t5.load_backbone(tmp_path)
