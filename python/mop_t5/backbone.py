@@ -202,8 +202,13 @@ def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | s
     if "quantization_config" not in written:
         check_tables(held, (config.vocab_size, config.d_model), path)
     with unreadable_in_a_sentence("the backbone", path), _without_warnings_of_loading():
+        config._attn_implementation = _attention(config)
         model, info = model_class.from_pretrained(
-            path, dtype="auto" if dtype is None else dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            path,
+            config=config,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     check_loaded(model, info, held, path, says_untied=written.get("tie_word_embeddings") is False)
     if is_untied(model):
@@ -214,6 +219,14 @@ def load_backbone(path_or_hub_name: str | os.PathLike, *, dtype: torch.dtype | s
         if getattr(target, "decoder_start_token_id", None) is None:
             target.decoder_start_token_id = model.config.pad_token_id
     return freeze(model)
+
+
+def _attention(config: PretrainedConfig) -> str | None:
+    """Return the attention implementation of a new model: what its config asks for, or transformers' choice (None)."""
+    # before, umT5 with sdpa is not causal where it has no cache
+    if config.model_type == "umt5" and Version(transformers.__version__).release < (5, 18):
+        return "eager"
+    return config._attn_implementation
 
 
 def _check_folder(path: str) -> None:
@@ -257,6 +270,7 @@ def build_backbone(
     on_meta = device is not None and torch.device(device).type == "meta"
     with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        config._attn_implementation = _attention(config)
         model = model_class(config)
         if untied:
             weight = torch.empty(config.vocab_size, config.d_model)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import mop_t5
 import pytest
 import torch
+import transformers
 from mop_t5.backbone import BackboneShape, is_untied
 from safetensors.torch import load_file, save_file
 from t5_oracle import KINDS, SIZES, batch, tiny
@@ -20,6 +21,7 @@ from transformers import (
     T5EncoderModel,
     T5ForConditionalGeneration,
     T5Model,
+    UMT5Config,
 )
 
 
@@ -74,8 +76,20 @@ def test_save_and_load_keep_the_head_and_the_logits(kind, tied, tmp_path, caplog
     loaded.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(mop_t5.load_backbone(tmp_path / "again")), expected)
     if kind != "umt5" or tied:  # transformers rescales the output of every umT5, tied or not
-        plain = type(model).from_pretrained(tmp_path / "again").eval()
+        attention = model.decoder.config._attn_implementation
+        plain = type(model).from_pretrained(tmp_path / "again", attn_implementation=attention).eval()
         assert torch.equal(logits(plain), expected)
+
+
+@pytest.mark.parametrize(("version", "implementation"), [("5.17.0", "eager"), ("5.18.0", "sdpa")])
+def test_umt5_is_causal_in_every_release(version, implementation, tmp_path, monkeypatch):
+    """Up to 5.17 it is not with sdpa."""
+    monkeypatch.setattr(transformers, "__version__", version)
+    for config, expected in ((UMT5Config(**SIZES), implementation), (MT5Config(**SIZES), "sdpa")):
+        built = mop_t5.build_backbone(config)
+        built.save_pretrained(tmp_path)
+        for model in (built, mop_t5.load_backbone(tmp_path)):
+            assert {owner.config._attn_implementation for owner in (model, model.encoder, model.decoder)} == {expected}
 
 
 def test_untied_head_changes_the_logits():
