@@ -58,18 +58,39 @@ def test_the_model_is_left_as_it_was_and_dropout_is_off(model, tokenizer, monkey
     assert not model.training
     model.generation_config.num_beams = 4
     with ThreadPoolExecutor(2) as pool:
-        calls = [pool.submit(generate_summaries, model.eval(), tokenizer, ROWS[:3], max_new_tokens=n) for n in (6, 3)]
+        model.train()
+        calls = [pool.submit(generate_summaries, model, tokenizer, ROWS[:3], max_new_tokens=n) for n in (6, 3)]
         texts = [call.result() for call in calls]
     assert texts[0] == first
     assert texts[1] != first
     assert model.generation_config.num_beams == 4
+    assert model.training
 
     def fail(**arguments):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(model.train(), "generate", fail)
+    monkeypatch.setattr(model, "generate", fail)
     with pytest.raises(MemoryError, match="no room"):
         generate_summaries(model, tokenizer, ROWS[:3])
+    assert model.training
+
+
+def test_a_call_that_ends_leaves_dropout_off_for_the_others(model, tokenizer, monkeypatch):
+    expected, plain = generate_summaries(model, tokenizer, ROWS[:2], max_new_tokens=6), model.generate
+    modes = []
+
+    def generate(**arguments):
+        if not modes:  # another thread begins and ends meanwhile
+            modes.append(model.training)
+            with ThreadPoolExecutor(1) as pool:
+                other = pool.submit(generate_summaries, model, tokenizer, ROWS[:2], max_new_tokens=6)
+                assert other.result() == expected
+        modes.append(model.training)
+        return plain(**arguments)
+
+    monkeypatch.setattr(model.train(), "generate", generate)
+    assert generate_summaries(model, tokenizer, ROWS[:2], max_new_tokens=6) == expected
+    assert modes == [False, False, False]
     assert model.training
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,6 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mop_t5.attached_model import is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation.search import search_settings
+
+_LOCK = threading.Lock()
+# model -> (threads that generate from it, whether it was in training mode before the first)
+_IN_EVALUATION: WeakKeyDictionary[PreTrainedModel, tuple[int, bool]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -63,22 +69,35 @@ def generate_summaries(
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
 
     search = search_settings(model, tokenizer, num_beams, max_new_tokens)
-    was_training = model.training
-    model.eval()
     summaries = [""] * len(rows)
     new_bar = tqdm(total=len(rows), desc="generating", disable=not progress) if isinstance(progress, bool) else None
-    try:
-        with nullcontext(progress) if new_bar is None else new_bar as bar:
-            for batch, indices in zip(loader, batches):
-                del batch["labels"]
-                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                tokens = model.generate(**batch, **search)
-                for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
-                    summaries[index] = text.strip()
-                bar.update(len(indices))
-    finally:
-        model.train(was_training)
+    with nullcontext(progress) if new_bar is None else new_bar as bar, _evaluation_mode(model):
+        for batch, indices in zip(loader, batches):
+            del batch["labels"]
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            tokens = model.generate(**batch, **search)
+            for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+                summaries[index] = text.strip()
+            bar.update(len(indices))
     return summaries
+
+
+@contextmanager
+def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Turn dropout off for the block. Of several threads the last to leave sets the mode that the first has found."""
+    with _LOCK:
+        inside, was_training = _IN_EVALUATION.get(model, (0, model.training))
+        _IN_EVALUATION[model] = inside + 1, was_training
+        model.eval()
+    try:
+        yield
+    finally:
+        with _LOCK:
+            inside, was_training = _IN_EVALUATION.pop(model)
+            if inside > 1:
+                _IN_EVALUATION[model] = inside - 1, was_training
+            else:
+                model.train(was_training)
 
 
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
