@@ -9,7 +9,7 @@ from dataclasses import asdict
 import mop_t5
 import pytest
 import torch
-import transformers
+from mop_t5 import backbone
 from mop_t5.backbone import BackboneShape, is_untied
 from safetensors.torch import load_file, save_file
 from t5_oracle import KINDS, SIZES, batch, tiny
@@ -84,7 +84,7 @@ def test_save_and_load_keep_the_head_and_the_logits(kind, tied, tmp_path, caplog
 @pytest.mark.parametrize(("version", "implementation"), [("5.17.0", "eager"), ("5.18.0", "sdpa")])
 def test_umt5_is_causal_in_every_release(version, implementation, tmp_path, monkeypatch):
     """Up to 5.17 it is not with sdpa."""
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(backbone.transformers, "__version__", version)
     for config, expected in ((UMT5Config(**SIZES), implementation), (MT5Config(**SIZES), "sdpa")):
         built = mop_t5.build_backbone(config)
         built.save_pretrained(tmp_path)
