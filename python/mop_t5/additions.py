@@ -80,7 +80,7 @@ class Additions:
 
     def precision(self, hidden: torch.Tensor) -> torch.dtype:
         """The dtype in which the adapters take these hidden states."""
-        return self.dtype or torch.promote_types(hidden.dtype, torch.float32)
+        return self.dtype or wide(hidden.dtype)
 
     def row_index(self, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
         """(batch,) the prefix row of each example, or None where one row serves the whole batch."""
@@ -105,3 +105,8 @@ def row_index(scenarios: torch.Tensor | None, scenario_ids: torch.Tensor | None,
     if scenario_ids is None:
         raise RuntimeError(f"scenario_ids is missing, but the method differs between {rows} scenarios.")
     return scenario_ids if scenarios is None else torch.searchsorted(scenarios, scenario_ids)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype that loses nothing of this one and is no narrower than float32."""
+    return torch.promote_types(dtype, torch.float32)

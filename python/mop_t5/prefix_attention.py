@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from mop_t5.additions import wide
+
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
 # queries from which copying keys and values is cheaper than writing the scores out
@@ -63,7 +65,7 @@ def split_attention(
     """
     query = query if scaling == 1 else query * scaling
     scores = [_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2)]
-    scores = torch.cat([block.to(_wide(query.dtype)) for block in scores], dim=-1)
+    scores = torch.cat([block.to(wide(query.dtype)) for block in scores], dim=-1)
     if mask is not None:
         scores += mask
     weights = scores.softmax(-1).to(query.dtype)
@@ -90,11 +92,6 @@ def joined_attention(
         scale=scaling,
     )
     return out.transpose(1, 2).contiguous(), None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores that are written out."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _additive_mask(bias, allowed, prefix: int, dtype) -> torch.Tensor | None:
@@ -169,7 +166,7 @@ def _forward(
         attention_mask,
         kwargs.get("position_bias"),
         prefix_key.shape[-2],
-        query.dtype if joined else _wide(query.dtype),
+        query.dtype if joined else wide(query.dtype),
         causal,
     )
     scaling = kwargs.get("scaling")

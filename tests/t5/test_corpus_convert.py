@@ -1,8 +1,6 @@
 """Files of datasets made into corpora from the command line, and such a corpus trained on and evaluated."""
 
 import csv
-import gzip
-import io
 import json
 import math
 import shutil
@@ -17,6 +15,7 @@ from mop_t5.data.conversion import Converter
 from mop_t5.data.task_configs import read_columns, read_task_configs
 from mop_t5.evaluation import MetricScores, Scorer, read_scores
 from mop_t5.tokenization import train_tokenizer
+from tables_on_disk import ROWS, fails, written
 from transformers import T5Config
 
 TASKS = """
@@ -32,34 +31,6 @@ tasks:
 """
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 COLUMNS = "same: {a: [a, left]}"
-ROWS = [{"a": f"x{i}", "b": "y, \u4e2d\n", "label": i % 2} for i in range(6)]
-
-
-def written(path, rows):
-    """The rows as a file of the format that the name says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".jsonl"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-    elif name.endswith(".json"):
-        text = json.dumps(rows)
-    else:
-        out = io.StringIO()
-        tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if name.endswith(".tsv") else {}
-        writer = csv.DictWriter(out, list(rows[0]), **tabs)
-        writer.writeheader()
-        writer.writerows(rows)
-        text = out.getvalue()
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
-
-
-def fails(capsys, *arguments):
-    assert main(["corpus", "convert", *map(str, arguments)]) == 1
-    message = capsys.readouterr().err.strip()
-    assert message.startswith("mop-t5 corpus convert: ")
-    assert "\n" not in message
-    return message
 
 
 def test_plain_columns_become_dialogues(tmp_path, capsys):

@@ -114,10 +114,10 @@ def train(
     recorded = made_of
     if resume:
         check_resumable(output, settings)
-        if not contents.check_same_contents(output, made_of) and team.is_main_process:
+        known = contents.check_same_contents(output, made_of)
+        if not known and team.is_main_process:
             contents.warn_of_unknown(output)
-        before = contents.read_contents(output)
-        recorded = None if before is None else made_of | before
+        recorded = made_of | contents.read_contents(output) if known else None
     runs = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
     if resume and seeds is not None:
         _check_steps(runs.values(), training.steps)
