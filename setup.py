@@ -6,12 +6,13 @@ everything. An isolated build, by pip or by uv, compiles against the torch of th
 only where it finds none it asks for the one that constraints.txt pins. Environment variables:
 
     MOP_KERNELS_SKIP_BUILD=1     compile nothing
-    MOP_KERNELS_WITH_CUDA=0|1    no CUDA kernels | an error where there is no nvcc
+    MOP_KERNELS_WITH_CUDA=0|1    no CUDA kernels | an error where they cannot be built as asked
     CUDA_HOME                    where nvcc is; otherwise on the PATH, or in /usr/local/cuda
-    TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX unless set
+    TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX unless set; what is below 8.0 or unknown to nvcc is left out, and said
     CXX, MAX_JOBS                the C++ compiler; how many files are compiled at once
 """
 
+import functools
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 import setuptools
 from setuptools import Extension, setup
@@ -59,31 +61,67 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def why_no_cuda() -> str | None:
+class Cuda(NamedTuple):
+    """What is decided on the CUDA kernels: the architectures that they are compiled for, or why they are not."""
+
+    architectures: list[str]
+    why_not: str = ""
+    notices: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> str:
+        """Return the words for the log of this build and for mop_kernels.backends.build_info()."""
+        if self.why_not:
+            return f"not built: {self.why_not}"
+        return f"built by nvcc {version_of(find_nvcc(), 'release (.*)')} for {';'.join(self.architectures)}"
+
+    @property
+    def flags(self) -> list[str]:
+        """Return nvcc's flags; PTX serves GPUs that came later."""
+        flags = []
+        for name in self.architectures:
+            number = name.removesuffix("+PTX").replace(".", "")
+            kinds = ["sm", "compute"] if name.endswith("+PTX") else ["sm"]
+            flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+        return flags
+
+
+def decide_on_cuda() -> Cuda:
+    """Decide what nvcc compiles. What cannot be compiled stops the installation only where it was asked for by name."""
     asked = os.environ.get("MOP_KERNELS_WITH_CUDA", "")
     if asked not in ("", "0", "1"):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got {asked!r}.")
-    if asked == "0":
-        return "MOP_KERNELS_WITH_CUDA=0"
-    if find_nvcc():
-        return None
-    missing = "no nvcc was found in CUDA_HOME, on the PATH or in /usr/local/cuda"
-    if asked == "1":
-        raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {missing}. Install the CUDA toolkit, or set CUDA_HOME.")
-    return missing
+    found = Cuda([], "MOP_KERNELS_WITH_CUDA=0") if asked == "0" else what_nvcc_can_do()
+    if asked == "1" and (found.why_not or found.notices):
+        raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {'; '.join(filter(None, (found.why_not, *found.notices)))}.")
+    return found
 
 
-def architectures() -> list[str]:
-    """nvcc's flags for TORCH_CUDA_ARCH_LIST; PTX of 9.0 serves GPUs that came later."""
-    flags = []
-    for name in re.split(r"[;,\s]+", ARCHITECTURES.strip()):
-        found = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
-        if found is None:
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must be a list like 8.0;9.0+PTX; got {name!r} in it.")
-        number = found.group(1) + found.group(2)
-        kinds = ["sm", "compute"] if found.group(3) else ["sm"]
-        flags += [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
-    return flags
+def what_nvcc_can_do() -> Cuda:
+    nvcc = find_nvcc()
+    if nvcc is None:
+        missing = "no nvcc was found in CUDA_HOME, on the PATH or in /usr/local/cuda"
+        return Cuda([], f"{missing}; install the CUDA toolkit, or set CUDA_HOME")
+    torch = find_torch()
+    of_torch = cuda_of_torch(torch) if torch else None
+    release = version_of(nvcc, r"release (\d+\.\d+)")
+    if of_torch and of_torch.split(".")[0] != release.split(".")[0]:
+        cure = f"set CUDA_HOME to a toolkit {of_torch.split('.')[0]}.x"
+        return Cuda([], f"nvcc is of CUDA {release}, torch of CUDA {of_torch}, whose driver may not run it; {cure}")
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout
+    known, taken, notices = re.findall(r"sm_(\w+)", listed), [], []
+    for name in filter(None, re.split(r"[;,\s]+", ARCHITECTURES)):
+        matched = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", name)
+        if matched is None:
+            notices.append(f"TORCH_CUDA_ARCH_LIST has {name!r}, which is no number like 9.0 or 9.0+PTX")
+        elif int(matched.group(1)) < 8:
+            notices.append(f"TORCH_CUDA_ARCH_LIST has {name}, and the CUDA kernels need 8.0 or later")
+        elif known and "".join(matched.groups()[:2]) not in known:
+            notices.append(f"TORCH_CUDA_ARCH_LIST has {name}, which nvcc {release} does not compile for")
+        else:
+            taken.append(name)
+    why = "" if taken else f"TORCH_CUDA_ARCH_LIST={ARCHITECTURES!r} leaves no architecture; unset it for 8.0;9.0+PTX"
+    return Cuda(taken, why, tuple(notices))
 
 
 def as_path(path: Path) -> str:
@@ -98,10 +136,11 @@ def as_command(*words: str) -> str:
 
 def version_of(tool: str, pattern: str = "(.*)") -> str:
     """What a compiler says of itself."""
-    text = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
+    text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
     return re.search(pattern, text).group(1)
 
 
+@functools.cache
 def find_torch() -> Path | None:
     """Return the folder of torch: of the environment that is installed into, otherwise of this (isolated) one.
 
@@ -142,6 +181,12 @@ def version_of_torch(folder: Path) -> str:
     return re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text()).group(1)
 
 
+def cuda_of_torch(folder: Path) -> str | None:
+    """Return the release of CUDA that torch was built with, None where it was built without."""
+    found = re.search(r"^cuda\b[^=]*= '(\d+\.\d+)'", (folder / "version.py").read_text(), re.MULTILINE)
+    return found and found.group(1)
+
+
 class NinjaBuild(build_ext):
     """Compiles a module with ninja, each source by the rule of its suffix and with flags of its own, and links it."""
 
@@ -171,7 +216,7 @@ class NinjaBuild(build_ext):
         }
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
-        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": as_command(f'-DMOP_CUDA="{cuda_decision()}"')}
+        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": as_command(f'-DMOP_CUDA="{CUDA.decision}"')}
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
         # not for nvcc: pybind11 lies elsewhere in every isolated build, and another command compiles again for minutes
         modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
@@ -187,7 +232,7 @@ class NinjaBuild(build_ext):
             # libtorch leads to the library that has the stream of a torch with CUDA, whatever torch is linked with here
             libraries += ["-Xlinker", "--no-as-needed", "-ltorch"]
             host = "-fPIC,-fvisibility=hidden,-Wall,-Werror=return-type"
-            nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *CUDA_FLAGS]
+            nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *CUDA.flags]
             lines += [
                 f"nvcc = {as_command(find_nvcc())} -ccbin $cxx",
                 f"nvcc_flags = {as_command(*nvcc_flags, '-Xcompiler=' + host, *common)}",
@@ -223,22 +268,16 @@ class NinjaBuild(build_ext):
             raise SystemExit(f"{extension.name} could not be compiled; the compiler's message is above.{cure}")
 
 
-def cuda_decision() -> str:
-    """For this build's log, and for mop_kernels.backends.build_info()."""
-    if NO_CUDA:
-        return f"not built: {NO_CUDA}"
-    return f"built by nvcc {version_of(find_nvcc(), 'release (.*)')} for {ARCHITECTURES}"
-
-
 ARCHITECTURES = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0;9.0+PTX"
-NO_CUDA = why_no_cuda()
-CUDA_FLAGS = [] if NO_CUDA else architectures()
+CUDA = decide_on_cuda()
 reason = why_no_module()
 if reason is not None:
     print(f"mop_kernels: installing without compiled kernels ({reason}); the reference backend computes everything.")
 else:
-    print(f"mop_kernels: CUDA kernels: {cuda_decision()}")
-modules = {"mop_kernels._C": SOURCES} | ({} if NO_CUDA else {"mop_kernels._C_cuda": CUDA_SOURCES})
+    print(f"mop_kernels: CUDA kernels: {CUDA.decision}")
+    for notice in CUDA.notices:
+        print(f"mop_kernels: {notice}: it is left out")
+modules = {"mop_kernels._C": SOURCES} | ({} if CUDA.why_not else {"mop_kernels._C_cuda": CUDA_SOURCES})
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 asks_for_torch = reason is None and find_torch() is None
 if asks_for_torch:

@@ -65,6 +65,25 @@ def test_a_folder_of_any_name(name, source):
     assert logs[1].stdout.count("no work to do") == 2  # ninja found all outputs under the names that it knows
 
 
+@pytest.fixture(scope="module")
+def build_requirements(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH, as the one that an isolated build has: setuptools, and no torch."""
+    folder = tmp_path_factory.mktemp("build-requirements")
+    for path in Path(setuptools.__file__).parents[1].glob("setuptools*"):  # the package and its version
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def environment_with_torch(folder: Path, version: str, cuda: str | None = None) -> Path:
+    venv.create(folder, symlinks=True)
+    (site_packages,) = folder.glob("lib/*/site-packages")
+    (site_packages / "torch").mkdir()
+    (site_packages / "torch" / "__init__.py").touch()
+    lines = [f"__version__ = {version!r}", "debug = False", f"cuda: Optional[str] = {cuda!r}", ""]
+    (site_packages / "torch" / "version.py").write_text("\n".join(lines))
+    return folder
+
+
 ASK = "from setuptools import build_meta; print(build_meta.get_requires_for_build_wheel())"
 
 
@@ -81,22 +100,16 @@ ASK = "from setuptools import build_meta; print(build_meta.get_requires_for_buil
         ("old", {"VIRTUAL_ENV": "old"}, False),
     ],
 )
-def test_the_torch_of_the_environment_that_is_installed_into(place, variables, finds, source, tmp_path):
+def test_the_torch_of_the_environment_that_is_installed_into(
+    place, variables, finds, source, build_requirements, tmp_path
+):
     folder = source("source")
-    environment = (folder if place == ".venv" else tmp_path) / place
-    venv.create(environment, symlinks=True)
-    (torch,) = environment.glob("lib/*/site-packages")
-    (torch / "torch").mkdir()
-    (torch / "torch" / "__init__.py").touch()
-    (torch / "torch" / "version.py").write_text(f"__version__ = '{'2.9.1' if place == 'old' else '2.12.0+cpu'}'\n")
-    only_setuptools = tmp_path / "build-requirements"
-    only_setuptools.mkdir()
-    for path in Path(setuptools.__file__).parents[1].glob("setuptools*"):  # the package and its version
-        (only_setuptools / path.name).symlink_to(path)
+    version = "2.9.1" if place == "old" else "2.12.0+cpu"
+    environment_with_torch((folder if place == ".venv" else tmp_path) / place, version)
 
     values = {name: value if name == "UV" else str(tmp_path / value) for name, value in variables.items()}
     values["PATH"] = os.pathsep.join([f"{values['PATH']}/bin"] if "PATH" in values else []) + ":/usr/bin:/bin"
-    values |= {"PYTHONPATH": str(only_setuptools), "CXX": "true", "MOP_KERNELS_WITH_CUDA": "0"}
+    values |= {"PYTHONPATH": str(build_requirements), "CXX": "true", "MOP_KERNELS_WITH_CUDA": "0"}
     asked = run([sys._base_executable, "-c", ASK], folder, **values)
     assert asked.returncode == 0, asked.stderr
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
@@ -114,3 +127,48 @@ def test_an_old_setuptools_gets_a_sentence(source, tmp_path):
     assert said.returncode == 1
     assert said.stderr.startswith("mop_kernels needs setuptools >= 77 to be built; found 76.1.0. Install it with: pip")
     assert "Traceback" not in said.stderr
+
+
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo "nvcc, release 12.8, V12.8.93" ;;
+  --list-gpu-code) echo "sm_75 sm_80 sm_86 sm_90 sm_90a" ;;
+esac
+"""
+BELOW = "TORCH_CUDA_ARCH_LIST has 7.{}, and the CUDA kernels need 8.0 or later"
+NO_NUMBER = "TORCH_CUDA_ARCH_LIST has 'Hopper', which is no number like 9.0 or 9.0+PTX"
+UNKNOWN = "TORCH_CUDA_ARCH_LIST has 12.0, which nvcc 12.8 does not compile for"
+NONE_LEFT = "TORCH_CUDA_ARCH_LIST='7.0;7.5' leaves no architecture; unset it for 8.0;9.0+PTX"
+ANOTHER = "nvcc is of CUDA 12.8, torch of CUDA 13.0, whose driver may not run it; set CUDA_HOME to a toolkit 13.x"
+
+
+@pytest.mark.parametrize(
+    ("listed", "torch_cuda", "compiled_for", "said"),
+    [
+        ("", None, "8.0;9.0+PTX", []),
+        ("7.5;8.0;8.6", "12.4", "8.0;8.6", [BELOW.format(5)]),
+        ("7.0 7.5 8.0 9.0a+PTX,", None, "8.0;9.0a+PTX", [BELOW.format(0), BELOW.format(5)]),
+        ("8.0;Hopper", None, "8.0", [NO_NUMBER]),
+        ("9.0;12.0+PTX", "12.8", "9.0", [UNKNOWN.replace("12.0", "12.0+PTX")]),
+        ("7.0;7.5", None, None, [NONE_LEFT, BELOW.format(0), BELOW.format(5)]),
+        ("", "13.0", None, [ANOTHER]),
+    ],
+)
+def test_what_nvcc_compiles_for(listed, torch_cuda, compiled_for, said, source, build_requirements, tmp_path):
+    """What it cannot is left out, and said; it is an error only where the CUDA kernels were asked for."""
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    values = {"CUDA_HOME": str(tmp_path / "toolkit"), "PYTHONPATH": str(build_requirements), "CXX": "true"}
+    values["VIRTUAL_ENV"] = str(environment_with_torch(tmp_path / "environment", "2.12.0", torch_cuda))
+    command, folder = [sys._base_executable, "setup.py", "--version"], source("source")
+    found = run(command, folder, **values, TORCH_CUDA_ARCH_LIST=listed)
+    assert found.returncode == 0, found.stderr
+    decision = f"built by nvcc 12.8, V12.8.93 for {compiled_for}" if compiled_for else "not built: "
+    assert f"mop_kernels: CUDA kernels: {decision}" in found.stdout
+    assert all(sentence in found.stdout for sentence in said)
+    assert found.stdout.count("TORCH_CUDA_ARCH_LIST has ") == sum("LIST has" in sentence for sentence in said)
+    asked = run(command, folder, **values, TORCH_CUDA_ARCH_LIST=listed, MOP_KERNELS_WITH_CUDA="1")
+    assert (asked.returncode != 0) == bool(said), asked.stderr
+    assert not said or asked.stderr.startswith(f"MOP_KERNELS_WITH_CUDA=1, but {said[0]}")

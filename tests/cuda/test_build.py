@@ -1,7 +1,5 @@
 """What is compiled where: with nvcc, without it, and where nothing is to be compiled. Every decision is said."""
 
-import pytest
-
 SAID = """
 from mop_kernels import available_backends, backends
 print(*available_backends(), sep=",")
@@ -72,16 +70,7 @@ def test_cuda_that_is_asked_for_and_cannot_be_built(built, tmp_path):
     assert "MOP_KERNELS_WITH_CUDA=1, but no nvcc was found in CUDA_HOME" in found.log
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("MOP_KERNELS_WITH_CUDA", "yes", "MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got 'yes'"),
-        ("TORCH_CUDA_ARCH_LIST", "8.0;Hopper", "must be a list like 8.0;9.0+PTX; got 'Hopper' in it"),
-    ],
-)
-def test_settings_that_mean_nothing(built, name, value, message):
-    found = built(**{name: value})
-    if name == "TORCH_CUDA_ARCH_LIST" and "CUDA kernels: not built: no nvcc" in found.log:
-        pytest.skip("needs nvcc")
+def test_a_setting_that_means_nothing(built):
+    found = built(MOP_KERNELS_WITH_CUDA="yes")
     assert found.status != 0
-    assert message in found.log
+    assert "MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got 'yes'" in found.log
