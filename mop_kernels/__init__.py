@@ -10,7 +10,8 @@ from . import flop_counts  # noqa: F401 tells torch's FLOP counter of the ops
 from .attempt import attempt_mix
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
-from .functional import LowRankPHM, explain_backend, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
+from .explain import explain_backend
+from .functional import LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .layers import MOPFeedForward, PHMLinear
 
 __version__ = "0.1.0"

@@ -5,7 +5,6 @@ then "auto". A named backend never falls back: it runs or it raises. "auto" depe
 of the work and what is installed, never on a timing, so that all processes of a job agree and runs repeat.
 """
 
-import functools
 import importlib.util
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import ops
+from . import ops, self_check
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
@@ -62,7 +61,7 @@ _DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 _OLDEST_GPU = (8, 0)  # that csrc/cuda is compiled for, whose shared memory it counts on
-_WITHOUT = {  # operations that a backend has no kernel of
+WITHOUT = {  # operations that a backend has no kernel of
     "cuda": ("attempt_mix",),
 }
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
@@ -78,6 +77,7 @@ _crossovers = {path.stem: json.loads(path.read_text()) for path in CROSSOVERS.gl
 _VARIABLE = "MOP_KERNELS_BACKEND"
 _override: str | None = None
 _warned: set[str] = set()
+_verdicts: dict[tuple[str, int], str | None] = {}  # what `why_not` says of a backend on a GPU, once it has launched
 
 
 def build_info() -> dict:
@@ -90,34 +90,16 @@ def plan_phm_linear(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, l
     return _C.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
 
 
-def plan(name: str, backend: str, x: torch.Tensor, *factors: torch.Tensor) -> tuple[str, dict[str, dict[str, float]]]:
-    """(unit, {direction: {way: cost}}) of an operation that chooses by a cost model, ("", {}) of any other."""
-    if name not in ("phm_linear", "lowrank_phm_linear"):
-        return "", {}
-    rules, local = factors[:-1], factors[-1]
-    terms, g_in = rules[0].shape[:2]
-    g_out, (loc_in, loc_out) = rules[-1].shape[2], local.shape[1:]
-    rows = x.numel() // (g_in * loc_in)
-    if backend == "cpu" and name == "phm_linear":
-        return "multiply-adds of a dense product", plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
-    if backend == "triton":
-        from . import triton_kernels
-
-        rank = () if name == "phm_linear" else (rules[0].shape[2],)
-        module = getattr(triton_kernels, name)
-        found = module.plan(rows, terms, *rank, g_in, g_out, loc_in, loc_out, x.dtype)
-        ways = {way.replace("_", " "): round(found[way], 1) for way in found if way != "takes_local_first"}
-        return "us on an H200, estimated", {"forward": dict(reversed(ways.items()))}
-    return "", {}
-
-
 def available_backends() -> tuple[str, ...]:
-    """The backends that can run on this machine, in the order of NAMES."""
+    """The backends that can run on this machine, in the order of NAMES; where there is a GPU, each launches on it."""
     return tuple(name for name in NAMES if why_not(name) is None)
 
 
-def why_not(name: str) -> str | None:
-    """None if the backend can run on this machine, otherwise the reason and the cure."""
+def why_not(name: str, device: torch.device | None = None) -> str | None:
+    """None if the backend can run on this machine, otherwise the reason and the cure.
+
+    device: ask for this one; None asks for any GPU of the machine where the backend is a GPU's.
+    """
     if name == "reference":
         return None
     if name == "cpu":
@@ -127,6 +109,17 @@ def why_not(name: str) -> str | None:
             f"the compiled module mop_kernels._C is missing ({_missing_cpu}); with a C++ compiler on the PATH, "
             "run pip install again"
         )
+    if device is not None and device.type == "cuda":
+        return _why_not_on(name, torch.cuda.current_device() if device.index is None else device.index)
+    reason = _missing(name)
+    if reason is not None or device is not None or runs_on_cpu(name):
+        return reason
+    reasons = [_why_not_on(name, index) for index in range(torch.cuda.device_count())]
+    return None if None in reasons else "; ".join(dict.fromkeys(reasons))
+
+
+def _missing(name: str) -> str | None:
+    """Why no GPU of this machine can take the backend "triton" or "cuda", or None."""
     if name == "triton":
         if not _TRITON_IS_INSTALLED:
             return "triton is not installed; pip install triton"
@@ -138,16 +131,30 @@ def why_not(name: str) -> str | None:
         return None
     if _C_cuda is None:
         return f"the compiled module mop_kernels._C_cuda is missing: {_missing_cuda}"
-    return _too_old_gpu() if torch.cuda.is_available() else "torch sees no CUDA GPU"
+    return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
 
 
-@functools.cache
-def _too_old_gpu() -> str | None:
-    """Why the CUDA kernels cannot run on every GPU here, or None."""
-    oldest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
-    if oldest >= _OLDEST_GPU:
+def _why_not_on(name: str, index: int) -> str | None:
+    """Why the backend cannot run on this GPU, or None: what is missing, what its chip lacks, what a launch showed."""
+    if (name, index) in _verdicts and not self_check.is_off():
+        return _verdicts[name, index]
+    reason = _missing(name) or _lacks(name, index)
+    if not self_check.can_look():
+        return reason
+    _verdicts[name, index] = reason or self_check.failure(name, index)
+    return _verdicts[name, index]
+
+
+_why_not_on._dynamo_marked_constant = True  # torch.compile asks, instead of tracing a launch
+
+
+def _lacks(name: str, index: int) -> str | None:
+    """What this GPU lacks of what the backend needs, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if name == "triton" or capability >= _OLDEST_GPU:
         return None
-    return f"it needs compute capability 8.0 or later, a GPU here has {oldest[0]}.{oldest[1]}; use backend='triton'"
+    needed, found = (".".join(map(str, version)) for version in (_OLDEST_GPU, capability))
+    return f"it needs compute capability {needed} or later, cuda:{index} has {found}; use backend='triton'"
 
 
 def interpreting() -> bool:
@@ -234,12 +241,12 @@ def resolve(
     """
     name, source = requested(backend)
     kind = device.type
-    chosen = _best_for(kind, device, dtype, op, multiply_adds) if name == "auto" else name
-    reason = why_not(chosen) or _unfit(chosen, kind, dtype, op)
+    chosen = best_for(kind, device, dtype, op, multiply_adds) if name == "auto" else name
+    reason = why_not(chosen, device) or unfit(chosen, kind, dtype, op)
     if reason is None:
         return chosen
     if name == "auto":
-        _warn_once(reason)
+        _warn_once(f"uses its slow reference backend: {reason}. Name backend='reference' to silence this.")
         return "reference"
     raise RuntimeError(
         f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
@@ -247,56 +254,38 @@ def resolve(
     )
 
 
-def reason_of(
-    backend: str | None, device: torch.device, dtype: torch.dtype, op: str = "phm_weight", multiply_adds: int = 0
-) -> str:
-    """Why `resolve` takes what it takes, in words; apart from it, because a call should not pay for them."""
-    name, source = requested(backend)
-    if name != "auto":
-        return f"asked for by {source}"
-    best = _best_for(device.type, device, dtype, op, multiply_adds)
-    missing = why_not(best) or _unfit(best, device.type, dtype, op)
-    if missing:
-        return f"auto: {missing}"
-    reason = f"auto: {_KERNELS[best]} kernels serve {dtype} on {device.type}"
-    if device.type != "cuda":
-        return reason
-    other = "triton" if best == "cuda" else "cuda"
-    if op in _WITHOUT.get(other, ()):
-        return f"{reason}; {other} has no {op}"
-    if why_not(other) is not None:
-        return f"{reason}; not here: {other}"
-    bound, origin = _cuda_up_to(device, dtype, op)
-    size = "at most" if best == "cuda" else "more than"
-    return f"{reason}; {multiply_adds:,} multiply-adds, {size} {bound:,}, {origin}"
-
-
-_KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
-
-
-def _best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
+def best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
     """Return the backend that "auto" hopes for. kind: the type of the device, which takes a while to look up."""
     if kind != "cuda":
         return "cpu"
-    if op in _WITHOUT["cuda"] or why_not("cuda") is not None:
+    if op in WITHOUT["cuda"]:
         return "triton"
-    if why_not("triton") is not None:
+    absent = {name: why_not(name, device) for name in ("cuda", "triton")}
+    for name, reason in absent.items():
+        if reason is not None and reason in self_check.failures:
+            _warn_once(f"leaves its backend {name!r} out: {reason}.")
+    if absent["cuda"] is not None:
+        return "triton"
+    if absent["triton"] is not None:
         return "cuda"
-    return "cuda" if multiply_adds <= _cuda_up_to(device, dtype, op)[0] else "triton"
+    return "cuda" if multiply_adds <= cuda_up_to(device, dtype, op)[0] else "triton"
 
 
-def _cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int, str]:
+def cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int, str]:
     """The multiply-adds up to which "auto" takes CUDA before Triton, and where the number is from."""
+    way = "graph" if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing() else "eager"
     if _crossovers:
         measured = _crossovers.get(torch.cuda.get_device_properties(device).name.replace(" ", "_"), {})
-        bound = measured.get(op, {}).get(str(dtype).removeprefix("torch."))
+        bound = measured.get(way, {}).get(op, {}).get(str(dtype).removeprefix("torch."))
         if bound is not None:
-            return bound, "measured on this GPU"
+            return bound, f"measured on this GPU ({way})"
+    if way == "graph" and dtype.itemsize == 2:
+        return 0, "an estimate of device times, which alone count in a graph"
     return CUDA_UP_TO, "an estimate"
 
 
-def _unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
-    if op in _WITHOUT.get(name, ()):
+def unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
+    if op in WITHOUT.get(name, ()):
         return f"it has no {op}"
     if name not in _DEVICES:
         return None
@@ -317,11 +306,11 @@ def _stacklevel_of_caller() -> int:
     return level
 
 
-def _warn_once(reason: str) -> None:
-    if torch.compiler.is_compiling() or reason in _warned:
+def _warn_once(what: str) -> None:
+    if torch.compiler.is_compiling() or what in _warned:
         return
-    _warned.add(reason)
+    _warned.add(what)
     warnings.warn(
-        f"mop_kernels uses its slow reference backend: {reason}. Name backend='reference' to silence this.",
+        f"mop_kernels {what}",
         stacklevel=_stacklevel_of_caller(),
     )

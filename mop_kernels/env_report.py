@@ -22,14 +22,25 @@ def collect() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
     facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
-    facts["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    gpus = range(torch.cuda.device_count())
+    facts["gpu"] = ", ".join(map(_gpu, gpus)) or "none"
     facts["backends"] = ", ".join(backends.available_backends())
     for name in backends.NAMES:
         reason = backends.why_not(name)
         if reason is not None:
             facts[f"no {name}"] = reason
+            continue
+        for index in gpus if name in ("triton", "cuda") else ():
+            reason = backends.why_not(name, torch.device("cuda", index))
+            if reason is not None:
+                facts[f"no {name} on cuda:{index}"] = reason
     facts |= {f"compiled module: {key}": str(value) for key, value in backends.build_info().items()}
     return facts
+
+
+def _gpu(index: int) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)} ({major}.{minor})"
 
 
 def _cpu_name() -> str:

@@ -6,7 +6,6 @@ ValueError for a shape, a device or a name; RuntimeError for a backend that cann
 DTensors are taken too: sharding.py calls the operation on their local parts.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -234,68 +233,6 @@ def mop_ffn(
 
 
 OPERATIONS = {f.__name__: f for f in (phm_weight, phm_linear, lowrank_phm_linear, mop_ffn, attempt_mix)}
-
-
-def explain_backend(op: str, *args, **kwargs) -> str:
-    """Which backend `op(*args, **kwargs)` would take and why, in one line a fact; nothing is computed.
-
-    op: "phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn" or "attempt_mix" (or the function itself).
-    """
-    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
-    if name not in OPERATIONS:
-        raise ValueError(f"op must be one of {', '.join(OPERATIONS)}; got {name!r}.")
-    given = inspect.signature(OPERATIONS[name]).bind_partial(*args, **kwargs).arguments
-    backend, first = given.get("backend"), given.get("rule" if name == "phm_weight" else "x")
-    if not isinstance(first, Tensor):
-        raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
-    dtype = dtype_of_call(first)
-    size = multiply_adds.of_call(name, given)
-    choice = backends.resolve(backend, first.device, dtype, name, size)
-    reason = backends.reason_of(backend, first.device, dtype, name, size)
-    lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
-    lines += _plan_lines(name, choice, given)
-    for other in backends.NAMES:
-        reason = backends.why_not(other)
-        if reason is not None:
-            lines.append(f"not here: {other} ({reason})")
-    return "\n".join(lines)
-
-
-_METHODS = {
-    "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
-    "cpu": {
-        "phm_weight": "one row of W an (a, u), terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W",
-        "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
-        "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
-        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
-    },
-    "triton": {
-        "phm_weight": "one tile of W a program, terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
-        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
-        "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
-        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
-    },
-    "cuda": {
-        "phm_weight": "one product of inner size terms, of tiles in shared memory",
-        "phm_linear": "W built once, then one dense product; on few rows the rule first, without W",
-        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
-        "mop_ffn": "one launch for all pairs and maps, W never built",
-    },
-}
-
-
-def _plan_lines(name: str, backend: str, given: dict) -> list[str]:
-    tensors = [given.get(k) for k in inspect.signature(OPERATIONS[name]).parameters if k not in ("bias", "backend")]
-    if not all(isinstance(t, Tensor) for t in tensors):
-        return []
-    unit, plans = backends.plan(name, backend, *tensors)
-    lines = []
-    for direction, costs in plans.items():
-        taken, figures = min(costs, key=costs.get), ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
-        lines.append(f"plan, {direction}: {taken}; costs in {unit}: {figures}")
-    return lines
 
 
 def _check_linear(x: Tensor, terms: int, g_in: int, g_out: int, local: Tensor, bias: Tensor | None) -> None:

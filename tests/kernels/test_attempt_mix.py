@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import mop_kernels as mk
-from mop_kernels import backends, ops, reference, testing
+from mop_kernels import backends, explain, ops, reference, testing
 from mop_kernels.testing import LAYOUTS, PROMPTS, PromptShape
 
 NAMES = ["x", "source", "target", "w_down", "w_up", "ln_weight", "ln_bias"]
@@ -34,7 +34,7 @@ ASKED = {
 
 @pytest.fixture
 def backend(backend) -> str:
-    if backend in backends._WITHOUT and "attempt_mix" in backends._WITHOUT[backend]:
+    if backend in backends.WITHOUT and "attempt_mix" in backends.WITHOUT[backend]:
         pytest.skip(f"{backend} has no attempt_mix")
     return backend
 
@@ -425,7 +425,7 @@ def test_backward_inside_autocast_gives_the_gradients_of_forward(backend):
 
 
 def test_cuda_has_none_and_says_so(monkeypatch):
-    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    monkeypatch.setattr(backends, "why_not", lambda name, device=None: None)
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
     with pytest.raises(RuntimeError, match=r"backend 'cuda' .* cannot run here: it has no attempt_mix"):
         call(tensors, **options, backend="cuda")
@@ -435,11 +435,12 @@ def test_cuda_has_none_and_says_so(monkeypatch):
 
 def test_auto_on_a_gpu_takes_triton(monkeypatch):
     monkeypatch.delenv("MOP_KERNELS_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "why_not", lambda name: None)
+    monkeypatch.setattr(backends, "why_not", lambda name, device=None: None)
     kind = (torch.device("cuda"), torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert backends.resolve(None, *kind, "attempt_mix") == "triton"
     assert backends.resolve(None, *kind, "mop_ffn") == "cuda"
-    assert "cuda has no attempt_mix" in backends.reason_of(None, *kind, "attempt_mix")
+    assert "cuda has no attempt_mix" in explain.reason_of(None, *kind, "attempt_mix")
 
 
 def test_explain_backend(backend):

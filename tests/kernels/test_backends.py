@@ -5,12 +5,14 @@ import re
 import threading
 import warnings
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mop_kernels as mk
-from mop_kernels import backends, testing
+from mop_kernels import backends, env_report, explain, ops, reference, self_check, testing
 from mop_kernels.testing import SHAPES
 
 TENSORS = testing.lowrank_inputs(SHAPES["odd"], torch.float32)
@@ -200,8 +202,9 @@ GPU = torch.device("cuda")
 def missing(monkeypatch) -> set[str]:
     """As on a machine with a "Test GPU", Triton and the CUDA module, less what the test adds to the set."""
     names = set()
-    monkeypatch.setattr(backends, "why_not", lambda name: "not here" if name in names else None)
+    monkeypatch.setattr(backends, "why_not", lambda name, device=None: "not here" if name in names else None)
     monkeypatch.setattr(backends, "_crossovers", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="Test GPU"))
     return names
 
@@ -213,18 +216,18 @@ def chosen(multiply_adds: int, dtype=torch.bfloat16, op="mop_ffn") -> str:
 def test_on_a_gpu_small_work_goes_to_cuda_and_large_work_to_triton(missing):
     assert chosen(0) == chosen(backends.CUDA_UP_TO) == "cuda"
     assert chosen(backends.CUDA_UP_TO + 1) == "triton"
-    why = backends.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 12345)
+    why = explain.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 12345)
     assert why == (
         "auto: CUDA kernels serve torch.bfloat16 on cuda; 12,345 multiply-adds, at most 268,435,456, an estimate"
     )
-    why = backends.reason_of(None, GPU, torch.float16, "mop_ffn", 2**30)
+    why = explain.reason_of(None, GPU, torch.float16, "mop_ffn", 2**30)
     assert "Triton kernels serve torch.float16 on cuda; 1,073,741,824 multiply-adds, more than 268,435,456" in why
 
 
 def test_on_a_gpu_the_other_is_taken_where_one_is_missing(missing):
     missing.add("cuda")
     assert chosen(0) == "triton"
-    assert "Triton kernels serve torch.float32 on cuda; not here: cuda" in backends.reason_of(None, GPU, torch.float32)
+    assert "Triton kernels serve torch.float32 on cuda; not here: cuda" in explain.reason_of(None, GPU, torch.float32)
     missing.symmetric_difference_update({"cuda", "triton"})
     assert chosen(2**40) == "cuda"
     missing.add("cuda")
@@ -237,34 +240,197 @@ def test_on_a_gpu_float64_is_the_reference_s(missing):
         assert chosen(0, torch.float64) == "reference"
 
 
-@pytest.mark.parametrize(("oldest", "taken"), [((7, 5), "triton"), ((8, 0), "cuda")])
-def test_gpus_older_than_the_cuda_kernels_take_triton(monkeypatch, oldest, taken):
+def test_in_a_graph_the_device_s_time_alone_decides(missing, monkeypatch):
+    """16-bit products take Triton's tensor cores there; in eager loops CUDA's cheaper call decides."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert [chosen(1000, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)] == ["cuda"] + 2 * [
+        "triton"
+    ]
+    assert "an estimate of device times" in explain.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 1000)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (chosen(1000), chosen(1000, torch.float32)) == ("triton", "cuda")
+
+
+class Machine(NamedTuple):
+    """A pretended one: the capability of each GPU, what the launch of each (backend, GPU) gave, and all launches."""
+
+    capabilities: list[tuple[int, int]]
+    failures: dict[tuple[str, int], str]
+    launches: list[tuple[str, int]]
+
+
+@pytest.fixture
+def machine(monkeypatch) -> Machine:
+    """With two new GPUs and both backends, until the test says otherwise."""
+    found = Machine([(9, 0), (9, 0)], {}, [])
+
+    def launch(backend, device):
+        found.launches.append((backend, device.index))
+        return found.failures.get((backend, device.index))
+
+    monkeypatch.setattr(self_check, "_launch", launch)
+    monkeypatch.setattr(self_check, "failures", set())
+    monkeypatch.setattr(backends, "_verdicts", {})
     monkeypatch.setattr(backends, "_C_cuda", object())
     monkeypatch.setattr(backends, "_EMULATED_CUDA", None)
+    monkeypatch.setattr(backends, "_crossovers", {})
+    monkeypatch.setattr(backends, "interpreting", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), oldest][index])
-    backends._too_old_gpu.cache_clear()
-    try:
-        assert chosen(0) == taken
-        if taken == "triton":
-            with pytest.raises(RuntimeError, match=r"needs compute capability 8\.0 or later, a GPU here has 7\.5; use"):
-                backends.resolve("cuda", GPU, torch.float32)
-    finally:
-        backends._too_old_gpu.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found.capabilities))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: found.capabilities[index])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return found
+
+
+def chosen_on(index: int, backend: str | None = None) -> str:
+    return backends.resolve(backend, torch.device("cuda", index), torch.float32, "mop_ffn", 1000)
+
+
+def test_the_tensor_s_own_gpu_decides(machine):
+    """An old GPU beside a new one takes Triton, and takes the CUDA kernels from no other."""
+    machine.capabilities[1] = (7, 5)
+    assert (chosen_on(0), chosen_on(1)) == ("cuda", "triton")
+    with pytest.raises(RuntimeError, match=r"needs compute capability 8\.0 or later, cuda:1 has 7\.5; use backend="):
+        chosen_on(1, "cuda")
+    assert "cuda" in mk.available_backends()
+    machine.capabilities[0] = (7, 0)
+    backends._verdicts.clear()
+    assert "cuda" not in mk.available_backends()
+
+
+FAILED = "a tiny launch on cuda:0 raised RuntimeError: no kernel image"
+
+
+def test_what_does_not_launch_is_left_out_with_one_warning(machine):
+    machine.failures["cuda", 0] = FAILED
+    with pytest.warns(UserWarning, match=f"^mop_kernels leaves its backend 'cuda' out: {FAILED}"):
+        assert chosen_on(0) == "triton"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (chosen_on(0), chosen_on(1)) == ("triton", "cuda")
+        assert f"not here: cuda ({FAILED})" in explained_on_a_gpu()
+        assert "not here: cuda" in explain.reason_of(None, GPU, torch.float32, "mop_ffn", 1000)
+    with pytest.raises(
+        RuntimeError, match=f"'cuda' \\(asked for by the argument backend=\\) cannot run here: {FAILED}"
+    ):
+        chosen_on(0, "cuda")
+    assert sorted(machine.launches) == [(b, k) for b in ("cuda", "triton") for k in (0, 1)], "once each"
+
+
+def explained_on_a_gpu() -> str:
+    with FakeTensorMode():  # tensors of a GPU that is not here
+        return mk.explain_backend("phm_weight", torch.empty(1, device="cuda:0"))
+
+
+def test_where_nothing_launches_the_reference_computes(machine):
+    machine.failures.update({("cuda", 0): FAILED, ("triton", 0): FAILED.replace("no kernel image", "no C compiler")})
+    with pytest.warns(UserWarning, match="mop_kernels") as caught:
+        assert chosen_on(0) == "reference"
+    said = [str(warning.message) for warning in caught]
+    assert [text.split(":")[0] for text in said] == [
+        "mop_kernels leaves its backend 'cuda' out",
+        "mop_kernels leaves its backend 'triton' out",
+        "mop_kernels uses its slow reference backend",
+    ]
+    assert all("no C compiler" in text for text in said[1:])
+
+
+def test_nothing_is_launched_into_a_capture(machine, monkeypatch):
+    machine.failures["cuda", 0] = FAILED
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert (chosen_on(0), machine.launches) == ("cuda", [])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.warns(UserWarning, match="leaves its backend 'cuda' out"):
+        assert chosen_on(0) == "triton"
+
+
+@pytest.mark.parametrize("failed", [None, FAILED])
+def test_a_compiled_program_asks_once_and_traces_no_launch(machine, failed, monkeypatch):
+    monkeypatch.setattr(backends, "_missing", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # Dynamo would ask the GPU for its properties
+    if failed:
+        machine.failures["cuda", 0] = failed
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="eager", dynamic=False)
+    def program(x):
+        return x + len(chosen_on(0))
+
+    with torch.no_grad():
+        assert program(torch.zeros(1)).item() == len("triton" if failed else "cuda")
+    assert sorted(machine.launches) == [("cuda", 0), ("triton", 0)]
+
+
+def test_a_check_of_each_operation_trusts_every_backend(machine):
+    machine.failures["cuda", 0] = FAILED
+    with self_check.off():
+        assert (chosen_on(0, "cuda"), machine.launches) == ("cuda", [])
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        chosen_on(0, "cuda")
+    with self_check.off():
+        assert chosen_on(0, "cuda") == "cuda"
+
+
+def test_the_environment_report_repeats_it(machine, monkeypatch):
+    machine.failures["cuda", 1] = FAILED.replace("cuda:0", "cuda:1")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: f"Test GPU {index}")
+    facts = env_report.collect()
+    assert facts["gpu"] == "Test GPU 0 (9.0), Test GPU 1 (9.0)"
+    assert facts["backends"].endswith("triton, cuda")
+    assert facts["no cuda on cuda:1"] == machine.failures["cuda", 1]
+
+
+def test_the_tiny_launch_is_right(backend):
+    assert self_check._launch(backend, testing.device_of(backend)) is None
+
+
+def wrong(by: float):
+    return lambda rule, local: reference.phm_weight(rule, local) + by
+
+
+def does_not_launch(rule, local):
+    raise RuntimeError("no kernel image\nand more")
+
+
+CURE = "; python -m mop_kernels.check --device cuda says what fails"
+
+
+@pytest.mark.parametrize(
+    ("launched", "said"),
+    [
+        (wrong(0.5), "differs from the reference by 0.5"),
+        (wrong(float("nan")), "differs from the reference by nan"),
+        (does_not_launch, "raised RuntimeError: no kernel image"),
+    ],
+)
+def test_what_a_tiny_launch_can_show(launched, said, monkeypatch):
+    monkeypatch.setattr(ops, "get", lambda name, backend: launched)
+    monkeypatch.setattr(self_check, "failures", set())
+    monkeypatch.setattr(self_check, "device_of", lambda index: torch.device("cpu"))
+    with torch.inference_mode(), FakeTensorMode(), torch.autocast("cpu"), torch.device("meta"):
+        found = self_check.failure("triton", 0)
+    assert found == f"a tiny launch on cpu {said}{CURE}"
+    assert self_check.failures == {found}
 
 
 def test_on_a_gpu_what_was_measured_decides(missing, monkeypatch):
-    measured = {"Test_GPU": {"mop_ffn": {"bfloat16": 100}}, "Other_GPU": {"mop_ffn": {"float32": 1}}}
+    eager, graph = {"mop_ffn": {"bfloat16": 100}}, {"mop_ffn": {"bfloat16": 7}}
+    measured = {"Test_GPU": {"eager": eager, "graph": graph}, "Other_GPU": {"eager": {"mop_ffn": {"float32": 1}}}}
     monkeypatch.setattr(backends, "_crossovers", measured)
     assert (chosen(100), chosen(101)) == ("cuda", "triton")
-    assert "more than 100, measured on this GPU" in backends.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 101)
+    assert "more than 100, measured on this GPU (eager)" in explain.reason_of(None, GPU, torch.bfloat16, "mop_ffn", 101)
     assert chosen(101, torch.float32) == chosen(101, op="phm_linear") == "cuda", "not measured: the estimate"
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert (chosen(7), chosen(8)) == ("cuda", "triton")
 
 
 def test_the_committed_measurements_can_be_read():
     assert backends._crossovers == {p.stem: json.loads(p.read_text()) for p in backends.CROSSOVERS.glob("*.json")}
-    for operations in backends._crossovers.values():
+    for ways in backends._crossovers.values():
+        assert set(ways) <= {"eager", "graph"}
+    for operations in (operations for ways in backends._crossovers.values() for operations in ways.values()):
         assert set(operations) <= {"phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"}
         for dtypes in operations.values():
             assert set(dtypes) <= {"float32", "bfloat16", "float16"}

@@ -1,0 +1,67 @@
+"""One tiny launch of a GPU backend, compared with the reference: once per backend, device and process.
+
+What is installed does not say what runs. The toolkit that compiled the CUDA kernels may be newer than the driver, they
+may have been compiled for other GPUs, and Triton needs a C compiler and Python's headers when it first launches. The
+check sees such faults before a user's call does. It launches one block, of integers that every precision holds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from . import ops, reference
+
+CURE = "python -m mop_kernels.check --device cuda says what fails"
+
+failures: set[str] = set()  # all that were found
+_is_off = False
+
+
+@contextmanager
+def off() -> Iterator[None]:
+    """Trust every backend within the block, for the whole process: for those that look at each operation themselves."""
+    global _is_off
+    before, _is_off = _is_off, True
+    try:
+        yield
+    finally:
+        _is_off = before
+
+
+def is_off() -> bool:
+    return _is_off
+
+
+def can_look() -> bool:
+    """Whether a launch may be made now: not into a stream that is being captured."""
+    return not _is_off and not torch.cuda.is_current_stream_capturing()
+
+
+def device_of(index: int) -> torch.device:
+    return torch.device("cuda", index)
+
+
+def failure(backend: str, index: int) -> str | None:
+    """Return why the backend's launch on GPU number `index` failed or what it got wrong, None where it was right."""
+    with _disable_current_modes(), torch.no_grad():  # modes: a call may stand within FakeTensorMode
+        found = _launch(backend, device_of(index))
+    if found is not None:
+        failures.add(found)
+    return found
+
+
+def _launch(backend: str, device: torch.device) -> str | None:
+    rule = torch.arange(-4, 4, dtype=torch.float32, device="cpu").reshape(2, 2, 2)
+    local = torch.arange(24, dtype=torch.float32, device="cpu").reshape(2, 3, 4)
+    expected = reference.phm_weight(rule, local)
+    try:
+        actual = ops.get("phm_weight", backend)(rule.to(device), local.to(device)).cpu()
+    except Exception as error:  # whatever a compiler, a driver or a missing header raises
+        lines = str(error).strip().splitlines() or [""]
+        return f"a tiny launch on {device} raised {type(error).__name__}: {lines[0][:300]}; {CURE}"
+    if not torch.equal(actual, expected):
+        wrong = (actual - expected).abs().max().item()
+        return f"a tiny launch on {device} differs from the reference by {wrong:.3g}; {CURE}"
+    return None
