@@ -109,9 +109,11 @@ def why_not(name: str, device: torch.device | None = None) -> str | None:
             f"the compiled module mop_kernels._C is missing ({_missing_cpu}); with a C++ compiler on the PATH, "
             "run pip install again"
         )
-    if device is not None and device.type == "cuda":
-        return _why_not_on(name, torch.cuda.current_device() if device.index is None else device.index)
+    if device is not None and device.type == "cuda" and device.index is not None:
+        return _why_not_on(name, device.index)
     reason = _missing(name)
+    if reason is None and device is not None and device.type == "cuda":
+        return _why_not_on(name, torch.cuda.current_device())
     if reason is not None or device is not None or runs_on_cpu(name):
         return reason
     reasons = [_why_not_on(name, index) for index in range(torch.cuda.device_count())]
@@ -293,6 +295,8 @@ def unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
         reason = f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
         set_late = name == "triton" and kind == "cpu" and _interpreter_is_asked()
         return f"{reason}; {_INTERPRET_CHANGED}" if set_late else reason
+    if name == "triton" and dtype is torch.bfloat16 and interpreting():
+        return "bfloat16 products are wrong in Triton's interpreter; use float32 or float16"
     if dtype not in _DTYPES[name]:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"
     return None

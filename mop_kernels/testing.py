@@ -270,6 +270,39 @@ def kron_mop_ffn(x, down, ups, activation: str = "relu", experts: Tensor | None 
     return tuple(torch.stack(found).unflatten(0, (num_layers, len(chosen))) for found in outputs)
 
 
+def attempt_by_example(
+    x, source, target, w_down, w_up, ln_weight, ln_bias, mask=None, *, task_ids, temperature
+) -> tuple[Tensor, Tensor]:
+    """reference.attempt_mix, one example at a time by the equations of the paper.
+
+    Of equal numbers the first is the largest.
+    """
+
+    def largest(rows):
+        peak = rows[0]
+        for row in rows[1:]:
+            peak = torch.where(row > peak, row, peak)
+        return peak
+
+    prefixed, attention = [], []
+    for k, task in enumerate(task_ids.tolist()):
+        rows = x[k] if mask is None else x[k][mask[k]]
+        peak = largest(rows) if len(rows) else torch.zeros_like(ln_weight)
+        down = peak @ w_down
+        up = (down / (1 + torch.exp(-down))) @ w_up
+        centred = up - up.mean()
+        query = centred / torch.sqrt(centred.square().mean() + 1e-5) * ln_weight + ln_bias
+        prompts = [*source, target[task]]
+        weights = torch.exp(torch.stack([largest(p) @ query / temperature for p in prompts]))
+        weights = weights / weights.sum()
+        mixed = target[task] + sum(a * p for a, p in zip(weights, prompts, strict=True))
+        prefixed.append(torch.cat([mixed, x[k]]))
+        attention.append(weights)
+    if not prefixed:
+        return x.new_empty(0, source.shape[1] + x.shape[1], x.shape[2]), x.new_empty(0, len(source) + 1)
+    return torch.stack(prefixed), torch.stack(attention)
+
+
 def _pick(tensor: Tensor, layer: int, expert: int) -> Tensor:
     return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 

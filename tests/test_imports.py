@@ -35,6 +35,7 @@ ORDER = (
 BESIDE = {  # tools that stand outside the order: what of the package they may import
     "mop_kernels.testing": {"mop_kernels.reference", "mop_kernels.backends"},
     "mop_kernels.env_report": set(ORDER[1:]),
+    "mop_kernels.check": {*ORDER[1:], "mop_kernels.testing", "mop_kernels.env_report"},
 }
 NEVER = {  # third-party packages a part must not import, at any depth
     "mop_kernels": {"transformers", "mop_t5", "accelerate", "jieba", "numpy", "safetensors"},

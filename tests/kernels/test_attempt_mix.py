@@ -39,34 +39,6 @@ def backend(backend) -> str:
     return backend
 
 
-def by_example(x, source, target, w_down, w_up, ln_weight, ln_bias, mask=None, *, task_ids, temperature):
-    """The equations of the paper; what is later takes the place of what is earlier only where it is larger."""
-
-    def largest(rows):
-        peak = rows[0]
-        for row in rows[1:]:
-            peak = torch.where(row > peak, row, peak)
-        return peak
-
-    prefixed, attention = [], []
-    for k, task in enumerate(task_ids.tolist()):
-        rows = x[k] if mask is None else x[k][mask[k]]
-        peak = largest(rows) if len(rows) else torch.zeros_like(ln_weight)
-        down = peak @ w_down
-        up = (down / (1 + torch.exp(-down))) @ w_up
-        centred = up - up.mean()
-        query = centred / torch.sqrt(centred.square().mean() + 1e-5) * ln_weight + ln_bias
-        prompts = [*source, target[task]]
-        weights = torch.exp(torch.stack([largest(p) @ query / temperature for p in prompts]))
-        weights = weights / weights.sum()
-        mixed = target[task] + sum(a * p for a, p in zip(weights, prompts, strict=True))
-        prefixed.append(torch.cat([mixed, x[k]]))
-        attention.append(weights)
-    if not prefixed:
-        return x.new_empty(0, source.shape[1] + x.shape[1], x.shape[2]), x.new_empty(0, len(source) + 1)
-    return torch.stack(prefixed), torch.stack(attention)
-
-
 def call(tensors, mask=None, *, task_ids, temperature, backend=None):
     x, source, target, *factors = tensors
     return mk.attempt_mix(x, mask, source, target, task_ids, *factors, temperature, backend=backend)
@@ -88,7 +60,9 @@ def check(backend, tensors, options, layout="contiguous"):
     found = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
     plain = testing.value_and_gradients(lambda *t: expected(t, **options), tensors, grads)
     needs = [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
-    truth = testing.value_and_gradients(lambda *t: by_example(*t, **options), exact, [g.double() for g in grads], needs)
+    truth = testing.value_and_gradients(
+        lambda *t: testing.attempt_by_example(*t, **options), exact, [g.double() for g in grads], needs
+    )
     if not any(needs):
         truth = truth[0], [torch.zeros_like(t) for t in exact]
     assert all(y.is_contiguous() for some in found for y in some)
