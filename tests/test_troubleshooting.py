@@ -10,7 +10,12 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ROWS = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| ") and "you see" not in line]
 QUOTED = [span for row in ROWS for span in re.findall(r"`([^`]+)`", row[0])]
-OF_OTHERS = {  # argparse, transformers, Python; a flag and prefixes of weights
+OF_OTHERS = {  # argparse, transformers, Python, CUDA, Triton; a flag and prefixes of weights
+    "no kernel image is available",
+    "driver version is insufficient",
+    "PTX was compiled with an unsupported toolchain",
+    "Failed to find C compiler",
+    "Python.h",
     "--dialogue -x",
     "expected one argument",
     "We strongly recommend passing in an attention_mask …",
