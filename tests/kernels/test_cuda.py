@@ -1,11 +1,14 @@
 """What holds on a GPU only: graphs, streams, devices, autocast there, and more elements than int32 counts."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_mop_ffn import call
 
 import mop_kernels as mk
-from mop_kernels import backends, testing
+from mop_kernels import backends, self_check, testing
 from mop_kernels.testing import BANKS, SHAPES, Bank, Shape
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -54,6 +57,54 @@ def test_a_replayed_graph_is_the_eager_call(experts, dtype):
     graph.replay()
     for found, expected in zip(captured, forward_and_backward(tensors, grads, experts=experts), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_every_gpu_launches_what_is_right(backend):
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.get_device_capability(index) >= backends._OLDEST_GPU:
+            assert self_check.failure(backend, index) is None
+
+
+def test_a_first_call_may_be_captured(backend, monkeypatch):
+    """Nobody has asked before whether the backend launches: the capture is left alone, a later call asks."""
+    x, *factors = testing.lowrank_inputs(SHAPES["paper_down"], torch.float32)
+    expected = mk.lowrank_phm_linear(x, *factors)  # compiles
+    asked = []
+    monkeypatch.setattr(backends, "_verdicts", {})
+    monkeypatch.setattr(self_check, "_launch", lambda *what: asked.append(what))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = mk.lowrank_phm_linear(x, *factors)
+    assert not asked
+    graph.replay()
+    assert torch.equal(found, expected)
+    mk.lowrank_phm_linear(x, *factors)
+    assert asked == [(backend, torch.device("cuda", torch.cuda.current_device()))]
+
+
+OUT_OF_RANGE = """
+import torch, mop_kernels as mk
+from mop_kernels import testing
+with torch.device("cuda"), mk.use_backend({backend!r}):
+    x, down, ups = testing.as_mop_arguments(testing.mop_inputs(testing.BANKS["small"], torch.float32))
+    maps = [mk.LowRankPHM(*(t.requires_grad_() for t in phm)) for phm in (down, *ups)]
+    outputs = mk.mop_ffn(x, maps[0], maps[1:], experts=torch.tensor({experts}))
+    torch.cuda.synchronize()
+    print("forward ended", flush=True)
+    sum(y.sum() for y in outputs).backward()
+    torch.cuda.synchronize()
+    print("backward ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("experts", [[0, 3], [-1], [2, 0, 2]], ids=["too large", "negative", "twice"])
+def test_experts_that_do_not_exist_or_come_twice_stop_the_program(experts, backend):
+    """Reading them back would make every call wait, so the kernels look. In a process of its own, which is lost."""
+    script = OUT_OF_RANGE.format(backend=backend, experts=experts)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ("forward ended" in done.stdout) == (experts == [2, 0, 2])
+    assert "backward ended" not in done.stdout
 
 
 def test_the_current_stream_is_used():
