@@ -30,8 +30,9 @@ def pool_kernel(
     MASKED: tl.constexpr, COPIES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_D columns of a group (n, d) and runs over its rows."""
-    group = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column_blocks = tl.cdiv(width, BLOCK_D)
+    group = (tl.program_id(0) // column_blocks).to(tl.int64)
+    c = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     x += group * rows * width
     if COPIES:
         y += (group * rows_of_y + rows_of_y - rows) * width
@@ -71,7 +72,7 @@ def pool(x: Tensor, keep: Tensor | None = None, y: Tensor | None = None) -> tupl
     block = 64 if groups * width >= 8192 else 32
     launch(
         pool_kernel,
-        (groups, blocks(width, block)),
+        (groups * blocks(width, block),),
         x,
         x if keep is None else keep.view(torch.uint8),
         x if y is None else y,
@@ -101,7 +102,7 @@ def layer_norm(up, width, mask, BLOCK_D: tl.constexpr):
 @triton.jit
 def attend_kernel(
     up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, width,
-    TEMPERATURE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The attention (t + 1,) of one example."""
     b = tl.program_id(0).to(tl.int64)
@@ -114,7 +115,7 @@ def attend_kernel(
     for k in range(0, sources):
         candidate = tl.load(source_peaks + k * width + c, mask=mask, other=0.0)
         scores = tl.where(j == k, tl.sum(candidate * query), scores)
-    weights = tl.exp((scores - tl.max(scores)) / TEMPERATURE)
+    weights = tl.exp((scores - tl.max(scores)) / temperature)
     tl.store(attention + b * (sources + 1) + j, weights / tl.sum(weights), mask=j <= sources)
 
 
@@ -129,8 +130,7 @@ def attend(
     attention = peak.new_empty(examples, sources + 1, dtype=torch.float32)
     launch(
         attend_kernel, (examples,), up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention,
-        sources, width,
-        TEMPERATURE=temperature, BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4,
+        sources, width, temperature, BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4,
     )  # fmt: skip
     return attention, hidden, up
 
@@ -141,8 +141,9 @@ def mix_kernel(
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A program makes [BLOCK_B, BLOCK_C] of the prompts (b, (m d)); example: from one of prefixed to the next."""
-    c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    b = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    column_blocks = tl.cdiv(size, BLOCK_C)
+    c = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     b_mask, c_mask = b < examples, c < size
     mask = b_mask[:, None] & c_mask[None, :]
     task = tl.load(task_ids + b, mask=b_mask, other=0)
@@ -166,7 +167,7 @@ def forward(
     attention, _, _ = attend(peak, pool(source)[0], pool(target)[0], task_ids, *factors)
     block_b, block_c, size = 8, 256, before * width
     launch(
-        mix_kernel, (blocks(size, block_c), blocks(examples, block_b)), source, target, task_ids, attention, prefixed,
+        mix_kernel, (blocks(size, block_c) * blocks(examples, block_b),), source, target, task_ids, attention, prefixed,
         examples, sources, size, (before + rows) * width,
         BLOCK_B=block_b, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
