@@ -169,7 +169,7 @@ def mop_ffn_kernel(
             tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
 
 
-def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     """One program computes all v, unless there are too few pairs for two programs on each of 132 multiprocessors."""
     down, up = maps_of(sizes)
     rows = block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up))
@@ -186,8 +186,8 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic(sizes, dtype)
+def candidates(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype, multiprocessors)
     down, up = maps_of(sizes)
     rows, v = own["BLOCK_ROWS"], even_block(up.loc_out, 16)
     changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]

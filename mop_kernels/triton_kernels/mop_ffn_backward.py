@@ -44,12 +44,12 @@ def hidden_kernel(
         tl.store(slope + place, derivative(y, ACTIVATION), mask=mask)
 
 
-def heuristic_hidden(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    return heuristic(sizes, dtype)
+def heuristic_hidden(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
+    return heuristic(sizes, dtype, multiprocessors)
 
 
-def candidates_hidden(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic(sizes, dtype)
+def candidates_hidden(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype, multiprocessors)
     return [own | {"BLOCK_ROWS": 2 * own["BLOCK_ROWS"]}, own | {"num_warps": 8}, own | {"num_stages": 3}]
 
 

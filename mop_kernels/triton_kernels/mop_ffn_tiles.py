@@ -137,7 +137,7 @@ def gradient_blocks(sizes: dict[str, int], config: dict[str, int], kernel: str) 
     return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
 
 
-def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     return {
         "BLOCK_ROWS": rows_of_a_block(dtype),
         "BLOCK_U": max(16, even_block(sizes["loc_in"], 16)),
@@ -147,17 +147,17 @@ def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_rows(sizes, dtype), sizes)
+def candidates_rows(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    return _variants(heuristic_rows(sizes, dtype, multiprocessors), sizes)
 
 
-def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}  # rows are summed over
+def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
+    own = heuristic_rows(sizes, dtype, multiprocessors) | {"BLOCK_ROWS": 16}  # rows are summed over
     return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
 
 
-def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_weights(sizes, dtype), sizes)
+def candidates_weights(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    return _variants(heuristic_weights(sizes, dtype, multiprocessors), sizes)
 
 
 def _variants(own: dict[str, int], sizes: dict[str, int]) -> list[dict[str, int]]:
