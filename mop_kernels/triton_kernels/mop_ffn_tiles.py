@@ -115,7 +115,7 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
         up,
         block_j=j,
         block_a=power_of_2(up.g_in),
-        block_c=block(up.g_out, tile // (rows * block_v)),
+        block_c=min(config["BLOCK_C"], power_of_2(up.g_out)),
         block_u=u,
         block_v=max(block_v, 16 // j),
     )

@@ -106,6 +106,24 @@ def test_activations_far_from_zero(activation, backend):
         assert testing.relative_error(found, right) < 1e-3
 
 
+@pytest.mark.parametrize("blocks_v", [1, 2])
+@pytest.mark.parametrize("name", ["odd", "small"])
+def test_programs_that_compute_all_maps(name, blocks_v, backend):
+    """Triton's programs compute one map where few pairs would leave the GPU idle, all maps otherwise."""
+    if backend != "triton":
+        pytest.skip("the launch configurations are Triton's")
+    from mop_kernels.triton_kernels import launch_config
+
+    tensors = testing.mop_inputs(BANKS[name], torch.float32)
+    with launch_config.asked() as choices:
+        call(tensors, backend=backend)
+    (choice,) = choices
+    (own, *_) = choice.candidates()
+    assert own["MAPS"] == 1
+    with launch_config.forced(choice, own | {"MAPS": BANKS[name].maps, "BLOCKS_V": blocks_v, "BLOCK_C": 2}):
+        check(tensors, backend)
+
+
 @pytest.mark.parametrize("sharing", ["mop", "x_per_expert", "no_both", "bias_per_pair"])
 @pytest.mark.parametrize("name", ["odd", "reading_b"])
 def test_without_bias(name, sharing, backend):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import compile_table, device_work
 from mop_kernels.triton_kernels import launch_config
 
 SIZES = {"rows": 40, "terms": 16}
@@ -94,3 +95,24 @@ def test_every_file_of_tuned_configurations_can_be_read():
         for kernel, keys in json.loads(path.read_text()).items():
             assert kernel.isidentifier()
             assert all(isinstance(value, int) for config in keys.values() for value in config.values())
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "gpu", "maps", "programs"),
+    [
+        (12, torch.float32, 132, 2, 300),  # 600 programs of one map would not all be resident
+        (12, torch.float32, 170, 1, 600),
+        (12, torch.bfloat16, 132, 1, 360),
+        (24, torch.bfloat16, 132, 2, 360),
+        (1, torch.float32, 132, 1, 150),  # too few even so: each program takes one of three blocks of v
+        (1, torch.float32, 20, 1, 50),
+    ],
+    ids=str,
+)
+def test_a_bank_is_shared_by_as_many_programs_as_the_gpu_holds(layers, dtype, gpu, maps, programs, monkeypatch):
+    monkeypatch.setattr(launch_config, "multiprocessors", lambda device: gpu)
+    bank = device_work.BANK._replace(shape=device_work.BANK.shape._replace(layers=layers))
+    precision = next(p for p in device_work.PRECISIONS if p.dtype == dtype)
+    (launch,) = compile_table.launches_of(bank, precision, device_work.FORWARD)
+    assert launch.meta["MAPS"] == maps
+    assert launch.grid == (programs,)
