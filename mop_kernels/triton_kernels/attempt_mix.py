@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arithmetic import blocks, power_of_2
+from .device_functions import ASSERTS
 from .launch import launch
 
 EPS = tl.constexpr(1e-5)
@@ -101,16 +102,18 @@ def layer_norm(up, width, mask, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def attend_kernel(
-    up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, width,
+    up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, tasks, width,
     temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The attention (t + 1,) of one example."""
+    """The attention (t + 1,) of one example; the first kernel, forward and backward, that reads its task."""
     b = tl.program_id(0).to(tl.int64)
     c, j = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
     mask = c < width
     normal, _ = layer_norm(up + b * width, width, mask, BLOCK_D)
     query = normal * tl.load(ln_weight + c, mask=mask, other=0.0) + tl.load(ln_bias + c, mask=mask, other=0.0)
-    own = tl.load(target_peaks + tl.load(task_ids + b) * width + c, mask=mask, other=0.0)
+    task = tl.load(task_ids + b)
+    assert (task >= 0) & (task < tasks), "task_ids must lie in 0..tasks-1"
+    own = tl.load(target_peaks + task * width + c, mask=mask, other=0.0)
     scores = tl.where(j == sources, tl.sum(own * query), -float("inf"))
     for k in range(0, sources):
         candidate = tl.load(source_peaks + k * width + c, mask=mask, other=0.0)
@@ -130,7 +133,8 @@ def attend(
     attention = peak.new_empty(examples, sources + 1, dtype=torch.float32)
     launch(
         attend_kernel, (examples,), up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention,
-        sources, width, temperature, BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4,
+        sources, target_peaks.shape[0], width, temperature,
+        BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4, **ASSERTS,
     )  # fmt: skip
     return attention, hidden, up
 

@@ -5,8 +5,8 @@ One program computes a block of rows of one pair, for `MAPS` up maps and `BLOCKS
     t[j, n, u] = sum_a rule_in[j, a] x[n, a, u];  s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
     y[c, n, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
 for the down map, then for the up maps on the activated hidden rows. Those never leave the chip and are computed once
-per program. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products, are
-rounded to the dtype of x between them, as torch's eager operations do.
+per program. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products,
+are rounded to the dtype of x between them, as torch's eager operations do.
 
 The up maps' factors, any number of maps, are handed over as tuples of pointers: nothing is stacked or copied. Where the
 hidden rows are too wide to stay on chip (`fits` in mop_ffn_tiles.py: 1024 numbers a row in float32, 2048 in 16 bits, or
@@ -35,7 +35,9 @@ from .device_functions import (
 from .launch import input_precision, launch
 from .mop_ffn_tiles import (
     TILE,
+    asked_of,
     block,
+    checks,
     even_block,
     fits,
     group_strides,
@@ -137,7 +139,7 @@ def mop_ffn_kernel(
         of_pair(down_rule_in, strides[1], layer, expert),
         of_pair(down_rule_out, strides[2], layer, expert),
         of_pair(down_local, strides[3], layer, expert),
-        of_pair(down_bias, strides[4], layer, expert),
+        None if down_bias is None else of_pair(down_bias, strides[4], layer, expert),
         first_row, rows, DOWN, BLOCK_ROWS, PRECISION,
     )  # fmt: skip
     h = view_as_up(activate(h, ACTIVATION).to(x.dtype.element_ty), DOWN, UP, BLOCK_ROWS)
@@ -151,7 +153,7 @@ def mop_ffn_kernel(
         rule_in = of_pair(select(rules_in, map), strides[5], layer, expert)
         rule_out = of_pair(select(rules_out, map), strides[6], layer, expert)
         local = of_pair(select(locals_, map), strides[7], layer, expert)
-        bias = of_pair(select(biases, map), strides[8], layer, expert)
+        bias = None if biases[0] is None else of_pair(select(biases, map), strides[8], layer, expert)
         out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
         t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
         for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
@@ -220,6 +222,7 @@ def forward(x, down, ups, num_maps, activation, experts):
     sizes = sizes_of(x, down, maps[0], num_maps, groups)
     if not fits(sizes, x.dtype):
         return torch.ops.mop_kernels.mop_ffn_reference(x, down, ups, num_maps, activation, experts)
+    asked = asked_of(x, down, maps, experts)
     config = launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic)
     down_map, up_map = with_blocks(sizes, config, x.dtype)
     outs = [x.new_empty(*groups, rows, up_map.d_out) for _ in maps]
@@ -238,7 +241,7 @@ def forward(x, down, ups, num_maps, activation, experts):
         x,
         *factors,
         tuple(outs),
-        experts,
+        asked,
         tuple(group_strides(t[0] if isinstance(t, tuple) else t) for t in (x, *factors)),
         groups[1],
         groups[0] * groups[1],
@@ -248,5 +251,6 @@ def forward(x, down, ups, num_maps, activation, experts):
         ACTIVATION=activation,
         PRECISION=input_precision(),
         **{name: config[name] for name in ("BLOCK_ROWS", "MAPS", "BLOCKS_V", "num_warps", "num_stages")},
+        **checks(asked),
     )
     return outs
