@@ -5,6 +5,7 @@
 """
 
 import os
+import re
 
 import pytest
 import torch
@@ -89,6 +90,15 @@ def test_any_factor_may_ask_for_a_gradient_or_be_absent(asked, bias, with_expert
     assert len(launches) >= 2
     for launch in launches:
         compile_table.compile_one(compile_table.Request("mop_ffn, small", "float32", launch), 90)
+        assert ("experts must" in ptx_of(launch)) == with_experts
+        assert "overflow" not in ptx_of(launch), "Triton's own checks cost much more than the assert"
+
+
+def ptx_of(launch: Launch) -> str:
+    """The code that compile_one has just made; the messages of asserts stand there as numbers."""
+    ptx = launch.kernel.warmup(*launch.arguments, grid=launch.grid, enable_fp_fusion=True, **launch.meta).asm["ptx"]
+    numbers = [re.findall(r"\d+", data) for data in re.findall(r"\.b8 \w+\[\d+\] = \{(.*?)\}", ptx)]
+    return ptx + "".join(bytes(map(int, data)).decode(errors="replace") for data in numbers)
 
 
 @pytest.mark.parametrize("num_warps", [1, 4, 8])
