@@ -25,7 +25,7 @@ EPS = tl.constexpr(1e-5)
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_of_y"])
 def pool_kernel(
     x, keep, y, peak, position, rows, width, rows_of_y,
     MASKED: tl.constexpr, COPIES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -139,7 +139,7 @@ def attend(
     return attention, hidden, up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mix_kernel(
     source, target, task_ids, attention, prefixed, examples, sources, size, example,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -23,7 +23,7 @@ from .attempt_mix import attend, layer_norm, pool
 from .launch import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def attention_gradients_kernel(
     grad, source, target, task_ids, parts, examples, sources, size, width, grad_b, grad_m, grad_d,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -80,7 +80,7 @@ def attend_backward_kernel(
     tl.store(grad_up + row, gu.to(grad_up.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def prompt_gradients_kernel(
     grad, attention, scores, query, task_ids, position, total, prompts, examples, sources, size, width,
     grad_b, grad_m, grad_d, OWN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,

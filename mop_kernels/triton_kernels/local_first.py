@@ -42,7 +42,7 @@ def _rule_tile(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _local_first(
     x, rule, rule_out, local, bias, y, rows, x_n, x_k, rule_i, rule_a, rule_k, out_i, out_r, out_c,
     local_i, local_u, local_v,

@@ -112,7 +112,7 @@ def up_stage_2(t, local, first_j, first_v, P: tl.constexpr, PRECISION: tl.conste
     return fold(s, P.fold_j).to(t.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_pairs", "rows"])
 def mop_ffn_kernel(
     x, down_rule_in, down_rule_out, down_local, down_bias, rules_in, rules_out, locals_, biases, outs, experts,
     strides, num_experts, num_pairs, rows,

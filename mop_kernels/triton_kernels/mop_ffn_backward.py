@@ -19,7 +19,7 @@ from .mop_ffn_sums import Partial, totals
 from .mop_ffn_tiles import asked_of, checks, fits, group_strides, groups_of, maps_of_list, sizes_of, with_blocks
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "rows"])
 def hidden_kernel(
     x, rule_in, rule_out, local, bias, hidden, slope, experts, strides, num_experts, rows,
     P: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr,

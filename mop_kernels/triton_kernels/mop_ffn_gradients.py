@@ -48,7 +48,7 @@ def gradient_before_local(
     return unfold(tl.dot(rule, dy, input_precision=PRECISION), BLOCK_ROWS, FOLD), dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "rows"])
 def rows_kernel(
     x, grads, rules_in, rules_out, locals_, slope, dx, drules_in, experts, x_experts,
     strides, num_experts, rows,
@@ -127,7 +127,7 @@ def store_drule_in(
     tl.store(drule_in + ((i * P.g_in + a) * P.rank + r), tl.sum(products, 0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_pairs", "rows"])
 def weights_kernel(
     x, grads, rules_in, rules_out, locals_, drules_out, dlocals, dbiases, experts, x_experts,
     strides, num_experts, num_pairs, rows,

@@ -43,7 +43,7 @@ def assert_distinct(experts, count, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr
             assert tl.max(tl.max(twice.to(tl.int32), 1), 0) == 0, "experts must be distinct"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts"])
 def sums_kernel(
     partials, totals, experts, first_programs, sizes, parts, layers_summed, experts_summed, layers_kept, experts_kept,
     all_experts, num_experts, BLOCK: tl.constexpr, BLOCK_SUM: tl.constexpr,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from benchmarks.compile_table import launches_of
-from benchmarks.device_work import BOTH, PRECISIONS, Work
-from mop_kernels.testing import PROMPTS, Bank, PromptShape, Shape
+from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work
+from mop_kernels import backends, testing
+from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS, attempt_mix, attempt_mix_backward
 from mop_kernels.triton_kernels.launch import recording
 
@@ -67,3 +68,54 @@ def test_annealing_the_temperature_compiles_nothing_again():
     assert list(map(specialisation, first)) == list(map(specialisation, second))
     depend = {launch.kernel.fn.__name__ for launch in first if any(a is FIRST for a in launch.arguments)}
     assert depend == {"attend_kernel", "attend_backward_kernel"}
+
+
+def differences(first, second) -> set[str]:
+    """Return which arguments of equal launches differ in a way that Triton compiles for: not by their size alone."""
+    found = set()
+    for a, b in zip(first, second, strict=True):
+        assert a.kernel is b.kernel
+        found |= {f"{a.kernel.fn.__name__} {name}" for name in a.meta if str(a.meta[name]) != str(b.meta[name])}
+        for parameter, x, y in zip(a.kernel.params, a.arguments, b.arguments):
+            if isinstance(x, int) and not parameter.do_not_specialize and (x == 1, x % 16) != (y == 1, y % 16):
+                found.add(f"{a.kernel.fn.__name__} {parameter.name}")
+    return found
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="the interpreter specialises nothing")
+@pytest.mark.parametrize("direction", [FORWARD, BOTH])
+def test_other_numbers_of_rows_compile_nothing_again(direction):
+    """Batches differ in length: 33, 40 and 48 rows are odd, a multiple of 8 and one of 16."""
+    (bank,) = (work.shape for work in WORK if work.label == "paper bank")
+
+    def at(rows):
+        shape = bank._replace(down=bank.down._replace(rows=rows), up=bank.up._replace(rows=rows))
+        return launches_of(Work("mop_ffn", "bank", shape), PRECISIONS[2], direction)
+
+    assert not differences(at(48), at(33)) | differences(at(48), at(40))
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="the interpreter specialises nothing")
+def test_other_batches_and_lengths_compile_nothing_again():
+    def at(batch, length):
+        shape = PROMPTS["paper"]._replace(batch=batch, length=length)
+        return launches_of(Work("attempt_mix", "prompts", shape), PRECISIONS[2], BOTH)
+
+    assert not differences(at(32, 256), at(31, 255)) | differences(at(32, 256), at(16, 1))
+
+
+def test_launches_that_read_ids_assert_them():
+    """All others pay nothing for it, and none for Triton's checks of overflow."""
+    with torch.device("meta"), recording() as launches:
+        x, down, ups = testing.as_mop_arguments(testing.mop_inputs(BANKS["small"], torch.float32))
+        for experts in (None, torch.empty(2, dtype=torch.int64)):
+            arguments = x, list(down), [t for up in ups for t in up], len(ups), "relu", experts
+            outputs = IMPLEMENTATIONS["mop_ffn"](*arguments)
+            IMPLEMENTATIONS["mop_ffn_backward"](outputs, *arguments, (1 << 13) - 1)
+    work = Work("attempt_mix", "paper", PROMPTS["paper"])
+    launches += [k for k in launches_of(work, PRECISIONS[0], BOTH) if k.kernel.fn.__name__ == "attend_kernel"]
+    half = (len(launches) - 2) // 2
+    assert len(launches) == 2 * half + 2
+    for k, launch in enumerate(launches):
+        expected = {} if k < half else {"debug": True, "sanitize_overflow": False}
+        assert {name: launch.meta[name] for name in ("debug", "sanitize_overflow") if name in launch.meta} == expected
