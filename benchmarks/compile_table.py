@@ -26,8 +26,8 @@ from mop_kernels.triton_kernels import launch_config
 from mop_kernels.triton_kernels.launch import Launch, recording
 
 # bytes of shared memory that one program may use
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
-SHOWN = ("DOT", "num_warps", "num_stages", "maxnreg")
+SHARED_BYTES = {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+SHOWN = ("DOT", "MAPS", "num_warps", "num_stages", "maxnreg")
 
 
 # (kernel, dtype, architecture): bytes of spilled registers that are accepted, with the reason

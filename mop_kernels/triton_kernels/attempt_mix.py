@@ -18,20 +18,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arithmetic import blocks, power_of_2
+from .device_functions import ASSERTS
 from .launch import launch
 
 EPS = tl.constexpr(1e-5)
 NOWHERE = tl.constexpr(2**31 - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_of_y"])
 def pool_kernel(
     x, keep, y, peak, position, rows, width, rows_of_y,
     MASKED: tl.constexpr, COPIES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_D columns of a group (n, d) and runs over its rows."""
-    group = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column_blocks = tl.cdiv(width, BLOCK_D)
+    group = (tl.program_id(0) // column_blocks).to(tl.int64)
+    c = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     x += group * rows * width
     if COPIES:
         y += (group * rows_of_y + rows_of_y - rows) * width
@@ -71,7 +73,7 @@ def pool(x: Tensor, keep: Tensor | None = None, y: Tensor | None = None) -> tupl
     block = 64 if groups * width >= 8192 else 32
     launch(
         pool_kernel,
-        (groups, blocks(width, block)),
+        (groups * blocks(width, block),),
         x,
         x if keep is None else keep.view(torch.uint8),
         x if y is None else y,
@@ -100,21 +102,23 @@ def layer_norm(up, width, mask, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def attend_kernel(
-    up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, width,
-    TEMPERATURE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, tasks, width,
+    temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The attention (t + 1,) of one example."""
+    """The attention (t + 1,) of one example; the first kernel, forward and backward, that reads its task."""
     b = tl.program_id(0).to(tl.int64)
     c, j = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
     mask = c < width
     normal, _ = layer_norm(up + b * width, width, mask, BLOCK_D)
     query = normal * tl.load(ln_weight + c, mask=mask, other=0.0) + tl.load(ln_bias + c, mask=mask, other=0.0)
-    own = tl.load(target_peaks + tl.load(task_ids + b) * width + c, mask=mask, other=0.0)
+    task = tl.load(task_ids + b)
+    assert (task >= 0) & (task < tasks), "task_ids must lie in 0..tasks-1"
+    own = tl.load(target_peaks + task * width + c, mask=mask, other=0.0)
     scores = tl.where(j == sources, tl.sum(own * query), -float("inf"))
     for k in range(0, sources):
         candidate = tl.load(source_peaks + k * width + c, mask=mask, other=0.0)
         scores = tl.where(j == k, tl.sum(candidate * query), scores)
-    weights = tl.exp((scores - tl.max(scores)) / TEMPERATURE)
+    weights = tl.exp((scores - tl.max(scores)) / temperature)
     tl.store(attention + b * (sources + 1) + j, weights / tl.sum(weights), mask=j <= sources)
 
 
@@ -129,20 +133,21 @@ def attend(
     attention = peak.new_empty(examples, sources + 1, dtype=torch.float32)
     launch(
         attend_kernel, (examples,), up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention,
-        sources, width,
-        TEMPERATURE=temperature, BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4,
+        sources, target_peaks.shape[0], width, temperature,
+        BLOCK_T=power_of_2(sources + 1), BLOCK_D=power_of_2(width), num_warps=4, **ASSERTS,
     )  # fmt: skip
     return attention, hidden, up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def mix_kernel(
     source, target, task_ids, attention, prefixed, examples, sources, size, example,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A program makes [BLOCK_B, BLOCK_C] of the prompts (b, (m d)); example: from one of prefixed to the next."""
-    c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    b = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    column_blocks = tl.cdiv(size, BLOCK_C)
+    c = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     b_mask, c_mask = b < examples, c < size
     mask = b_mask[:, None] & c_mask[None, :]
     task = tl.load(task_ids + b, mask=b_mask, other=0)
@@ -166,7 +171,7 @@ def forward(
     attention, _, _ = attend(peak, pool(source)[0], pool(target)[0], task_ids, *factors)
     block_b, block_c, size = 8, 256, before * width
     launch(
-        mix_kernel, (blocks(size, block_c), blocks(examples, block_b)), source, target, task_ids, attention, prefixed,
+        mix_kernel, (blocks(size, block_c) * blocks(examples, block_b),), source, target, task_ids, attention, prefixed,
         examples, sources, size, (before + rows) * width,
         BLOCK_B=block_b, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip

@@ -23,20 +23,22 @@ from .attempt_mix import attend, layer_norm, pool
 from .launch import launch
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def attention_gradients_kernel(
     grad, source, target, task_ids, parts, examples, sources, size, width, grad_b, grad_m, grad_d,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """parts[block of columns, b, j]: the products of [BLOCK_B, BLOCK_C] of g with every candidate."""
-    c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
-    b = tl.program_id(1).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    column_blocks = tl.cdiv(size, BLOCK_C)
+    c_block = (tl.program_id(0) % column_blocks).to(tl.int64)
+    c = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     b_mask, c_mask = b < examples, c < size
     mask = b_mask[:, None] & c_mask[None, :]
     g = tl.load(
         grad + b[:, None] * grad_b + (c // width * grad_m + c % width * grad_d)[None, :], mask=mask, other=0.0
     ).to(tl.float32)
-    parts += (tl.program_id(0).to(tl.int64) * examples + b) * (sources + 1)
+    parts += (c_block * examples + b) * (sources + 1)
     for j in range(0, sources):
         prompt = tl.load(source + tl.cast(j, tl.int64) * size + c, mask=c_mask, other=0.0).to(tl.float32)
         tl.store(parts + j, tl.sum(g * prompt[None, :], 1), mask=b_mask)
@@ -49,7 +51,7 @@ def attention_gradients_kernel(
 def attend_backward_kernel(
     up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, grad_attention,
     scores, query, grad_query, scaled_query, grad_up, sources, width,
-    TEMPERATURE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of one example: the gradients of its scores, query and up; the query again, and its gradient times the normal."""
     b = tl.program_id(0).to(tl.int64)
@@ -60,7 +62,7 @@ def attend_backward_kernel(
     bias = tl.load(ln_bias + c, mask=mask, other=0.0).to(tl.float32)
     a = tl.load(attention + b * (sources + 1) + j, mask=j_mask, other=0.0)
     ga = tl.load(grad_attention + b * (sources + 1) + j, mask=j_mask, other=0.0)
-    gs = a * (ga - tl.sum(a * ga)) / TEMPERATURE
+    gs = a * (ga - tl.sum(a * ga)) / temperature
     tl.store(scores + b * (sources + 1) + j, gs, mask=j_mask)
 
     # the gradients of the scores sum to zero: by differences, candidates that are alike do not cancel into rounding
@@ -78,14 +80,14 @@ def attend_backward_kernel(
     tl.store(grad_up + row, gu.to(grad_up.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["examples"])
 def prompt_gradients_kernel(
-    grad, attention, scores, query, task_ids, position, total, examples, sources, size, width, grad_b, grad_m, grad_d,
-    OWN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad, attention, scores, query, task_ids, position, total, prompts, examples, sources, size, width,
+    grad_b, grad_m, grad_d, OWN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_C numbers of one prompt's gradient: a target's (OWN) from the examples of its task, a source's from all."""
-    k = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = (tl.program_id(0) % prompts).to(tl.int64)
+    c = (tl.program_id(0) // prompts).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < size
     row, column = c // width, c % width
     at = c_mask & (tl.load(position + k * width + column, mask=c_mask, other=-1) == row)
@@ -112,8 +114,9 @@ def prompt_gradients_kernel(
 @triton.jit
 def gradient_of_x_kernel(grad, grad_peak, position, grad_x, size, width, grad_b, grad_n, grad_d, BLOCK_C: tl.constexpr):
     """BLOCK_C numbers of one example's (n, d); grad starts at the first row behind the prompts."""
-    b = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    column_blocks = tl.cdiv(size, BLOCK_C)
+    b = (tl.program_id(0) // column_blocks).to(tl.int64)
+    c = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = c < size
     n, column = c // width, c % width
     g = tl.load(grad + b * grad_b + n * grad_n + column * grad_d, mask=mask, other=0.0).to(tl.float32)
@@ -136,8 +139,8 @@ def backward(
     block_b, block_c = 8, 256
     parts = attention.new_empty(blocks(size, block_c), examples, candidates)
     launch(
-        attention_gradients_kernel, (blocks(size, block_c), blocks(examples, block_b)), grad, source, target, task_ids,
-        parts, examples, sources, size, width, *strides, BLOCK_B=block_b, BLOCK_C=block_c, num_warps=4,
+        attention_gradients_kernel, (blocks(size, block_c) * blocks(examples, block_b),), grad, source, target,
+        task_ids, parts, examples, sources, size, width, *strides, BLOCK_B=block_b, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
     scores = torch.empty_like(attention)
     query, grad_query, scaled_query = (attention.new_empty(examples, width) for _ in range(3))
@@ -145,7 +148,7 @@ def backward(
     launch(
         attend_backward_kernel, (examples,), up, ln_weight, ln_bias, *peaks, attention, parts.sum(0) + grad_attention,
         scores, query, grad_query, scaled_query, grad_up, sources, width,
-        TEMPERATURE=temperature, BLOCK_T=power_of_2(candidates), BLOCK_D=power_of_2(width), num_warps=4,
+        temperature, BLOCK_T=power_of_2(candidates), BLOCK_D=power_of_2(width), num_warps=4,
     )  # fmt: skip
     if mask & 0b1001:
         grad_hidden = torch.ops.aten.silu_backward(torch.mm(grad_up, w_up.T), hidden)
@@ -153,8 +156,8 @@ def backward(
     def of_prompts(prompts: Tensor, where: Tensor, own: bool) -> Tensor:
         total = torch.empty_like(prompts)
         launch(
-            prompt_gradients_kernel, (prompts.shape[0], blocks(size, block_c)), grad, attention, scores, query,
-            task_ids, where, total, examples, sources, size, width, *strides,
+            prompt_gradients_kernel, (prompts.shape[0] * blocks(size, block_c),), grad, attention, scores,
+            query, task_ids, where, total, prompts.shape[0], examples, sources, size, width, *strides,
             OWN=own, BLOCK_B=block_b, BLOCK_C=block_c, num_warps=4,
         )  # fmt: skip
         return total
@@ -164,7 +167,7 @@ def backward(
         rows = grad.shape[1] - before
         asked.append(grad.new_empty(examples, rows, width))
         launch(
-            gradient_of_x_kernel, (examples, blocks(rows * width, 1024)), grad[:, before:],
+            gradient_of_x_kernel, (examples * blocks(rows * width, 1024),), grad[:, before:],
             torch.mm(grad_hidden, w_down.T), position, asked[-1], rows * width, width, *strides,
             BLOCK_C=1024, num_warps=4,
         )  # fmt: skip

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 
+from .cost_model import SMS
+
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -30,18 +32,27 @@ def pick(
     sizes: dict[str, int],
     dtype: torch.dtype,
     device: torch.device,
-    heuristic: Callable[[dict[str, int], torch.dtype], dict[str, int]],
+    heuristic: Callable[[dict[str, int], torch.dtype, int], dict[str, int]],
 ) -> dict[str, int]:
-    """The launch configuration of `kernel` for these sizes: BLOCK_... constexprs, num_warps, num_stages."""
+    """The launch configuration of `kernel` for these sizes: BLOCK_... constexprs, num_warps, num_stages.
+
+    heuristic: function(sizes, dtype, multiprocessors of the device).
+    """
     if _choices is not None:
-        _choices.append(Choice(kernel, sizes, dtype, heuristic))
+        _choices.append(Choice(kernel, sizes, dtype, heuristic, multiprocessors(device)))
     if _forced and (kernel, key_of(sizes, dtype)) in _forced:
         return _forced[kernel, key_of(sizes, dtype)]
     if device.type == "cuda":
         tuned = _tuned(torch.cuda.get_device_name(device)).get(kernel, {}).get(key_of(sizes, dtype))
         if tuned is not None:
             return tuned
-    return heuristic(sizes, dtype)
+    return heuristic(sizes, dtype, multiprocessors(device))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors the device has; those of an H200 where the device is no GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else SMS
 
 
 @cache
@@ -60,6 +71,7 @@ class Choice(NamedTuple):
     sizes: dict[str, int]
     dtype: torch.dtype
     heuristic: Callable
+    multiprocessors: int
 
     @property
     def key(self) -> tuple[str, str]:
@@ -68,9 +80,10 @@ class Choice(NamedTuple):
     def candidates(self) -> list[dict[str, int]]:
         """What is worth timing: `candidates` stands beside `heuristic`, `candidates_rows` beside `heuristic_rows`."""
         name = self.heuristic.__name__.replace("heuristic", "candidates")
-        offered = getattr(sys.modules[self.heuristic.__module__], name, lambda sizes, dtype: [])(self.sizes, self.dtype)
-        own = self.heuristic(self.sizes, self.dtype)
-        return [own, *(config for config in offered if config != own)]
+        candidates = getattr(sys.modules[self.heuristic.__module__], name, lambda *_: [])
+        asked = self.sizes, self.dtype, self.multiprocessors
+        own = self.heuristic(*asked)
+        return [own, *(config for config in candidates(*asked) if config != own)]
 
 
 _choices: list[Choice] | None = None

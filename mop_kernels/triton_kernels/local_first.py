@@ -42,7 +42,7 @@ def _rule_tile(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _local_first(
     x, rule, rule_out, local, bias, y, rows, x_n, x_k, rule_i, rule_a, rule_k, out_i, out_r, out_c,
     local_i, local_u, local_v,
@@ -130,7 +130,7 @@ def cost(
     mixed = power_of_2(g_in) * power_of_2(terms)
     if mixed > _WIDEST_MIX:
         return float("inf")
-    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32), dtype)
+    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32), dtype, SMS)
     programs = blocks(loc_out, config["BLOCK_V"]) * max(1, blocks(rows, config["BLOCK_N"]))
     moved = dtype.itemsize * (rows * (g_in * loc_in + g_out * loc_out) + terms * loc_in * loc_out)
     operations = 2 * rows * mixed * loc_out * (loc_in + g_out)
@@ -145,7 +145,7 @@ def _sizes(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: i
     }  # fmt: skip
 
 
-def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     """As large a tile [(n a), (i v)] as its accumulators allow, cut where multiprocessors would stand idle.
 
     Float32 that is not TF32 is FMAs on registers: small tiles, short inner blocks.
@@ -162,9 +162,9 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     def programs() -> int:
         return blocks(sizes["rows"], block_n) * blocks(sizes["loc_out"], block_v)
 
-    while programs() < SMS and block_v > shortest_v:
+    while programs() < multiprocessors and block_v > shortest_v:
         block_v //= 2
-    while programs() < SMS and block_n * block_a > 64:
+    while programs() < multiprocessors and block_n * block_a > 64:
         block_n //= 2
     tile = block_n * block_a * block_i * block_v
     if half:
@@ -180,8 +180,8 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     }  # fmt: skip
 
 
-def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic(sizes, dtype)
+def candidates(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype, multiprocessors)
     found = [own | {"BLOCK_V": own["BLOCK_V"] * 2}, own | {"num_warps": 12 - own["num_warps"]}]
     if own["BLOCK_V"] >= 16:
         found.append(own | {"BLOCK_V": own["BLOCK_V"] // 2})

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from . import launch_config
 from .arithmetic import blocks, power_of_2
-from .cost_model import SMS
 from .launch import launch
 
 
@@ -97,20 +96,20 @@ def _sizes(x: Tensor, y: Tensor) -> dict[str, int]:
     return {"groups": groups, "m": m, "k": y.shape[1] * y.shape[2], "e": e1 * e2}
 
 
-def heuristic_mix(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic_mix(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     """Accumulators of 64 numbers a thread, 32 in float32; a short e is cut until no multiprocessor stands idle."""
     half = dtype.itemsize == 2
     block_k = min(power_of_2(sizes["k"]), 64 if half else 16)
     block_e = min(512 if half else 256, 8192 // block_k)
     columns = sizes["groups"] * blocks(sizes["k"], block_k)
-    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
+    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * multiprocessors:
         block_e //= 2
     block_m = 32 if half and sizes["m"] > 16 else 16
     return {"BLOCK_M": block_m, "BLOCK_K": block_k, "BLOCK_E": block_e, "num_warps": 4, "num_stages": 3}
 
 
-def candidates_mix(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic_mix(sizes, dtype)
+def candidates_mix(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic_mix(sizes, dtype, multiprocessors)
     lengths = [e for e in (own["BLOCK_E"] // 2, own["BLOCK_E"] * 2) if e >= 64 and own["BLOCK_K"] * e <= 16384]
     return [own | {"BLOCK_E": e} for e in lengths] + [own | {"num_warps": 8}, own | {"num_stages": 2}]
 
@@ -182,17 +181,17 @@ def mix_backward(gy: Tensor, x: Tensor | None, r: Tensor, gx: Tensor | None) -> 
     return None if gr is None else gr.sum(1)
 
 
-def heuristic_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic_mix_backward(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     half = dtype.itemsize == 2
     block_m = min(power_of_2(sizes["m"]), 64 if half else 16)
     block_e = min(256 if half else 128, 8192 // block_m)
     columns = sizes["groups"] * blocks(sizes["m"], block_m)
-    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * SMS:
+    while block_e > 64 and columns * blocks(sizes["e"], block_e) < 2 * multiprocessors:
         block_e //= 2
     return {"BLOCK_M": block_m, "BLOCK_K": 16, "BLOCK_E": block_e, "num_warps": 4, "num_stages": 4 if half else 3}
 
 
-def candidates_mix_backward(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic_mix_backward(sizes, dtype)
+def candidates_mix_backward(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic_mix_backward(sizes, dtype, multiprocessors)
     lengths = [e for e in (own["BLOCK_E"] // 2, own["BLOCK_E"] * 2) if e >= 64 and own["BLOCK_M"] * e <= 8192]
     return [own | {"BLOCK_E": e} for e in lengths] + [own | {"BLOCK_K": 32}, own | {"num_warps": 8}]

@@ -1,12 +1,12 @@
 """mop_ffn: y_map = up_map(activation(down(x))) for all (layer, expert) pairs and all up maps in one launch.
 
 x (1|L, 1|E, n, in), factors with the group dims (1|L, 1|E) -> num_maps tensors (L, k, n, out); k = E or len(experts).
-One program computes a block of rows of one pair and one up map (and `BLOCKS_V` blocks of v):
+One program computes a block of rows of one pair, for `MAPS` up maps and `BLOCKS_V` blocks of v:
     t[j, n, u] = sum_a rule_in[j, a] x[n, a, u];  s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
     y[c, n, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
-for the down map, then for the up map on the activated hidden rows, which never leave the chip and are computed once
-an up map. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products, are
-rounded to the dtype of x between them, as torch's eager operations do.
+for the down map, then for the up maps on the activated hidden rows. Those never leave the chip and are computed once
+per program. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products,
+are rounded to the dtype of x between them, as torch's eager operations do.
 
 The up maps' factors, any number of maps, are handed over as tuples of pointers: nothing is stacked or copied. Where the
 hidden rows are too wide to stay on chip (`fits` in mop_ffn_tiles.py: 1024 numbers a row in float32, 2048 in 16 bits, or
@@ -35,7 +35,9 @@ from .device_functions import (
 from .launch import input_precision, launch
 from .mop_ffn_tiles import (
     TILE,
+    asked_of,
     block,
+    checks,
     even_block,
     fits,
     group_strides,
@@ -110,88 +112,106 @@ def up_stage_2(t, local, first_j, first_v, P: tl.constexpr, PRECISION: tl.conste
     return fold(s, P.fold_j).to(t.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_pairs", "rows"])
 def mop_ffn_kernel(
     x, down_rule_in, down_rule_out, down_local, down_bias, rules_in, rules_out, locals_, biases, outs, experts,
     strides, num_experts, num_pairs, rows,
     DOWN: tl.constexpr, UP: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCKS_V: tl.constexpr, PRECISION: tl.constexpr,
+    MAPS: tl.constexpr, BLOCKS_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """rules_in, rules_out, locals_, biases, outs: one pointer an up map; strides: the group strides of `group_strides`.
+    """Write `outs`. MAPS is 1 or the number of up maps.
 
-    Programs that read the same factors, those of a pair and map, stand side by side.
+    rules_in, rules_out, locals_, biases, outs: one pointer per up map; strides: the group strides of `group_strides`.
+
+    Programs that read the same factors stand side by side.
     """
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
     splits = tl.cdiv(UP.loc_out, BLOCKS_V * UP.block_v)
     program = tl.program_id(0)
     first_row = program % row_blocks * BLOCK_ROWS
     first_v = program // row_blocks % splits * (BLOCKS_V * UP.block_v)
-    map = program // (row_blocks * splits) // num_pairs
+    first_map = program // (row_blocks * splits) // num_pairs * MAPS
     pair = program // (row_blocks * splits) % num_pairs
     layer, expert = group_of(pair, num_experts, experts)
-    out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
 
     h = hidden_before_activation(
         of_pair(x, strides[0], layer, expert),
         of_pair(down_rule_in, strides[1], layer, expert),
         of_pair(down_rule_out, strides[2], layer, expert),
         of_pair(down_local, strides[3], layer, expert),
-        of_pair(down_bias, strides[4], layer, expert),
+        None if down_bias is None else of_pair(down_bias, strides[4], layer, expert),
         first_row, rows, DOWN, BLOCK_ROWS, PRECISION,
     )  # fmt: skip
     h = view_as_up(activate(h, ACTIVATION).to(x.dtype.element_ty), DOWN, UP, BLOCK_ROWS)
 
-    rule_in = of_pair(select(rules_in, map), strides[5], layer, expert)
-    rule_out = of_pair(select(rules_out, map), strides[6], layer, expert)
-    local = of_pair(select(locals_, map), strides[7], layer, expert)
-    bias = of_pair(select(biases, map), strides[8], layer, expert)
     ONE_J: tl.constexpr = UP.block_j >= UP.size_j  # then t serves all v, and s all c
     BLOCK_C: tl.constexpr = UP.block_c
     BLOCK_V: tl.constexpr = UP.block_v
     FOLD: tl.constexpr = UP.fold_j
-    t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
-    for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
-        s = up_stage_2(t, local, 0, v, UP, PRECISION)
-        for c in range(0, UP.g_out, BLOCK_C):
-            row, column, mask = row_tile(
-                first_row, c, v, rows, UP.g_out, UP.loc_out, BLOCK_ROWS, BLOCK_C, BLOCK_V, FOLD
-            )
-            if bias is None:
-                y = tl.zeros(mask.shape, tl.float32)
-            else:
-                y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
-            for j in range(0, UP.size_j, UP.block_j):
-                if not ONE_J:
-                    t = up_stage_1(h, rule_in, j, UP, BLOCK_ROWS, PRECISION)
-                    s = up_stage_2(t, local, j, v, UP, PRECISION)
-                rule = tl.trans(load_rule_out(rule_out, j, c, UP, BLOCK_C, FOLD))
-                y = tl.dot(rule, s, y, input_precision=PRECISION)
-            tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
+    for k in range(MAPS):
+        map = first_map + k
+        rule_in = of_pair(select(rules_in, map), strides[5], layer, expert)
+        rule_out = of_pair(select(rules_out, map), strides[6], layer, expert)
+        local = of_pair(select(locals_, map), strides[7], layer, expert)
+        bias = None if biases[0] is None else of_pair(select(biases, map), strides[8], layer, expert)
+        out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
+        t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
+        for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
+            s = up_stage_2(t, local, 0, v, UP, PRECISION)
+            for c in range(0, UP.g_out, BLOCK_C):
+                row, column, mask = row_tile(
+                    first_row, c, v, rows, UP.g_out, UP.loc_out, BLOCK_ROWS, BLOCK_C, BLOCK_V, FOLD
+                )
+                if bias is None:
+                    y = tl.zeros(mask.shape, tl.float32)
+                else:
+                    y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
+                for j in range(0, UP.size_j, UP.block_j):
+                    if not ONE_J:
+                        t = up_stage_1(h, rule_in, j, UP, BLOCK_ROWS, PRECISION)
+                        s = up_stage_2(t, local, j, v, UP, PRECISION)
+                    rule = tl.trans(load_rule_out(rule_out, j, c, UP, BLOCK_C, FOLD))
+                    y = tl.dot(rule, s, y, input_precision=PRECISION)
+                tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
 
 
-def heuristic(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    """One program computes all v, unless there are too few pairs for two programs on each of 132 multiprocessors."""
+RESIDENT = 4  # programs on a multiprocessor: of 4 warps and at most 128 registers
+
+
+def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
+    """Choose the blocks, and how a pair's work is shared: as few programs as fill the GPU.
+
+    The hidden rows are computed once per program, so a program takes all maps, unless one program per map can be
+    resident as well: its chain of barriers is shorter. A program takes all v, unless that leaves a multiprocessor with
+    fewer than two programs.
+    """
     down, up = maps_of(sizes)
     rows = block(rows_of_a_block(dtype), TILE[dtype] // size_of_hidden(down, up))
     block_v = even_block(up.loc_out, 32)
     v_blocks = blocks(up.loc_out, block_v)
     programs = sizes["pairs"] * sizes["maps"] * blocks(sizes["rows"], rows)
+    maps = sizes["maps"] if programs > RESIDENT * multiprocessors else 1
+    # plain multiply-adds keep their operands in registers: 8 sums per thread leave room for four programs
+    sums = 1024 if rows_of_a_block(dtype) == 8 else TILE[dtype]
     return {
         "BLOCK_ROWS": rows,
         "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
-        "BLOCKS_V": blocks(v_blocks, min(v_blocks, max(1, 264 // max(1, programs)))),
+        "BLOCK_C": block(up.g_out, sums // (rows * block_v)),
+        "MAPS": maps,
+        "BLOCKS_V": blocks(v_blocks, min(v_blocks, max(1, 2 * multiprocessors // max(1, programs)))),
         "num_warps": 4,
         "num_stages": 2,
     }
 
 
-def candidates(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    own = heuristic(sizes, dtype)
+def candidates(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    own = heuristic(sizes, dtype, multiprocessors)
     down, up = maps_of(sizes)
     rows, v = own["BLOCK_ROWS"], even_block(up.loc_out, 16)
     changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
     changes += [{"BLOCK_V": v, "BLOCKS_V": blocks(up.loc_out, v)}, {"BLOCKS_V": 1}]
+    changes += [{"MAPS": m} for m in (1, sizes["maps"]) if m != own["MAPS"]] + [{"BLOCK_C": 2 * own["BLOCK_C"]}]
     changes += [{"BLOCK_U": max(16, even_block(down.loc_in, 64))}, {"num_stages": 1}, {"num_stages": 3}]
     return [own | change for change in changes]
 
@@ -202,6 +222,7 @@ def forward(x, down, ups, num_maps, activation, experts):
     sizes = sizes_of(x, down, maps[0], num_maps, groups)
     if not fits(sizes, x.dtype):
         return torch.ops.mop_kernels.mop_ffn_reference(x, down, ups, num_maps, activation, experts)
+    asked = asked_of(x, down, maps, experts)
     config = launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic)
     down_map, up_map = with_blocks(sizes, config, x.dtype)
     outs = [x.new_empty(*groups, rows, up_map.d_out) for _ in maps]
@@ -215,12 +236,12 @@ def forward(x, down, ups, num_maps, activation, experts):
             * blocks(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
             * groups[0]
             * groups[1]
-            * num_maps,
+            * (num_maps // config["MAPS"]),
         ),
         x,
         *factors,
         tuple(outs),
-        experts,
+        asked,
         tuple(group_strides(t[0] if isinstance(t, tuple) else t) for t in (x, *factors)),
         groups[1],
         groups[0] * groups[1],
@@ -229,6 +250,7 @@ def forward(x, down, ups, num_maps, activation, experts):
         UP=up_map,
         ACTIVATION=activation,
         PRECISION=input_precision(),
-        **{name: config[name] for name in ("BLOCK_ROWS", "BLOCKS_V", "num_warps", "num_stages")},
+        **{name: config[name] for name in ("BLOCK_ROWS", "MAPS", "BLOCKS_V", "num_warps", "num_stages")},
+        **checks(asked),
     )
     return outs

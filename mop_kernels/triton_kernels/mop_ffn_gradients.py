@@ -30,7 +30,7 @@ from .device_functions import (
 )
 from .launch import input_precision, launch
 from .mop_ffn_sums import Partial
-from .mop_ffn_tiles import gradient_blocks, group_strides, heuristic_rows, heuristic_weights, sizes_of_map
+from .mop_ffn_tiles import checks, gradient_blocks, group_strides, heuristic_rows, heuristic_weights, sizes_of_map
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def gradient_before_local(
     return unfold(tl.dot(rule, dy, input_precision=PRECISION), BLOCK_ROWS, FOLD), dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "rows"])
 def rows_kernel(
     x, grads, rules_in, rules_out, locals_, slope, dx, drules_in, experts, x_experts,
     strides, num_experts, rows,
@@ -127,7 +127,7 @@ def store_drule_in(
     tl.store(drule_in + ((i * P.g_in + a) * P.rank + r), tl.sum(products, 0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_pairs", "rows"])
 def weights_kernel(
     x, grads, rules_in, rules_out, locals_, drules_out, dlocals, dbiases, experts, x_experts,
     strides, num_experts, num_pairs, rows,
@@ -155,7 +155,9 @@ def weights_kernel(
     rule_in = of_pair(select(rules_in, map), strides[1], layer, expert)
     rule_out = of_pair(select(rules_out, map), strides[2], layer, expert)
     local = of_pair(select(locals_, map), strides[3], layer, expert)
-    drule_out, dlocal, dbias = select(drules_out, map), select(dlocals, map), select(dbiases, map)
+    drule_out = None if drules_out[0] is None else select(drules_out, map)
+    dlocal = None if dlocals[0] is None else select(dlocals, map)
+    dbias = None if dbiases[0] is None else select(dbiases, map)
 
     RANK: tl.constexpr = P.padded_rank
     BLOCK_J: tl.constexpr = P.block_j
@@ -216,34 +218,35 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
 
 
-def level(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial]:
+def level(x, grads, maps, slope, dx, needs, asked, x_asked) -> list[Partial]:
     """Writes dx unless it is None; returns the gradients of the maps' factors that `needs` asks for, in order.
 
-    grads: one (L, k, n, out) a map; maps: their [rule_in, rule_out, local] or [..., bias]. experts are the ids by which
-    the factors are addressed, x_experts those of x: None where it has the k asked experts only.
+    grads: one (L, k, n, out) a map; maps: their [rule_in, rule_out, local] or [..., bias]. asked: the ids by which the
+    factors are addressed, and how many experts there are. x_asked: the same for x, None where x has the k asked experts
+    only.
     """
     found = [[None] * 4 for _ in maps]
     if dx is not None or any(needed[0] for needed in needs):
         for of_map, gradient in zip(
-            found, rows_gradients(x, grads, maps, slope, dx, [n[0] for n in needs], experts, x_experts)
+            found, rows_gradients(x, grads, maps, slope, dx, [n[0] for n in needs], asked, x_asked)
         ):
             of_map[0] = gradient
     for wanted in {tuple(needed[1:]) for needed in needs if any(needed[1:])}:
         chosen = [k for k, needed in enumerate(needs) if tuple(needed[1:]) == wanted]
         some_grads, some_maps = ([values[k] for k in chosen] for values in (grads, maps))
-        for k, gradients in zip(chosen, weights_gradients(x, some_grads, some_maps, wanted, experts, x_experts)):
+        for k, gradients in zip(chosen, weights_gradients(x, some_grads, some_maps, wanted, asked, x_asked)):
             found[k][1:] = gradients
     return [gradient for of_map in found for gradient in of_map if gradient is not None]
 
 
-def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list[Partial | None]:
+def rows_gradients(x, grads, maps, slope, dx, needs, asked, x_asked) -> list[Partial | None]:
     """Writes dx; returns drule_in of the maps that need it."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
     config = launch_config.pick("mop_ffn_rows", sizes, x.dtype, x.device, heuristic_rows)
     P = gradient_blocks(sizes, config, "rows")
     tiles = blocks(rows, config["BLOCK_ROWS"]) * blocks(P.loc_in, P.block_u)
-    partials = [Partial(m[0], groups, tiles, experts) if needed else None for m, needed in zip(maps, needs)]
+    partials = [Partial(m[0], groups, tiles, asked) if needed else None for m, needed in zip(maps, needs)]
     launch(
         rows_kernel,
         (blocks(P.g_in, P.block_a) * tiles * groups[0] * groups[1],),
@@ -253,19 +256,20 @@ def rows_gradients(x, grads, maps, slope, dx, needs, experts, x_experts) -> list
         slope,
         dx,
         tuple(None if p is None else p.tensor for p in partials),
-        experts,
-        x_experts,
+        asked,
+        x_asked,
         tuple(group_strides(t) for t in (x, *maps[0][:3])),
         groups[1],
         rows,
         P=P,
         PRECISION=input_precision(),
         **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
+        **checks(asked),
     )
     return partials
 
 
-def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Partial | None]]:
+def weights_gradients(x, grads, maps, needs, asked, x_asked) -> list[list[Partial | None]]:
     """[drule_out, dlocal, dbias] of each map, those that `needs`, a bool for each, asks for."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
     sizes = sizes_of_map(maps[0], grads)
@@ -275,7 +279,7 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Pa
     c_blocks = blocks(P.g_out, P.block_c)
     partials = [
         [
-            Partial(m[k], groups, parts, experts) if needed else None
+            Partial(m[k], groups, parts, asked) if needed else None
             for k, parts, needed in zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False))
         ]
         for m in maps
@@ -287,8 +291,8 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Pa
         tuple(grads),
         *(tuple(m[k] for m in maps) for k in range(3)),
         *(tuple(None if p[k] is None else p[k].tensor for p in partials) for k in range(3)),
-        experts,
-        x_experts,
+        asked,
+        x_asked,
         tuple(group_strides(t) for t in (x, *maps[0][:3])),
         groups[1],
         groups[0] * groups[1],
@@ -296,5 +300,6 @@ def weights_gradients(x, grads, maps, needs, experts, x_experts) -> list[list[Pa
         P=P,
         PRECISION=input_precision(),
         **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
+        **checks(asked),
     )
     return partials

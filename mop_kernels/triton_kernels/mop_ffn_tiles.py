@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reference import group_sizes
 from .arithmetic import power_of_2
-from .device_functions import Phm
+from .device_functions import ASSERTS, Phm
 from .launch import input_precision
 
 
@@ -31,6 +31,16 @@ def groups_of(x: Tensor, down: list[Tensor], maps: list[list[Tensor]], experts: 
     """(layers, experts asked for)."""
     layers, num_experts = group_sizes(x, down, maps[:1])  # all maps have the shapes of one
     return layers, num_experts if experts is None else experts.shape[0]
+
+
+def asked_of(x: Tensor, down: list, maps: list[list], experts: Tensor | None) -> tuple[Tensor, int] | None:
+    """What the kernels read: the ids and the number of experts that there are. None: all experts are asked for."""
+    return None if experts is None else (experts, group_sizes(x, down, maps[:1])[1])
+
+
+def checks(asked: tuple | None) -> dict[str, bool]:
+    """Launch options: the ids are checked where there are any, all other launches pay nothing."""
+    return {} if asked is None else ASSERTS
 
 
 SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
@@ -99,7 +109,8 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
     down, up = maps_of(sizes)
     rows, block_v = config["BLOCK_ROWS"], config["BLOCK_V"]
     tile = TILE[dtype]
-    v = power_of_2(down.loc_out)
+    # at least one hidden number per thread: Triton 3.6 to 3.8 end in an assertion on a smaller tl.gather (view_as_up)
+    v = max(power_of_2(down.loc_out), 32 * config["num_warps"] // (rows * power_of_2(down.g_out)))
     j = block(down.size_j, min(32, tile // (v * max(rows, config["BLOCK_U"]))))
     down = replace(
         down,
@@ -115,7 +126,7 @@ def with_blocks(sizes: dict[str, int], config: dict[str, int], dtype: torch.dtyp
         up,
         block_j=j,
         block_a=power_of_2(up.g_in),
-        block_c=block(up.g_out, tile // (rows * block_v)),
+        block_c=min(config["BLOCK_C"], power_of_2(up.g_out)),
         block_u=u,
         block_v=max(block_v, 16 // j),
     )
@@ -137,7 +148,7 @@ def gradient_blocks(sizes: dict[str, int], config: dict[str, int], kernel: str) 
     return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
 
 
-def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     return {
         "BLOCK_ROWS": rows_of_a_block(dtype),
         "BLOCK_U": max(16, even_block(sizes["loc_in"], 16)),
@@ -147,17 +158,17 @@ def heuristic_rows(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-def candidates_rows(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_rows(sizes, dtype), sizes)
+def candidates_rows(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    return _variants(heuristic_rows(sizes, dtype, multiprocessors), sizes)
 
 
-def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
-    own = heuristic_rows(sizes, dtype) | {"BLOCK_ROWS": 16}  # rows are summed over
+def heuristic_weights(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
+    own = heuristic_rows(sizes, dtype, multiprocessors) | {"BLOCK_ROWS": 16}  # rows are summed over
     return own if sizes["rank"] <= 8 else own | {"BLOCK_V": 16}
 
 
-def candidates_weights(sizes: dict[str, int], dtype: torch.dtype) -> list[dict[str, int]]:
-    return _variants(heuristic_weights(sizes, dtype), sizes)
+def candidates_weights(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
+    return _variants(heuristic_weights(sizes, dtype, multiprocessors), sizes)
 
 
 def _variants(own: dict[str, int], sizes: dict[str, int]) -> list[dict[str, int]]:

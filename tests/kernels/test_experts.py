@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from specialisations import assert_same
 from test_mop_ffn import call, check
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +48,7 @@ def test_a_subset_gives_the_bits_of_the_whole(backend):
     for whole, part in zip(call(tensors, backend=backend), call(tensors, experts=chosen, backend=backend), strict=True):
         torch.testing.assert_close(part, whole[:, chosen], rtol=1e-5, atol=1e-5)
         if backend != "reference":  # a batched matrix product may differ with the size of its batch
-            assert torch.equal(part, whole[:, chosen])
+            assert_same(part, whole[:, chosen], backend)
 
 
 def test_an_expanded_or_strided_index(backend):
@@ -91,10 +92,11 @@ def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
     return results
 
 
-def assert_rows_of(results, chosen, num_experts=5):
+def assert_rows_of(results, chosen, backend, num_experts=5):
     """Assert equal outputs, and sparse gradients that are the rows of the dense gradients, bit for bit."""
     (rows_y, rows), (dense_y, dense) = results
-    assert all(torch.equal(a, b) for a, b in zip(dense_y, rows_y, strict=True))
+    for a, b in zip(dense_y, rows_y, strict=True):
+        assert_same(a, b, backend)
     for d, r in zip(dense, rows, strict=True):
         if d is None:
             assert r is None
@@ -104,25 +106,25 @@ def assert_rows_of(results, chosen, num_experts=5):
         if r.is_sparse:
             assert r._nnz() == d.shape[0] * len(chosen), "only the asked rows are stored"
             r = r.to_dense()
-        assert torch.equal(r, d)
+        assert_same(r, d, backend)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_row_gradients_are_the_dense_ones(sharing, backend):
     tensors = testing.mop_inputs(BANK, torch.float32, sharing=SHARINGS[sharing])
-    assert_rows_of(rows_and_dense(tensors, [3, 1], backend), [3, 1])
+    assert_rows_of(rows_and_dense(tensors, [3, 1], backend), [3, 1], backend)
 
 
 @pytest.mark.parametrize("full_rule", [False, True])
 def test_row_gradients_of_every_dtype(dtype, full_rule, backend):
     tensors = testing.mop_inputs(BANK, dtype, full_rule=full_rule)
-    assert_rows_of(rows_and_dense(tensors, [4, 0, 2], backend), [4, 0, 2])
+    assert_rows_of(rows_and_dense(tensors, [4, 0, 2], backend), [4, 0, 2], backend)
 
 
 @pytest.mark.parametrize(("chosen", "num_experts"), [([], 5), ([0], 5), ([0], 1)])
 def test_row_gradients_of_no_expert_and_of_a_single_one(chosen, num_experts, backend):
     tensors = testing.mop_inputs(BANK._replace(experts=num_experts), torch.float32)
-    assert_rows_of(rows_and_dense(tensors, chosen, backend), chosen, num_experts)
+    assert_rows_of(rows_and_dense(tensors, chosen, backend), chosen, backend, num_experts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -131,7 +133,7 @@ def test_row_gradients_under_autocast(dtype, backend):
     device = testing.device_of(backend).type
     results = rows_and_dense(tensors, [3, 1], backend, lambda: torch.autocast(device, torch.bfloat16))
     assert results[0][0][0].dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
-    assert_rows_of(results, [3, 1])
+    assert_rows_of(results, [3, 1], backend)
 
 
 class Casts(TorchDispatchMode):

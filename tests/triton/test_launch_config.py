@@ -1,25 +1,31 @@
 """Which launch configuration a kernel takes: forced, tuned for this GPU, or its own heuristic."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks import compile_table, device_work
 from mop_kernels.triton_kernels import launch_config
 
 SIZES = {"rows": 40, "terms": 16}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def heuristic(sizes, dtype):
+def heuristic(sizes, dtype, multiprocessors):
     return {"BLOCK_N": 16}
 
 
-def candidates(sizes, dtype):
+def candidates(sizes, dtype, multiprocessors):
     return [{"BLOCK_N": 8}, {"BLOCK_N": 16}]
 
 
-def heuristic_rows(sizes, dtype):
+def heuristic_of_a_gpu(sizes, dtype, multiprocessors):
+    return {"BLOCK_N": multiprocessors}
+
+
+def heuristic_rows(sizes, dtype, multiprocessors):
     return {"BLOCK_N": 1}
 
 
@@ -32,10 +38,14 @@ def tuned(tmp_path, monkeypatch):
     """This machine's GPU is a "Test GPU", for which one kernel has been tuned."""
     monkeypatch.setattr(launch_config, "CONFIGS", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test GPU")
+    of_gpu = SimpleNamespace(multi_processor_count=108)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: of_gpu)
     launch_config._tuned.cache_clear()
+    launch_config.multiprocessors.cache_clear()
     (tmp_path / "Test_GPU.json").write_text(json.dumps({"k": {"bfloat16 rows=40 terms=16": {"BLOCK_N": 64}}}))
     yield
     launch_config._tuned.cache_clear()
+    launch_config.multiprocessors.cache_clear()
 
 
 def test_the_heuristic_where_nothing_was_tuned():
@@ -51,8 +61,16 @@ def test_what_was_tuned_for_this_gpu(tuned):
     assert launch_config.pick("other", SIZES, torch.bfloat16, GPU, heuristic) == {"BLOCK_N": 16}
 
 
+def test_the_heuristic_knows_the_multiprocessors_of_the_device(tuned):
+    for device, count in ((GPU, 108), (CPU, 132), (torch.device("meta"), 132)):
+        with launch_config.asked() as choices:
+            config = launch_config.pick("other", SIZES, torch.bfloat16, device, heuristic_of_a_gpu)
+        assert config == {"BLOCK_N": count}
+        assert choices[0].candidates() == [config]
+
+
 def test_forced_beats_tuned_and_ends_with_the_block(tuned):
-    choice = launch_config.Choice("k", SIZES, torch.bfloat16, heuristic)
+    choice = launch_config.Choice("k", SIZES, torch.bfloat16, heuristic, 132)
     with launch_config.forced(choice, {"BLOCK_N": 2}):
         with launch_config.forced(choice, {"BLOCK_N": 4}):
             assert pick(GPU) == {"BLOCK_N": 4}
@@ -77,3 +95,24 @@ def test_every_file_of_tuned_configurations_can_be_read():
         for kernel, keys in json.loads(path.read_text()).items():
             assert kernel.isidentifier()
             assert all(isinstance(value, int) for config in keys.values() for value in config.values())
+
+
+@pytest.mark.parametrize(
+    ("layers", "dtype", "gpu", "maps", "programs"),
+    [
+        (12, torch.float32, 132, 2, 300),  # 600 programs of one map would not all be resident
+        (12, torch.float32, 170, 1, 600),
+        (12, torch.bfloat16, 132, 1, 360),
+        (24, torch.bfloat16, 132, 2, 360),
+        (1, torch.float32, 132, 1, 150),  # too few even so: each program takes one of three blocks of v
+        (1, torch.float32, 20, 1, 50),
+    ],
+    ids=str,
+)
+def test_a_bank_is_shared_by_as_many_programs_as_the_gpu_holds(layers, dtype, gpu, maps, programs, monkeypatch):
+    monkeypatch.setattr(launch_config, "multiprocessors", lambda device: gpu)
+    bank = device_work.BANK._replace(shape=device_work.BANK.shape._replace(layers=layers))
+    precision = next(p for p in device_work.PRECISIONS if p.dtype == dtype)
+    (launch,) = compile_table.launches_of(bank, precision, device_work.FORWARD)
+    assert launch.meta["MAPS"] == maps
+    assert launch.grid == (programs,)
