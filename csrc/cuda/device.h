@@ -58,6 +58,8 @@ inline thread_local Thread thread;
 
 #else
 
+#include <cassert>
+
 #define MOP_KERNEL __global__ void
 #define MOP_BLOCKS(threads, blocks) __launch_bounds__(threads, blocks)
 #define MOP_DEVICE __device__ __forceinline__
@@ -83,6 +85,14 @@ MOP_DEVICE int block_threads() { return blockDim.x; }
 MOP_DEVICE i64 block_index() { return blockIdx.x; }
 MOP_DEVICE i64 num_blocks() { return gridDim.x; }
 MOP_DEVICE void sync_threads() { __syncthreads(); }
+#endif
+
+// Ends the kernel with the line that assert() prints, and with "device-side assert triggered" at the next call that
+// waits. printf, which could say a value, would give every kernel a stack frame.
+#if defined(MOP_EMULATE)
+[[noreturn]] inline void stop(const char* message) { emulated::fail(message); }
+#else
+MOP_DEVICE void stop(const char* message) { __assert_fail(message, "mop_kernels", 0, "stop"); }
 #endif
 
 // The block's shared memory, of the size that the launch gave, starting at 16 bytes.

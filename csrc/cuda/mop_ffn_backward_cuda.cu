@@ -76,6 +76,8 @@ class Backward {
       p.d_up[map] = d;
       p.needs_hidden = p.needs_hidden || d.rule_in.asked() || d.rule_out.asked() || d.local.asked();
     }
+    if (bank_.experts != nullptr)
+      launch_("mop_ffn_backward, experts", mop_ffn_experts_kernel<T>, bank_.places, kThreads, 0, bank_);
     launch_("mop_ffn_backward", fast ? mop_ffn_backward_kernel<T, true> : mop_ffn_backward_kernel<T, false>, blocks,
             kThreads, plan_.on_chip ? p.scratch.floats * sizeof(float) : 0, p);
     sum_parts(start);

@@ -219,6 +219,13 @@ struct BackwardBlock {
   }
 };
 
+// One block for each place: stops before the gradients are written. In the kernel below the check makes the compiler
+// spill, so it has a launch of its own, which calls without experts do not have.
+template <class T>
+MOP_KERNEL mop_ffn_experts_kernel(Bank<T> bank) {
+  check_expert(bank, block_index());
+}
+
 // Grid: parts fastest, then pairs; or fewer blocks, which take several in turn.
 template <class T, bool kFast>
 MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_backward_kernel(MopBackward<T> p) {

@@ -86,6 +86,16 @@ struct Pair {
   }
 };
 
+// Stops if the expert at a place does not exist or is at a place before, too. All threads look.
+template <class T>
+MOP_DEVICE void check_expert(const Bank<T>& bank, i64 place) {
+  const i64 expert = bank.experts[place];
+  if (expert < 0 || expert >= bank.num_experts) stop("experts must lie in 0..num_experts - 1");
+  MOP_UNROLL_BY(1)
+  for (i64 k = thread_index(); k < place; k += block_threads())
+    if (bank.experts[k] == expert) stop("experts must be distinct");
+}
+
 MOP_DEVICE float activated(Activation activation, float x) {
   constexpr float kRootHalf = 0.70710678f, kGeluScale = 0.79788456f;
   switch (activation) {
@@ -245,6 +255,7 @@ MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
   for (i64 item = block_index(); item < bank.pairs() * p.splits * p.tiles; item += num_blocks()) {
     const i64 first_row = item % p.tiles * p.tile.rows, split = item / p.tiles % p.splits;
     const int rows = int(least(i64(p.tile.rows), bank.rows - first_row));
+    if (bank.experts != nullptr) check_expert(bank, item / p.tiles / p.splits % bank.places);
     const Pair<T> pair(bank, item / p.tiles / p.splits);
     const T* const x = pair.of(bank, bank.x, bank.x_group) + first_row * down.in();
 
