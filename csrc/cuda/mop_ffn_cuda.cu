@@ -11,7 +11,10 @@ using namespace ffn;
 template <class T>
 void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps& ups, const std::vector<Tensor>& y) {
   const auto floats = [&](const Tile& tile) { return forward_scratch(bank.down, bank.up, tile).floats; };
-  const Plan plan = plan_of(bank.down, bank.up, bank.pairs(), bank.rows, floats);
+  const Chip& chip = launch.chip();
+  const i64 maps = std::min<i64>(kMaxMaps, ups.count);
+  const Plan plan = plan_of(chip, bank.down, bank.up, bank.pairs(), bank.rows, bank.rows,
+                            cost_of(bank.down, bank.up, maps, sizeof(T)), floats);
   for (i64 first = 0; first < ups.count; first += kMaxMaps) {
     MopForward<T> p{};
     take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
@@ -20,19 +23,20 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
     p.tiles = div_up(bank.rows, i64(plan.tile.rows));
     for (int k = 0; k < bank.maps; ++k) p.y[k] = out<T>(y[first + k]);
     // few pairs and rows: the up maps' chunks are shared by several blocks, each of which computes the hidden rows
-    const i64 wanted = std::max<i64>(1, kWantedBlocks / std::max<i64>(1, bank.pairs() * p.tiles));
+    const i64 at_once = plan.blocks_at_once * chip.multiprocessors;
+    const i64 wanted = std::max<i64>(1, at_once / std::max<i64>(1, bank.pairs() * p.tiles));
     const int narrow = std::max(32, padded(int(div_up(i64(bank.maps) * bank.up.loc_out, wanted))));
     p.tile.v = std::min(p.tile.v, narrow);
     p.splits = std::min<i64>(wanted, i64(bank.maps) * div_up(bank.up.loc_out, p.tile.v));
     p.scratch = forward_scratch(bank.down, bank.up, p.tile);
     const i64 blocks = plan.blocks(bank.pairs() * p.splits * p.tiles);
-    const i64 bytes = plan.on_chip ? p.scratch.floats * sizeof(float) : 0;
+    const i64 bytes = plan.on_chip() ? p.scratch.floats * sizeof(float) : 0;
     Tensor workspace;
-    if (!plan.on_chip) {
+    if (!plan.on_chip()) {
       workspace = empty_float(like, {blocks * p.scratch.floats});
       p.workspace = out<float>(workspace);
     }
-    const bool fast = plan.on_chip && reads_by_fours(bank);
+    const bool fast = plan.on_chip() && reads_by_fours(bank);
     launch("mop_ffn", fast ? mop_ffn_kernel<T, true> : mop_ffn_kernel<T, false>, blocks, kThreads, bytes, p);
   }
 }
