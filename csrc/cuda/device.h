@@ -241,6 +241,17 @@ MOP_DEVICE void store4(T* to, const Pack<float>& pack) {
   }
 }
 
+// 1 / x, to the last bit or one beside it.
+MOP_DEVICE float reciprocal(float x) {
+#if defined(MOP_EMULATE)
+  return 1.f / x;
+#else
+  float value;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+#endif
+}
+
 template <class T>
 MOP_BOTH T div_up(T a, T b) {
   return (a + b - 1) / b;

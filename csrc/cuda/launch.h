@@ -15,6 +15,7 @@
 #include "../guards.h"
 #include "chip.h"
 #include "device.h"
+#include "device_async.h"
 
 #if defined(MOP_EMULATE)
 #include <atomic>
@@ -121,6 +122,7 @@ class EmulatedBlock {
                           shared_, [](void* b) { static_cast<EmulatedBlock*>(b)->barrier_.arrive_and_wait(); },
                           this};
       body();
+      emulated::check_copies();
       ++ended_;
       barrier_.arrive_and_wait();
     }

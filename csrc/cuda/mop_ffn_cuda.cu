@@ -10,11 +10,17 @@ using namespace ffn;
 
 template <class T>
 void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps& ups, const std::vector<Tensor>& y) {
-  const auto floats = [&](const Tile& tile) { return forward_scratch(bank.down, bank.up, tile).floats; };
+  bool by_fours = true;
+  for (i64 first = 0; first < ups.count; first += kMaxMaps) {
+    take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
+    by_fours = by_fours && reads_by_fours(bank);
+  }
+  const int staged = by_fours ? sizeof(T) : 0;
+  const auto floats = [&](const Tile& tile) { return forward_scratch(bank.down, bank.up, tile, staged).floats; };
   const Chip& chip = launch.chip();
-  const i64 maps = std::min<i64>(kMaxMaps, ups.count);
-  const Plan plan = plan_of(chip, bank.down, bank.up, bank.pairs(), bank.rows, bank.rows,
-                            cost_of(bank.down, bank.up, maps, sizeof(T)), floats);
+  const Cost cost = cost_of(bank.down, bank.up, std::min<i64>(kMaxMaps, ups.count), sizeof(T));
+  const Plan plan = plan_of(chip, bank.down, bank.up, bank.pairs(), bank.rows, bank.rows, cost, floats);
+  const bool fast = by_fours && plan.on_chip();
   for (i64 first = 0; first < ups.count; first += kMaxMaps) {
     MopForward<T> p{};
     take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
@@ -28,7 +34,7 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
     const int narrow = std::max(32, padded(int(div_up(i64(bank.maps) * bank.up.loc_out, wanted))));
     p.tile.v = std::min(p.tile.v, narrow);
     p.splits = std::min<i64>(wanted, i64(bank.maps) * div_up(bank.up.loc_out, p.tile.v));
-    p.scratch = forward_scratch(bank.down, bank.up, p.tile);
+    p.scratch = forward_scratch(bank.down, bank.up, p.tile, fast ? staged : 0);
     const i64 blocks = plan.blocks(bank.pairs() * p.splits * p.tiles);
     const i64 bytes = plan.on_chip() ? p.scratch.floats * sizeof(float) : 0;
     Tensor workspace;
@@ -36,7 +42,6 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
       workspace = empty_float(like, {blocks * p.scratch.floats});
       p.workspace = out<float>(workspace);
     }
-    const bool fast = plan.on_chip() && reads_by_fours(bank);
     launch("mop_ffn", fast ? mop_ffn_kernel<T, true> : mop_ffn_kernel<T, false>, blocks, kThreads, bytes, p);
   }
 }

@@ -1,226 +1,48 @@
 // mop_ffn forward: y = up(activation(down(x))) for all (layer, expert) pairs and all up maps in one launch.
 //
-// Letters as in reference.py: n row; j = (term i, rank r); a, c sides of the rule; u, v sides of the local. A map is
-//   1. t[j, n, u] = sum_a rule_in[j, a] x[n, a, u]   2. s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
-//   3. y[n, c, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
 // A block computes a tile of rows of one pair: the hidden rows, which stay in its scratch memory, then its share of the
-// up maps, in chunks of v. Scratch is shared memory; where not even one hidden row fits (d_mid of some thousands), it
-// is memory of the GPU. All of it is float, whatever the dtype of the tensors.
+// up maps. It goes by steps (mop_ffn_stages.cuh has the letters and the stages): a chunk of the down map's u, or a
+// chunk of an up map's v. The fast kernel copies what a step reads, as it lies, to one of two buffers in shared memory
+// while the step before computes, so that a block waits once for the GPU's memory. Scratch is float, whatever the dtype
+// of the tensors, in shared memory; where not even one hidden row fits (d_mid of some thousands), it is memory of the
+// GPU.
 //
-// Cost of the paper's bank (60 pairs, 40 rows, d 768 -> 128 -> 2 x 768) in 120 blocks of 20 rows: 142.5 M multiply-adds
-// and, in float32, 15 MB of factors and 7 MB of x read through L2, 15 MB written: an estimated 12 to 20 us on an H200,
-// of which 5 are arithmetic at the full rate. Not measured.
+// docs/performance_gpu.md has the cost of the paper's bank.
 #pragma once
 
-#include "mop_ffn_products.cuh"
+#include "device_async.h"
+#include "mop_ffn_stages.cuh"
 
 namespace mop::ffn {
 
-constexpr int kThreads = 256;  // of a block
-constexpr int kMaxMaps = 20;   // of a launch: their pointers are parameters
+// Where a step's operands lie in a buffer, in elements; of the rules and the bias only what comes with the step.
+struct StepBuffer {
+  i64 local, bias, rule_in, rule_out, elements;
 
-struct Sides {  // of a map
-  int terms, rank, g_in, g_out, loc_in, loc_out;
-
-  MOP_BOTH int j() const { return terms * rank; }
-  MOP_BOTH int in() const { return g_in * loc_in; }
-  MOP_BOTH int out() const { return g_out * loc_out; }
+  MOP_BOTH StepBuffer(const Sides& d, i64 x, i64 locals, i64 biases)
+      : local(x),
+        bias(local + locals),
+        rule_in(bias + biases),
+        rule_out(rule_in + padded(d.j() * d.g_in)),
+        elements(rule_out + padded(d.j() * d.g_out)) {}
 };
 
-// Which of the two group dims a tensor has in full, and the elements of one group.
-struct Group {
-  bool layers, experts;
-  i64 size;
-
-  MOP_BOTH i64 offset(i64 layer, i64 expert, i64 num_experts) const {
-    return ((layers ? layer : 0) * (experts ? num_experts : 1) + (experts ? expert : 0)) * size;
-  }
-};
-
-template <class T>
-struct Factors {
-  const T *rule_in, *rule_out, *local, *bias;  // bias may be null
-};
-
-struct FactorGroups {
-  Group rule_in, rule_out, local, bias;
-};
-
-// What forward and backward read.
-template <class T>
-struct Bank {
-  Sides down, up;
-  Activation activation;
-  const T* x;
-  Group x_group;
-  Factors<T> down_factors, up_factors[kMaxMaps];
-  FactorGroups down_groups, up_groups;
-  const i64* experts;  // the expert at each place of the output, or null: all, in order
-  int maps;
-  i64 layers, places, num_experts, rows;
-
-  MOP_BOTH i64 pairs() const { return layers * places; }
-};
-
-// A tile of rows, of which the down map's u and the up maps' v are taken in chunks.
-struct Tile {
-  int rows, u, v;
-};
-
-// The pair of a block, and what it reads of the down map.
-template <class T>
-struct Pair {
-  i64 index, layer, expert;
-
-  MOP_DEVICE Pair(const Bank<T>& bank, i64 index)
-      : index(index),
-        layer(index / bank.places),
-        expert(bank.experts == nullptr ? index % bank.places : bank.experts[index % bank.places]) {}
-
-  MOP_DEVICE const T* of(const Bank<T>& bank, const T* tensor, const Group& group) const {
-    return tensor == nullptr ? nullptr : tensor + group.offset(layer, expert, bank.num_experts);
-  }
-  MOP_DEVICE Factors<T> of(const Bank<T>& bank, const Factors<T>& factors, const FactorGroups& groups) const {
-    return {of(bank, factors.rule_in, groups.rule_in), of(bank, factors.rule_out, groups.rule_out),
-            of(bank, factors.local, groups.local), of(bank, factors.bias, groups.bias)};
-  }
-};
-
-// Stops if the expert at a place does not exist or is at a place before, too. All threads look.
-template <class T>
-MOP_DEVICE void check_expert(const Bank<T>& bank, i64 place) {
-  const i64 expert = bank.experts[place];
-  if (expert < 0 || expert >= bank.num_experts) stop("experts must lie in 0..num_experts - 1");
-  MOP_UNROLL_BY(1)
-  for (i64 k = thread_index(); k < place; k += block_threads())
-    if (bank.experts[k] == expert) stop("experts must be distinct");
+// x [n, a, u] comes first.
+MOP_BOTH StepBuffer down_buffer(const Sides& down, const Tile& tile) {
+  return {down, i64(tile.rows) * down.g_in * tile.u, i64(down.terms) * tile.u * down.loc_out, down.out()};
 }
 
-MOP_DEVICE float activated(Activation activation, float x) {
-  constexpr float kRootHalf = 0.70710678f, kGeluScale = 0.79788456f;
-  switch (activation) {
-    case Activation::relu:
-      return x < 0.f ? 0.f : x;  // NaN passes, as in torch
-    case Activation::gelu:
-      return 0.5f * x * (1.f + erff(x * kRootHalf));
-    case Activation::gelu_tanh:
-      return 0.5f * x * (1.f + tanhf(kGeluScale * (x + 0.044715f * x * x * x)));
-    case Activation::tanh:
-      return tanhf(x);
-    case Activation::silu:
-      return x / (1.f + expf(-x));
-    case Activation::identity:
-      return x;
-  }
-  return x;
+MOP_BOTH StepBuffer up_buffer(const Sides& up, const Tile& tile) {
+  return {up, 0, i64(up.terms) * up.loc_in * tile.v, i64(up.g_out) * tile.v};
 }
 
-// Scratch rows of a map's rules: rule_in [j, a], rule_out [j, c].
-MOP_BOTH i64 rules_floats(const Sides& d) { return i64(d.j()) * (padded(d.g_in) + padded(d.g_out)); }
-
-struct Rules {
-  float *in, *out;
-};
-
-template <class T>
-MOP_DEVICE Rules copy_rules(const Sides& d, const Factors<T>& from, float* to) {
-  const Rules rules{to, to + i64(d.j()) * padded(d.g_in)};
-  for (int k = thread_index(); k < d.j() * d.g_in; k += block_threads()) {  // as they lie: i, a, r
-    const int r = k % d.rank, a = k / d.rank % d.g_in, i = k / d.rank / d.g_in;
-    rules.in[(i * d.rank + r) * padded(d.g_in) + a] = to_float(from.rule_in[k]);
-  }
-  for (int k = thread_index(); k < d.j() * d.g_out; k += block_threads())
-    rules.out[k / d.g_out * padded(d.g_out) + k % d.g_out] = to_float(from.rule_out[k]);
-  return rules;
-}
-
-// The kernels are compiled twice. kFast: scratch is shared memory, every loc_in and loc_out is whole fours and every
-// tensor starts at a whole four, so that all is read and written by fours. Otherwise scratch may be anywhere, elements
-// are read one by one, and any sizes will do. kBySize: a sum over g_in or j (with rank 1, terms) of a usual size is
-// compiled apart; only where that is much of the work, as compiling takes long.
-template <bool kFast>
-constexpr int kLocal = kFast ? kFours : kSingles;
-template <bool kFast>
-constexpr int kSide = kFast ? kFoursAndRest : kSingles;
-
-// t for `width` of u; x_of(n) gives the rows over u of row n, one an a. Rows of t are odd_fours(width) long.
-template <bool kFast, bool kBySize, class X>
-MOP_DEVICE void stage_1(const Sides& d, int rows, int width, const float* rule_in, const X& x_of, float* t) {
-  const int pitch = odd_fours(width);
-  by_size<kBySize>(d.g_in, [&](auto g_in) {
-    product<true, false, kFast ? decltype(g_in)::value : kSingles>(
-        rows, d.j(), width, d.g_in, [&](int) { return Scratch{rule_in, padded(d.g_in)}; }, x_of,
-        [&](int n, int j, int u, const Pack<float>& sum) { store16(t + i64(j * rows + n) * pitch + u, sum); });
-  });
-}
-
-// s (+)= t local for `width` of u and `width_v` of v; `local` starts at the first of both.
-template <bool kFast, class T>
-MOP_DEVICE void stage_2(const Sides& d, int rows, int width, int width_v, const float* t, const T* local, bool add,
-                        float* s) {
-  const int pitch = odd_fours(width), pitch_v = odd_fours(width_v);
-  product<true, false, kLocal<kFast>>(
-      d.j(), rows, width_v, width, [&](int j) { return Scratch{t + i64(j) * rows * pitch, pitch}; },
-      [&](int j) { return Operand<T, kFast>{local + i64(j / d.rank) * d.loc_in * d.loc_out, d.loc_out}; },
-      [&](int j, int n, int v, const Pack<float>& sum) {
-        float* const at = s + i64(j * rows + n) * pitch_v + v;
-        store16(at, add ? sum_of(load16(at), sum) : sum);
-      });
-}
-
-// store(n, c, v, four of y without the bias)
-template <bool kFast, bool kBySize, class Store>
-MOP_DEVICE void stage_3(const Sides& d, int rows, int width_v, const float* rule_out, const float* s,
-                        const Store& store) {
-  const int pitch = odd_fours(width_v);
-  by_size<kBySize>(d.j(), [&](auto j) {
-    product<false, false, kFast ? decltype(j)::value : kSingles>(
-        rows, d.g_out, width_v, d.j(), [&](int) { return Scratch{rule_out, padded(d.g_out)}; },
-        [&](int n) { return Scratch{s + i64(n) * pitch, rows * pitch}; }, store);
-  });
-}
-
-template <bool kFast, class T>
-MOP_DEVICE Pack<float> with_bias(const Pack<float>& sum, const T* bias, i64 column, int valid) {
-  return bias == nullptr ? sum : sum_of(sum, load_some<kFast>(bias + column, valid));
-}
-
-// Stages 1 and 2 in chunks of u, for `width_v` of v, the first of which is where `local` starts. t and s may be
-// overwritten at once; threads meet before it returns.
-template <bool kFast, bool kBySize, class T>
-MOP_DEVICE void first_stages(const Sides& d, int chunk, int rows, int width_v, const Rules& rules, const T* x,
-                             const T* local, float* t, float* s) {
-  for (int u = 0; u < d.loc_in; u += chunk) {
-    const int width = least(chunk, d.loc_in - u);
-    sync_threads();
-    stage_1<kFast, kBySize>(
-        d, rows, width, rules.in, [&](int n) { return Operand<T, kFast>{x + i64(n) * d.in() + u, d.loc_in}; }, t);
-    sync_threads();
-    stage_2<kFast>(d, rows, width, width_v, t, local + i64(u) * d.loc_out, u > 0, s);
-  }
-  sync_threads();
-}
-
-// Hidden rows as the up maps read them, [n, a, u] with rows of padded(loc_in).
-struct HiddenRows {
-  int width, pitch, row;  // of u; floats of a; floats of n
-
-  MOP_BOTH explicit HiddenRows(const Sides& up)
-      : width(up.loc_in), pitch(padded(up.loc_in)), row(up.g_in * padded(up.loc_in)) {}
-  MOP_BOTH i64 at(int n, int column) const { return i64(n) * row + column / width * pitch + column % width; }
-};
-
-template <bool kFast>
-MOP_DEVICE float* scratch_of(float* workspace, i64 floats) {
-  return kFast || workspace == nullptr ? shared_memory<float>() : workspace + block_index() * floats;
-}
-
-// Offsets of the buffers in scratch memory, and how many floats it has.
+// Offsets of the buffers in scratch memory, and how many floats it has; `staged` bytes an element of the two step
+// buffers, 0 where there are none.
 struct ForwardScratch {
-  i64 hidden, rules, t, down_s, up_s, floats;
+  i64 hidden, rules, t, down_s, up_s, steps, step_floats, floats;
 };
 
-MOP_BOTH ForwardScratch forward_scratch(const Sides& down, const Sides& up, const Tile& tile) {
+MOP_BOTH ForwardScratch forward_scratch(const Sides& down, const Sides& up, const Tile& tile, int staged) {
   ForwardScratch at{};
   at.rules = i64(tile.rows) * HiddenRows(up).row;
   at.t = at.rules + (rules_floats(down) > rules_floats(up) ? rules_floats(down) : rules_floats(up));
@@ -229,7 +51,10 @@ MOP_BOTH ForwardScratch forward_scratch(const Sides& down, const Sides& up, cons
   at.up_s = at.t + up_rows * odd_fours(up.loc_in);
   const i64 down_end = at.down_s + down_rows * odd_fours(down.loc_out);
   const i64 up_end = at.up_s + up_rows * odd_fours(tile.v);
-  at.floats = down_end > up_end ? down_end : up_end;
+  at.steps = down_end > up_end ? down_end : up_end;
+  const i64 down_elements = down_buffer(down, tile).elements, up_elements = up_buffer(up, tile).elements;
+  at.step_floats = div_up((down_elements > up_elements ? down_elements : up_elements) * staged, i64(16)) * 4;
+  at.floats = at.steps + 2 * at.step_floats;
   return at;
 }
 
@@ -243,59 +68,198 @@ struct MopForward {
   i64 tiles, splits;  // of the rows; of the up maps' chunks over blocks
 };
 
+// To `to`, dense: `rows` rows of `width` elements, by fours.
+template <class T>
+MOP_DEVICE void copy_rows(const T* from, i64 stride, int rows, int width, T* to) {
+  const int packs = width / 4;
+  const Divisor<true> by_packs(packs);
+  for (int k = thread_index(); k < rows * packs; k += block_threads()) {
+    const int row = by_packs.quotient(k);
+    copy_four(to + i64(k) * 4, from + row * stride + (k - row * packs) * 4);
+  }
+}
+
+// The same for a row of any size that starts anywhere; what is not whole fours is read at once.
+template <class T>
+MOP_DEVICE void copy_any(const T* from, int size, T* to) {
+  if (size % 4 == 0 && reinterpret_cast<uintptr_t>(from) % (4 * sizeof(T)) == 0) return copy_rows(from, 0, 1, size, to);
+  for (int k = thread_index(); k < size; k += block_threads()) to[k] = from[k];
+}
+
+// A chunk of a map: of u of the down map, or of v of an up map.
+struct Step {
+  int map, first, width;  // kDown or the up map
+  bool first_of_map;      // in this block: its rules come with it
+
+  static constexpr int kDown = -1;
+};
+
+// A block's view of one item.
+template <class T, bool kFast>
+struct ForwardBlock {
+  const MopForward<T>& p;
+  const Bank<T>& bank;
+  const Pair<T> pair;
+  const i64 first_row;
+  const int rows, down_steps, first_chunk, steps;
+  float* const scratch;
+
+  MOP_DEVICE ForwardBlock(const MopForward<T>& p, i64 item, float* scratch)
+      : p(p),
+        bank(p.bank),
+        pair(p.bank, item / p.tiles / p.splits),
+        first_row(item % p.tiles * p.tile.rows),
+        rows(int(least(i64(p.tile.rows), bank.rows - first_row))),
+        down_steps(div_up(bank.down.loc_in, p.tile.u)),
+        first_chunk(int(work() * (item / p.tiles % p.splits) / p.splits)),
+        steps(down_steps + int(work() * (item / p.tiles % p.splits + 1) / p.splits) - first_chunk),
+        scratch(scratch) {}
+
+  MOP_DEVICE int chunks() const { return div_up(bank.up.loc_out, p.tile.v); }  // of an up map
+  MOP_DEVICE i64 work() const { return i64(bank.maps) * chunks(); }
+
+  MOP_DEVICE Step step(int index) const {
+    const bool down = index < down_steps;
+    const int chunk = first_chunk + index - down_steps, map = chunk / chunks();
+    const int first = down ? index * p.tile.u : (chunk - map * chunks()) * p.tile.v;
+    const int width = down ? least(p.tile.u, bank.down.loc_in - first) : least(p.tile.v, bank.up.loc_out - first);
+    return {down ? Step::kDown : map, first, width, first == 0 || index == down_steps};
+  }
+
+  MOP_DEVICE Factors<T> factors(int map) const {
+    return map == Step::kDown ? pair.of(bank, bank.down_factors, bank.down_groups)
+                              : pair.of(bank, bank.up_factors[map], bank.up_groups);
+  }
+  MOP_DEVICE const T* x() const { return pair.of(bank, bank.x, bank.x_group) + first_row * bank.down.in(); }
+  MOP_DEVICE T* buffer(int index) const {
+    return reinterpret_cast<T*>(scratch + p.scratch.steps + index % 2 * p.scratch.step_floats);
+  }
+
+  // Starts the copies of a step to its buffer.
+  MOP_DEVICE void copy(int index) const {
+    const Step s = step(index);
+    const bool down = s.map == Step::kDown;
+    const Sides& d = down ? bank.down : bank.up;
+    const StepBuffer at = down ? down_buffer(d, p.tile) : up_buffer(d, p.tile);
+    const Factors<T> from = factors(s.map);
+    T* const to = buffer(index);
+    if (down) {
+      copy_rows(x() + s.first, d.loc_in, rows * d.g_in, s.width, to);
+      copy_rows(from.local + i64(s.first) * d.loc_out, i64(d.loc_in) * d.loc_out, d.terms, s.width * d.loc_out,
+                to + at.local);
+      if (from.bias != nullptr && index == down_steps - 1) copy_rows(from.bias, 0, 1, d.out(), to + at.bias);
+    } else {
+      copy_rows(from.local + s.first, d.loc_out, d.terms * d.loc_in, s.width, to + at.local);
+      if (from.bias != nullptr) copy_rows(from.bias + s.first, d.loc_out, d.g_out, s.width, to + at.bias);
+    }
+    if (!s.first_of_map) return;
+    copy_any(from.rule_in, d.j() * d.g_in, to + at.rule_in);
+    copy_any(from.rule_out, d.j() * d.g_out, to + at.rule_out);
+  }
+
+  // The rules of a map as floats, from the buffer of its first step or from their place; made once.
+  MOP_DEVICE Rules rules(const Sides& d, const Factors<T>& from, const StepBuffer& at, int index, bool copied) const {
+    float* const to = scratch + p.scratch.rules;
+    if (copied) return {to, to + i64(d.j()) * odd_fours(d.g_in)};
+    Factors<T> raw = from;
+    if constexpr (kFast) raw.rule_in = buffer(index) + at.rule_in, raw.rule_out = buffer(index) + at.rule_out;
+    const Rules made = copy_rules<kFast>(d, raw, to);
+    sync_threads();
+    return made;
+  }
+
+  MOP_DEVICE void down(int index, const Step& step) const {
+    const Sides& d = bank.down;
+    const HiddenRows hidden(bank.up);
+    const Factors<T> from = factors(Step::kDown);
+    const StepBuffer at = down_buffer(d, p.tile);
+    float *const h = scratch + p.scratch.hidden, *const t = scratch + p.scratch.t,
+                 *const s = scratch + p.scratch.down_s;
+    const Rules own = rules(d, from, at, index, !step.first_of_map);
+    Operand<T, kFast> x_rows{x() + step.first, d.loc_in};
+    i64 x_row = d.in();
+    Locals<T, kFast> local = in_place<kFast>(d, from.local + i64(step.first) * d.loc_out);
+    const T* bias = from.bias;
+    if constexpr (kFast) {
+      x_rows = {buffer(index), step.width}, x_row = i64(d.g_in) * step.width;
+      local = {buffer(index) + at.local, i64(step.width) * d.loc_out, d.loc_out};
+      if (bias != nullptr) bias = buffer(index) + at.bias;
+    }
+    stage_1<kFast, kFast>(
+        d, rows, step.width, own.in, [&](int n) { return Operand<T, kFast>{x_rows.data + n * x_row, x_rows.stride}; },
+        t);
+    sync_threads();
+    stage_2<kFast>(d, rows, step.width, d.loc_out, t, local, step.first > 0, s);
+    if (index != down_steps - 1) return;
+    sync_threads();
+    stage_3<kFast, false>(d, rows, d.loc_out, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
+      const int column = c * d.loc_out + v, valid = d.loc_out - v;
+      Pack<float> y = with_bias<kFast>(sum, bias, column, valid);
+      MOP_UNROLL
+      for (int e = 0; e < 4; ++e) y.at[e] = activated(bank.activation, y.at[e]);
+      if constexpr (kFast) {
+        store16(h + i64(n) * hidden.row + column, y);  // loc_in of the up maps is whole fours, so hidden rows are dense
+      } else {
+        for (int e = 0; e < least(4, valid); ++e) h[hidden.at(n, column + e)] = y.at[e];
+      }
+    });
+  }
+
+  MOP_DEVICE void up(int index, const Step& step) const {
+    const Sides& d = bank.up;
+    const HiddenRows hidden(d);
+    const Factors<T> from = factors(step.map);
+    const StepBuffer at = up_buffer(d, p.tile);
+    float *const h = scratch + p.scratch.hidden, *const t = scratch + p.scratch.t, *const s = scratch + p.scratch.up_s;
+    const Rules own = rules(d, from, at, index, !step.first_of_map);
+    if (step.first_of_map) {
+      stage_1<kFast, false>(
+          d, rows, d.loc_in, own.in, [&](int n) { return Scratch{h + i64(n) * hidden.row, hidden.pitch}; }, t);
+      sync_threads();
+    }
+    Locals<T, kFast> local = in_place<kFast>(d, from.local + step.first);
+    const T* bias = from.bias == nullptr ? nullptr : from.bias + step.first;
+    int bias_stride = d.loc_out;
+    if constexpr (kFast) {
+      local = {buffer(index) + at.local, i64(d.loc_in) * step.width, step.width};
+      if (bias != nullptr) bias = buffer(index) + at.bias;
+      bias_stride = step.width;
+    }
+    stage_2<kFast>(d, rows, d.loc_in, step.width, t, local, false, s);
+    sync_threads();
+    T* const y = p.y[step.map] + (pair.index * bank.rows + first_row) * d.out() + step.first;
+    stage_3<kFast, kFast>(d, rows, step.width, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
+      const int valid = step.width - v;
+      store_some<kFast>(y + i64(n) * d.out() + c * d.loc_out + v,
+                        with_bias<kFast>(sum, bias, c * bias_stride + v, valid), valid);
+    });
+  }
+};
+
 // Grid: tiles fastest, then splits, pairs; or fewer blocks, which take several in turn.
 template <class T, bool kFast>
 MOP_KERNEL MOP_BLOCKS(kThreads, kFast ? 2 : 1) mop_ffn_kernel(MopForward<T> p) {
-  const Bank<T>& bank = p.bank;
-  const Sides &down = bank.down, &up = bank.up;
-  const HiddenRows hidden(up);
-  float* const scratch = scratch_of<kFast>(p.workspace, p.scratch.floats);
-  float *const h = scratch + p.scratch.hidden, *const t = scratch + p.scratch.t;
-  const int chunks = div_up(up.loc_out, p.tile.v), work = bank.maps * chunks;
-  for (i64 item = block_index(); item < bank.pairs() * p.splits * p.tiles; item += num_blocks()) {
-    const i64 first_row = item % p.tiles * p.tile.rows, split = item / p.tiles % p.splits;
-    const int rows = int(least(i64(p.tile.rows), bank.rows - first_row));
-    if (bank.experts != nullptr) check_expert(bank, item / p.tiles / p.splits % bank.places);
-    const Pair<T> pair(bank, item / p.tiles / p.splits);
-    const T* const x = pair.of(bank, bank.x, bank.x_group) + first_row * down.in();
-
-    const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
-    Rules rules = copy_rules(down, factors, scratch + p.scratch.rules);
-    first_stages<kFast, kFast>(down, p.tile.u, rows, down.loc_out, rules, x, factors.local, t,
-                               scratch + p.scratch.down_s);
-    stage_3<kFast, false>(down, rows, down.loc_out, rules.out, scratch + p.scratch.down_s,
-                          [&](int n, int c, int v, const Pack<float>& sum) {
-                            const int column = c * down.loc_out + v, valid = down.loc_out - v;
-                            const Pack<float> y = with_bias<kFast>(sum, factors.bias, column, valid);
-                            MOP_UNROLL
-                            for (int e = 0; e < 4; ++e)
-                              if (e < valid) h[hidden.at(n, column + e)] = activated(bank.activation, y.at[e]);
-                          });
-
-    int last_map = -1;
-    Factors<T> own{};
-    for (int k = int(work * split / p.splits); k < int(work * (split + 1) / p.splits); ++k) {
-      const int map = k / chunks, first_v = k % chunks * p.tile.v, width_v = least(p.tile.v, up.loc_out - first_v);
-      sync_threads();
-      if (map != last_map) {
-        own = pair.of(bank, bank.up_factors[map], bank.up_groups);
-        rules = copy_rules(up, own, scratch + p.scratch.rules);
-        sync_threads();
-        stage_1<kFast, false>(
-            up, rows, up.loc_in, rules.in, [&](int n) { return Scratch{h + i64(n) * hidden.row, hidden.pitch}; }, t);
-        last_map = map;
-        sync_threads();
-      }
-      stage_2<kFast>(up, rows, up.loc_in, width_v, t, own.local + first_v, false, scratch + p.scratch.up_s);
-      sync_threads();
-      T* const y = p.y[map] + (pair.index * bank.rows + first_row) * up.out();
-      stage_3<kFast, kFast>(
-          up, rows, width_v, rules.out, scratch + p.scratch.up_s, [&](int n, int c, int v, const Pack<float>& sum) {
-            const int column = c * up.loc_out + first_v + v, valid = width_v - v;
-            store_some<kFast>(y + i64(n) * up.out() + column, with_bias<kFast>(sum, own.bias, column, valid), valid);
-          });
+  for (i64 item = block_index(); item < p.bank.pairs() * p.splits * p.tiles; item += num_blocks()) {
+    if (p.bank.experts != nullptr) check_expert(p.bank, item / p.tiles / p.splits % p.bank.places);
+    const ForwardBlock<T, kFast> block(p, item, scratch_of<kFast>(p.workspace, p.scratch.floats));
+    if constexpr (kFast) {
+      block.copy(0);
+      commit_copies();
     }
-    sync_threads();
+    for (int index = 0; index < block.steps; ++index) {
+      if constexpr (kFast) {
+        if (index + 1 < block.steps) block.copy(index + 1);
+        commit_copies();
+        wait_for_copies<1>();
+      }
+      sync_threads();
+      const Step step = block.step(index);
+      if (step.map == Step::kDown)
+        block.down(index, step);
+      else
+        block.up(index, step);
+      sync_threads();
+    }
   }
 }
 

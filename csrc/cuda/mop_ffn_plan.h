@@ -2,7 +2,7 @@
 #pragma once
 
 #include "chip.h"
-#include "mop_ffn_kernel.cuh"
+#include "mop_ffn_stages.cuh"
 
 namespace mop::ffn {
 
@@ -26,11 +26,11 @@ int widest_chunk(int size, int least_width, const Fits& fits) {
 // narrow chunks do not fit.
 template <class Floats>
 Tile widest_tile(const Sides& down, const Sides& up, int rows, i64 limit, const Floats& floats) {
-  const int narrow = rows > 4 ? 16 : 8;
-  Tile tile{rows, std::min(narrow, padded(down.loc_in)), 0};
-  tile.v = widest_chunk(up.loc_out, narrow, [&](int v) { return floats(Tile{rows, tile.u, v}) <= limit; });
+  const int narrow_u = rows > 4 ? 12 : 8, narrow_v = rows > 4 ? 16 : 8;
+  Tile tile{rows, std::min(narrow_u, padded(down.loc_in)), 0};
+  tile.v = widest_chunk(up.loc_out, narrow_v, [&](int v) { return floats(Tile{rows, tile.u, v}) <= limit; });
   if (tile.v == 0) return {0, 0, 0};
-  tile.u = widest_chunk(down.loc_in, narrow, [&](int u) { return floats(Tile{rows, u, tile.v}) <= limit; });
+  tile.u = widest_chunk(down.loc_in, narrow_u, [&](int u) { return floats(Tile{rows, u, tile.v}) <= limit; });
   return tile;
 }
 
@@ -61,27 +61,34 @@ inline Cost cost_of(const Sides& down, const Sides& up, i64 maps, i64 element_by
           kStart + (numbers(down) + maps * numbers(up)) * element_bytes / kBytes};
 }
 
-// The rows per tile with which the multiprocessor that has most to do is done first. `most_parts` blocks of a pair
-// take its tiles. A block that is alone on its multiprocessor waits for memory: a third of its time, by estimate.
+// How long `blocks` blocks take that are as long as each other, in units of one that shares its multiprocessor with
+// enough others. One that is alone waits for memory and barriers: half as long again, by estimate.
+inline double duration(const Chip& chip, i64 blocks, int at_once) {
+  constexpr double kAlone = 1.5;
+  const i64 slots = at_once * chip.multiprocessors, last_wave = div_up(blocks % slots, chip.multiprocessors);
+  return double(blocks / slots * at_once) * (at_once == 1 ? kAlone : 1) +
+         double(last_wave) * (last_wave == 1 ? kAlone : 1);
+}
+
+// The rows per tile with which a launch takes the least time, where `most_parts` blocks of a pair take its tiles.
 template <class Floats>
 Plan plan_of(const Chip& chip, const Sides& down, const Sides& up, i64 pairs, i64 rows, i64 most_parts,
              const Cost& cost, const Floats& floats) {
-  constexpr double kAlone = 1.5;
   Plan best{};
   double least_time = 0;
   const int fewest = int(std::min<i64>(rows, kFewestRows));
   for (int most = int(std::min<i64>(rows, kMostRows)), height; most >= std::max(1, fewest); most = height - 1) {
-    const i64 tiles = div_up(rows, i64(most));
+    const i64 tiles = div_up(rows, i64(most)), parts = std::min(tiles, most_parts);
     height = int(div_up(rows, tiles));
-    if (best.tile.rows > 0 && pairs * tiles > 2 * kBlocksAtOnce * chip.multiprocessors) break;
+    // with waves enough more tiles only read the factors more often
+    if (best.blocks_at_once == kBlocksAtOnce && pairs * tiles > 4 * kBlocksAtOnce * chip.multiprocessors) break;
+    const double rows_computed = (height + padded(height)) / 2.;  // products take rows by fours, or one by one
+    const double block_time = double(div_up(tiles, parts)) * (rows_computed * cost.row + cost.tile);
     for (int at_once = kBlocksAtOnce; at_once > 0; --at_once) {
+      const double time = block_time * duration(chip, pairs * parts, at_once);
+      if (best.tile.rows > 0 && time >= least_time) continue;
       const Tile tile = widest_tile(down, up, height, chip.room(at_once) / i64(sizeof(float)), floats);
-      if (tile.rows == 0) continue;
-      const i64 parts = std::min(tiles, most_parts), blocks = div_up(pairs * parts, chip.multiprocessors);
-      const double rows_computed = (height + padded(height)) / 2.;  // products take rows by fours, or one by one
-      const double time = double(blocks * div_up(tiles, parts)) * (rows_computed * cost.row + cost.tile) *
-                          (at_once == 1 || blocks == 1 ? kAlone : 1);
-      if (best.tile.rows == 0 || time < least_time) best = {tile, at_once, 0}, least_time = time;
+      if (tile.rows > 0) best = {tile, at_once, 0}, least_time = time;
     }
   }
   if (best.tile.rows > 0) return best;

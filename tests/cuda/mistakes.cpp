@@ -19,14 +19,40 @@ void neighbour(int elements, bool wait) {
   if (thread == 0) result = seen;
 }
 
+// Copies four floats for each thread in two groups, and reads what a neighbour copied in the first.
+void copies(const float* from, int groups_left, bool wait, bool wait_for_all) {
+  float* const shared = shared_memory<float>();
+  const int thread = thread_index();
+  for (int group = 0; group < 2; ++group) {
+    copy_four(shared + (group * block_threads() + thread) * 4, from);
+    commit_copies();
+  }
+  if (groups_left == 0) wait_for_copies<0>();
+  if (groups_left == 1) wait_for_copies<1>();
+  if (wait) sync_threads();
+  const float seen = shared[(thread + 1) % block_threads() * 4];
+  const float newest = shared[block_threads() * 4];
+  if (thread == 0) result = groups_left == 0 ? newest : seen;
+  sync_threads();
+  if (wait_for_all) wait_for_copies<0>();
+}
+
 void run(const char* mistake) {
   constexpr int kThreads = kEmulatedThreads;
   const auto is = [&](const char* name) { return std::strcmp(mistake, name) == 0; };
-  EmulatedBlock block(kThreads, 3, kThreads * sizeof(float));
+  alignas(16) const float ones[8] = {1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f, 1.f};
+  EmulatedBlock block(kThreads, 3, kThreads * 8 * sizeof(float));
   block.run([&] {
     if (is("none")) neighbour(kThreads, true);
     if (is("no barrier")) neighbour(kThreads, false);
-    if (is("overrun")) shared_memory<float>()[kThreads + thread_index()] = 1.f;
+    if (is("copies")) copies(ones, 0, true, true);
+    if (is("older copies")) copies(ones, 1, true, true);
+    if (is("no wait for copies")) copies(ones, 2, true, true);
+    if (is("no barrier after copies")) copies(ones, 0, false, true);
+    if (is("copies at the end")) copies(ones, 1, true, false);
+    if (is("misaligned copy")) copies(ones + 1, 0, true, true);
+    if (is("stop")) stop("experts must be distinct");
+    if (is("overrun")) shared_memory<float>()[8 * kThreads + thread_index()] = 1.f;
     if (is("some leave") && thread_index() != 1) sync_threads();
     if (is("misaligned")) load16(shared_memory<float>() + 1);
     if (is("uninitialised") && thread_index() == 0) result = shared_memory<float>()[0];

@@ -75,3 +75,19 @@ def test_little_scratch_memory(room, which, dtype, backend, monkeypatch):
         pytest.skip("a GPU has what it has")
     monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room))
     check(testing.mop_inputs(BANKS[which], dtype), backend)
+
+
+@pytest.mark.parametrize("which", ["small", "reading_b", "paper"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_have_the_same_bits_on_any_gpu(which, dtype, backend, monkeypatch):
+    """Rows per tile, chunks and blocks depend on the multiprocessors and their memory; the order of sums does not."""
+    if backend != "cuda" or not backends.runs_on_cpu(backend):
+        pytest.skip("a GPU has what it has")
+    tensors = testing.mop_inputs(BANKS[which]._replace(layers=1), dtype)
+    found = []
+    for multiprocessors, room in ((132, 227), (108, 163), (3, 48)):
+        monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+        monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room * 1024))
+        found.append(call(tensors, backend=backend))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
