@@ -8,19 +8,52 @@ namespace {
 
 using namespace ffn;
 
+// Every GPU that is served (8.0 and later) gives a block this much shared memory. What fits in it is computed the same
+// way, and rounded alike, on all of them.
+constexpr i64 kLeastShared = 99 * 1024;
+
 template <class T>
-void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps& ups, const std::vector<Tensor>& y) {
-  bool by_fours = true;
+Way way_of(Bank<T> bank, const Maps& ups) {
+  const Sides &down = bank.down, &up = bank.up;
   for (i64 first = 0; first < ups.count; first += kMaxMaps) {
     take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
-    by_fours = by_fours && reads_by_fours(bank);
+    if (!reads_by_fours(bank)) return Way::any;
   }
-  const int staged = by_fours ? sizeof(T) : 0;
-  const auto floats = [&](const Tile& tile) { return forward_scratch(bank.down, bank.up, tile, staged).floats; };
+  const bool eights = (down.loc_in | down.loc_out | up.loc_in | up.loc_out) % 8 == 0;
+  if (sizeof(T) != 2 || !eights) return Way::fast;
+  const i64 least = tensor_scratch(down, up, {kFewestRows, down.loc_in, 8}).floats * i64(sizeof(float));
+  return least <= kLeastShared ? Way::tensor : Way::fast;
+}
+
+// The scratch of a tile; more than there is for one that does not suit the tensor cores.
+template <class T>
+ForwardScratch scratch_of(Way way, const Bank<T>& bank, const Tile& tile) {
+  if (way != Way::tensor) return forward_scratch(way, bank.down, bank.up, tile, sizeof(T));
+  ForwardScratch scratch = tensor_scratch(bank.down, bank.up, {tile.rows, bank.down.loc_in, tile.v});
+  if (tile.v % 8 != 0) scratch.floats = kMostFloats + 1;
+  return scratch;
+}
+
+template <class T>
+void (*kernel_of(Way way))(MopForward<T>) {
+  if constexpr (sizeof(T) == 2)
+    if (way == Way::tensor) return mop_ffn_kernel<T, Way::tensor>;
+  return way == Way::fast ? mop_ffn_kernel<T, Way::fast> : mop_ffn_kernel<T, Way::any>;
+}
+
+template <class T>
+void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps& ups, const std::vector<Tensor>& y) {
   const Chip& chip = launch.chip();
-  const Cost cost = cost_of(bank.down, bank.up, std::min<i64>(kMaxMaps, ups.count), sizeof(T));
-  const Plan plan = plan_of(chip, bank.down, bank.up, bank.pairs(), bank.rows, bank.rows, cost, floats);
-  const bool fast = by_fours && plan.on_chip();
+  const i64 most_maps = std::min<i64>(kMaxMaps, ups.count);
+  Way way = way_of(bank, ups);
+  const auto plan_by = [&](Way by) {
+    const auto floats = [&](const Tile& tile) { return scratch_of(by, bank, tile).floats; };
+    const Cost cost = cost_of(bank.down, bank.up, most_maps, sizeof(T));
+    return plan_of(chip, bank.down, bank.up, bank.pairs(), bank.rows, bank.rows, cost, floats);
+  };
+  Plan plan = plan_by(way);
+  if (way == Way::tensor && !plan.on_chip()) plan = plan_by(way = Way::fast);  // a test took the memory away
+  if (!plan.on_chip()) way = Way::any;
   for (i64 first = 0; first < ups.count; first += kMaxMaps) {
     MopForward<T> p{};
     take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
@@ -31,10 +64,11 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
     // few pairs and rows: the up maps' chunks are shared by several blocks, each of which computes the hidden rows
     const i64 at_once = plan.blocks_at_once * chip.multiprocessors;
     const i64 wanted = std::max<i64>(1, at_once / std::max<i64>(1, bank.pairs() * p.tiles));
-    const int narrow = std::max(32, padded(int(div_up(i64(bank.maps) * bank.up.loc_out, wanted))));
-    p.tile.v = std::min(p.tile.v, narrow);
+    const int even = div_up(int(div_up(i64(bank.maps) * bank.up.loc_out, wanted)), 8) * 8;
+    p.tile.v = std::min(p.tile.v, std::max(32, even));
+    if (way == Way::tensor) p.tile.u = bank.down.loc_in;
     p.splits = std::min<i64>(wanted, i64(bank.maps) * div_up(bank.up.loc_out, p.tile.v));
-    p.scratch = forward_scratch(bank.down, bank.up, p.tile, fast ? staged : 0);
+    p.scratch = scratch_of(way, bank, p.tile);
     const i64 blocks = plan.blocks(bank.pairs() * p.splits * p.tiles);
     const i64 bytes = plan.on_chip() ? p.scratch.floats * sizeof(float) : 0;
     Tensor workspace;
@@ -42,7 +76,7 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
       workspace = empty_float(like, {blocks * p.scratch.floats});
       p.workspace = out<float>(workspace);
     }
-    launch("mop_ffn", fast ? mop_ffn_kernel<T, true> : mop_ffn_kernel<T, false>, blocks, kThreads, bytes, p);
+    launch("mop_ffn", kernel_of<T>(way), blocks, kThreads, bytes, p);
   }
 }
 

@@ -22,7 +22,10 @@ int main(int, char** arguments) {
                 name, plan.tile.rows, plan.tile.u, plan.tile.v, plan.blocks_at_once, (long long)blocks,
                 (long long)floats * 4);
   };
-  const auto forward = [&](const Tile& tile) { return forward_scratch(down, up, tile, int(bytes)).floats; };
+  const auto forward = [&](const Tile& tile) {
+    if (bytes == 2) return tensor_scratch(down, up, {tile.rows, down.loc_in, tile.v}).floats;
+    return forward_scratch(Way::fast, down, up, tile, int(bytes)).floats;
+  };
   const auto backward = [&](const Tile& tile) { return backward_scratch(down, up, tile, kThreads).floats; };
   Cost cost = cost_of(down, up, 2, bytes);
   Plan plan = plan_of(chip, down, up, pairs, rows, rows, cost, forward);
