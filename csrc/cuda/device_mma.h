@@ -111,55 +111,98 @@ MOP_DEVICE void multiply_add(Sums16x8& sums, const Fragment& a, const Fragment& 
 #endif
 }
 
-// Two neighbouring elements of a half precision, the first at a multiple of 4 bytes.
+// Adds two neighbouring elements of a half precision, the first of which is at a multiple of 4 bytes.
+template <class T>
+MOP_DEVICE void add_two(const T* from, float& first, float& second) {
+  uint32_t pair;
+#if defined(MOP_EMULATE)
+  if (reinterpret_cast<uintptr_t>(from) % 4 != 0) emulated::fail("add_two of an address that is not aligned");
+  std::memcpy(&pair, from, sizeof pair);
+#else
+  pair = *reinterpret_cast<const uint32_t*>(from);
+#endif
+  first += to_float(T{uint16_t(pair)}), second += to_float(T{uint16_t(pair >> 16)});
+}
+
+// And stores two.
 template <class T>
 MOP_DEVICE void store_two(T* to, float first, float second) {
-  const uint32_t pair = from_float<T>(first).bits | uint32_t(from_float<T>(second).bits) << 16;
 #if defined(MOP_EMULATE)
+  const uint32_t pair = from_float<T>(first).bits | uint32_t(from_float<T>(second).bits) << 16;
   if (reinterpret_cast<uintptr_t>(to) % 4 != 0) emulated::fail("store_two to an address that is not aligned");
   std::memcpy(to, &pair, sizeof pair);
 #else
+  uint32_t pair;
+  if constexpr (std::is_same_v<T, Bfloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
   *reinterpret_cast<uint32_t*>(to) = pair;
 #endif
 }
 
-// store(batch, m, n, sums at (m, n) and (m, n + 1)): sum over k of A[batch](m, k) B[batch](k, n), of which a warp takes
-// 16 m and all n in turn. a_row(batch, m) gives the elements along k, kATransposed: a_row(batch, k) those along m;
-// b_row(batch, k) gives those along n, which are whole eights. Rows start at 16 bytes and have whole eights, zeros past
-// the end of A's; zeros: eight zeros, for what is outside.
-template <bool kATransposed, class T, class ARow, class BRow, class Store>
-MOP_DEVICE void warp_product(int batches, int size_m, int size_n, int size_k, const ARow& a_row, const BRow& b_row,
+// A matrix in shared memory: rows lie `stride` elements apart and start at 16 bytes.
+template <class T>
+struct Rows {
+  const T* data;
+  int stride;
+};
+
+// store(batch, m, n, sums at (m, n) and (m, n + 1)): sum over k of A[batch](m, k) B[batch](k, n), of which warps take
+// 16 x 16 results at a time, each an even share in a row. Rows of A run along k, kATransposed: along m, with zeros up
+// to whole eights; those of B along n, which are whole eights. zeros: eight zeros, which are read for what is outside.
+template <bool kATransposed, class T, class A, class B, class Store>
+MOP_DEVICE void warp_product(int batches, int size_m, int size_n, int size_k, const A& a_of, const B& b_of,
                              const T* zeros, const Store& store) {
-  const int tiles_m = div_up(size_m, 16);
+  const int tiles_m = div_up(size_m, 16), tiles_n = div_up(size_n, 16), tiles = batches * tiles_m * tiles_n;
+  const int end = tiles * (warp_index() + 1) / num_warps();
   MOP_UNROLL_BY(1)
-  for (int task = warp_index(); task < batches * tiles_m; task += num_warps()) {
-    const int batch = task / tiles_m, m0 = task % tiles_m * 16;
+  for (int tile = tiles * warp_index() / num_warps(); tile < end;) {
+    const int strip = tile / tiles_n, batch = strip / tiles_m, m0 = (strip - batch * tiles_m) * 16;
+    const int first = tile - strip * tiles_n, last = least(tiles_n, first + end - tile);
+    tile += last - first;
+    const Rows<T> left = a_of(batch), right = b_of(batch);
     Fragment a, b;
+    const auto load_a = [&](int k0) {
+      load_matrices<kATransposed>(a, [&](int matrix, int row) {
+        const int m = m0 + matrix % 2 * 8, k = k0 + matrix / 2 * 8;
+        const int outer = (kATransposed ? k : m) + row, inner = kATransposed ? m : k;
+        const bool inside = outer < (kATransposed ? size_k : size_m) && inner < (kATransposed ? size_m : size_k);
+        return inside ? left.data + (outer * left.stride + inner) : zeros;
+      });
+    };
+    const auto load_b = [&](int k0, int n0) {
+      load_matrices<true>(b, [&](int matrix, int row) {
+        const int k = k0 + matrix % 2 * 8 + row, n = n0 + matrix / 2 * 8;
+        return k < size_k && n < size_n ? right.data + (k * right.stride + n) : zeros;
+      });
+    };
+    load_a(0);
     MOP_UNROLL_BY(1)
-    for (int n0 = 0; n0 < size_n; n0 += 16) {
+    for (int n0 = first * 16; n0 < last * 16; n0 += 16) {
       Sums16x8 sums[2] = {};
-      MOP_UNROLL_BY(1)
-      for (int k0 = 0; k0 < size_k; k0 += 16) {
-        if (n0 == 0 || size_k > 16)
-          load_matrices<kATransposed>(a, [&](int matrix, int row) {
-            const int m = m0 + matrix % 2 * 8, k = k0 + matrix / 2 * 8;
-            const int outer = (kATransposed ? k : m) + row, inner = kATransposed ? m : k;
-            const bool inside = outer < (kATransposed ? size_k : size_m) && inner < (kATransposed ? size_m : size_k);
-            return inside ? a_row(batch, outer) + inner : zeros;
-          });
-        load_matrices<true>(b, [&](int matrix, int row) {
-          const int k = k0 + matrix % 2 * 8 + row, n = n0 + matrix / 2 * 8;
-          return k < size_k && n < size_n ? b_row(batch, k) + n : zeros;
-        });
-        multiply_add<T>(sums[0], a, b, 0);
-        multiply_add<T>(sums[1], a, b, 1);
+      load_b(0, n0);
+      multiply_add<T>(sums[0], a, b, 0);
+      multiply_add<T>(sums[1], a, b, 1);
+      if (size_k > 16) {
+        MOP_UNROLL_BY(1)
+        for (int k0 = 16; k0 < size_k; k0 += 16) {
+          load_a(k0);
+          load_b(k0, n0);
+          multiply_add<T>(sums[0], a, b, 0);
+          multiply_add<T>(sums[1], a, b, 1);
+        }
+        if (n0 + 16 < last * 16) load_a(0);
       }
       for_lanes([&](int own, int lane) {
+        const bool two = n0 + 8 < size_n;
+        const int n = n0 + lane % 4 * 2;
         MOP_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          const int m = m0 + e / 2 * 8 + lane / 4, n = n0 + e % 2 * 8 + lane % 4 * 2;
-          const float* const pair = sums[e % 2].at[own] + e / 2 * 2;
-          if (m < size_m && n < size_n) store(batch, m, n, pair[0], pair[1]);
+        for (int half = 0; half < 2; ++half) {
+          const int m = m0 + half * 8 + lane / 4;
+          if (m >= size_m) continue;
+          store(batch, m, n, sums[0].at[own][half * 2], sums[0].at[own][half * 2 + 1]);
+          if (two) store(batch, m, n + 8, sums[1].at[own][half * 2], sums[1].at[own][half * 2 + 1]);
         }
       });
     }

@@ -38,7 +38,8 @@ class Backward {
     };
     const i64 most_parts = std::max<i64>(1, kMostBlocks / std::max<i64>(1, bank.pairs()));
     Cost cost = cost_of(bank.down, bank.up, ups.count, sizeof(T));
-    cost.row *= 3;  // hidden rows again, and two products for each one
+    cost.row *= 3;   // hidden rows again, and two products for each one
+    cost.tile *= 3;  // factors read, parts of their gradients written and read
     plan_ = plan_of(launch.chip(), bank.down, bank.up, bank.pairs(), bank.rows, most_parts, cost, floats);
     tiles_ = div_up(bank.rows, i64(plan_.tile.rows));
     parts_ = std::min(tiles_, most_parts);

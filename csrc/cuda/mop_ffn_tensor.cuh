@@ -58,15 +58,15 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
     sync_threads();
   }
 
-  // t from rows over u, x_row(n, a)
+  // t from x_of(n), rows over u, one an a
   template <class X>
-  MOP_DEVICE void stage_1(const Sides& d, const X& x_row) const {
-    const int pitch = odd_eights(d.loc_in);
+  MOP_DEVICE void stage_1(const Sides& d, const X& x_of) const {
+    const int pitch = odd_eights(d.loc_in), plane = rows * pitch;
     T* const t = at(p.scratch.t);
     warp_product<false>(
-        rows, d.j(), d.loc_in, d.g_in, [&](int, int j) { return rule_in() + j * odd_eights(d.g_in); }, x_row, zeros(),
+        rows, d.j(), d.loc_in, d.g_in, [&](int) { return Rows<T>{rule_in(), odd_eights(d.g_in)}; }, x_of, zeros(),
         [&](int n, int j, int u, float first, float second) {
-          store_two(t + (j * rows + n) * pitch + u, first, second);
+          store_two(t + (j * plane + n * pitch + u), first, second);
         });
     sync_threads();
   }
@@ -77,10 +77,10 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
     const T* const t = at(p.scratch.t);
     const Divisor<true> by_rank(d.rank);
     warp_product<false>(
-        d.j(), rows, width_v, d.loc_in, [&](int j, int n) { return t + (j * rows + n) * pitch; },
-        [&](int j, int u) { return local + (by_rank.quotient(j) * d.loc_in + u) * pitch_v; }, zeros(),
+        d.j(), rows, width_v, d.loc_in, [&](int j) { return Rows<T>{t + j * rows * pitch, pitch}; },
+        [&](int j) { return Rows<T>{local + by_rank.quotient(j) * d.loc_in * pitch_v, pitch_v}; }, zeros(),
         [&](int j, int n, int v, float first, float second) {
-          store_two(s + (j * rows + n) * pitch_v + v, first, second);
+          store_two(s + ((j * rows + n) * pitch_v + v), first, second);
         });
     sync_threads();
   }
@@ -90,8 +90,8 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
   MOP_DEVICE void stage_3(const Sides& d, int width_v, const T* s, const Store& store) const {
     const int pitch_v = odd_eights(width_v);
     warp_product<true>(
-        rows, d.g_out, width_v, d.j(), [&](int, int j) { return rule_out(d) + j * odd_eights(d.g_out); },
-        [&](int n, int j) { return s + (j * rows + n) * pitch_v; }, zeros(), store);
+        rows, d.g_out, width_v, d.j(), [&](int) { return Rows<T>{rule_out(d), odd_eights(d.g_out)}; },
+        [&](int n) { return Rows<T>{s + n * pitch_v, rows * pitch_v}; }, zeros(), store);
   }
 
   MOP_DEVICE void down(int index, const Step&) const {
@@ -100,12 +100,13 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
     const T *const x = buffer(index), *const bias = factors(Step::kDown).bias == nullptr ? nullptr : x + in_step.bias;
     T *const h = at(p.scratch.hidden), *const s = at(p.scratch.down_s);
     make_rules(d, in_step, index);
-    stage_1(d, [&](int n, int a) { return x + (n * d.g_in + a) * odd_eights(d.loc_in); });
+    const int pitch = odd_eights(d.loc_in);
+    stage_1(d, [&](int n) { return Rows<T>{x + n * d.g_in * pitch, pitch}; });
     stage_2(d, d.loc_out, x + in_step.local, s);
     const Divisor<true> by_u(next.loc_in);
     stage_3(d, d.loc_out, s, [&](int n, int c, int v, float first, float second) {
       const int column = c * d.loc_out + v, a = by_u.quotient(column);
-      if (bias != nullptr) first += to_float(bias[column]), second += to_float(bias[column + 1]);
+      if (bias != nullptr) add_two(bias + column, first, second);
       store_two(h + (n * next.g_in + a) * odd_eights(next.loc_in) + column - a * next.loc_in,
                 activated(bank.activation, first), activated(bank.activation, second));
     });
@@ -119,14 +120,14 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
     T* const s = at(p.scratch.up_s);
     if (step.first_of_map) {
       make_rules(d, in_step, index);
-      stage_1(d, [&](int n, int a) { return h + (n * d.g_in + a) * odd_eights(d.loc_in); });
+      const int pitch = odd_eights(d.loc_in);
+      stage_1(d, [&](int n) { return Rows<T>{h + n * d.g_in * pitch, pitch}; });
     }
     stage_2(d, step.width, own + in_step.local, s);
     T* const y = p.y[step.map] + (pair.index * bank.rows + first_row) * d.out() + step.first;
     stage_3(d, step.width, s, [&](int n, int c, int v, float first, float second) {
-      const int in_bias = c * step.width + v;
-      if (bias != nullptr) first += to_float(bias[in_bias]), second += to_float(bias[in_bias + 1]);
-      store_two(y + i64(n) * d.out() + c * d.loc_out + v, first, second);
+      if (bias != nullptr) add_two(bias + (c * step.width + v), first, second);
+      store_two(y + (n * d.out() + c * d.loc_out + v), first, second);
     });
   }
 };

@@ -32,6 +32,7 @@ int main(int, char** arguments) {
   std::printf("{");
   print("forward", plan, forward(plan.tile));
   cost.row *= 3;
+  cost.tile *= 3;
   plan = plan_of(chip, down, up, pairs, rows, std::max<i64>(1, 264 / pairs), cost, backward);
   std::printf(", ");
   print("backward", plan, backward(plan.tile));

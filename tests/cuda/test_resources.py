@@ -70,12 +70,18 @@ def registers_of_a_block(kernel: Kernel, threads: int = 256) -> int:
     return -(-kernel.registers * 32 // 256) * 256 * threads // 32
 
 
-@pytest.mark.parametrize(("name", "at_once"), [("mop_ffn_kernel<", 2), ("mop_ffn_backward_kernel<", 2)])
-def test_as_many_blocks_as_the_plan_counts_on_are_on_a_multiprocessor_at_once(kernels, name, at_once):
+# mop_ffn's kernels whose scratch is shared memory: enum Way of csrc/cuda/mop_ffn_forward.cuh, kFast of the backward
+FAST = re.compile(r"mop_ffn_kernel<.*(Way\)1|Way\)2|Way::fast|Way::tensor)|mop_ffn_backward_kernel<.*true>")
+TENSOR = re.compile(r"mop_ffn_kernel<.*(Way\)2|Way::tensor)")
+
+
+def test_as_many_blocks_as_the_plan_counts_on_are_on_a_multiprocessor_at_once(kernels):
     """kBlocksAtOnce of csrc/cuda/mop_ffn_plan.h; test_plans.py has the shared memory."""
-    fast = [k for k in kernels if name in k.name and "true>" in k.name]
-    assert len(fast) == 2 * len(DTYPES)
-    assert all(at_once * registers_of_a_block(k) <= 65536 for k in fast)
+    fast = [k for k in kernels if FAST.search(k.name)]
+    assert len(fast) == 2 * (2 * len(DTYPES) + 2), (
+        "two directions, and the tensor cores in two dtypes, for sm_80 and 90"
+    )
+    assert all(2 * registers_of_a_block(k) <= 65536 for k in fast)
 
 
 def test_no_kernel_has_a_stack(kernels):
@@ -108,13 +114,23 @@ def instructions(with_nvcc):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_the_forward_of_the_bank_loads_while_it_computes(instructions, architecture):
     """LDGSTS is cp.async. What is left of loads to registers are the experts and rules that start at odd addresses."""
-    fast = {name: code for name, code in instructions(architecture).items() if "mop_ffn_kernel<" in name}
-    fast = {name: code for name, code in fast.items() if "true>" in name}
-    assert len(fast) == len(DTYPES)
+    fast = {name: code for name, code in instructions(architecture).items() if FAST.search(name)}
+    assert len(fast) == len(DTYPES) + 2
     for code in fast.values():
         assert sum("LDGSTS" in line for line in code) >= 6
         assert sum("LDG." in line for line in code) <= 6
         assert not any("LDL" in line or "STL" in line for line in code)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_half_precisions_take_the_tensor_cores(instructions, architecture):
+    """HMMA is mma, and LDSM ldmatrix: two of each for a product of three stages of the down and of an up map."""
+    found = {name: code for name, code in instructions(architecture).items() if TENSOR.search(name)}
+    assert len(found) == 2
+    for name, code in found.items():
+        kind = "BF16" if "Bfloat16" in name else "F32"
+        assert sum(line.startswith("HMMA") and kind in line for line in code) >= 12
+        assert sum(line.startswith("LDSM") for line in code) >= 12
 
 
 def test_every_operation_has_kernels_in_every_dtype(kernels):
