@@ -1,7 +1,7 @@
 // Copies to shared memory that are under way while a thread computes: cp.async, in groups.
 //
 // A thread copies, closes a group with commit_copies(), and later waits for it; others see what it copied after the
-// sync_threads() that follows. On the host the memory is NaN from copy_four() on and the copy happens in
+// sync_threads() that follows. On the host the memory is NaN from copy_async() on and the copy happens in
 // wait_for_copies(), so a wait that is missing or leaves one group too many shows.
 #pragma once
 
@@ -42,14 +42,14 @@ inline void check_copies() {
 
 namespace mop {
 
-// Four elements: 16 bytes of float, past the first-level cache, or 8 of a half precision. Both addresses are aligned to
-// that.
-template <class T>
-MOP_DEVICE void copy_four(T* to, const T* from) {
-  constexpr int bytes = 4 * sizeof(T);
+// `count` elements: 16 bytes, past the first-level cache, or 8. Both addresses are aligned to that.
+template <int count, class T>
+MOP_DEVICE void copy_async(T* to, const T* from) {
+  constexpr int bytes = count * sizeof(T);
+  static_assert(bytes == 16 || bytes == 8);
 #if defined(MOP_EMULATE)
   if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
-    emulated::fail("copy_four of an address that is not aligned");
+    emulated::fail("copy_async of an address that is not aligned");
   std::memset(to, 0xff, bytes);
   emulated::open_copies.push_back({to, from, bytes});
 #else

@@ -13,14 +13,21 @@ using namespace ffn;
 constexpr i64 kLeastShared = 99 * 1024;
 
 template <class T>
+bool is_aligned16(const Factors<T>& factors) {
+  return mop::is_aligned16(factors.local) && mop::is_aligned16(factors.bias);
+}
+
+template <class T>
 Way way_of(Bank<T> bank, const Maps& ups) {
   const Sides &down = bank.down, &up = bank.up;
+  bool eights = sizeof(T) == 2 && (down.loc_in | down.loc_out | up.loc_in | up.loc_out) % 8 == 0;
+  eights = eights && mop::is_aligned16(bank.x) && is_aligned16(bank.down_factors);
   for (i64 first = 0; first < ups.count; first += kMaxMaps) {
     take_maps(bank, ups, first, std::min<i64>(kMaxMaps, ups.count - first));
     if (!reads_by_fours(bank)) return Way::any;
+    for (int k = 0; k < bank.maps; ++k) eights = eights && is_aligned16(bank.up_factors[k]);
   }
-  const bool eights = (down.loc_in | down.loc_out | up.loc_in | up.loc_out) % 8 == 0;
-  if (sizeof(T) != 2 || !eights) return Way::fast;
+  if (!eights) return Way::fast;
   const i64 least = tensor_scratch(down, up, {kFewestRows, down.loc_in, 8}).floats * i64(sizeof(float));
   return least <= kLeastShared ? Way::tensor : Way::fast;
 }

@@ -49,10 +49,12 @@ struct ForwardScratch {
 
   // Adds the two step buffers after what ends at `end`.
   MOP_BOTH void add_steps(Way way, const Sides& down, const Sides& up, const Tile& tile, i64 end, int element_bytes) {
-    const i64 of_down = down_buffer(way, down, tile).elements, of_up = up_buffer(way, up, tile).elements;
-    steps = end;
-    step_floats = way == Way::any ? 0 : div_up((of_down > of_up ? of_down : of_up) * element_bytes, i64(16)) * 4;
-    floats = steps + 2 * step_floats;
+    steps = floats = end;
+    if (way == Way::any) return;
+    const auto floats_of = [&](const StepBuffer& step) { return div_up(step.elements * element_bytes, i64(16)) * 4; };
+    const i64 of_down = floats_of(down_buffer(way, down, tile)), of_up = floats_of(up_buffer(way, up, tile));
+    step_floats = of_down > of_up ? of_down : of_up;
+    floats += step_floats + (way == Way::tensor ? of_up : step_floats);  // there all of the down map is the first step
   }
 };
 
@@ -81,23 +83,22 @@ struct MopForward {
   i64 tiles, splits;  // of the rows; of the up maps' chunks over blocks
 };
 
-// `rows` rows of `width` elements, by fours, to rows that lie `pitch` apart.
-template <class T>
+// `rows` rows of `width` elements, `count` at once, to rows that lie `pitch` apart.
+template <int count, class T>
 MOP_DEVICE void copy_rows(const T* from, i64 stride, int rows, int width, T* to, int pitch) {
-  const int packs = width / 4;
+  const int packs = width / count;
   const Divisor<true> by_packs(packs);
   for (int k = thread_index(); k < rows * packs; k += block_threads()) {
-    const int row = by_packs.quotient(k);
-    const int column = (k - row * packs) * 4;
-    copy_four(to + row * pitch + column, from + row * stride + column);
+    const int row = by_packs.quotient(k), column = (k - row * packs) * count;
+    copy_async<count>(to + row * pitch + column, from + row * stride + column);
   }
 }
 
-// The same for a row of any size that starts anywhere; what is not whole fours is read at once.
+// A row of any size that starts anywhere; what is not whole fours is read at once.
 template <class T>
 MOP_DEVICE void copy_any(const T* from, int size, T* to) {
   if (size % 4 == 0 && reinterpret_cast<uintptr_t>(from) % (4 * sizeof(T)) == 0)
-    return copy_rows(from, 0, 1, size, to, size);
+    return copy_rows<4>(from, 0, 1, size, to, size);
   for (int k = thread_index(); k < size; k += block_threads()) to[k] = from[k];
 }
 
@@ -160,18 +161,21 @@ struct ForwardBlock {
     const StepBuffer at = down ? down_buffer(kWay, d, p.tile) : up_buffer(kWay, d, p.tile);
     const Factors<T> from = factors(s.map);
     T* const to = buffer(index);
+    constexpr int count = kWay == Way::tensor ? 8 : 4;
     const int pitch = pitch_of(kWay, down ? d.loc_out : s.width);
     if (down) {
-      copy_rows(x() + s.first, d.loc_in, rows * d.g_in, s.width, to, pitch_of(kWay, s.width));
+      copy_rows<count>(x() + s.first, d.loc_in, rows * d.g_in, s.width, to, pitch_of(kWay, s.width));
       if constexpr (kWay == Way::tensor)  // which takes all u at once
-        copy_rows(from.local, d.loc_out, d.terms * d.loc_in, d.loc_out, to + at.local, pitch);
+        copy_rows<count>(from.local, d.loc_out, d.terms * d.loc_in, d.loc_out, to + at.local, pitch);
       else
-        copy_rows(from.local + i64(s.first) * d.loc_out, i64(d.loc_in) * d.loc_out, d.terms, s.width * d.loc_out,
-                  to + at.local, s.width * d.loc_out);
-      if (from.bias != nullptr && index == down_steps - 1) copy_rows(from.bias, 0, 1, d.out(), to + at.bias, d.out());
+        copy_rows<count>(from.local + i64(s.first) * d.loc_out, i64(d.loc_in) * d.loc_out, d.terms, s.width * d.loc_out,
+                         to + at.local, s.width * d.loc_out);
+      if (from.bias != nullptr && index == down_steps - 1)
+        copy_rows<count>(from.bias, 0, 1, d.out(), to + at.bias, d.out());
     } else {
-      copy_rows(from.local + s.first, d.loc_out, d.terms * d.loc_in, s.width, to + at.local, pitch);
-      if (from.bias != nullptr) copy_rows(from.bias + s.first, d.loc_out, d.g_out, s.width, to + at.bias, s.width);
+      copy_rows<count>(from.local + s.first, d.loc_out, d.terms * d.loc_in, s.width, to + at.local, pitch);
+      if (from.bias != nullptr)
+        copy_rows<count>(from.bias + s.first, d.loc_out, d.g_out, s.width, to + at.bias, s.width);
     }
     if (!s.first_of_map) return;
     copy_any(from.rule_in, d.j() * d.g_in, to + at.rule_in);

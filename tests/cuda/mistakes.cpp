@@ -24,7 +24,7 @@ void copies(const float* from, int groups_left, bool wait, bool wait_for_all) {
   float* const shared = shared_memory<float>();
   const int thread = thread_index();
   for (int group = 0; group < 2; ++group) {
-    copy_four(shared + (group * block_threads() + thread) * 4, from);
+    copy_async<4>(shared + (group * block_threads() + thread) * 4, from);
     commit_copies();
   }
   if (groups_left == 0) wait_for_copies<0>();

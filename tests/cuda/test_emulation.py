@@ -52,7 +52,7 @@ def test_a_right_kernel_passes(run, kernel, sanitizer):
         ("misaligned", "", "load16 of an address that is not aligned"),
         ("no barrier after copies", "thread", "data race"),
         ("copies at the end", "", "a copy was not waited for"),
-        ("misaligned copy", "", "copy_four of an address that is not aligned"),
+        ("misaligned copy", "", "copy_async of an address that is not aligned"),
         ("stop", "", "experts must be distinct"),
     ],
 )
