@@ -16,6 +16,10 @@
 
 namespace mop {
 
+// Every GPU that is served (8.0 and later) gives a block this much shared memory. Which of two ways of computing a
+// result is taken, where they round differently, follows from it and not from the chip.
+constexpr i64 kLeastShared = 99 * 1024;
+
 struct Chip {
   i64 multiprocessors;
   i64 shared;        // bytes of a multiprocessor, 228 KB on 9.0, 164 on 8.0, 100 on 8.6 and 8.9

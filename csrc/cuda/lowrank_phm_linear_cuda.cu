@@ -21,12 +21,13 @@ constexpr i64 kFewRows = 64;  // beyond, the tiles of the one launch would read 
 
 // The tile of the one launch: of so few v that no multiprocessor is idle; of no rows where nothing fits.
 ffn::Tile tile_of(const Chip& chip, const ffn::Sides& d, i64 rows) {
+  const i64 room = std::min(chip.room(1), kLeastShared);
   for (int most = 8; most > 0; most /= 2) {
     const int height = int(std::min<i64>(most, rows));
     const i64 chunks = div_up(chip.multiprocessors, div_up(rows, i64(height)));
     const int wanted = std::max(8, ffn::padded(int(div_up(i64(d.loc_out), chunks))));
     const ffn::Tile tile{height, 0, std::min(wanted, ffn::padded(d.loc_out))};
-    const auto fits = [&](int u) { return lowrank_floats(d, {tile.rows, u, tile.v}) <= chip.room(1) / 4; };
+    const auto fits = [&](int u) { return lowrank_floats(d, {tile.rows, u, tile.v}) <= room / 4; };
     const int u = ffn::widest_chunk(d.loc_in, std::min(8, ffn::padded(d.loc_in)), fits);
     if (u > 0) return {tile.rows, u, tile.v};
   }

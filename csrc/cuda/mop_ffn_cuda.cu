@@ -8,10 +8,6 @@ namespace {
 
 using namespace ffn;
 
-// Every GPU that is served (8.0 and later) gives a block this much shared memory. What fits in it is computed the same
-// way, and rounded alike, on all of them.
-constexpr i64 kLeastShared = 99 * 1024;
-
 template <class T>
 bool is_aligned16(const Factors<T>& factors) {
   return mop::is_aligned16(factors.local) && mop::is_aligned16(factors.bias);

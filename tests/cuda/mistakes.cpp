@@ -1,7 +1,9 @@
 // Kernels with one mistake each, named by the first argument, on the emulation of csrc/cuda/launch.h.
+#include <cmath>
 #include <cstring>
 
 #include "../../csrc/cuda/launch.h"
+#include "../../csrc/cuda/mop_ffn_products.cuh"
 
 using namespace mop;
 
@@ -37,6 +39,25 @@ void copies(const float* from, int groups_left, bool wait, bool wait_for_all) {
   if (wait_for_all) wait_for_copies<0>();
 }
 
+// Quotients by reciprocals that are one beside the nearest float, as a GPU's may be: 1 if all are right below 2^21.
+float quotients() {
+  constexpr int kEnd = 1 << 21;
+  for (int n = 1; n < kEnd; n += n < 4096 ? 1 : n / 64) {
+    ffn::Divisor<true> by(n);
+    const float nearest = by.inverse;
+    for (const float inverse : {nearest, std::nextafterf(nearest, 0.f), std::nextafterf(nearest, 2.f)}) {
+      by.inverse = inverse;
+      const int last = (kEnd - 1) / n;
+      for (const int quotient : {0, 1, 2, 3, last / 3, last / 2, last - 1, last})
+        for (const int rest : {0, n / 2, n - 1}) {
+          const int k = quotient * n + rest;
+          if (quotient >= 0 && k < kEnd && by.quotient(k) != quotient) return 0.f;
+        }
+    }
+  }
+  return 1.f;
+}
+
 void run(const char* mistake) {
   constexpr int kThreads = kEmulatedThreads;
   const auto is = [&](const char* name) { return std::strcmp(mistake, name) == 0; };
@@ -51,6 +72,7 @@ void run(const char* mistake) {
     if (is("no barrier after copies")) copies(ones, 0, false, true);
     if (is("copies at the end")) copies(ones, 1, true, false);
     if (is("misaligned copy")) copies(ones + 1, 0, true, true);
+    if (is("quotients") && thread_index() == 0) result = quotients();
     if (is("stop")) stop("experts must be distinct");
     if (is("overrun")) shared_memory<float>()[8 * kThreads + thread_index()] = 1.f;
     if (is("some leave") && thread_index() != 1) sync_threads();

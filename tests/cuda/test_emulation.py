@@ -62,6 +62,10 @@ def test_a_mistake_is_found(run, mistake, sanitizer, message):
     assert message in done.stderr
 
 
+def test_quotients_by_reciprocals_are_exact(run):
+    assert run("quotients").stdout == "1\n"
+
+
 @pytest.mark.parametrize("mistake", ["uninitialised", "no wait for copies"])
 def test_shared_memory_is_nan_until_it_is_written(run, mistake):
     assert "nan" in run(mistake).stdout

@@ -85,7 +85,9 @@ def test_values_have_the_same_bits_on_any_gpu(which, dtype, backend, monkeypatch
         pytest.skip("a GPU has what it has")
     tensors = testing.mop_inputs(BANKS[which]._replace(layers=1), dtype)
     found = []
-    for multiprocessors, room in ((132, 227), (108, 163), (3, 99)):
+    gpus = [(132, 227), (108, 163), (3, 99)]
+    gpus += [(132, 0)] if dtype == torch.float32 else []  # scratch in the GPU's memory, as where hidden rows are wide
+    for multiprocessors, room in gpus:
         monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
         monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room * 1024))
         found.append(call(tensors, backend=backend))
