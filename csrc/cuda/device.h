@@ -15,9 +15,9 @@
 //   launch("scale", scale_kernel<T>, blocks, 256, 0, in<T>(x), 2.f, out<T>(y), x.numel());
 //
 // Rules: right for any block_threads(), which the host runs with kEmulatedThreads; every thread of a block meets the
-// same sync_threads() calls, and none leaves before the last; indices and offsets are i64; no atomics, no warp
-// intrinsics; sums in float and in an order that only the sizes fix. Floating-point functions are those that <cmath>
-// and CUDA name alike: expf, tanhf, erff.
+// same sync_threads() calls, and none leaves before the last; indices and offsets are i64, but those into shared
+// memory; no atomics; of a warp only device_mma.h; sums in float and in an order that only the sizes fix.
+// Floating-point functions are those that <cmath> and CUDA name alike: expf, tanhf, erff.
 #pragma once
 
 #include "../dims.h"
