@@ -15,9 +15,9 @@
 //   launch("scale", scale_kernel<T>, blocks, 256, 0, in<T>(x), 2.f, out<T>(y), x.numel());
 //
 // Rules: right for any block_threads(), which the host runs with kEmulatedThreads; every thread of a block meets the
-// same sync_threads() calls, and none leaves before the last; indices and offsets are i64; no atomics, no warp
-// intrinsics; sums in float and in an order that only the sizes fix. Floating-point functions are those that <cmath>
-// and CUDA name alike: expf, tanhf, erff.
+// same sync_threads() calls, and none leaves before the last; indices and offsets are i64, but those into shared
+// memory; no atomics; of a warp only device_mma.h; sums in float and in an order that only the sizes fix.
+// Floating-point functions are those that <cmath> and CUDA name alike: expf, tanhf, erff.
 #pragma once
 
 #include "../dims.h"
@@ -58,6 +58,8 @@ inline thread_local Thread thread;
 
 #else
 
+#include <cassert>
+
 #define MOP_KERNEL __global__ void
 #define MOP_BLOCKS(threads, blocks) __launch_bounds__(threads, blocks)
 #define MOP_DEVICE __device__ __forceinline__
@@ -83,6 +85,14 @@ MOP_DEVICE int block_threads() { return blockDim.x; }
 MOP_DEVICE i64 block_index() { return blockIdx.x; }
 MOP_DEVICE i64 num_blocks() { return gridDim.x; }
 MOP_DEVICE void sync_threads() { __syncthreads(); }
+#endif
+
+// Ends the kernel with the line that assert() prints, and with "device-side assert triggered" at the next call that
+// waits. printf, which could say a value, would give every kernel a stack frame.
+#if defined(MOP_EMULATE)
+[[noreturn]] inline void stop(const char* message) { emulated::fail(message); }
+#else
+MOP_DEVICE void stop(const char* message) { __assert_fail(message, "mop_kernels", 0, "stop"); }
 #endif
 
 // The block's shared memory, of the size that the launch gave, starting at 16 bytes.
@@ -229,6 +239,17 @@ MOP_DEVICE void store4(T* to, const Pack<float>& pack) {
     *reinterpret_cast<uint2*>(to) = *reinterpret_cast<const uint2*>(&raw);
 #endif
   }
+}
+
+// 1 / x, to the last bit or one beside it.
+MOP_DEVICE float reciprocal(float x) {
+#if defined(MOP_EMULATE)
+  return 1.f / x;
+#else
+  float value;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+#endif
 }
 
 template <class T>

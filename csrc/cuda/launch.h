@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "../guards.h"
+#include "chip.h"
 #include "device.h"
+#include "device_async.h"
 
 #if defined(MOP_EMULATE)
 #include <atomic>
@@ -30,8 +32,6 @@ namespace mop {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Every GPU that is served (8.0 and later) gives a block this much shared memory.
-constexpr i64 kMaxShared = 99 * 1024;
 constexpr int kEmulatedThreads = 4;
 
 // The threads of a block: what is wanted on a GPU, few on the host. Tile sizes that depend on it must come from here.
@@ -122,6 +122,7 @@ class EmulatedBlock {
                           shared_, [](void* b) { static_cast<EmulatedBlock*>(b)->barrier_.arrive_and_wait(); },
                           this};
       body();
+      emulated::check_copies();
       ++ended_;
       barrier_.arrive_and_wait();
     }
@@ -141,26 +142,28 @@ class EmulatedBlock {
 class Launch {
  public:
 #if defined(MOP_EMULATE)
-  explicit Launch(const Tensor& t) { MOP_GUARD(t.is_cpu()); }
+  explicit Launch(const Tensor& t) : chip_(chip_of(0)) { MOP_GUARD(t.is_cpu()); }
 #else
-  explicit Launch(const Tensor& t) : guard_(t.get_device_index()) {
+  explicit Launch(const Tensor& t) : guard_(t.get_device_index()), chip_(chip_of(t.get_device_index())) {
     void* stream = nullptr;
     MOP_GUARD(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) == AOTI_TORCH_SUCCESS);
     stream_ = static_cast<cudaStream_t>(stream);
   }
 #endif
 
+  const Chip& chip() const { return chip_; }
+
   // kernel(arguments...) on `blocks` blocks, which may be none, of threads_of_block(threads) threads.
   template <class... Parameters, class... Arguments>
   void operator()(const char* name, void (*kernel)(Parameters...), i64 blocks, int threads, i64 shared_bytes,
                   Arguments... arguments) const {
-    MOP_GUARD(blocks >= 0 && blocks < i64(1) << 31 && shared_bytes <= kMaxShared);
     if (blocks == 0) return;
+    constexpr i64 kWithoutAsking = 48 * 1024;
+    MOP_GUARD(blocks > 0 && blocks < i64(1) << 31 && shared_bytes <= std::max(kWithoutAsking, chip_.block_shared));
 #if defined(MOP_EMULATE)
     (void)name;
     EmulatedBlock(threads_of_block(threads), blocks, shared_bytes).run([&] { kernel(arguments...); });
 #else
-    constexpr i64 kWithoutAsking = 48 * 1024;
     cudaError_t error = cudaSuccess;
     if (shared_bytes > kWithoutAsking)
       error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
@@ -176,9 +179,12 @@ class Launch {
 #endif
   }
 
-#if !defined(MOP_EMULATE)
  private:
+#if defined(MOP_EMULATE)
+  const Chip chip_;
+#else
   torch::stable::accelerator::DeviceGuard guard_;
+  const Chip& chip_;
   cudaStream_t stream_;
 #endif
 };

@@ -19,14 +19,15 @@ namespace {
 
 constexpr i64 kFewRows = 64;  // beyond, the tiles of the one launch would read the locals too often
 
-// The tile of the one launch: of so few v that there are blocks enough; of no rows where nothing fits.
-ffn::Tile tile_of(const ffn::Sides& d, i64 rows) {
+// The tile of the one launch: of so few v that no multiprocessor is idle; of no rows where nothing fits.
+ffn::Tile tile_of(const Chip& chip, const ffn::Sides& d, i64 rows) {
+  const i64 room = std::min(chip.room(1), kLeastShared);
   for (int most = 8; most > 0; most /= 2) {
     const int height = int(std::min<i64>(most, rows));
-    const i64 chunks = div_up(ffn::kWantedBlocks, div_up(rows, i64(height)));
+    const i64 chunks = div_up(chip.multiprocessors, div_up(rows, i64(height)));
     const int wanted = std::max(8, ffn::padded(int(div_up(i64(d.loc_out), chunks))));
     const ffn::Tile tile{height, 0, std::min(wanted, ffn::padded(d.loc_out))};
-    const auto fits = [&](int u) { return lowrank_floats(d, {tile.rows, u, tile.v}) <= ffn::shared_floats(); };
+    const auto fits = [&](int u) { return lowrank_floats(d, {tile.rows, u, tile.v}) <= room / 4; };
     const int u = ffn::widest_chunk(d.loc_in, std::min(8, ffn::padded(d.loc_in)), fits);
     if (u > 0) return {tile.rows, u, tile.v};
   }
@@ -39,12 +40,12 @@ bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Fa
   if (rows == 0 || rows > kFewRows || std::max({dims.in(), dims.out(), dims.j()}) >= i64(1) << 24) return false;
   const ffn::Sides d{int(dims.terms), int(dims.rank),   int(dims.g_in),
                      int(dims.g_out), int(dims.loc_in), int(dims.loc_out)};
-  const ffn::Tile tile = tile_of(d, rows);
+  const Launch launch(x);
+  const ffn::Tile tile = tile_of(launch.chip(), d, rows);
   if (tile.rows == 0) return false;
   const i64 tiles = div_up(rows, i64(tile.rows)), chunks = div_up(d.loc_out, tile.v);
   const LowRankForward<T> p{d, factors, in<T>(x), out<T>(y), rows, tiles, tile};
   const bool fast = (d.loc_in | d.loc_out) % 4 == 0 && ffn::starts_whole(p.x) && ffn::starts_whole(factors);
-  const Launch launch(x);
   launch("lowrank_phm_linear", fast ? lowrank_phm_linear_kernel<T, true> : lowrank_phm_linear_kernel<T, false>,
          tiles * chunks, ffn::kThreads, lowrank_floats(d, tile) * sizeof(float), p);
   return true;

@@ -1,11 +1,11 @@
-// lowrank_phm_linear in one launch, for few rows: the stages of mop_ffn_kernel.cuh, t and s in shared memory.
+// lowrank_phm_linear in one launch, for few rows: the stages of mop_ffn_stages.cuh, t and s in shared memory.
 //
 // A block computes a tile of rows and a chunk of v; stage 1 is made again for each chunk, and each tile of rows reads
 // the locals once. Cost of 40 rows, 768 -> 128 with 16 terms of rank 1 in 10 blocks: 0.8 M multiply-adds and 0.5 M more
 // for the second chunk, 0.2 MB of factors and x: launching it is what takes the time.
 #pragma once
 
-#include "mop_ffn_kernel.cuh"
+#include "mop_ffn_stages.cuh"
 
 namespace mop {
 
@@ -36,7 +36,7 @@ MOP_KERNEL lowrank_phm_linear_kernel(LowRankForward<T> p) {
   const T* const x = p.x + first_row * d.in();
   T* const y = p.y + first_row * d.out();
 
-  const ffn::Rules rules = ffn::copy_rules(d, p.factors, shared_memory<float>());
+  const ffn::Rules rules = ffn::copy_rules<kFast>(d, p.factors, shared_memory<float>());
   ffn::first_stages<kFast, kFast>(d, p.tile.u, rows, width_v, rules, x, p.factors.local + first_v, t, s);
   ffn::stage_3<kFast, kFast>(d, rows, width_v, rules.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
     const i64 column = i64(c) * d.loc_out + first_v + v;

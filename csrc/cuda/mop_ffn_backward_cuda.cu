@@ -9,7 +9,7 @@ namespace {
 
 using namespace ffn;
 
-constexpr i64 kMostBlocks = 264;  // above which the rows of a pair are not split further
+constexpr i64 kMostBlocks = 264;  // above which the rows of a pair are not split further; fixed, as it orders sums
 
 // The gradient of one tensor: written by the blocks themselves where each has its own, else summed from parts.
 struct Wanted {
@@ -36,9 +36,13 @@ class Backward {
     const auto floats = [&](const Tile& tile) {
       return backward_scratch(bank.down, bank.up, tile, threads_of_block(kThreads)).floats;
     };
-    plan_ = plan_of(bank.down, bank.up, bank.pairs(), bank.rows, floats);
+    const i64 most_parts = std::max<i64>(1, kMostBlocks / std::max<i64>(1, bank.pairs()));
+    Cost cost = cost_of(bank.down, bank.up, ups.count, sizeof(T));
+    cost.row *= 3;   // hidden rows again, and two products for each one
+    cost.tile *= 3;  // factors read, parts of their gradients written and read
+    plan_ = plan_of(launch.chip(), bank.down, bank.up, bank.pairs(), bank.rows, most_parts, cost, floats);
     tiles_ = div_up(bank.rows, i64(plan_.tile.rows));
-    parts_ = std::min(tiles_, std::max<i64>(1, kMostBlocks / std::max<i64>(1, bank.pairs())));
+    parts_ = std::min(tiles_, most_parts);
     const bool one_block_a_pair = parts_ == 1 && (tiles_ == 1 || sizeof(T) == sizeof(float));
     grad_x_ = wanted(x, bank.x_group, true, 1);
     for (i64 k = 0; k < down.width(); ++k)
@@ -52,14 +56,14 @@ class Backward {
     const i64 blocks = plan_.blocks(bank_.pairs() * parts_);
     MopBackward<T> p{};
     p.scratch = backward_scratch(bank_.down, bank_.up, plan_.tile, threads_of_block(kThreads));
-    const i64 scratch = plan_.on_chip ? 0 : blocks * p.scratch.floats;
+    const i64 scratch = plan_.on_chip() ? 0 : blocks * p.scratch.floats;
     Tensor workspace;
     float* start = nullptr;
     if (part_floats_ + scratch > 0) {
       workspace = empty_float(x_, {part_floats_ + scratch});
       start = out<float>(workspace);
     }
-    p.workspace = plan_.on_chip ? nullptr : start + part_floats_;
+    p.workspace = plan_.on_chip() ? nullptr : start + part_floats_;
     p.tile = plan_.tile;
     p.tiles = tiles_;
     p.parts = parts_;
@@ -68,7 +72,7 @@ class Backward {
     p.to_down = std::any_of(down_.begin(), down_.end(), [](const Wanted& w) { return w.asked; }) || grad_x_.asked;
     p.needs_hidden = p.to_down;
     p.bank = bank_;
-    bool fast = plan_.on_chip && reads_by_fours(bank_);
+    bool fast = plan_.on_chip() && reads_by_fours(bank_);
     for (int map = 0; map < bank_.maps; ++map) {
       p.dy[map] = in<T>(grads[map]);
       fast = fast && starts_whole(p.dy[map]);
@@ -76,8 +80,10 @@ class Backward {
       p.d_up[map] = d;
       p.needs_hidden = p.needs_hidden || d.rule_in.asked() || d.rule_out.asked() || d.local.asked();
     }
+    if (bank_.experts != nullptr)
+      launch_("mop_ffn_backward, experts", mop_ffn_experts_kernel<T>, bank_.places, kThreads, 0, bank_);
     launch_("mop_ffn_backward", fast ? mop_ffn_backward_kernel<T, true> : mop_ffn_backward_kernel<T, false>, blocks,
-            kThreads, plan_.on_chip ? p.scratch.floats * sizeof(float) : 0, p);
+            kThreads, plan_.on_chip() ? p.scratch.floats * sizeof(float) : 0, p);
     sum_parts(start);
     std::vector<Tensor> results;
     const auto give = [&](const Wanted& w) {

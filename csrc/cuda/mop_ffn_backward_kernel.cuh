@@ -5,9 +5,9 @@
 // where it belongs; of all others a block writes its part, in float, and mop_ffn_sums_kernel.cuh sums the parts in
 // order. What does not ask for a gradient is not computed.
 //
-// Cost of the paper's bank (mop_ffn_kernel.cuh), all gradients but that of x: 368 M multiply-adds; in float32, in 180
-// blocks of 16 rows, 50 MB read through L2 and 22 MB of parts written: an estimated 30 to 50 us on an H200, of which 13
-// are arithmetic at the full rate. Not measured.
+// Cost of the paper's bank, all gradients but that of x: 368 M multiply-adds; in float32, in 240 blocks of 10 rows, 65
+// MB read through L2 and 29 MB of parts written: an estimated 30 to 50 us on an H200, of which 13 are arithmetic at the
+// full rate. Not measured.
 #pragma once
 
 #include "mop_ffn_gradients.cuh"
@@ -110,7 +110,7 @@ struct BackwardBlock {
     const Sides& d = bank.down;
     const Factors<T> factors = pair.of(bank, bank.down_factors, bank.down_groups);
     float* const s = t + (p.scratch.down_s - p.scratch.t);
-    const Rules own = copy_rules(d, factors, rules);
+    const Rules own = copy_rules<kFast>(d, factors, rules);
     first_stages<kFast, false>(d, p.tile.u, rows, d.loc_out, own, x_rows(), factors.local, t, s);
     stage_3<kFast, false>(d, rows, d.loc_out, own.out, s, [&](int n, int c, int v, const Pack<float>& sum) {
       store16(pre + (i64(n) * d.g_out + c) * pre_pitch() + v,
@@ -140,7 +140,7 @@ struct BackwardBlock {
     const Factors<T> factors = pair.of(bank, bank.up_factors[map], bank.up_groups);
     const auto h_of = [&](int n) { return Scratch{h + i64(n) * hidden.row, hidden.pitch}; };
     sync_threads();
-    const Rules own = copy_rules(d, factors, rules);
+    const Rules own = copy_rules<kFast>(d, factors, rules);
     sync_threads();
     if (to.rule_out || to.local) stage_1<kFast, false>(d, rows, d.loc_in, own.in, h_of, t);
     for (int v = 0; v < d.loc_out; v += p.tile.v) {
@@ -148,7 +148,7 @@ struct BackwardBlock {
       const T* const local = factors.local + v;
       sync_threads();
       if (to.rule_out) {
-        stage_2<kFast>(d, rows, d.loc_in, width_v, t, local, false, s);
+        stage_2<kFast>(d, rows, d.loc_in, width_v, t, in_place<kFast>(d, local), false, s);
         sync_threads();
         rule_out_gradient<kFast>(d, rows, width_v, s, dy_from(v), room, v > 0 ? to.rule_out.adding() : to.rule_out);
       }
@@ -180,7 +180,7 @@ struct BackwardBlock {
       float* const at = pre + pre_at(n, column);
       *at = dh[hidden.at(n, column)] * slope(bank.activation, *at);
     });
-    const Rules own = copy_rules(d, factors, rules);
+    const Rules own = copy_rules<kFast>(d, factors, rules);
     sync_threads();
     if (to.bias) bias_gradient<kFast>(d, rows, dy_of, to.bias);
     float* const dt = t + (p.scratch.down_dt - p.scratch.t);
@@ -218,6 +218,13 @@ struct BackwardBlock {
     });
   }
 };
+
+// One block for each place: stops before the gradients are written. In the kernel below the check makes the compiler
+// spill, so it has a launch of its own, which calls without experts do not have.
+template <class T>
+MOP_KERNEL mop_ffn_experts_kernel(Bank<T> bank) {
+  check_expert(bank, block_index());
+}
 
 // Grid: parts fastest, then pairs; or fewer blocks, which take several in turn.
 template <class T, bool kFast>

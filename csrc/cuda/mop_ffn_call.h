@@ -1,26 +1,12 @@
-// Host side of mop_ffn's kernels: a call's tensors as a Bank, and the tiles that its scratch memory has room for.
+// Host side of mop_ffn's kernels: a call's tensors as a Bank.
 #pragma once
 
-#include <cstdlib>
 #include <string>
 
 #include "launch.h"
-#include "mop_ffn_kernel.cuh"
+#include "mop_ffn_plan.h"
 
 namespace mop::ffn {
-
-constexpr i64 kWantedBlocks = 120;    // nearly one for each multiprocessor of a large GPU, as each takes most of one
-constexpr int kMostRows = 32;         // of a tile
-constexpr i64 kMostFloats = 4 << 20;  // of a block's scratch where it is the GPU's memory
-constexpr i64 kMostWorkspace = 16 * kMostFloats;  // and of all blocks
-
-inline i64 shared_floats() {
-#if defined(MOP_EMULATE)
-  // for tests, which reach chunks and scratch in the GPU's memory with small sizes
-  if (const char* bytes = std::getenv("MOP_KERNELS_EMULATED_SHARED_BYTES")) return std::atoll(bytes) / 4;
-#endif
-  return kMaxShared / 4;
-}
 
 inline Activation activation_of(const std::string& name) {
   const char* const names[] = {"relu", "gelu", "gelu_tanh", "tanh", "silu", "identity"};
@@ -126,55 +112,6 @@ bool reads_by_fours(const Bank<T>& bank) {
   whole = whole && starts_whole(bank.x) && starts_whole(bank.down_factors);
   for (int k = 0; k < bank.maps; ++k) whole = whole && starts_whole(bank.up_factors[k]);
   return whole;
-}
-
-// The widest even chunk of `size` for which fits(width); 0 where that is less than `least_width`.
-template <class Fits>
-int widest_chunk(int size, int least_width, const Fits& fits) {
-  for (int width = padded(size);;) {
-    if (fits(width)) return width;
-    if (width <= least_width) return 0;
-    width = padded(div_up(size, div_up(size, width - 4)));
-  }
-}
-
-// The tile of at most `rows` rows whose scratch, floats(tile), is at most `limit`; of no rows where that would be less
-// than four, for which a block would read its factors too often. Fewer rows before chunks become narrow.
-template <class Floats>
-Tile largest_tile(const Sides& down, const Sides& up, int rows, i64 limit, const Floats& floats) {
-  const int least_rows = std::min(rows, 4);
-  for (; rows >= least_rows; rows = padded(rows) - 4) {
-    const int narrow = rows > 4 ? 16 : 8;
-    Tile tile{rows, std::min(narrow, padded(down.loc_in)), 0};
-    tile.v = widest_chunk(up.loc_out, narrow, [&](int v) { return floats(Tile{rows, tile.u, v}) <= limit; });
-    if (tile.v == 0) continue;
-    tile.u = widest_chunk(down.loc_in, narrow, [&](int u) { return floats(Tile{rows, u, tile.v}) <= limit; });
-    return tile;
-  }
-  return {0, 0, 0};
-}
-
-// Where the scratch of a launch lies, and on how many blocks it runs.
-struct Plan {
-  Tile tile;
-  bool on_chip;        // in shared memory
-  i64 blocks_at_once;  // elsewhere, a block has its own scratch and takes several items in turn
-
-  i64 blocks(i64 items) const { return on_chip ? items : std::min(items, blocks_at_once); }
-};
-
-// So few rows a tile that there are blocks enough, but eight, whose reads of the factors pay for themselves.
-template <class Floats>
-Plan plan_of(const Sides& down, const Sides& up, i64 pairs, i64 rows, const Floats& floats) {
-  const i64 tiles = div_up(kWantedBlocks, std::max<i64>(1, pairs));
-  const i64 even = padded(int(std::min<i64>(kMostRows, div_up(rows, tiles))));
-  const int wanted = int(std::max<i64>(1, std::min(rows, std::max<i64>(8, even))));
-  const Tile tile = largest_tile(down, up, wanted, shared_floats(), floats);
-  if (tile.rows > 0) return {tile, true, 0};
-  Tile large = largest_tile(down, up, wanted, kMostFloats, floats);
-  if (large.rows == 0) large = {1, 4, 4};
-  MOP_GUARD(floats(large) < i64(1) << 31);
-  return {large, false, std::max<i64>(1, kMostWorkspace / floats(large))};
 }
 
 }  // namespace mop::ffn

@@ -1,10 +1,10 @@
 // What mop_ffn's backward kernel is made of: where its gradients go, and the products of one tile of rows and one map.
-// With dy of a map and its t, s (mop_ffn_kernel.cuh)
+// With dy of a map and its t, s (mop_ffn_stages.cuh)
 //   drule_out[j, c] = sum_nv s dy      ds[j, n, v] = sum_c rule_out dy      dlocal[i, u, v] = sum_rn t ds
 //   dt[j, n, u] = sum_v ds local       drule_in[j, a] = sum_nu dt x         dx[n, a, u] = sum_j rule_in dt
 #pragma once
 
-#include "mop_ffn_kernel.cuh"
+#include "mop_ffn_stages.cuh"
 
 namespace mop::ffn {
 
@@ -123,7 +123,7 @@ MOP_DEVICE void stage_1_back(const Sides& d, int rows, int width, const float* r
                              const Store& store) {
   const int pitch = odd_fours(width);
   product<false, false, kSide<kFast>>(
-      rows, d.g_in, width, d.j(), [&](int) { return Scratch{rule_in, padded(d.g_in)}; },
+      rows, d.g_in, width, d.j(), [&](int) { return Scratch{rule_in, odd_fours(d.g_in)}; },
       [&](int n) { return Scratch{dt + i64(n) * pitch, rows * pitch}; }, store);
 }
 

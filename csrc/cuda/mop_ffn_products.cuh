@@ -101,25 +101,48 @@ MOP_DEVICE void add_single(const A& a, int m, int size_m, const B& b, int k, int
   }
 }
 
+// Quotients by one number. kBounded: dividends are less than 2^21, as whatever counts the elements of shared memory is;
+// there a reciprocal takes a few instructions instead of some twenty. (k + 1/2) / n is at least 1 / 2n from a whole
+// number, further than k < 2^21 times the error of the reciprocal and of one rounding, 1.5 * 2^-23 in relation.
+template <bool kBounded>
+struct Divisor {
+  int number;
+  float inverse;
+
+  MOP_DEVICE explicit Divisor(int number) : number(number), inverse(kBounded ? reciprocal(float(number)) : 0.f) {}
+  MOP_DEVICE int quotient(int k) const {
+    if constexpr (kBounded) return int(fmaf(float(k), inverse, 0.5f * inverse));
+    return k / number;
+  }
+};
+
 // How a sum over q is taken, where its size is not known when it is compiled: by fours, of which it has whole ones or
 // a rest besides, or one by one, as operands that are not packed along q must be.
 constexpr int kFours = -1, kFoursAndRest = -2, kSingles = -3;
 
+struct FromZero {
+  MOP_DEVICE void operator()(int, int, int, int, float (&)[4][4]) const {}
+};
+
 // store(batch, m, k, pack): sum over q of A[batch](m, q) B[batch](k, q), for k .. k + 3 of which those below size_k are
-// results. a_of and b_of give the operands of a batch; kQ is size_q, or one of the above.
-template <bool kAAlongQ, bool kBAlongQ, int kQ, class A, class B, class Store>
+// results. a_of and b_of give the operands of a batch; kQ is size_q, or one of the above. start(batch, m, k, rows,
+// sums) gives the sums of at most four rows from m on to which the others are added.
+template <bool kAAlongQ, bool kBAlongQ, int kQ, class A, class B, class Store, class Start = FromZero>
 MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A& a_of, const B& b_of,
-                        const Store& store) {
+                        const Store& store, const Start& start = {}) {
   const int tiles_k = div_up(size_k, 4), tiles = div_up(size_m, 4) * tiles_k;
+  const Divisor<kQ != kSingles> by_tiles(tiles), by_tiles_k(tiles_k);
   MOP_UNROLL_BY(1)
   for (int task = thread_index(); task < batches * tiles; task += block_threads()) {
-    const int batch = task / tiles, m = task % tiles / tiles_k * 4, k = task % tiles_k * 4;
+    const int batch = by_tiles.quotient(task), tile = task - batch * tiles;
+    const int row = by_tiles_k.quotient(tile), m = row * 4, k = (tile - row * tiles_k) * 4;
     const auto a = a_of(batch);
     const auto b = b_of(batch);
     float sums[4][4] = {};
+    start(batch, m, k, least(4, size_m - m), sums);
     int q = 0;
     if constexpr (kQ > 0) {
-      [[maybe_unused]] constexpr int kAtOnce = kQ > 16 ? 2 : kQ / 4;  // more would not stay in registers
+      [[maybe_unused]] constexpr int kAtOnce = kQ > 4 ? 2 : 1;  // more would not stay in registers
       MOP_UNROLL_BY(kAtOnce)
       for (; q < kQ; q += 4) add_four<kAAlongQ, kBAlongQ>(a, m, size_m, b, k, size_k, q, sums);
     } else {

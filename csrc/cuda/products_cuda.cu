@@ -55,7 +55,7 @@ void sum_parts(const Launch& launch, const Tensor& like, const In* from, i64 gro
 template <class T>
 void matmul(const Launch& launch, const Tensor& like, const char* name, Matmul<T> p, i64 c_size) {
   constexpr int kThreads = 256;
-  constexpr i64 kEnoughBlocks = 256;  // two for each multiprocessor of the largest GPUs
+  constexpr i64 kEnoughBlocks = 256;  // about two for each multiprocessor of a large GPU; fixed, as it orders sums
   p.layout_a = layout_of(p.a, p.m, p.m.first, p.k, p.k.first, p.batch.first);
   p.layout_b = layout_of(p.b, p.k, p.k.second, p.n, p.n.first, p.batch.second);
   p.layout_c = layout_of(p.c, p.m, p.m.second, p.n, p.n.second, p.batch.third);

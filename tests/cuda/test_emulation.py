@@ -37,8 +37,9 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sanitizer", ["", "address", "thread"], ids=["plain", "address", "thread"])
-def test_a_right_kernel_passes(run, sanitizer):
-    done = run("none", sanitizer)
+@pytest.mark.parametrize("kernel", ["none", "copies", "older copies"])
+def test_a_right_kernel_passes(run, kernel, sanitizer):
+    done = run(kernel, sanitizer)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
@@ -49,6 +50,10 @@ def test_a_right_kernel_passes(run, sanitizer):
         ("overrun", "address", "heap-buffer-overflow"),
         ("some leave", "", "some threads left while others wait at a barrier"),
         ("misaligned", "", "load16 of an address that is not aligned"),
+        ("no barrier after copies", "thread", "data race"),
+        ("copies at the end", "", "a copy was not waited for"),
+        ("misaligned copy", "", "copy_async of an address that is not aligned"),
+        ("stop", "", "experts must be distinct"),
     ],
 )
 def test_a_mistake_is_found(run, mistake, sanitizer, message):
@@ -57,5 +62,10 @@ def test_a_mistake_is_found(run, mistake, sanitizer, message):
     assert message in done.stderr
 
 
-def test_shared_memory_starts_as_nan(run):
-    assert "nan" in run("uninitialised").stdout
+def test_quotients_by_reciprocals_are_exact(run):
+    assert run("quotients").stdout == "1\n"
+
+
+@pytest.mark.parametrize("mistake", ["uninitialised", "no wait for copies"])
+def test_shared_memory_is_nan_until_it_is_written(run, mistake):
+    assert "nan" in run(mistake).stdout

@@ -1,6 +1,8 @@
 """mop_ffn(experts=...): a subset, in any order; the others get zero gradients."""
 
 import contextlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,6 +51,46 @@ def test_a_subset_gives_the_bits_of_the_whole(backend):
         torch.testing.assert_close(part, whole[:, chosen], rtol=1e-5, atol=1e-5)
         if backend != "reference":  # a batched matrix product may differ with the size of its batch
             assert_same(part, whole[:, chosen], backend)
+
+
+STOPPED = """
+import sys
+import torch
+from mop_kernels import testing
+from mop_kernels.testing import Bank, Shape
+
+direction, *chosen = sys.argv[1:]
+bank = Bank(2, 5, Shape(6, 4, 4, 4, 6, 4, 1), Shape(6, 2, 2, 2, 8, 9, 2))
+with testing.device_of("cuda"):
+    x, *factors = testing.mop_inputs(bank, torch.float32)
+    arguments = (x, factors[:4], factors[4:], 2, "relu", torch.tensor([int(k) for k in chosen]))
+    if direction == "forward":
+        torch.ops.mop_kernels.mop_ffn_cuda(*arguments)
+    else:
+        grads = [torch.ones(2, len(chosen), 6, 18)] * 2
+        torch.ops.mop_kernels.mop_ffn_backward_cuda(grads, *arguments, 2**13 - 1)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize(
+    ("direction", "chosen", "message"),
+    [
+        ("forward", [5], "experts must lie in 0..num_experts - 1"),
+        ("backward", [-1], "experts must lie in 0..num_experts - 1"),
+        ("forward", [2, 0, 2], "experts must be distinct"),
+        ("backward", [2, 0, 2], "experts must be distinct"),
+    ],
+)
+def test_the_kernel_stops_at_experts_that_the_host_cannot_read(direction, chosen, message, backend):
+    """Memory of other tensors would be read, and written with gradients. In a process that may die."""
+    if backend != "cuda":
+        pytest.skip("of the CUDA kernels")
+    command = [sys.executable, "-c", STOPPED, direction, *map(str, chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
 
 
 def test_an_expanded_or_strided_index(backend):

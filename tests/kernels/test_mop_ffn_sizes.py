@@ -75,3 +75,50 @@ def test_little_scratch_memory(room, which, dtype, backend, monkeypatch):
         pytest.skip("a GPU has what it has")
     monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room))
     check(testing.mop_inputs(BANKS[which], dtype), backend)
+
+
+@pytest.mark.parametrize("which", ["small", "reading_b", "paper"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_have_the_same_bits_on_any_gpu(which, dtype, backend, monkeypatch):
+    """Rows per tile, chunks and blocks depend on the multiprocessors and their memory; the order of sums does not."""
+    if backend != "cuda" or not backends.runs_on_cpu(backend):
+        pytest.skip("a GPU has what it has")
+    tensors = testing.mop_inputs(BANKS[which]._replace(layers=1), dtype)
+    found = []
+    gpus = [(132, 227), (108, 163), (3, 99)]
+    gpus += [(132, 0)] if dtype == torch.float32 else []  # scratch in the GPU's memory, as where hidden rows are wide
+    for multiprocessors, room in gpus:
+        monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+        monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room * 1024))
+        found.append(call(tensors, backend=backend))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+EIGHTS = {
+    "fewer than a tile": Bank(2, 2, Shape(5, 3, 5, 3, 24, 8, 2), Shape(5, 7, 3, 11, 8, 40, 1), maps=3),
+    "more than a tile": Bank(1, 2, Shape(33, 10, 19, 18, 8, 8, 2), Shape(33, 5, 18, 17, 8, 16, 4)),
+    "whole tiles": Bank(1, 1, Shape(16, 16, 16, 16, 32, 16, 1), Shape(16, 16, 16, 16, 16, 32, 1), maps=1),
+    "one row": Bank(1, 2, Shape(1, 2, 2, 2, 8, 8, 1), Shape(1, 2, 2, 2, 8, 24, 1)),
+}
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("which", EIGHTS)
+def test_locals_of_whole_eights(which, half, backend):
+    """The CUDA kernels take the tensor cores, in tiles of 16 x 16 x 16, of which parts are outside."""
+    if backend == "cpu" and half == torch.float16:
+        pytest.skip("the CPU kernels take no float16")
+    tensors = testing.mop_inputs(EIGHTS[which], half)
+    check(tensors, backend, activation="gelu")
+    check(tensors, backend, experts=torch.tensor([0]))
+    check(testing.mop_inputs(EIGHTS[which], half, bias=False), backend)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+def test_locals_of_whole_eights_in_many_and_in_few_blocks(multiprocessors, backend, monkeypatch):
+    if backend != "cuda" or not backends.runs_on_cpu(backend):
+        pytest.skip("a GPU has what it has")
+    monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
+    monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(24 * 1024))
+    check(testing.mop_inputs(EIGHTS["fewer than a tile"], torch.bfloat16), backend)
