@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import reference
 
@@ -43,6 +44,7 @@ SCHEMAS = {
     ),
 }
 
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
 
 
@@ -145,13 +147,12 @@ def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: i
 @contextmanager
 def _autograd_inside_an_op() -> Iterator[None]:
     """Under a TorchDispatchMode (a FLOP counter, selective checkpointing) an op runs with autograd excluded."""
-    key = torch._C.DispatchKey.AutogradFunctionality
-    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
-    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
     try:
         yield
     finally:
-        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, excluded)
 
 
 def _phm_linear_backward(grad, x, rule, local, mask):
@@ -219,16 +220,22 @@ _REFERENCE = {
 
 
 _overloads = {}  # looking one up in torch.ops costs a call half a microsecond
+_direct = {}  # the implementations that are Python and may be called without torch's dispatcher, see `_is_plain`
 
 
-def define(backend: str, implementations: dict | None = None) -> None:
-    """Define the ops of one backend; `implementations` is None where compiled code registers them itself."""
+def define(backend: str, implementations: dict | None = None, *, direct: bool = False) -> None:
+    """Define the ops of one backend; `implementations` is None where compiled code registers them itself.
+
+    direct: They need neither autograd nor anything else of torch's dispatcher.
+    """
     for name, schema in SCHEMAS.items():
         qualified = f"{name}_{backend}"
         LIBRARY.define(qualified + schema)
         torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=LIBRARY)
         if implementations is not None:
             LIBRARY.impl(qualified, implementations[name], "CompositeExplicitAutograd")
+        if direct:
+            _direct[name, backend] = implementations[name]
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
 
 
@@ -271,11 +278,38 @@ def call(name: str, backend: str, args: Sequence):
 
 
 def _call(name: str, backend: str, args: Sequence, first: Tensor):
+    if (name, backend) in _direct and _is_plain(args):
+        return _direct[name, backend](*args)
     op = _overloads[name, backend]
     if backend != "cpu" or first.dtype is not torch.bfloat16:
         return op(*args)
     result = op(*_cast(args, torch.float32))
     return result.to(torch.bfloat16) if isinstance(result, Tensor) else _cast(result, torch.bfloat16)
+
+
+_PLAIN = {Tensor, Parameter}
+
+
+def _is_plain(args: Sequence) -> bool:
+    """Tell whether an op would do nothing but call its implementation.
+
+    Finding that out takes 3 us; torch's dispatcher takes 10 us to hand a dozen tensors to Python.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
+        return False  # modes and profilers want to see the op, as a trace does
+    if torch._C._get_tracing_state() is not None or not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
+        return False
+    tensors = []
+    for value in args:
+        if type(value) is list:
+            tensors += value
+        elif isinstance(value, Tensor):
+            tensors.append(value)
+    # a tensor may be minus its memory, or zeros without any
+    lazy = any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))
+    return _PLAIN.issuperset(map(type, tensors)) and not lazy
 
 
 def _cast(args: Sequence, dtype: torch.dtype) -> list:
@@ -287,22 +321,17 @@ def _cast(args: Sequence, dtype: torch.dtype) -> list:
     return [cast(value) for value in args]
 
 
-def _contiguous(value):
-    if isinstance(value, list):
-        return [t.contiguous() for t in value]
-    return value.contiguous() if isinstance(value, Tensor) else value
-
-
 def _on_first_use(name: str):
     """The Triton implementation of an operation, imported when it is first called: triton is slow to import."""
-    # an exported program may bring any strides; gradients of outputs, which come first, may have them in any case
-    any_strides = SCHEMAS[name].count("grad")
+    found = None
 
     def implementation(*args):
-        from . import triton_kernels
+        nonlocal found
+        if found is None:
+            from . import triton_kernels
 
-        args = [value if k < any_strides else _contiguous(value) for k, value in enumerate(args)]
-        return triton_kernels.IMPLEMENTATIONS[name](*args)
+            found = triton_kernels.IMPLEMENTATIONS[name]
+        return found(*args)
 
     return implementation
 
@@ -354,4 +383,4 @@ expert_rows = torch.ops.mop_kernels.expert_rows.default
 
 
 define("reference", _REFERENCE)
-define("triton", {name: _on_first_use(name) for name in SCHEMAS})
+define("triton", {name: _on_first_use(name) for name in SCHEMAS}, direct=True)

@@ -1,14 +1,15 @@
 """The Triton backend: one file an operation, each with `forward` and `backward` of the signatures in ops.SCHEMAS.
 
-Nothing here validates (functional.py has), differentiates or chooses. Tensors come contiguous, but for the gradients of
-outputs, which come with any strides; results are contiguous. Sums are accumulated in float32. No atomics: two runs give
-the same bits.
+Nothing here validates (functional.py has), differentiates or chooses. `Replayed` makes tensors contiguous, but for the
+gradients of outputs, which come with any strides; results are contiguous. Sums are accumulated in float32. No atomics:
+two runs give the same bits.
 """
 
 import triton
 
 from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
 from .device_functions import select
+from .replay import Replayed
 
 INTERPRETED = not isinstance(select, triton.JITFunction)  # as all kernels here; backends.interpreting() reads it
 if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
@@ -17,7 +18,7 @@ if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
         "Set it before Python starts."
     )
 
-IMPLEMENTATIONS = {
+_FUNCTIONS = {
     "phm_weight": phm_weight.forward,
     "phm_weight_backward": phm_weight.backward,
     "phm_linear": phm_linear.forward,
@@ -29,3 +30,4 @@ IMPLEMENTATIONS = {
     "attempt_mix": attempt_mix.forward,
     "attempt_mix_backward": attempt_mix_backward.backward,
 }
+IMPLEMENTATIONS = {name: Replayed(function) for name, function in _FUNCTIONS.items()}

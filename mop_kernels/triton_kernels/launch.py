@@ -1,13 +1,16 @@
-"""The one place that launches a kernel, on the current stream of the tensors' device; or records what would be.
+"""Launch a kernel on the current stream of the tensors' device, or record the launch.
+
+Every function of this backend launches its kernels here. Repeated calls launch them from notes (replay.py).
 
 Recorded launches, on tensors of the device "meta", are what the tests compile ahead of time, without a GPU.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 class Launch(NamedTuple):
@@ -33,6 +36,11 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = previous
 
 
+def is_recording() -> bool:
+    """Tell whether launches are recorded instead of made."""
+    return _recorded is not None
+
+
 def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
     """kernel[grid](*arguments, **meta). A tensor or tuple of tensors first; meta: constexprs, num_warps, num_stages."""
     if 0 in grid:
@@ -41,17 +49,24 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
         _recorded.append(Launch(kernel, grid, arguments, meta))
         return
     first = arguments[0]
-    device = first.device if isinstance(first, torch.Tensor) else first[0].device
+    with device_guard(first.device if isinstance(first, torch.Tensor) else first[0].device):
+        compiled = kernel[grid](*arguments, **meta, enable_fp_fusion=True)
+    notes = _get_current_dispatch_mode()  # of this thread
+    if hasattr(notes, "note_launch"):
+        notes.note_launch(kernel, compiled, grid, arguments, meta)
+
+
+def device_guard(device: torch.device) -> AbstractContextManager:
+    """Return a context in which this device, if it is a GPU, is the current one."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            kernel[grid](*arguments, **meta, enable_fp_fusion=True)
-    else:
-        kernel[grid](*arguments, **meta, enable_fp_fusion=True)
+        return torch.cuda.device(device)
+    return nullcontext()
 
 
 def input_precision() -> str:
-    """What tl.dot does with float32: IEEE products unless torch allows TF32 in its own.
+    """Return what tl.dot does with float32: IEEE products unless torch allows TF32 in its own.
 
-    Not read from `allow_tf32`, which raises where the program has set `fp32_precision`; that one knows both.
+    Reads torch.backends.cuda.matmul.fp32_precision, in a seventh of the time. `allow_tf32` would raise where the
+    program has set `fp32_precision`.
     """
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32" else "ieee"

@@ -90,6 +90,11 @@ _choices: list[Choice] | None = None
 _forced: dict[tuple[str, str], dict[str, int]] = {}
 
 
+def is_watched() -> bool:
+    """Whether choices are collected or forced."""
+    return _choices is not None or bool(_forced)
+
+
 @contextmanager
 def asked() -> Iterator[list[Choice]]:
     """Within the block the choices are collected; for the whole process."""

@@ -1,0 +1,51 @@
+"""What the driver receives from every operation of backend "triton": kernels, grids, parameters, shared memory.
+
+The launches of an operation are known from recording them (`recording`). Here Triton makes them, on CPU tensors that
+nothing reads, through its compiled launcher and a driver that notes what arrives. Each call is made three times: as it
+is written, while notes are taken, and from the notes (triton_kernels/replay.py).
+"""
+
+import ast
+import contextlib
+from pathlib import Path
+
+import pytest
+from launches import CASES, Case, check_call, implementation, module
+
+import mop_kernels as mk
+
+_seen: dict[str, set[str]] = {}  # the kernels of each case that has run
+
+
+@contextlib.contextmanager
+def way(case: Case, monkeypatch):
+    """Let the linear operations take the way that the case is about."""
+    if case.local_first is not None:
+        monkeypatch.setattr(module(case.op), "plan", lambda *_: {"takes_local_first": case.local_first})
+    yield
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_launch_arrives(name, stub, monkeypatch):
+    case = CASES[name]()
+    with way(case, monkeypatch):
+        outputs = check_call(stub, case.op, case.forward)
+        check_call(stub, f"{case.op}_backward", case.backward(outputs))
+    steps = [
+        s for op in (case.op, f"{case.op}_backward") for p in implementation(op).programs.values() for s in p.steps
+    ]
+    _seen[name] = {step.kernel.name for step in steps if hasattr(step, "kernel")}
+
+
+def test_every_kernel_was_launched(stub):
+    """Of the functions that are handed to `launch` anywhere in the backend none was left out above."""
+    if set(_seen) != set(CASES):
+        pytest.skip("needs all cases of test_every_launch_arrives")
+    folder = Path(mk.__file__).parent / "triton_kernels"
+    calls = [
+        n for path in folder.glob("*.py") for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
+    ]
+    first = [call.args[0] for call in calls if getattr(call.func, "id", None) == "launch"]
+    kernels = {argument.id for argument in first if isinstance(argument, ast.Name)}
+    assert len(kernels) > 10
+    assert kernels == set().union(*_seen.values())
