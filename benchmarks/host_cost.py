@@ -1,0 +1,168 @@
+"""What the GPU backends cost the host, without a GPU: microseconds of one public call of mop_ffn, of two commits.
+
+    python -m benchmarks.host_cost --against COMMIT [--cuda build/inplace/mop_kernels._C_cuda]
+
+Stubs stand for CUDA's driver and runtime (tests/launch_path, tests/cuda/stub_runtime.py): a launch is handed over, and
+nothing runs. Backend "triton" takes the paper's bank; "cpu" and, with nvcc's objects, "cuda" take a tiny one. One
+process per commit answers in turn, many short rounds each, so that whatever disturbs the machine disturbs both. The
+least and the median of all rounds are printed. malloc keeps its memory, as torch's allocator on a GPU does.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STUBS = (ROOT / "tests" / "launch_path", ROOT / "tests" / "cuda")
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
+DIRECTIONS = ("forward without gradients", "forward", "forward + backward")
+CALLS = 20  # of one round
+HERE = "this tree"
+
+
+def serve(folder: str) -> None:
+    """Answer each line "backend|direction" with the microseconds of one call."""
+    sys.path[:0] = map(str, STUBS)
+    import stub_driver
+    import torch
+
+    import mop_kernels as mk
+    from mop_kernels import testing
+
+    torch.set_num_threads(1)
+    if os.environ.get("MOP_KERNELS_EMULATE_CUDA"):
+        import stub_runtime
+
+        stub_runtime.Runtime(os.environ["MOP_KERNELS_EMULATE_CUDA"]).c.stub_note_launches(0)
+
+    def bank(name: str):
+        tensors = [t.requires_grad_() for t in testing.mop_inputs(testing.BANKS[name], torch.float32)]
+        x, down, ups = testing.as_mop_arguments(tensors)
+        return tensors, (x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups])
+
+    banks = {"triton": bank("paper"), "cpu": bank("one_row"), "cuda": bank("one_row")}
+
+    def call_of(backend: str, direction: str):
+        tensors, arguments = banks[backend]
+        grads = [torch.ones_like(y) for y in mk.mop_ffn(*arguments, backend=backend)]
+
+        def forward():
+            return mk.mop_ffn(*arguments, backend=backend)
+
+        def without_gradients():
+            with torch.no_grad():
+                return forward()
+
+        def both():
+            torch.autograd.backward(forward(), grads)
+            for t in tensors:
+                t.grad = None
+
+        return dict(zip(DIRECTIONS, (without_gradients, forward, both)))[direction]
+
+    calls = {}
+    os.environ["TRITON_CACHE_DIR"] = folder
+    stub = stub_driver.Stub(Path(folder))
+    stub.note_launches(False)
+    with stub_driver.active(stub):
+        for line in sys.stdin:
+            key = line.strip()
+            if key not in calls:
+                calls[key] = call_of(*key.split("|"))
+            for _ in range(5):  # noted, and in the caches again
+                calls[key]()
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                calls[key]()
+            print(1e6 * (time.perf_counter() - start) / CALLS, flush=True)
+
+
+class Server:
+    """A process that times calls of one source tree."""
+
+    def __init__(self, tree: Path, folder: Path, cuda: Path | None):
+        folder.mkdir()
+        environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+        environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
+        command = [sys.executable, __file__, "--serve", str(folder)]
+        self.process = subprocess.Popen(
+            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def time(self, backend: str, direction: str) -> float:
+        print(f"{backend}|{direction}", file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+
+def tree_of(commit: str, folder: Path) -> Path:
+    """Return a folder with the package at that commit, and the binary of this tree."""
+    folder.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", commit, "mop_kernels"], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    ).stdout
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+    for binary in (ROOT / "mop_kernels").glob("_C.*.so"):
+        shutil.copy(binary, folder / "mop_kernels")
+    return folder
+
+
+def report(rows: dict[tuple[str, str], dict[str, list[float]]]) -> list[str]:
+    """Return one line per backend and direction: least and median of each tree, and the ratio of the medians."""
+    lines = ["| backend | call | tree | least, us | median, us | part of the first |", "|---|---|---|---:|---:|---:|"]
+    for (backend, direction), trees in rows.items():
+        first = statistics.median(next(iter(trees.values())))
+        for tree, times in trees.items():
+            median = statistics.median(times)
+            part = f"{median / first:.2f}" if len(trees) > 1 else ""
+            lines.append(f"| {backend} | {direction} | {tree} | {min(times):.1f} | {median:.1f} | {part} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", metavar="COMMIT", help="time this commit beside the tree")
+    parser.add_argument("--cuda", metavar="FOLDER", type=Path, help="nvcc's objects: time the host functions of CUDA")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve)
+    sys.path[:0] = map(str, STUBS)
+    import stub_driver
+
+    reason = stub_driver.why_not()
+    if reason is not None:
+        parser.error(reason)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        library = None
+        if options.cuda is not None:
+            import stub_runtime
+
+            library = stub_runtime.build(options.cuda, folder)
+        servers = {}
+        if options.against:
+            servers[options.against] = Server(tree_of(options.against, folder / "tree"), folder / "before", None)
+        servers[HERE] = Server(ROOT, folder / "here", library)
+        rows = {}
+        for backend in ("triton", "cpu", *(["cuda"] if library else [])):
+            for direction in DIRECTIONS:
+                trees = servers if backend != "cuda" else {HERE: servers[HERE]}
+                times = rows[backend, direction] = {tree: [] for tree in trees}
+                for _ in range(options.rounds):
+                    for tree, server in trees.items():
+                        times[tree].append(server.time(backend, direction))
+        print(*report(rows), sep="\n")
+        for server in servers.values():
+            server.process.stdin.close()
+            server.process.wait()
+
+
+if __name__ == "__main__":
+    main()
