@@ -12,7 +12,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune clean
+.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
+	gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
 
@@ -78,6 +79,17 @@ gpu-dry-run:
 
 tune:
 	$(ANY_PYTHON) -m benchmarks.tune
+
+# After a change of Triton's kernels, their launchers or their tests: writes tests/triton/launches.json, in two minutes
+record-launches: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -O -m benchmarks.record_launches
+
+# Compiles all of them: ARCH="90 80" for these GPUs, TRITON=FOLDER by the triton there (pip install --target FOLDER
+# triton==3.6.0). Goes on where it stopped.
+compile-launches: ARCH := 90
+compile-launches: setup
+	PYTHONPATH=$(TRITON) $(BIN)/python -m benchmarks.compile_table --summary --arch $(ARCH) \
+	--results build/compiled_launches.jsonl
 
 clean:
 	rm -rf build *.egg-info $(STAMP) mop_kernels/_C*.so
