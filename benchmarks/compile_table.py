@@ -93,6 +93,7 @@ def tasks_of(name: str, arches: list[int]) -> list[tuple[Recorded, int]]:
     if name == "sample":
         return [(recorded, arch) for recorded, arch in launch_sample.sample(launches.read()) if arch in arches]
     found = launches.read() if name == "recorded" else launches.of_works(candidates=name == "candidates")
+    found.sort(key=lambda recorded: "::" in recorded.origin)  # the paper's shapes first, then those of tests
     return [(recorded, arch) for arch in arches for recorded in found]
 
 
