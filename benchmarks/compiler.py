@@ -78,12 +78,19 @@ def compile_one(recorded: Recorded, arch: int) -> Compiled:
     try:
         made = kernel.warmup(*launch.example(), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
     except Exception as error:
-        return row._replace(error=f"{type(error).__name__}: {error}"[:500], seconds=_cpu_seconds() - start)
+        return row._replace(error=reason(error), seconds=round(_cpu_seconds() - start, 2))
     seconds = _cpu_seconds() - start
     registers, spilled = _resources(made.asm["cubin"])
     return row._replace(
         registers=registers, spill_bytes=spilled, shared_bytes=made.metadata.shared, seconds=round(seconds, 2)
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong first, without the source lines that Triton puts before it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error)[-300:].strip()}"
 
 
 def described(recorded: Recorded, arch: int) -> Compiled:

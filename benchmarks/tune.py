@@ -106,7 +106,8 @@ def main() -> None:
     precisions = [p for p in PRECISIONS if p.name in ("float32", "bfloat16")]
     arch = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
     tried = launches.of_works(works, precisions, candidates=True)
-    compiler.compile_all([(launch, arch) for launch in tried], workers=os.cpu_count() or 1)
+    tasks = [(launch, arch) for launch in tried]
+    compiler.compile_all(tasks, workers=os.cpu_count() or 1, seconds=arguments.seconds / 2)
     found = tune(works, precisions, device_timer_of, deadline)
     for keys in found.values():
         keys |= {key.replace("bfloat16", "float16"): config for key, config in keys.items() if "bfloat16" in key}
