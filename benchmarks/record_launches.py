@@ -21,14 +21,17 @@ from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape
 from mop_kernels.triton_kernels.launch import recording
 
-# What test_cuda.py runs on a GPU only, in bfloat16: more than 2^31 elements, of strides past 32 bits.
+# What test_cuda.py runs on a GPU only: more than 2^31 elements, of strides past 32 bits, and TF32. By precision.
 LARGE_BANK = Bank(1, 131, Shape(4096, 4, 4, 4, 4, 4, 1), Shape(4096, 4, 4, 4, 4, 1024, 1), maps=1)
-LARGE = [
-    Work("phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
-    Work("lowrank_phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
-    Work("phm_weight", "2^31 elements", Shape(1, 2, 64, 64, 1024, 520, 1)),
-    Work("mop_ffn", "2^31 outputs", LARGE_BANK),
-]
+OF_TEST_CUDA = {
+    "bfloat16": [
+        Work("phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
+        Work("lowrank_phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
+        Work("phm_weight", "2^31 elements", Shape(1, 2, 64, 64, 1024, 520, 1)),
+        Work("mop_ffn", "2^31 outputs", LARGE_BANK),
+    ],
+    "tf32": [Work("lowrank_phm_linear", "64 rows of test_cuda.py", Shape(64, 4, 4, 4, 64, 64, 1))],
+}
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,7 +55,8 @@ class Recorder:
         return result
 
     def pytest_exception_interact(self, node, call):
-        self.stopped[f"{call.excinfo.typename}: {str(call.excinfo.value).splitlines()[0][:80]}"] += 1
+        first_line = str(call.excinfo.value).partition("\n")[0]
+        self.stopped[f"{call.excinfo.typename}: {first_line[:80]}"] += 1
 
 
 def of_tests(arguments: list[str]) -> dict[launches.Launch, str]:
@@ -60,7 +64,7 @@ def of_tests(arguments: list[str]) -> dict[launches.Launch, str]:
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         others = backends.why_not, backends.runs_on_cpu
-        patch.setattr(backends, "why_not", lambda name: None if name == "triton" else others[0](name))
+        patch.setattr(backends, "why_not", lambda name, *on: None if name == "triton" else others[0](name, *on))
         patch.setattr(backends, "runs_on_cpu", lambda name: name == "triton" or others[1](name))
         patch.setattr(torch.testing, "assert_close", lambda *compared, **bounds: None)
         quiet = ["-q", "--tb=no", "--disable-warnings"]
@@ -81,8 +85,10 @@ def main() -> None:
     if __debug__:
         sys.exit("Assertions are on, and recorded launches compute nothing: run python with -O.")
     measured = {r.launch: r.seconds for r in launches.read(arguments.output)} if arguments.output.exists() else {}
-    halves = [p for p in PRECISIONS if p.name == "bfloat16"]
-    found = {r.launch: r.origin for r in [*launches.of_works(), *launches.of_works(LARGE, halves)]}
+    found = {r.launch: r.origin for r in launches.of_works()}
+    for precision in PRECISIONS:
+        for r in launches.of_works(OF_TEST_CUDA.get(precision.name, ()), [precision]):
+            found.setdefault(r.launch, r.origin)
     for launch, test in of_tests(arguments.tests).items():
         found.setdefault(launch, test)
     launches.write((launches.Recorded(k, origin, measured.get(k)) for k, origin in found.items()), arguments.output)
