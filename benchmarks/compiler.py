@@ -5,6 +5,7 @@ cache afterwards serves a program there. Registers and spills are read from the 
 Needs a process without TRITON_INTERPRET=1.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.launches import Launch, Recorded
+from mop_kernels import backends
 
 # bytes of shared memory that one program may use, by compute capability
 SHARED_BYTES = {
@@ -69,14 +71,11 @@ def compile_one(recorded: Recorded, arch: int) -> Compiled:
     from triton.runtime import driver
 
     launch = recorded.launch
-    kernel = launch.function
-    if not hasattr(kernel, "device_caches"):
-        raise RuntimeError("Triton's interpreter is on; unset TRITON_INTERPRET before Python starts.")
     driver.set_active(_Absent(arch))
     row = described(recorded, arch)
     start = _cpu_seconds()
     try:
-        made = kernel.warmup(*launch.example(), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
+        made = launch.function.warmup(*launch.example(), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
     except Exception as error:
         return row._replace(error=reason(error), seconds=round(_cpu_seconds() - start, 2))
     seconds = _cpu_seconds() - start
@@ -135,7 +134,12 @@ def compile_all(
         seconds: Start no compilation after that many.
         results: A file of one JSON line per compilation, written as each ends; what it holds is not done again. A line
             counts only for the kernel's present source and the imported triton.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on.
     """
+    if backends.interpreting():
+        raise RuntimeError("Triton's interpreter is on, which compiles nothing; unset TRITON_INTERPRET.")
     deadline = time.monotonic() + seconds
     known = _read(results) if results is not None and results.exists() else {}
     lock = threading.Lock()
@@ -184,6 +188,7 @@ def key_of(launch: Launch, arch: int) -> str:
 def _read(results: Path) -> dict[str, Compiled]:
     found = {}
     for line in results.read_text().splitlines():
-        key, *row = json.loads(line)
-        found[key] = Compiled("", *row)
+        with contextlib.suppress(ValueError):  # a line that was being written when the run was ended
+            key, *row = json.loads(line)
+            found[key] = Compiled("", *row)
     return found

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from itertools import cycle, islice, zip_longest
 from statistics import median
 
-from benchmarks.launches import Launch, Recorded, flat
+from benchmarks.launches import CONSTANTS, Launch, Recorded, flat
 from mop_kernels.triton_kernels.device_functions import Phm
 
 ARCHES = (90, 80)
@@ -15,7 +15,7 @@ def combination(launch: Launch) -> tuple:
     """Return what selects code in a kernel: dtypes, flags, names, and what is absent, unaligned or long."""
     kinds = flat(launch.arguments)
     flags = tuple((name, value) for name, value in launch.meta if isinstance(value, bool | str))
-    dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind[0] in "fbiu")
+    dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS)
     rare = tuple(any(kind.endswith(mark) for kind in kinds) for mark in ("None", "-", "L"))
     return launch.kernel, dtypes, launch.dtype, flags, rare
 

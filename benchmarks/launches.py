@@ -78,7 +78,7 @@ class Recorded(NamedTuple):
 
 def kind(argument: Any) -> str | tuple:
     """Return the kind of one argument. Raises TypeError for what no kernel takes."""
-    if isinstance(argument, torch.Tensor):
+    if isinstance(argument, torch.Tensor) and argument.dtype in DTYPES:
         # a tensor that only has sizes is taken for an allocation of its own
         aligned = argument.device.type == "meta" or argument.data_ptr() % 16 == 0
         return DTYPES[argument.dtype] + ("" if aligned else "-")
@@ -91,7 +91,8 @@ def kind(argument: Any) -> str | tuple:
         return "float"
     if isinstance(argument, tuple):
         return tuple(map(kind, argument))
-    raise TypeError(f"a kernel's argument is a {type(argument).__name__}: launches.kind must learn how to record it")
+    known = f"a tensor of {', '.join(DTYPES.values())}, a number, None or a tuple of such"
+    raise TypeError(f"a kernel's argument must be {known}; got a {type(argument).__name__}. Add it to launches.kind.")
 
 
 def example(kind: str | tuple) -> Any:

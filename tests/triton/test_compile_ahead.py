@@ -88,6 +88,9 @@ def test_finished_compilations_are_not_done_again(recorded, empty_cache, tmp_pat
     assert not row.error
     monkeypatch.setattr(compiler, "compile_one", None)
     assert compiler.compile_all(tasks, workers=1, results=results) == [row]
+    with results.open("a") as file:
+        file.write('["half a line')  # of a run that was ended
+    assert compiler.compile_all(tasks, workers=1, results=results) == [row]
 
 
 def test_a_compiler_that_ends_its_process_is_reported(recorded, tmp_path, monkeypatch):
@@ -105,6 +108,12 @@ def test_a_launch_that_does_not_compile_is_reported(recorded):
     launch = recorded[0].launch
     row = compiler.compile_one(recorded[0]._replace(launch=launch._replace(arguments=launch.arguments[1:])), 90)
     assert "TypeError" in row.error
+
+
+def test_the_interpreter_compiles_nothing(tasks, monkeypatch):
+    monkeypatch.setattr(backends, "interpreting", lambda: True)
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
+        compiler.compile_all(tasks)
 
 
 # The file of launches.
@@ -172,8 +181,10 @@ def test_kinds_are_as_triton_tells_arguments_apart(recorded):
     assert len(set(map(repr, told.values()))) == len(told)
     for r in recorded:
         assert tuple(map(launches.kind, r.launch.example())) == r.launch.arguments
-    with pytest.raises(TypeError, match="argument is a str"):
+    with pytest.raises(TypeError, match="got a str"):
         launches.kind("relu")
+    with pytest.raises(TypeError, match="a tensor of fp32, bf16"):
+        launches.kind(torch.empty(2, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("work", WORK, ids=lambda work: f"{work.op}, {work.label}")
