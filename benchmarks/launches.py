@@ -6,7 +6,8 @@ record_launches.py writes it, compile_table.py compiles it.
 
     kind of an argument    written as
     tensor                 its dtype, "fp32"; "fp32-" where its address is no multiple of 16
-    int                    "1", "16" (a multiple of 16) or "n"; "16L" and "nL" past 32 bits
+    int                    "1", "16" (a multiple of 16) or "n"; "16L" and "nL" past 32 bits; "int" and "intL" of a
+                           parameter that the kernel does not specialise
     float, bool, None      "float", "bool", "None"
     tuple                  the kinds of its members in parentheses
 """
@@ -35,7 +36,7 @@ DTYPES = {
 }
 CONSTANTS = {
     **{"None": None, "bool": True, "float": 0.5},
-    **{"1": 1, "16": 16, "n": 7, "16L": 2**33, "nL": 2**33 + 7},
+    **{"1": 1, "16": 16, "n": 7, "16L": 2**33, "nL": 2**33 + 7, "int": 7, "intL": 2**33 + 7},
 }
 
 
@@ -76,8 +77,11 @@ class Recorded(NamedTuple):
     seconds: float | None = None
 
 
-def kind(argument: Any) -> str | tuple:
-    """Return the kind of one argument. Raises TypeError for what no kernel takes."""
+def kind(argument: Any, specialised: bool = True) -> str | tuple:
+    """Return the kind of one argument. Raises TypeError for what no kernel takes.
+
+    specialised: False for a parameter in the kernel's `do_not_specialize`.
+    """
     if isinstance(argument, torch.Tensor) and argument.dtype in DTYPES:
         # a tensor that only has sizes is taken for an allocation of its own
         aligned = argument.device.type == "meta" or argument.data_ptr() % 16 == 0
@@ -86,11 +90,11 @@ def kind(argument: Any) -> str | tuple:
         return "None" if argument is None else "bool"
     if isinstance(argument, int):
         size = "1" if argument == 1 else "16" if argument % 16 == 0 else "n"
-        return size if -(2**31) <= argument < 2**31 else ("nL" if size == "n" else "16L")
+        return (size if specialised else "int") + ("" if -(2**31) <= argument < 2**31 else "L")
     if isinstance(argument, float):
         return "float"
     if isinstance(argument, tuple):
-        return tuple(map(kind, argument))
+        return tuple(kind(member, specialised) for member in argument)
     known = f"a tensor of {', '.join(DTYPES.values())}, a number, None or a tuple of such"
     raise TypeError(f"a kernel's argument must be {known}; got a {type(argument).__name__}. Add it to launches.kind.")
 
@@ -114,7 +118,9 @@ def of(made: Made) -> Launch:
     """Return a launch of mop_kernels as data."""
     function = made.kernel.fn
     name = f"{function.__module__.removeprefix(PACKAGE + '.')}.{function.__name__}"
-    return Launch(name, tuple(map(kind, made.arguments)), tuple(sorted(made.meta.items())))
+    parameters = [p for p in made.kernel.params if not p.is_constexpr]
+    kinds = (kind(a, not p.do_not_specialize) for a, p in zip(made.arguments, parameters, strict=True))
+    return Launch(name, tuple(kinds), tuple(sorted(made.meta.items())))
 
 
 def text_of(kinds: str | tuple) -> str:

@@ -174,13 +174,15 @@ def test_kinds_are_as_triton_tells_arguments_apart(recorded):
     others = [True, False, None, 0.5, 1.5]
     tuples = [(1, 2), (2, 1), (3, 1), (16, None), tuple(tensors), tuple(t[1:] for t in tensors)]
     arguments = [*tensors, *(t[1:] for t in tensors), *numbers, *others, *tuples]
-    told = {}
-    for argument in arguments:
-        theirs = native_specialize_impl(CUDABackend, argument, False, True, True)
-        assert told.setdefault(launches.kind(argument), theirs) == theirs
-    assert len(set(map(repr, told.values()))) == len(told)
+    for specialised, given in ((True, arguments), (False, numbers)):
+        told = {}
+        for argument in given:
+            theirs = native_specialize_impl(CUDABackend, argument, False, specialised, True)
+            assert told.setdefault(launches.kind(argument, specialised), theirs) == theirs
+        assert len(set(map(repr, told.values()))) == len(told)
     for r in recorded:
-        assert tuple(map(launches.kind, r.launch.example())) == r.launch.arguments
+        made = Made(r.launch.function, (1,), r.launch.example(), dict(r.launch.meta))
+        assert launches.of(made) == r.launch
     with pytest.raises(TypeError, match="got a str"):
         launches.kind("relu")
     with pytest.raises(TypeError, match="a tensor of fp32, bf16"):
@@ -198,7 +200,26 @@ def test_every_dtype_has_launches(work):
 def test_a_launch_is_of_its_kernel():
     from mop_kernels.triton_kernels.attempt_mix import mix_kernel
 
-    made = Made(mix_kernel, (1,), (torch.empty(4), 16, (1, None)), {"num_warps": 4, "BLOCK_B": 8})
-    launch = launches.of(made)
+    example = torch.empty(4), torch.empty(4)[1:], None, torch.empty(2), torch.empty(2), 16, (1, 2**40), 1, 17
+    launch = launches.of(Made(mix_kernel, (1,), example, {"num_warps": 4, "BLOCK_B": 8}))
     assert launch.function is mix_kernel
-    assert launch == ("attempt_mix.mix_kernel", ("fp32", "16", ("1", "None")), (("BLOCK_B", 8), ("num_warps", 4)))
+    assert launch.kernel == "attempt_mix.mix_kernel"
+    assert launch.arguments[:5] == ("fp32", "fp32-", "None", "fp32", "fp32")
+    assert launch.meta == (("BLOCK_B", 8), ("num_warps", 4))
+    with pytest.raises(ValueError, match="zip"):
+        launches.of(Made(mix_kernel, (1,), example[1:], {}))
+
+
+def test_an_integer_that_is_not_specialised_is_of_one_kind():
+    import triton
+
+    @triton.jit(do_not_specialize=["rows"])
+    def kernel(x, rows, width, BLOCK: triton.language.constexpr):
+        pass
+
+    def of(rows, width):
+        return launches.of(Made(kernel, (1,), (torch.empty(1), rows, width), {"BLOCK": 4}))
+
+    assert len({of(rows, 5) for rows in (1, 16, 17)}) == 1
+    assert len({of(5, width) for width in (1, 16, 17)}) == 3
+    assert of(2**40, 5) != of(5, 5)
