@@ -222,6 +222,28 @@ def test_no_step_stops_the_others_and_one_json_is_written(tmp_path, monkeypatch,
     assert found["versions"]["torch"] == torch.__version__
 
 
+def test_a_result_of_a_gpu_is_kept_under_its_name(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(gpu_run, "versions", lambda: {"gpu": "NVIDIA H200"})
+    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path / "build")
+    monkeypatch.setattr(gpu_run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu_run, "steps", lambda capability, tune: asked.append((capability, tune)) or [python("pass")])
+    rates = {"copy_gbps": 4e3, "mm_gflops": {"bfloat16": 8e5}}
+    row = {"group": "mop_ffn, paper bank, bfloat16: forward", "name": "mop_kernels triton", "flops": 1e8, "bytes": 1e7}
+    row |= {"median_ms": 0.009, "q1_ms": 0.008, "q3_ms": 0.01}
+    (tmp_path / "bank.json").write_text(json.dumps({"rates": rates, "rows": [row]}))
+    monkeypatch.setattr(sys, "argv", ["gpu_run", "--tune"])
+    assert gpu_run.main() == 0
+    assert asked == [((9, 0), True)]
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name.startswith("nvidia-h200.")
+    assert json.loads(path.read_text())["goals"][0]["met"] is True
+    assert "| mop_kernels triton | 9.00 |" in capsys.readouterr().out
+
+
 def test_results_are_on_disk_as_each_step_ends(tmp_path, monkeypatch):
     """The second step reads what the first has left; OUT has a copy of everything that is small."""
     out = tmp_path / "out"
