@@ -154,12 +154,13 @@ def of_works(
     found: dict[Launch, Recorded] = {}
     for work in works:
         for precision in precisions:
-            for made in _made_by(work, precision, direction, candidates):
+            for made in made_by(work, precision, direction, candidates):
                 found.setdefault(of(made), Recorded(of(made), f"{work.op}, {work.label}, {precision.name}"))
     return list(found.values())
 
 
-def _made_by(work: Work, precision: Precision, direction: str, candidates: bool) -> list[Made]:
+def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
+    """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
     with torch.device("meta"), precision.in_force(), recording() as made:
         tensors = work.inputs(precision.dtype)
         with launch_config.asked() as choices:
