@@ -1,7 +1,8 @@
 # make demo    environment, install, build, and the main job: tune a frozen T5 on dialogues
 # make test    the same set-up, then lint and the whole suite
 # Both work from a clean clone, in any order, and a second time without rebuilding.
-# make gpu     on a machine with a GPU, whose Python has torch and triton: build, test, benchmark; one JSON (docs/gpu.md)
+# make gpu     on a machine with a GPU, whose Python has torch and triton: build, check, time, test, most evidence first,
+#              within nine minutes; one JSON, written after each step and copied to $OUT (docs/gpu.md)
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune clean
+.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
+	gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
 
@@ -69,7 +71,7 @@ format: setup
 benchmark: setup
 	$(BIN)/python -m pytest --benchmark
 
-# make gpu TUNE=1 tunes the launch configurations first
+# make gpu TUNE=1 tunes the launch configurations before the bank is timed: eight minutes more
 gpu:
 	$(ANY_PYTHON) -m benchmarks.gpu_run $(if $(TUNE),--tune)
 
@@ -78,6 +80,17 @@ gpu-dry-run:
 
 tune:
 	$(ANY_PYTHON) -m benchmarks.tune
+
+# After a change of Triton's kernels, their launchers or their tests: writes tests/triton/launches.json, in two minutes
+record-launches: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -O -m benchmarks.record_launches
+
+# Compiles all of them: ARCH="90 80" for these GPUs, TRITON=FOLDER by the triton there (pip install --target FOLDER
+# triton==3.6.0). Goes on where it stopped.
+compile-launches: ARCH := 90
+compile-launches: setup
+	PYTHONPATH=$(TRITON) $(BIN)/python -m benchmarks.compile_table --summary --arch $(ARCH) \
+	--results build/compiled_launches.jsonl
 
 clean:
 	rm -rf build *.egg-info $(STAMP) mop_kernels/_C*.so

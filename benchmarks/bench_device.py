@@ -1,7 +1,8 @@
 """On a GPU: the paper's bank, single layers and the host's cost of a call, beside what else a user would run there.
 
 Device times are of calls replayed from a CUDA graph; `eager` marks calls issued one by one. docs/performance_gpu.md
-says what is expected. Without a GPU nothing is timed; under TRITON_INTERPRET=1 small cases show that all of it works.
+says what is expected. The bank by our backends comes first, bfloat16 before float32; compiled forms, which take a while
+each, come last. Without a GPU nothing is timed; under TRITON_INTERPRET=1 small cases show that all of it works.
 """
 
 import importlib
@@ -83,14 +84,24 @@ SMALL = {
 }
 # float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
 NAMES = ("bfloat16", "float32", "tf32") if device_timer.on_gpu() else ("float16", "float32")
-TIMED = [precision for precision in PRECISIONS if precision.name in NAMES]
-CASES = [
-    (work, precision, contender, ways)
-    for work, contenders in CONTENDERS.items()
+TIMED = sorted((p for p in PRECISIONS if p.name in NAMES), key=lambda p: NAMES.index(p.name))
+OF_THE_BANK = [
+    (precision, direction, contender, ways)
     for precision in TIMED
-    for contender, ways in contenders
-    if not (contender.compiled and precision.tf32)
+    for direction in (FORWARD, BOTH)
+    for contender, ways in BANK_CONTENDERS
+    if contender.kind == "ours"
 ]
+CASES = sorted(
+    (
+        (work, precision, contender, ways)
+        for work, contenders in CONTENDERS.items()
+        for precision in TIMED
+        for contender, ways in contenders
+        if not (contender.compiled and precision.tf32) and not (work is BANK and contender.kind == "ours")
+    ),
+    key=lambda case: case[2].compiled,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +120,9 @@ def keep(full_size):
     def add(row: dict) -> None:
         found["rows"].append(row)
         if file is not None:
-            Path(file).write_text(json.dumps(found, indent=1) + "\n")
+            beside = Path(file).with_suffix(".part")
+            beside.write_text(json.dumps(found, indent=1) + "\n")
+            beside.replace(file)
 
     return add
 
@@ -140,13 +153,36 @@ def case_of(full_size):
     return make
 
 
+@pytest.fixture
+def time_it(case_of, full_size, keep):
+    """time_it(work, precision, contender, ways, direction): prove a contender right, and keep its times."""
+
+    def run(*arguments) -> None:
+        _time(*arguments, case_of, full_size, keep)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("precision", "direction", "contender", "ways"),
+    OF_THE_BANK,
+    ids=[f"{contender.name}; {precision.name}; {way}" for precision, way, contender, _ in OF_THE_BANK],
+)
+def test_the_bank(precision, direction, contender, ways, time_it):
+    time_it(BANK, precision, contender, ways, direction)
+
+
 @pytest.mark.parametrize("direction", [FORWARD, BOTH])
 @pytest.mark.parametrize(
     ("work", "precision", "contender", "ways"),
     CASES,
     ids=[f"{contender.name}; {work.label}; {precision.name}" for work, precision, contender, _ in CASES],
 )
-def test_device(work, precision, contender, ways, direction, case_of, full_size, keep):
+def test_device(work, precision, contender, ways, direction, time_it):
+    time_it(work, precision, contender, ways, direction)
+
+
+def _time(work, precision, contender, ways, direction, case_of, full_size, keep) -> None:
     backend = contender.name.removeprefix("mop_kernels ") if contender.kind == "ours" else None
     if backend is not None and backends.why_not(backend) is not None:
         pytest.skip(backends.why_not(backend))

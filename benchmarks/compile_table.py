@@ -1,232 +1,134 @@
-"""Every kernel that the work of device_work.py launches, compiled for a GPU that need not be there.
+"""Compiles the launches of Triton's kernels for GPUs that need not be there, and says which fail, spill or do not fit.
 
-    python -m benchmarks.compile_table [--arch 90 80] [--candidates] [--summary] [--workers 2]
+    python -m benchmarks.compile_table [--arch 90 80] [--launches recorded] [--match TEXT] [--summary] [--workers 2]
 
-The launches are recorded on tensors of the device "meta"; Triton's own just-in-time path compiles them, so that
-arguments are specialised as on a GPU. Registers and spills are read from the machine code by Triton's cuobjdump.
-Needs a process without TRITON_INTERPRET=1.
+Launches: "recorded", all of tests/triton/launches.json; "sample", those that the tests compile, each for one
+architecture; "paper", those of device_work.py; "candidates", what `make tune` tries for these. With --results it goes
+on where it stopped. Another triton first on PYTHONPATH is the one that compiles. The exit status is 1 if there is a
+problem.
 """
 
 import argparse
-import re
-import subprocess
+import os
 import sys
-import tempfile
-import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
+from benchmarks import launch_sample, launches
+from benchmarks.compiler import SHARED_BYTES, Compiled, compile_all
+from benchmarks.launches import Recorded
 
-from benchmarks.device_work import BOTH, PRECISIONS, WORK, Precision, Work, run
-from mop_kernels.triton_kernels import launch_config
-from mop_kernels.triton_kernels.launch import Launch, recording
-
-# bytes of shared memory that one program may use
-SHARED_BYTES = {75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
-SHOWN = ("DOT", "MAPS", "num_warps", "num_stages", "maxnreg")
-
-
-# (kernel, dtype, architecture): bytes of spilled registers that are accepted, with the reason
-SPILLS: dict[tuple[str, str, int], tuple[int, str]] = {
-    ("rows_kernel", "float32", 90): (8, "two registers with Triton 3.6, none with 3.9"),
-}
-
-
-class Compiled(NamedTuple):
-    """One kernel as machine code for one architecture, and the work that launches it first."""
-
-    kernel: str
-    work: str
-    precision: str
-    arch: int
-    config: str
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
-    seconds: float
-
-
-class Request(NamedTuple):
-    work: str
-    precision: str
-    launch: Launch
-
-
-def requests(
-    works: Iterable[Work] = WORK,
-    precisions: Iterable[Precision] = PRECISIONS,
-    candidates: bool = False,
-    direction: str = BOTH,
-) -> list[Request]:
-    """The distinct launches; with `candidates`, of every configuration that `make tune` tries."""
-    found: dict[tuple, Request] = {}
-    for work in works:
-        for precision in precisions:
-            for launch in launches_of(work, precision, direction, candidates):
-                found.setdefault(_identity(launch), Request(f"{work.op}, {work.label}", precision.name, launch))
-    return list(found.values())
-
-
-def launches_of(work: Work, precision: Precision, direction: str, candidates: bool = False) -> list[Launch]:
-    with torch.device("meta"), precision.in_force(), recording() as launches:
-        tensors = work.inputs(precision.dtype)
-        with launch_config.asked() as choices:
-            run(work, "triton", tensors, direction)
-        for choice in {choice.key: choice for choice in choices}.values() if candidates else ():
-            for config in choice.candidates():
-                with launch_config.forced(choice, config):
-                    run(work, "triton", tensors, direction)
-    return launches
-
-
-def _identity(launch: Launch) -> tuple:
-    """Launches that differ in what is named here may be other machine code."""
-
-    def kind(argument):
-        if isinstance(argument, torch.Tensor):
-            return argument.dtype
-        if isinstance(argument, int):
-            return argument == 1, argument % 16 == 0, argument.bit_length() > 31
-        return tuple(map(kind, argument)) if isinstance(argument, tuple) else argument
-
-    options = tuple(sorted((name, str(value)) for name, value in launch.meta.items()))
-    return launch.kernel.fn.__qualname__, tuple(map(kind, launch.arguments)), options
-
-
-class _Absent:
-    """What Triton's just-in-time path asks of a driver before it compiles: the device, and what that is."""
-
-    def __init__(self, arch: int):
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.arch, 32)
-
-
-def compile_one(request: Request, arch: int) -> Compiled:
-    import triton
-    from triton.runtime import driver
-
-    if not hasattr(request.launch.kernel, "device_caches"):
-        raise RuntimeError("Triton's interpreter is on; unset TRITON_INTERPRET before Python starts.")
-    driver.set_active(_Absent(arch))
-    launch = request.launch
-    start = time.perf_counter()
-    compiled = launch.kernel.warmup(*launch.arguments, grid=launch.grid, enable_fp_fusion=True, **launch.meta)
-    seconds = time.perf_counter() - start
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    shown = {name: value for name, value in launch.meta.items() if name.startswith("BLOCK") or name in SHOWN}
-    return Compiled(
-        launch.kernel.fn.__name__,
-        request.work,
-        request.precision,
-        arch,
-        " ".join(f"{name.removeprefix('BLOCK_').removeprefix('num_').lower()}={shown[name]}" for name in shown),
-        found["REG"],
-        found["STACK"] + found["LOCAL"],
-        compiled.metadata.shared,
-        seconds,
-    )
-
-
-_of_this_process: list[Request] = []
-
-
-def _start_worker(arguments: tuple) -> None:
-    _of_this_process[:] = requests(*arguments)
-
-
-def _work(index: int, arch: int) -> Compiled:
-    return compile_one(_of_this_process[index], arch)
-
-
-def compile_all(
-    arches: Iterable[int] = (90, 80),
-    *,
-    works: Iterable[Work] = WORK,
-    precisions: Iterable[Precision] = PRECISIONS,
-    candidates: bool = False,
-    workers: int = 2,
-) -> list[Compiled]:
-    """Each worker records the same launches for itself: kernels do not travel between processes, indices do."""
-    arguments = (tuple(works), tuple(precisions), candidates)
-    count = len(requests(*arguments))
-    tasks = [(index, arch) for index in range(count) for arch in arches]
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (arguments,)) as pool:
-        return list(pool.map(_work, *zip(*tasks, strict=True)))
+# Bytes of spilled registers that are no fault: ptxas puts one or two registers aside to keep to 64, 168 or 255 of them,
+# which are steps of occupancy.
+ACCEPTED_SPILL = 8
 
 
 def problems(rows: Iterable[Compiled]) -> list[str]:
-    """What would make a kernel slow or fail to start."""
+    """Return what would make a kernel fail to start or slow, one sentence per fault."""
     found = []
     for row in rows:
-        allowed, _ = SPILLS.get((row.kernel, row.precision, row.arch), (0, ""))
-        if row.spill_bytes > allowed:
-            found.append(f"{row.spill_bytes} bytes of registers spilled: {row}")
+        where = f"{row.kernel} for sm_{row.arch}, {row.dtype}, {row.config}, first launched by {row.origin}"
+        if row.error:
+            found.append(f"does not compile: {where}: {row.error}")
+        if row.spill_bytes > ACCEPTED_SPILL:
+            found.append(f"{row.spill_bytes} bytes of registers spilled: {where}")
         if row.shared_bytes > SHARED_BYTES[row.arch]:
-            found.append(f"more shared memory than sm_{row.arch} has: {row}")
+            found.append(f"{row.shared_bytes} bytes of shared memory, more than sm_{row.arch} has: {where}")
     return found
+
+
+def totals(rows: list[Compiled], tasks: list[tuple[Recorded, int]]) -> list[str]:
+    """Return one line per architecture; tasks: what was to be compiled."""
+    import triton
+
+    lines = []
+    for arch in sorted({row.arch for row in rows}):
+        some = [row for row in rows if row.arch == arch]
+        asked = sum(wanted == arch for _, wanted in tasks)
+        failed = sum(bool(row.error) for row in some)
+        spilled = [row.spill_bytes for row in some if row.spill_bytes]
+        shared = max(row.shared_bytes for row in some)
+        lines.append(
+            f"triton {triton.__version__}, sm_{arch}: {asked} launches, {len(some) - failed} compiled, {failed} "
+            f"failed, {asked - len(some)} not reached; {len(spilled)} spill, at most {max(spilled, default=0)} bytes; "
+            f"at most {shared} bytes of shared memory of {SHARED_BYTES[arch]}; "
+            f"{sum(row.seconds for row in some):.0f} s of CPU time"
+        )
+    return lines
 
 
 def as_markdown(rows: list[Compiled]) -> list[str]:
     lines = [
-        "| kernel | first launched by | dtype | sm | configuration | registers | spill B | shared KB | compile s |",
-        "|---|---|---|---:|---|---:|---:|---:|---:|",
+        "| kernel | dtype | sm | configuration | first launched by | registers | spill B | shared KB | compile s |",
+        "|---|---|---:|---|---|---:|---:|---:|---:|",
     ]
     for r in sorted(rows):
         numbers = f"{r.registers} | {r.spill_bytes} | {r.shared_bytes / 1024:.0f} | {r.seconds:.1f}"
-        lines.append(f"| {r.kernel} | {r.work} | {r.precision} | {r.arch} | {r.config} | {numbers} |")
+        lines.append(f"| {r.kernel} | {r.dtype} | {r.arch} | {r.config} | {r.origin} | {numbers} |")
     return lines
 
 
 def as_summary(rows: list[Compiled]) -> list[str]:
-    """A line a kernel, dtype and architecture: the worst of all its shapes."""
+    """Return one line per kernel, dtype and architecture: the worst of all its launches."""
     lines = [
         "| kernel | dtype | sm | compiled | registers | spill B | shared KB |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for kind in sorted({(r.kernel, r.precision, r.arch) for r in rows}):
-        some = [r for r in rows if (r.kernel, r.precision, r.arch) == kind]
-        registers, spill, shared = (max(r[k] for r in some) for k in map(Compiled._fields.index, WORST))
+    for kind in sorted({(r.kernel, r.dtype, r.arch) for r in rows}):
+        some = [r for r in rows if (r.kernel, r.dtype, r.arch) == kind]
+        registers, spill, shared = (max(getattr(r, name) for r in some) for name in WORST)
         numbers = f"{len(some)} | {registers} | {spill} | {shared / 1024:.0f}"
         lines.append(f"| {kind[0]} | {kind[1]} | {kind[2]} | {numbers} |")
     return lines
 
 
 WORST = ("registers", "spill_bytes", "shared_bytes")
+SETS = ("recorded", "sample", "paper", "candidates")
 
 
-def main() -> None:
+def tasks_of(name: str, arches: list[int]) -> list[tuple[Recorded, int]]:
+    """Return the launches of a set, each with an architecture."""
+    if name == "sample":
+        return [(recorded, arch) for recorded, arch in launch_sample.sample(launches.read()) if arch in arches]
+    found = launches.read() if name == "recorded" else launches.of_works(candidates=name == "candidates")
+    found.sort(key=lambda recorded: "::" in recorded.origin)  # the paper's shapes first, then those of tests
+    return [(recorded, arch) for arch in arches for recorded in found]
+
+
+def keep_seconds(rows: list[Compiled]) -> None:
+    """Write the seconds of compilations into the file of recorded launches: the sample of the tests follows them."""
+    seconds = {row.launch: round(row.seconds, 1) for row in rows if not row.error}
+    launches.write([r._replace(seconds=seconds.get(str(r.launch), r.seconds)) for r in launches.read()])
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_table", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=sorted(SHARED_BYTES))
-    parser.add_argument("--candidates", action="store_true", help="also every configuration that tuning would try")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--summary", action="store_true", help="a line a kernel, not a launch")
+    parser.add_argument("--launches", choices=SETS, default="recorded", help="which launches (%(default)s)")
+    parser.add_argument("--match", default="", help="only launches whose kernel, dtype or origin contains this text")
+    parser.add_argument("--results", type=Path, help="a file of finished compilations, which are not done again")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no compilation after that many")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once (%(default)s)")
+    parser.add_argument("--summary", action="store_true", help="one line per kernel and dtype, not per launch")
+    parser.add_argument("--keep-seconds", action="store_true", help="note what each took in the file of launches")
     arguments = parser.parse_args()
-    start = time.perf_counter()
-    rows = compile_all(arguments.arch, workers=arguments.workers, candidates=arguments.candidates)
+    tasks = [
+        (recorded, arch)
+        for recorded, arch in tasks_of(arguments.launches, arguments.arch)
+        if arguments.match in f"{recorded.launch.kernel} {recorded.launch.dtype} {recorded.origin}"
+    ]
+    if arguments.keep_seconds:
+        os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # for the processes that compile: a cached kernel takes no time
+    if arguments.results is not None:
+        arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    rows = compile_all(tasks, workers=arguments.workers, seconds=arguments.seconds, results=arguments.results)
+    if arguments.keep_seconds:
+        keep_seconds(rows)
+    found = problems(rows)
     print("\n".join((as_summary if arguments.summary else as_markdown)(rows)))
-    print("\n".join(problems(rows)), file=sys.stderr)
-    print(f"\n{len(rows)} kernels in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print("", *found, *totals(rows, tasks), sep="\n")
+    return int(bool(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,19 +1,19 @@
-"""`make gpu`: everything that needs a GPU, in one command, with one JSON of what came out.
+"""`make gpu`: everything that needs a GPU, in one command of nine minutes, with one JSON of what came out.
 
     python -m benchmarks.gpu_run [--tune] [--minutes 9] [--dry-run]
 
-Builds into the Python that runs it; installs and downloads nothing. Steps: build, tune (where asked for), the tests of
-the kernels on the device in all dtypes, by Triton and by CUDA, the device's benchmarks, the sizes up to which CUDA is
-faster than Triton, the tests of mop_t5, one pass of small tests under each of compute-sanitizer's memcheck and
-racecheck. A step that fails or runs out of time stops no other; the exit status says whether one did. The JSON,
-benchmarks/results/gpu/<GPU>.<date>.json, holds versions, each step's outcome, the failed tests, the device times and
-which goals they meet; the steps' output stays in build/gpu/.
+Builds into the Python that runs it; installs and downloads nothing. gpu_steps.py has the steps, most evidence first.
+Each is sure of its share of the time, whatever the others take; what earlier ones leave comes on top. A step that fails
+or runs out of time stops no other; the exit status says whether one did. The JSON is
+benchmarks/results/gpu/<GPU>.<date>.json: versions, each step's outcome, the failed tests, the device times and which
+goals they meet. It is written anew after every step, and copied to the folder that OUT names, with the ends of the
+steps' outputs and what was measured for this GPU: four files at most. build/gpu/ holds all output.
 
 Without a GPU it is a dry run: the same steps, tiny, by Triton's interpreter, and the JSON stays in build/gpu/.
 """
 
 import argparse
-import importlib.util
+import contextlib
 import json
 import os
 import platform
@@ -24,123 +24,103 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-WORKSHOP = ROOT / "build" / "gpu"
-RESULTS = ROOT / "benchmarks" / "results" / "gpu"
-NEEDED_BY_T5 = (
-    *("transformers", "accelerate", "safetensors", "jieba", "rouge_score", "rouge", "rich", "jsonargparse"),
-    *("sklearn", "scipy", "yaml"),
+from benchmarks.gpu_steps import (
+    MEASURED,
+    RESERVE,
+    ROOT,
+    SECONDS,
+    START,
+    TOTAL,
+    TUNING,
+    WORKSHOP,
+    Step,
+    measured_file,
+    steps,
 )
-TUNING = 480  # seconds
+
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 VERDICTS = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+END_OF_LOG = 20_000  # characters of a step's output that are copied
+clock = time.monotonic
 
 
-class Step(NamedTuple):
-    """A command and the seconds it may take; or, without a command, why it is left out."""
+def run_all(steps: list[Step], deadline: float, keep: Callable[[list[dict]], None]) -> list[dict]:
+    """Run the steps in order, and call keep(outcomes) after each; none runs past the deadline of `clock`.
 
-    name: str
-    command: list[str]
-    seconds: float = 0
-    environment: dict[str, str] = {}  # noqa: RUF012
-    left_out: str = ""
-
-
-def steps(dry: bool, tune: bool) -> list[Step]:
-    python = [sys.executable, "-m"]
-    pytest = [*python, "pytest", "-v", "-p", "no:cacheprovider"]
-    parallel = ["-n", str(min(8, os.cpu_count() or 1))] if installed("xdist") else []
-    guard = ["--timeout=120"] if installed("pytest_timeout") else []
-    bench = {"MOP_DEVICE_RESULTS": str(WORKSHOP / "benchmarks.json")}
-    if dry:
-        small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        return [
-            Step("build", [], left_out="a dry run"),
-            Step("tune", [], left_out="a dry run" if tune else "not asked for"),
-            Step("tests", [*pytest, "tests/kernels/test_values.py", "-k", "triton and odd and without"], 60, small),
-            Step("benchmarks", [*pytest, "benchmarks/bench_device.py"], 90, small | bench),
-            *(
-                Step(name, [], left_out="a dry run")
-                for name in ("crossover", "tests of mop_t5", "memcheck", "racecheck")
-            ),
-        ]
-    missing = [name for name in NEEDED_BY_T5 if not installed(name)]
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    few = [*pytest, "tests/kernels/test_mop_ffn.py", "tests/kernels/test_values.py", "-k"]
-    small = "float32 and (odd or small) and named"
-    no_cache = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    sanitize = [sanitizer, "--error-exitcode=86", "--tool"]
-    return [
-        Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 180),
-        Step("tune", [*python, "benchmarks.tune", f"--seconds={TUNING - 60}"], TUNING)
-        if tune
-        else Step("tune", [], left_out="not asked for"),
-        Step(
-            "tests",
-            [*pytest, *parallel, *guard, "tests/kernels", "tests/triton"],
-            300,
-            {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "2"},
-        ),
-        Step("benchmarks", [*pytest, "--benchmark", "benchmarks/bench_device.py"], 180, bench),
-        Step("crossover", [*python, "benchmarks.crossover", "--seconds=60"], 90)
-        if find_nvcc()
-        else Step("crossover", [], left_out="no nvcc was found: no CUDA kernels"),
-        Step("tests of mop_t5", [], left_out=f"not installed: {', '.join(missing)}")
-        if missing
-        else Step("tests of mop_t5", [*pytest, *parallel, "tests/t5"], 120),
-        *(
-            [
-                Step("memcheck", [*sanitize, "memcheck", *few, f"(triton or cuda) and {small}"], 90, no_cache),
-                Step("racecheck", [*sanitize, "racecheck", *few, f"cuda and {small}"], 60, no_cache),
-            ]
-            if sanitizer
-            else [Step(name, [], left_out="compute-sanitizer was not found") for name in ("memcheck", "racecheck")]
-        ),
-    ]
+    A step may take its share and what earlier ones left of theirs, but nothing of a later one's share.
+    """
+    found: list[dict] = []
+    for place, step in enumerate(steps):
+        left = deadline - clock()
+        later = sum(other.seconds for other in steps[place + 1 :])
+        seconds = min(left, max(step.seconds, left - later))
+        if step.command and seconds < step.least:
+            why = f"{max(0, left):.0f} s were left, and it needs {step.least:.0f}"
+            step = step._replace(command=[], left_out=why, beside=None)
+        found += run(step, seconds)
+        keep(found)
+    return found
 
 
-def find_nvcc() -> str | None:
-    """Where setup.py finds it."""
-    home = os.environ.get("CUDA_HOME")
-    places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
-    return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
+def run(step: Step, seconds: float) -> list[dict]:
+    """Run a step, and the one beside it, for so many seconds at most, and return their outcomes."""
+    some = [step] if step.beside is None else [step, step.beside]
+    start, outcomes = clock(), []
+    processes = [begin(one, seconds) if one.command else None for one in some]
+    for one, process in zip(some, processes, strict=True):
+        if process is None:
+            print(f"{one.name}: left out ({one.left_out})", flush=True)
+            outcomes.append({"name": one.name, "outcome": "left out", "why": one.left_out})
+            continue
+        try:
+            status = process.wait(max(0.0, seconds - (clock() - start)))
+        except subprocess.TimeoutExpired:
+            end(process)
+            status = None
+        outcomes.append(outcome(one, status, clock() - start))
+    return outcomes
 
 
-def installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def run(step: Step, deadline: float) -> dict:
-    """Outcome, seconds, and for tests their counts and the names of those that failed."""
-    if not step.command:
-        print(f"{step.name}: left out ({step.left_out})", flush=True)
-        return {"name": step.name, "outcome": "left out", "why": step.left_out}
-    log = WORKSHOP / f"{step.name.replace(' ', '_')}.log"
-    seconds = max(1.0, min(step.seconds, deadline - time.monotonic()))
+def begin(step: Step, seconds: float) -> subprocess.Popen:
     search = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), **step.environment}
+    command = [word.replace(SECONDS, f"{max(1, seconds - START):.0f}") for word in step.command]
     print(f"{step.name}: at most {seconds:.0f} s", flush=True)
-    start = time.monotonic()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    with log_of(step).open("w") as output:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            status = None
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and its children; not waiting for one that the driver holds."""
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        print("it does not end", flush=True)
+
+
+def log_of(step: Step) -> Path:
+    return WORKSHOP / f"{re.sub('[^a-z0-9]+', '_', step.name)}.log"
+
+
+def outcome(step: Step, status: int | None, seconds: float) -> dict:
+    """Return outcome, seconds, and for tests their counts and the names of the failed ones. status None: no time."""
     found = {"name": step.name, "outcome": {0: "ok", None: "out of time"}.get(status, f"failed, status {status}")}
-    found["seconds"] = round(time.monotonic() - start, 1)
-    text = log.read_text(errors="replace")
+    found["seconds"] = round(seconds, 1)
+    text = log_of(step).read_text(errors="replace") if log_of(step).exists() else ""
     found |= test_counts(text) if "pytest" in step.command else {}
+    if step.tells:
+        found["output"] = text[-END_OF_LOG:].replace(str(ROOT), ".").splitlines()
     print(f"{step.name}: {found['outcome']} after {found['seconds']} s {found.get('counts', '')}", flush=True)
-    if found["outcome"] != "ok":
-        print("\n".join(text.splitlines()[-15:]), flush=True)
+    if found["outcome"] != "ok" or step.tells:
+        print("\n".join(text.splitlines()[-40 if step.tells else -15 :]), flush=True)
     return found
 
 
@@ -156,7 +136,7 @@ def test_counts(text: str) -> dict:
 
 
 def versions() -> dict:
-    """Of what counts, without names of machines or paths."""
+    """Return the versions that count, without names of machines or paths."""
     import torch
     import triton
 
@@ -175,43 +155,103 @@ def versions() -> dict:
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "gpus": torch.cuda.device_count(),
         }
+    return found | {"commit": commit()}
+
+
+def commit() -> str:
+    """Return git's description of the sources; "unknown" where there is no git or no repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return found | {"commit": described.stdout.strip() or "unknown"}
+    try:
+        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+def measured() -> dict | None:
+    """Return the device times of the steps that have written some, as one: rates and rows; None without any."""
+    found = None
+    for name in MEASURED:
+        try:
+            part = json.loads(measured_file(name).read_text())
+        except (OSError, ValueError):  # not reached yet
+            continue
+        found = part if found is None else found | {"rows": found["rows"] + part["rows"]}
+    return found
+
+
+def write(result: dict, path: Path) -> None:
+    """Write the JSON so that a reader finds the old or the new one, never half, and copy it to OUT."""
+    from benchmarks import device_tables
+
+    result["benchmarks"] = measured()
+    rows = result["benchmarks"]["rows"] if result["benchmarks"] else []
+    result["goals"] = [goal.judge(rows) for goal in device_tables.GOALS]
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.replace(path)
+    if os.environ.get("OUT"):
+        try:
+            copy(path, Path(os.environ["OUT"]), result["versions"].get("gpu", ""))
+        except OSError as error:
+            print(f"OUT={os.environ['OUT']}: nothing could be copied there: {error}", flush=True)
+
+
+def copy(path: Path, folder: Path, gpu: str) -> None:
+    """Copy the JSON, the ends of all logs, and what has been measured for this GPU."""
+    from mop_kernels import backends
+    from mop_kernels.triton_kernels import launch_config
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = [
+        f"=== {log.name}\n{log.read_text(errors='replace')[-END_OF_LOG:]}" for log in sorted(WORKSHOP.glob("*.log"))
+    ]
+    (folder / "logs.txt").write_text("\n".join(ends))
+    crossovers = backends.CROSSOVERS / f"{gpu.replace(' ', '_')}.json"
+    files = {"result.json": path, "crossover.json": crossovers, "configurations.json": launch_config.path_of(gpu)}
+    for name, source in files.items():
+        if source.exists():
+            shutil.copyfile(source, folder / name)
 
 
 def main() -> int:
+    start = clock()
     import torch
 
+    from benchmarks import device_tables
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run", description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="tune first, and keep the result")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps but tuning (%(default)s)")
+    parser.add_argument("--tune", action="store_true", help="tune as well, and keep the result")
+    parser.add_argument("--minutes", type=float, default=TOTAL / 60, help="for all steps but tuning (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="tiny, by Triton's interpreter")
     arguments = parser.parse_args()
     dry = arguments.dry_run or not torch.cuda.is_available()
     if not torch.cuda.is_available():
         print("no GPU: dry run")
-    WORKSHOP.mkdir(parents=True, exist_ok=True)
-    measured = WORKSHOP / "benchmarks.json"
-    measured.unlink(missing_ok=True)
-    deadline = time.monotonic() + 60 * arguments.minutes + (TUNING if arguments.tune else 0)
-    found = {"versions": versions(), "dry_run": dry, "steps": []}
-    found["steps"] = [run(step, deadline) for step in steps(dry, arguments.tune)]
-    if measured.exists():
-        from benchmarks import device_tables
-
-        found["benchmarks"] = json.loads(measured.read_text())
-        found["goals"] = [goal.judge(found["benchmarks"]["rows"]) for goal in device_tables.GOALS]
-        tables = [] if dry else [*device_tables.measured(found["benchmarks"]), ""]
-        print("\n".join([*tables, *device_tables.goals(found["benchmarks"]["rows"])]))
+    shutil.rmtree(WORKSHOP, ignore_errors=True)
+    WORKSHOP.mkdir(parents=True)
+    deadline = start + 60 * arguments.minutes - RESERVE + (TUNING if arguments.tune else 0)
+    result = {"versions": versions(), "dry_run": dry, "steps": []}
     path = WORKSHOP / "dry_run.json"
     if not dry:
-        gpu = re.sub("[^a-z0-9]+", "-", found["versions"]["gpu"].lower())
+        gpu = re.sub("[^a-z0-9]+", "-", result["versions"]["gpu"].lower())
         path = RESULTS / f"{gpu}.{datetime.now(timezone.utc):%Y-%m-%d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    todo = steps(None if dry else torch.cuda.get_device_capability(), arguments.tune)
+
+    def keep(found: list[dict]) -> None:
+        reached = {step["name"] for step in found}
+        waiting = [{"name": step.name, "outcome": "not reached"} for step in todo if step.name not in reached]
+        result["steps"] = [*found, *waiting]
+        write(result, path)
+
+    keep([])
+    found = run_all(todo, deadline, keep)
+    if result["benchmarks"]:
+        tables = [] if dry else [*device_tables.measured(result["benchmarks"]), ""]
+        print("\n".join([*tables, *device_tables.goals(result["benchmarks"]["rows"])]))
     print(f"written to {path.relative_to(ROOT)}")
-    return int(any(step["outcome"] not in ("ok", "left out") for step in found["steps"]))
+    return int(any(step["outcome"] not in ("ok", "left out") for step in found))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from benchmarks import compile_table, device_timer
+from benchmarks import compiler, device_timer, launches
 from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels import launch_config
 from mop_kernels.triton_kernels.launch_config import Choice
@@ -105,7 +105,9 @@ def main() -> None:
     # float16 takes what is best for bfloat16, TF32 what is best for float32
     precisions = [p for p in PRECISIONS if p.name in ("float32", "bfloat16")]
     arch = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
-    compile_table.compile_all([arch], workers=os.cpu_count() or 1, candidates=True, works=works, precisions=precisions)
+    tried = launches.of_works(works, precisions, candidates=True)
+    tasks = [(launch, arch) for launch in tried]
+    compiler.compile_all(tasks, workers=os.cpu_count() or 1, seconds=arguments.seconds / 2)
     found = tune(works, precisions, device_timer_of, deadline)
     for keys in found.values():
         keys |= {key.replace("bfloat16", "float16"): config for key, config in keys.items() if "bfloat16" in key}

@@ -41,7 +41,8 @@ def same_numbers_every_run():
 def backend(request) -> str:
     """Its name; new tensors come on its device."""
     reason = why_not(request.param, request.node.callspec.params.get("dtype"))
-    of_a_gpu = request.param in ("triton", "cuda")
+    recorded = request.config.pluginmanager.hasplugin("launch_recorder")  # its launches are not run: all are quick
+    of_a_gpu = request.param in ("triton", "cuda") and not recorded
     if of_a_gpu and backends.runs_on_cpu(request.param) and is_left_to_a_gpu(request):
         reason = "left to a GPU: too slow interpreted or emulated to run all cases"
     if request.param == "cuda" and request.node.callspec.params.get("name") == "attempt_mix":

@@ -1,6 +1,5 @@
-"""`make gpu` and `make tune` as far as a machine without a GPU can show them."""
+"""What `make tune`, the crossover and the tables of `make gpu` do, as far as a machine without a GPU can show it."""
 
-import json
 import subprocess
 import sys
 import time
@@ -9,82 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import crossover, device_tables, gpu_run, tune
+from benchmarks import crossover, device_tables, tune
 from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
-from benchmarks.gpu_run import Step
 from mop_kernels.testing import Shape
 from mop_kernels.triton_kernels import launch_config
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def workshop(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path)
-
-
-def python(script: str, **kwargs) -> Step:
-    return Step("a step", [sys.executable, "-c", script], **{"seconds": 60, **kwargs})
-
-
 def soon() -> float:
     return time.monotonic() + 60
-
-
-def test_a_step_ends_as_it_ends(capsys):
-    assert gpu_run.run(python("pass"), soon())["outcome"] == "ok"
-    assert gpu_run.run(python("print('why'); raise SystemExit(3)"), soon())["outcome"] == "failed, status 3"
-    assert "why" in capsys.readouterr().out
-    assert gpu_run.run(Step("a step", [], left_out="not found"), soon())["why"] == "not found"
-
-
-def test_a_step_out_of_time_is_ended_with_its_children():
-    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    start = time.monotonic()
-    assert gpu_run.run(python(script, seconds=2), soon())["outcome"] == "out of time"
-    assert gpu_run.run(python(script), time.monotonic())["outcome"] == "out of time", "nor past the end of all"
-    assert time.monotonic() - start < 30
-
-
-ALONE = """
-tests/a.py::test_one[x, y-2] PASSED                                      [ 33%]
-tests/a.py::test_two FAILED                                              [ 66%]
-tests/a.py::test_three SKIPPED (needs two GPUs)                          [100%]
-tests/a.py::test_four
-"""
-SHARED = """
-[gw0] [ 33%] PASSED tests/a.py::test_one[x, y-2]
-[gw1] [ 66%] FAILED tests/a.py::test_two
-[gw0] [100%] SKIPPED tests/a.py::test_three
-FAILED tests/a.py::test_two - assert 1 == 2
-"""
-
-
-@pytest.mark.parametrize("text", [ALONE, SHARED], ids=["alone", "shared"])
-def test_counts_of_a_run_that_may_have_been_stopped(text):
-    found = gpu_run.test_counts(text)
-    assert found == {"counts": {"passed": 1, "failed": 1, "skipped": 1}, "failures": ["tests/a.py::test_two"]}
-
-
-def test_no_step_stops_the_others_and_one_json_is_written(tmp_path, monkeypatch, capsys):
-    steps = [python("raise SystemExit(1)"), Step("b", [], left_out="not found"), python("pass")]
-    monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_run, "steps", lambda dry, tune: steps)
-    monkeypatch.setattr(sys, "argv", ["gpu_run", "--dry-run"])
-    assert gpu_run.main() == 1
-    found = json.loads((tmp_path / "dry_run.json").read_text())
-    assert [step["outcome"] for step in found["steps"]] == ["failed, status 1", "left out", "ok"]
-    assert found["versions"]["torch"] == torch.__version__
-
-
-STEPS = ["build", "tune", "tests", "benchmarks", "crossover", "tests of mop_t5", "memcheck", "racecheck"]
-
-
-def test_steps_of_both_kinds_can_be_made():
-    for dry in (False, True):
-        for tune_too in (False, True):
-            names = [step.name for step in gpu_run.steps(dry, tune_too)]
-            assert names == STEPS
 
 
 # Tuning.

@@ -1,0 +1,142 @@
+"""The steps of `make gpu`, most evidence first, with the share of nine minutes that each is sure of."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.compiler import SHARED_BYTES
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKSHOP = ROOT / "build" / "gpu"
+TOTAL = 540  # seconds of all steps, without tuning
+RESERVE = 10  # of these: to end what ran out of time, and to write
+TUNING = 480  # more, where it is asked for
+START = 15  # what a command, this one too, needs before and after its own work, of which SECONDS tells it
+SECONDS = "{seconds}"  # in a command: the seconds that its own work may take
+
+
+class Step(NamedTuple):
+    """A command and its share; or, without a command, why it is left out.
+
+    seconds: The share. Time that earlier steps did not take comes on top.
+    least: With fewer seconds left the step is left out.
+    beside: A step that runs at the same time, within the same bound.
+    tells: Its output goes into the result.
+    """
+
+    name: str
+    command: list[str]
+    seconds: float = 0
+    environment: dict[str, str] = {}  # noqa: RUF012
+    least: float = 15
+    left_out: str = ""
+    beside: "Step | None" = None
+    tells: bool = False
+
+
+# Under compute-sanitizer, where a test takes its time a hundred times over: each operation once.
+SANITIZED = [
+    "tests/kernels/test_mop_ffn.py::test_named_banks[float32-cuda-odd]",
+    *(
+        f"tests/kernels/test_values.py::test_named_shapes[float32-cuda-{op}-odd]"
+        for op in ("phm_weight", "phm_linear", "lowrank_phm_linear")
+    ),
+]
+PYTHON = [sys.executable, "-m"]
+PYTEST = [*PYTHON, "pytest", "-v", "-p", "no:cacheprovider"]
+BENCH = "benchmarks/bench_device.py"
+MEASURED = ("bank", "peers")  # the steps that write device times
+
+
+def measured_file(name: str) -> Path:
+    """Return where a step leaves its device times."""
+    return WORKSHOP / f"{name}.json"
+
+
+def steps(capability: tuple[int, int] | None, tune: bool) -> list[Step]:
+    """Return the steps for a GPU of this compute capability; None: a dry run without one."""
+    return _dry_steps(tune) if capability is None else _gpu_steps(capability, tune)
+
+
+def _dry_steps(tune: bool) -> list[Step]:
+    small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = {
+        "tests": Step(
+            "tests", [*PYTEST, "tests/kernels/test_values.py", "-k", "triton and odd and without"], 60, small
+        ),
+        "bank": _bench("bank", "test_the_bank", 60, small, "-k", "float32"),
+        "peers": _bench("peers", "test_device", 60, small),
+    }
+    names = [step.name for step in _gpu_steps((9, 0), tune)]
+    why = {"tune": "a dry run" if tune else "not asked for"}
+    return [done.get(name) or Step(name, [], left_out=why.get(name, "a dry run")) for name in names]
+
+
+def _gpu_steps(capability: tuple[int, int], tune: bool) -> list[Step]:
+    arch = 10 * capability[0] + capability[1]
+    cores = os.cpu_count() or 1
+    parallel = ["-n", str(min(16, cores))] if installed("xdist") else []
+    guard = ["--timeout=120"] if installed("pytest_timeout") else []
+    one_thread = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    kernels = [*PYTEST, *parallel, *guard, "tests/kernels", "--ignore=tests/kernels/test_cuda.py"]
+    cuda = [*PYTEST, *guard, "tests/kernels/test_cuda.py"]
+    return [
+        Step(
+            "build",
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            115,
+            {"TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}"},  # this GPU, not every one
+            beside=_warm(arch, cores),
+        ),
+        Step("check", [*PYTHON, "mop_kernels.check", "--device", "cuda"], 40, tells=True),
+        Step("graphs and streams", [*cuda, "-k", "not than_int32"], 50),
+        Step("tune", [*PYTHON, "benchmarks.tune", f"--seconds={SECONDS}"], TUNING, least=60)
+        if tune
+        else Step("tune", [], left_out="not asked for"),
+        _bench("bank", "test_the_bank", 60, {}, "--benchmark"),
+        _sanitized("racecheck"),
+        _sanitized("memcheck"),
+        Step("tests", [*kernels, "-k", "(triton or cuda) and not inductor"], 80, one_thread),
+        Step("crossover", [*PYTHON, "benchmarks.crossover", f"--seconds={SECONDS}"], 30, least=30)
+        if find_nvcc()
+        else Step("crossover", [], left_out="no nvcc was found: no CUDA kernels"),
+        _bench("peers", "test_device", 30, {}, "--benchmark"),
+        Step("more than 2^31 elements", [*cuda, "-k", "than_int32"], 20),
+    ]
+
+
+def _bench(name: str, test: str, seconds: float, environment: dict[str, str], *options: str) -> Step:
+    tests = [f"{BENCH}::{test}"] if name == "bank" else [f"{BENCH}::test_host_cost", f"{BENCH}::{test}"]
+    results = {"MOP_DEVICE_RESULTS": str(measured_file(name))}
+    return Step(name, [*PYTEST, *options, *tests], seconds, environment | results)
+
+
+def _warm(arch: int, cores: int) -> Step:
+    """Compile the recorded launches into Triton's cache, the paper's first."""
+    if arch not in SHARED_BYTES:
+        return Step("warm", [], left_out=f"benchmarks/compiler.py knows no sm_{arch}")
+    options = ["--summary", f"--arch={arch}", f"--workers={cores}", f"--seconds={SECONDS}"]
+    return Step("warm", [*PYTHON, "benchmarks.compile_table", *options], environment={"OMP_NUM_THREADS": "1"})
+
+
+def _sanitized(tool: str) -> Step:
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if sanitizer is None or find_nvcc() is None:
+        missing = "compute-sanitizer" if sanitizer is None else "nvcc"
+        return Step(tool, [], left_out=f"{missing} was not found")
+    command = [sanitizer, "--error-exitcode=86", "--tool", tool, *PYTEST, *SANITIZED]
+    return Step(tool, command, 45, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, least=30)
+
+
+def find_nvcc() -> str | None:
+    """Return where setup.py finds it."""
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin"] if home else [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return next(filter(None, (shutil.which("nvcc", path=place) for place in places)), None)
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

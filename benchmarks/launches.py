@@ -1,0 +1,213 @@
+"""Launches as data: what Triton compiles a kernel for, without tensors, in a file of one line per launch.
+
+A `Launch` names a kernel and what makes its machine code: the kinds of its arguments as Triton specialises them, its
+constexprs and its options. tests/triton/launches.json holds the launches that the tests and the paper's shapes make;
+record_launches.py writes it, compile_table.py compiles it.
+
+    kind of an argument    written as
+    tensor                 its dtype, "fp32"; "fp32-" where its address is no multiple of 16
+    int                    "1", "16" (a multiple of 16) or "n"; "16L" and "nL" past 32 bits; "int" and "intL" of a
+                           parameter that the kernel does not specialise
+    float, bool, None      "float", "bool", "None"
+    tuple                  the kinds of its members in parentheses
+"""
+
+import importlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.device_work import BOTH, PRECISIONS, WORK, Precision, Work, run
+from mop_kernels.triton_kernels import launch_config
+from mop_kernels.triton_kernels.device_functions import Phm
+from mop_kernels.triton_kernels.launch import Launch as Made
+from mop_kernels.triton_kernels.launch import recording
+
+PACKAGE = "mop_kernels.triton_kernels"
+FILE = Path(__file__).resolve().parents[1] / "tests" / "triton" / "launches.json"
+DTYPES = {
+    **{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"},
+    **{torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1"},
+}
+CONSTANTS = {
+    **{"None": None, "bool": True, "float": 0.5},
+    **{"1": 1, "16": 16, "n": 7, "16L": 2**33, "nL": 2**33 + 7, "int": 7, "intL": 2**33 + 7},
+}
+
+
+class Launch(NamedTuple):
+    """One specialisation of a kernel. kernel: "module.function"; meta: constexprs and options, sorted by name."""
+
+    kernel: str
+    arguments: tuple[str | tuple, ...]
+    meta: tuple[tuple[str, Any], ...]
+
+    @property
+    def function(self):
+        """Return the jitted function."""
+        module, name = self.kernel.split(".")
+        return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype of the first tensor; "tf32" for float32 whose products are TF32."""
+        first = next(kind for kind in flat(self.arguments) if kind not in CONSTANTS)
+        return "tf32" if dict(self.meta).get("PRECISION") == "tf32" else first.removesuffix("-")
+
+    def example(self) -> tuple:
+        """Return arguments of these kinds."""
+        return tuple(map(example, self.arguments))
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in self.meta)
+        return f"{self.kernel}{text_of(self.arguments)} {values}"
+
+
+class Recorded(NamedTuple):
+    """A launch, who makes it (a test's id, or "operation, shape, dtype" of device_work.py), and the seconds of its
+    compilation where they have been measured."""
+
+    launch: Launch
+    origin: str
+    seconds: float | None = None
+
+
+def kind(argument: Any, specialised: bool = True) -> str | tuple:
+    """Return the kind of one argument. Raises TypeError for what no kernel takes.
+
+    specialised: False for a parameter in the kernel's `do_not_specialize`.
+    """
+    if isinstance(argument, torch.Tensor) and argument.dtype in DTYPES:
+        # a tensor that only has sizes is taken for an allocation of its own
+        aligned = argument.device.type == "meta" or argument.data_ptr() % 16 == 0
+        return DTYPES[argument.dtype] + ("" if aligned else "-")
+    if argument is None or isinstance(argument, bool):
+        return "None" if argument is None else "bool"
+    if isinstance(argument, int):
+        size = "1" if argument == 1 else "16" if argument % 16 == 0 else "n"
+        return (size if specialised else "int") + ("" if -(2**31) <= argument < 2**31 else "L")
+    if isinstance(argument, float):
+        return "float"
+    if isinstance(argument, tuple):
+        return tuple(kind(member, specialised) for member in argument)
+    known = f"a tensor of {', '.join(DTYPES.values())}, a number, None or a tuple of such"
+    raise TypeError(f"a kernel's argument must be {known}; got a {type(argument).__name__}. Add it to launches.kind.")
+
+
+def example(kind: str | tuple) -> Any:
+    """Return an argument of this kind: a small tensor, a number, a tuple."""
+    if isinstance(kind, tuple):
+        return tuple(map(example, kind))
+    if kind in CONSTANTS:
+        return CONSTANTS[kind]
+    dtype = next(dtype for dtype, name in DTYPES.items() if name == kind.removesuffix("-"))
+    two = torch.empty(2, dtype=dtype, device="cpu")
+    return two[1:] if kind.endswith("-") else two[:1]
+
+
+def flat(kinds: Iterable[str | tuple]) -> list[str]:
+    return [k for kind in kinds for k in (flat(kind) if isinstance(kind, tuple) else [kind])]
+
+
+def of(made: Made) -> Launch:
+    """Return a launch of mop_kernels as data."""
+    function = made.kernel.fn
+    name = f"{function.__module__.removeprefix(PACKAGE + '.')}.{function.__name__}"
+    parameters = [p for p in made.kernel.params if not p.is_constexpr]
+    kinds = (kind(a, not p.do_not_specialize) for a, p in zip(made.arguments, parameters, strict=True))
+    return Launch(name, tuple(kinds), tuple(sorted(made.meta.items())))
+
+
+def text_of(kinds: str | tuple) -> str:
+    return kinds if isinstance(kinds, str) else f"({' '.join(map(text_of, kinds))})"
+
+
+def kinds_of(text: str) -> str | tuple:
+    """Read what `text_of` wrote."""
+    listed = re.sub(r"[^\s()]+", lambda word: f'"{word[0]}"', text).replace(" ", ", ")
+    return _as_tuples(json.loads(listed.replace("(", "[").replace(")", "]")))
+
+
+def _as_tuples(lists):
+    return tuple(map(_as_tuples, lists)) if isinstance(lists, list) else lists
+
+
+def of_works(
+    works: Iterable[Work] = WORK,
+    precisions: Iterable[Precision] = PRECISIONS,
+    candidates: bool = False,
+    direction: str = BOTH,
+) -> list[Recorded]:
+    """Return the distinct launches of works, found on tensors that only have sizes.
+
+    Args:
+        works: Operations at one size each.
+        precisions: Dtypes; float32 also with TF32.
+        candidates: True adds the launches of every configuration that `make tune` tries.
+        direction: FORWARD or BOTH.
+    """
+    found: dict[Launch, Recorded] = {}
+    for work in works:
+        for precision in precisions:
+            for made in made_by(work, precision, direction, candidates):
+                found.setdefault(of(made), Recorded(of(made), f"{work.op}, {work.label}, {precision.name}"))
+    return list(found.values())
+
+
+def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
+    """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
+    with torch.device("meta"), precision.in_force(), recording() as made:
+        tensors = work.inputs(precision.dtype)
+        with launch_config.asked() as choices:
+            run(work, "triton", tensors, direction)
+        for choice in {choice.key: choice for choice in choices}.values() if candidates else ():
+            for config in choice.candidates():
+                with launch_config.forced(choice, config):
+                    run(work, "triton", tensors, direction)
+    return made
+
+
+# The file: tables of what repeats, then one line per launch, sorted, so that a change of one kernel is a small diff.
+
+TABLES = ("kernels", "arguments", "maps", "origins")
+
+
+def write(recorded: Iterable[Recorded], path: Path = FILE) -> None:
+    tables: dict[str, dict[str, int]] = {name: {} for name in TABLES}
+
+    def place(table: str, entry) -> int:
+        """Return the line of an entry in its table; a new entry gets the next."""
+        return tables[table].setdefault(json.dumps(entry), len(tables[table]))
+
+    def plain(value):
+        return {"map": place("maps", astuple(value))} if isinstance(value, Phm) else value
+
+    lines = []
+    for made, origin, seconds in sorted(recorded, key=lambda r: (str(r.launch), r.origin)):
+        names, values = zip(*made.meta)
+        entries = {"kernels": [made.kernel, *names], "arguments": text_of(made.arguments), "origins": origin}
+        places = [place(table, entry) for table, entry in entries.items()]
+        lines.append(json.dumps([*places, seconds, *map(plain, values)]))
+    blocks = {**{name: list(table) for name, table in tables.items()}, "launches": lines}
+    text = ",\n".join(f'"{name}": [\n' + ",\n".join(entries) + "\n]" for name, entries in blocks.items())
+    path.write_text(f"{{\n{text}\n}}\n")
+
+
+def read(path: Path = FILE) -> list[Recorded]:
+    found = json.loads(path.read_text())
+
+    def value(written):
+        return Phm(*found["maps"][written["map"]]) if isinstance(written, dict) else written
+
+    recorded = []
+    for kernel, arguments, origin, seconds, *values in found["launches"]:
+        name, *names = found["kernels"][kernel]
+        meta = tuple(zip(names, map(value, values), strict=True))
+        made = Launch(name, kinds_of(found["arguments"][arguments]), meta)
+        recorded.append(Recorded(made, found["origins"][origin], seconds))
+    return recorded
