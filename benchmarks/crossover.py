@@ -2,9 +2,10 @@
 
     python -m benchmarks.crossover [--seconds 60]
 
-Times eager calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of
-each operation, and writes mop_kernels/crossover/<GPU name>.json: {operation: {dtype: multiply-adds}}. backends.py reads
-it. A backend is timed once it is right (benchmarks/cases.py).
+Times calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of each
+operation: eager, and replayed from a CUDA graph, where the host's time does not count. Writes
+mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype: multiply-adds}}}. backends.py reads it. A
+backend is timed once it is right (benchmarks/cases.py).
 """
 
 import argparse
@@ -38,6 +39,9 @@ LADDER = [
 ]
 
 
+WAYS = {"eager": device_timer.eager_times, "graph": device_timer.graph_times}
+
+
 class Point(NamedTuple):
     """One rung: the multiply-adds of a call, and milliseconds by each backend."""
 
@@ -60,25 +64,39 @@ def crossover(points: Iterable[Point]) -> int:
 
 
 def measure(
-    ladder: Iterable[Work], precisions: Iterable[Precision], timer: Callable[[Work, Precision], Point], deadline: float
-) -> dict[str, dict[str, int]]:
-    """{operation: {dtype: multiply-adds}}, of the pairs that were timed in full before `deadline` of time.monotonic."""
+    ladder: Iterable[Work],
+    precisions: Iterable[Precision],
+    timer: Callable[[Work, Precision], dict[str, Point]],
+    deadline: float,
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Find the crossovers of every operation and precision that are timed in full before the deadline.
+
+    Args:
+        ladder: Works of growing size, of all operations.
+        precisions: What each is timed in.
+        timer: Gives the points of a work, one per way.
+        deadline: In seconds of time.monotonic.
+
+    Returns:
+        {way: {operation: {dtype: multiply-adds}}}.
+    """
     ladder, found = list(ladder), {}
     for precision in precisions:
         for op in dict.fromkeys(work.op for work in ladder):
-            points = []
+            rungs = []
             for work in (w for w in ladder if w.op == op):
                 if time.monotonic() > deadline:
                     print("out of time: the rest keeps the estimate")
                     return found
-                points.append(timer(work, precision))
-                print(f"{op}, {work.label}, {precision.name}: {points[-1]}", flush=True)
-            found.setdefault(op, {})[precision.name] = crossover(points)
+                rungs.append(timer(work, precision))
+                print(f"{op}, {work.label}, {precision.name}: {rungs[-1]}", flush=True)
+            for way in rungs[0]:
+                found.setdefault(way, {}).setdefault(op, {})[precision.name] = crossover(rung[way] for rung in rungs)
     return found
 
 
-def eager_times(work: Work, precision: Precision) -> Point:
-    """Of both backends, proven right, on this GPU."""
+def times(work: Work, precision: Precision) -> dict[str, Point]:
+    """Time both backends, proven right, on this GPU, in every way."""
     operation = getattr(mk, work.op)
     with torch.device("cuda"), precision.in_force():
         tensors = [t.requires_grad_() for t in work.inputs(precision.dtype)]
@@ -92,16 +110,17 @@ def eager_times(work: Work, precision: Precision) -> Point:
         # bfloat16 hidden rows lie within rounding of relu's kink too often to judge gradients
         outputs_only = work.op == "mop_ffn" and precision.dtype.itemsize == 2
         case = Case(work.label, tensors, judge, work.multiply_adds(), True, outputs_only=outputs_only)
-        times = {}
+        found = {way: {} for way in WAYS}
         for backend, contender in zip(BOTH, ours(operation, adapt, BOTH), strict=True):
             function, leaves = case.ready(contender)
 
             def call(*given, function=function):
                 torch.autograd.grad(function(*given), given, case.grads)
 
-            times[backend] = statistics.median(device_timer.eager_times(call, [leaves] * 10, 7))
-        arguments = inspect.signature(operation).bind(*adapt(*tensors)).arguments
-        return Point(multiply_adds.of_call(work.op, arguments), **times)
+            for way, timed in WAYS.items():
+                found[way][backend] = statistics.median(timed(call, [leaves] * 10, 7))
+        size = multiply_adds.of_call(work.op, inspect.signature(operation).bind(*adapt(*tensors)).arguments)
+        return {way: Point(size, **of_backends) for way, of_backends in found.items()}
 
 
 def main() -> None:
@@ -112,7 +131,7 @@ def main() -> None:
     if absent:
         raise SystemExit(f"Both backends are timed against each other; not here: {'; '.join(absent)}.")
     precisions = [p for p in PRECISIONS if not p.tf32]
-    found = measure(LADDER, precisions, eager_times, time.monotonic() + arguments.seconds)
+    found = measure(LADDER, precisions, times, time.monotonic() + arguments.seconds)
     backends.CROSSOVERS.mkdir(exist_ok=True)
     path = backends.CROSSOVERS / f"{torch.cuda.get_device_name().replace(' ', '_')}.json"
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")

@@ -88,13 +88,15 @@ def test_a_ladder_of_each_operation_is_timed():
     def timer(work, precision):
         asked.append((work.op, precision.name))
         adds = work.multiply_adds()
-        return crossover.Point(adds, cuda=adds / 1e6, triton=100 + adds / 1e7)
+        eager = crossover.Point(adds, cuda=adds / 1e6, triton=100 + adds / 1e7)
+        return {"eager": eager, "graph": crossover.Point(adds, cuda=2.0, triton=1.0)}
 
     asked = []
     found = crossover.measure(crossover.LADDER, [HALF], timer, soon())
     of_both = {work.op for work in WORK} - {"attempt_mix"}  # CUDA has none
-    assert found.keys() == of_both == {op for op, _ in asked}
-    for op, bounds in found.items():
+    assert found["eager"].keys() == found["graph"].keys() == of_both == {op for op, _ in asked}
+    assert all(bounds == {"bfloat16": 0} for bounds in found["graph"].values()), "Triton wins every rung"
+    for op, bounds in found["eager"].items():
         sizes = sorted(work.multiply_adds() for work in crossover.LADDER if work.op == op)
         assert sizes[0] < bounds["bfloat16"] <= sizes[-1], "CUDA wins the first rung"
     assert crossover.measure(crossover.LADDER, [HALF], timer, time.monotonic() - 1) == {}

@@ -6,8 +6,8 @@ The launches are recorded on tensors of the device "meta", which have sizes and 
 import pytest
 import torch
 
-from benchmarks.compile_table import launches_of
 from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work
+from benchmarks.launches import made_by
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS, attempt_mix, attempt_mix_backward
@@ -32,7 +32,7 @@ LARGE = [
 @pytest.mark.parametrize("work", LARGE, ids=lambda work: f"{work.op}, {work.label}")
 def test_large_work_stays_within_the_limits_of_a_grid(work, precision):
     """Launch at most 2^31 - 1 programs along x and 65,535 along y and z."""
-    launches = launches_of(work, precision, BOTH)
+    launches = made_by(work, precision, BOTH)
     assert launches
     for launch in launches:
         x, *others = launch.grid
@@ -90,7 +90,7 @@ def test_other_numbers_of_rows_compile_nothing_again(direction):
 
     def at(rows):
         shape = bank._replace(down=bank.down._replace(rows=rows), up=bank.up._replace(rows=rows))
-        return launches_of(Work("mop_ffn", "bank", shape), PRECISIONS[2], direction)
+        return made_by(Work("mop_ffn", "bank", shape), PRECISIONS[2], direction)
 
     assert not differences(at(48), at(33)) | differences(at(48), at(40))
 
@@ -99,7 +99,7 @@ def test_other_numbers_of_rows_compile_nothing_again(direction):
 def test_other_batches_and_lengths_compile_nothing_again():
     def at(batch, length):
         shape = PROMPTS["paper"]._replace(batch=batch, length=length)
-        return launches_of(Work("attempt_mix", "prompts", shape), PRECISIONS[2], BOTH)
+        return made_by(Work("attempt_mix", "prompts", shape), PRECISIONS[2], BOTH)
 
     assert not differences(at(32, 256), at(31, 255)) | differences(at(32, 256), at(16, 1))
 
@@ -113,7 +113,7 @@ def test_launches_that_read_ids_assert_them():
             outputs = IMPLEMENTATIONS["mop_ffn"](*arguments)
             IMPLEMENTATIONS["mop_ffn_backward"](outputs, *arguments, (1 << 13) - 1)
     work = Work("attempt_mix", "paper", PROMPTS["paper"])
-    launches += [k for k in launches_of(work, PRECISIONS[0], BOTH) if k.kernel.fn.__name__ == "attend_kernel"]
+    launches += [k for k in made_by(work, PRECISIONS[0], BOTH) if k.kernel.fn.__name__ == "attend_kernel"]
     half = (len(launches) - 2) // 2
     assert len(launches) == 2 * half + 2
     for k, launch in enumerate(launches):

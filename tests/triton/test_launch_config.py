@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import compile_table, device_work
+from benchmarks import device_work, launches
 from mop_kernels.triton_kernels import launch_config
 
 SIZES = {"rows": 40, "terms": 16}
@@ -113,6 +113,6 @@ def test_a_bank_is_shared_by_as_many_programs_as_the_gpu_holds(layers, dtype, gp
     monkeypatch.setattr(launch_config, "multiprocessors", lambda device: gpu)
     bank = device_work.BANK._replace(shape=device_work.BANK.shape._replace(layers=layers))
     precision = next(p for p in device_work.PRECISIONS if p.dtype == dtype)
-    (launch,) = compile_table.launches_of(bank, precision, device_work.FORWARD)
+    (launch,) = launches.made_by(bank, precision, device_work.FORWARD)
     assert launch.meta["MAPS"] == maps
     assert launch.grid == (programs,)
