@@ -4,8 +4,8 @@
 
 Times calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of each
 operation: eager, and replayed from a CUDA graph, where the host's time does not count. Writes
-mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype: multiply-adds}}}. backends.py reads it. A
-backend is timed once it is right (benchmarks/cases.py).
+mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype: multiply-adds}}}. backends.py reads it.
+A backend is timed once it is right (benchmarks/cases.py).
 """
 
 import argparse
