@@ -174,3 +174,15 @@ def check_call(stub, name: str, args: tuple, calls: int = CALLS) -> list[Tensor]
     if calls == CALLS:
         assert all(type(program) is Program for program in operation.programs.values()), "not repeated from notes"
     return results
+
+
+def programs(name: str) -> list:
+    """Return the programs of an operation, or what stands in their place."""
+    return list(implementation(name).programs.values())
+
+
+def call_often(name: str, args: tuple, times: int = CALLS):
+    """Call an operation of the backend several times. Return the last results."""
+    for _ in range(times):
+        results = implementation(name)(*args)
+    return results
