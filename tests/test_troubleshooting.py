@@ -16,6 +16,8 @@ OF_OTHERS = {  # argparse, transformers, Python, CUDA, Triton; a flag and prefix
     "PTX was compiled with an unsupported toolchain",
     "Failed to find C compiler",
     "Python.h",
+    "device-side assert triggered",
+    "make gpu",
     "--dialogue -x",
     "expected one argument",
     "We strongly recommend passing in an attention_mask …",
@@ -37,7 +39,8 @@ def texts_of(path: Path) -> list[str]:
     return texts
 
 
-SOURCES = [ROOT / "setup.py", *(ROOT / "mop_kernels").rglob("*.py"), *(ROOT / "python").rglob("*.py")]
+FOLDERS = ("mop_kernels", "python", "benchmarks")
+SOURCES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
 TEXTS = [text for path in SOURCES for text in texts_of(path)]
 
 

@@ -56,6 +56,12 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @cache
+def tensor_cores(device: torch.device) -> bool:
+    """Return whether Triton multiplies on tensor cores there: from compute capability 8.0 on."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
 def _tuned(gpu: str) -> dict[str, dict[str, dict[str, int]]]:
     path = path_of(gpu)
     return json.loads(path.read_text()) if path.exists() else {}

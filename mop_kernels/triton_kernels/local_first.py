@@ -110,7 +110,8 @@ def local_first(
     rule_out = rule if full else rule_out
     g_out = rule_out.shape[2]
     tf32 = cost_model.uses_tf32(x.dtype)
-    sizes = _sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32)
+    tensor_cores = launch_config.tensor_cores(x.device)
+    sizes = _sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32, tensor_cores)
     config = launch_config.pick("local_first", sizes, x.dtype, x.device, heuristic)
     programs = blocks(rows, config["BLOCK_N"]) * blocks(loc_out, config["BLOCK_V"])
     launch(
@@ -130,7 +131,7 @@ def cost(
     mixed = power_of_2(g_in) * power_of_2(terms)
     if mixed > _WIDEST_MIX:
         return float("inf")
-    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32), dtype, SMS)
+    config = heuristic(_sizes(rows, terms, g_in, g_out, loc_in, loc_out, tf32, True), dtype, SMS)
     programs = blocks(loc_out, config["BLOCK_V"]) * max(1, blocks(rows, config["BLOCK_N"]))
     moved = dtype.itemsize * (rows * (g_in * loc_in + g_out * loc_out) + terms * loc_in * loc_out)
     operations = 2 * rows * mixed * loc_out * (loc_in + g_out)
@@ -138,19 +139,22 @@ def cost(
     return cost_model.step(moved / min(1.0, programs / cost_model.READERS), operations, rate)
 
 
-def _sizes(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, tf32: bool) -> dict[str, int]:
+def _sizes(
+    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, tf32: bool, tensor_cores: bool
+) -> dict[str, int]:
     return {
         "rows": rows, "terms": terms, "g_in": g_in, "g_out": g_out, "loc_in": loc_in, "loc_out": loc_out,
-        "tf32": int(tf32),
+        "tf32": int(tf32), "tensor_cores": int(tensor_cores),
     }  # fmt: skip
 
 
 def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
     """As large a tile [(n a), (i v)] as its accumulators allow, cut where multiprocessors would stand idle.
 
-    Float32 that is not TF32 is FMAs on registers: small tiles, short inner blocks.
+    Without tensor cores, and in float32 that is not TF32, products are FMAs on registers: small tiles, short inner
+    blocks.
     """
-    half, tf32 = dtype.itemsize == 2, bool(sizes["tf32"])
+    half, tf32 = (bool(sizes["tensor_cores"]) and wanted for wanted in (dtype.itemsize == 2, sizes["tf32"] == 1))
     block_i, block_a = power_of_2(sizes["terms"]), power_of_2(sizes["g_in"])
     accumulators = 32768 if half else 16384 if tf32 else 8192
     # 16 numbers are the shortest rows of the locals worth reading, but for the small tile of FMAs

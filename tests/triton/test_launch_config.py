@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import device_work, launches
-from mop_kernels.triton_kernels import launch_config
+from mop_kernels.triton_kernels import launch_config, local_first
 
 SIZES = {"rows": 40, "terms": 16}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -67,6 +67,20 @@ def test_the_heuristic_knows_the_multiprocessors_of_the_device(tuned):
             config = launch_config.pick("other", SIZES, torch.bfloat16, device, heuristic_of_a_gpu)
         assert config == {"BLOCK_N": count}
         assert choices[0].candidates() == [config]
+
+
+def test_tiles_of_a_gpu_without_tensor_cores_are_those_of_multiply_adds(monkeypatch):
+    """128 KB of sums, which a T4 has no shared memory for, are tiles of tensor cores."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index else (8, 0))
+    new, old = (launch_config.tensor_cores(torch.device("cuda", k)) for k in (0, 1))
+    launch_config.tensor_cores.cache_clear()
+    assert (new, old, launch_config.tensor_cores(CPU)) == (True, False, True)
+    layer = 2**19, 4, 4, 4, 1024, 1024, False
+    for dtype in (torch.bfloat16, torch.float16):
+        large, small = (local_first.heuristic(local_first._sizes(*layer, cores), dtype, 40) for cores in (True, False))
+        assert large["BLOCK_N"] * 4 * 4 * large["BLOCK_V"] == 32768
+        assert small["BLOCK_N"] * 4 * 4 * small["BLOCK_V"] == 8192
+        assert (large["MIX_BY_DOT"], small["MIX_BY_DOT"]) == (True, False)
 
 
 def test_forced_beats_tuned_and_ends_with_the_block(tuned):
