@@ -14,6 +14,7 @@ Without a GPU it is a dry run: the same steps, tiny, by Triton's interpreter, an
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -38,6 +39,7 @@ from benchmarks.gpu_steps import (
     TUNING,
     WORKSHOP,
     Step,
+    cuda_is_built,
     measured_file,
     steps,
 )
@@ -45,11 +47,12 @@ from benchmarks.gpu_steps import (
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 VERDICTS = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
 END_OF_LOG = 20_000  # characters of a step's output that are copied
+EVERY = 5.0  # seconds, after which the result is written anew while a step runs
 clock = time.monotonic
 
 
 def run_all(steps: list[Step], deadline: float, keep: Callable[[list[dict]], None]) -> list[dict]:
-    """Run the steps in order, and call keep(outcomes) after each; none runs past the deadline of `clock`.
+    """Run the steps in order, and call keep(outcomes) in and after each; none runs past the deadline of `clock`.
 
     A step may take its share and what earlier ones left of theirs, but nothing of a later one's share.
     """
@@ -61,28 +64,48 @@ def run_all(steps: list[Step], deadline: float, keep: Callable[[list[dict]], Non
         if step.command and seconds < step.least:
             why = f"{max(0, left):.0f} s were left, and it needs {step.least:.0f}"
             step = step._replace(command=[], left_out=why, beside=None)
-        found += run(step, seconds)
+        if step.needs_cuda and not cuda_is_built():
+            step = step._replace(command=[], left_out="the CUDA kernels were not built: see build", beside=None)
+        found += run(step, seconds, meanwhile=functools.partial(keep, found))
         keep(found)
     return found
 
 
-def run(step: Step, seconds: float) -> list[dict]:
-    """Run a step, and the one beside it, for so many seconds at most, and return their outcomes."""
+def run(step: Step, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> list[dict]:
+    """Run a step, and the one beside it, for so many seconds at most, and return their outcomes.
+
+    Call `meanwhile` every few seconds, and end the processes where this one is ended.
+    """
     some = [step] if step.beside is None else [step, step.beside]
-    start, outcomes = clock(), []
+    start = clock()
     processes = [begin(one, seconds) if one.command else None for one in some]
-    for one, process in zip(some, processes, strict=True):
-        if process is None:
-            print(f"{one.name}: left out ({one.left_out})", flush=True)
-            outcomes.append({"name": one.name, "outcome": "left out", "why": one.left_out})
-            continue
-        try:
-            status = process.wait(max(0.0, seconds - (clock() - start)))
-        except subprocess.TimeoutExpired:
+    outcomes = []
+    try:
+        for one, process in zip(some, processes, strict=True):
+            if process is None:
+                print(f"{one.name}: left out ({one.left_out})", flush=True)
+                outcomes.append({"name": one.name, "outcome": "left out", "why": one.left_out})
+                continue
+            status = status_of(process, start + seconds, meanwhile)
+            outcomes.append(outcome(one, status, clock() - start))
+    except BaseException:  # Ctrl-C, SIGTERM
+        for process in filter(None, processes):
             end(process)
-            status = None
-        outcomes.append(outcome(one, status, clock() - start))
+        raise
     return outcomes
+
+
+def status_of(process: subprocess.Popen, bound: float, meanwhile: Callable[[], None]) -> int | None:
+    """Wait for a process, and end it at the bound of `clock`; then there is no status."""
+    while True:
+        left = bound - clock()
+        try:
+            return process.wait(max(0.0, min(left, EVERY)))
+        except subprocess.TimeoutExpired:
+            if left <= EVERY:
+                end(process)
+                return None
+            meanwhile()
 
 
 def begin(step: Step, seconds: float) -> subprocess.Popen:
@@ -116,8 +139,9 @@ def outcome(step: Step, status: int | None, seconds: float) -> dict:
     found["seconds"] = round(seconds, 1)
     text = log_of(step).read_text(errors="replace") if log_of(step).exists() else ""
     found |= test_counts(text) if "pytest" in step.command else {}
-    if step.tells:
-        found["output"] = text[-END_OF_LOG:].replace(str(ROOT), ".").splitlines()
+    if step.tells or found["outcome"] != "ok":
+        shown = text if step.tells else "\n".join(text.splitlines()[-40:])
+        found["output"] = shown[-END_OF_LOG:].replace(str(ROOT), ".").splitlines()
     print(f"{step.name}: {found['outcome']} after {found['seconds']} s {found.get('counts', '')}", flush=True)
     if found["outcome"] != "ok" or step.tells:
         print("\n".join(text.splitlines()[-40 if step.tells else -15 :]), flush=True)
@@ -246,6 +270,7 @@ def main() -> int:
         write(result, path)
 
     keep([])
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     found = run_all(todo, deadline, keep)
     if result["benchmarks"]:
         tables = [] if dry else [*device_tables.measured(result["benchmarks"]), ""]

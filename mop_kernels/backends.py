@@ -116,8 +116,12 @@ def why_not(name: str, device: torch.device | None = None) -> str | None:
         return _why_not_on(name, torch.cuda.current_device())
     if reason is not None or device is not None or runs_on_cpu(name):
         return reason
-    reasons = [_why_not_on(name, index) for index in range(torch.cuda.device_count())]
-    return None if None in reasons else "; ".join(dict.fromkeys(reasons))
+    reasons = []
+    for index in range(torch.cuda.device_count()):
+        reasons.append(_why_not_on(name, index))
+        if reasons[-1] is None:
+            return None
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _missing(name: str) -> str | None:
@@ -143,7 +147,10 @@ def _why_not_on(name: str, index: int) -> str | None:
     reason = _missing(name) or _lacks(name, index)
     if not self_check.can_look():
         return reason
-    _verdicts[name, index] = reason or self_check.failure(name, index)
+    try:
+        _verdicts[name, index] = reason or self_check.failure(name, index)
+    except torch.OutOfMemoryError:
+        return None  # nothing is known; a later call looks again
     return _verdicts[name, index]
 
 
@@ -295,8 +302,6 @@ def unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
         reason = f"it takes tensors on {_DEVICES[name][0]}, these are on {kind}"
         set_late = name == "triton" and kind == "cpu" and _interpreter_is_asked()
         return f"{reason}; {_INTERPRET_CHANGED}" if set_late else reason
-    if name == "triton" and dtype is torch.bfloat16 and interpreting():
-        return "bfloat16 products are wrong in Triton's interpreter; use float32 or float16"
     if dtype not in _DTYPES[name]:
         return f"it takes {', '.join(str(t).removeprefix('torch.') for t in _DTYPES[name])}, these are {dtype}"
     return None

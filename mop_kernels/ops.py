@@ -278,7 +278,7 @@ def call(name: str, backend: str, args: Sequence):
 
 
 def _call(name: str, backend: str, args: Sequence, first: Tensor):
-    if (name, backend) in _direct and _is_plain(args):
+    if (name, backend) in _direct and not first.is_meta and _is_plain(args):
         return _direct[name, backend](*args)
     op = _overloads[name, backend]
     if backend != "cpu" or first.dtype is not torch.bfloat16:
@@ -297,8 +297,10 @@ def _is_plain(args: Sequence) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._autograd._profiler_enabled():
-        return False  # modes and profilers want to see the op, as a trace does
+    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+        return False  # modes want to see the op, as a profiler and a trace do
+    if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
+        return False
     if torch._C._get_tracing_state() is not None or not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
         return False
     tensors = []

@@ -5,11 +5,12 @@ may have been compiled for other GPUs, and Triton needs a C compiler and Python'
 check sees such faults before a user's call does. It launches one block, of integers that every precision holds.
 """
 
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from . import ops, reference
 
@@ -44,12 +45,34 @@ def device_of(index: int) -> torch.device:
 
 
 def failure(backend: str, index: int) -> str | None:
-    """Return why the backend's launch on GPU number `index` failed or what it got wrong, None where it was right."""
-    with _disable_current_modes(), torch.no_grad():  # modes: a call may stand within FakeTensorMode
-        found = _launch(backend, device_of(index))
+    """Return why the backend's launch on GPU number `index` failed or what it got wrong, None where it was right.
+
+    Launch in a thread of its own: it has no modes, transforms of torch.func, autocast or stream of the caller.
+
+    Raises:
+        torch.OutOfMemoryError: There is no memory, which says nothing about the backend.
+    """
+    with ThreadPoolExecutor(1) as thread, _without_complaints():
+        found = thread.submit(_launch, backend, device_of(index)).result()
     if found is not None:
         failures.add(found)
     return found
+
+
+@contextmanager
+def _without_complaints() -> Iterator[None]:
+    """Within the block neither warnings nor waiting for the GPU are errors, where the program has asked for that."""
+    initialised = torch.cuda.is_initialized()
+    mode = torch.cuda.get_sync_debug_mode() if initialised else 0
+    if mode:
+        torch.cuda.set_sync_debug_mode(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if mode:
+            torch.cuda.set_sync_debug_mode(mode)
 
 
 def _launch(backend: str, device: torch.device) -> str | None:
@@ -57,10 +80,16 @@ def _launch(backend: str, device: torch.device) -> str | None:
     local = torch.arange(24, dtype=torch.float32, device="cpu").reshape(2, 3, 4)
     expected = reference.phm_weight(rule, local)
     try:
-        actual = ops.get("phm_weight", backend)(rule.to(device), local.to(device)).cpu()
+        with torch.no_grad():
+            actual = ops.get("phm_weight", backend)(rule.to(device), local.to(device)).cpu()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler, a driver or a missing header raises
         lines = str(error).strip().splitlines() or [""]
         return f"a tiny launch on {device} raised {type(error).__name__}: {lines[0][:300]}; {CURE}"
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+        got = f"{tuple(actual.shape)} of {actual.dtype}"
+        return f"a tiny launch on {device} gave {got} instead of {tuple(expected.shape)} of {expected.dtype}; {CURE}"
     if not torch.equal(actual, expected):
         wrong = (actual - expected).abs().max().item()
         return f"a tiny launch on {device} differs from the reference by {wrong:.3g}; {CURE}"

@@ -165,8 +165,8 @@ class Launch {
     EmulatedBlock(threads_of_block(threads), blocks, shared_bytes).run([&] { kernel(arguments...); });
 #else
     cudaError_t error = cudaSuccess;
-    if (shared_bytes > kWithoutAsking)
-      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
+    if (shared_bytes > kWithoutAsking)  // always the most: another thread may launch the same kernel with another size
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(chip_.block_shared));
     cudaLaunchConfig_t config = {};
     config.gridDim = unsigned(blocks);
     config.blockDim = threads_of_block(threads);

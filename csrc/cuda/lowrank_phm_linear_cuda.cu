@@ -45,7 +45,8 @@ bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Fa
   if (tile.rows == 0) return false;
   const i64 tiles = div_up(rows, i64(tile.rows)), chunks = div_up(d.loc_out, tile.v);
   const LowRankForward<T> p{d, factors, in<T>(x), out<T>(y), rows, tiles, tile};
-  const bool fast = (d.loc_in | d.loc_out) % 4 == 0 && ffn::starts_whole(p.x) && ffn::starts_whole(factors);
+  const bool fast = (d.loc_in | d.loc_out) % 4 == 0 && ffn::starts_whole(p.x) && ffn::starts_whole(factors) &&
+                    ffn::has_bounded_tasks(tile.rows, std::max(d.in(), d.out()));
   launch("lowrank_phm_linear", fast ? lowrank_phm_linear_kernel<T, true> : lowrank_phm_linear_kernel<T, false>,
          tiles * chunks, ffn::kThreads, lowrank_floats(d, tile) * sizeof(float), p);
   return true;

@@ -72,7 +72,7 @@ class Backward {
     p.to_down = std::any_of(down_.begin(), down_.end(), [](const Wanted& w) { return w.asked; }) || grad_x_.asked;
     p.needs_hidden = p.to_down;
     p.bank = bank_;
-    bool fast = plan_.on_chip() && reads_by_fours(bank_);
+    bool fast = plan_.on_chip() && reads_by_fours(bank_) && has_bounded_tasks(plan_.tile.rows, bank_.down.in());
     for (int map = 0; map < bank_.maps; ++map) {
       p.dy[map] = in<T>(grads[map]);
       fast = fast && starts_whole(p.dy[map]);

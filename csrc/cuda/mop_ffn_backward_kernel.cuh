@@ -224,6 +224,7 @@ struct BackwardBlock {
 template <class T>
 MOP_KERNEL mop_ffn_experts_kernel(Bank<T> bank) {
   check_expert(bank, block_index());
+  check_that_expert_is_first(bank, block_index());
 }
 
 // Grid: parts fastest, then pairs; or fewer blocks, which take several in turn.

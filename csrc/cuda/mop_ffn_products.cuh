@@ -101,7 +101,8 @@ MOP_DEVICE void add_single(const A& a, int m, int size_m, const B& b, int k, int
   }
 }
 
-// Quotients by one number. kBounded: dividends are less than 2^21, as whatever counts the elements of shared memory is;
+// Quotients by one number. kBounded: dividends are less than 2^21, as whatever counts the elements of shared memory is,
+// and the tasks of a result in the GPU's memory, where the host has asked has_bounded_tasks();
 // there a reciprocal takes a few instructions instead of some twenty. (k + 1/2) / n is at least 1 / 2n from a whole
 // number, further than k < 2^21 times the error of the reciprocal and of one rounding, 1.5 * 2^-23 in relation.
 template <bool kBounded>
@@ -115,6 +116,9 @@ struct Divisor {
     return k / number;
   }
 };
+
+// Whether the tasks of a result of so many rows and columns, 4 x 4 numbers each, may be divided by reciprocals.
+MOP_BOTH bool has_bounded_tasks(i64 rows, i64 columns) { return rows * div_up(columns, i64(4)) < i64(1) << 21; }
 
 // How a sum over q is taken, where its size is not known when it is compiled: by fours, of which it has whole ones or
 // a rest besides, or one by one, as operands that are not packed along q must be.

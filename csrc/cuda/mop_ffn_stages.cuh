@@ -84,9 +84,14 @@ template <class T>
 MOP_DEVICE void check_expert(const Bank<T>& bank, i64 place) {
   const i64 expert = bank.experts[place];
   if (expert < 0 || expert >= bank.num_experts) stop("experts must lie in 0..num_experts - 1");
+}
+
+// Two blocks would write the gradients of an expert that comes twice.
+template <class T>
+MOP_DEVICE void check_that_expert_is_first(const Bank<T>& bank, i64 place) {
   MOP_UNROLL_BY(1)
   for (i64 k = thread_index(); k < place; k += block_threads())
-    if (bank.experts[k] == expert) stop("experts must be distinct");
+    if (bank.experts[k] == bank.experts[place]) stop("experts must be distinct");
 }
 
 MOP_DEVICE float activated(Activation activation, float x) {

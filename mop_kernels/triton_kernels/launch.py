@@ -49,7 +49,10 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
         _recorded.append(Launch(kernel, grid, arguments, meta))
         return
     first = arguments[0]
-    with device_guard(first.device if isinstance(first, torch.Tensor) else first[0].device):
+    device = first.device if isinstance(first, torch.Tensor) else first[0].device
+    if device.type == "meta":
+        return  # only the shapes of results are wanted
+    with device_guard(device):
         compiled = kernel[grid](*arguments, **meta, enable_fp_fusion=True)
     notes = _get_current_dispatch_mode()  # of this thread
     if hasattr(notes, "note_launch"):

@@ -53,6 +53,11 @@ class Called(NamedTuple):
     results: tuple[int, ...]
     is_view: bool
 
+    @property
+    def slots(self) -> list[int]:
+        """The slots of all tensors that the call reads or gives."""
+        return [*slots_in(self.arguments), *slots_in(self.options), *self.results]
+
     def run(self, tensors: list[Tensor], addresses: list[int]) -> None:
         """Repeat the call. Put its results and their addresses at their slots."""
         found = self.function(*_filled(self.arguments, tensors), **_filled(self.options, tensors))
@@ -78,6 +83,12 @@ class Launched(NamedTuple):
     starts: list[tuple[int, operator.itemgetter]]  # place, what takes a tuple of addresses
     tuples: list[tuple[int, tuple]]  # place, entries of any other tuple with pointers
     floats: list[tuple[int, int]]  # place, the number of the float
+
+    @property
+    def slots(self) -> list[int]:
+        """The slots of the tensors whose memory the kernel reads or writes."""
+        flat = [entry for a in self.arguments for entry in (a if type(a) is tuple else (a,))]
+        return [entry.slot for entry in flat if type(entry) is Pointer]
 
     def run(self, stream: int, addresses: list[int], floats: list[float]) -> None:
         """Repeat the launch for the tensors at these addresses."""
@@ -107,10 +118,16 @@ class Notes(TorchDispatchMode):
         self.are_complete = True
         self.has_floats = has_floats
         self.tensors = list(tensors)  # by slot
+        self.given = len(tensors)
         self.slots = {id(t): slot for slot, t in enumerate(tensors)}
         self.roots = list(range(len(tensors)))  # of each slot: the one whose memory it looks at
         self.allocations: list[int] = []
         self.steps: list[Called | Launched] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch 2.13 not to import Dynamo, which takes seconds, to keep it out of the dispatch below."""
+        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         results = function(*args, **(kwargs or {}))

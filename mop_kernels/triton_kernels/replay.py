@@ -60,34 +60,53 @@ class Program:
             t = notes.tensors[form]
             self.buffers.append((slot, form, t.size(), t.stride(), t.dtype, t.device))
 
-        self.steps: list[Called | Launched] = []
+        steps: list[Called | Launched] = []
         for step in reversed(notes.steps):
             if type(step) is Called and step.is_view:
                 if seen.isdisjoint(step.results):
                     continue
                 seen.update(slots_in(step.arguments))
-            self.steps.insert(0, step)
+            steps.insert(0, step)
+
+        # memory is taken before the first step that uses it, and given up after the last, as the function does
+        uses = [{notes.roots[slot] for slot in step.slots} for step in steps]
+        first = {root: place for place, used in reversed([*enumerate(uses)]) for root in used}
+        last = {root: place for place, used in enumerate(uses) for root in used}
+        for slot in self.results:
+            last.pop(notes.roots[slot], None)
+        places, made = range(len(steps)), range(notes.given, self.count)
+        self.steps = steps
+        self.freed = [[slot for slot in made if last.get(notes.roots[slot]) == place] for place in places]
+        self.needed = [[buffer for buffer in self.buffers if first.get(buffer[0]) == place] for place in places]
+        self.unused = [buffer for buffer in self.buffers if buffer[0] not in first]
 
     def run(self, tensors: list[Tensor], addresses: list[int], floats: list[float], stream: int):
         """Repeat the call on these tensors, whose addresses are given."""
         missing = self.count - len(tensors)
         tensors += [None] * missing
         addresses += [0] * missing
-        for slot, form, size, stride, dtype, device in self.buffers:
-            tensors[form] = t = torch.empty_strided(size, stride, dtype=dtype, device=device)
-            addresses[slot] = t.data_ptr()
+        _allocate(self.unused, tensors, addresses)
         if self.scratch_bytes:
             scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.scratch_device)
             first = scratch.data_ptr()
             for slot, offset in self.scratch:
                 addresses[slot] = first + offset
-        for step in self.steps:
+        for needed, step, freed in zip(self.needed, self.steps, self.freed):
+            _allocate(needed, tensors, addresses)
             if type(step) is Launched:
                 step.run(stream, addresses, floats)
             else:
                 step.run(tensors, addresses)
+            for slot in freed:
+                tensors[slot] = None
         results = [tensors[slot] for slot in self.results]
         return results if self.gives_list else results[0]
+
+
+def _allocate(buffers: list[tuple], tensors: list[Tensor], addresses: list[int]) -> None:
+    for slot, form, size, stride, dtype, device in buffers:
+        tensors[form] = t = torch.empty_strided(size, stride, dtype=dtype, device=device)
+        addresses[slot] = t.data_ptr()
 
 
 class Replayed:
@@ -106,6 +125,8 @@ class Replayed:
         if not is_usual():
             return self.function(*self.contiguous(args))
         tensors, floats, others = _by_kind(args)
+        if tensors[0].is_meta:
+            return self.function(*self.contiguous(args))
         strides = None
         if not all(map(Tensor.is_contiguous, tensors)):
             args = self.contiguous(args)
@@ -119,6 +140,7 @@ class Replayed:
         key = (
             input_precision(),
             index,
+            tuple(map(Tensor.get_device, tensors)),
             tuple(others),
             tuple(map(_shape_and_dtype, tensors)),
             strides,

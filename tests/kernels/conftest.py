@@ -130,5 +130,5 @@ def why_not(backend: str, dtype: torch.dtype | None) -> str | None:
     if backend == "cpu" and dtype == torch.float16:
         return "the CPU kernels take no float16"
     if backend == "triton" and dtype == torch.bfloat16 and backends.interpreting():
-        return backends.unfit(backend, "cpu", dtype, "mop_ffn")
+        return "bfloat16 products are wrong in Triton's interpreter"
     return None

@@ -382,8 +382,43 @@ def test_the_environment_report_repeats_it(machine, monkeypatch):
     assert facts["no cuda on cuda:1"] == machine.failures["cuda", 1]
 
 
-def test_the_tiny_launch_is_right(backend):
-    assert self_check._launch(backend, testing.device_of(backend)) is None
+def test_the_tiny_launch_is_right(backend, monkeypatch):
+    """Wherever the first call stands: a transform of torch.func would see it, warnings may be errors."""
+    monkeypatch.setattr(self_check, "device_of", lambda index: testing.device_of(backend))
+    found = [self_check.failure(backend, 0)]
+
+    def in_a_transform(x):
+        found.append(self_check.failure(backend, 0))
+        return x.sum()
+
+    x = torch.ones(2)
+    torch.func.hessian(lambda x: x.square().sum())(x)  # torch warns of what it uses itself, the first time
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.func.jvp(in_a_transform, (x,), (x,))
+        torch.func.hessian(in_a_transform)(x)
+        torch.func.vmap(in_a_transform)(torch.ones(2, 2))
+    assert len(found) >= 4
+    assert set(found) == {None}
+
+
+def test_a_lack_of_memory_says_nothing_of_a_backend(machine, monkeypatch):
+    def out_of_memory(backend, device):
+        raise torch.OutOfMemoryError("no room")
+
+    working = self_check._launch
+    monkeypatch.setattr(self_check, "_launch", out_of_memory)
+    assert chosen_on(0) == "cuda"
+    machine.failures["cuda", 0] = FAILED
+    monkeypatch.setattr(self_check, "_launch", working)
+    with pytest.warns(UserWarning, match="leaves its backend 'cuda' out"):
+        assert chosen_on(0) == "triton"
+
+
+def test_one_gpu_that_works_is_enough_to_be_available(machine):
+    machine.failures["cuda", 0] = FAILED
+    mk.available_backends()
+    assert machine.launches == [("triton", 0), ("cuda", 0), ("cuda", 1)]
 
 
 def wrong(by: float):
@@ -402,6 +437,11 @@ CURE = "; python -m mop_kernels.check --device cuda says what fails"
     [
         (wrong(0.5), "differs from the reference by 0.5"),
         (wrong(float("nan")), "differs from the reference by nan"),
+        (
+            lambda *t: reference.phm_weight(*t).double(),
+            "gave (6, 8) of torch.float64 instead of",
+        ),
+        (lambda *t: reference.phm_weight(*t)[:1], "gave (1, 8) of torch.float32 instead of"),
         (does_not_launch, "raised RuntimeError: no kernel image"),
     ],
 )
@@ -411,7 +451,8 @@ def test_what_a_tiny_launch_can_show(launched, said, monkeypatch):
     monkeypatch.setattr(self_check, "device_of", lambda index: torch.device("cpu"))
     with torch.inference_mode(), FakeTensorMode(), torch.autocast("cpu"), torch.device("meta"):
         found = self_check.failure("triton", 0)
-    assert found == f"a tiny launch on cpu {said}{CURE}"
+    assert found.startswith(f"a tiny launch on cpu {said}")
+    assert found.endswith(CURE)
     assert self_check.failures == {found}
 
 

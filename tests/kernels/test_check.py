@@ -33,7 +33,7 @@ def change_results(monkeypatch, op: str, change) -> None:
 def test_every_operation_is_checked_in_every_dtype_that_a_backend_takes(backend, capsys):
     assert check.main(["--backend", backend, "--device", torch.get_default_device().type]) == 0
     said = capsys.readouterr().out
-    taken = [d for d in check.DTYPES if backends.unfit(backend, torch.get_default_device().type, d, "") is None]
+    taken = [d for d in check.DTYPES if check.takes(backend, torch.get_default_device().type, d, "")]
     ops = ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"] + ["attempt_mix"] * (backend != "cuda")
     rows = sorted(line.split()[:3] for line in said.splitlines() if line.endswith(" ok"))
     assert rows == sorted([op, str(d).removeprefix("torch."), backend] for op, d in itertools.product(ops, taken))
@@ -78,8 +78,11 @@ def test_a_backend_that_is_named_must_be_here(monkeypatch, capsys):
     assert "20 of 20 rows are right." in said
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:63"])
-def test_a_device_that_is_not_here(device, capsys):
+@pytest.mark.parametrize(
+    ("device", "needed"), [("gpu", "is here"), ("cuda:63", "is here"), ("meta", "computes")], ids=str
+)
+def test_a_device_that_is_not_here(device, needed, capsys):
     with pytest.raises(SystemExit):
         check.main(["--device", device])
-    assert f"--device must name a device that is here, such as cpu or cuda:1; got {device!r}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--device must name a device that {needed}, such as cpu or cuda:1; got {device!r}" in said

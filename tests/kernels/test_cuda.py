@@ -83,31 +83,6 @@ def test_a_first_call_may_be_captured(backend, monkeypatch):
     assert asked == [(backend, torch.device("cuda", torch.cuda.current_device()))]
 
 
-OUT_OF_RANGE = """
-import torch, mop_kernels as mk
-from mop_kernels import testing
-with torch.device("cuda"), mk.use_backend({backend!r}):
-    x, down, ups = testing.as_mop_arguments(testing.mop_inputs(testing.BANKS["small"], torch.float32))
-    maps = [mk.LowRankPHM(*(t.requires_grad_() for t in phm)) for phm in (down, *ups)]
-    outputs = mk.mop_ffn(x, maps[0], maps[1:], experts=torch.tensor({experts}))
-    torch.cuda.synchronize()
-    print("forward ended", flush=True)
-    sum(y.sum() for y in outputs).backward()
-    torch.cuda.synchronize()
-    print("backward ended", flush=True)
-"""
-
-
-@pytest.mark.parametrize("experts", [[0, 3], [-1], [2, 0, 2]], ids=["too large", "negative", "twice"])
-def test_experts_that_do_not_exist_or_come_twice_stop_the_program(experts, backend):
-    """Reading them back would make every call wait, so the kernels look. In a process of its own, which is lost."""
-    script = OUT_OF_RANGE.format(backend=backend, experts=experts)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert ("forward ended" in done.stdout) == (experts == [2, 0, 2])
-    assert "backward ended" not in done.stdout
-
-
 def test_the_current_stream_is_used():
     """x arrives late on a side stream; a kernel on any other stream would not wait for it."""
     x, *factors = testing.lowrank_inputs(SHAPES["paper_down"], torch.float32)
@@ -230,3 +205,28 @@ def test_a_weight_of_more_elements_than_int32_counts():
     assert weight.numel() > PAST_INT32
     last = mk.phm_weight(rule[:, -1:], local[:, -1:], backend="reference")
     torch.testing.assert_close(weight[-1:], last, rtol=0.02, atol=0.02)
+
+
+OUT_OF_RANGE = """
+import torch, mop_kernels as mk
+from mop_kernels import testing
+with torch.device("cuda"), mk.use_backend({backend!r}):
+    x, down, ups = testing.as_mop_arguments(testing.mop_inputs(testing.BANKS["small"], torch.float32))
+    maps = [mk.LowRankPHM(*(t.requires_grad_() for t in phm)) for phm in (down, *ups)]
+    outputs = mk.mop_ffn(x, maps[0], maps[1:], experts=torch.tensor({experts}))
+    torch.cuda.synchronize()
+    print("forward ended", flush=True)
+    sum(y.sum() for y in outputs).backward()
+    torch.cuda.synchronize()
+    print("backward ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("experts", [[0, 3], [-1], [2, 0, 2]], ids=["too large", "negative", "twice"])
+def test_experts_that_do_not_exist_or_come_twice_stop_the_program(experts, backend):
+    """Reading them back would make every call wait, so the kernels look. In a process of its own, which is lost."""
+    script = OUT_OF_RANGE.format(backend=backend, experts=experts)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ("forward ended" in done.stdout) == (experts == [2, 0, 2])
+    assert "backward ended" not in done.stdout

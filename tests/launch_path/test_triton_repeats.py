@@ -20,6 +20,7 @@ from launches import (
     prompts,
 )
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mop_kernels as mk
@@ -315,3 +316,47 @@ def test_tensors_that_outlived_a_transform(stub, weight):
             mk.phm_weight(escaped[0], local, backend="triton")
         (launch,) = stub.taken()
         assert rule.data_ptr() in [parameter.integer for parameter in launch.parameters]
+
+
+def test_tensors_without_memory_launch_nothing(stub, weight):
+    """On the device "meta" only shapes are computed, also after calls on tensors of the same sizes."""
+    on_meta = [t.to("meta") for t in weight]
+    for _ in range(3):
+        assert mk.phm_weight(*on_meta, backend="triton").is_meta
+        assert implementation("phm_weight")(*on_meta).is_meta
+    assert not stub.taken()
+    with pytest.raises(ValueError, match="device"):
+        mk.phm_weight(weight[0], on_meta[1], backend="triton")
+
+
+def test_a_trace_before_dispatch_sees_the_op(stub, weight):
+    def function(rule, local):
+        return mk.phm_weight(rule, local, backend="triton")
+
+    graph = make_fx(function, pre_dispatch=True)(*weight).graph
+    assert "mop_kernels.phm_weight_triton.default" in {str(node.target) for node in graph.nodes}
+
+
+def test_memory_is_given_up_where_the_function_gives_it_up(stub, monkeypatch):
+    """Backward of phm_linear builds W, which nobody needs once it was multiplied by the gradient."""
+    x, rule, local, _ = testing.linear_inputs(TINY._replace(rows=64), torch.float32)
+    args = torch.ones(64, TINY.d_out), x, rule, local, 0b111
+    call_often("phm_linear_backward", args)
+    (program,) = programs("phm_linear_backward")
+    made = range(4, program.count)
+    kept = {slot for slot in made if slot not in {k for freed in program.freed for k in freed}}
+    assert set(program.results) <= kept
+    assert any(program.freed)
+    allocated = [buffer[0] for needed in program.needed for buffer in needed] + [b[0] for b in program.unused]
+    assert sorted(allocated) == sorted(buffer[0] for buffer in program.buffers)
+    live = []
+    run = notes.Called.run
+
+    def counted(step, tensors, addresses):
+        run(step, tensors, addresses)
+        live.append(sum(tensors[slot] is not None for slot in made))
+
+    monkeypatch.setattr(notes.Called, "run", counted)
+    implementation("phm_linear_backward")(*args)
+    assert live
+    assert max(live) < len(made)
