@@ -44,7 +44,7 @@ SCHEMAS = {
     ),
 }
 
-_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
+_AUTOGRAD, _PRE_DISPATCH = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.PreDispatch
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
 
 
@@ -297,7 +297,7 @@ def _is_plain(args: Sequence) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch():
+    if torch._C._len_torch_dispatch_stack() or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH):
         return False  # modes want to see the op, as a profiler and a trace do
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False

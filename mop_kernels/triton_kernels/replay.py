@@ -79,20 +79,23 @@ class Program:
         self.freed = [[slot for slot in made if last.get(notes.roots[slot]) == place] for place in places]
         self.needed = [[buffer for buffer in self.buffers if first.get(buffer[0]) == place] for place in places]
         self.unused = [buffer for buffer in self.buffers if buffer[0] not in first]
+        self.plan = [*zip(self.steps, self.needed, self.freed)]
 
     def run(self, tensors: list[Tensor], addresses: list[int], floats: list[float], stream: int):
         """Repeat the call on these tensors, whose addresses are given."""
         missing = self.count - len(tensors)
         tensors += [None] * missing
         addresses += [0] * missing
-        _allocate(self.unused, tensors, addresses)
+        if self.unused:
+            _allocate(self.unused, tensors, addresses)
         if self.scratch_bytes:
             scratch = torch.empty(self.scratch_bytes, dtype=torch.uint8, device=self.scratch_device)
             first = scratch.data_ptr()
             for slot, offset in self.scratch:
                 addresses[slot] = first + offset
-        for needed, step, freed in zip(self.needed, self.steps, self.freed):
-            _allocate(needed, tensors, addresses)
+        for step, needed, freed in self.plan:
+            if needed:
+                _allocate(needed, tensors, addresses)
             if type(step) is Launched:
                 step.run(stream, addresses, floats)
             else:
@@ -140,7 +143,7 @@ class Replayed:
         key = (
             input_precision(),
             index,
-            tuple(map(Tensor.get_device, tensors)),
+            device,
             tuple(others),
             tuple(map(_shape_and_dtype, tensors)),
             strides,
