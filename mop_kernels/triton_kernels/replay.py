@@ -14,6 +14,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,6 +31,14 @@ _ALIGNMENT = 256  # bytes, of every buffer in a call's scratch memory
 _INTERPRETED = not isinstance(select, triton.JITFunction)
 _knobs, _triton = triton.knobs, triton.runtime.driver
 _shape_and_dtype = operator.attrgetter("shape", "dtype")
+
+
+class Planned(NamedTuple):
+    """A step of a program, the buffers that it is the first to use, and the slots that it is the last to use."""
+
+    step: Called | Launched
+    needed: list[tuple]
+    freed: list[int]
 
 
 class Program:
@@ -74,12 +83,16 @@ class Program:
         last = {root: place for place, used in enumerate(uses) for root in used}
         for slot in self.results:
             last.pop(notes.roots[slot], None)
-        places, made = range(len(steps)), range(notes.given, self.count)
-        self.steps = steps
-        self.freed = [[slot for slot in made if last.get(notes.roots[slot]) == place] for place in places]
-        self.needed = [[buffer for buffer in self.buffers if first.get(buffer[0]) == place] for place in places]
+        made = range(notes.given, self.count)
         self.unused = [buffer for buffer in self.buffers if buffer[0] not in first]
-        self.plan = [*zip(self.steps, self.needed, self.freed)]
+        self.plan = [
+            Planned(
+                step,
+                needed=[buffer for buffer in self.buffers if first.get(buffer[0]) == place],
+                freed=[slot for slot in made if last.get(notes.roots[slot]) == place],
+            )
+            for place, step in enumerate(steps)
+        ]
 
     def run(self, tensors: list[Tensor], addresses: list[int], floats: list[float], stream: int):
         """Repeat the call on these tensors, whose addresses are given."""

@@ -72,7 +72,7 @@ def test_the_bank_repeats_launches_only(stub):
     call_often("mop_ffn_backward", case.backward(outputs))
     for name, count in (("mop_ffn", len(outputs)), ("mop_ffn_backward", len(case.inputs))):
         (program,) = programs(name)
-        assert all(type(step) is notes.Launched for step in program.steps)
+        assert all(type(planned.step) is notes.Launched for planned in program.plan)
         assert len(program.buffers) == count
 
 

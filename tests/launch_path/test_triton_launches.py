@@ -32,7 +32,7 @@ def test_every_launch_arrives(name, stub, monkeypatch):
         outputs = check_call(stub, case.op, case.forward)
         check_call(stub, f"{case.op}_backward", case.backward(outputs))
     steps = [
-        s for op in (case.op, f"{case.op}_backward") for p in implementation(op).programs.values() for s in p.steps
+        s for op in (case.op, f"{case.op}_backward") for p in implementation(op).programs.values() for s, *_ in p.plan
     ]
     _seen[name] = {step.kernel.name for step in steps if hasattr(step, "kernel")}
 

@@ -49,7 +49,7 @@ def test_pointers_that_16_does_not_divide(stub, weight):
     rule, local = weight
     for args in ((testing.unaligned(rule), local), (rule, testing.unaligned(local)), weight):
         check_call(stub, "phm_weight", args)
-    kernels = {id(program.steps[0].kernel) for program in programs("phm_weight")}
+    kernels = {id(program.plan[0].step.kernel) for program in programs("phm_weight")}
     assert len(kernels) == 3
 
 
@@ -82,7 +82,7 @@ def test_tf32(stub):
         torch.backends.cuda.matmul.fp32_precision = before
     check_call(stub, "mop_ffn", args)
     ieee, tf32 = programs("mop_ffn")
-    assert ieee.steps[0].kernel is not tf32.steps[0].kernel
+    assert ieee.plan[0].step.kernel is not tf32.plan[0].step.kernel
 
 
 def test_a_float_may_differ_from_call_to_call(stub):
@@ -344,10 +344,10 @@ def test_memory_is_given_up_where_the_function_gives_it_up(stub, monkeypatch):
     call_often("phm_linear_backward", args)
     (program,) = programs("phm_linear_backward")
     made = range(4, program.count)
-    kept = {slot for slot in made if slot not in {k for freed in program.freed for k in freed}}
+    kept = {slot for slot in made if slot not in {k for planned in program.plan for k in planned.freed}}
     assert set(program.results) <= kept
-    assert any(program.freed)
-    allocated = [buffer[0] for needed in program.needed for buffer in needed] + [b[0] for b in program.unused]
+    assert any(planned.freed for planned in program.plan)
+    allocated = [buffer[0] for planned in program.plan for buffer in planned.needed] + [b[0] for b in program.unused]
     assert sorted(allocated) == sorted(buffer[0] for buffer in program.buffers)
     live = []
     run = notes.Called.run
