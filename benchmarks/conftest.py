@@ -3,9 +3,7 @@
 A benchmark first proves its contender right, then calls `timed`. Without the flag it runs once, on a small case.
 """
 
-import json
 import os
-import re
 import resource
 import sys
 import time
@@ -17,7 +15,6 @@ from benchmarks import floors, tables
 
 SECONDS = float(os.environ.get("MOP_BENCHMARK_SECONDS", "0.7"))  # of measurement a row
 ROUNDS = (3, 300)
-RESULTS = Path(__file__).parent / "results"
 MODULES = pytest.StashKey[dict]()
 
 
@@ -103,7 +100,4 @@ def pytest_sessionfinish(session):
         return  # a part of a file must not replace the whole one's numbers
     for module, found in session.config.stash[MODULES].items():
         if found["rows"] and "after" in found:
-            RESULTS.mkdir(exist_ok=True)
-            where = f"{found['machine']['cpu']} {found['machine']['threads']} threads"
-            name = f"{module}.{re.sub('[^a-z0-9]+', '-', where.lower())}.json"
-            (RESULTS / name).write_text(json.dumps(found, indent=1) + "\n")
+            floors.keep(module, found)

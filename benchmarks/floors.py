@@ -1,6 +1,8 @@
 """What this machine can do: the two rates beside which every time stands, and its description (no names, no paths)."""
 
+import json
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -10,6 +12,8 @@ import torch
 
 import mop_kernels
 from mop_kernels import backends
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def rates() -> dict[str, float]:
@@ -42,6 +46,15 @@ def machine() -> dict:
         "compiled": backends.build_info(),
         "commit": _commit(),
     }
+
+
+def keep(module: str, found: dict) -> Path:
+    """Write the result of a benchmark's module: one file per machine, which found["machine"] names."""
+    where = f"{found['machine']['cpu']} {found['machine']['threads']} threads"
+    path = RESULTS / f"{module}.{re.sub('[^a-z0-9]+', '-', where.lower())}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    return path
 
 
 def cpu_model() -> str:

@@ -1,11 +1,12 @@
 """What the GPU backends cost the host, without a GPU: microseconds of one public call of mop_ffn, of two commits.
 
-    python -m benchmarks.host_cost --against COMMIT [--cuda build/inplace/mop_kernels._C_cuda]
+    python -m benchmarks.host_cost --against COMMIT [--cuda build/inplace/mop_kernels._C_cuda] [--keep]
 
 Stubs stand for CUDA's driver and runtime (tests/launch_path, tests/cuda/stub_runtime.py): a launch is handed over, and
 nothing runs. Backend "triton" takes the paper's bank; "cpu" and, with nvcc's objects, "cuda" take a tiny one. One
 process per commit answers in turn, many short rounds each, so that whatever disturbs the machine disturbs both. The
-least and the median of all rounds are printed. malloc keeps its memory, as torch's allocator on a GPU does.
+least and the median of all rounds are printed; --keep writes them to benchmarks/results. malloc keeps its memory, as
+torch's allocator on a GPU does.
 """
 
 import argparse
@@ -124,11 +125,27 @@ def report(rows: dict[tuple[str, str], dict[str, list[float]]]) -> list[str]:
     return lines
 
 
+def keep(rows: dict[tuple[str, str], dict[str, list[float]]]) -> None:
+    """Write the rows as the other benchmarks' are."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import floors
+
+    found = {"machine": floors.machine(), "command": " ".join(["python -m benchmarks.host_cost", *sys.argv[1:]])}
+    found["rows"] = [
+        {"group": f"{backend}: {direction}", "name": tree, "kind": "ours" if tree == HERE else "before"}
+        | {"median_ms": statistics.median(times) / 1e3, "min_ms": min(times) / 1e3, "rounds": len(times)}
+        for (backend, direction), trees in rows.items()
+        for tree, times in trees.items()
+    ]
+    print(f"written to {floors.keep('host_cost', found).relative_to(ROOT)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", metavar="COMMIT", help="time this commit beside the tree")
     parser.add_argument("--cuda", metavar="FOLDER", type=Path, help="nvcc's objects: time the host functions of CUDA")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -159,6 +176,8 @@ def main() -> None:
                     for tree, server in trees.items():
                         times[tree].append(server.time(backend, direction))
         print(*report(rows), sep="\n")
+        if options.keep:
+            keep(rows)
         for server in servers.values():
             server.process.stdin.close()
             server.process.wait()
