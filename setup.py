@@ -291,12 +291,12 @@ setup(
         str(p.parent.relative_to(ROOT / "python")).replace(os.sep, ".")
         for p in sorted((ROOT / "python").rglob("__init__.py"))
     ],
-    package_dir={"mop_t5": "python/mop_t5"},
+    package_dir={name: f"python/{name}" for name in ("mop_t5", "mop_lab")},
     package_data={
         "mop_kernels": ["crossover/*.json"],
         "mop_kernels.triton_kernels": ["configs/*.json"],
         "mop_t5.data": ["published/*.yaml"],
-        "mop_t5.report": ["page.html", "page.css", "page.js"],
+        "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],
     cmdclass={"build_ext": NinjaBuild},

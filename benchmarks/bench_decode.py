@@ -9,7 +9,7 @@ prefix_attention.split_attention does without.
 import mop_t5
 import pytest
 import torch
-from mop_t5 import prefix_attention
+from mop_t5.attachment import attention as prefix_attention
 
 from benchmarks.bench_training_step import SCENARIOS, SMALL_MOP, TINY
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mop_t5.memory import ENVIRONMENT, RESET
+from mop_lab.attempt.memory import ENVIRONMENT, RESET
 
 from benchmarks.bench_mop_ffn import CONTENDERS
 

@@ -10,7 +10,7 @@ import sys
 import mop_t5
 import pytest
 import torch
-from mop_t5 import prefix_attention
+from mop_t5.attachment import attention as prefix_attention
 
 import mop_kernels as mk
 from mop_kernels import testing

@@ -1,13 +1,13 @@
 """Peak memory of one way to compute the paper's bank: `python -m benchmarks.memory_probe NAME BANK` prints JSON.
 
-Resident memory of this fresh process, as mop_t5.memory measures it.
+Resident memory of this fresh process, as mop_lab.attempt.memory measures it.
 """
 
 import json
 import sys
 
 import torch
-from mop_t5.memory import growth
+from mop_lab.attempt.memory import growth
 
 from benchmarks.bench_mop_ffn import CONTENDERS
 from mop_kernels import testing

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import mop_t5
 import torch
 from accelerate import Accelerator
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import (
     Collator,
     EncodedExamples,
@@ -21,7 +22,6 @@ from mop_t5.data import (
     scenarios_of,
     synthetic_corpus,
 )
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import hold_absent_experts
 from torch.utils.data import DataLoader
 from transformers import T5Config

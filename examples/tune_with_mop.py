@@ -11,6 +11,7 @@ import tempfile
 
 import mop_t5
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import (
     Collator,
     EncodedExamples,
@@ -20,7 +21,6 @@ from mop_t5.data import (
     synthetic_corpus,
 )
 from mop_t5.evaluation import generate_summaries
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import hold_absent_experts
 from torch.utils.data import DataLoader
 from transformers import T5Config

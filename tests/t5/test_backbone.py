@@ -9,8 +9,8 @@ from dataclasses import asdict
 import mop_t5
 import pytest
 import torch
-from mop_t5 import backbone
-from mop_t5.backbone import BackboneShape, is_untied
+from mop_t5.backbone import load as backbone
+from mop_t5.backbone.load import BackboneShape, is_untied
 from safetensors.torch import load_file, save_file
 from t5_oracle import KINDS, SIZES, batch, tiny
 from transformers import (

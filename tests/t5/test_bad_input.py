@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mop_t5 import adapter_folder
-from mop_t5.backbone import BackboneShape
+from mop_t5.backbone.load import BackboneShape
 from mop_t5.data import Collator, Example, read_examples, write_examples
 from mop_t5.methods import get
+from mop_t5.storage import adapter_folder
 from mop_t5.training import TrainingConfig
 from t5_oracle import tiny
 

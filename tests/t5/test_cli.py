@@ -9,11 +9,12 @@ from dataclasses import fields
 import mop_t5
 import pytest
 import torch
-from mop_t5.cli import COMMANDS, main
-from mop_t5.command_flags import dataclasses_of, function_of
+from command_list import functions
+from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.cli.flags import dataclasses_of, function_of
+from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.methods import get
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig
 from safetensors.torch import load_file
 from transformers import T5Config
@@ -63,13 +64,7 @@ def fails(capsys, *arguments):
     return message
 
 
-def functions(commands, *path):
-    """Every command: the words that call it, and where its function is."""
-    for name, where in commands.items():
-        yield from functions(where, *path, name) if isinstance(where, dict) else [((*path, name), where)]
-
-
-@pytest.mark.parametrize(("words", "where"), [pytest.param(*one, id=" ".join(one[0])) for one in functions(COMMANDS)])
+@pytest.mark.parametrize(("words", "where"), [pytest.param(*one, id=" ".join(one[0])) for one in functions()])
 def test_help_shows_an_example_and_explains_every_flag(words, where, capsys):
     command = function_of(where)
     with pytest.raises(SystemExit, match="0"):

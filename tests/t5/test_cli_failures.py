@@ -11,10 +11,10 @@ import time
 from dataclasses import fields
 
 import pytest
-from mop_t5.cli import COMMANDS, main
-from mop_t5.command_flags import dataclasses_of, function_of, positionals_of
-from mop_t5.experiments import suite as suite_module
-from test_cli import functions
+from command_list import functions
+from mop_lab.suites import suite as suite_module
+from mop_t5.cli.flags import dataclasses_of, function_of, positionals_of
+from mop_t5.cli.main import main
 
 COMMAND = [sys.executable, "-m", "mop_t5.cli"]
 SMALL = ["--steps", "2", "--batch_size", "4", "--log_every", "1", "--max_target", "8"]
@@ -31,7 +31,7 @@ NEEDED = {
     "attempt memory": ["--batch_sizes", "[1]", "--systems", "[MOP]"],
     "squeeze": ["--scenario", "taxi"],
 }
-EVERY = [pytest.param(*one, id=" ".join(one[0])) for one in functions(COMMANDS)]
+EVERY = [pytest.param(*one, id=" ".join(one[0])) for one in functions()]
 
 
 def flags_of(where):
@@ -182,7 +182,8 @@ def test_a_disk_that_is_full_leaves_what_was_saved_before(made, tmp_path, capsys
 @pytest.mark.parametrize(("package", "words"), [("jsonargparse", "--help"), ("transformers", "train --help")])
 def test_a_missing_package_is_one_sentence_with_the_cure(package, words):
     code = (
-        f"import sys; sys.modules[{package!r}] = None; from mop_t5.cli import main; sys.exit(main({words.split()!r}))"
+        f"import sys; sys.modules[{package!r}] = None; from mop_t5.cli.main import main; "
+        f"sys.exit(main({words.split()!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -193,7 +194,7 @@ def test_a_missing_package_is_one_sentence_with_the_cure(package, words):
 
 
 def test_help_is_there_without_torch():
-    code = "import sys; from mop_t5.cli import main; main(['table', '--help'])"
+    code = "import sys; from mop_t5.cli.main import main; main(['table', '--help'])"
     code = f"import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n{code}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "\n  mop-t5 table 4 " in done.stdout
@@ -252,12 +253,12 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
         "mop-t5 table 2: interrupted in run 1 of 2, MTL-vanilla, seed 3. What is finished is kept, and the same "
         "command goes on; with this run: train.",
     )
-    monkeypatch.setattr("mop_t5.commands.train.train_model", stop)
+    monkeypatch.setattr("mop_t5.cli.train.train_model", stop)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "run")
     assert (code, "Start anew with --overwrite" in said) == (130, True)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "seeds", "--seeds", "[0, 1]")
     assert (code, "goes on with --resume" in said) == (130, True)
-    monkeypatch.setattr("mop_t5.commands.evaluate.generate_summaries", stop)
+    monkeypatch.setattr("mop_t5.cli.evaluate.generate_summaries", stop)
     code, _, said = call(capsys, "evaluate", "--run", made / "mop", "--floors", "false")
     assert (code, "the same command starts anew" in said) == (130, True)
     monkeypatch.undo()

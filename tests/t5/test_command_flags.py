@@ -5,8 +5,9 @@ import re
 
 import pytest
 import yaml
-from mop_t5.cli import COMMANDS
-from mop_t5.command_flags import _command_parser, function_of, parse
+from command_list import functions
+from mop_t5.cli.commands import Command, all_commands
+from mop_t5.cli.flags import _command_parser, function_of, parse
 
 TEXTS = [
     "#Person1#: {text}",
@@ -44,12 +45,7 @@ TEXTS += [
 TEXTS += ["{input: x}", '{"a": 1}', "[", "}", "{{a}}", "\u2028", "\x85", "\U0001f600"]
 
 
-def named(commands, *words):
-    for name, where in commands.items():
-        yield from [((*words, name), where)] if isinstance(where, str) else named(where, *words, name)
-
-
-PLACES = dict(named(COMMANDS))
+PLACES = dict(functions())
 
 
 def text_flags(parser):
@@ -78,7 +74,7 @@ def test_a_flag_that_is_a_text_takes_what_was_typed(words, tmp_path):
 
 
 def keywords(*arguments):
-    return parse(arguments, COMMANDS, {"mop-t5": "", **dict.fromkeys(("corpus", "attempt", "moe"), "")})[1]
+    return parse(arguments, Command((), commands=all_commands()), "mop-t5")[1]
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -9,21 +9,21 @@ from contextlib import contextmanager
 import mop_t5
 import pytest
 import torch
-from mop_t5 import prompt_library
-from mop_t5.analysis.comparability import not_comparable
-from mop_t5.cli import main
+from mop_lab.analysis.comparability import not_comparable
+from mop_lab.attempt.few_shot import write_draw
+from mop_lab.finished_runs import finished_systems
+from mop_t5.backbone.tokenizer import load_tokenizer, read_pegasus_vocabulary, train_tokenizer
+from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.data.corpus import checksum_of
 from mop_t5.evaluation import FLOORS, Scorer, read_scores
-from mop_t5.experiments.few_shot import write_draw
-from mop_t5.methods.attempt import AttemptConfig
-from mop_t5.methods.prompt_tuning import PromptTuningConfig
-from mop_t5.methods.task_moe_config import TaskMoEConfig
-from mop_t5.serving import Summariser
-from mop_t5.tokenization import load_tokenizer, read_pegasus_vocabulary, train_tokenizer
+from mop_t5.evaluation.serving import Summariser
+from mop_t5.methods.prompt.attempt import AttemptConfig
+from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
+from mop_t5.methods.task_moe.config import TaskMoEConfig
+from mop_t5.storage import prompt_library
 from mop_t5.training import load_run
 from mop_t5.training.contents import of_tokenizer, of_training
-from mop_t5.training.finished_runs import finished_systems
 
 SMALL = ["--batch_size", "4", "--max_source", "30", "--max_target", "8", "--warmup_steps", "0"]
 OLD = "made by an earlier version, which did not record"

@@ -9,12 +9,12 @@ from pathlib import Path
 import mop_t5
 import pytest
 import yaml
-from mop_t5.cli import main
+from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.cli.main import main
 from mop_t5.data import Example, read_corpus, read_split, read_tasks
 from mop_t5.data.conversion import Converter
 from mop_t5.data.task_configs import read_columns, read_task_configs
 from mop_t5.evaluation import MetricScores, Scorer, read_scores
-from mop_t5.tokenization import train_tokenizer
 from tables_on_disk import ROWS, fails, written
 from transformers import T5Config
 

@@ -5,7 +5,7 @@ import json
 import zipfile
 
 import pytest
-from mop_t5.cli import main
+from mop_t5.cli.main import main
 from mop_t5.data import read_corpus
 from mop_t5.data.crosswoz import crosswoz_corpus, read_clone
 

@@ -3,8 +3,8 @@
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, Example, scenario_ids_of
-from mop_t5.tokenization import train_tokenizer
 from transformers import T5Config
 
 ROWS = [Example("taxi", "用户：司机绕路", "绕路。", "a"), Example("food", "用户：点菜", "用户点菜。", "b")]

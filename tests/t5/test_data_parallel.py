@@ -12,7 +12,7 @@ import pytest
 import torch
 from mop_t5.data import write_examples
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(scope="module")

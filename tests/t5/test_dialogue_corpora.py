@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from mop_t5.cli import main
+from mop_t5.cli.main import main
 from mop_t5.data import Example, read_split
 from mop_t5.data.conversion import Converter
 from mop_t5.data.task_configs import TaskConfig

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, TaskMetrics, synthetic_corpus
 from mop_t5.evaluation import (
     AVERAGE,
@@ -24,7 +25,6 @@ from mop_t5.evaluation import (
     to_markdown,
 )
 from mop_t5.evaluation.normalisation import warn_of_lost_characters
-from mop_t5.tokenization import train_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

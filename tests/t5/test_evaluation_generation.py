@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mop_t5
 import pytest
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, synthetic_corpus
 from mop_t5.evaluation import generate_summaries
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
 from transformers import T5Config
 

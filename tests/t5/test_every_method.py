@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import mop_t5
 import pytest
 import torch
-from mop_t5.api import build_method
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
-from mop_t5.methods import get, names
-from mop_t5.tokenization import train_tokenizer
+from mop_t5.methods import get, method_names
+from mop_t5.operations.attach import build_method
 from mop_t5.training import TrainingConfig, train
 from t5_oracle import batch, tiny
 from test_methods import SCENARIOS, SMALL
 
 IDS = torch.tensor([0, 2, 1, 2])
-CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
+CASES = {name: (name, SMALL[name]) for name in method_names() if name in SMALL} | {
     "one prompt a scenario": ("prompt_tuning", {**SMALL["prompt_tuning"], "per_scenario": True}),
     "rows weighted one by one": ("attempt", {**SMALL["attempt"], "attention": "token"}),
     "one adapter a scenario": ("adapter", {"reduction": 4, "scenarios": SCENARIOS, "per_scenario": True}),
@@ -27,7 +27,9 @@ CASES = {name: (name, SMALL[name]) for name in names() if name in SMALL} | {
 }
 # with the small sizes in the place of the table's
 SYSTEMS = {
-    label: (name, {**fields, **SMALL.get(name, {})}) for name in names() for label, fields in get(name).systems.items()
+    label: (name, {**fields, **SMALL.get(name, {})})
+    for name in method_names()
+    for label, fields in get(name).systems.items()
 }
 TRAINED = SYSTEMS | {label: case for label, case in CASES.items() if case not in SYSTEMS.values()}
 
@@ -71,13 +73,13 @@ def of_case(parametrised):
 
 
 def test_every_method_is_here():
-    assert set(SMALL) == set(names()), "a method needs small fields in test_methods.SMALL"
+    assert set(SMALL) == set(method_names()), "a method needs small fields in test_methods.SMALL"
 
 
 def test_labels_name_one_system():
-    labels = [label for name in names() for label in get(name).systems]
+    labels = [label for name in method_names() for label in get(name).systems]
     assert len(labels) == len(set(labels))
-    for name in names():
+    for name in method_names():
         assert set(get(name).separate_systems) <= set(get(name).systems)
 
 

@@ -7,11 +7,11 @@ import sys
 import mop_t5
 import pytest
 import torch
-from mop_t5.cli import main
+from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.methods import get
 from mop_t5.methods.fixed_prefix import FixedPrefixConfig
-from mop_t5.tokenization import train_tokenizer
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 from test_methods import SCENARIOS, SMALL
@@ -141,7 +141,7 @@ print(sorted(name for name in sys.modules if name.startswith("mop_t5.methods."))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "['mop_t5.methods.base', 'mop_t5.methods.fixed_prefix']"
+    assert run.stdout.strip() == "['mop_t5.methods.parts.base', 'mop_t5.methods.fixed_prefix']"
 
 
 def test_what_cannot_be_exported(tmp_path):

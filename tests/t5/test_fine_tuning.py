@@ -5,10 +5,10 @@ import json
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores, generate_summaries
 from mop_t5.methods.fine_tuning import FineTuningConfig
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
 from mop_t5.training import trainer as trainer_module
 from safetensors.torch import load_file

@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from mop_t5.cli import main
+from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.evaluation import FLOORS, Rouge, Scorer, nearest_reference, random_reference
 

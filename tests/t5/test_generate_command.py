@@ -13,13 +13,12 @@ from pathlib import Path
 
 import mop_t5
 import pytest
-from mop_t5 import serving
-from mop_t5.cli import main
-from mop_t5.data import requests as requests_module
+from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus
 from mop_t5.data.corpus import open_binary
-from mop_t5.evaluation import generate_summaries
-from mop_t5.tokenization import load_tokenizer
+from mop_t5.evaluation import generate_summaries, serving
+from mop_t5.evaluation import requests as requests_module
 from mop_t5.training import load_run
 from transformers import T5Config
 
@@ -132,7 +131,7 @@ def test_a_file_without_errors_exits_with_zero_and_gzip_says_where_it_breaks_off
 def killed(run, mixed, place):
     folder = place / "served"
     folder.mkdir()
-    worker = Path(__file__).with_name("killed_generate.py")
+    worker = Path(__file__).parents[1] / "helpers" / "killed_generate.py"
     flags = ["--run", str(run), "--input", str(mixed)]
     subprocess.run([sys.executable, str(worker), str(folder), *flags], check=True, timeout=600)
     return folder

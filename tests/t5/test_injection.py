@@ -4,8 +4,8 @@ import mop_t5
 import pytest
 import torch
 import torch.nn.functional as F
-from mop_t5 import prefix_attention
-from mop_t5.additions import Additions
+from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment.additions import Additions
 from safetensors.torch import load_file
 from t5_oracle import ATTENTIONS, KINDS, batch, logits, random_prefix, tiny
 from torch import nn

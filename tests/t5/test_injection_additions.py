@@ -6,9 +6,9 @@ import pickle
 import mop_t5
 import pytest
 import torch
-from mop_t5.additions import PLACES, Additions
-from mop_t5.injection import attach_method
-from mop_t5.methods.base import Method, MethodConfig
+from mop_t5.attachment.additions import PLACES, Additions
+from mop_t5.attachment.inject import attach_method
+from mop_t5.methods.parts.base import Method, MethodConfig
 from t5_oracle import batch as inputs_of
 from t5_oracle import randomised, tiny
 from torch import nn
@@ -59,7 +59,7 @@ class Stranger(Method):
 
 
 def stranger(model, **options):
-    return attach_method(model, Stranger(mop_t5.backbone.BackboneShape.of(model), **options))
+    return attach_method(model, Stranger(mop_t5.backbone.load.BackboneShape.of(model), **options))
 
 
 def by_hand(model, method, inputs, places):
@@ -249,7 +249,7 @@ def test_a_compiled_forward_is_one_graph():
 
 def test_a_bfloat16_backbone_gets_its_own_dtype_back():
     inputs, model = batch(), tiny().bfloat16()
-    method = Stranger(mop_t5.backbone.BackboneShape.of(model), prompt=True).float()
+    method = Stranger(mop_t5.backbone.load.BackboneShape.of(model), prompt=True).float()
     seen = []
     adapt = method._adapt
     method._adapt = lambda hidden, ids: seen.append(hidden.dtype) or adapt(hidden, ids)

@@ -7,8 +7,10 @@ import pickle
 import mop_t5
 import pytest
 import torch
-from mop_t5 import backbone, injection, prefix_attention
-from mop_t5.additions import Additions
+from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import inject as injection
+from mop_t5.attachment.additions import Additions
+from mop_t5.backbone import load as backbone
 from t5_oracle import batch, random_prefix, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -5,8 +5,8 @@ import weakref
 import mop_t5
 import pytest
 import torch
-from mop_t5 import prefix_attention
-from mop_t5.additions import Additions
+from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment.additions import Additions
 from t5_oracle import batch, logits, random_prefix, tiny
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

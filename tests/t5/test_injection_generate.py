@@ -6,7 +6,7 @@ import logging
 import mop_t5
 import pytest
 import torch
-from mop_t5.additions import Additions
+from mop_t5.attachment.additions import Additions
 from t5_oracle import KINDS, batch, random_prefix, search, tiny
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 import mop_t5
 import pytest
 import torch
-from mop_t5.additions import Additions
-from mop_t5.methods import _METHODS, get, names, register
-from mop_t5.methods.base import Method, MethodConfig
-from mop_t5.methods.mop import MOPConfig
+from mop_t5.attachment.additions import Additions
+from mop_t5.methods import _METHODS, get, method_names, register
+from mop_t5.methods.mop.method import MOPConfig
+from mop_t5.methods.parts.base import Method, MethodConfig
 from mop_t5.methods.prefix_tuning import PrefixTuningConfig
 from t5_oracle import batch, tiny
 
@@ -29,13 +29,13 @@ SMALL = {
 
 
 def test_names():
-    assert mop_t5.methods() == names()
+    assert mop_t5.methods() == method_names()
     assert {"mop", "prefix_tuning"} <= set(mop_t5.methods())
-    assert all(get(name).name == name for name in names())
+    assert all(get(name).name == name for name in method_names())
     assert mop_t5.methods.get("mop").Config is get("mop").Config  # the package, which can be called
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", method_names())
 def test_every_field_is_documented(name):
     config = get(name).Config
     text = (config.__doc__ or "") + (MethodConfig.__doc__ or "")

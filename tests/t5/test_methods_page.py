@@ -4,17 +4,17 @@ from pathlib import Path
 
 import mop_t5
 import pytest
-from mop_t5.methods import get, names
+from mop_t5.methods import get, method_names
 
 PAGE = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 ROWS = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `") and line.count("|") == 7}
 
 
 def test_every_method_is_a_row():
-    assert sorted(ROWS) == sorted(names())
+    assert sorted(ROWS) == sorted(method_names())
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name != "mop"])
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "mop"])
 def test_the_row_names_the_systems_and_their_sizes(name):
     for label, fields in get(name).systems.items():
         assert label in ROWS[name]

@@ -5,8 +5,8 @@ import math
 import mop_t5
 import pytest
 import torch
-from mop_t5.methods.mop import MOPConfig
-from mop_t5.methods.mop_routing import Top2Gate
+from mop_t5.methods.mop.method import MOPConfig
+from mop_t5.methods.mop.routing import Top2Gate
 from t5_oracle import batch, tiny
 
 SQUARE = {"d_model": 24, "d_kv": 6, "num_heads": 4}  # X' is added to keys and values, so heads*d_kv is d_model

@@ -5,8 +5,8 @@ import itertools
 import mop_t5
 import pytest
 import torch
-from mop_t5.additions import ATTENTIONS
-from mop_t5.methods.mop import MOP
+from mop_t5.attachment.additions import ATTENTIONS
+from mop_t5.methods.mop.method import MOP
 from t5_oracle import batch, tiny
 
 SMALL = {"scenarios": ["a", "b", "c"], "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 2}

@@ -6,12 +6,12 @@ import jieba
 import mop_t5
 import pytest
 import torch
-from mop_t5.backbone import is_untied
-from mop_t5.cli import main
+from mop_t5.backbone.load import is_untied
+from mop_t5.backbone.pegasus import convert_checkpoint, from_tensorflow
+from mop_t5.backbone.tokenizer import SPECIALS, T5PegasusTokenizer, load_tokenizer, read_pegasus_vocabulary
+from mop_t5.cli.main import main
 from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation import generate_summaries
-from mop_t5.pegasus_checkpoint import convert_checkpoint, from_tensorflow
-from mop_t5.tokenization import SPECIALS, T5PegasusTokenizer, load_tokenizer, read_pegasus_vocabulary
 from pegasus_layout import TOKENS, variables, write_bert4keras_config, write_vocabulary
 from t5_oracle import batch, tiny
 from transformers import BertTokenizer

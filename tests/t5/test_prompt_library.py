@@ -6,8 +6,8 @@ import os
 import mop_t5
 import pytest
 import torch
-from mop_t5 import prompt_library
-from mop_t5.cli import main
+from mop_t5.cli.main import main
+from mop_t5.storage import prompt_library
 from t5_oracle import tiny
 
 LENGTH = 4

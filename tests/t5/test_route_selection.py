@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mop_t5.methods.route_selection import (
+from mop_t5.methods.task_moe.selection import (
     entropy,
     expert_mask,
     explore,

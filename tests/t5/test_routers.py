@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mop_t5.methods.routers import ROUTERS, make_router
+from mop_t5.methods.task_moe.routers import ROUTERS, make_router
 from safetensors.torch import load_file
 
 GOLDEN = __file__.rsplit("/", 2)[0] + "/golden/moe_routers.safetensors"

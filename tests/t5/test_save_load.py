@@ -6,7 +6,7 @@ import os
 import mop_t5
 import pytest
 import torch
-from mop_t5 import adapter_folder
+from mop_t5.storage import adapter_folder
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 

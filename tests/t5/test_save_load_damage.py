@@ -9,8 +9,8 @@ import subprocess
 import mop_t5
 import pytest
 import torch
-from mop_t5 import adapter_folder
 from mop_t5.files import failure_in_a_sentence
+from mop_t5.storage import adapter_folder
 from t5_oracle import tiny
 
 NAMES = ("model.safetensors", "mop_config.json")

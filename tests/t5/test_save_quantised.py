@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mop_t5
 import pytest
 import torch
-from mop_t5.backbone_identity import hash_weights, weights_of
+from mop_t5.backbone.identity import hash_weights, weights_of
 from t5_oracle import batch, tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -6,7 +6,7 @@ import mop_t5
 import pytest
 import test_training_checkpoints as setting
 import torch
-from mop_t5.tokenization import train_tokenizer
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.training import hold_absent_experts
 from t5_oracle import batch, tiny
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from mop_t5.commands.corpus import training_flags
+from mop_t5.cli.corpus import training_flags
 from mop_t5.data.conversion import Converter
 from mop_t5.data.task_configs import TaskConfig, read_columns, read_task_configs
 

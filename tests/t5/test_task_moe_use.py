@@ -5,10 +5,10 @@ import json
 import mop_t5
 import pytest
 import torch
-from mop_t5 import task_vectors
-from mop_t5.cli import main
-from mop_t5.methods.route_selection import entropy
-from mop_t5.methods.task_moe_config import TaskMoEConfig
+from mop_t5.cli.main import main
+from mop_t5.methods.task_moe.config import TaskMoEConfig
+from mop_t5.methods.task_moe.selection import entropy
+from mop_t5.storage import task_vectors
 from mop_t5.training import load_run, read_history
 from t5_oracle import batch, tiny
 from test_every_method import backbone, run

@@ -5,17 +5,17 @@ import json
 import mop_t5
 import pytest
 import torch
-from mop_t5 import task_vectors
-from mop_t5.cli import main
-from mop_t5.data import Collator, EncodedExamples, synthetic_corpus, write_examples
-from mop_t5.experiments.task_representations import (
+from mop_lab.task_moe.task_representations import (
     fisher_vectors,
     matrices_of,
     principal_components,
     small_adapters,
     text_vectors,
 )
-from mop_t5.tokenization import train_tokenizer
+from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.cli.main import main
+from mop_t5.data import Collator, EncodedExamples, synthetic_corpus, write_examples
+from mop_t5.storage import task_vectors
 from mop_t5.training import TrainingConfig, train
 from safetensors import safe_open
 from safetensors.torch import save_file

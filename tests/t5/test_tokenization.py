@@ -8,9 +8,9 @@ import sys
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import JiebaTokenizer, load_tokenizer, read_pegasus_vocabulary, segment, train_tokenizer
 from mop_t5.data import EncodedExamples, Example, synthetic_corpus
 from mop_t5.evaluation import generate_summaries
-from mop_t5.tokenization import JiebaTokenizer, load_tokenizer, read_pegasus_vocabulary, segment, train_tokenizer
 from pegasus_layout import write_vocabulary
 from t5_oracle import tiny
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -89,7 +89,7 @@ def test_errors(tokenizer):
 
 
 def test_jieba_is_imported_at_the_first_text_only():
-    code = "import sys, mop_t5.tokenization, mop_t5.data, mop_t5.evaluation; sys.exit('jieba' in sys.modules)"
+    code = "import sys, mop_t5.backbone.tokenizer, mop_t5.data, mop_t5.evaluation; sys.exit('jieba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -5,9 +5,9 @@ import json
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import CHECKPOINTS, TrainingConfig, load_run, prepare_output, save_run, train, write_settings
 from transformers import T5Config
 

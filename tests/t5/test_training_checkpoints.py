@@ -11,8 +11,8 @@ from pathlib import Path
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, TrainingResult, load_run, save_run, train
 from mop_t5.training.checkpoints import checkpoint_to_resume, checkpoints
 from transformers import T5Config
@@ -206,7 +206,7 @@ def test_a_new_run_does_not_mix_its_checkpoints_with_old_ones(trained, tokenizer
         run(new_model(tokenizer), tokenizer, trained.parent)
 
 
-KILLED_RUN = Path(__file__).with_name("killed_training.py")
+KILLED_RUN = Path(__file__).parents[1] / "helpers" / "killed_training.py"
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(tmp_path):

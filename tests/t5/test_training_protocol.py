@@ -6,9 +6,9 @@ import math
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, TemperatureBatchSampler, scenario_ids_of, synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import CHECKPOINTS, TrainingConfig, hold_absent_experts, train
 from torch.nn.functional import cross_entropy
 from transformers import T5Config

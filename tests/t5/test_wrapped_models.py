@@ -3,10 +3,10 @@
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example
 from mop_t5.evaluation import generate_summaries
 from mop_t5.evaluation.generation import over_long, scenarios_needed
-from mop_t5.tokenization import train_tokenizer
 from mop_t5.training import TrainingConfig, train
 from t5_oracle import tiny
 

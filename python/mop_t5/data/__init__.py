@@ -1,6 +1,5 @@
 """Corpora: the file format, a synthetic one, temperature mixing and batches."""
 
-from mop_t5.data.collator import Collator, EncodedExamples, scenario_ids_of
 from mop_t5.data.corpus import (
     SPLITS,
     Example,
@@ -12,6 +11,7 @@ from mop_t5.data.corpus import (
     scenarios_of,
     write_examples,
 )
+from mop_t5.data.dataset import Collator, EncodedExamples, scenario_ids_of
 from mop_t5.data.mixing import BATCHINGS, TemperatureBatchSampler, temperature_weights
 from mop_t5.data.synthetic import SCENARIOS, synthetic_corpus
 from mop_t5.data.tasks import METRICS, TASKS, TaskMetrics, read_tasks, tasks_yaml

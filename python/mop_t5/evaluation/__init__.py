@@ -2,7 +2,6 @@
 
 from mop_t5.evaluation.floors import FLOORS, first_user_turn, nearest_reference, random_reference
 from mop_t5.evaluation.generation import generate_summaries
-from mop_t5.evaluation.plots import plot_losses
 from mop_t5.evaluation.rouge import IMPLEMENTATIONS, UNITS, Rouge, number_recall
 from mop_t5.evaluation.scorer import Scorer
 from mop_t5.evaluation.scores import (
@@ -20,6 +19,7 @@ from mop_t5.evaluation.scores import (
 )
 from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown, write_texts
 from mop_t5.evaluation.values import Value, Values, ValueScores, value_recall
+from mop_t5.plots.plots import plot_losses
 
 __all__ = [
     "AVERAGE",

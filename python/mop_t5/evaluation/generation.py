@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mop_t5.attached_model import is_attached, unwrapped
+from mop_t5.attachment.attached_model import is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation.search import search_settings
 

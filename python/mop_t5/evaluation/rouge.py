@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from unicodedata import decimal
 
+from mop_t5.backbone.tokenizer import segment
 from mop_t5.evaluation.normalisation import FORMS, normalised
 from mop_t5.evaluation.scores import Scores
 from mop_t5.evaluation.subsequence import common_length, common_units
-from mop_t5.tokenization import segment
 
 IMPLEMENTATIONS = ("rouge_score", "rouge")
 UNITS = ("char", "jieba", "jieba_hmm")

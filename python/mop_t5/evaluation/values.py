@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from mop_t5.backbone.tokenizer import segment
 from mop_t5.data import Example
 from mop_t5.evaluation.amounts import Amount, amounts, is_label
-from mop_t5.tokenization import segment
 
 KINDS = ("name", "price", "rating", "number")
 _LEAST = 5  # references that a word must stand in to be wording: fewer do not show what is common

@@ -1,7 +1,8 @@
 """The registry of methods: the only place that knows their names.
 
-A method is one file of this folder, of the method's name, with a class decorated by `register`; it is found by being
-there. The package can be called: `mop_t5.methods()` returns the names.
+A method is one file below this folder, of the method's name (`method.py` in a folder of its name where it has several
+files), with a class decorated by `register`. It is found by being there. The package can be called: `mop_t5.methods()`
+returns the names, as `mop_t5.method_names()` does.
 """
 
 import importlib
@@ -22,7 +23,7 @@ def register(method: type) -> type:
     return method
 
 
-def names() -> tuple[str, ...]:
+def method_names() -> tuple[str, ...]:
     """Names of all methods that can be attached, in alphabetical order."""
     _discover()
     return tuple(sorted(name for name, method in _METHODS.items() if method.attachable))
@@ -33,11 +34,11 @@ def get(name: str) -> type:
     if not isinstance(name, str):
         raise TypeError(f"method must be a name or a config object; got {type(name).__name__}.")
     if name not in _METHODS and name in _files():
-        importlib.import_module(f"{__name__}.{name}")  # the others may import much: the kernels, for one
+        importlib.import_module(_files()[name])  # the others may import much: the kernels, for one
     if name not in _METHODS:
         _discover()
     if name not in _METHODS:
-        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(names())}.")
+        raise ValueError(f"unknown method {name!r}; expected one of {', '.join(method_names())}.")
     return _METHODS[name]
 
 
@@ -48,25 +49,27 @@ def of_config(config) -> type:
         if type(config) is method.Config:
             return method
     raise TypeError(
-        f"method must be a name ({', '.join(names())}) or a config object of one; got {type(config).__name__}."
+        f"method must be a name ({', '.join(method_names())}) or a config object of one; got {type(config).__name__}."
     )
 
 
 def _discover() -> None:
     global _discovered
     if not _discovered:
-        for name in _files():
-            importlib.import_module(f"{__name__}.{name}")
+        for module in _files().values():
+            importlib.import_module(module)
         _discovered = True
 
 
 class _Registry(ModuleType):
     def __call__(self) -> tuple[str, ...]:
-        return names()
+        return method_names()
 
 
 sys.modules[__name__].__class__ = _Registry
 
 
-def _files() -> list[str]:
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+def _files() -> dict[str, str]:
+    """Return the module of each file below this folder, by the name that a method in it has."""
+    found = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.") if not module.ispkg]
+    return {module.removesuffix(".method").rpartition(".")[2]: module for module in found}

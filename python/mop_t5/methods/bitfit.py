@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mop_t5.additions import INNER_PLACES, PLACES, Additions, row_index
-from mop_t5.backbone import BackboneShape
+from mop_t5.attachment.additions import INNER_PLACES, PLACES, Additions, row_index
+from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.adapter_method import PerScenarioAdapters, check_per_scenario, depth, own_row
-from mop_t5.methods.base import MethodConfig, check_bool
+from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, check_per_scenario, depth, own_row
+from mop_t5.methods.parts.base import MethodConfig, check_bool
 
 _HEAD = ("decoder", "lm_head")
 

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mop_t5.additions import ATTENTIONS, Additions
-from mop_t5.backbone import BackboneShape
+from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.base import MethodConfig, check_bool, check_int, check_some_scenario
-from mop_t5.methods.hypernetwork import HypernetworkMethod
+from mop_t5.methods.parts.base import MethodConfig, check_bool, check_int, check_some_scenario
+from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 
 _PRESETS = {
     "small": {"prefix_length": 40, "d_embedding": 64, "d_hidden": 128, "d_projected": 64},

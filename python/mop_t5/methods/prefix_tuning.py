@@ -6,11 +6,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mop_t5.additions import ATTENTIONS, Additions
-from mop_t5.backbone import BackboneShape
+from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.base import Method, MethodConfig, check_choice, check_int, check_probability
-from mop_t5.methods.mlp_generator import ACTIVATIONS, MLPGenerator
+from mop_t5.methods.parts.base import Method, MethodConfig, check_choice, check_int, check_probability
+from mop_t5.methods.parts.mlp_generator import ACTIVATIONS, MLPGenerator
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import MISSING, dataclass, field, fields
 
 from mop_t5.data import BATCHINGS
-from mop_t5.methods.base import LARGEST_INT
+from mop_t5.methods.parts.base import LARGEST_INT
 
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string", dict: "a dict"}
 SCHEDULES = ("linear", "cosine", "constant")

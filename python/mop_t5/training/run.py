@@ -21,8 +21,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mop_t5
+from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
-from mop_t5.tokenization import load_tokenizer
 from mop_t5.training import contents
 from mop_t5.training.trainer import TrainingResult
 

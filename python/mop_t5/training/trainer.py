@@ -22,9 +22,9 @@ from transformers import (
     set_seed,
 )
 
-from mop_t5.attached_model import check_not_wrapped, is_attached
+from mop_t5.attachment.attached_model import check_not_wrapped, is_attached
 from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
-from mop_t5.data.collator import IGNORED
+from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.evaluation.search import search_settings
 from mop_t5.files import failure_in_a_sentence, replace_file

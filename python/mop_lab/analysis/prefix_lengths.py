@@ -1,0 +1,147 @@
+"""The prefix-length sweep (MOP, Fig. 6): systems that are trained with one prefix length after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from mop_t5.evaluation import AVERAGE, Table, TaskScores, by_metric, metric_names
+from mop_t5.plots.figures import look, save_figure
+from mop_t5.training import TrainingConfig
+
+from mop_lab.suites.comparison import over_seeds
+from mop_lab.suites.rows import Row, Rows
+from mop_lab.suites.suite import SuiteConfig
+from mop_lab.suites.systems import choose, fields_of
+
+_FIELD = "prefix_length"
+_SYSTEMS = ("MOP", "prefix-tuning")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Which prefix lengths are tried.
+
+    Args:
+        lengths: prefix rows, such as '[10, 40]'; one table row a length and system.
+    """
+
+    # the paper does not say which it tried, only that 40 was best
+    lengths: list[int] = field(default_factory=lambda: [5, 10, 20, 30, 40, 50, 60, 80])
+
+    def __post_init__(self):
+        given = self.lengths
+        if not given or len(set(given)) != len(given) or min(given) < 1:
+            raise ValueError(f"lengths must be different integers of at least 1, one or more; got {given}.")
+
+
+class Point(NamedTuple):
+    """A system with one prefix length. trained: parameters. scores: the average over scenarios, one a finished seed."""
+
+    system: str
+    length: int
+    trained: int
+    backbone: int
+    scores: list[TaskScores]
+
+
+class LengthSweep:
+    """Systems (config.systems; MOP and prefix-tuning if not given) with every length and seed; see Rows."""
+
+    def __init__(self, config: SuiteConfig, training: TrainingConfig, lengths: Sequence[int]):
+        systems = choose(config.systems, _SYSTEMS, learning_rates=config.learning_rates)
+        without = [system.label for system in systems if _FIELD not in fields_of(system.method)]
+        if without:
+            raise ValueError(f"systems names {', '.join(without)}, whose method has no {_FIELD}. Leave it out.")
+        if _FIELD in config.options:
+            raise ValueError(f"options names {_FIELD}, which the sweep sets itself. Use --lengths.")
+        self.config = config
+        self._places = {(s.label, n): f"{s.label}, N = {n}" for n in lengths for s in systems}
+        of = {system.label: system for system in systems}
+        self.rows = Rows(
+            [
+                Row(replace(of[name], label=label, options=of[name].options | {_FIELD: n}), config, training)
+                for (name, n), label in self._places.items()
+            ]
+        )
+
+    def points(self) -> list[Point]:
+        """What is finished, by system and length."""
+        sizes = {row.label: (sum(r.trained for r in runs), runs[0].backbone) for row, _, _, runs in self.rows.plan()}
+        scores = self.rows.scores()
+        points = [
+            Point(system, length, *sizes[label], [one[AVERAGE] for one in scores[label]])
+            for (system, length), label in self._places.items()
+            if label in scores
+        ]
+        order = list(dict.fromkeys(system for system, _ in self._places))
+        return sorted(points, key=lambda point: (order.index(point.system), point.length))
+
+    def table(self) -> Table:
+        """A row a system and length, of what is finished."""
+        points, config = self.points(), self.config
+        metrics = metric_names(points[0].scores[0])
+        score, deviation = f"average: {metrics}", f"deviation: {metrics}"
+        rows: list[list[object]] = []
+        for system, length, trained, backbone, scores in points:
+            over = [{AVERAGE: one} for one in scores]
+            spread = over_seeds(over, stdev)[AVERAGE] if len(scores) > 1 else None
+            share = 100 * trained / backbone
+            rows.append([system, length, trained, share, len(scores), over_seeds(over, mean)[AVERAGE], spread])
+        scorer = next(self.rows.plan()).suite.scorer
+        title = f"Prefix length. {scorer}, average over scenarios, on {config.split}, {config.num_beams} beam(s)"
+        formats = {"trained": ",d", "trained, %": ".4f", score: ".2f", deviation: ".2f"}
+        columns = ["system", "N", "trained", "trained, %", "seeds", score, deviation]
+        notes = ["N: prefix rows in every attention. trained, %: of the parameters of the backbone."]
+        if any(len(point.scores) > 1 for point in points):
+            notes.append("Scores are means over the seeds, deviations theirs (n - 1).")
+        missing = len(self._places) * len(config.seeds) - sum(len(point.scores) for point in points)
+        if missing:
+            notes.append(f"Of {len(self._places) * len(config.seeds)} runs {missing} are not finished.")
+        return Table(title, columns, rows, formats, notes)
+
+    def plot(self, path: str | Path) -> list[Path]:
+        """Write PATH.png and PATH.svg and return both: the scores of what is finished against the length, a panel a
+        metric, with the deviation over seeds."""
+        by_system: dict[str, list[Point]] = {}
+        for point in self.points():
+            by_system.setdefault(point.system, []).append(point)
+        return plot_lengths(path, by_system)
+
+
+def plot_lengths(path: str | Path, by_system: Mapping[str, Sequence[Point]]) -> list[Path]:
+    """As LengthSweep.plot, of these points."""
+    from matplotlib.figure import Figure
+
+    first = next(iter(by_system.values()))[0].scores[0]
+    titles = dict(zip(by_metric(first), metric_names(first).split("/")))
+    figure = Figure(figsize=(1.2 + 3.1 * len(titles), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(titles), squeeze=False)[0]
+    tried = sorted({point.length for points in by_system.values() for point in points})
+    for axes, (metric, title) in zip(panels, titles.items()):
+        for number, points in enumerate(by_system.values()):
+            values = [[100 * by_metric(scores)[metric] for scores in point.scores] for point in points]
+            spread = [stdev(seeds) if len(seeds) > 1 else 0 for seeds in values]
+            axes.errorbar(
+                [point.length for point in points],
+                [mean(seeds) for seeds in values],
+                spread if any(spread) else None,
+                **look(number),
+                capsize=3,
+                markersize=5,
+                linewidth=1.5,
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("prefix length N")
+        axes.set_xticks(tried, [str(length) for length in tried], fontsize=8)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("average over scenarios x 100")
+    seeds = max(len(point.scores) for points in by_system.values() for point in points)
+    bars = f"; bars: deviation over {seeds} seeds" if seeds > 1 else ""
+    figure.suptitle(f"Scores by prefix length{bars}", fontsize=11)
+    lines = [container.lines[0] for container in panels[0].containers]
+    figure.legend(lines, list(by_system), loc="outside lower center", ncols=min(4, len(by_system)))
+    return save_figure(figure, path, by_system)

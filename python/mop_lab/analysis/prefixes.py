@@ -1,0 +1,169 @@
+"""Where the prefixes lie that trained methods generate: one PCA of their single vectors, and how far these spread (MOP,
+Figs. 3 and 4).
+
+A prefix depends on the scenario only, never on the text, so the points are its rows: for each layer, scenario and place
+one key vector and one value vector, over all heads. A method whose scenarios share a prefix has one row for all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mop_t5.attachment.attached_model import is_attached, unwrapped
+from mop_t5.evaluation import Table
+from mop_t5.training import load_run
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+from transformers import PreTrainedModel
+
+from mop_lab.finished_runs import SYSTEM
+
+KINDS = ("keys", "values")
+_BLOCK = 1024  # rows whose distances are held at once
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """What a run generates for one attention. vectors: "keys", "values" -> (vectors, heads * d_kv), float64. layer,
+    scenario, place: (vectors,) of each; scenario is -1 where all share the row, otherwise an index into scenarios."""
+
+    label: str
+    scenarios: tuple[str, ...]
+    vectors: dict[str, np.ndarray]
+    layer: np.ndarray
+    scenario: np.ndarray
+    place: np.ndarray
+
+    def parts(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(name, which vectors are of it) of each layer, and of each scenario with rows of its own."""
+        for layer in np.unique(self.layer):
+            yield f"layer {layer + 1}", self.layer == layer
+        for scenario in np.unique(self.scenario[self.scenario >= 0]):
+            yield f"scenario {self.scenarios[scenario]}", self.scenario == scenario
+
+
+@torch.no_grad()
+def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
+    """The prefixes that the attached method generates for an attention (additions.ATTENTIONS), of all scenarios. Raises
+    ValueError where there are none; label: what the message calls the run."""
+    model = unwrapped(model)
+    if not is_attached(model):
+        raise ValueError(f"{label} trained all weights of its backbone: it generates no prefixes. Leave it out.")
+    method = model.eval().mop
+    pairs = method.additions().prefixes.get(attention, ())
+    if not pairs or not pairs[0][0].shape[2]:
+        raise ValueError(
+            f"{label} holds the method {method.name!r}, which generates no prefixes for {attention}. Give a run of "
+            "mop, prefix_tuning or hyper_prefix."
+        )
+    vectors, where = {kind: [] for kind in KINDS}, []
+    for layer, pair in enumerate(pairs):
+        rows, _, length, _ = pair[0].shape
+        for kind, tensor in zip(KINDS, pair):  # (rows, heads, places, d_kv) -> (rows * places, heads * d_kv)
+            vectors[kind].append(tensor.transpose(1, 2).reshape(rows * length, -1).double().cpu().numpy())
+        owner = np.arange(rows) if rows > 1 else np.array([0 if len(method.scenarios) == 1 else -1])
+        where.append(np.stack([np.full(rows * length, layer), owner.repeat(length), np.tile(np.arange(length), rows)]))
+    together = {kind: np.concatenate(arrays) for kind, arrays in vectors.items()}
+    return Prefixes(label, tuple(method.scenarios), together, *np.concatenate(where, axis=1))
+
+
+def read_prefixes(runs: Sequence[str | Path], attention: str, backbone: str | None = None) -> list[Prefixes]:
+    """Those of run folders. A run is called what its suite calls it, otherwise as its folder; runs of one name are told
+    apart by their seeds. Raises what load_run and prefixes_of do, and ValueError for none and for several widths."""
+    if not runs:
+        raise ValueError("runs must name at least one run folder; got none.")
+    names = [_name(Path(run)) for run in runs]
+    found = []
+    for run, name in zip(runs, names):
+        model, _, settings = load_run(run, backbone)
+        label = f"{name}, seed {settings['seed']}" if names.count(name) > 1 else name
+        found.append(prefixes_of(model, attention, label))
+    widths = {one.label: one.vectors["keys"].shape[1] for one in found}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{label} {width}" for label, width in widths.items())
+        raise ValueError(f"the runs have vectors of different widths ({said}). Give runs on backbones of one size.")
+    return found
+
+
+def _name(run: Path) -> str:
+    above = next((place / SYSTEM for place in run.resolve().parents if (place / SYSTEM).is_file()), None)
+    if above is not None:
+        return json.loads(above.read_text(encoding="utf-8"))["label"]
+    run = run.resolve()
+    return run.parent.name if run.name.startswith("seed-") else run.name
+
+
+def joint_pca(prefixes: Sequence[Prefixes], kind: str) -> tuple[PCA, list[np.ndarray]]:
+    """One PCA of two components, fitted to the vectors of all runs together, and each run's (vectors, 2)."""
+    fitted = PCA(2, svd_solver="full").fit(np.concatenate([one.vectors[kind] for one in prefixes]))
+    return fitted, [fitted.transform(one.vectors[kind]) for one in prefixes]
+
+
+def mean_distance(vectors: np.ndarray) -> float | None:
+    """The mean Euclidean distance of all pairs of different rows; None for fewer than two."""
+    count = len(vectors)
+    if count < 2:
+        return None
+    blocks = (vectors[start : start + _BLOCK] for start in range(0, count, _BLOCK))
+    return float(sum(cdist(block, vectors).sum() for block in blocks) / (count * (count - 1)))
+
+
+def first_share(vectors: np.ndarray) -> float | None:
+    """The share of the variance of these vectors in their own first principal component; None where none varies."""
+    if len(vectors) < 2 or not vectors.var(axis=0).any():
+        return None
+    return float(PCA(1, svd_solver="full").fit(vectors).explained_variance_ratio_[0])
+
+
+def distance_between_scenarios(prefixes: Prefixes, kind: str, among: np.ndarray | None = None) -> float | None:
+    """The mean distance of the vectors of two scenarios in one layer and place, over all pairs of scenarios, layers and
+    places; None where scenarios share them. among: which vectors count, all if not given."""
+    counts = prefixes.scenario >= 0 if among is None else among & (prefixes.scenario >= 0)
+    found = []
+    for layer in np.unique(prefixes.layer[counts]):
+        for place in np.unique(prefixes.place[counts]):
+            chosen = counts & (prefixes.layer == layer) & (prefixes.place == place)
+            found.append(mean_distance(prefixes.vectors[kind][chosen]))
+    known = [distance for distance in found if distance is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _numbers(prefixes: Prefixes, kind: str, which: np.ndarray) -> list[object]:
+    vectors = prefixes.vectors[kind][which]
+    share = first_share(vectors)
+    norm = float(np.linalg.norm(vectors, axis=1).mean())
+    between = distance_between_scenarios(prefixes, kind, which)
+    return [len(vectors), mean_distance(vectors), between, None if share is None else 100 * share, norm]
+
+
+_FORMATS = {
+    "vectors": ",d",
+    "mean distance": ".3f",
+    "between scenarios": ".3f",
+    "first component, %": ".2f",
+    "mean norm": ".3f",
+}
+_NOTES = (
+    "mean distance: Euclidean, of all pairs of vectors. between scenarios: of vectors of two scenarios in one layer "
+    "and place; empty where scenarios share them. mean norm: what distances are to be compared with.",
+    "first component, %: share of these vectors' variance in the first principal component of their own.",
+)
+
+
+def spread_tables(prefixes: Sequence[Prefixes], attention: str) -> tuple[Table, Table]:
+    """A row a run and kind; and the same of each layer and of each scenario by itself."""
+    every, parts = [], []
+    for one in prefixes:
+        for kind in KINDS:
+            every.append([one.label, kind, *_numbers(one, kind, np.full(len(one.layer), True))])
+            parts += [[one.label, kind, name, *_numbers(one, kind, which)] for name, which in one.parts()]
+    title = f"Spread of generated prefixes, {attention} attention"
+    return (
+        Table(title, ["run", "kind", *_FORMATS], every, _FORMATS, _NOTES, labels=2),
+        Table(f"{title}, by layer and scenario", ["run", "kind", "of", *_FORMATS], parts, _FORMATS, _NOTES, labels=3),
+    )

@@ -1,0 +1,100 @@
+"""mop-t5 analyse values | cases: the values of dialogues that the summaries of finished runs keep, omit and invent."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from mop_t5.cli import Words
+from mop_t5.data import read_split
+from mop_t5.evaluation import Values, present, write_texts
+from mop_t5.files import check_writable
+from rich.console import Console
+
+from mop_lab.analysis.cases import case_of, most_different, to_markdown, to_row, to_text
+from mop_lab.analysis.value_table import same_rows, training_corpus, value_table
+from mop_lab.finished_runs import finished_systems
+
+
+def analyse_values(runs: Words, output: str, corpus: str | None = None, split: str = "test") -> None:
+    """Count the names, prices, ratings and other numbers that summaries keep and invent, beside their ROUGE.
+
+    ROUGE hardly notices a wrong amount. A value counts where the reference and its dialogue both say it. Floors (the
+    first user turn, a random and the nearest training reference) are rows of the table. Writes values.md and .csv.
+
+      mop-t5 analyse values runs/tables --output tables
+      mop-t5 analyse values runs/mop runs/prefix --corpus DIR --split valid --output tables
+
+    Args:
+        runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
+        output: folder for what is written.
+        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
+        split: the split that was scored, "train", "valid" or "test".
+    """
+    systems = finished_systems(runs, split)
+    check_writable(output)
+    present([value_table(systems, corpus or training_corpus(systems))], "values", output)
+
+
+def analyse_cases(
+    runs: Words,
+    output: str,
+    corpus: str | None = None,
+    split: str = "test",
+    ids: list[str] | None = None,
+    count: int = 5,
+    seed: int = 0,
+) -> None:
+    """Show dialogues with what each system says of them, and which values it omits or invents.
+
+    Without ids these are rows whose summaries differ most in how many values they keep, of each scenario in turn.
+    Writes cases.md, and cases.jsonl for programs.
+
+      mop-t5 analyse cases runs/tables --output tables
+      mop-t5 analyse cases runs/mop runs/prefix --ids '[test-12, test-40]' --seed 1 --output tables
+
+    Args:
+        runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
+        output: folder for what is written.
+        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
+        split: the split that was scored, "train", "valid" or "test".
+        ids: the ids of the rows to show, in this order.
+        count: how many rows are chosen where no ids are given.
+        seed: of the training whose summaries are shown; of a system without it, the first it has.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}.")
+    systems = finished_systems(runs, split)
+    check_writable(output)
+    values = Values(read_split(corpus or training_corpus(systems), "train"))
+    shown = [(system, seed if seed in system.seeds else next(iter(system.seeds))) for system in systems]
+    predictions = [(f"{system.label}, seed {own}", system.predictions(own)) for system, own in shown]
+    rows = list(zip(same_rows(predictions), *([text for _, text in mine] for _, mine in predictions)))
+    if ids:
+        rows = _of_ids(rows, ids)
+    cases = [case_of(row, list(zip([(s.label, own) for s, own in shown], texts)), values) for row, *texts in rows]
+    if not ids:
+        cases = most_different(cases, count)
+    Console().print(to_text(cases), soft_wrap=True)
+    lines = [json.dumps(to_row(case), ensure_ascii=False) + "\n" for case in cases]
+    write_texts(output, {"cases.md": to_markdown(cases), "cases.jsonl": "".join(lines)})
+
+
+def _of_ids(rows: list[tuple], ids: list[str]) -> list[tuple]:
+    """Return the rows of these ids, in their order. A row is an example and texts.
+
+    Raises:
+        ValueError: no row has one of the ids, or several rows have it.
+    """
+    by_id = {row[0].id: row for row in rows}
+    counts = Counter(row[0].id for row in rows)
+    several = [one for one in ids if counts[one] > 1]
+    if several:
+        raise ValueError(f"ids names {', '.join(several)}, which several rows have. Give the rows ids of their own.")
+    missing = [one for one in ids if one not in by_id]
+    if missing:
+        raise ValueError(
+            f"ids names {', '.join(missing)}, which no evaluated row has. There are {len(by_id)} ids, such as "
+            f"{', '.join(list(by_id)[:3])}."
+        )
+    return [by_id[one] for one in ids]

@@ -1,0 +1,55 @@
+"""mop-t5 report"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mop_t5.cli import Words
+from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, write_beside
+
+from mop_lab.report import report_page
+
+
+def report(
+    runs: Words,
+    output: str = "report.html",
+    title: str | None = None,
+    split: str = "test",
+    corpus: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """One HTML page of finished runs: scores, tables, plots, configurations, and all predictions side by side.
+
+    The page is one file, needs no network and can be mailed. Predictions can be searched, by their words, their
+    scenario and the systems shown; a search has an address of its own, such as report.html#q=taxi. Runs that are not
+    finished are named on the page and left out. The same folders give the same page, byte for byte.
+
+      mop-t5 report runs/tables
+      mop-t5 report runs/tables runs/analyses --output runs/report.html --title 'All systems on our calls'
+
+    Args:
+        runs: folders with evaluated runs, such as the OUTPUT of `mop-t5 table` or a RUN, and of analyses. Tables and
+            plots in them are shown, too.
+        output: file of the page. One that is there is kept as NAME.1.html unless overwrite is given.
+        title: heading of the page; the names of the folders if not given.
+        split: "test" or "valid": the evaluations to show.
+        corpus: folder with train.jsonl, by which values are told from wording; the one that each run names, if not
+            given. Where it is gone, values are not marked.
+        overwrite: replace a page that is there.
+    """
+    if split not in ("test", "valid"):
+        raise ValueError(f"split must be 'test' or 'valid', got {split!r}.")
+    path, earlier = Path(output), None
+    if path.is_dir():
+        raise IsADirectoryError(f"{output} is a folder. Name a file in it, such as {path / 'report.html'}.")
+    check_writable(path.parent)
+    page = report_page(runs, split, title, corpus).encode()
+    with failure_in_a_sentence(path.name, path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            replace_file(path, page)
+        else:
+            earlier = write_beside(path, page)
+    print(f"Written to {path}: {len(page) / 1e6:.1f} MB.")
+    if earlier is not None:
+        print(f"The earlier one is now {earlier.name}.")

@@ -1,0 +1,1 @@
+"""The experiments on task-level mixtures of experts."""

@@ -1,0 +1,84 @@
+"""What a task-level mixture of experts loses without the experts of a feature, beside what it loses without others."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import mean, stdev
+
+from mop_t5.evaluation import Table
+from mop_t5.methods.task_moe.method import TaskMoE
+
+from mop_lab.task_moe.moe_routes import Correlation, Expert, experts_of
+
+Means = Mapping[str, float]  # task -> score
+
+
+def strongest(found: Sequence[Correlation], feature: str, count: int, experts: int) -> list[Expert]:
+    """The `count` experts whose weights rise most with a feature; a layer keeps one of its experts at least. Raises
+    ValueError where there are fewer."""
+    rising = sorted((one for one in found if one.feature == feature and one.r > 0), key=lambda one: -one.r)
+    chosen = _first((one.expert for one in rising), count, experts)
+    if len(chosen) < count:
+        raise ValueError(
+            f"top must be at most {len(chosen)} for {feature!r}, the experts whose weights rise with it; got {count}."
+        )
+    return chosen
+
+
+def _first(candidates: Iterable[Expert], count: int, experts: int) -> list[Expert]:
+    chosen: list[Expert] = []
+    for layer, expert in candidates:
+        if len(chosen) < count and sum(layer == other for other, _ in chosen) < experts - 1:
+            chosen.append((layer, expert))
+    return chosen
+
+
+def without(
+    method: TaskMoE, experts: Sequence[Expert], score: Callable[[], Means], draws: int, seed: int
+) -> tuple[Means, list[Means]]:
+    """What the tasks score without these experts, and without as many random ones, drawn `draws` times.
+
+    score: scores the model as it is at the moment. All experts are back afterwards.
+    """
+    everything, generator = list(experts_of(method)), random.Random(seed)
+    try:
+        method.disable(experts)
+        chosen, others = score(), []
+        for _ in range(draws):
+            shuffled = generator.sample(everything, len(everything))
+            method.disable(_first(shuffled, len(experts), method.config.experts))
+            others.append(score())
+    finally:
+        method.disable([])
+    return chosen, others
+
+
+def disabling_table(
+    what: str,
+    features: Mapping[str, Sequence[int]],
+    tasks: Sequence[str],
+    whole: Means,
+    disabled: Mapping[str, tuple[Sequence[str], Means, Sequence[Means]]],
+) -> Table:
+    """What is lost, in points, on the tasks with a feature and on the others.
+
+    features: 0 or 1 for each of tasks. whole: with all experts. disabled: feature -> names of its experts, the scores
+    without them, and those without random ones.
+    """
+    rows = []
+    for feature, (_, chosen, others) in disabled.items():
+        for group, value in (("with it", 1), ("without it", 0)):
+            of_group = [task for task, has in zip(tasks, features[feature]) if has == value]
+
+            def drop(scores: Means, of_group=of_group) -> float:
+                return 100 * mean(whole[task] - scores[task] for task in of_group)
+
+            drops = [drop(scores) for scores in others]
+            spread = stdev(drops) if len(drops) > 1 else None
+            score = 100 * mean(whole[task] for task in of_group)
+            rows.append([feature, f"{len(of_group)} tasks {group}", score, drop(chosen), mean(drops), spread])
+    columns = ["feature", "on", "all experts", "drop without its experts", "without random ones", "deviation"]
+    formats = dict.fromkeys(columns[2:], ".2f")
+    notes = [f"{feature}: without {', '.join(names)}" for feature, (names, _, _) in disabled.items()]
+    return Table(f"Experts disabled. {what}", columns, rows, formats, notes, labels=2)

@@ -1,0 +1,106 @@
+"""Vectors that say how tasks are alike: mean encodings of their texts, and Fisher information of small adapters."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mop_t5
+import torch
+from mop_t5.data import Collator, EncodedExamples, Example
+from mop_t5.training import TrainingConfig, train
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@torch.no_grad()
+def text_vectors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[Example]],
+    *,
+    max_source: int = 512,
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """(tasks, d_model): the mean, over the rows of a task, of the mean over its tokens of the encoder's last states.
+
+    model: a plain backbone. rows: the examples of each task. The public code takes BART's last states of the decoder,
+    and counts padding as tokens; neither is done here.
+    """
+    model.eval()
+    vectors = []
+    for examples in rows:
+        encoded = EncodedExamples(examples, tokenizer, None, max_source=max_source)
+        total = torch.zeros(model.config.d_model, device=model.device)
+        for batch in DataLoader(encoded, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
+            ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
+            states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            total += ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).sum(0)
+        vectors.append(total / len(examples))
+    return torch.stack(vectors).cpu()
+
+
+def small_adapters(d_model: int) -> dict[str, Any]:
+    """The fields of the method "adapter" whose Fisher information the poster takes: 8 hidden units, after each
+    sub-layer. The public code starts them at ones, so that all units stay alike; here they start at random."""
+    places = ("self_attention", "cross_attention", "feed_forward")
+    reduction = max(1, d_model // 8)
+    return {"places": places, "reduction": reduction, "activation": "gelu", "layer_norms": False}
+
+
+def fisher_vectors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Sequence[Example]],
+    training: TrainingConfig,
+    *,
+    method: str,
+    options: dict[str, Any],
+    say: Callable[[str], None] = lambda text: None,
+) -> torch.Tensor:
+    """(tasks, numbers): the diagonal of the Fisher information of a small method's matrices, task by task.
+
+    The method is tuned anew on the rows of each task; then the squared gradients of the loss of each row, by itself and
+    without dropout, are averaged over its rows. Biases are left out. model: a plain backbone, plain again afterwards.
+    """
+    vectors = []
+    for number, examples in enumerate(rows, start=1):
+        task = examples[0].scenario
+        say(f"[{number}/{len(rows)}] {task}: {training.steps} steps on {len(examples)} rows")
+        torch.manual_seed(training.seed)  # every task starts from the same values
+        mop_t5.attach(model, method, scenarios=[task], **options)
+        with tempfile.TemporaryDirectory() as folder:
+            train(model, tokenizer, examples, training, output=folder, progress=False)
+        vectors.append(_fisher(model, tokenizer, examples, training))
+        mop_t5.detach(model)
+    return torch.stack(vectors)
+
+
+def matrices_of(method: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Its parameters but for the biases."""
+    return [p for name, p in method.named_parameters() if p.dim() > 1 and "bias" not in name]
+
+
+def _fisher(model, tokenizer, examples: Sequence[Example], training: TrainingConfig) -> torch.Tensor:
+    matrices = matrices_of(model.mop)
+    totals = [torch.zeros_like(p) for p in matrices]
+    lengths = {"max_source": training.max_source, "max_target": training.max_target}
+    encoded = EncodedExamples(examples, tokenizer, None, source_text=model.mop.source_text, **lengths)
+    for batch in DataLoader(encoded, 1, collate_fn=Collator(tokenizer.pad_token_id)):
+        loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
+        for total, gradient in zip(totals, torch.autograd.grad(loss, matrices)):
+            total += gradient.square()
+    return torch.cat([total.flatten() for total in totals]).cpu() / len(examples)
+
+
+def principal_components(vectors: torch.Tensor, width: int) -> torch.Tensor:
+    """(tasks, at most width): the vectors, each scaled to length 1, on their principal components, at variance 1 on
+    average. So few tasks as n have n - 1 components at most."""
+    from sklearn.decomposition import PCA
+
+    if len(vectors) < 2:
+        raise ValueError(f"principal components need at least 2 tasks; got {len(vectors)}. Use kind text or random.")
+    directions = torch.nn.functional.normalize(vectors.double(), dim=1)
+    components = PCA(min(width, len(vectors) - 1), svd_solver="full").fit_transform(directions.numpy())
+    return torch.from_numpy(components / components.std()).float()

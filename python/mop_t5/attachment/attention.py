@@ -1,0 +1,210 @@
+"""T5 attention with a prefix: out = softmax(Q [P_K; K]^T + [0 | bias + mask]) [P_V; V]   (MOP, Eq. 5).
+
+T5 does not scale by 1/sqrt(d). Prefix columns have bias 0 and mask 0; real tokens keep the bias they have without a
+prefix, because the prefix is joined here, after T5 has computed it and after the cache update: the prefix is in
+neither. Two ways, the same softmax: split_attention writes out prefix and token scores and copies no real keys and
+values, which is what counts at a decoding step; joined_attention copies them into one fused call, which pays for long
+queries. docs/injection.md has the measurements.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from mop_t5.attachment.additions import wide
+
+PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
+PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
+# queries from which copying keys and values is cheaper than writing the scores out
+_LONG_QUERY = 64
+
+
+def point_attention(model, implementations) -> None:
+    """Set the attention implementations of the encoder, the decoder and the model."""
+    for owner, implementation in zip((model.encoder, model.decoder, model), implementations, strict=True):
+        owner.config._attn_implementation_internal = implementation
+
+
+def point_back(module: torch.nn.Module) -> None:
+    """Set the attention implementation of one module to the plain one. A copied layer has a config of its own."""
+    config = getattr(module, "config", None)
+    implementation = getattr(config, "_attn_implementation_internal", None)
+    if implementation in PLAIN:
+        config._attn_implementation_internal = PLAIN[implementation]
+
+
+def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """Each example times its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
+
+    rows: (batch,) the row of each example, or None if the only row serves them all.
+    """
+    batch, heads, q, _ = x.shape
+    if rows is not None and q > 1:
+        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+        return x @ prefix[rows]
+    # Every prefix is read once: times all examples, of which each then picks its own. At one query an example a copy
+    # of its prefix would cost more than the products that are not picked.
+    every = x.transpose(0, 1).reshape(heads, batch * q, -1) @ prefix
+    every = every.view(-1, heads, batch, q, prefix.shape[-1])
+    return every[0].transpose(0, 1) if rows is None else every[rows, :, torch.arange(batch, device=x.device)]
+
+
+def split_attention(
+    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
+):
+    """Attention over a prefix and real tokens, whose keys and values are not copied. Returns output and weights.
+
+    query (batch, heads, q, d); key, value (batch, heads, k, d); prefix_key, prefix_value (rows, heads, p, d);
+    mask: added to the scores, broadcastable to (batch, heads, q, p + k), or None; rows: (batch,) the row of each
+    example, or None if the only row serves them all. Output (batch, q, heads, d), contiguous; weights (batch, heads,
+    q, p + k). Prefix columns come first.
+    """
+    query = query if scaling == 1 else query * scaling
+    scores = [_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2)]
+    scores = torch.cat([block.to(wide(query.dtype)) for block in scores], dim=-1)
+    if mask is not None:
+        scores += mask
+    weights = scores.softmax(-1).to(query.dtype)
+    if dropout > 0:
+        weights = F.dropout(weights, dropout)
+    p = prefix_key.shape[-2]
+    out = _times_prefix(weights[..., :p], prefix_value, rows) + weights[..., p:] @ value
+    return out.transpose(1, 2).contiguous(), weights
+
+
+def joined_attention(
+    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
+):
+    """split_attention by scaled_dot_product_attention on concatenated keys and values; gives no weights (None)."""
+    prefix_key, prefix_value = (
+        t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
+    )
+    out = F.scaled_dot_product_attention(
+        query,
+        torch.cat([prefix_key, key], dim=-2),
+        torch.cat([prefix_value, value], dim=-2),
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _additive_mask(bias, allowed, prefix: int, dtype) -> torch.Tensor | None:
+    """[0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
+
+    bias (1, heads, q, k) or None; allowed: boolean, or a float mask to add, or None; (batch, 1, q, k) or of fewer
+    dimensions.
+    """
+    mask = None if bias is None else bias.to(dtype)
+    if allowed is not None and allowed.dtype == torch.bool:
+        zero = torch.zeros((), dtype=dtype, device=allowed.device)
+        mask = torch.where(allowed, zero if mask is None else mask, torch.finfo(dtype).min)
+    elif allowed is not None:
+        mask = allowed.to(dtype) if mask is None else mask + allowed.to(dtype)
+    return None if mask is None else F.pad(mask, (prefix, 0))
+
+
+def _mask_of_stack(module, query, key, attention_mask, position_bias, prefix: int, dtype, causal: bool):
+    """_additive_mask, made once for all layers of a stack.
+
+    T5 and mT5 hand the same bias object to every layer, so what is made of it is kept on it, and goes when it goes.
+    Made in every layer, it would be most of what a long padded batch saves for backward.
+    """
+    compiling = torch.compiler.is_compiling()  # the compiler merges equal subgraphs by itself
+    kept = None if compiling else getattr(position_bias, "_mop_mask", None)
+    if kept is not None and kept[0] is attention_mask and kept[1:3] == (prefix, dtype):
+        return kept[3]
+    # the bias of a cross attention is zeros, and asks for a gradient under checkpointing
+    bias = None if module._mop_attention == "cross" else position_bias
+    allowed = (
+        _causal(query.shape[2], key.shape[2], query.device) if attention_mask is None and causal else attention_mask
+    )
+    mask = _additive_mask(bias, allowed, prefix, dtype)
+    if position_bias is not None and not compiling:
+        position_bias._mop_mask = (attention_mask, prefix, dtype, mask)
+    return mask
+
+
+def _plain(implementation: str, module):
+    if implementation == "sdpa":
+        return sdpa_attention_forward
+    # every T5 variant has its own eager function beside its attention class
+    return sys.modules[type(module).__module__].eager_attention_forward
+
+
+def _forward(
+    implementation, module, query, key, value, attention_mask, *, mop_additions=None, scenario_ids=None, **kwargs
+):
+    attention = getattr(module, "_mop_attention", None)
+    if attention is None:
+        raise RuntimeError(
+            f"the attention of layer {module.layer_idx} was put into the model after attach, and knows no prefix. Call "
+            "mop_t5.detach, replace the layer, then mop_t5.attach."
+        )
+    if mop_additions is None:
+        raise RuntimeError(
+            f"the {attention} attention of layer {module.layer_idx} was called without mop_additions. Call the model "
+            "itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
+        )
+    pair = mop_additions.prefix(attention, module.layer_idx)
+    if pair is None or pair[0].shape[-2] == 0:
+        return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
+
+    prefix_key, prefix_value = (t.to(key.dtype) for t in pair)
+    # transformers leaves the mask out where sdpa's own is_causal would do
+    causal = implementation == "sdpa" and query.shape[2] > 1 and _is_causal(module, kwargs)
+    joined = implementation == "sdpa" and query.shape[2] >= _LONG_QUERY
+    mask = _mask_of_stack(
+        module,
+        query,
+        key,
+        attention_mask,
+        kwargs.get("position_bias"),
+        prefix_key.shape[-2],
+        query.dtype if joined else wide(query.dtype),
+        causal,
+    )
+    scaling = kwargs.get("scaling")
+    out, weights = (joined_attention if joined else split_attention)(
+        query,
+        key,
+        value,
+        prefix_key,
+        prefix_value,
+        mask,
+        rows=mop_additions.row_index(scenario_ids, prefix_key.shape[0]),
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=kwargs.get("dropout", 0.0),
+    )
+    return out, None if implementation == "sdpa" else weights
+
+
+def _is_causal(module, kwargs: dict) -> bool:
+    asked = kwargs.get("is_causal")
+    return module.is_causal if asked is None else asked
+
+
+def _causal(q: int, k: int, device) -> torch.Tensor:
+    """(q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache."""
+    return torch.arange(q, device=device)[:, None] >= torch.arange(k, device=device)[None, :]
+
+
+def mop_sdpa(module, query, key, value, attention_mask, **kwargs):
+    """Attention function "mop_sdpa": T5's own sdpa where there is no prefix; where there is, one of the two ways."""
+    return _forward("sdpa", module, query, key, value, attention_mask, **kwargs)
+
+
+def mop_eager(module, query, key, value, attention_mask, **kwargs):
+    """Attention function "mop_eager": also returns the attention weights, prefix columns on the left."""
+    return _forward("eager", module, query, key, value, attention_mask, **kwargs)
+
+
+# A mask function of the same name is needed: without one transformers makes no mask at all, and padding is attended to.
+for _name, _function, _mask in (("mop_sdpa", mop_sdpa, sdpa_mask), ("mop_eager", mop_eager, eager_mask)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _mask)

@@ -1,0 +1,270 @@
+"""Blocks of one T5 instance that are several experts each: h' = sum_e weight[row, e] * Block_e(h).
+
+An expert is a complete block, with residuals, LayerNorms, attentions and caches of its own; the method owns it. While
+the method is attached, the class of the block in whose place the experts stand is a subclass of its own class, whose
+forward runs them: which, on which rows and with what weights, the Additions of the running forward say. The block's own
+weights rest, but for the table of relative positions, which its experts share unless they have tables of their own.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from mop_t5.attachment.cache_name import CACHE
+from mop_t5.attachment.expert_cache import ExpertCache
+
+# the arguments of a block that have a row an example
+_BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
+# (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None where all are one)
+Part = tuple[int, torch.Tensor | None, torch.Tensor | None]
+
+
+class Mixture:
+    """The experts of a batch and their weights, as Additions holds them.
+
+    blocks: {(stack, layer): its experts}; weights: (layers, rows, experts), layers in the order of blocks.
+    by_scenario: whether a row is a scenario; else it is an example of the batch (and of its beams).
+    sparse: leave out, row by row, the experts whose weight is zero, for which the host waits for the weights once a
+        forward. Weights that are to get gradients need all experts.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[tuple[str, int], Sequence[nn.Module]],
+        weights: torch.Tensor,
+        *,
+        by_scenario: bool,
+        sparse: bool,
+    ):
+        self._blocks, self._weights, self._by_scenario, self._sparse = dict(blocks), weights, by_scenario, sparse
+        self._order = {place: index for index, place in enumerate(self._blocks)}
+        self._made = None  # (scenario ids, batch, parts): one object, which another thread replaces as a whole
+
+    def new_cache(self) -> ExpertCache:
+        return ExpertCache(self._weights.shape[-1])
+
+    def blocks(self, place: tuple[str, int]) -> Sequence[nn.Module]:
+        return self._blocks[place]
+
+    def parts(self, place: tuple[str, int], scenario_ids: torch.Tensor | None, batch: int) -> list[Part]:
+        """What a layer runs for a batch."""
+        return self.prepare(scenario_ids, batch)[self._order[place]]
+
+    def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> list[list[Part]]:
+        """Make the parts of all layers. Before a forward pass, because in a checkpoint of a block they would be made
+        once, but not again where it is recomputed."""
+        # the same object comes back in every layer, and at every step of a generation
+        made = self._made
+        if made is None or made[0] is not scenario_ids or made[1] != batch:
+            weights = self._rows(scenario_ids, batch)
+            sparse = self._sparse and not torch.compiler.is_compiling()
+            parts = _sparse(weights) if sparse else [_dense(of_layer) for of_layer in weights]
+            self._made = made = scenario_ids, batch, parts
+        return made[2]
+
+    def _rows(self, scenario_ids, batch: int) -> torch.Tensor:
+        """(layers, batch, experts)"""
+        if not self._by_scenario:
+            return self._weights.repeat_interleave(batch // self._weights.shape[1], dim=1)
+        if scenario_ids is None:
+            return self._weights[:, :1].expand(-1, batch, -1)
+        return self._weights[:, scenario_ids]
+
+
+def _dense(weights: torch.Tensor) -> list[Part]:
+    return [(expert, None, weight[:, None, None]) for expert, weight in enumerate(weights.unbind(1))]
+
+
+def _sparse(weights: torch.Tensor) -> list[list[Part]]:
+    on_host = weights.detach().to("cpu")
+    used, ones = on_host != 0, on_host == 1
+    index = functools.cache(lambda rows: torch.tensor(rows, device=weights.device))
+    parts = []
+    for layer, of_layer in enumerate(weights):
+        parts.append([])
+        for expert in used[layer].any(0).nonzero().flatten().tolist():
+            here = used[layer, :, expert]
+            rows = None if here.all() else index(tuple(here.nonzero().flatten().tolist()))
+            weight = of_layer[:, expert] if rows is None else of_layer[rows, expert]
+            parts[-1].append((expert, rows, None if ones[layer, here, expert].all() else weight[:, None, None]))
+    return parts
+
+
+def mix(run: Callable[[int, torch.Tensor | None], torch.Tensor], hidden: torch.Tensor, parts: Sequence[Part]):
+    """The weighted sum of what experts make of hidden (batch, tokens, d_model); run(expert, rows) is that of an expert
+    on these rows."""
+    mixed = None if all(rows is None for _, rows, _ in parts) else torch.zeros_like(hidden)
+    for expert, rows, weight in parts:
+        out = run(expert, rows)
+        out = out if weight is None else out * weight
+        if rows is not None:
+            mixed.index_add_(0, rows, out.to(mixed.dtype))
+        else:
+            mixed = out if mixed is None else mixed + out
+    return mixed
+
+
+def new_expert(block: nn.Module, stack: str, *, own_table: bool, device, dtype) -> nn.Module:
+    """A block of the same structure with parameters of its own, without values. It shares the config, so that it
+    follows what is set there. own_table: with a table of relative positions, where the block has one (always in
+    umT5, where every block has)."""
+    known = {id(p): nn.Parameter(torch.empty(p.shape, device=device, dtype=dtype)) for p in block.parameters()}
+    known |= {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
+    expert = copy.deepcopy(block, known)
+    if isinstance(expert, MixedBlock):
+        expert.__class__ = expert._plain_class
+        del expert._mop_block
+    attention = expert.layer[0].SelfAttention
+    if attention.has_relative_attention_bias and _hands_on_positions(block) and not own_table:
+        del attention.relative_attention_bias
+        attention.has_relative_attention_bias = False
+    attention._mop_attention = f"{stack}_self"
+    if stack == "decoder":
+        expert.layer[1].EncDecAttention._mop_attention = "cross"
+    return expert
+
+
+def values_of(block: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters of a block by name, those of a quantiser in floating point.
+
+    Raises ValueError for a tensor subclass that does not say its values.
+    """
+    values = {}
+    for name, parameter in block.named_parameters():
+        try:
+            values[name] = parameter.dequantize() if is_traceable_wrapper_subclass(parameter) else parameter
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"the experts start as copies of the backbone's blocks, and {name} of the class "
+                f"{type(parameter).__name__} cannot be copied. Use a backbone in floating point."
+            ) from error
+    return values
+
+
+def _hands_on_positions(block: nn.Module) -> bool:
+    """Whether the first block has the table and hands on the bias (T5, mT5); in umT5 every block has a table."""
+    return "position_bias" in _arguments(getattr(block, "_plain_class", type(block)))
+
+
+def _arguments(plain: type) -> tuple[str, ...]:
+    return tuple(inspect.signature(plain.forward).parameters)[1:]
+
+
+def insert_experts(model, places) -> None:
+    """Let the blocks at these places, (stack, layer), run experts.
+
+    Raises RuntimeError if the forward of one was replaced: the forward of its class, and the experts, would not run.
+    """
+    for stack, layer in places:
+        block = getattr(model, stack).block[layer]
+        check_forward(block, f"{stack}.block[{layer}]", "attach a method")
+        block._mop_block = (stack, layer)
+        block.__class__ = _mixed_class(type(block))
+
+
+def check_forward(module: nn.Module, name: str, what: str) -> None:
+    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class does not count."""
+    if "forward" in module.__dict__:
+        raise RuntimeError(
+            f"the forward of {name} was replaced on this instance, as accelerate does for device_map, offloading and "
+            f"prepare. Undo that before you {what}, for example by accelerate.hooks.remove_hook_from_submodules(model)."
+        )
+
+
+def remove_experts(model) -> None:
+    for block in (*model.encoder.block, *model.decoder.block):
+        if isinstance(block, MixedBlock):
+            block.__class__ = type(block)._plain_class
+            del block._mop_block
+
+
+@functools.cache
+def _mixed_class(plain: type) -> type:
+    namespace = {
+        "_plain_class": plain,
+        "_plain_arguments": _arguments(plain),
+        # without the checkpoint that transformers puts around it: there is one around the block already
+        "_plain_forward": staticmethod(inspect.unwrap(plain.forward)),
+        "__module__": plain.__module__,
+        "__doc__": plain.__doc__,
+    }
+    return type(plain.__name__, (MixedBlock, plain), namespace)
+
+
+def _new_mixed(plain: type):
+    mixed = _mixed_class(plain)
+    return mixed.__new__(mixed)
+
+
+class MixedBlock:
+    """Mixed into the class of a block that runs experts."""
+
+    def forward(self, *args, **kwargs):
+        call = dict(zip(self._plain_arguments, args)) | kwargs
+        additions = call.get("mop_additions")
+        if additions is None or additions.experts is None:
+            stack, layer = self._mop_block
+            raise RuntimeError(
+                f"block {layer} of the {stack} was called without the weights of its experts. Call the model itself, "
+                "or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
+            )
+        hidden = call["hidden_states"]
+        experts = additions.experts.blocks(self._mop_block)
+        # a method computes in its own precision, whatever the backbone's
+        precision = next(experts[0].parameters()).dtype
+        call = {k: v.to(precision) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in call.items()}
+        cache = call.get(CACHE)
+        if cache is not None and not isinstance(cache, ExpertCache):
+            raise ValueError(
+                f"{CACHE} is a {type(cache).__name__}, in which experts have no place of their own. Leave out "
+                f"{CACHE} and cache_implementation."
+            )
+        if "position_bias" in call:
+            call["position_bias"] = self._positions(experts, call)
+        outputs = []
+
+        def run(expert: int, rows: torch.Tensor | None) -> torch.Tensor:
+            of_expert = call if rows is None else call | _chosen(call, rows)
+            if cache is not None:
+                of_expert = of_expert | {CACHE: cache.of_expert(self._mop_block[1], expert, rows)}
+            if "position_bias" in call and len(call["position_bias"]) > 1:
+                of_expert = of_expert | {"position_bias": call["position_bias"][expert : expert + 1]}
+            outputs.append(self._plain_forward(experts[expert], **of_expert))
+            return outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
+
+        parts = additions.experts.parts(self._mop_block, call.get("scenario_ids"), len(hidden))
+        mixed = mix(run, call["hidden_states"], parts).to(hidden.dtype)
+        if not isinstance(outputs[0], tuple):
+            return mixed
+        # what blocks hand on beside: the bias of positions, and that of the cross-attention, which is zero
+        return (mixed, call["position_bias"], *outputs[0][2:])
+
+    def _positions(self, experts, call) -> torch.Tensor:
+        """(1 or experts, heads, queries, keys), made by the first block and handed on."""
+        if call["position_bias"] is not None:
+            return call["position_bias"]
+        hidden, cache = call["hidden_states"], call.get(CACHE)
+        seen = 0 if cache is None else cache.get_seq_length(self._mop_block[1])
+        tables = [expert.layer[0].SelfAttention for expert in experts]
+        if not tables[0].has_relative_attention_bias:
+            tables = [self.layer[0].SelfAttention]
+        length = hidden.shape[1]
+        bias = [t.compute_bias(length, seen + length, device=hidden.device, past_seen_tokens=seen) for t in tables]
+        return torch.cat(bias).to(hidden.dtype)
+
+    def __reduce_ex__(self, protocol):
+        # the class is made at run time, so pickle has to be told how
+        return _new_mixed, (type(self)._plain_class,), self.__getstate__()
+
+
+def _chosen(call, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The arguments that have a row an example, of these rows."""
+    batch = len(call["hidden_states"])
+    tensors = {name: call[name] for name in _BY_ROW if torch.is_tensor(call.get(name))}
+    # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+    return {name: tensor[rows] for name, tensor in tensors.items() if len(tensor) == batch}

@@ -1,0 +1,163 @@
+"""Attach a method to one T5 instance, reversibly: the object stays a T5, none of its modules is replaced.
+
+attach_method  points the attention of encoder and decoder at mop_t5.attachment.attention, hooks the sub-layers that the
+               method adapts, lets blocks run its experts (mop_t5.attachment.experts), adds the method as the submodule
+               `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
+detach_method  undoes all of it, bit for bit.
+
+Scenario ids and what the method adds travel as keyword arguments through the model, never on modules: two forwards
+before a backward, the recomputation of activation checkpointing, and several threads then see what their own forward
+saw. mop_t5.attachment.attached_model has that subclass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from packaging.version import Version
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, attached_class
+from mop_t5.attachment.attention import PREFIXED, point_attention, point_back
+from mop_t5.attachment.experts import check_forward, insert_experts, remove_experts
+from mop_t5.attachment.hooks import add_hooks, remove_hooks
+
+
+@dataclass
+class _Record:
+    """The state of the model before attach, which detach restores."""
+
+    attention: list[str | None]  # of encoder, decoder, model
+    requires_grad: dict[str, bool]
+    keys_to_ignore_on_save: set | None
+    trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
+
+
+def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrainedModel:
+    """Attach method to a plain backbone and freeze everything that it does not train. Changes nothing on an error."""
+    check_forward(model, "model", "attach a method")
+    stacks = (model.encoder, model.decoder)
+    plain = [_plain_implementation(stack) for stack in stacks]
+    base_state = model.state_dict(keep_vars=True)
+    trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
+    quantised = sorted(name for name in trained if is_traceable_wrapper_subclass(model.get_parameter(name)))
+    if quantised:
+        raise ValueError(
+            f"{method.name!r} trains {quantised[0]} of the backbone, which is quantised "
+            f"({type(model.get_parameter(quantised[0])).__name__}). Use a backbone in floating point, or a method with "
+            "parameters of its own."
+        )
+    record = _Record(
+        attention=[*plain, model.config._attn_implementation],
+        requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
+        keys_to_ignore_on_save=model._keys_to_ignore_on_save,
+        trained={name: _kept(p) for name, p in model.named_parameters() if name in trained},
+    )
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trained)
+        add_hooks(model, method.adapter_places, has_prompt=method.has_prompt)
+        # the top level takes the decoder's: it picks the kind of mask in static-cache generation
+        point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
+        for attention, module in attention_modules(model):
+            module._mop_attention = attention
+        # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
+        model._keys_to_ignore_on_save = set(base_state) - trained
+        model._mop_record = record
+        insert_experts(model, method.expert_places)
+        model.add_module(SUBMODULE, method)
+        method.train(model.training)
+        model.__class__ = attached_class(type(model))
+    except BaseException:
+        _take_off(model, record)
+        raise
+    return model
+
+
+def _kept(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy to restore, in the host's memory: fine-tuning keeps one of the whole backbone."""
+    values = parameter.detach()
+    return values.clone() if values.is_meta else values.to("cpu", copy=True)
+
+
+def detach_method(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo attach_method and return the same object, plain again. Keep model.mop before if it is still wanted.
+
+    On an error the model is as it was before the call.
+    """
+    if "_original_forward" not in model.__dict__:  # of accelerate's mixed precision, see below
+        check_forward(model, "model", "detach the method")
+    for stack, layer in model.mop.expert_places:
+        check_forward(getattr(model, stack).block[layer], f"{stack}.block[{layer}]", "detach the method")
+    record, parameters = model._mop_record, dict(model.named_parameters())
+    for name, values in record.trained.items():
+        _rehearse(name, parameters.get(name), values)
+    # accelerate's mixed precision wrapper; kept, it would go on calling the forward of the attached class
+    for name in ("forward", "_original_forward"):
+        model.__dict__.pop(name, None)
+    with torch.no_grad():
+        for name, values in record.trained.items():
+            parameters[name].copy_(values)
+    _take_off(model, record)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None
+    return model
+
+
+def _rehearse(name: str, parameter: torch.Tensor | None, values: torch.Tensor) -> None:
+    """Raise RuntimeError if the values of a parameter cannot be restored, before anything is changed."""
+    try:
+        if parameter is None or parameter.shape != values.shape or parameter.is_inference():
+            raise RuntimeError("it was replaced")
+        torch.empty_like(parameter, requires_grad=False).copy_(values)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"detach cannot restore {name} of the backbone, of shape {tuple(values.shape)} ({error}). Undo what was "
+            "done to it since attach, such as sharding or replacing its layer."
+        ) from error
+
+
+def _take_off(model: PreTrainedModel, record: _Record) -> None:
+    """Remove whatever attach_method has put on a model, and set the parameters' requires_grad as it was."""
+    if isinstance(model, AttachedT5):
+        model.__class__ = type(model)._plain_class
+    model._modules.pop(SUBMODULE, None)
+    model.__dict__.pop("_mop_record", None)
+    model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
+    for module in model.modules():
+        module.__dict__.pop("_mop_attention", None)
+        point_back(module)
+    remove_hooks(model)
+    remove_experts(model)
+    point_attention(model, record.attention)
+    for name, parameter in model.named_parameters():
+        if record.requires_grad.get(name, parameter.requires_grad) != parameter.requires_grad:
+            parameter.requires_grad_(record.requires_grad[name])
+
+
+def attention_modules(model):
+    """(attention, module) of every attention in the model, attention being one of additions.ATTENTIONS."""
+    for block in model.encoder.block:
+        yield "encoder_self", block.layer[0].SelfAttention
+    for block in model.decoder.block:
+        yield "decoder_self", block.layer[0].SelfAttention
+        yield "cross", block.layer[1].EncDecAttention
+
+
+def _plain_implementation(stack) -> str:
+    # read from the stack itself: encoder and decoder own copies of the config, the model's may say something else
+    implementation = stack.config._attn_implementation
+    if implementation not in PREFIXED:
+        raise ValueError(
+            f"attn_implementation must be one of {', '.join(PREFIXED)} to take a prefix; got {implementation!r}. Load "
+            "the backbone with attn_implementation='sdpa'."
+        )
+    too_old = Version(transformers_version).release < (5, 18)
+    if stack.config.model_type == "umt5" and implementation == "sdpa" and too_old:
+        raise ValueError(
+            f"umT5 with sdpa is not causal in training in transformers {transformers_version} (fixed in 5.18). Use "
+            "attn_implementation='eager' or a newer transformers."
+        )
+    return implementation

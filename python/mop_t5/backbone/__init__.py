@@ -1,0 +1,1 @@
+"""Load, build, identify and tokenise for a T5 backbone."""

@@ -1,0 +1,148 @@
+"""Which backbone an adapter belongs to: a name to tell people, the shape, and a hash of the weights."""
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from mop_t5.backbone.load import BackboneShape
+
+_SAMPLE = 4096  # values of a parameter that enter the hash
+_ONE_HASH = (torch.float64, torch.float32, torch.bfloat16)  # dtypes in which a backbone has the same hash
+
+
+def describe_backbone(model: PreTrainedModel, parameters: Mapping[str, torch.Tensor]) -> dict:
+    """What an adapter folder says of the backbone; parameters: the backbone's by name, with its own values."""
+    name = model.config._name_or_path or None
+    if name is not None and os.path.exists(name):
+        name = os.path.basename(os.path.abspath(name))  # where it lay on this machine is nobody's business
+    return {"name": name, "shape": asdict(BackboneShape.of(model)), "sha256": hash_weights(parameters)}
+
+
+def check_same_backbone(model: PreTrainedModel, saved: dict, parameters: Mapping[str, torch.Tensor], folder) -> None:
+    """Raise ValueError unless the backbone has the shape and the weights that describe_backbone saved."""
+    differences = BackboneShape.of(model).differences(saved["shape"])
+    if not differences and hash_weights(parameters) != saved["sha256"]:
+        differences = ["the same shape with other weights"]
+    if differences:
+        trained_on = f"another backbone than this one, {saved['name']!r}" if saved["name"] else "another backbone"
+        raise ValueError(f"{str(folder)!r} was trained on {trained_on} ({'; '.join(differences)}). Load that one.")
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and the persistent buffers by name, each tied tensor once.
+
+    T5 has no buffers. The layers of some quantisers keep their weights in buffers.
+    """
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return dict(model.named_parameters()) | buffers
+
+
+def check_readable(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError if `hash_weights` will not be able to read a tensor subclass.
+
+    Plain tensors are not read here, nor are tensors without values (meta, fake).
+    """
+    for name, values in parameters.items():
+        if not values.is_meta and not isinstance(values, FakeTensor) and _has_own_dispatch(values):
+            _add(hashlib.sha256(), name, values)
+
+
+def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the name, the shape and up to 4096 evenly spread values of every parameter.
+
+    Any other checkpoint differs in many of these values. Reading them costs milliseconds, whatever the size of the
+    model. A change to a few rows of a large matrix alone may not be seen. The values are rounded to bfloat16 first, so
+    a backbone has one hash in float32, float64 and bfloat16, on every device. (Not in float16: rounding twice is not
+    rounding once.)
+
+    A tensor subclass that wraps other tensors (torchao's quantised weights) enters with its class name, its metadata
+    and the values of its inner tensors. A replicated DTensor enters as the tensor that it replicates.
+
+    Raises:
+        ValueError: A parameter lies on device "meta", is sharded over processes, or cannot be read.
+    """
+    if any(values.is_meta for values in parameters.values()):
+        raise ValueError("model lies on device 'meta' and has no values to save or to compare. Load its weights first.")
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        _add(digest, name, parameters[name])
+    return digest.hexdigest()
+
+
+def _add(digest, name: str, values: torch.Tensor) -> None:
+    values = _whole(name, values.detach())
+    if is_traceable_wrapper_subclass(values):
+        inner, metadata = values.__tensor_flatten__()
+        digest.update(f"{name} {type(values).__qualname__} {tuple(values.shape)} {_as_text(metadata)}\n".encode())
+        for attribute in sorted(inner):
+            _add(digest, f"{name}.{attribute}", getattr(values, attribute))
+        return
+    # an odd step visits all columns of a matrix; an even one could stay in a single column
+    step = math.ceil(values.numel() / _SAMPLE) | 1
+    try:
+        sample = values.reshape(-1)[::step].to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        if not _has_own_dispatch(values):
+            raise
+        reason = str(error).partition("\n")[0][:120]
+        raise ValueError(
+            f"parameter {name} of the backbone has the class {type(values).__name__}, whose values cannot be read "
+            f"({reason}). mop_t5 reads them to tell one backbone from another. Use a backbone of plain tensors, or of "
+            "a subclass that has __tensor_flatten__."
+        ) from error
+    digest.update(f"{name} {tuple(values.shape)}\n".encode())
+    digest.update(sample)
+
+
+def _has_own_dispatch(values: torch.Tensor) -> bool:
+    return type(values).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def _whole(name: str, values: torch.Tensor) -> torch.Tensor:
+    """Return the local tensor of a DTensor that is not sharded, and any other tensor unchanged.
+
+    Gathering the shards would need every process, and only the main process saves.
+    """
+    if not _has_own_dispatch(values) or not torch.distributed.is_available():
+        return values
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(values, DTensor):
+        return values
+    mesh = values.device_mesh
+    if not all(p.is_replicate() or mesh.size(dim) == 1 for dim, p in enumerate(values.placements)):
+        raise ValueError(
+            f"parameter {name} of the backbone is sharded over {mesh.size()} processes (DTensor), so no process has "
+            "all its values. Attach, save and load before the backbone is sharded."
+        )
+    return values.to_local()
+
+
+def _as_text(value) -> str:
+    """Return the metadata of a tensor subclass as a text that is equal in every process.
+
+    All of float64, float32 and bfloat16 are "float", and a device has no name: neither changes the weights. Options
+    that are None or False are left out, so a library may add an option. An unknown object gives its class name.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        options = {field.name: getattr(value, field.name) for field in fields(value)}
+        return type(value).__qualname__ + _as_text(options)
+    if isinstance(value, Mapping):
+        options = {str(key): _as_text(option) for key, option in value.items() if option is not None}
+        return str({key: text for key, text in sorted(options.items()) if text != "False"})
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_as_text, value))}]"
+    if isinstance(value, torch.dtype):
+        return "float" if value in _ONE_HASH else str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__qualname__

@@ -1,0 +1,214 @@
+"""Flags made from functions: the parameters are the flags, the docstring is the help, dataclasses stand for their
+fields. A parameter annotated Annotated[list[str], "positional"] takes words without a flag, one or more."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
+
+from mop_t5.cli.commands import Command
+from mop_t5.methods import get, method_names
+
+_OPTION = "--options."
+# jsonargparse reads a text as YAML where its type is not just `str`: "#x", "~" and "null" become None. It reads the
+# texts in a dict[str, Any] once more. It leaves a `str` as typed, and takes None for it as a default or from a file.
+_TYPES = {
+    str | None: str,
+    dict[str, Any]: dict,
+    dict[str, Any] | None: dict | None,
+    dict[str, dict[str, Any]]: dict[str, dict],
+}
+
+
+class _Parser(ArgumentParser):
+    """Flags are written in full: `--seed` is not short for `--seeds`."""
+
+    def __init__(self, **keywords):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
+
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The examples in a description keep their lines."""
+
+
+def function_of(where: str) -> Callable:
+    """Return the function of a command. where: "package.module.function"."""
+    module, _, function = where.rpartition(".")
+    return getattr(import_module(module), function)
+
+
+def parse(arguments: Sequence[str], program: Command, name: str, notes: str = "") -> tuple[Callable, dict]:
+    """Return the function that the arguments call, and its keywords.
+
+    Exits as argparse does: with 0 for --help, with 2 for a wrong flag. Only the function that is called is imported, so
+    that the help is there at once.
+
+    Args:
+        arguments: The words after the program's name.
+        program: All commands, under `commands`.
+        name: Of the program.
+        notes: The last lines of the program's help.
+    """
+    parser = _Parser(prog=name, description="\n\n".join(filter(None, [program.purpose, _lines(name, program), notes])))
+    called = _add(parser, program, name, arguments)
+    others, options = _options(arguments)
+    if called is not None:
+        _check_config_files(called, others)
+    given, command = parser.parse_args(others), program
+    while command.function is None:
+        command, given = command.commands[given.command], given[given.command]
+    function, given = function_of(command.function), given.as_dict()
+    given.pop("config", None)
+    for path, value in options:
+        if "options" not in given:
+            parser.error(f"unrecognized arguments: {_OPTION}{'.'.join(path)}")
+        _put(given, ["options", *path], value)
+    return function, _gather(function, given)
+
+
+def _lines(words: str, command: Command) -> str:
+    """Return the lines of help of the commands under a name, with the purposes in one column where they fit."""
+    lines = [(f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help]
+    width = max(len(flags) for flags, purpose in lines if purpose and len(flags) < 60)
+    return "\n".join(f"  {flags:{width}}  {purpose}".rstrip() for flags, purpose in lines)
+
+
+def _add(parser: _Parser, above: Command, words: str, arguments: Sequence[str]) -> _Parser | None:
+    """Add the commands under a name to its parser. Return the parser of the called command, None if none is called."""
+    found = None
+    subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
+    for name, command in above.commands.items():
+        called = name == next(iter(arguments), None)
+        if not called:  # its flags are not asked for
+            subcommands.add_subcommand(name, _Parser())
+        elif command.function is not None:
+            found = _command_parser(function_of(command.function))
+            subcommands.add_subcommand(name, found)
+        else:
+            one = _Parser(description=f"{command.purpose}\n\n{_lines(f'{words} {name}', command)}")
+            subcommands.add_subcommand(name, one)  # jsonargparse wants the outer one first
+            found = _add(one, command, f"{words} {name}", arguments[1:])
+    parser._action_groups.remove(parser._subparsers)  # the description lists the commands
+    return found
+
+
+def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
+    """Raise what is wrong with the files of --config, but for values. Exit, as for a wrong flag, for a wrong name.
+
+    jsonargparse takes the second of two equal keys without a word, and has no message for a key that a command under a
+    name does not know.
+    """
+    from mop_t5.data.tasks import read_yaml  # here: help is there without torch
+
+    parts = [argument.partition("=") for argument in arguments]
+    paths = [value for flag, joined, value in parts if flag == "--config" and joined]
+    paths += [after for (flag, joined, _), after in zip(parts, arguments[1:]) if flag == "--config" and not joined]
+    known = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
+    for path in paths:
+        content = read_yaml(path)
+        names = [name.partition(".")[0] for name in content]  # `options.rank` is a part of `options`
+        if unknown := sorted(set(names) - set(known)):
+            parser.error(f"{path}: no such setting: {', '.join(unknown)}. There are {', '.join(known)}.")
+        if twice := sorted({name for name in names if names.count(name) > 1 and name in content}):
+            raise ValueError(f"{path}: {', '.join(twice)} stands in it as a whole and in parts. Write it once.")
+
+
+def _command_parser(command: Callable) -> _Parser:
+    description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
+    parser = _Parser(description=description)
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
+    dataclasses, positionals = dataclasses_of(command), positionals_of(command)
+    for name, text in positionals.items():
+        parser.add_argument(name, nargs="+", type=str, help=text)
+    parser.add_function_arguments(command, as_group=False, skip={*dataclasses, *positionals})
+    for dataclass, left_out in dataclasses.values():
+        parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
+    if any(action.dest == "options" for action in parser._actions):
+        parser.epilog = _method_fields()
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) in _TYPES:
+            action._typehint = _TYPES[action._typehint]
+        if isinstance(action.default, bool):
+            action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
+    return parser
+
+
+def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
+    """Return the arguments without those for single options of a method, and these: (path of names, value).
+
+    Only the methods know which options are texts. jsonargparse would read each as YAML.
+    """
+    others, options = [], []
+    places = iter(range(len(arguments)))
+    for place in places:
+        flag, joined, value = arguments[place].partition("=")
+        apart = not joined and place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
+        if flag.startswith(_OPTION) and (joined or apart):
+            path = flag.removeprefix(_OPTION).split(".")
+            options.append((path, _option(path[-1], arguments[next(places)] if apart else value)))
+        else:
+            others.append(arguments[place])
+    return others, options
+
+
+def _option(name: str, value: str) -> Any:
+    """Return the value of an option: as it was typed if the fields of this name are texts, and read as YAML if not. A
+    text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`."""
+    kinds: set[Any] = set()
+    for config in (get(method).Config for method in method_names()):
+        hint = get_type_hints(config).get(name)
+        kinds |= set(get_args(hint)) if NoneType in get_args(hint) else {hint} - {None}
+    try:
+        read = get_loader("yaml")(value)
+    except yaml.YAMLError:
+        read = value
+    others = {kind for kind in kinds - {str, NoneType} if get_origin(kind) is not dict}
+    if str not in kinds or others or (value == "null" and NoneType in kinds):
+        return read
+    texts = isinstance(read, dict) and all(isinstance(text, str) for pair in read.items() for text in pair)
+    return read if texts and value.startswith("{") and kinds - {str, NoneType} else value
+
+
+def _put(values: dict, path: Sequence[str], value: Any) -> None:
+    """Set the value that a path of names leads to, in mappings inside of each other."""
+    for name in path[:-1]:
+        values[name] = values = dict(values.get(name) or {})
+    values[path[-1]] = value
+
+
+def _method_fields() -> str:
+    """The documentation of every method's fields, for the help of commands with options."""
+    return "\n\n".join(inspect.getdoc(get(name).Config) for name in method_names())
+
+
+def dataclasses_of(command: Callable) -> dict[str, tuple[type, tuple[str, ...]]]:
+    """The parameters of a command whose fields are flags of their own, but for those that Annotated names: parameter ->
+    (dataclass, fields without a flag)."""
+    hints = get_type_hints(command, include_extras=True)
+    found = {name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()}
+    return {name: (hint, left_out) for name, (hint, left_out) in found.items() if is_dataclass(hint)}
+
+
+def positionals_of(command: Callable) -> dict[str, str]:
+    """The parameters of a command that take words without a flag, and their help."""
+    hints = get_type_hints(command, include_extras=True)
+    described = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(command)).params}
+    return {name: described[name] for name, h in hints.items() if "positional" in getattr(h, "__metadata__", ())}
+
+
+def _gather(command: Callable, given: dict) -> dict:
+    """Flags that are fields of a dataclass, made into that dataclass."""
+    made = {}
+    for name, (dataclass, left_out) in dataclasses_of(command).items():
+        flags = [field.name for field in fields(dataclass) if field.name not in left_out]
+        made[name] = dataclass(**{flag: given.pop(flag) for flag in flags})
+    return made | given

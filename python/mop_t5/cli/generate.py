@@ -1,0 +1,140 @@
+"""mop-t5 generate"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from mop_t5.data.corpus import open_binary, stem_of
+from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in
+from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise
+from mop_t5.training import load_run
+
+NOT_ALL = 3  # exit code: all lines were read, and some have no summary
+_STREAM = "-"
+
+
+def generate(
+    run: str,
+    input: str | None = None,
+    dialogue: str | None = None,
+    scenario: str | None = None,
+    output: str | None = None,
+    backbone: str | None = None,
+    num_beams: int = 1,
+    batch_size: int = 32,
+    window: int = 256,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Write summaries of the dialogues in a file or a stream, or of one dialogue.
+
+    Each line of the input is a JSON object with scenario and dialogue, possibly with an id. It gives one line of the
+    output, in the same order: a JSON object with id, scenario and summary, or with an error and "summary": null. No
+    line ends the run. Exit code: 0, all have a summary; 3, some have none; 1, the run could not go on; 130, Ctrl-C.
+
+      mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl
+      mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl --resume
+      tail -f new.jsonl | mop-t5 generate --run runs/mop --input -
+      mop-t5 generate --run runs/mop --scenario taxi --dialogue '用户：司机绕路了。'
+
+    Args:
+        run: folder that `mop-t5 train` wrote.
+        input: .jsonl or .jsonl.gz file of dialogues with their scenarios; - is standard input.
+        dialogue: one dialogue instead of a file.
+        scenario: the scenario of that dialogue.
+        output: file for the result; standard output if not given.
+        backbone: folder of the backbone, if it has moved since the run.
+        num_beams: beams of the search; 1 is greedy.
+        batch_size: dialogues generated from at once.
+        window: dialogues that are read ahead, sorted by length into batches, and written together.
+        resume: keep the complete lines of the output, if it is there, and go on behind them.
+        overwrite: replace the output file if it exists.
+        dry_run: read and check all of the input, say what would be done, and write nothing.
+    """
+    target = None if output is None else Path(output)
+    if (input is None) == (dialogue is None):
+        raise ValueError("give either --input FILE or --dialogue TEXT with --scenario NAME.")
+    if dialogue is not None and scenario is None:
+        raise ValueError("--dialogue needs --scenario, the scenario that it is of.")
+    sizes = {"window": window, "batch_size": batch_size, "num_beams": num_beams}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    _check_files(input, target, resume, overwrite)
+    model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
+    options = settings.get("options") or {}
+    summariser = Summariser(model, tokenizer, options, lengths(settings), num_beams, batch_size)
+    requests = _requests(input, dialogue, scenario, summariser.scenarios)
+    counts, position, where = Counts(), 0, output or "standard output"
+    if resume and target.exists():
+        position = check_kept(target, requests, summariser.key, counts)
+        print(f"{counts.lines:,} lines are in {target} already.", file=sys.stderr)
+    try:
+        with nullcontext() if dry_run else Output(target, position) as out:
+            rate = summarise(summariser, requests, out, counts, window=window, total=_total(input))
+    except KeyboardInterrupt:
+        cure = "" if target is None else ", and the same command goes on with --resume"
+        raise KeyboardInterrupt(f"interrupted; {counts.lines:,} lines are in {where}{cure}.") from None
+    verb, speed = ("Would write", "") if dry_run else ("Written", f"; dialogues a second: {rate:.1f}")
+    print(f"{verb} to {where}, {counts}{speed}.", file=sys.stderr)
+    return NOT_ALL if counts.failed else 0
+
+
+def _check_files(input: str | None, target: Path | None, resume: bool, overwrite: bool) -> None:
+    if input not in (None, _STREAM) and (not Path(input).exists() or Path(input).is_dir()):
+        raise FileNotFoundError(f"no file at {input}. Give a .jsonl or .jsonl.gz file, or - for standard input.")
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: keep what is there, or replace it.")
+    if target is None:
+        if resume or overwrite:
+            raise ValueError("--resume and --overwrite need --output, the file that they are about.")
+        return
+    if target.suffix == ".gz":
+        raise ValueError(f"--output is plain text, which --resume can go on with; compress {target.stem} afterwards.")
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{target} is no regular file. Choose another --output, or leave it out and redirect.")
+    if target.exists() and input not in (None, _STREAM) and target.samefile(input):
+        raise FileExistsError(f"{target} is the input, too. Choose another --output.")
+    if target.exists() and not (resume or overwrite):
+        raise FileExistsError(
+            f"{target} exists. Choose another --output, pass --resume to go on with it, or --overwrite."
+        )
+
+
+def _requests(
+    input: str | None, dialogue: str | None, scenario: str | None, known: Sequence[str] | None
+) -> Iterator[Request]:
+    if dialogue is not None:
+        line = json.dumps({"scenario": scenario, "dialogue": dialogue})
+        request = request_of(line.encode(), "--dialogue", "dialogue", known)
+        if request.error is not None:
+            raise ValueError(request.error)
+        return iter([request])
+    if input == _STREAM:
+        # not sys.stdin.buffer, which Python locks when it ends: the thread that waits for a line would hold it
+        return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known)
+    return requests_in(open_binary(Path(input)), input, stem_of(Path(input)), known)
+
+
+def _total(input: str | None) -> int | None:
+    """How many lines are to be answered; None where only answering them tells, as in a stream."""
+    if input is None:
+        return 1
+    if input == _STREAM or not Path(input).is_file():
+        return None
+    try:
+        with open_binary(Path(input)) as file:
+            return sum(1 for _ in filled_lines(file, input))
+    except ValueError:  # broken gzip data: said when the lines before are answered
+        return None
+
+
+def lengths(settings: dict) -> dict[str, int]:
+    """The lengths that a run was trained with, as generate_summaries calls them."""
+    names = {"max_source": "max_source", "max_target": "max_new_tokens"}
+    return {argument: settings[field] for field, argument in names.items() if field in settings}

@@ -1,0 +1,43 @@
+"""mop-t5 params"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mop_lab.suites.sizes import OVERVIEW, sizes_table
+from mop_lab.suites.systems import all_systems, choose
+
+from mop_t5.evaluation import present
+from mop_t5.methods import get
+
+
+def params(
+    backbone: str | None = None,
+    methods: list[str] | None = None,
+    scenarios: int = 5,
+    options: dict[str, Any] | None = None,
+    output: str | None = None,
+) -> None:
+    """Count what every method trains, with each of its presets and variants. No weights are needed or made.
+
+      mop-t5 params
+      mop-t5 params --backbone t5-pegasus-base
+      mop-t5 params --methods '[mop]' --scenarios 20 --options.prefix_length 80
+
+    Args:
+        backbone: a known architecture such as "t5-pegasus-base", or a backbone's folder; four architectures if not
+            given.
+        methods: names of the methods; all that have a row in the tables if not given.
+        scenarios: how many scenarios there are.
+        options: fields in place of those of the presets, for the methods that have them: {"prefix_length": 80}.
+        output: folder for params.md and params.csv; only printed if not given.
+    """
+    for name in methods or ():
+        if not get(name).systems:
+            raise ValueError(
+                f"methods names {name!r}, which has no row in the tables: it needs fields of its own. Attach it and "
+                "call mop_t5.count_parameters."
+            )
+    labels = [label for label, system in all_systems().items() if methods is None or system.method in methods]
+    systems = choose(labels, labels, options)
+    present([sizes_table(OVERVIEW if backbone is None else [backbone], systems, scenarios)], "params", output)

@@ -1,0 +1,110 @@
+"""mop-t5 task-vectors"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mop_lab.attempt.few_shot import draw
+from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
+
+import mop_t5
+from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.data import of_scenarios, read_split, scenarios_of
+from mop_t5.evaluation import Table, show
+from mop_t5.files import check_writable
+from mop_t5.storage import task_vectors as vectors_file
+from mop_t5.training import TrainingConfig
+
+KINDS = ("random", "text", "fisher")
+
+
+def task_vectors(
+    corpus: str,
+    output: str,
+    kind: str = "text",
+    backbone: str | None = None,
+    scenarios: list[str] | None = None,
+    width: int | None = None,
+    rows: int | None = None,
+    steps: int = 2500,
+    batch_size: int = 8,
+    learning_rate: float = 3e-5,
+    max_source: int = 512,
+    max_target: int = 128,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Make the vectors that the routers of the method "task_moe" read: one a scenario of a corpus.
+
+    random: drawn from a normal distribution. text: the mean of the backbone's encodings of the training dialogues.
+    fisher: adapters are trained on each scenario, and their Fisher information (mean squared gradients) is reduced to
+    its principal components, at most one less than there are scenarios.
+
+      mop-t5 task-vectors --corpus DIR --backbone DIR --output text.safetensors
+      mop-t5 task-vectors --corpus DIR --kind random --width 768 --output random.safetensors
+      mop-t5 task-vectors --corpus DIR --backbone DIR --kind fisher --rows 500 --output fisher.safetensors
+
+    Args:
+        corpus: folder with train.jsonl.
+        output: file for the vectors.
+        kind: "random", "text" or "fisher".
+        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub; not for random.
+        scenarios: only these scenarios; all if not given.
+        width: of the vectors, for random (768 if not given) and fisher (at most 128 if not given).
+        rows: take at most so many training rows of a scenario, drawn with the seed; all if not given.
+        steps: of the training of the adapters, for fisher, like the next three.
+        batch_size: rows of a batch, for text too.
+        learning_rate: of the adapters.
+        max_source: dialogue tokens kept, for text too.
+        max_target: summary tokens kept.
+        seed: of everything that is random.
+        overwrite: replace the file if it exists.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    for name, value in (("width", width), ("rows", rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    if width is not None and kind == "text":
+        raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
+    if (backbone is None) != (kind == "random"):
+        raise ValueError(f"backbone must be given for text and fisher, and only there; got {backbone!r} for {kind}.")
+    if Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
+    check_writable(Path(output).parent)
+    examples = of_scenarios(read_split(corpus, "train"), scenarios)
+    names = scenarios or scenarios_of(examples)
+    if rows is not None:
+        examples = draw(examples, rows, seed)
+    by_task = [of_scenarios(examples, [name]) for name in names]
+    about = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
+    if kind == "random":
+        vectors = vectors_file.random_vectors(len(names), width or 768, seed)
+    else:
+        model, tokenizer = mop_t5.load_backbone(backbone), load_tokenizer(backbone)
+        about["backbone"] = backbone
+        if kind == "text":
+            vectors = text_vectors(model, tokenizer, by_task, max_source=max_source, batch_size=batch_size)
+        else:
+            training = TrainingConfig(
+                steps=steps,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                max_source=max_source,
+                max_target=max_target,
+                seed=seed,
+            )
+            adapters = small_adapters(model.config.d_model)
+            raw = fisher_vectors(model, tokenizer, by_task, training, method="adapter", options=adapters, say=print)
+            vectors = principal_components(raw, width or 128)
+            about |= {"steps": steps, "learning_rate": learning_rate, "numbers": raw.shape[1]}
+    vectors_file.write(output, names, vectors, about)
+    show(_likeness(names, [len(own) for own in by_task], vectors))
+    print(f"Written to {output}: {len(names)} vectors of width {vectors.shape[1]}. Use it by --options.task_vectors.")
+
+
+def _likeness(names: list[str], rows: list[int], vectors: torch.Tensor) -> Table:
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    cells = [[name, count, *cosines] for name, count, cosines in zip(names, rows, (unit @ unit.T).tolist())]
+    return Table("Cosines between the vectors", ["scenario", "rows", *names], cells, dict.fromkeys(names, ".3f"))

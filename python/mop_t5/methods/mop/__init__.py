@@ -1,0 +1,1 @@
+"""MOP: a mixture of low-rank PHM experts that generates prefixes."""

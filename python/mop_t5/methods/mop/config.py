@@ -1,0 +1,231 @@
+"""The config of the method "mop": fields, presets, checks."""
+
+from dataclasses import dataclass, replace
+
+from mop_t5.attachment.additions import ATTENTIONS
+from mop_t5.backbone.load import BackboneShape
+from mop_t5.methods.parts.base import (
+    MethodConfig,
+    check_bool,
+    check_choice,
+    check_int,
+    check_probability,
+    check_some_scenario,
+)
+from mop_t5.methods.parts.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS
+
+_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")
+_PRESETS = {
+    # fits Table 4 (2.514 % of T5-pegasus) with the text of section 2: Reading A, rank one, 16 and 8 terms
+    "paper": {
+        "prefix_length": 40,
+        "d_mid": 128,
+        "terms_down": 16,
+        "terms_up": 8,
+        "rank": 1,
+        "reading": "A",
+        "routing": "scenario",
+        "attention": ("decoder_self",),
+        "bias": "layer",
+        "activation": "relu",
+    },
+    # public code that is very probably the authors' own, and that fits Table 4 as well
+    "xmoe_top2": {
+        "prefix_length": 40,
+        "d_mid": 128,
+        "terms_down": 32,
+        "terms_up": 32,
+        "rank": 1,
+        "reading": "A",
+        "routing": "xmoe_top2",
+        "attention": ("decoder_self",),
+        "num_experts": 8,
+        "bias": "layer_expert",
+        "activation": "relu",
+        "generator_activation": "relu",
+        "init": "zero_up",
+    },
+}
+
+
+@dataclass(frozen=True)
+class MOPConfig(MethodConfig):
+    """Fields of the method "mop".
+
+    scenarios: names of the scenarios. Where routing="scenario" at least one; scenario s uses expert s.
+    prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
+    d_mid: width of the hidden layer, of the experts and of the MLP generators.
+    terms_down, terms_up: Kronecker terms p and q of the down and of the up maps. In Reading A they must divide the
+        widths on both sides of their map: d_model and d_mid, d_mid and num_heads*d_kv. In Reading B too.
+    rank: r of the rules, A_i = l_i e_i.
+    reading: "A", rules terms x terms (Eq. 2); "B", locals terms x terms (section 2.2).
+    routing: "scenario": an example uses the expert of its scenario, always. "xmoe_top2": a gate sends each prefix row
+        to two experts, whatever the scenario; X' is added to the keys and values of every layer, which then pass a
+        LayerNorm; a loss balances the experts. It needs num_heads*d_kv = d_model, and implies preset="xmoe_top2"
+        unless preset="paper" is given.
+    attention: which attentions get MOP, a subset of "encoder_self", "decoder_self", "cross". The others get the MLP
+        generator of prefix-tuning, shared by all scenarios.
+    num_experts: None for one a scenario, or 1 for one that all scenarios share (a control). Where routing="xmoe_top2"
+        any number from 2, None for 8.
+    layers: indices of the layers that get MOP, in each attention named; the rest of these attentions get an MLP
+        generator. None for all layers; where routing="xmoe_top2" for the last half of them.
+    kv_maps: "separate", an up map for keys and one for values on the same hidden rows; "joint", one up map of twice
+        the width, whose first half are the keys; "separate_down", two maps down and two up.
+    input_scope: "shared", X' is one matrix; "expert", each expert has its own.
+    rule: "low_rank"; "full", the ablation "w/o low-rank", rules trained directly and shared; "dense", experts without
+        Kronecker products, plain matrices (Eq. 1): a control.
+    rule_scope: for rule="full": one rule for all layers and experts ("global"), one a layer ("layer"), or one for each
+        expert in each layer ("layer_expert", "w/o both" with rules of full rank).
+    share_lorl: False is "w/o LoRL": an expert's left factor l is another one in each layer.
+    drop_lorl: True is the other meaning of "w/o LoRL": l is fixed to ones.
+    share_lore: False is "w/o LoRE": a layer's right factor e is another one for each expert.
+    bias: one a "layer", shared by the experts; one an "expert", shared by the layers; "layer_expert"; or None.
+    init: "variance_matched" starts the maps at the scale of a dense layer; "compacter" almost at zero; "zero_up" with
+        up maps of zero, so that experts add nothing at first.
+    activation: of the experts: "relu", "gelu", "gelu_tanh", "tanh", "silu" or "identity".
+    generator_activation: of the MLP generators: "tanh", "relu", "gelu", "silu" or "identity".
+    dropout: probability, of the generated keys and values.
+    balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
+    preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" those of public
+        code that is very probably the authors'. A field given another value than its default wins.
+    """
+
+    prefix_length: int = 40
+    d_mid: int = 128
+    terms_down: int = 16
+    terms_up: int = 8
+    rank: int = 1
+    reading: str = "A"
+    routing: str = "scenario"
+    attention: tuple[str, ...] = ("decoder_self",)
+    num_experts: int | None = None
+    layers: tuple[int, ...] | None = None
+    kv_maps: str = "separate"
+    input_scope: str = "shared"
+    rule: str = "low_rank"
+    rule_scope: str = "global"
+    share_lorl: bool = True
+    drop_lorl: bool = False
+    share_lore: bool = True
+    bias: str | None = "layer"
+    init: str = "variance_matched"
+    activation: str = "relu"
+    generator_activation: str = "tanh"
+    dropout: float = 0.0
+    balance_weight: float = 2.0
+    preset: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("routing", self.routing, ("scenario", "xmoe_top2"))
+        self._fill_in(_PRESETS, unasked=self.routing)
+        for name, minimum in (("prefix_length", 0), ("d_mid", 1), ("terms_down", 1), ("terms_up", 1), ("rank", 1)):
+            check_int(name, getattr(self, name), minimum)
+        for name, options in (
+            ("reading", ("A", "B")),
+            ("kv_maps", ("separate", "joint", "separate_down")),
+            ("input_scope", ("shared", "expert")),
+            ("rule", ("low_rank", "full", "dense")),
+            ("rule_scope", ("global", "layer", "layer_expert")),
+            ("bias", ("layer", "expert", "layer_expert", None)),
+            ("init", ("variance_matched", "compacter", "zero_up")),
+            ("activation", _ACTIVATIONS),
+            ("generator_activation", tuple(GENERATOR_ACTIVATIONS)),
+        ):
+            check_choice(name, getattr(self, name), options)
+        for name in ("share_lorl", "drop_lorl", "share_lore"):
+            check_bool(name, getattr(self, name))
+        check_probability("dropout", self.dropout)
+        _check_weight("balance_weight", self.balance_weight)
+        self._set("attention", _check_attention(self.attention))
+        self._check_experts()
+        if self.layers is not None:
+            if not isinstance(self.layers, (list, tuple)):
+                raise TypeError(f"layers must be a list of layer indices or None; got {self.layers!r}.")
+            for layer in self.layers:
+                check_int("layers", layer, 0)
+            if not self.layers:
+                raise ValueError("layers must name at least one layer; got none. Use None for all layers.")
+            self._set("layers", tuple(sorted(set(self.layers))))
+
+    def _check_experts(self) -> None:
+        if self.routed:
+            if self.num_experts is None:
+                self._set("num_experts", 8)
+            check_int("num_experts", self.num_experts, 2)
+            if self.input_scope == "expert":
+                raise ValueError(
+                    "input_scope must be 'shared' where routing='xmoe_top2', whose gates route the rows of one X'; got "
+                    "'expert'."
+                )
+            return
+        check_some_scenario(self.scenarios)
+        if self.num_experts is not None:
+            check_int("num_experts", self.num_experts, 1)
+            if self.num_experts not in (1, len(self.scenarios)):
+                raise ValueError(
+                    f"num_experts must be None, {len(self.scenarios)} (one a scenario) or 1 (shared by all) where "
+                    f"routing='scenario'; got {self.num_experts}."
+                )
+
+    def with_scenarios(self, scenarios) -> "MOPConfig":
+        one_a_scenario = not self.routed and self.num_experts is not None and self.num_experts > 1
+        return replace(self, scenarios=scenarios, num_experts=None if one_a_scenario else self.num_experts)
+
+    @property
+    def routed(self) -> bool:
+        """Whether a gate, not the scenario, chooses the experts."""
+        return self.routing == "xmoe_top2"
+
+    @property
+    def experts(self) -> int:
+        return len(self.scenarios) if self.num_experts is None else self.num_experts
+
+    def mop_layers(self, attention: str, shape: BackboneShape) -> tuple[int, ...]:
+        """Indices of the layers of this attention that get MOP, ascending."""
+        if attention not in self.attention:
+            return ()
+        count = shape.layers(attention)
+        return tuple(range(count // 2 if self.routed else 0, count)) if self.layers is None else self.layers
+
+    def check_shape(self, shape: BackboneShape) -> None:
+        """Raise ValueError if the terms do not divide the widths of this backbone, or a layer does not exist."""
+        width_out, out = (2, "2*num_heads*d_kv") if self.kv_maps == "joint" else (1, "num_heads*d_kv")
+        for terms, width, what in (
+            ("terms_down", shape.d_model, "d_model"),
+            ("terms_down", self.d_mid, "d_mid"),
+            ("terms_up", self.d_mid, "d_mid"),
+            ("terms_up", width_out * shape.inner, out),
+        ):
+            if width % getattr(self, terms) and self.rule != "dense":
+                raise ValueError(
+                    f"{terms} must divide {what} = {width}; got {getattr(self, terms)}. Choose another {terms}."
+                )
+        if self.routed and shape.inner != shape.d_model:
+            raise ValueError(
+                "routing='xmoe_top2' adds X' to the keys and values, so num_heads*d_kv must be d_model = "
+                f"{shape.d_model}; got {shape.inner}. Use routing='scenario' with this backbone."
+            )
+        for attention in self.attention:
+            last = shape.layers(attention) - 1
+            if self.layers is not None and self.layers[-1] > last:
+                raise ValueError(f"layers must lie in 0 to {last} for {attention}; got {self.layers[-1]}.")
+
+
+def _check_attention(value) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
+        raise TypeError(f"attention must be a list of names out of {', '.join(ATTENTIONS)}; got {value!r}.")
+    unknown = sorted(str(a) for a in value if a not in ATTENTIONS)
+    if unknown or not value:
+        raise ValueError(
+            f"attention must be a non-empty subset of {', '.join(ATTENTIONS)}; got {', '.join(unknown) or 'none'}. "
+            "For no MOP at all use the method 'prefix_tuning'."
+        )
+    return tuple(a for a in ATTENTIONS if a in value)
+
+
+def _check_weight(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be at least 0 and finite; got {value}.")

@@ -1,0 +1,168 @@
+"""MOP: a mixture of PHM experts generates the prefixes, one expert a scenario (MOP, Eqs. 1 to 5).
+
+For expert x in layer l: P_K[l, x], P_V[l, x] = f(X' W_down[l, x] + b) W_up[l, x] + b, every W a sum of Kronecker
+products with low-rank shared rules (mop_kernels.MOPFeedForward). X' is one matrix, shared by all layers and experts, so
+the prefixes depend on the scenario only, never on the text. With routing="xmoe_top2" gates mix the experts of each row
+of X' instead, and the prefixes are those of all scenarios.
+"""
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from mop_kernels import MOPFeedForward
+from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.backbone.load import BackboneShape
+from mop_t5.methods import register
+from mop_t5.methods.mop.config import MOPConfig
+from mop_t5.methods.mop.routing import ResidualNorm, Top2Gate
+from mop_t5.methods.parts.base import Method
+from mop_t5.methods.parts.mlp_generator import MLPGenerator
+
+__all__ = ["MOP", "MOPConfig"]
+
+
+@register
+class MOP(Method):
+    """The experts of the named attentions, the MLP generators of the others, and X'."""
+
+    name = "mop"
+    Config = MOPConfig
+    systems: ClassVar = {
+        "MOP": {"preset": "paper"},
+        "MOP w/o low-rank": {"preset": "paper", "rule": "full"},
+        "MOP w/o LoRL": {"preset": "paper", "share_lorl": False},
+        "MOP w/o LoRE": {"preset": "paper", "share_lore": False},
+        "MOP w/o both": {"preset": "paper", "share_lorl": False, "share_lore": False},
+        "MOP dense experts": {"preset": "paper", "rule": "dense"},
+        "MOP one shared expert": {"preset": "paper", "num_experts": 1},
+        "MOP (X-MoE top-2)": {"preset": "xmoe_top2"},
+    }
+
+    def __init__(self, config: MOPConfig, shape: BackboneShape, device=None, dtype=None):
+        config.check_shape(shape)
+        super().__init__(config, shape)
+        c, made = config, {"device": device, "dtype": dtype}
+        scope = (c.experts,) if c.input_scope == "expert" else ()
+        self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **made))  # X'
+        nn.init.normal_(self.input)
+        dropout = 0.0 if c.routed else c.dropout  # with gates it acts in ResidualNorm
+        self.dropout = nn.Dropout(dropout)
+        self.experts, self.value_experts = nn.ModuleDict(), nn.ModuleDict()  # the latter for kv_maps="separate_down"
+        self.generators, self.gates, self.norms = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for attention in ATTENTIONS:
+            layers, mop_layers = shape.layers(attention), len(c.mop_layers(attention, shape))
+            if mop_layers:
+                self.experts[attention] = self._bank(mop_layers, **made)
+                if c.kv_maps == "separate_down":
+                    self.value_experts[attention] = self._bank(mop_layers, **made)
+                if c.routed:
+                    self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **made)
+            if layers > mop_layers:
+                rest, activation = layers - mop_layers, c.generator_activation
+                # with gates, the other layers of an attention are generated from X', too
+                own_rows = not (c.routed and mop_layers)
+                self.generators[attention] = MLPGenerator(
+                    shape, rest, c.prefix_length, c.d_mid, activation, dropout, **made, own_rows=own_rows
+                )
+            if c.routed:
+                self.norms[attention] = ResidualNorm(shape, c.dropout, **made)
+
+    def _bank(self, layers: int, **made) -> MOPFeedForward:
+        c, inner = self.config, self.shape.inner
+        d_out, num_maps = {"separate": (inner, 2), "joint": (2 * inner, 1), "separate_down": (inner, 1)}[c.kv_maps]
+        return MOPFeedForward(
+            num_layers=layers,
+            num_experts=c.experts,
+            d_in=self.shape.d_model,
+            d_mid=c.d_mid,
+            d_out=d_out,
+            num_maps=num_maps,
+            terms_down=c.terms_down,
+            terms_up=c.terms_up,
+            rank=c.rank,
+            reading=c.reading,
+            share_lorl=c.share_lorl,
+            share_lore=c.share_lore,
+            drop_lorl=c.drop_lorl,
+            rule=c.rule,
+            rule_scope=c.rule_scope,
+            bias=c.bias,
+            activation=c.activation,
+            init=c.init,
+            **made,
+        )
+
+    @property
+    def distinguishes_scenarios(self) -> bool:
+        return self.config.experts > 1 and not self.config.routed
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        active = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None
+        prefixes, balance = {}, []
+        for attention in ATTENTIONS:
+            layers = self.config.mop_layers(attention, self.shape)
+            by_experts = by_generator = iter(())
+            if layers:
+                keys, values = self._expert_rows(attention, active)
+                if attention in self.gates:
+                    # of all experts, as the rows of a prefix use most of them between them
+                    weights, loss = self.gates[attention](self.input)
+                    keys, values = (torch.einsum("lne,lenk->lnk", weights, rows)[:, None] for rows in (keys, values))
+                    balance.append(loss)
+                by_experts = self._pairs(attention, self._heads(keys), self._heads(values), self.input)
+            if attention in self.generators:
+                generator = self.generators[attention]
+                rows = self.input if generator.embedding is None else generator.embedding
+                by_generator = self._pairs(attention, *generator(rows).unbind(1), rows)
+            prefixes[attention] = tuple(
+                next(by_experts if layer in layers else by_generator) for layer in range(self.shape.layers(attention))
+            )
+        loss = self.config.balance_weight * sum(balance) if balance and self.training else None
+        return Additions(prefixes, active, loss=loss)
+
+    def _expert_rows(self, attention: str, active: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, each (layers, experts or active, prefix, inner)."""
+        banks = [banks[attention] for banks in (self.experts, self.value_experts) if attention in banks]
+        maps = [rows for bank in banks for rows in bank(self.input, experts=active)]
+        keys, values = maps[0].chunk(2, dim=-1) if self.config.kv_maps == "joint" else maps
+        keys, values = (self.only_trained(rows, active, dim=1) for rows in (keys, values))
+        return self.dropout(keys), self.dropout(values)
+
+    def _heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """(layers, rows, prefix, inner) -> (layers, rows, heads, prefix, d_kv)"""
+        # contiguous: one copy here, not one in every layer at every decoding step
+        return rows.unflatten(-1, (self.shape.num_heads, self.shape.d_kv)).transpose(2, 3).contiguous()
+
+    def _pairs(self, attention: str, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> Iterator[tuple]:
+        """One (keys, values) a layer, of (layers, ...) generated from rows."""
+        if attention in self.norms:
+            keys, values = (self.norms[attention](generated, rows) for generated in (keys, values))
+        return zip(keys.unbind(0), values.unbind(0), strict=True)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        own = [p for p, _ in self._of_single_experts()]
+        generators = list(self.generators.parameters())
+        ids = {id(p) for p in own + generators}
+        return {
+            "experts": own,
+            "shared": [p for p in self.parameters() if id(p) not in ids],
+            "generators": generators,
+        }
+
+    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
+        # experts that a gate chooses are not those of scenarios
+        return self._of_single_experts() if self.distinguishes_scenarios else iter(())
+
+    def _of_single_experts(self) -> Iterator[tuple[nn.Parameter, int]]:
+        """(parameter, dimension that counts the experts); none of an expert that is alone, which is never absent."""
+        if self.config.experts == 1:
+            return
+        if self.config.input_scope == "expert":
+            yield self.input, 0
+        for banks in (self.experts, self.value_experts):
+            for parameter in banks.parameters():  # they lead with (layers or 1, experts or 1)
+                if parameter.shape[1] == self.config.experts:
+                    yield parameter, 1

@@ -1,0 +1,78 @@
+"""X-MoE routing of prefix rows (Chi et al. 2022, as public code that is very probably the MOP authors' own uses it).
+
+A gate a layer projects a row of X' to a few dimensions and compares it with one unit vector an expert. The two experts
+of a row are mixed by their renormalised probabilities. Rows are those of X', so they are routed once a batch, and no
+expert has a capacity.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mop_t5.backbone.load import BackboneShape
+
+_WIDTH = 4  # of the space of the centroids
+_CENTROID_NORM = 1.5
+
+
+class Top2Gate(nn.Module):
+    """The gates of several layers on the same rows.
+
+    logits = (rows W) . c / |c|, p = softmax over experts. In training the second expert is drawn from p without the
+    first (Gumbel-max), in evaluation it is the second best.
+
+    forward(rows (n, d_model)) -> weights (layers, n, experts), in each row two that sum to one and zeros; and the
+    balance loss, experts^2 * mean over experts of (mean p * share of rows that have it first), summed over layers.
+    """
+
+    def __init__(self, layers: int, experts: int, d_model: int, device=None, dtype=None):
+        super().__init__()
+        self.projection = nn.Parameter(torch.empty(layers, d_model, _WIDTH, device=device, dtype=dtype))
+        self.centroids = nn.Parameter(torch.empty(layers, experts, _WIDTH, device=device, dtype=dtype))
+        nn.init.uniform_(self.projection, -(d_model**-0.5), d_model**-0.5)  # as nn.Linear
+        with torch.no_grad():
+            for centroids in self.centroids:
+                nn.init.orthogonal_(centroids, gain=0.32)
+            self.centroids.copy_(_CENTROID_NORM * F.normalize(self.centroids, dim=-1))
+
+    def probabilities(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and softmax, each (layers, n, experts)."""
+        # The source rescales the centroids in place before each use. Here their values are rescaled and the gradient
+        # passes by, which is the same gradient, and leaves a forward pass without effects.
+        rescaled = _CENTROID_NORM * F.normalize(self.centroids, dim=-1)
+        centroids = F.normalize(self.centroids + (rescaled - self.centroids).detach(), dim=-1)
+        device = rows.device.type
+        # two experts may be close: no half precision under autocast
+        autocast = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+            logits = rows @ self.projection @ centroids.mT
+            return logits, logits.softmax(-1)
+
+    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, probabilities = self.probabilities(rows)
+        experts = torch.arange(logits.shape[-1], device=logits.device)
+        first = logits.argmax(-1, keepdim=True) == experts
+        if self.training:
+            logits = logits - torch.empty_like(logits).exponential_().log()  # Gumbel noise
+        second = logits.masked_fill(first, -torch.inf).argmax(-1, keepdim=True) == experts
+        weights = probabilities * (first | second)
+        weights = weights / weights.sum(-1, keepdim=True)
+        n = max(rows.shape[0], 1)  # a prefix may have no rows
+        balance = len(experts) * (probabilities.sum(1) / n * (first.sum(1) / n)).sum()
+        return weights, balance
+
+
+class ResidualNorm(nn.Module):
+    """LayerNorm over the head width of dropout(generated + X'), one for keys, values and all layers of an attention."""
+
+    def __init__(self, shape: BackboneShape, dropout: float, device=None, dtype=None):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(shape.d_kv, device=device, dtype=dtype)
+
+    def forward(self, generated: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """generated (..., heads, prefix, d_kv), rows (prefix, heads*d_kv) -> as generated."""
+        residual = rows.unflatten(-1, (-1, generated.shape[-1])).transpose(0, 1)
+        return self.norm(self.dropout(generated + residual))

@@ -1,0 +1,262 @@
+"""Prompt-tuning: trained rows in front of the encoder's embeddings (Lester et al. 2021; "MTL-prompt" of MOP, Table 2).
+
+The encoder runs on prompt and text, so the prompt takes part in the relative positions, and the decoder attends to the
+encoder's outputs at the prompt, too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from mop_t5.attachment.additions import Additions
+from mop_t5.backbone.identity import check_same_backbone, weights_of
+from mop_t5.backbone.load import BackboneShape
+from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.methods import register
+from mop_t5.methods.parts.base import (
+    Method,
+    MethodConfig,
+    check_bool,
+    check_choice,
+    check_int,
+    check_positive,
+    check_scenarios,
+)
+from mop_t5.methods.prompt import spot
+from mop_t5.methods.prompt.starting_points import FirstVersion, StartingPoints
+from mop_t5.storage import adapter_folder, prompt_library
+
+_INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
+# fields that go with one init
+_NEEDS = {"init_words": "words", "init_file": "file", "init_library": "spot", "init_target": "spot"}
+
+
+@dataclass(frozen=True)
+class PromptTuningConfig(MethodConfig):
+    """Fields of the method "prompt_tuning".
+
+    scenarios: names of the scenarios. They share the prompt unless per_scenario.
+    prefix_length: rows of the prompt. 0 gives the plain model.
+    per_scenario: a prompt of its own for every scenario.
+    init: where the prompt starts:
+        "uniform", between -init_scale and init_scale (the paper of prompt-tuning);
+        "uniform_positive", between 0 and init_scale (its published code: 0.5, and 0.01 in its bare helper);
+        "normal", mean 0 and standard deviation init_scale;
+        "vocabulary", embeddings of distinct tokens drawn from the first init_vocabulary ids;
+        "words", embeddings of the words in init_words, in turn, that of a word of several tokens being their mean;
+        "file", what init_file holds;
+        "spot", the source prompts of init_library that are most like init_target (SPoT).
+        Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
+    init_scale: see init.
+    init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent 5,000.
+    init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer is the one that the backbone
+        was loaded with.
+    init_file: see init. The folder of a saved prompt_tuning, or a .safetensors file of one tensor, of shape
+        (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
+    init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).
+    init_prompts: names of the prompts of init_library to choose from; all if empty.
+    init_target: see init. A first version of the prompt, trained for a few epochs; of the kinds that init_file is.
+    init_similarity: how prompts are compared, one of mop_t5.methods.prompt.spot.SIMILARITIES.
+    init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
+    """
+
+    prefix_length: int = 40
+    per_scenario: bool = False
+    init: str = "uniform"
+    init_scale: float = 0.5
+    init_vocabulary: int = 5000
+    init_words: tuple[str, ...] = ()
+    init_file: str | None = None
+    init_library: str | None = None
+    init_prompts: tuple[str, ...] = ()
+    init_target: str | None = None
+    init_similarity: str = "avgpool_cosine"
+    init_top: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_int("prefix_length", self.prefix_length, 0)
+        check_bool("per_scenario", self.per_scenario)
+        if self.per_scenario and not self.scenarios:
+            raise ValueError("scenarios must name at least one scenario where per_scenario=True; got none.")
+        check_choice("init", self.init, _INITS)
+        check_positive("init_scale", self.init_scale)
+        check_int("init_vocabulary", self.init_vocabulary, 1)
+        if self.init == "vocabulary" and self.init_vocabulary < self.prefix_length:
+            raise ValueError(
+                f"init_vocabulary must be at least prefix_length = {self.prefix_length}; got {self.init_vocabulary}."
+            )
+        self._set("init_words", _check_words(self.init_words))
+        if len(self.init_words) > self.prefix_length:
+            raise ValueError(
+                f"init_words must hold at most prefix_length = {self.prefix_length} words; got {len(self.init_words)}."
+            )
+        for name in ("init_file", "init_library", "init_target"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} must be a path as a string; got {value!r}.")
+        self._set("init_prompts", check_scenarios(self.init_prompts, "init_prompts"))
+        for name, init in _NEEDS.items():
+            if bool(getattr(self, name)) != (self.init == init):
+                raise ValueError(f"{name} must be given where init={init!r}, and only there; got init={self.init!r}.")
+        check_choice("init_similarity", self.init_similarity, tuple(spot.SIMILARITIES))
+        check_int("init_top", self.init_top, 0)
+
+    def sources(self) -> dict[str, list[Path]]:
+        files = {name: [Path(path)] for name in ("init_file", "init_target") if (path := getattr(self, name))}
+        if self.init_library is None:
+            return files
+        library = Path(self.init_library)
+        chosen = self.init_prompts or (prompt_library.names(library) if library.is_dir() else ())
+        return files | {"init_library": [library / name for name in chosen]}
+
+
+def _check_words(value) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(w, str) for w in value):
+        raise TypeError(f"init_words must be a list of words; got {value!r}.")
+    return tuple(value)
+
+
+def vocabulary_rows(model, argument: str, length: int, first: int) -> torch.Tensor:
+    """(length, d_model): embeddings of distinct tokens drawn from the first ids. argument: the field that set length,
+    for the error where there are too few."""
+    table = model.get_input_embeddings().weight
+    known = min(first, len(table))
+    if known < length:
+        raise ValueError(f"{argument} must be at most the vocabulary's {known} with init='vocabulary'; got {length}.")
+    return table[torch.randperm(known)[:length].to(table.device)]
+
+
+@register
+class PromptTuning(Method):
+    """prompt: (prefix_length, d_model), or (scenarios, prefix_length, d_model) with per_scenario."""
+
+    name = "prompt_tuning"
+    Config = PromptTuningConfig
+    systems: ClassVar = {"prompt-tuning": {}}
+    learning_rate = 0.3
+    has_prompt = True
+
+    def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device=None, dtype=None):
+        super().__init__(config, shape)
+        size = (config.prefix_length, shape.d_model)
+        if config.per_scenario:
+            size = (len(config.scenarios), *size)
+        self.prompt = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        if config.init == "normal":
+            nn.init.normal_(self.prompt, std=config.init_scale)
+        else:
+            low = -config.init_scale if config.init == "uniform" else 0.0
+            nn.init.uniform_(self.prompt, low, config.init_scale)
+
+    @classmethod
+    def systems_from(cls, starts: StartingPoints) -> dict[str, dict]:
+        own = {"prefix_length": starts.length, "per_scenario": True}
+        plain = {**own, "init": "vocabulary"}
+        like = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
+        like["init_target"] = FirstVersion(plain, starts.first_steps)
+        rows = {
+            "frozen backbone": {"prefix_length": 0},
+            "PT": plain,
+            "SPoT-t": like,
+            "SPoT-t (mixed)": {**like, "init_top": 0, "init_similarity": "sum_token_cosine"},
+        }
+        if starts.general_prompt is not None:
+            rows["SPoT-g"] = {**own, "init": "file", "init_file": starts.general_prompt}
+        return rows
+
+    @torch.no_grad()
+    def initialise(self, model) -> None:
+        if self.config.init == "file":
+            self.prompt.copy_(self._stored("init_file")[0])
+        elif self.config.init == "spot":
+            self.prompt.copy_(self._rows_of_spot(model))
+        elif self.config.init in ("vocabulary", "words"):
+            rows = self._rows_of_vocabulary if self.config.init == "vocabulary" else self._rows_of_words
+            for prompt in self.prompt if self.config.per_scenario else [self.prompt]:
+                prompt.copy_(rows(model))
+
+    def _rows_of_vocabulary(self, model) -> torch.Tensor:
+        return vocabulary_rows(model, "prefix_length", self.config.prefix_length, self.config.init_vocabulary)
+
+    def _rows_of_words(self, model) -> torch.Tensor:
+        table, name = model.get_input_embeddings().weight, model.config._name_or_path
+        if not name:
+            raise ValueError(
+                "init='words' needs the backbone's tokenizer, but the backbone was built here and not loaded. Load it "
+                "from a folder that holds its tokenizer, or choose another init."
+            )
+        tokenizer, rows = load_tokenizer(name), []
+        for word in self.config.init_words:
+            tokens = tokenizer(word, add_special_tokens=False)["input_ids"]
+            if not tokens:
+                raise ValueError(f"init_words holds {word!r}, of which the tokenizer makes no token. Leave it out.")
+            rows.append(table[tokens].to(self.prompt.dtype).mean(0))
+        return torch.stack([rows[i % len(rows)] for i in range(self.config.prefix_length)])
+
+    def _rows_of_spot(self, model) -> torch.Tensor:
+        config = self.config
+        target, backbone = self._stored("init_target")
+        if backbone is not None:
+            check_same_backbone(model, backbone, weights_of(model), config.init_target)
+        names = config.init_prompts or prompt_library.names(config.init_library)
+        sources = prompt_library.read_for(model, config.init_library, names, config.prefix_length)
+        targets = target if target.dim() == 3 else [target]
+        made = [spot.start(one, sources, config.init_similarity, config.init_top) for one in targets]
+        return torch.stack(made) if target.dim() == 3 else made[0]
+
+    def _stored(self, argument: str) -> tuple[torch.Tensor, dict | None]:
+        """The prompt at the path that a field gives, and which backbone it was trained for, if that is known."""
+        path, backbone = Path(getattr(self.config, argument)), None
+        if path.is_dir():
+            description, tensors = adapter_folder.read(path)
+            backbone = description["backbone"]
+            if description["method"] != self.name:
+                raise ValueError(
+                    f"{argument} {str(path)!r} holds the method {description['method']!r}; expected {self.name!r}."
+                )
+        elif path.is_file():
+            try:
+                tensors = load_file(path)
+            except SafetensorError as error:
+                raise ValueError(f"{argument} {str(path)!r} is not a safetensors file ({error}).") from error
+        else:
+            raise FileNotFoundError(f"{argument} {str(path)!r} is neither a file nor a folder. Check the path.")
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        shapes = (tuple(self.prompt.shape), tuple(self.prompt.shape[-2:]))
+        if len(found) != 1 or not set(found.values()) <= set(shapes):
+            expected = " or ".join(map(str, dict.fromkeys(shapes)))
+            raise ValueError(
+                f"{argument} {str(path)!r} must hold one tensor of shape {expected}; got {found}. Choose "
+                "prefix_length and per_scenario as they were there."
+            )
+        return next(iter(tensors.values())), backbone
+
+    @property
+    def distinguishes_scenarios(self) -> bool:
+        return self.config.per_scenario and len(self.scenarios) > 1
+
+    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        return Additions(prompt=self._prepend)
+
+    def _prepend(self, embeddings, mask, scenario_ids) -> torch.Tensor:
+        """(batch, prompt + source, d_model)"""
+        rows = self.only_trained(self.prompt)
+        if self.config.per_scenario:
+            # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+            rows = rows[0] if scenario_ids is None else rows[scenario_ids]
+        rows = rows.to(embeddings.dtype).expand(len(embeddings), -1, -1)
+        return torch.cat([rows, embeddings], dim=1)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"prompt": [self.prompt]}
+
+    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
+        if self.distinguishes_scenarios:  # a scenario that is alone is never absent
+            yield self.prompt, 0

@@ -1,0 +1,61 @@
+"""What was trained before, on source tasks, for the rows of tables that start from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mop_t5.methods.parts.base import check_int
+from mop_t5.storage import prompt_library
+
+
+@dataclass(frozen=True)
+class StartingPoints:
+    """What was trained on source tasks. Systems that start from it are rows where it is given.
+
+    Args:
+        library: folder of a prompt library, which holds source prompts of one length.
+        source_prompts: names of its prompts, in the order of the attention weights; all, by their names, if not given.
+        general_prompt: folder of a saved prompt_tuning, one prompt for all source tasks; adds SPoT-g.
+        prior: folder of a saved attempt, whose attention those of the new tasks start from; adds ATTEMPT without it and
+            with it frozen.
+        first_steps: steps in which SPoT-t trains the first version of a prompt, which it then compares with the source
+            prompts.
+    """
+
+    library: str
+    source_prompts: list[str] | None = None
+    general_prompt: str | None = None
+    prior: str | None = None
+    first_steps: int = 100
+
+    def __post_init__(self):
+        check_int("first_steps", self.first_steps, 1)
+        known = prompt_library.names(self.library)
+        chosen = tuple(known if self.source_prompts is None else self.source_prompts)
+        if not chosen:
+            raise ValueError(f"library {self.library!r} holds no prompt. Train some by `mop-t5 attempt sources`.")
+        unknown = sorted(set(chosen) - set(known))
+        if unknown:
+            raise ValueError(
+                f"source_prompts names {', '.join(unknown)}; library {self.library!r} holds {', '.join(known)}."
+            )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The names of the source prompts."""
+        return tuple(self.source_prompts or prompt_library.names(self.library))
+
+    @property
+    def length(self) -> int:
+        """Rows of a source prompt."""
+        return len(prompt_library.read(self.library, self.prompts[0]).prompt)
+
+
+@dataclass(frozen=True)
+class FirstVersion:
+    """Stands among the fields of a row for the folder of an adapter that is trained first, on the same examples: the
+    same method with `fields`, for so many steps."""
+
+    fields: dict[str, Any]
+    steps: int

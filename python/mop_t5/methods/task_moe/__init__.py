@@ -1,0 +1,1 @@
+"""Task-level mixture of experts."""

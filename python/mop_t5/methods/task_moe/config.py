@@ -1,0 +1,156 @@
+"""The config of the method "task_moe": fields, preset, checks."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mop_t5.methods.parts.base import (
+    MethodConfig,
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_positive,
+    check_probability,
+    check_some_scenario,
+)
+from mop_t5.methods.task_moe.routers import ROUTERS
+from mop_t5.methods.task_moe.selection import SELECTIONS
+
+_PRESETS = {
+    # from nearly average routes to those of the router, slowly; with `routes_from`
+    "stage_two": {
+        "selection": "softmax",
+        "temperature": 300.0,
+        "temperature_rate": 1e-4,
+        "minimum_temperature": 1.0,
+    }
+}
+
+
+@dataclass(frozen=True)
+class TaskMoEConfig(MethodConfig):
+    """Fields of the method "task_moe".
+
+    scenarios: names of the scenarios, the tasks.
+    experts: copies of each chosen block.
+    encoder_layers, decoder_layers: indices of the blocks that become experts; None for all of the stack.
+    router: what maps the vector of a task to logits, (layers, experts): "linear", "rnn", "lstm", "gru" or
+        "transformer", each of them also with "_layer_specific" behind its name.
+    hidden: width of the router.
+    selection: routes of the logits: "softmax"; "gumbel", with Gumbel noise; "straight_through", the best expert after
+        the noise alone, with the gradient of "gumbel".
+    temperature, temperature_rate, minimum_temperature: the logits are divided by max(temperature * exp(-rate * step),
+        minimum), where step counts the optimizer steps.
+    noise_in_evaluation: draw the noise of "gumbel" and "straight_through" in evaluation, too, as the public code does.
+    exploration: probability that training sends an example through a random expert of a layer in place of its route.
+    routes: "learned"; "average", all experts alike; "random_1", "random_2" and so on, so many random experts a task
+        and layer, drawn once; "instance", a random expert for each example and layer, drawn anew in training, and once
+        for evaluation.
+    routes_from: folder of a saved task_moe whose router and task vectors make the routes, frozen. Tasks that it does
+        not know need a vector of their own in `task_vectors`.
+    experts_from: folder of a saved task_moe whose experts are the start, and its router and the vectors of the tasks
+        it knows, where this one learns routes.
+    task_vectors: file of `mop-t5 task-vectors` with a vector for each scenario. None: random ones, N(0, 1).
+    d_task: width of the task vectors.
+    train_task_vectors: train them, too.
+    noise: deviation of what is added to the experts' initial values, those of their block.
+    own_tables: whether each expert has a table of relative positions of its own, which its number hands on to the later
+        blocks; else they share the backbone's. For T5 and mT5; in umT5 the table is a part of every block. Needs
+        experts in all blocks of a stack that has any.
+    train_shared: train what all experts share as well: embeddings, head, last LayerNorms, blocks without experts.
+    expert_regulariser: weight of a loss, the sum over layers of the mean distance of two experts. Above 0 it pulls
+        experts together.
+    alternate: train the router and the task vectors in one step, all else in the next.
+    preset: "stage_two", the temperature of the second stage. A field given another value than its default wins.
+    """
+
+    experts: int = 3
+    encoder_layers: tuple[int, ...] | None = None
+    decoder_layers: tuple[int, ...] | None = None
+    router: str = "linear_layer_specific"
+    hidden: int = 64
+    selection: str = "softmax"
+    temperature: float = 2.0
+    temperature_rate: float = 3e-4
+    minimum_temperature: float = 0.1
+    noise_in_evaluation: bool = False
+    exploration: float = 0.0
+    routes: str = "learned"
+    routes_from: str | None = None
+    experts_from: str | None = None
+    task_vectors: str | None = None
+    d_task: int = 768
+    train_task_vectors: bool = True
+    noise: float = 1e-8
+    own_tables: bool = False
+    train_shared: bool = True
+    expert_regulariser: float = 0.0
+    alternate: bool = False
+    preset: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_some_scenario(self.scenarios)
+        self._fill_in(_PRESETS)
+        for name in ("experts", "hidden", "d_task"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("encoder_layers", "decoder_layers"):
+            self._check_layers(name)
+        if self.encoder_layers == self.decoder_layers == ():
+            raise ValueError("encoder_layers and decoder_layers are both empty. Name a block, or None for all.")
+        check_choice("router", self.router, ROUTERS)
+        check_choice("selection", self.selection, SELECTIONS)
+        for name in ("temperature", "minimum_temperature"):
+            check_positive(name, getattr(self, name))
+        for name in ("temperature_rate", "noise"):
+            check_number(name, getattr(self, name), 0)
+        check_probability("exploration", self.exploration)
+        for name in ("noise_in_evaluation", "train_task_vectors", "own_tables", "train_shared", "alternate"):
+            check_bool(name, getattr(self, name))
+        check_number("expert_regulariser", self.expert_regulariser)
+        if self.expert_regulariser and self.experts == 1:
+            raise ValueError("expert_regulariser needs two experts or more; got experts=1.")
+        for name in ("routes_from", "experts_from", "task_vectors"):
+            self._check_path(name)
+        self._check_routes()
+
+    def sources(self) -> dict[str, list[Path]]:
+        named = ("routes_from", "experts_from", "task_vectors")
+        return {name: [Path(path)] for name in named if (path := getattr(self, name))}
+
+    def _check_layers(self, name: str) -> None:
+        layers = getattr(self, name)
+        if layers is None:
+            return
+        if not isinstance(layers, (list, tuple)):
+            raise TypeError(f"{name} must be a list of block indices or None; got {layers!r}.")
+        for layer in layers:
+            check_int(name, layer, 0)
+        if len(set(layers)) != len(layers):
+            raise ValueError(f"{name} must be distinct; got {list(layers)}.")
+        self._set(name, tuple(sorted(layers)))
+
+    def _check_path(self, name: str) -> None:
+        if not isinstance(getattr(self, name), (str, type(None))):
+            raise TypeError(f"{name} must be a path or None; got {getattr(self, name)!r}.")
+
+    def _check_routes(self) -> None:
+        if not isinstance(self.routes, str):
+            raise TypeError(f"routes must be a string; got {self.routes!r}.")
+        count = re.fullmatch(r"random_(\d+)", self.routes)
+        known = self.routes in ("learned", "average", "instance")
+        if not known and not (count and 1 <= int(count[1]) <= self.experts):
+            raise ValueError(
+                f"routes must be 'learned', 'average', 'instance' or 'random_N' with N from 1 to {self.experts}; got "
+                f"{self.routes!r}."
+            )
+        if self.routes != "learned" and self.routes_from is not None:
+            raise ValueError(f"routes_from needs routes='learned'; got {self.routes!r}. Leave one of them out.")
+        if self.alternate and not self.has_router:
+            raise ValueError("alternate needs a router that is trained. Leave routes and routes_from out.")
+
+    @property
+    def has_router(self) -> bool:
+        """Whether routes are learned here; else they are fixed."""
+        return self.routes == "learned" and self.routes_from is None

@@ -1,0 +1,139 @@
+"""Scenarios come and go: list them, add one to a trained method, remove one, train a few of them alone."""
+
+import torch
+from transformers import PreTrainedModel
+
+from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached, unwrapped
+from mop_t5.methods.parts.base import Method, check_scenarios
+from mop_t5.operations.attach import build_method
+
+
+def scenarios(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the scenarios of the attached method; the scenario at position s has id s."""
+    model = unwrapped(model)
+    if not is_attached(model):
+        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
+    return model.scenarios
+
+
+def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> None:
+    """Add a scenario to an attached method, as the last id, and train it alone (train_only), for few-shot tuning.
+
+    like: the scenario whose expert the new one starts as; None for the mean of all experts, parameter by parameter.
+    The other scenarios' outputs stay as they are, bit for bit. The parameters that grow are new objects: make the
+    optimizer afterwards.
+
+    Raises ValueError for a name that is known already, an unknown `like`, and a method whose scenarios share all
+    parameters (prefix_tuning, MOP with num_experts=1), where there is nothing to add.
+    """
+    method = attached(model).mop
+    known = method.scenarios
+    _check_name("name", name)
+    if name in known:
+        raise ValueError(f"name {name!r} is a scenario of the model already; known are {', '.join(known)}.")
+    everyone = list(range(len(known)))
+    start = everyone if like is None else [_id(method, "like", like)]
+    new = _with_scenarios(model, [*known, name], [*([scenario] for scenario in everyone), start])
+    setattr(model, SUBMODULE, new)
+    train_only(model, [name])
+
+
+def remove_scenario(model: PreTrainedModel, name: str) -> None:
+    """Remove a scenario and its expert from an attached method. Ids above its own become one smaller.
+
+    The other scenarios' outputs stay as they are, bit for bit, and what was trained (train_only) still is. The
+    parameters that shrink are new objects: make the optimizer afterwards. Raises ValueError for an unknown name, for
+    the last scenario, and for a method whose scenarios share all parameters.
+    """
+    method = attached(model).mop
+    gone = _id(method, "name", name)
+    if len(method.scenarios) == 1:
+        raise ValueError(f"name {name!r} is the last scenario of the method. Detach the method instead.")
+    kept = [scenario for scenario in range(len(method.scenarios)) if scenario != gone]
+    new = _with_scenarios(model, [method.scenarios[s] for s in kept], [[s] for s in kept])
+    if method.trained_scenarios is not None:
+        new.trained_scenarios = tuple(kept.index(s) for s in method.trained_scenarios if s != gone)
+    setattr(model, SUBMODULE, new)
+
+
+def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
+    """Train the experts of these scenarios alone; None trains all of the method again.
+
+    Whatever scenarios share asks for no gradient (MOP: LoRE, X', layer biases, MLP generators), and the gradients of
+    other scenarios' experts are exactly zero, in mixed batches too. The experts of all scenarios lie in one tensor, so
+    an optimizer with weight decay or old momentum would still move the others: mop_t5.training.train holds them; in a
+    loop of your own call hold_absent_experts(optimizer, model.mop.expert_parameters()). Not saved with the method.
+
+    Raises ValueError for no name or an unknown one, and for a method whose scenarios share all parameters.
+    """
+    method = attached(model).mop
+    if names is None:
+        trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | model._mop_record.trained.keys()
+        ids = None
+    else:
+        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(model)}
+        ids = tuple(_id(method, "names", name) for name in check_scenarios(names, "names"))
+        if not ids:
+            raise ValueError("names must hold at least one scenario; got none. Use None to train all of the method.")
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name in trained)
+        if not parameter.requires_grad:
+            parameter.grad = None
+    method.trained_scenarios = ids
+
+
+def _check_name(argument: str, name) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{argument} must be the name of a scenario; got {name!r}.")
+    check_scenarios([name], argument)
+
+
+def _id(method: Method, argument: str, name: str) -> int:
+    _check_name(argument, name)
+    if name not in method.scenarios:
+        known = ", ".join(method.scenarios) or "none: the method has none"
+        raise ValueError(f"{argument} {name!r} is no scenario of the model; expected one of {known}.")
+    return method.scenarios.index(name)
+
+
+def _empty(model, names) -> Method:
+    """The attached method for other scenarios, without values."""
+    return build_method(type(model.mop), model.mop.config.with_scenarios(names), model, device="meta")
+
+
+def _scenario_dimensions(model) -> dict[str, int]:
+    """Of every parameter that holds something of each scenario's own: its name, and the dimension that counts them."""
+    method = model.mop
+    another = "".join(method.scenarios) + "+"  # longer than any, so it is none of them
+    larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
+    dimensions = {}
+    for name, parameter in method.named_parameters():
+        grown = [d for d, (a, b) in enumerate(zip(parameter.shape, larger[name].shape, strict=True)) if a != b]
+        if grown:
+            (dimensions[name],) = grown
+    if not dimensions:
+        raise ValueError(
+            f"the scenarios of this {method.name!r} share all its parameters, so none can be added, removed or trained "
+            "alone. Train or attach it for the scenarios that you want."
+        )
+    return dimensions
+
+
+def _with_scenarios(model, names, sources: list[list[int]]) -> Method:
+    """The attached method for `names`: scenario s starts as the mean of the scenarios sources[s] of the old one.
+
+    Parameters that scenarios share are the same objects in both.
+    """
+    method, dimensions = model.mop, _scenario_dimensions(model)
+    asks = {name: parameter.requires_grad for name, parameter in method.named_parameters()}
+    state = method.state_dict(keep_vars=True)
+    for name, dim in dimensions.items():
+        old = state[name].detach()
+        parts = (old.index_select(dim, torch.tensor(ids, device=old.device)) for ids in sources)
+        # a mean over one could turn -0.0 into 0.0
+        state[name] = torch.cat([part if part.shape[dim] == 1 else part.mean(dim, True) for part in parts], dim)
+    new = _empty(model, names)
+    new.load_state_dict(state, assign=True)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(asks[name])
+    return new.train(method.training)

@@ -1,0 +1,1 @@
+"""Draw the plots that training, evaluation and the laboratory share."""

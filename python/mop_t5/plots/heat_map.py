@@ -1,0 +1,50 @@
+"""A matrix of numbers as a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mop_t5.plots.figures import save_figure
+
+_WRITTEN_CELLS = 400  # above, numbers in the cells cannot be read
+
+
+def heat_map(
+    path: str | Path,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float]],
+    title: str,
+    *,
+    x_label: str = "",
+    y_label: str = "",
+) -> list[Path]:
+    """Write PATH.png and PATH.svg and return both: values (rows, columns), dark where they are high, and in the cells
+    the numbers if these are few."""
+    from matplotlib.figure import Figure
+
+    if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
+        raise ValueError(
+            f"values must be {len(rows)} rows of {len(columns)}, one a label; got {len(values)} rows of "
+            f"{sorted({len(row) for row in values})}."
+        )
+    longest = max(map(len, rows))
+    figure = Figure(
+        figsize=(2.4 + 0.08 * longest + 0.6 * len(columns), 1.9 + 0.4 * len(rows)),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", aspect="auto")
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    if len(rows) * len(columns) <= _WRITTEN_CELLS:
+        low, high = image.get_clim()
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                color = "white" if value > (low + high) / 2 else "black"
+                axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=8, color=color)
+    figure.colorbar(image)
+    return save_figure(figure, path, [*rows, *columns, title, x_label, y_label])

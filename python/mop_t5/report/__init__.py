@@ -1,5 +1,0 @@
-"""Finished runs as one HTML page: scores, tables, plots, configurations, predictions side by side."""
-
-from mop_t5.report.page import report_page
-
-__all__ = ["report_page"]

@@ -1,0 +1,1 @@
+"""Read and write adapter folders, prompt libraries and task vectors."""

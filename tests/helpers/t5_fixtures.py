@@ -1,0 +1,30 @@
+import mop_t5
+import pytest
+import torch
+from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.data import synthetic_corpus, write_examples
+from transformers import T5Config
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """torch.empty is filled with NaN, so that memory which is read before it is written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a corpus of three scenarios and a backbone."""
+    folder = tmp_path_factory.mktemp("experiments")
+    corpus = synthetic_corpus(5, general=1, train=60, valid=20, test=15)
+    names = ("taxi", "food", "ticket")
+    corpus = {split: [row for row in rows if row.scenario in names] for split, rows in corpus.items()}
+    for split in ("train", "valid", "test"):
+        write_examples(folder / "corpus" / f"{split}.jsonl", corpus[split])
+    tokenizer = train_tokenizer([text for row in corpus["train"] for text in (row.dialogue, row.summary)], 500)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4)
+    mop_t5.build_backbone(config).save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    return folder
