@@ -1,54 +1,70 @@
-"""The direction of imports, and that mop_kernels imports where triton, transformers or its own binary are absent."""
+"""The direction of imports in all three packages, and mop_kernels without triton, transformers or its own binary."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-# Each may import those below it: the mathematics at the bottom, what trains at the top.
-ORDER = (
-    "mop_t5",
-    "mop_kernels",
-    "mop_kernels.conversion",
-    "mop_kernels.layers",
-    "mop_kernels.initialisation",
-    "mop_kernels.explain",
-    "mop_kernels.functional",
-    "mop_kernels.attempt",
-    "mop_kernels.sharding",
-    "mop_kernels.validation",
-    "mop_kernels.autograd",
-    "mop_kernels.rules",
-    "mop_kernels.flop_counts",
-    "mop_kernels.backends",
-    "mop_kernels.self_check",
-    "mop_kernels.ops",
-    "mop_kernels.triton_kernels",
-    "mop_kernels._C",
-    "mop_kernels._C_cuda",
-    "mop_kernels.multiply_adds",
-    "mop_kernels.reference",
-)
-BESIDE = {  # tools that stand outside the order: what of the package they may import
-    "mop_kernels.testing": {"mop_kernels.reference", "mop_kernels.backends"},
-    "mop_kernels.env_report": set(ORDER[1:]),
-    "mop_kernels.check": {*ORDER[1:], "mop_kernels.testing", "mop_kernels.env_report"},
+# Each room may import the rooms below it: the laboratory at the top, the mathematics at the bottom. Rooms of one line
+# may not import each other.
+ORDER = """
+mop_lab.commands
+mop_lab.report mop_lab.demo mop_lab.task_moe
+mop_lab.attempt
+mop_lab.analysis
+mop_lab.suites
+mop_lab.finished_runs
+mop_lab
+mop_t5.cli
+mop_t5.training
+mop_t5.evaluation
+mop_t5.operations
+mop_t5.methods
+mop_t5.attachment
+mop_t5.storage
+mop_t5.backbone mop_t5.data mop_t5.plots
+mop_t5.files
+mop_kernels.check
+mop_kernels.env_report
+mop_kernels.testing
+mop_kernels
+mop_kernels.conversion
+mop_kernels.layers
+mop_kernels.initialisation
+mop_kernels.explain
+mop_kernels.functional
+mop_kernels.attempt
+mop_kernels.sharding
+mop_kernels.validation
+mop_kernels.autograd
+mop_kernels.rules
+mop_kernels.flop_counts
+mop_kernels.backends
+mop_kernels.self_check
+mop_kernels.ops
+mop_kernels.triton_kernels
+mop_kernels._C mop_kernels._C_cuda
+mop_kernels.multiply_adds
+mop_kernels.reference
+"""
+LEVELS = {room: level for level, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}
+FACADE = "mop_t5"  # the public names, each imported on first use; every room may use them
+NEVER = {  # packages that a part must not import, at any depth
+    "mop_kernels": {"transformers", "mop_t5", "mop_lab", "accelerate", "jieba", "numpy", "safetensors"},
+    "mop_t5": {"mop_lab"},
 }
-NEVER = {  # third-party packages a part must not import, at any depth
-    "mop_kernels": {"transformers", "mop_t5", "accelerate", "jieba", "numpy", "safetensors"},
-}
+PACKAGES = ("mop_kernels", "mop_t5", "mop_lab")
 
 
 def modules() -> dict[str, Path]:
     found = {}
-    for source in (ROOT, ROOT / "python"):
-        for package in ("mop_kernels", "mop_t5"):
-            for path in sorted((source / package).rglob("*.py")):
-                parts = path.relative_to(source).with_suffix("").parts
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    for package in PACKAGES:
+        source = ROOT if package == "mop_kernels" else ROOT / "python"
+        for path in sorted((source / package).rglob("*.py")):
+            parts = path.relative_to(source).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
@@ -56,7 +72,7 @@ MODULES = modules()
 
 
 def imports_of(module: str) -> set[str]:
-    """Absolute names of all modules that the file imports, at its top or inside functions."""
+    """Return the absolute names of all modules that the file imports, at its top or inside functions."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     found = set()
@@ -67,46 +83,75 @@ def imports_of(module: str) -> set[str]:
             base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
             target = ".".join(filter(None, [base if node.level else "", node.module]))
             submodules = {f"{target}.{alias.name}" for alias in node.names}
-            known = {name for name in submodules if name in MODULES or name in ORDER}
+            known = {name for name in submodules if name in MODULES or name in LEVELS}
             found |= known
             if len(known) < len(submodules):  # something other than a module is taken from it
                 found.add(target)
     return found
 
 
-def place(module: str) -> str:
-    """The entry of ORDER (or BESIDE) that a module belongs to."""
-    for name in (*BESIDE, *sorted(ORDER, key=len, reverse=True)):
-        if module == name or (module.startswith(name + ".") and name != "mop_kernels"):
-            return name
-    raise AssertionError(f"{module} has no place in the order of imports: give it one in {Path(__file__).name}")
+IMPORTS = {module: imports_of(module) for module in MODULES}
+
+
+def room(module: str) -> str:
+    """Return the entry of ORDER that a module belongs to."""
+    fitting = [name for name in LEVELS if module == name or (module.startswith(name + ".") and name not in PACKAGES)]
+    assert fitting, f"{module} has no place in the order of imports: give it one in {Path(__file__).name}"
+    return max(fitting, key=len)
+
+
+def upward(imports: dict[str, set[str]]) -> list[str]:
+    """Return the imports that do not point to a room below."""
+    found = []
+    for module, targets in imports.items():
+        for target in sorted(targets):
+            if FACADE in (module, target) or target.split(".")[0] not in PACKAGES or room(module) == room(target):
+                continue
+            if LEVELS[room(target)] <= LEVELS[room(module)]:
+                found.append(f"{module} -> {target}")
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[str]:
+    """Return the circles of imports between modules, at the top of files or inside functions."""
+    inner = {module: targets & set(imports) for module, targets in imports.items()}
+    try:
+        TopologicalSorter(inner).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def test_the_parser_sees_every_form_of_import():
-    assert "mop_kernels.ops" in imports_of("mop_kernels.rules")  # from . import ops
-    assert "mop_kernels._C" in imports_of("mop_kernels.backends")  # inside a try
-    assert "mop_kernels.functional" in imports_of("mop_kernels.layers")  # from .functional import ...
-    assert "torch" in imports_of("mop_kernels.reference")
+    assert "mop_kernels.ops" in IMPORTS["mop_kernels.rules"]  # from . import ops
+    assert "mop_kernels._C" in IMPORTS["mop_kernels.backends"]  # inside a try
+    assert "mop_kernels.functional" in IMPORTS["mop_kernels.layers"]  # from .functional import ...
+    assert "torch" in IMPORTS["mop_kernels.reference"]
+    assert "mop_t5.storage.adapter_folder" in IMPORTS["mop_t5.operations.attach"]  # from mop_t5.storage import ...
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_downward(module):
-    own = place(module)
-    for target in imports_of(module):
-        if target.split(".")[0] not in ("mop_kernels", "mop_t5"):
-            continue
-        other = place(target)
-        if own in BESIDE:
-            assert other in BESIDE[own], f"{module} imports {target}"
-        elif other != own:
-            assert other not in BESIDE, f"{module} imports {target}, which is for tests and reports"
-            assert ORDER.index(other) > ORDER.index(own), f"{module} imports {target}, which stands above it"
+def test_imports_point_downward():
+    assert not upward(IMPORTS)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[0] in NEVER])
-def test_kernels_know_nothing_of_the_toolkit(module):
-    forbidden = NEVER[module.split(".")[0]]
-    assert not forbidden & {target.split(".")[0] for target in imports_of(module)}
+def test_no_imports_form_a_circle():
+    assert not circles(IMPORTS)
+
+
+def test_the_checks_see_an_arrow_upward_and_a_circle():
+    assert upward({"mop_t5.files": {"mop_t5.cli.main"}}) == ["mop_t5.files -> mop_t5.cli.main"]
+    assert upward({"mop_t5.data.corpus": {"mop_t5.plots.figures"}}) == ["mop_t5.data.corpus -> mop_t5.plots.figures"]
+    looped = {
+        "mop_t5.files": {"mop_t5.data"},
+        "mop_t5.data": {"mop_t5.data.corpus"},
+        "mop_t5.data.corpus": {"mop_t5.files"},
+    }
+    assert set(circles(looped)) == set(looped)
+
+
+def test_no_part_knows_what_stands_above_it():
+    for module, targets in IMPORTS.items():
+        assert not NEVER.get(module.split(".")[0], set()) & {target.split(".")[0] for target in targets}, module
 
 
 def run_without(*blocked: str, code: str) -> str:

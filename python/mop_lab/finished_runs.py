@@ -15,7 +15,8 @@ from typing import Any
 from mop_t5.data import Example
 from mop_t5.data.corpus import example_of
 from mop_t5.evaluation import SCORES, TaskScores, read_scores, with_average
-from mop_t5.training import contents, read_settings
+from mop_t5.operations import contents
+from mop_t5.training import read_settings
 from mop_t5.training.run import SETTINGS, content_of_weights
 
 SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains

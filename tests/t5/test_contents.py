@@ -21,9 +21,9 @@ from mop_t5.evaluation.serving import Summariser
 from mop_t5.methods.prompt.attempt import AttemptConfig
 from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
 from mop_t5.methods.task_moe.config import TaskMoEConfig
+from mop_t5.operations.contents import of_tokenizer, of_training
 from mop_t5.storage import prompt_library
 from mop_t5.training import load_run
-from mop_t5.training.contents import of_tokenizer, of_training
 
 SMALL = ["--batch_size", "4", "--max_source", "30", "--max_target", "8", "--warmup_steps", "0"]
 OLD = "made by an earlier version, which did not record"

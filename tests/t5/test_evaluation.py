@@ -24,7 +24,7 @@ from mop_t5.evaluation import (
     score_table,
     to_markdown,
 )
-from mop_t5.evaluation.normalisation import warn_of_lost_characters
+from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

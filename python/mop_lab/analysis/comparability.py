@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mop_t5.data import Example
-from mop_t5.training.contents import of_rows
+from mop_t5.operations.contents import of_rows
 
 from mop_lab.finished_runs import FinishedSystem
 

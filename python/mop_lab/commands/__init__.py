@@ -104,8 +104,13 @@ COMMANDS = {
         (("--corpus DIR --backbone DIR --output OUT", "every method with equal steps, with confidence intervals"),),
         "mop_lab.commands.compare.compare",
     ),
+    "params": Command((("", "how many parameters each method trains"),), "mop_lab.commands.params.params"),
     "attempt": _ATTEMPT,
     "moe": _MOE,
+    "task-vectors": Command(
+        (("--corpus DIR --output FILE", "the input of task_moe's routers"),),
+        "mop_lab.commands.task_vectors.task_vectors",
+    ),
     "analyse": _ANALYSE,
     "report": Command(
         (("RUNS", "one HTML page: scores, plots, predictions side by side"),), "mop_lab.commands.report.report"

@@ -8,7 +8,7 @@ from typing import Annotated
 from mop_t5.cli.generate import lengths
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, Table, generate_summaries, present, show
-from mop_t5.evaluation.normalisation import warn_of_lost_characters
+from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.files import check_writable
 from mop_t5.plots.figures import say_written
 from mop_t5.plots.heat_map import heat_map

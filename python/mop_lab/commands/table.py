@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import read_split
 from mop_t5.evaluation import Table, present, show
+from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites import comparison
-from mop_lab.suites.corpus_statistics import corpus_table
+from mop_lab.suites import comparison, paper
 from mop_lab.suites.sizes import table_4 as parameter_table
 from mop_lab.suites.suite import Suite, SuiteConfig
 from mop_lab.suites.systems import all_systems, choose, table_2_systems, table_3_systems
@@ -31,7 +31,8 @@ def table_1(corpus: str, tokenizer: str | None = None, output: str | None = None
         tokenizer: folder of a backbone or its name on the model hub: lengths in its tokens, too.
         output: folder for table-1.md and table-1.csv; only printed if not given.
     """
-    present([corpus_table(corpus, None if tokenizer is None else load_tokenizer(tokenizer))], "table-1", output)
+    table = corpus_table(corpus, None if tokenizer is None else load_tokenizer(tokenizer))
+    present([paper.beside_corpus(table)], "table-1", output)
 
 
 def table_2(training: Shared, suite: SuiteConfig, dry_run: bool = False) -> None:

@@ -5,7 +5,7 @@ Scores are F1 between 0 and 1, as everywhere in this package; the paper prints t
 
 from __future__ import annotations
 
-from mop_t5.evaluation import AVERAGE, Scores
+from mop_t5.evaluation import AVERAGE, Scores, Table
 
 SCENARIOS = ("Taxi", "Ticket", "E-Commerce", "Take-out", "Food")
 
@@ -114,3 +114,17 @@ def scores_of(label: str, columns: list[str]) -> dict[str, Scores | None] | None
         return None
     by_name = {name.casefold(): scores for name, scores in printed.items()}
     return {column: by_name.get(column.casefold()) for column in columns}
+
+
+def beside_corpus(table: Table) -> Table:
+    """Return Table 1: the statistics of a corpus, with the numbers of the paper's corpus beside them."""
+    printed: dict[str, tuple[float | None, ...]] = {name.casefold(): numbers for name, numbers in CORPUS.items()}
+    printed["all"] = (sum(size for size, _, _ in CORPUS.values()), None, None)
+    names = ["paper: size", "paper: dialogue", "paper: summary"]
+    return Table(
+        f"Table 1. {table.title}",
+        [*table.columns, *names],
+        [[*row, *printed.get(str(row[0]).casefold(), (None,) * 3)] for row in table.rows],
+        {**table.formats, **dict(zip(names, (",d", ".2f", ".2f")))},
+        NOTES[1],
+    )

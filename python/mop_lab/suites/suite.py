@@ -35,10 +35,10 @@ from mop_t5.evaluation import (
 )
 from mop_t5.files import check_writable, remove_folder, replace_file
 from mop_t5.methods.parts.base import MethodConfig
+from mop_t5.operations import contents
 from mop_t5.training import (
     CHECKPOINTS,
     TrainingConfig,
-    contents,
     prepare_output,
     read_history,
     write_settings,

@@ -68,7 +68,6 @@ _OWN = {
     "train": Command((("--corpus DIR --backbone DIR --method mop --output RUN", ""),), "mop_t5.cli.train.train"),
     "evaluate": Command((("--run RUN", "scores per scenario, beside baselines"),), "mop_t5.cli.evaluate.evaluate"),
     "generate": Command((("--run RUN --input FILE", "summaries of new dialogues"),), "mop_t5.cli.generate.generate"),
-    "params": Command((("", "how many parameters each method trains"),), "mop_t5.cli.params.params"),
     "corpus": CORPUS,
     "convert": Command(
         (("--checkpoint DIR --output DIR", "a backbone of the published T5-pegasus"),), "mop_t5.cli.convert.convert"
@@ -81,9 +80,6 @@ _OWN = {
         "mop_t5.cli.squeeze.squeeze",
     ),
     "prompts": PROMPTS,
-    "task-vectors": Command(
-        (("--corpus DIR --output FILE", "the input of task_moe's routers"),), "mop_t5.cli.task_vectors.task_vectors"
-    ),
 }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from mop_lab.suites.corpus_statistics import corpus_table
-
 from mop_t5.data.corpus import write_corpus
 from mop_t5.data.crosswoz import PARTS, crosswoz_corpus, read_clone
 from mop_t5.evaluation import show
+from mop_t5.evaluation.corpus_statistics import corpus_table
 
 
 def corpus_crosswoz(clone: str, output: str, parts: list[str] | None = None, overwrite: bool = False) -> None:

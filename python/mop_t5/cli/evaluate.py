@@ -18,10 +18,10 @@ from mop_t5.evaluation import (
     to_markdown,
     write_scores,
 )
-from mop_t5.evaluation.normalisation import warn_of_lost_characters
+from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.files import failure_in_a_sentence
+from mop_t5.operations.contents import Content, of_rows, write_contents
 from mop_t5.training import check_output, describe_output, load_run, prepare_output, read_settings, write_settings
-from mop_t5.training.contents import Content, of_rows, write_contents
 from mop_t5.training.run import content_of_weights
 from mop_t5.training.seeds import seed_folders, spread_table
 

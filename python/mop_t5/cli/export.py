@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import mop_t5
+from mop_t5.operations.contents import read_contents, write_contents
 from mop_t5.storage.adapter_folder import WEIGHTS_NAME
 from mop_t5.training import load_run, prepare_output, write_settings
-from mop_t5.training.contents import read_contents, write_contents
 
 
 def export(run: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:

@@ -14,13 +14,13 @@ import mop_t5
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, show, to_markdown
-from mop_t5.evaluation.normalisation import warn_of_lost_characters
+from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.methods.parts.base import MethodConfig
+from mop_t5.operations import contents
 from mop_t5.training import (
     CHECKPOINTS,
     TrainingConfig,
     check_resumable,
-    contents,
     describe_output,
     prepare_output,
     processes,

@@ -24,7 +24,7 @@ from mop_t5.data.corpus import decoded, json_object
 from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
 from mop_t5.evaluation.requests import Request, windows
 from mop_t5.files import checksum, failure_in_a_sentence
-from mop_t5.training.contents import of_tokenizer
+from mop_t5.operations.contents import of_tokenizer
 
 _CURE = "Give the input and the run that it was begun with, or choose another --output."
 

@@ -21,8 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mop_t5.attachment.attached_model import backbone_parameters, is_attached
 from mop_t5.backbone.identity import check_same_backbone
 from mop_t5.files import failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
+from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
-from mop_t5.training.contents import Content, write_contents
 
 FILES = "files.json"  # {"files": {name: SHA-256}} of all others; its presence says that the checkpoint is whole
 _WRITING = ".writing"

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import mop_t5
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
-from mop_t5.training import contents
+from mop_t5.operations import contents
 from mop_t5.training.trainer import TrainingResult
 
 SETTINGS = "run.json"

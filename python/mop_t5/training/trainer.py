@@ -28,9 +28,9 @@ from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.evaluation.search import search_settings
 from mop_t5.files import failure_in_a_sentence, replace_file
+from mop_t5.operations.contents import check_same_contents, of_rows
 from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
 from mop_t5.training.config import TrainingConfig
-from mop_t5.training.contents import check_same_contents, of_rows
 from mop_t5.training.method_hooks import MethodHooks, trained_groups
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
 

@@ -1,42 +1,47 @@
-"""Table 1: how large the scenarios of a corpus are, and how long their dialogues and summaries."""
+"""Statistics of a corpus: the size of each scenario, and the mean lengths of its dialogues and summaries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from mop_t5.data import SPLITS, Example, of_scenarios, read_split, scenarios_of
-from mop_t5.evaluation import Table
 from transformers import PreTrainedTokenizerBase
 
-from mop_lab.suites import paper
+from mop_t5.data import SPLITS, Example, of_scenarios, read_split, scenarios_of
+from mop_t5.evaluation.tables import Table
 
 
 def corpus_table(corpus: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Table:
-    """Rows: the scenarios and all of them. Lengths are means over rows, in characters other than white space, and in
-    tokens without the end token if a tokenizer is given. A split may be missing, but not all of them."""
+    """Return one row per scenario and one for all scenarios.
+
+    Lengths are means over rows, in characters other than white space, and in tokens without the end token if a
+    tokenizer is given. A split may be missing, but not all splits.
+
+    Args:
+        corpus: Folder with the splits.
+        tokenizer: Counts tokens. None: no lengths in tokens.
+
+    Raises:
+        FileNotFoundError: The corpus has no split.
+    """
     present = [split for split in SPLITS if any((Path(corpus) / f"{split}.jsonl{z}").is_file() for z in ("", ".gz"))]
-    splits = {split: read_split(corpus, split) for split in present or ["train"]}  # says that train is missing
+    splits = {split: read_split(corpus, split) for split in present or ["train"]}  # read_split says that it is missing
     examples = [example for rows in splits.values() for example in rows]
     lengths: dict[str, Callable[[list[str]], float]] = {"characters": _characters}
     if tokenizer is not None:
         lengths["tokens"] = lambda texts: _tokens(tokenizer, texts)
 
-    printed = {name.casefold(): numbers for name, numbers in paper.CORPUS.items()}
     rows = []
     for scenario in [*scenarios_of(examples), None]:
         mine = of_scenarios(examples, scenario and [scenario])
         row: list[object] = [scenario or "all", len(mine)]
         row += [sum(scenario in (None, example.scenario) for example in split) for split in splits.values()]
         row += [measure(texts) for measure in lengths.values() for texts in _texts(mine)]
-        total = (sum(size for size, _, _ in paper.CORPUS.values()), None, None)
-        rows.append(row + list(printed.get(scenario.casefold(), (None,) * 3) if scenario else total))
+        rows.append(row)
     means = [f"{what}, {unit}" for unit in lengths for what in ("dialogue", "summary")]
-    theirs = ["paper: size", "paper: dialogue", "paper: summary"]
-    formats = dict.fromkeys(["size", *splits, "paper: size"], ",d")
-    formats |= dict.fromkeys([*means, *theirs[1:]], ".2f")
-    title = f"Table 1. {corpus}: dialogues, and the mean lengths of dialogues and summaries"
-    return Table(title, ["scenario", "size", *splits, *means, *theirs], rows, formats, paper.NOTES[1])
+    formats = dict.fromkeys(["size", *splits], ",d") | dict.fromkeys(means, ".2f")
+    title = f"{corpus}: dialogues, and the mean lengths of dialogues and summaries"
+    return Table(title, ["scenario", "size", *splits, *means], rows, formats)
 
 
 def _texts(examples: list[Example]) -> tuple[list[str], list[str]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from mop_lab.attempt.few_shot import draw
-from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
-
 import mop_t5
+import torch
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
 from mop_t5.files import check_writable
 from mop_t5.storage import task_vectors as vectors_file
 from mop_t5.training import TrainingConfig
+
+from mop_lab.attempt.few_shot import draw
+from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
 
 KINDS = ("random", "text", "fisher")
 

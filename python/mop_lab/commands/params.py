@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mop_lab.suites.sizes import OVERVIEW, sizes_table
-from mop_lab.suites.systems import all_systems, choose
-
 from mop_t5.evaluation import present
 from mop_t5.methods import get
+
+from mop_lab.suites.sizes import OVERVIEW, sizes_table
+from mop_lab.suites.systems import all_systems, choose
 
 
 def params(
