@@ -1,11 +1,11 @@
-"""Tune a frozen T5 with MOP in an accelerate loop: gradient accumulation, on one process or several.
+"""Tune a frozen T5 with MOP in an accelerate loop, with gradient accumulation, in one process or several.
 
     python examples/tune_with_accelerate.py
     torchrun --nproc_per_node 2 examples/tune_with_accelerate.py      # prints the same losses
 
-The backbone here is tiny and has random weights, so that the example runs anywhere in seconds. For real work replace
-two lines: load_backbone("folder-or-hub-name") and load_tokenizer of the same, and read your own corpus with
-read_corpus("DIR").
+The backbone here is tiny and has random weights, so the example runs anywhere in seconds. For real work, replace
+the tokenizer and the model by load_tokenizer("folder-or-hub-name") and load_backbone("folder-or-hub-name"), and read
+your own corpus with read_corpus("DIR").
 """
 
 from contextlib import nullcontext
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import T5Config
 
 STEPS = 12
-BATCHES = 4  # a step, of all processes together
+BATCHES = 4  # batches per step, over all processes
 
 accelerator = Accelerator(cpu=not torch.accelerator.is_available())
 torch.manual_seed(0)
@@ -39,8 +39,8 @@ model = mop_t5.build_backbone(backbone)
 scenarios = scenarios_of(corpus["train"])
 mop_t5.attach(model, "mop", scenarios=scenarios, prefix_length=10, d_mid=32, terms_down=8, terms_up=8)
 
-# One stream of batches, each of one scenario; prepare gives every process its share of it, so at a step the processes
-# may have other scenarios. The experts that none of them has are left alone.
+# There is one stream of batches, and each batch has one scenario. prepare gives every process its share of the stream.
+# So in one step the processes may have different scenarios. Experts whose scenario no process has are not updated.
 rows = EncodedExamples(corpus["train"], tokenizer, scenarios)
 ids = scenario_ids_of(corpus["train"], scenarios)
 sampler = TemperatureBatchSampler(ids, batch_size=4, temperature=2.0, num_batches=STEPS * BATCHES)
@@ -54,14 +54,14 @@ batches = iter(loader)
 losses = []
 for step in range(STEPS):
     micro_batches = [next(batches) for _ in range(accumulation)]
-    # Summaries differ in length: every loss is divided by the tokens of the whole step, not by its own.
+    # Summaries differ in length. So every loss is divided by the number of tokens in the whole step, not in its batch.
     tokens = accelerator.reduce(sum((batch["labels"] != -100).sum() for batch in micro_batches))
     loss = torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(micro_batches):
         last = i == accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(model):  # the processes meet once a step
+        with nullcontext() if last else accelerator.no_sync(model):  # the processes synchronise once per step
             share = model(**batch, num_items_in_batch=tokens).loss
-            accelerator.backward(share * accelerator.num_processes)  # gradients of processes are averaged, not summed
+            accelerator.backward(share * accelerator.num_processes)  # gradients are averaged over processes, not summed
         loss += share.detach()
     accelerator.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -72,4 +72,4 @@ for step in range(STEPS):
 if accelerator.is_main_process:
     mop_t5.save(accelerator.unwrap_model(model), "runs/tune_with_accelerate")
 accelerator.wait_for_everyone()
-accelerator.end_training()  # processes that leave without a word can abort each other
+accelerator.end_training()  # without this, processes that exit can abort each other

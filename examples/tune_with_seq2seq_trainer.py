@@ -1,11 +1,13 @@
-"""Tune a frozen T5 with MOP in transformers' Seq2SeqTrainer, as it is.
+"""Tune a frozen T5 with MOP in transformers' Seq2SeqTrainer, without changes to the trainer.
 
     python examples/tune_with_seq2seq_trainer.py
 
-An attached model is a T5 to Trainer: batches have one more tensor, `scenario_ids`, and checkpoints hold the method
-only. Accumulated gradients are those of the joint batch. The backbone here is tiny and has random weights, so that the
-example runs anywhere in seconds. For real work replace two lines: load_backbone("folder-or-hub-name") and
-load_tokenizer of the same, and read your own corpus with read_corpus("DIR").
+Trainer sees an ordinary T5. Batches have one more tensor, `scenario_ids`, and checkpoints contain the method only.
+Accumulated gradients equal the gradients of the joint batch.
+
+The backbone here is tiny and has random weights, so the example runs anywhere in seconds. For real work, replace
+the tokenizer and the model by load_tokenizer("folder-or-hub-name") and load_backbone("folder-or-hub-name"), and read
+your own corpus with read_corpus("DIR").
 """
 
 import tempfile
@@ -37,7 +39,7 @@ mop_t5.attach(model, "mop", scenarios=scenarios, prefix_length=10, d_mid=32, ter
 
 
 class MixingTrainer(Seq2SeqTrainer):
-    """Trainer that draws one scenario a batch, with P proportional to size^(1/2). Without it rows are shuffled."""
+    """Draw one scenario per batch, with a probability proportional to size^(1/2). A plain trainer shuffles all rows."""
 
     def get_train_dataloader(self):
         batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
@@ -49,7 +51,7 @@ class MixingTrainer(Seq2SeqTrainer):
 
 
 def rouge(prediction):
-    # several processes fill their last batches up with rows that were there before
+    # Several processes fill their last batches with repeated rows. Cut these rows off.
     tokens = torch.as_tensor(prediction.predictions)[: len(corpus["valid"])]
     tokens = tokens.masked_fill(tokens < 0, tokenizer.pad_token_id)
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -57,7 +59,7 @@ def rouge(prediction):
 
 
 optimizer = torch.optim.AdamW(model.mop.parameters(), lr=5e-3)
-hold_absent_experts(optimizer, model.mop.expert_parameters())  # no decay and no momentum for experts out of use
+hold_absent_experts(optimizer, model.mop.expert_parameters())  # no decay and no momentum for experts without rows
 with tempfile.TemporaryDirectory() as folder:
     trainer = MixingTrainer(
         model,
@@ -85,7 +87,7 @@ with tempfile.TemporaryDirectory() as folder:
         optimizers=(optimizer, None),
     )
     trainer.train()
-    trainer.save_model(folder)  # the method, as mop_t5.save
+    trainer.save_model(folder)  # writes the method only, as mop_t5.save does
     mop_t5.detach(model)
     mop_t5.load(model, folder)
 losses = [point["loss"] for point in trainer.state.log_history if "loss" in point]
