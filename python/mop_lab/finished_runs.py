@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mop_t5.data import Example
-from mop_t5.data.corpus import example_of
-from mop_t5.evaluation import SCORES, TaskScores, read_scores, with_average
+from mop_t5.evaluation import PREDICTIONS, SCORES, TaskScores, read_predictions, read_scores, with_average
+from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
 from mop_t5.operations import contents
-from mop_t5.training import read_settings
-from mop_t5.training.run import SETTINGS, content_of_weights
+from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
 
 SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains
-_ALL_WEIGHTS = "all weights"
-_PREDICTIONS = "predictions.jsonl"
 _SCORING = ("num_beams", "implementation", "unit")
 
 
@@ -34,7 +31,7 @@ class FinishedRun:
 
     @property
     def evaluation(self) -> Path:
-        return self.folder / f"evaluation-{self.split}"
+        return evaluation_folder(self.folder, self.split)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -43,7 +40,7 @@ class FinishedRun:
 
     @property
     def method(self) -> str:
-        return self.settings.get("method") or _ALL_WEIGHTS
+        return self.settings.get("method") or ALL_WEIGHTS
 
     @property
     def seed(self) -> int:
@@ -54,7 +51,7 @@ class FinishedRun:
     @property
     def says_how(self) -> bool:
         """Whether the evaluation has, beside its scores, what was scored and in which way."""
-        return all((self.evaluation / name).is_file() for name in (SETTINGS, _PREDICTIONS))
+        return all((self.evaluation / name).is_file() for name in (SETTINGS, PREDICTIONS))
 
     @cached_property
     def scoring(self) -> dict[str, Any]:
@@ -97,7 +94,7 @@ class FinishedRun:
     def predictions(self) -> list[tuple[Example, str]]:
         """The rows of the split, and what the run says of each. Raises ValueError if the file is damaged, or of another
         method."""
-        return [(example, self._own(texts, _PREDICTIONS)) for example, texts in read_predictions(self.evaluation)]
+        return [(example, self._own(texts, PREDICTIONS)) for example, texts in read_predictions(self.evaluation)]
 
     def _own(self, systems: Mapping[str, Any], file: str) -> Any:
         if self.method not in systems:
@@ -168,18 +165,6 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     if not finished:
         raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
     return list(_told_apart(finished, given))
-
-
-def read_predictions(evaluation: str | Path) -> list[tuple[Example, dict[str, str]]]:
-    """predictions.jsonl of an evaluation: each row, and what each system says of it."""
-    path = Path(evaluation) / _PREDICTIONS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. Evaluate again with --overwrite.")
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error
 
 
 def _system(label: str, key: Path, runs: Sequence[FinishedRun]) -> FinishedSystem:

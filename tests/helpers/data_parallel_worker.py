@@ -13,7 +13,8 @@ import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
-from mop_t5.training import TrainingConfig, hold_absent_experts, processes, train
+from mop_t5.operations.run_folder import processes
+from mop_t5.training import TrainingConfig, hold_absent_experts, train
 from torch.nn.parallel import DistributedDataParallel
 from transformers import T5Config
 

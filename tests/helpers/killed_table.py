@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from killed import at_call, in_a_process
 from mop_lab.suites import suite as suite_module
-from mop_t5.cli import train as train_module
 from mop_t5.cli.main import main
+from mop_t5.training import training_run
 
 # Each attempt goes on where the one before was killed, in a suite of four runs of 6 steps with a checkpoint every two.
 MOMENTS = {
     "in step 5 of the second run": lambda: at_call(torch.optim.AdamW, "step", 6 + 5),
     "in step 1 of the third run": lambda: at_call(torch.optim.AdamW, "step", 2 + 1),
-    "before the evaluation of the third run": lambda: at_call(suite_module, "evaluate", 1),
-    "before the fourth run is saved": lambda: at_call(train_module, "save_run", 1),
+    "before the evaluation of the third run": lambda: at_call(suite_module.RunEvaluation, "run", 1),
+    "before the fourth run is saved": lambda: at_call(training_run, "save_run", 1),
     "in the floors, after all runs": lambda: at_call(suite_module, "write_scores", 1),
 }
 

@@ -14,8 +14,8 @@ from mop_lab.analysis.share import floors_in, measured, plot_share
 from mop_lab.finished_runs import FinishedRun, finished_systems
 from mop_t5.cli.main import main
 from mop_t5.evaluation import Scores, with_average, write_scores
+from mop_t5.operations.run_folder import read_history
 from mop_t5.plots.point_labels import label_points
-from mop_t5.training import read_history
 
 # system -> what it trains, and R-1 of 出租 and 地铁 with each seed; R-2 and R-L are half of it and the same
 SYSTEMS = {

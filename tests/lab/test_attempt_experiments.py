@@ -18,10 +18,10 @@ from mop_t5.cli.main import main
 from mop_t5.data import Collator, EncodedExamples, read_examples, read_split
 from mop_t5.evaluation import Scorer, generate_summaries, read_scores
 from mop_t5.methods.prompt import spot
+from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.heat_map import heat_map
 from mop_t5.plots.points import plot_points
 from mop_t5.storage import adapter_folder, prompt_library
-from mop_t5.training import load_run
 
 SOURCES, TARGETS = ["food", "taxi"], ["taxi", "ticket"]
 SMALL = ["--options.bottleneck", "4", "--batch_size", "4", "--max_target", "12", "--warmup_steps", "0"]

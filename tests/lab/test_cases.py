@@ -9,7 +9,7 @@ from mop_lab.analysis.cases import Segment, case_of, marked, most_different, to_
 from mop_lab.commands.cases import _of_ids
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_split
-from mop_t5.evaluation import FLOORS, Values, read_scores, value_recall
+from mop_t5.evaluation import BASELINES, Values, read_scores, value_recall
 from test_value_recall import NAMES, visit
 
 SUITE = ["--systems", "[MTL-vanilla, prefix-tuning]", "--seeds", "[0, 1]", "--steps", "1", "--batch_size", "2"]
@@ -96,7 +96,7 @@ def suite(place):
     """MTL-vanilla says the references with seed 0 and nothing with seed 1; prefix-tuning the random references."""
     flags = ["--corpus", str(place / "corpus"), "--backbone", str(place / "backbone")]
     assert main(["table", "2", *flags, *SUITE, "--output", str(place / "suite")]) == 0
-    random = dict(zip(*_said(place, FLOORS["random reference"])))
+    random = dict(zip(*_said(place, BASELINES["random reference"])))
     for path in (place / "suite").rglob("predictions.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
@@ -129,7 +129,7 @@ def test_the_table_of_values(suite, place, tmp_path, capsys):
     code, printed, _ = call(capsys, "values", suite, "--output", tmp_path)
     assert (code, "Written to" in printed) == (0, True)
     rows = table(tmp_path)
-    assert list(rows) == ["MTL-vanilla", "prefix-tuning", *FLOORS]
+    assert list(rows) == ["MTL-vanilla", "prefix-tuning", *BASELINES]
     expected = {"seeds": 2, "values kept": 50, "names": 50, "prices": 50, "invented": 0}
     assert {name: float(rows["MTL-vanilla"][name]) for name in expected} == expected
     assert float(rows["MTL-vanilla"]["deviation"]) == pytest.approx(100 / 2**0.5)
@@ -142,7 +142,7 @@ def test_the_table_of_values(suite, place, tmp_path, capsys):
         assert float(rows[name]["average R-1"]) == pytest.approx(100 * scores["average"].rouge1)
     test = read_split(place / "corpus", "test")
     values = Values(read_split(place / "corpus", "train"))
-    nearest = value_recall(values, test, _said(place, FLOORS["nearest reference"])[1])
+    nearest = value_recall(values, test, _said(place, BASELINES["nearest reference"])[1])
     assert float(rows["nearest reference"]["values kept"]) == pytest.approx(100 * nearest.recall)
     assert float(rows["nearest reference"]["invented"]) == pytest.approx(100 * nearest.invented)
     assert f"% of the {sum(nearest.said.values())} values" in printed

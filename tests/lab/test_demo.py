@@ -6,7 +6,7 @@ import re
 import pytest
 from mop_t5.cli.main import main
 from mop_t5.data import read_corpus, read_examples, synthetic_corpus, write_examples
-from mop_t5.training import load_run, read_history
+from mop_t5.operations.run_folder import load_run, read_history
 
 
 def test_short_demo(tmp_path, capsys):

@@ -13,7 +13,7 @@ import pytest
 from mop_lab.suites.systems import all_systems, table_2_systems
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
-from mop_t5.evaluation import FLOORS, Scorer, read_scores
+from mop_t5.evaluation import BASELINES, Scorer, read_scores
 from mop_t5.methods import get
 from mop_t5.training import CHECKPOINTS
 from safetensors.torch import load_file
@@ -95,7 +95,7 @@ def test_the_table_is_made_of_the_runs_of_all_seeds(killed, place):
         assert Scorer()(examples, [p["predictions"][method] for p in predictions]) == one
     # the floors
     train, test = (read_examples(place / "corpus" / f"{split}.jsonl") for split in ("train", "test"))
-    for name, make in FLOORS.items():
+    for name, make in BASELINES.items():
         expected = Scorer()(test, make(test, train))["average"].rouge1
         assert float(rows[name, "floor"]["average R-1"]) == pytest.approx(100 * expected, abs=1e-5)
 

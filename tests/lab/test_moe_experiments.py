@@ -18,8 +18,9 @@ from mop_t5.cli.main import main
 from mop_t5.data import read_split
 from mop_t5.evaluation import read_scores
 from mop_t5.methods.task_moe.selection import temperature_at
+from mop_t5.operations.run_folder import load_run, read_history
 from mop_t5.storage import task_vectors
-from mop_t5.training import TrainingConfig, load_run, read_history
+from mop_t5.training import TrainingConfig
 from safetensors.torch import load_file
 from t5_oracle import tiny
 

@@ -245,7 +245,7 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
 
     base = ["--corpus", made / "corpus", "--backbone", made / "backbone", *SMALL]
     with monkeypatch.context() as patch:
-        patch.setattr(suite_module, "train", stop)
+        patch.setattr(suite_module, "TrainingRun", stop)
         words = ["table", "2", *base, "--systems", "[MTL-vanilla]", "--seeds", "[3, 4]", "--output", tmp_path / "suite"]
         code, _, said = call(capsys, *words)
     assert (code, said) == (
@@ -253,12 +253,12 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
         "mop-t5 table 2: interrupted in run 1 of 2, MTL-vanilla, seed 3. What is finished is kept, and the same "
         "command goes on; with this run: train.",
     )
-    monkeypatch.setattr("mop_t5.cli.train.train_model", stop)
+    monkeypatch.setattr("mop_t5.training.training_run.train", stop)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "run")
     assert (code, "Start anew with --overwrite" in said) == (130, True)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "seeds", "--seeds", "[0, 1]")
     assert (code, "goes on with --resume" in said) == (130, True)
-    monkeypatch.setattr("mop_t5.cli.evaluate.generate_summaries", stop)
+    monkeypatch.setattr("mop_t5.evaluation.run_evaluation.generate_summaries", stop)
     code, _, said = call(capsys, "evaluate", "--run", made / "mop", "--floors", "false")
     assert (code, "the same command starts anew" in said) == (130, True)
     monkeypatch.undo()

@@ -16,14 +16,14 @@ from mop_t5.backbone.tokenizer import load_tokenizer, read_pegasus_vocabulary, t
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.data.corpus import checksum_of
-from mop_t5.evaluation import FLOORS, Scorer, read_scores
+from mop_t5.evaluation import BASELINES, Scorer, read_scores
 from mop_t5.evaluation.serving import Summariser
 from mop_t5.methods.prompt.attempt import AttemptConfig
 from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.operations.contents import of_tokenizer, of_training
+from mop_t5.operations.run_folder import load_run
 from mop_t5.storage import prompt_library
-from mop_t5.training import load_run
 
 SMALL = ["--batch_size", "4", "--max_source", "30", "--max_target", "8", "--warmup_steps", "0"]
 OLD = "made by an earlier version, which did not record"
@@ -326,7 +326,7 @@ def test_a_suite_is_scored_again_where_the_split_changed(suite, begun, tmp_path,
         texts = [row["predictions"]["prompt_tuning"] for row in rows]
         assert read_scores(new)["prompt_tuning"] == Scorer()(test, texts)
         floors = read_scores(copy / "floors")
-        assert floors == {name: Scorer()(test, make(test, rows_of(begun, "train"))) for name, make in FLOORS.items()}
+        assert floors == {name: Scorer()(test, make(test, rows_of(begun, "train"))) for name, make in BASELINES.items()}
         assert floors != json.loads(before[copy / "floors" / "scores.json"])
         # the system that was left out is not shown beside the others as if it were of the same rows
         (said,) = not_comparable(finished_systems([copy]))

@@ -11,7 +11,7 @@ from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, TaskMetrics, synthetic_corpus
 from mop_t5.evaluation import (
     AVERAGE,
-    FLOORS,
+    BASELINES,
     Rouge,
     Scorer,
     Scores,
@@ -244,7 +244,7 @@ def test_floors():
     drawn = {random_reference(TEST, TRAIN, seed=seed)[0] for seed in range(20)}
     assert drawn == {"打车去机场", "司机绕路"}
     assert random_reference(TEST, TRAIN, seed=1) == random_reference(TEST, TRAIN, seed=1)
-    assert [len(floor(TEST, TRAIN)) for floor in FLOORS.values()] == [2, 2, 2]
+    assert [len(floor(TEST, TRAIN)) for floor in BASELINES.values()] == [2, 2, 2]
 
 
 def test_the_nearest_reference_is_that_of_a_comparison_with_every_row():

@@ -5,7 +5,7 @@ import csv
 import pytest
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
-from mop_t5.evaluation import FLOORS, Rouge, Scorer, nearest_reference, random_reference
+from mop_t5.evaluation import BASELINES, Rouge, Scorer, nearest_reference, random_reference
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_table_is_what_the_floors_score(corpus, tmp_path, capsys):
     assert "jieba words (HMM off): R-1/R-2/R-L on 10 valid rows, without a model" in capsys.readouterr().out
     written = {row["scenario"]: row for row in csv.DictReader((tmp_path / "floors.csv").open(encoding="utf-8"))}
     scorer = Scorer(Rouge(unit="jieba"))
-    for name, make in FLOORS.items():
+    for name, make in BASELINES.items():
         for scenario, scores in scorer(rows["valid"], make(rows["valid"], rows["train"])).items():
             for metric, value in zip(("R-1", "R-2", "R-L"), scores, strict=True):
                 assert float(written[scenario][f"{name} {metric}"]) == pytest.approx(100 * value, abs=1e-6)
@@ -38,5 +38,5 @@ def test_errors(corpus, capsys):
     assert "split must be 'test' or 'valid', got 'train'" in capsys.readouterr().err
     few = [row for row in rows["train"] if row.scenario != "taxi"]
     for floor in (random_reference, nearest_reference):
-        with pytest.raises(ValueError, match="no training row is of taxi, so none can serve as a floor"):
+        with pytest.raises(ValueError, match="no training row is of taxi"):
             floor(rows["test"], few)

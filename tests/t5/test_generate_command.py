@@ -19,7 +19,7 @@ from mop_t5.data import synthetic_corpus
 from mop_t5.data.corpus import open_binary
 from mop_t5.evaluation import generate_summaries, serving
 from mop_t5.evaluation import requests as requests_module
-from mop_t5.training import load_run
+from mop_t5.operations.run_folder import load_run
 from transformers import T5Config
 
 ROWS = synthetic_corpus(3, general=1, train=1, valid=1, test=150)["test"]

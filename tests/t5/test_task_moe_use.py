@@ -8,8 +8,8 @@ import torch
 from mop_t5.cli.main import main
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.selection import entropy
+from mop_t5.operations.run_folder import load_run, read_history
 from mop_t5.storage import task_vectors
-from mop_t5.training import load_run, read_history
 from t5_oracle import batch, tiny
 from test_every_method import backbone, run
 from test_every_method import corpus as corpus

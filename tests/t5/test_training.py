@@ -8,7 +8,8 @@ import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
-from mop_t5.training import CHECKPOINTS, TrainingConfig, load_run, prepare_output, save_run, train, write_settings
+from mop_t5.operations.run_folder import load_run, prepare_output, save_run, write_settings
+from mop_t5.training import CHECKPOINTS, TrainingConfig, train
 from transformers import T5Config
 
 CORPUS = synthetic_corpus(2, general=120, train=120, valid=10, test=10)
@@ -199,7 +200,7 @@ def test_a_run_folder_gives_the_model_back(tokenizer, tmp_path, method):
         model.requires_grad_(True)
     folder = prepare_output(tmp_path / "run")
     result = run(model, tokenizer, folder)
-    save_run(folder, model, tokenizer, result, {"backbone": str(backbone), "method": method})
+    save_run(folder, model, tokenizer, result.history, {"backbone": str(backbone), "method": method})
     loaded, loaded_tokenizer, saved = load_run(folder)
     assert saved["method"] == method
     assert loaded_tokenizer("退款")["input_ids"] == tokenizer("退款")["input_ids"]

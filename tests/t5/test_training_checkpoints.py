@@ -13,7 +13,8 @@ import pytest
 import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
-from mop_t5.training import TrainingConfig, TrainingResult, load_run, save_run, train
+from mop_t5.operations.run_folder import load_run, save_run
+from mop_t5.training import TrainingConfig, TrainingResult, train
 from mop_t5.training.checkpoints import checkpoint_to_resume, checkpoints
 from transformers import T5Config
 
@@ -179,15 +180,15 @@ def test_a_disk_that_is_full(method, tokenizer, small_disk):
 def test_a_whole_backbone_is_replaced_whole(tokenizer, small_disk):
     """What save_run writes at the end, where all weights were trained."""
     model, result = new_model(tokenizer, None), TrainingResult([], 1.0)
-    save_run(small_disk, model, tokenizer, result, {})
+    save_run(small_disk, model, tokenizer, result.history, {})
     before = {path.name: path.read_bytes() for path in (small_disk / "backbone").iterdir()}
     larger = mop_t5.build_backbone("t5-small", num_layers=1, d_model=64, d_ff=16, vocab_size=1000)
     with pytest.raises(OSError, match=r"the backbone could not be written to .*backbone': .*No space left"):
-        save_run(small_disk, larger, tokenizer, result, {})
+        save_run(small_disk, larger, tokenizer, result.history, {})
     assert {path.name: path.read_bytes() for path in (small_disk / "backbone").iterdir()} == before
     with torch.no_grad():
         next(model.parameters()).zero_()
-    save_run(small_disk, model, tokenizer, result, {})
+    save_run(small_disk, model, tokenizer, result.history, {})
     assert next(load_run(small_disk)[0].parameters()).abs().sum() == 0
     assert not [path for path in small_disk.iterdir() if path.name.startswith(".")]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mop_t5.attachment.attached_model import is_attached, unwrapped
 from mop_t5.evaluation import Table
-from mop_t5.training import load_run
+from mop_t5.operations.run_folder import load_run
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import mop_t5
 from mop_t5.evaluation import AVERAGE, SCORES, Table, read_scores
+from mop_t5.operations.run_folder import load_run, read_settings
 from mop_t5.plots.figures import look, save_figure
 from mop_t5.plots.point_labels import label_points
-from mop_t5.training import load_run, read_settings
 
 from mop_lab.finished_runs import FinishedSystem, finished_systems
 

@@ -9,13 +9,13 @@ from statistics import fmean, stdev
 from mop_t5.data import TASKS, Example, TaskMetrics, read_split
 from mop_t5.evaluation import (
     AVERAGE,
-    FLOORS,
     Rouge,
     Scorer,
     Table,
     TaskScores,
     Values,
     ValueScores,
+    baseline_texts,
     mean_scores,
     metric_names,
     value_recall,
@@ -84,8 +84,7 @@ def value_table(systems: Sequence[FinishedSystem], corpus: str) -> Table:
     in_file = [row for row in read_split(corpus, _runs(systems)[0].split) if row in evaluated]
     if len(in_file) == len(examples):
         examples = in_file  # random references are drawn row by row, so they are those of other tables in this order
-    for name, make in FLOORS.items():
-        texts = make(examples, known)
+    for name, texts in baseline_texts(examples, known).items():
         floor = value_recall(values, examples, texts)
         rows.append(_row(name, scorer(examples, texts)[AVERAGE], [floor], floor=True))
     shares = ["values kept", "deviation", *(f"{kind}s" for kind in KINDS), "invented"]

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from mop_t5.cli.generate import lengths
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, present, show
+from mop_t5.evaluation.generation import lengths_of
 from mop_t5.files import check_writable
 from mop_t5.methods.prompt.starting_points import StartingPoints
+from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.figures import say_written
 from mop_t5.plots.heat_map import heat_map
 from mop_t5.plots.points import plot_points
-from mop_t5.training import load_run
 
 from mop_lab.analysis import share
 from mop_lab.analysis.comparability import not_comparable
@@ -214,7 +214,7 @@ def attempt_attention(
     """
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     examples = of_scenarios(read_split(corpus or settings["corpus"], split), settings.get("scenarios"))
-    matrix = attention_matrix(model, tokenizer, examples, max_source=lengths(settings)["max_source"])
+    matrix = attention_matrix(model, tokenizer, examples, max_source=lengths_of(settings)["max_source"])
     candidates, folder = model.mop.candidates, Path(output or run)
     title = f"mean attention, {split} rows"
     present([attention_table(f"{run}: {title}", matrix, candidates, examples)], f"attention-{split}", folder)

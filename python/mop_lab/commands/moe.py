@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from mop_t5.cli.generate import lengths
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, Table, generate_summaries, present, show
+from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.files import check_writable
+from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.figures import say_written
 from mop_t5.plots.heat_map import heat_map
 from mop_t5.plots.points import plot_points
-from mop_t5.training import TrainingConfig, load_run
+from mop_t5.training import TrainingConfig
 
 from mop_lab.suites.rows import Rows
 from mop_lab.suites.suite import SuiteConfig
@@ -211,7 +212,7 @@ def moe_disable(
     examples = of_scenarios(read_split(data, split), tasks)
     scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(data))
     warn_of_lost_characters(tokenizer, examples, scorer, split)
-    generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths(settings)}
+    generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths_of(settings)}
 
     def score() -> dict[str, float]:
         scores = scorer(examples, generate_summaries(model, tokenizer, examples, **generation))

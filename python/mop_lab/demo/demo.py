@@ -7,7 +7,6 @@ frozen backbone and beside floors that no model made.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,27 +18,21 @@ from mop_t5.backbone.load import build_backbone, freeze
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import TASKS, Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
 from mop_t5.evaluation import (
-    FLOORS,
     Rouge,
     Scorer,
     Table,
+    baseline_texts,
     generate_summaries,
     number_recall,
     plot_losses,
     score_table,
     show,
     to_markdown,
+    write_predictions,
 )
 from mop_t5.operations.attach import attach, count_parameters, detach
-from mop_t5.training import (
-    TrainingConfig,
-    TrainingResult,
-    describe_output,
-    prepare_output,
-    save_run,
-    train,
-    write_settings,
-)
+from mop_t5.operations.run_folder import describe_output, prepare_output, save_run, write_settings
+from mop_t5.training import TrainingConfig, TrainingResult, train
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config, set_seed
 
@@ -178,7 +171,7 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
         _train(short, model, tokenizer, turns, output / "copying", {})
     backbone = _train(config, model, tokenizer, pairs, output / "backbone", {})
     freeze(model)
-    systems = {name: _System(summaries(splits.test, splits.known)) for name, summaries in FLOORS.items()}
+    systems = {name: _System(texts) for name, texts in baseline_texts(splits.test, splits.known).items()}
     systems["frozen backbone"] = _System(_generate(config, model, tokenizer, splits.test))
     for method in config.methods:
         set_seed(config.seed)
@@ -273,7 +266,7 @@ def _train(
         seed=config.seed,
     )
     result = train(model, tokenizer, examples, training, output=folder)
-    save_run(folder, model, tokenizer, result, settings | asdict(training))
+    save_run(folder, model, tokenizer, result.history, settings | asdict(training))
     return result
 
 
@@ -300,10 +293,7 @@ def _write_results(
     output: Path, test: Sequence[Example], systems: Mapping[str, _System], backbone: TrainingResult, table: Table
 ) -> None:
     (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
-    with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for i, example in enumerate(test):
-            row = example.row() | {"predictions": {name: system.summaries[i] for name, system in systems.items()}}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_predictions(output, test, {name: system.summaries for name, system in systems.items()})
     tuned = {name: system.result.losses for name, system in systems.items() if system.result is not None}
     panels = {"training the backbone": {"all weights": backbone.losses}, "tuning, backbone frozen": tuned}
     plot_losses(output / "loss.png", panels)

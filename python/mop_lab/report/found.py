@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mop_t5.evaluation import AVERAGE, SCORES, Table, TaskScores, read_scores, with_average
-from mop_t5.training import read_history, read_settings
-from mop_t5.training.run import SETTINGS
+from mop_t5.operations.run_folder import SETTINGS, read_history, read_settings
 
 from mop_lab.finished_runs import FinishedRun, FinishedSystem, finished_systems
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
 
+from mop_t5.operations.run_folder import read_history
 from mop_t5.plots.figures import look, save_figure
-from mop_t5.training import read_history
 
 from mop_lab.finished_runs import FinishedSystem
 from mop_lab.report.found import Plot

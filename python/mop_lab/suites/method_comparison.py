@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from mop_t5.data import Example, of_scenarios, read_split
 from mop_t5.evaluation import (
     AVERAGE,
-    FLOORS,
+    BASELINES,
     Scorer,
     Table,
     TaskScores,
@@ -205,13 +205,13 @@ class Comparison:
 
     def _finished(self, labels: Sequence[str]) -> list[_Entry]:
         """The entries of these systems, and those of the floors."""
-        for label in [*labels, *FLOORS]:
+        for label in [*labels, *BASELINES]:
             if label not in self._entries:
-                self._entries[label] = self._floor(label) if label in FLOORS else self._entry(label)
-        return [self._entries[label] for label in [*labels, *FLOORS]]
+                self._entries[label] = self._floor(label) if label in BASELINES else self._entry(label)
+        return [self._entries[label] for label in [*labels, *BASELINES]]
 
     def _floor(self, name: str) -> _Entry:
-        return self._scored(name, [FLOORS[name](self._rows, self._known)])
+        return self._scored(name, [BASELINES[name](self._rows, self._known)])
 
     def _entry(self, label: str) -> _Entry:
         runs = self.suite(label)[1]

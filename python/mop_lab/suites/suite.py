@@ -19,32 +19,26 @@ from typing import Any
 
 import mop_t5
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.cli.evaluate import evaluate, evaluated, metrics_of
-from mop_t5.cli.train import settings_of, train
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import (
-    FLOORS,
     SCORES,
     Rouge,
     Scorer,
     Table,
     TaskScores,
+    baseline_texts,
     read_scores,
+    show,
     with_average,
     write_scores,
 )
+from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation, scoring_settings
 from mop_t5.files import check_writable, remove_folder, replace_file
 from mop_t5.methods.parts.base import MethodConfig
 from mop_t5.operations import contents
-from mop_t5.training import (
-    CHECKPOINTS,
-    TrainingConfig,
-    prepare_output,
-    read_history,
-    write_settings,
-)
+from mop_t5.operations.run_folder import SETTINGS, prepare_output, read_history, write_settings
+from mop_t5.training import CHECKPOINTS, TrainingConfig, TrainingRun, settings_of
 from mop_t5.training.checkpoints import checkpoints
-from mop_t5.training.run import SETTINGS
 from transformers import PreTrainedModel
 
 from mop_lab.finished_runs import SYSTEM, FinishedRun
@@ -198,7 +192,7 @@ class Suite:
         finished = FinishedRun(run.folder, self.config.split)
         if not (finished.evaluation / SCORES).is_file() or finished.made_of is None:
             return False
-        now = evaluated(run.folder, self._examples(self.config.split, run.scenarios), self.config.split)
+        now = contents_of_evaluation(run.folder, self._examples(self.config.split, run.scenarios), self.config.split)
         return not contents.changes(finished.made_of, now)
 
     def overview(self, runs: Sequence[Run]) -> Table:
@@ -228,34 +222,32 @@ class Suite:
     def _finish(self, run: Run, state: str) -> None:
         if state != "finished":
             if state != "evaluate":
-                train(
+                trained = TrainingRun(
                     run.training,
-                    corpus=self.config.corpus,
-                    backbone=self.config.backbone,
-                    output=str(run.folder),
+                    self.config.corpus,
+                    self.config.backbone,
+                    str(run.folder),
                     method=run.system.method,
                     options=run.system.options,
                     scenarios=run.scenarios,
-                    implementation=self.config.implementation,
-                    unit=self.config.unit,
-                    normalise=self.config.normalise,
+                    rouge=self.scorer.rouge,
                     overwrite=state == "start anew",
                     resume=state.startswith("go on"),
-                )
+                ).run()
+                print(trained)
             if run.system.scored:
-                evaluate(
-                    str(run.folder),
+                evaluation = RunEvaluation(
+                    run.folder,
                     corpus=self._scoring["corpus"],
                     split=self.config.split,
                     backbone=self.config.backbone,
-                    floors=False,
-                    implementation=self.config.implementation,
-                    unit=self.config.unit,
-                    normalise=self.config.normalise,
+                    baselines=False,
+                    rouge=self.scorer.rouge,
                     num_beams=self.config.num_beams,
                     batch_size=self.config.eval_batch_size,
                     overwrite=True,
-                )
+                ).run()
+                show(evaluation.table)
             remove_folder(run.folder / CHECKPOINTS)
 
     def _describe(self, runs: Sequence[Run]) -> None:
@@ -286,7 +278,7 @@ class Suite:
         known, rows = (self._examples(split, self.config.scenarios) for split in ("train", self.config.split))
         made_of = {"train": contents.of_rows(known), self.config.split: contents.of_rows(rows)}
         if not (folder / SCORES).is_file() or contents.read_contents(folder) != made_of:
-            texts = {name: make(rows, known) for name, make in FLOORS.items()}
+            texts = baseline_texts(rows, known)
             prepare_output(folder, overwrite=True)
             write_settings(folder, settings)
             contents.write_contents(folder, made_of)
@@ -298,8 +290,7 @@ class Suite:
         """What scores depend on, besides the run."""
         c = self.config
         corpus = str(Path(c.corpus).resolve())
-        rouge = {"implementation": c.implementation, "unit": c.unit, "normalise": c.normalise}
-        return {"corpus": corpus, "split": c.split} | rouge | metrics_of(self.scorer)
+        return scoring_settings(corpus, c.split, self.scorer)
 
     def _evaluation(self, run: Run) -> Path:
         return run.folder / f"evaluation-{self.config.split}"

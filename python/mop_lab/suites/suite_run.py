@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mop_t5.operations.contents import Content, check_same_contents
-from mop_t5.training import TrainingConfig, check_resumable
-from mop_t5.training.run import SETTINGS
+from mop_t5.operations.run_folder import SETTINGS, check_resumable
+from mop_t5.training import TrainingConfig
 
 from mop_lab.suites.systems import System
 

@@ -18,8 +18,9 @@ from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
 from mop_t5.methods.parts.base import check_int, check_positive
 from mop_t5.operations.contents import write_contents
+from mop_t5.operations.run_folder import prepare_output, read_history, save_run
 from mop_t5.storage import adapter_folder
-from mop_t5.training import TrainingConfig, TrainingResult, prepare_output, read_history, save_run
+from mop_t5.training import TrainingConfig
 from transformers import set_seed
 
 from mop_lab.attempt.few_shot import write_draw
@@ -208,7 +209,7 @@ def _leave_untrained(suite: Suite, run: Run) -> None:
     mop_t5.attach(model, run.system.config(run.scenarios))
     prepare_output(run.folder, overwrite=True)
     write_contents(run.folder, run.made_of)
-    save_run(run.folder, model, tokenizer, TrainingResult([{"step": 0}], 0.0), run.settings)
+    save_run(run.folder, model, tokenizer, [{"step": 0}], run.settings)
 
 
 def _score(suite: Suite, run: Run, task: str) -> TaskScores:

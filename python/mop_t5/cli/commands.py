@@ -49,7 +49,7 @@ CORPUS = Command(
             (("--clone DIR --output DIR", "Chinese dialogues of five scenarios"),),
             "mop_t5.cli.crosswoz.corpus_crosswoz",
         ),
-        "floors": Command((("--corpus DIR", "scores computed without a model"),), "mop_t5.cli.floors.corpus_floors"),
+        "floors": Command((("--corpus DIR", "scores computed without a model"),), "mop_t5.cli.baselines.corpus_floors"),
     },
 )
 PROMPTS = Command(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import mop_t5
 from mop_t5.operations.contents import read_contents, write_contents
+from mop_t5.operations.run_folder import load_run, prepare_output, write_settings
 from mop_t5.storage.adapter_folder import WEIGHTS_NAME
-from mop_t5.training import load_run, prepare_output, write_settings
 
 
 def export(run: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:

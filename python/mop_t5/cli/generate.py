@@ -9,9 +9,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from mop_t5.data.corpus import open_binary, stem_of
+from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in
 from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise
-from mop_t5.training import load_run
+from mop_t5.operations.run_folder import load_run
 
 NOT_ALL = 3  # exit code: all lines were read, and some have no summary
 _STREAM = "-"
@@ -68,7 +69,7 @@ def generate(
     _check_files(input, target, resume, overwrite)
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     options = settings.get("options") or {}
-    summariser = Summariser(model, tokenizer, options, lengths(settings), num_beams, batch_size)
+    summariser = Summariser(model, tokenizer, options, lengths_of(settings), num_beams, batch_size)
     requests = _requests(input, dialogue, scenario, summariser.scenarios)
     counts, position, where = Counts(), 0, output or "standard output"
     if resume and target.exists():
@@ -132,9 +133,3 @@ def _total(input: str | None) -> int | None:
             return sum(1 for _ in filled_lines(file, input))
     except ValueError:  # broken gzip data: said when the lines before are answered
         return None
-
-
-def lengths(settings: dict) -> dict[str, int]:
-    """The lengths that a run was trained with, as generate_summaries calls them."""
-    names = {"max_source": "max_source", "max_target": "max_new_tokens"}
-    return {argument: settings[field] for field, argument in names.items() if field in settings}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mop_t5
 from mop_t5.files import whole_folder
-from mop_t5.training import load_run, prepare_output, write_settings
+from mop_t5.operations.run_folder import load_run, prepare_output, write_settings
 
 
 def squeeze(run: str, scenario: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:

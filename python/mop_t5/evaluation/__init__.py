@@ -1,7 +1,14 @@
-"""Generated summaries and what they are worth: ROUGE, floors, tables."""
+"""Generated summaries and what they are worth: ROUGE, baselines, tables."""
 
-from mop_t5.evaluation.floors import FLOORS, first_user_turn, nearest_reference, random_reference
+from mop_t5.evaluation.baselines import (
+    BASELINES,
+    baseline_texts,
+    first_user_turn,
+    nearest_reference,
+    random_reference,
+)
 from mop_t5.evaluation.generation import generate_summaries
+from mop_t5.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from mop_t5.evaluation.rouge import IMPLEMENTATIONS, UNITS, Rouge, number_recall
 from mop_t5.evaluation.scorer import Scorer
 from mop_t5.evaluation.scores import (
@@ -23,8 +30,9 @@ from mop_t5.plots.plots import plot_losses
 
 __all__ = [
     "AVERAGE",
-    "FLOORS",
+    "BASELINES",
     "IMPLEMENTATIONS",
+    "PREDICTIONS",
     "SCORES",
     "UNITS",
     "MetricScores",
@@ -36,6 +44,7 @@ __all__ = [
     "Value",
     "ValueScores",
     "Values",
+    "baseline_texts",
     "by_metric",
     "combined",
     "first_user_turn",
@@ -47,6 +56,7 @@ __all__ = [
     "plot_losses",
     "present",
     "random_reference",
+    "read_predictions",
     "read_scores",
     "score_table",
     "show",
@@ -54,6 +64,7 @@ __all__ = [
     "to_markdown",
     "value_recall",
     "with_average",
+    "write_predictions",
     "write_scores",
     "write_texts",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -98,6 +99,16 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
                 _IN_EVALUATION[model] = inside - 1, was_training
             else:
                 model.train(was_training)
+
+
+def lengths_of(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Return the lengths that a run was trained with, as arguments of generate_summaries.
+
+    Args:
+        settings: The content of run.json.
+    """
+    names = {"max_source": "max_source", "max_target": "max_new_tokens"}
+    return {argument: settings[field] for field, argument in names.items() if field in settings}
 
 
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:

@@ -1,4 +1,8 @@
-"""Characters of references that a tokenizer cannot write."""
+"""Characters of references that a tokenizer cannot write.
+
+The tokenizers of mT5 and umT5 write "," where a reference has the full-width comma of Chinese, so that even a perfect
+model scores below 100. In the form "nfkc" both sides have the same characters.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,11 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from mop_t5.data import Example
-from mop_t5.evaluation.normalisation import normalised
+from mop_t5.evaluation.rouge import normalised
 from mop_t5.evaluation.scorer import Scorer
 from mop_t5.evaluation.scores import mean_scores
 
-_SAMPLE = 200  # references that are written and read back
+_SAMPLE = 200  # references that are encoded and decoded
 _NAMED = 6  # characters that the warning names
 
 
@@ -22,17 +26,17 @@ def warn_of_lost_characters(
 ) -> list[str]:
     """Warn where references hold characters that a model with this tokenizer cannot write.
 
-    Up to 200 references, evenly spread over the split, are encoded and decoded as summaries are. Case and white space
-    do not count.
+    Up to 200 references, evenly spread over the split, are encoded and decoded in the same way as summaries. Case and
+    white space do not count.
 
     Args:
         tokenizer: The tokenizer of the model.
         examples: The rows whose references are scored.
-        scorer: What scores them, in its form.
+        scorer: The scorer of the references, with its Unicode form.
         split: The name of the split, for the message.
 
     Returns:
-        The warning, as notes for a table. Empty where all characters come back.
+        The warning, as notes for a table. Empty if no character is lost.
     """
     sample = examples[:: -(-len(examples) // _SAMPLE)]
     references = [example.summary for example in sample]
@@ -58,7 +62,7 @@ def warn_of_lost_characters(
 
 
 def _best(scorer: Scorer, sample: Sequence[Example], written: Sequence[str]) -> str:
-    """Return what a model that writes each reference scores; empty where no task is scored by ROUGE."""
+    """Return a sentence on the score of a perfect model. Empty where no task is scored by ROUGE."""
     scores = list(scorer.by_rouge(sample, written).values())
     if not scores:
         return ""

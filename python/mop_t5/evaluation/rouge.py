@@ -9,45 +9,53 @@ ROUGE-L is counted here, with the numbers of the packages, for texts of any leng
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
-from unicodedata import decimal
 
 from mop_t5.backbone.tokenizer import segment
-from mop_t5.evaluation.normalisation import FORMS, normalised
 from mop_t5.evaluation.scores import Scores
 from mop_t5.evaluation.subsequence import common_length, common_units
 
 IMPLEMENTATIONS = ("rouge_score", "rouge")
 UNITS = ("char", "jieba", "jieba_hmm")
+FORMS = ("none", "nfkc")
 _NUMBER = re.compile(r"\d+")
 
 
+@dataclass(frozen=True)
 class Rouge:
-    """Scores pairs of texts.
+    """ROUGE F1 of pairs of texts.
 
     Texts are normalised and lower-cased first. A hypothesis or reference without units, or of full stops only, scores
-    0: the package rouge takes full stops for the ends of sentences.
+    0, because the package rouge takes full stops for the ends of sentences.
 
     Args:
-        implementation: The package that counts, "rouge_score" or "rouge".
-        unit: What is counted: "char" (every character but white space), "jieba" (words, HMM=False) or "jieba_hmm"
-            (words, HMM=True).
-        normalise: The form in which both sides are compared: "none" (as they are) or "nfkc" (Unicode's NFKC, in which
-            full-width digits and punctuation equal the others).
+        implementation: package that counts ROUGE, "rouge_score" or "rouge".
+        unit: unit that ROUGE counts: "char" (every character except white space), "jieba" (words, HMM=False) or
+            "jieba_hmm" (words, HMM=True).
+        normalise: form in which both sides are compared: "none" (unchanged) or "nfkc" (Unicode's NFKC, in which
+            full-width punctuation and digits equal the others).
 
     Raises:
-        ValueError: Another value than these.
+        ValueError: Another value.
     """
 
-    def __init__(self, implementation: str = "rouge_score", unit: str = "char", normalise: str = "none"):
-        known = {"implementation": IMPLEMENTATIONS, "unit": UNITS, "normalise": FORMS}
-        given = {"implementation": implementation, "unit": unit, "normalise": normalise}
-        for name, value in given.items():
-            if value not in known[name]:
-                raise ValueError(f"{name} must be one of {known[name]}, got {value!r}.")
-        self.implementation, self.unit, self.normalise = implementation, unit, normalise
-        self._score = {"rouge_score": _rouge_score, "rouge": _rouge}[implementation]()
+    implementation: str = "rouge_score"
+    unit: str = "char"
+    normalise: str = "none"
+
+    def __post_init__(self):
+        for name, known in {"implementation": IMPLEMENTATIONS, "unit": UNITS, "normalise": FORMS}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
+        self._score  # noqa: B018 (a package that is missing must raise here, before any work)
+
+    @cached_property
+    def _score(self) -> Callable[[str, str], Scores]:
+        return {"rouge_score": _rouge_score, "rouge": _rouge}[self.implementation]()
 
     def __str__(self) -> str:
         unit = {"char": "characters", "jieba": "jieba words (HMM off)", "jieba_hmm": "jieba words (HMM on)"}[self.unit]
@@ -74,6 +82,11 @@ class Rouge:
         return self._score(" ".join(reference), " ".join(hypothesis))
 
 
+def normalised(text: str, form: str) -> str:
+    """Return a text in one of FORMS: unchanged, or with Unicode's compatibility characters replaced (NFKC)."""
+    return text if form == "none" else unicodedata.normalize("NFKC", text)
+
+
 def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Return the share of the numbers in the references that stand in their hypothesis; NaN where there are none.
 
@@ -86,7 +99,7 @@ def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float
 
 
 def _numbers(text: str) -> set[str]:
-    return {"".join(str(decimal(digit)) for digit in run) for run in _NUMBER.findall(text)}
+    return {"".join(str(unicodedata.decimal(digit)) for digit in run) for run in _NUMBER.findall(text)}
 
 
 class _SplitAtSpaces:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mop_t5.data import TASKS, Example, TaskMetrics
 from mop_t5.evaluation.metrics import FUNCTIONS, strays
-from mop_t5.evaluation.normalisation import normalised
-from mop_t5.evaluation.rouge import Rouge
+from mop_t5.evaluation.rouge import Rouge, normalised
 from mop_t5.evaluation.scores import Scores, TaskScores, from_metrics, mean_scores, with_average
 
 

@@ -1,51 +1,69 @@
-"""A run folder: what a training run leaves, and all that is needed to use it again.
+"""The files of a run folder, which a training writes, and from which a model is evaluated and served.
 
-run.json      the configuration it was made with, every default filled in: `mop-t5 train --config` takes it
-contents.json what the corpus and the backbone held (see contents.py)
+run.json      the configuration with every default filled in; `mop-t5 train --config` takes this file
+contents.json checksums of the corpus and of the backbone (see contents.py)
 adapter/      the method (mop_t5.save), or
 backbone/     the whole model and its tokenizer, where all weights were trained
 loss.jsonl    the loss history
-checkpoints/  what `--resume` goes on from, if checkpoints were asked for
+checkpoints/  the checkpoints from which `--resume` continues
 
-A run of several seeds has run.json, results.md and one such folder a seed, seed-N.
+A run of several seeds has run.json, results.md and one such folder per seed, seed-N.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import mop_t5
+from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
 from mop_t5.operations import contents
-from mop_t5.training.trainer import TrainingResult
+from mop_t5.operations.attach import is_attached, load, save
 
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
-_EARLIER = {"normalise": "none"}  # what earlier versions did, and did not write
-# what a resumed run may change: how long it goes on, how often it reports, and where its files lie
+_EARLIER = {"normalise": "none"}  # settings that earlier versions did not write
+# settings that a resumed run may change: its length, its intervals, and the places of its files
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
 
 
 def processes() -> PartialState:
-    """The processes of this run: one, unless torchrun or `accelerate launch` started several."""
-    # accelerate takes several processes on CPUs for as many runs unless it is told that CPUs are meant
+    """Return the processes of this run: one, unless torchrun or `accelerate launch` started several."""
+    # without `cpu`, accelerate takes several processes on CPUs for separate runs
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def seed_folders(folder: str | Path, seeds: Sequence[int]) -> dict[int, Path]:
+    """Return the run folder of each seed."""
+    return {seed: Path(folder) / f"seed-{seed}" for seed in seeds}
+
+
 def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> Path:
-    """Make an output folder. One that has content raises FileExistsError, unless `overwrite` (it is emptied) or `keep`
-    (it is used as it is, to resume). Only a folder that looks like an earlier output is ever emptied. Of several
-    processes all call this: either all raise, or the first one makes the folder."""
+    """Make an output folder. Every process of a run must call this function: all raise, or the first makes the folder.
+
+    Args:
+        folder: The output folder.
+        overwrite: Empty a folder that has content. Only a folder with run.json is ever emptied.
+        keep: Use a folder that has content as it is, to resume.
+
+    Returns:
+        The folder, as a Path.
+
+    Raises:
+        FileExistsError: The folder has content, and neither `overwrite` nor `keep` is set.
+        OSError: The folder cannot be written into.
+    """
     folder, team = Path(folder), processes()
     full = check_output(folder, overwrite=overwrite, keep=keep)
-    team.wait_for_everyone()  # nobody may look any more when the folder changes
+    team.wait_for_everyone()  # every process must have looked before the folder changes
     if team.is_main_process:
         if full:
             shutil.rmtree(folder)
@@ -55,7 +73,7 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = 
 
 
 def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> bool:
-    """Whether prepare_output would empty this folder; raises what it raises, and changes nothing."""
+    """Return whether prepare_output would empty this folder. Raise the same errors, and change nothing."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Choose another folder.")
@@ -69,43 +87,54 @@ def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = Fa
 
 
 def describe_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> str:
-    """What prepare_output would do, for a dry run; raises what it raises."""
+    """Describe the effect of prepare_output, for a dry run. Raise the same errors, and change nothing."""
     full = check_output(folder, overwrite=overwrite, keep=keep)
-    what = "is emptied first" if full else "is gone on with" if keep else "is new or empty"
-    return f"Output: {folder}, which {what}. Nothing was written."
+    state = "is emptied first" if full else "is gone on with" if keep else "is new or empty"
+    return f"Output: {folder}, which {state}. Nothing was written."
 
 
 def save_run(
     folder: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    result: TrainingResult,
-    settings: dict,
+    history: Sequence[Mapping[str, Any]],
+    settings: dict[str, Any],
 ) -> None:
-    """Write the trained part of `model`, the history and `settings` (JSON; with the key "backbone" for a method)."""
+    """Write a finished run.
+
+    Args:
+        folder: The run folder.
+        model: The trained model. Only the method is written, or the whole model where no method is attached.
+        tokenizer: The tokenizer of the model.
+        history: The loss history, as `TrainingResult.history`.
+        settings: The content of run.json. It must name the "backbone" of a method.
+    """
     folder = Path(folder)
-    if mop_t5.is_attached(model):
-        mop_t5.save(model, folder / "adapter")
+    if is_attached(model):
+        save(model, folder / "adapter")
     else:
         with whole_folder(folder / "backbone", "the backbone") as writing:
             model.save_pretrained(writing)
             tokenizer.save_pretrained(writing)
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
-    result.write(folder / HISTORY)
+    with failure_in_a_sentence("the loss history", folder / HISTORY):
+        replace_file(folder / HISTORY, "".join(json.dumps(point) + "\n" for point in history).encode())
     write_settings(folder, settings)
 
 
-def write_settings(folder: str | Path, settings: dict) -> None:
-    """run.json. Written before training, too, so that an interrupted run can be overwritten or resumed."""
+def write_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """Write run.json. Call this before training, too: only a folder with run.json can be overwritten or resumed."""
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     with failure_in_a_sentence(SETTINGS, folder):
         replace_file(Path(folder) / SETTINGS, text.encode())
 
 
-def read_settings(folder: str | Path) -> dict:
+def read_settings(folder: str | Path) -> dict[str, Any]:
     """Return run.json of a run folder, with the settings that earlier versions did not write.
 
-    Raises FileNotFoundError where there is none, and ValueError if it is damaged.
+    Raises:
+        FileNotFoundError: The folder has no run.json.
+        ValueError: The file is damaged.
     """
     path = Path(folder) / SETTINGS
     if not path.is_file():
@@ -119,28 +148,31 @@ def read_settings(folder: str | Path) -> dict:
     return _EARLIER | settings
 
 
-def read_history(folder: str | Path) -> list[dict]:
-    """`TrainingResult.history` of a run folder; empty where the run has not ended. ValueError if it is damaged."""
+def read_history(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the loss history of a run folder. Empty where the run has not ended. Raise ValueError if it is damaged."""
     path = Path(folder) / HISTORY
     try:
         points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
         if not all(isinstance(point, dict) and "step" in point for point in points):
-            raise ValueError("a line of it names no step")
+            raise ValueError("a line names no step")
         return points
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
 
 
 def content_of_weights(folder: str | Path) -> dict[str, contents.Content]:
-    """Return the content of the loss history, which tells one training from another; empty where it has not ended."""
+    """Return the checksum of the loss history, which identifies a training. Empty where the run has not ended."""
     history = read_history(folder)
     return {"training": contents.of_json(history)} if history else {}
 
 
-def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, ...] = _MAY_CHANGE) -> None:
-    """Raise ValueError if the run in `folder` had other settings than it is to be resumed with. Trainer takes the
-    optimizer's from the checkpoint whatever is asked for, and another seed or method would be another run."""
-    # as JSON gives them back: tuples are lists there
+def check_resumable(folder: str | Path, settings: Mapping[str, Any], may_change: Sequence[str] = _MAY_CHANGE) -> None:
+    """Raise ValueError if the run in `folder` was started with other settings.
+
+    Trainer restores the optimizer's settings from the checkpoint, whatever is asked for. Another seed or another method
+    would be another run.
+    """
+    # JSON turns tuples into lists
     given, stored = json.loads(json.dumps(settings)), read_settings(folder)
     other = sorted(name for name in given if name not in may_change and given[name] != stored.get(name))
     if other:
@@ -153,17 +185,17 @@ def check_resumable(folder: str | Path, settings: dict, may_change: tuple[str, .
 
 def load_run(
     folder: str | Path, backbone_path: str | None = None, *, on_accelerator: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
-    """Return the model with its method attached, its tokenizer, and the settings of a run folder.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Return the model of a run folder with its method attached, its tokenizer, and its settings.
 
     Args:
         folder: The run folder.
-        backbone_path: In place of the backbone's path in the settings, for a backbone that was moved.
-        on_accelerator: Move the model to the machine's accelerator if it has one.
+        backbone_path: The folder of a backbone that was moved. It replaces the path in the settings.
+        on_accelerator: Move the model to the accelerator, if the machine has one.
 
     Raises:
         FileNotFoundError: The folder has no settings or no trained weights.
-        ValueError: The run is damaged, or was trained with another backbone or tokenizer than there is.
+        ValueError: The run is damaged, or the backbone or the tokenizer has changed since the training.
     """
     folder, settings = Path(folder), read_settings(folder)
     if settings.get("seeds"):
@@ -176,9 +208,9 @@ def load_run(
         path = str(folder / "backbone")
     if not isinstance(path, str):
         raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
-    model = mop_t5.load_backbone(path)
+    model = load_backbone(path)
     if (folder / "adapter").is_dir():
-        mop_t5.load(model, folder / "adapter")
+        load(model, folder / "adapter")
         if settings.get("method") not in (None, model.mop.name):
             raise ValueError(
                 f"{folder} is damaged: {SETTINGS} names the method {settings['method']!r}, but its adapter is of "

@@ -1,7 +1,7 @@
-"""What a summary scores that no model made: floors to read a model's ROUGE against.
+"""Baseline texts, computed without a model.
 
-In a corpus whose references repeat, even a wrong reference scores high. A model that does not pass the nearest training
-dialogue's reference has learnt the form of the summaries and not the content.
+In a corpus whose references repeat, even a wrong reference scores high. A model that scores below the baseline "nearest
+reference" has learnt the form of the summaries and not their content.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _USER_TURN = re.compile(r"^(?:用户|user)\s*[：:].+$", re.IGNORECASE | re.MULT
 
 
 def first_user_turn(examples: Sequence[Example]) -> list[str]:
-    """The first line that starts with 用户： or user:, as it stands; else the first line of the dialogue."""
+    """Return the first line that starts with 用户： or user:, or the first line of a dialogue that has no such line."""
     found = (_USER_TURN.search(example.dialogue) for example in examples)
     return [match[0] if match else e.dialogue.strip().splitlines()[0] for match, e in zip(found, examples)]
 
 
 def random_reference(examples: Sequence[Example], train: Sequence[Example], seed: int = 0) -> list[str]:
-    """For each example a training summary of its scenario, drawn at random."""
+    """Return, for each example, a training summary of the same scenario, drawn at random."""
     rng = random.Random(seed)
     pools = _by_scenario(train)
     _check_known(examples, pools)
@@ -33,9 +33,10 @@ def random_reference(examples: Sequence[Example], train: Sequence[Example], seed
 
 
 def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> list[str]:
-    """For each example the summary of the training dialogue of its scenario that is most like its dialogue.
+    """Return, for each example, the summary of the most similar training dialogue of the same scenario.
 
-    Likeness is the share of distinct character pairs that two dialogues have in common (Jaccard); of equals, the first.
+    The similarity of two dialogues is the Jaccard index of their sets of character pairs. Of equally similar dialogues
+    the first is taken.
     """
     pools = {scenario: _Pool(rows) for scenario, rows in _by_scenario(train).items()}
     _check_known(examples, pools)
@@ -43,7 +44,7 @@ def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> 
 
 
 class _Pool:
-    """Training rows, indexed by their character pairs: a corpus has too many pairs of dialogues to compare each."""
+    """An index of training rows by character pairs. A corpus has too many pairs of dialogues to compare each pair."""
 
     def __init__(self, rows: Sequence[Example]):
         self._rows = rows
@@ -65,12 +66,28 @@ class _Pool:
         return self._rows[int(np.argmax(shared / union))].summary
 
 
-# name -> summaries(examples, train), in the order in which tables show them
-FLOORS: dict[str, Callable[[Sequence[Example], Sequence[Example]], list[str]]] = {
+# name -> function of the examples and the training rows, in the order of the tables
+BASELINES: dict[str, Callable[[Sequence[Example], Sequence[Example]], list[str]]] = {
     "first user turn": lambda examples, train: first_user_turn(examples),
     "random reference": random_reference,
     "nearest reference": nearest_reference,
 }
+
+
+def baseline_texts(examples: Sequence[Example], train: Sequence[Example]) -> dict[str, list[str]]:
+    """Return the texts of each baseline.
+
+    Args:
+        examples: The rows to summarise.
+        train: The training rows of the same corpus.
+
+    Returns:
+        name -> one text per example, in the order of the tables.
+
+    Raises:
+        ValueError: A scenario of the examples has no training row.
+    """
+    return {name: texts_of(examples, train) for name, texts_of in BASELINES.items()}
 
 
 def _by_scenario(rows: Sequence[Example]) -> dict[str, list[Example]]:
@@ -83,7 +100,7 @@ def _by_scenario(rows: Sequence[Example]) -> dict[str, list[Example]]:
 def _check_known(examples: Sequence[Example], pools: Mapping[str, object]) -> None:
     missing = sorted({example.scenario for example in examples} - set(pools))
     if missing:
-        raise ValueError(f"no training row is of {', '.join(missing)}, so none can serve as a floor. Add some.")
+        raise ValueError(f"no training row is of {', '.join(missing)}, so a baseline has no reference. Add some.")
 
 
 def _pairs(text: str) -> set[str]:

@@ -1,0 +1,275 @@
+"""Train into a run folder. This is the work of `mop-t5 train`; nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from mop_t5.backbone.load import load_backbone
+from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
+from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
+from mop_t5.evaluation.lost_characters import warn_of_lost_characters
+from mop_t5.files import replace_file
+from mop_t5.methods.parts.base import MethodConfig
+from mop_t5.operations import contents
+from mop_t5.operations.attach import ParameterCount, attach, count_parameters
+from mop_t5.operations.run_folder import (
+    SETTINGS,
+    check_resumable,
+    describe_output,
+    prepare_output,
+    processes,
+    read_history,
+    read_settings,
+    save_run,
+    seed_folders,
+    write_settings,
+)
+from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.config import TrainingConfig
+from mop_t5.training.seeds import history_table
+from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The result of `TrainingRun.run`.
+
+    Attributes:
+        parameters: The numbers of parameters.
+        steps: Optimizer steps of each training.
+        results: seed -> result, for the seeds that were trained in this call.
+        table: One row per seed, for a run of several seeds.
+    """
+
+    parameters: ParameterCount
+    steps: int
+    results: Mapping[int, TrainingResult]
+    table: Table | None
+
+    def __str__(self) -> str:
+        """Return one sentence on the parameters, and on the loss of a run of one seed."""
+        trained, share = self.parameters.trained, 100 * self.parameters.share
+        said = f"Trained {trained:,} parameters, {share:.4f} % of the backbone's {self.parameters.backbone:,}"
+        if self.table is not None:
+            return f"{said}, with each of {len(self.table.rows) - 2} seeds."
+        (result,) = self.results.values()
+        losses = [loss for _, loss in result.losses]
+        seconds = f"{self.steps} steps of {result.seconds_per_step:.3f} s"
+        return f"{said}, for {seconds}; loss {losses[0]:.3f} -> {losses[-1]:.3f}."
+
+
+class TrainingRun:
+    """A training with its inputs read and checked. Nothing is written before `run`.
+
+    Args:
+        training: How to train.
+        corpus: Folder with train.jsonl, and valid.jsonl if evaluate_every is set.
+        backbone: Folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
+        output: The run folder.
+        method: Name of the method to tune. None trains all weights of the backbone.
+        options: Fields of the method.
+        scenarios: Train and validate on the rows of these scenarios only. None takes all.
+        seeds: Train once with each of these seeds, into output/seed-N.
+        rouge: ROUGE for the validations.
+        overwrite: Empty the output folder first if it holds an earlier run.
+        resume: Continue from the newest checkpoint in the output folder.
+
+    Raises:
+        ValueError: A setting is wrong, or the run to resume was started with other settings or other data.
+        FileExistsError: The output folder has content, and neither overwrite nor resume is set.
+    """
+
+    def __init__(
+        self,
+        training: TrainingConfig,
+        corpus: str,
+        backbone: str,
+        output: str,
+        *,
+        method: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        scenarios: list[str] | None = None,
+        seeds: list[int] | None = None,
+        rouge: Rouge | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ):
+        if overwrite and resume:
+            raise ValueError("overwrite and resume exclude each other: one empties the folder that the other needs.")
+        if method is None and options:
+            raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
+        if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
+            raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
+        for seed in seeds or ():
+            replace(training, seed=seed)  # raises an error for a wrong seed before the first training
+        if scenarios is not None and not scenarios:
+            raise ValueError("scenarios must name at least one scenario, got none. Leave it out for all.")
+        self._team = processes()
+        if not self._team.is_main_process:
+            disable_progress_bar()  # the bar of loading weights
+        self._training, self._seeds, self._output = training, seeds, output
+        self._keep = {"overwrite": overwrite, "keep": resume}
+        self._backbone, self._method, self._options = backbone, method, dict(options or {})
+        rows = read_split(corpus, "train")
+        self._examples = of_scenarios(rows, scenarios)
+        self._valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
+        self._scorer = Scorer(rouge, read_tasks(corpus, scenarios_of(rows)))
+        self._tokenizer = load_tokenizer(backbone)
+        if self._valid and self._team.is_main_process:
+            warn_of_lost_characters(self._tokenizer, self._valid, self._scorer, "valid")
+        # attaching raises an error for a wrong method before a folder is made
+        self._model = self._new_model(training.seed if seeds is None else seeds[0])
+        config = None if method is None else self._model.mop.config
+        self._settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge)
+        self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
+        self._made_of |= contents.of_backbone(self._model, self._tokenizer)
+        self._recorded: dict[str, contents.Content] | None = self._made_of
+        if resume:
+            check_resumable(output, self._settings)
+            known = contents.check_same_contents(output, self._made_of)
+            if not known and self._team.is_main_process:
+                contents.warn_of_unknown(output)
+            self._recorded = self._made_of | (contents.read_contents(output) or {}) if known else None
+        self._folders = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+        if resume and seeds is not None:
+            self._check_steps()
+
+    def describe(self) -> str:
+        """Describe what `run` would do, for a dry run."""
+        count = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+        rows = self._training.batch_size * self._training.accumulation
+        validation = ", without validation."
+        if self._valid:
+            validation = f", validated on {len(self._valid)} every {self._training.evaluate_every} steps."
+        lines = [
+            f"Would train {count:,} parameters for {self._training.steps} steps of {rows} rows on "
+            f"{len(self._examples)} rows{validation}"
+        ]
+        for seed, folder in self._folders.items() if self._keep["keep"] else ():
+            whole = checkpoints(folder / CHECKPOINTS)
+            state = f"from {whole[-1].name}" if whole else "finished" if _finished(folder) else "from the start"
+            lines.append(f"Seed {seed}, {folder}: {state}.")
+        return "\n".join([*lines, describe_output(self._output, **self._keep)])
+
+    def run(self) -> TrainedRun:
+        """Train each seed, and write the run folders.
+
+        Every process of a training on several devices must call this method. Only the first process writes.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, with a sentence on what was kept.
+            FileExistsError, FloatingPointError, OSError, ValueError: See `trainer.train`.
+        """
+        prepare_output(self._output, **self._keep)
+        if self._team.is_main_process:
+            if not read_history(self._output):  # run.json of a finished run describes its weights until they change
+                write_settings(self._output, self._settings)
+            if self._recorded is not None:
+                contents.write_contents(self._output, self._recorded)
+        resume, results, model = self._keep["keep"], {}, self._model
+        for number, (seed, folder) in enumerate(self._folders.items()):
+            continues = resume and (self._seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
+            if resume and not continues and _finished(folder):
+                continue
+            if number:
+                model = self._new_model(seed)
+            if self._team.is_main_process and self._seeds is not None and not continues:
+                folder.mkdir(exist_ok=True)
+                contents.write_contents(folder, self._made_of)
+            try:
+                results[seed] = train(
+                    model,
+                    self._tokenizer,
+                    self._examples,
+                    replace(self._training, seed=seed),
+                    output=folder,
+                    valid=self._valid,
+                    scorer=self._scorer,
+                    resume=continues,
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._interrupted(folder)) from None
+            if self._team.is_main_process:
+                settings = self._settings | {"seed": seed, "seeds": None}
+                save_run(folder, model, self._tokenizer, results[seed].history, settings)
+            self._team.wait_for_everyone()
+        table = None
+        if self._seeds is not None:
+            table = history_table({seed: read_history(folder) for seed, folder in self._folders.items()})
+            if self._team.is_main_process:
+                replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
+        return TrainedRun(count_parameters(model), self._training.steps, results, table)
+
+    def _new_model(self, seed: int) -> PreTrainedModel:
+        model = load_backbone(self._backbone)
+        set_seed(seed)  # attach draws the method's initial values
+        if self._method is None:
+            return model.requires_grad_(True)
+        return attach(model, self._method, scenarios=scenarios_of(self._examples), **self._options)
+
+    def _check_steps(self) -> None:
+        """Raise ValueError for a seed that ended after another number of steps and left no checkpoint."""
+        for folder in self._folders.values():
+            if not _finished(folder) or checkpoints(folder / CHECKPOINTS):
+                continue
+            if (ended := read_settings(folder).get("steps")) != self._training.steps:
+                raise ValueError(
+                    f"{folder} ended after {ended} steps without a checkpoint, so it cannot go on to "
+                    f"{self._training.steps}. Set steps to {ended}, or start anew with another --output."
+                )
+
+    def _interrupted(self, folder: Path) -> str:
+        whole = checkpoints(folder / CHECKPOINTS)
+        if not whole and self._seeds is None:
+            return (
+                f"interrupted before a checkpoint in {self._output}. Start anew with --overwrite, and with "
+                "--save_every."
+            )
+        kept = f"{whole[-1]} is kept" if whole else "the seeds that had ended are kept"
+        return f"interrupted; {kept}, and the same command goes on with --resume."
+
+
+def settings_of(
+    training: TrainingConfig,
+    corpus: str,
+    backbone: str,
+    method: str | None,
+    config: MethodConfig | None,
+    scenarios: list[str] | None,
+    seeds: list[int] | None,
+    rouge: Rouge,
+) -> dict[str, Any]:
+    """Return the content of run.json.
+
+    Args:
+        training: How the run trains.
+        corpus: The corpus folder.
+        backbone: The folder of the backbone, or its name on the model hub.
+        method: The name of the method. None for all weights.
+        config: The configuration of the method, with its defaults filled in.
+        scenarios: The scenarios of the training rows. None for all.
+        seeds: The seeds of a run of several seeds.
+        rouge: ROUGE of the validations.
+    """
+    options = {} if config is None else config.to_dict()
+    return {
+        "corpus": str(Path(corpus).resolve()),
+        "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
+        "method": method,
+        "options": {name: value for name, value in options.items() if name != "scenarios"},
+        "scenarios": scenarios,
+        **asdict(rouge),
+        "seeds": seeds,
+        **asdict(training),
+    }
+
+
+def _finished(folder: Path) -> bool:
+    return (folder / SETTINGS).is_file() and bool(read_history(folder))
