@@ -30,7 +30,7 @@ def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tenso
 
 
 class TemperatureBatchSampler(Sampler[list[int]]):
-    """Batches of row indices, drawn with replacement; one epoch is `ceil(rows / batch_size) // num_replicas` of them.
+    """Batches of row indices, drawn with replacement; one epoch is `ceil(rows / batch_size)` of them.
 
     `batching="homogeneous"`: all rows of a batch are of one scenario; the batches are those of HyperFormer's sampler,
     bit for bit. `"mixed"`: every row draws its own scenario. `num_batches`: the length of one iteration, which goes on
@@ -40,9 +40,7 @@ class TemperatureBatchSampler(Sampler[list[int]]):
     that nothing else changes. Under data parallel let every process take its share of it: of R processes, process r
     takes batches r, r + R, r + 2R, ... (accelerate's `prepare` of a DataLoader does that, and so does
     `mop_t5.training.train`). Then no batch is used twice, processes may have different scenarios at one step, and R
-    processes draw what one process draws that accumulates R batches. `num_replicas` and `rank` do what HyperFormer
-    does instead: all ranks have the same scenario, each draws from its own part of the rows, and every number of ranks
-    gives other batches.
+    processes draw what one process draws that accumulates R batches.
     """
 
     drop_last = True  # all batches are full; accelerate must not fill up the last round with the first batches again
@@ -54,8 +52,6 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         *,
         temperature: float = 2.0,
         batching: str = "homogeneous",
-        num_replicas: int = 1,
-        rank: int = 0,
         seed: int = 0,
         num_batches: int | None = None,
     ):
@@ -65,27 +61,16 @@ class TemperatureBatchSampler(Sampler[list[int]]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_batches is not None and num_batches < 1:
             raise ValueError(f"num_batches must be at least 1, or None for one epoch; got {num_batches}.")
-        if not 0 <= rank < num_replicas:
-            raise ValueError(f"rank must be in [0, num_replicas) = [0, {num_replicas}), got {rank}.")
         ids = torch.as_tensor(scenario_ids, dtype=torch.long)
         if ids.numel() == 0 or ids.min() < 0:
             raise ValueError("scenario_ids must be a non-empty sequence of ids from 0 upwards.")
         # Scenarios without a row (an adapter may know more than this corpus) take no part in the draw.
         self._rows = [rows for s in range(int(ids.max()) + 1) if len(rows := torch.where(ids == s)[0])]
         self.sizes = [len(rows) for rows in self._rows]
-        if min(self.sizes) < num_replicas:
-            raise ValueError(
-                f"every scenario needs at least one row for each of {num_replicas} replicas, got sizes {self.sizes}."
-            )
         self.weights = temperature_weights(self.sizes, temperature)
         self.batch_size, self.batching, self.seed = batch_size, batching, seed
-        self.num_replicas, self.rank, self.epoch = num_replicas, rank, 0
-        self._epoch_length = math.ceil(len(ids) / batch_size) // num_replicas
-        if self._epoch_length == 0:
-            raise ValueError(
-                f"{len(ids)} rows in batches of {batch_size} give no batch for each of {num_replicas} replicas. "
-                "Lower batch_size."
-            )
+        self.epoch = 0
+        self._epoch_length = math.ceil(len(ids) / batch_size)
         self._length = self._epoch_length if num_batches is None else num_batches
 
     def __len__(self) -> int:
@@ -101,10 +86,7 @@ class TemperatureBatchSampler(Sampler[list[int]]):
 
     def _batches_of(self, epoch: int) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        mine = []  # per scenario, the rows this rank may draw
-        for rows, size in zip(self._rows, self.sizes):
-            order = torch.randperm(size, generator=generator)
-            mine.append(rows[order[self.rank : size // self.num_replicas * self.num_replicas : self.num_replicas]])
+        mine = [rows[torch.randperm(len(rows), generator=generator)] for rows in self._rows]  # per scenario
         draws = self._epoch_length * (1 if self.batching == "homogeneous" else self.batch_size)
         scenarios = torch.multinomial(self.weights, draws, replacement=True, generator=generator)
         if self.batching == "homogeneous":
