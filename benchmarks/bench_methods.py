@@ -7,7 +7,7 @@ parameter-efficient method has to beat; the plain frozen model, of which nothing
 import mop_t5
 import pytest
 import torch
-from mop_t5.methods import get
+from mop_lab.suites.systems import all_systems
 
 from benchmarks.bench_training_step import SCENARIOS, batch, test_step_without_prefixes  # noqa: F401  fixtures, floor
 
@@ -15,7 +15,7 @@ STEP = "training step, T5-base, 8 x (64 -> 32) tokens, each method"
 GENERATE = "generate, T5-base, 8 x 4 beams, 64 tokens -> 8, each method"
 # widths that every method's defaults divide, one layer more than AdapterDrop drops, a token for each row of a prompt
 SMALL = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 64, "num_layers": 6, "vocab_size": 128}
-SYSTEMS = {label: (name, fields) for name in mop_t5.methods() for label, fields in get(name).systems.items()}
+SYSTEMS = {label: (system.method, system.options) for label, system in all_systems().items()}
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mop_t5
 import pytest
-from mop_lab.suites.systems import all_systems, table_2_systems
+from mop_lab.suites.systems import SYSTEMS, all_systems, table_2_systems
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.evaluation import BASELINES, Scorer, read_scores
-from mop_t5.methods import get
 from mop_t5.training import CHECKPOINTS
 from safetensors.torch import load_file
 
@@ -134,7 +132,7 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(place, capsys):
     alone = [row[1] for row in rows if row[0] == "fine-tuning per scenario"]
     assert alone == ["food", "taxi", "ticket"]
     rates = {row[0]: float(row[4]) for row in rows}
-    assert rates["MTL-vanilla"] == get("fine_tuning").learning_rate == 5e-5
+    assert rates["MTL-vanilla"] == SYSTEMS["fine_tuning"].learning_rate == 5e-5
     assert rates["MOP"] == 5e-4
 
 
@@ -174,7 +172,7 @@ def test_a_system_that_is_trained_once_a_scenario_joins_its_runs(place, capsys):
 def test_every_method_and_every_ablation_runs_in_one_folder(place, capsys):
     output = place / "all"
     first = {s.method: label for label, s in reversed(all_systems().items()) if not s.separate}
-    labels = [first[name] for name in mop_t5.methods() if get(name).systems]
+    labels = [first[name] for name in SYSTEMS]
     base = flags(place, "--output", str(output), steps=2)
     assert main(["table", "2", *base, "--systems", json.dumps(labels)]) == 0
     ours = [label for label, quantity in read_table(output / "table-2.csv") if quantity == "ours"]

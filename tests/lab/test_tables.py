@@ -4,19 +4,23 @@ import csv
 import io
 import math
 import re
+from dataclasses import dataclass
 from statistics import mean
 
 import mop_t5
 import pytest
+import torch
 from mop_lab.suites import comparison, paper
+from mop_lab.suites.compared_systems import default_systems
 from mop_lab.suites.sizes import OVERVIEW, size_of, skeleton
-from mop_lab.suites.systems import all_systems, choose, table_2_systems, table_3_systems
+from mop_lab.suites.systems import SYSTEMS, all_systems, choose, table_2_systems, table_3_systems
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import Example, synthetic_corpus, write_examples
 from mop_t5.evaluation import AVERAGE, Scores, Table, present, read_scores, show, to_csv, to_markdown, write_scores
 from mop_t5.evaluation.corpus_statistics import corpus_table
-from mop_t5.methods import get
+from mop_t5.methods import _METHODS, method_names, register
+from mop_t5.methods.parts.base import Method, MethodConfig
 
 
 def read_csv(text):
@@ -191,7 +195,33 @@ def test_the_systems_of_the_tables():
     assert not {"MOP w/o LoRL", "MOP dense experts"} & set(table_2_systems())
     order = [label for label in table_2_systems() if label in paper.TABLE_2]
     assert order == list(paper.TABLE_2)
-    assert set(mop_t5.methods()) >= {system.method for system in all_systems().values()} >= {"mop", "fine_tuning"}
+    assert set(method_names()) == {system.method for system in all_systems().values()} == set(SYSTEMS)
+    for systems in SYSTEMS.values():
+        assert set(systems.separate) <= set(systems.fields)
+
+
+def test_a_method_without_an_entry_has_one_system(capsys):
+    @dataclass(frozen=True)
+    class OneConfig(MethodConfig):
+        """None but the scenarios."""
+
+    class One(Method):
+        name = "one_row"
+        Config = OneConfig
+
+        def __init__(self, config, shape, device=None, dtype=None):
+            super().__init__(config, shape)
+            self.unused = torch.nn.Parameter(torch.zeros(11, device=device, dtype=dtype))
+
+    register(One)
+    try:
+        (system,) = (s for s in all_systems().values() if s.method == "one_row")
+        assert (system.label, system.options, system.learning_rate, system.separate) == ("one_row", {}, 5e-4, False)
+        assert all("one_row" in labels for labels in (table_2_systems(), default_systems()))
+        assert main(["params", "--backbone", "t5-small", "--methods", "[one_row]"]) == 0
+        assert re.search(r"one_row +11 ", capsys.readouterr().out)
+    finally:
+        del _METHODS["one_row"]
 
 
 def test_choosing_systems():
@@ -199,7 +229,7 @@ def test_choosing_systems():
     assert [system.label for system in chosen] == ["MOP", "MTL"]
     assert chosen[0].options == {"preset": "paper", "prefix_length": 3}
     assert chosen[1].options == {"templates": "default"}  # it has no prefix
-    assert [system.learning_rate for system in chosen] == [get("mop").learning_rate, 1e-4]
+    assert [system.learning_rate for system in chosen] == [SYSTEMS["mop"].learning_rate, 1e-4]
     for arguments, message in (
         ((["MOPP"], []), r"systems names MOPP; known are .*MOP w/o LoRL"),
         ((["MOP", "MOP"], []), "systems must name at least one system, each once"),

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import mop_t5
 import pytest
 import torch
+from mop_lab.suites.systems import all_systems
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
-from mop_t5.methods import get, method_names
+from mop_t5.methods import method_names
 from mop_t5.operations.attach import build_method
 from mop_t5.training import TrainingConfig, train
 from t5_oracle import batch, tiny
@@ -26,11 +27,7 @@ CASES = {name: (name, SMALL[name]) for name in method_names() if name in SMALL} 
     "routed experts": ("mop", {**SMALL["mop"], "routing": "xmoe_top2", "num_experts": 4}),
 }
 # with the small sizes in the place of the table's
-SYSTEMS = {
-    label: (name, {**fields, **SMALL.get(name, {})})
-    for name in method_names()
-    for label, fields in get(name).systems.items()
-}
+SYSTEMS = {label: (s.method, {**s.options, **SMALL.get(s.method, {})}) for label, s in all_systems().items()}
 TRAINED = SYSTEMS | {label: case for label, case in CASES.items() if case not in SYSTEMS.values()}
 
 
@@ -74,13 +71,6 @@ def of_case(parametrised):
 
 def test_every_method_is_here():
     assert set(SMALL) == set(method_names()), "a method needs small fields in test_methods.SMALL"
-
-
-def test_labels_name_one_system():
-    labels = [label for name in method_names() for label in get(name).systems]
-    assert len(labels) == len(set(labels))
-    for name in method_names():
-        assert set(get(name).separate_systems) <= set(get(name).systems)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import itertools
 import mop_t5
 import pytest
 import torch
+from mop_lab.suites.systems import SYSTEMS
 from mop_t5.attachment.additions import ATTENTIONS
-from mop_t5.methods.mop.method import MOP
 from t5_oracle import batch, tiny
 
 SMALL = {"scenarios": ["a", "b", "c"], "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 2}
@@ -256,8 +256,8 @@ def test_sizes_of_the_other_variants(pegasus):
 
 def test_systems_are_the_rows_of_the_tables(pegasus):
     rows = {"MOP", "MOP w/o low-rank", "MOP w/o LoRL", "MOP w/o LoRE", "MOP w/o both"}
-    assert rows <= set(MOP.systems)
-    counts = {label: trained(pegasus, **fields) for label, fields in MOP.systems.items()}
+    assert rows <= set(SYSTEMS["mop"].fields)
+    counts = {label: trained(pegasus, **fields) for label, fields in SYSTEMS["mop"].fields.items()}
     assert len(set(counts.values())) == len(counts)
-    percents = [round(100 * counts[label] / BACKBONE, 4) for label in itertools.islice(MOP.systems, 5)]
+    percents = [round(100 * counts[label] / BACKBONE, 4) for label in itertools.islice(SYSTEMS["mop"].fields, 5)]
     assert percents == [2.5140, 2.5135, 2.5217, 2.5207, 2.5284]

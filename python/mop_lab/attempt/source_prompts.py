@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import mop_t5
-from mop_t5.methods import get
-from mop_t5.methods.prompt.starting_points import StartingPoints
 from mop_t5.storage import prompt_library
 from mop_t5.training import TrainingConfig
 
+from mop_lab.suites.starting_points import StartingPoints
 from mop_lab.suites.suite import Run, Suite, SuiteConfig
-from mop_lab.suites.systems import System, all_systems
+from mop_lab.suites.systems import System, all_systems, systems_of
 
 SOURCES, GENERAL, PRIOR = "source prompts", "general prompt", "prior"
 ATTEMPT = "ATTEMPT"  # the row of the whole method
@@ -23,7 +22,7 @@ def source_systems(length: int) -> dict[str, System]:
     """What trains a prompt on each task, and one on all of them; from random frequent words, as the paper's."""
     method = prompt_library.METHOD
     options = {"prefix_length": length, "init": "vocabulary"}
-    one = System(SOURCES, method, options, True, get(method).learning_rate, scored=False)
+    one = System(SOURCES, method, options, True, systems_of(method).learning_rate, scored=False)
     return {SOURCES: one, GENERAL: replace(one, label=GENERAL, separate=False)}
 
 

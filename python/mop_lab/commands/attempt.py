@@ -11,7 +11,6 @@ from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, present, show
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.files import check_writable
-from mop_t5.methods.prompt.starting_points import StartingPoints
 from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.figures import say_written
 from mop_t5.plots.heat_map import heat_map
@@ -26,6 +25,7 @@ from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_l
 from mop_lab.commands.table import Shared
 from mop_lab.finished_runs import finished_systems
 from mop_lab.suites.score_rows import average_of, score_rows
+from mop_lab.suites.starting_points import StartingPoints
 from mop_lab.suites.suite import Run, Suite, SuiteConfig
 from mop_lab.suites.systems import all_systems, choose
 

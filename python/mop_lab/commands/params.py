@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mop_t5.evaluation import present
-from mop_t5.methods import get
 
 from mop_lab.suites.sizes import OVERVIEW, sizes_table
-from mop_lab.suites.systems import all_systems, choose
+from mop_lab.suites.systems import all_systems, choose, systems_of
 
 
 def params(
@@ -33,7 +32,7 @@ def params(
         output: folder for params.md and params.csv; only printed if not given.
     """
     for name in methods or ():
-        if not get(name).systems:
+        if not systems_of(name).fields:
             raise ValueError(
                 f"methods names {name!r}, which has no row in the tables: it needs fields of its own. Attach it and "
                 "call mop_t5.count_parameters."

@@ -7,7 +7,6 @@ of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT), whose start is 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -76,15 +75,6 @@ class Adapter(PerScenarioAdapters):
 
     name = "adapter"
     Config = AdapterConfig
-    learning_rate = 3e-4
-    systems: ClassVar = {
-        "Adapter": {},
-        "Adapter-m": {},
-        "AdapterDrop": {"drop_layers": 5},
-        "AdapterDrop-m": {"drop_layers": 5},
-    }
-    separate_systems = ("Adapter", "AdapterDrop")
-    in_table_2 = False
 
     def __init__(self, config: AdapterConfig, shape: BackboneShape, device=None, dtype=None):
         c, d_mid = config, hidden_width(shape, config.reduction)

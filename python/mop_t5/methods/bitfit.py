@@ -7,7 +7,6 @@ counted there, and here, without an effect.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -45,10 +44,6 @@ class BitFit(PerScenarioAdapters):
 
     name = "bitfit"
     Config = BitFitConfig
-    learning_rate = 3e-4
-    systems: ClassVar = {"BitFit": {}, "BitFit-m": {}}
-    separate_systems = ("BitFit",)
-    in_table_2 = False
 
     def __init__(self, config: BitFitConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)

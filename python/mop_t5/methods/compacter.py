@@ -7,7 +7,6 @@ sum_i rule_i (x) (left_i right_i), the terms x terms matrices rule_i being the s
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -102,8 +101,6 @@ class Compacter(AdapterMethod):
 
     name = "compacter"
     Config = CompacterConfig
-    learning_rate = 3e-3
-    systems: ClassVar = {"Compacter": {}, "Compacter++": {"variant": "plus_plus"}}
 
     def __init__(self, config: CompacterConfig, shape: BackboneShape, device=None, dtype=None):
         c, d_mid = config, shape.d_model // config.reduction

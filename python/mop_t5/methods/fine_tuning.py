@@ -6,7 +6,6 @@ from. The paper says that MOP stays below models that are tuned on one scenario 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
@@ -66,9 +65,6 @@ class FineTuning(Method):
 
     name = "fine_tuning"
     Config = FineTuningConfig
-    systems: ClassVar = {"MTL-vanilla": {}, "MTL": {"templates": "default"}, "fine-tuning per scenario": {}}
-    separate_systems = ("fine-tuning per scenario",)
-    learning_rate = 5e-5
 
     def __init__(self, config: FineTuningConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)

@@ -8,7 +8,6 @@ of Table 2, gives no sizes. Sizes and start are our choice: N(0, 1) for the embe
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -64,7 +63,6 @@ class HyperPrefix(HypernetworkMethod):
 
     name = "hyper_prefix"
     Config = HyperPrefixConfig
-    systems: ClassVar = {"HyperPrefix": {"preset": "matched"}, "HyperPrefix (small)": {"preset": "small"}}
 
     def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, device=None, dtype=None):
         c, of = config, {"device": device, "dtype": dtype}

@@ -11,7 +11,6 @@ Source: Mahabadi et al. 2021 and rabeehk/hyperformer, whose start is kept: maps 
 import functools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -174,11 +173,6 @@ class HyperFormer(HypernetworkMethod):
 
     name = "hyperformer"
     Config = HyperFormerConfig
-    learning_rate = 3e-4
-    systems: ClassVar = {
-        "HyperFormer++": {"preset": "table4"},
-        "HyperFormer++ (published)": {"preset": "published"},
-    }
     adapter_places = tuple((stack, place) for stack in _STACKS for place in _PLACES)
 
     def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device=None, dtype=None):

@@ -1,7 +1,6 @@
 """Prefix-tuning with an MLP: one generator an attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -43,7 +42,6 @@ class PrefixTuning(Method):
 
     name = "prefix_tuning"
     Config = PrefixTuningConfig
-    systems: ClassVar = {"prefix-tuning": {}}
 
     def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)

@@ -7,7 +7,6 @@ of X' instead, and the prefixes are those of all scenarios.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -30,16 +29,6 @@ class MOP(Method):
 
     name = "mop"
     Config = MOPConfig
-    systems: ClassVar = {
-        "MOP": {"preset": "paper"},
-        "MOP w/o low-rank": {"preset": "paper", "rule": "full"},
-        "MOP w/o LoRL": {"preset": "paper", "share_lorl": False},
-        "MOP w/o LoRE": {"preset": "paper", "share_lore": False},
-        "MOP w/o both": {"preset": "paper", "share_lorl": False, "share_lore": False},
-        "MOP dense experts": {"preset": "paper", "rule": "dense"},
-        "MOP one shared expert": {"preset": "paper", "num_experts": 1},
-        "MOP (X-MoE top-2)": {"preset": "xmoe_top2"},
-    }
 
     def __init__(self, config: MOPConfig, shape: BackboneShape, device=None, dtype=None):
         config.check_shape(shape)

@@ -68,10 +68,6 @@ class Method(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     attachable: ClassVar[bool] = True  # False: there is nothing to start from, it is only loaded
-    systems: ClassVar[dict[str, dict]] = {}  # rows of the papers' tables: their label -> the fields to attach with
-    separate_systems: ClassVar[tuple[str, ...]] = ()  # those of `systems` that are trained once a scenario, on it alone
-    in_table_2: ClassVar[bool] = True  # whether Table 2 has its systems unasked; baselines of other papers do not
-    learning_rate: ClassVar[float] = 5e-4  # that of the papers for this method; the tables train with it
     adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
     has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
@@ -83,11 +79,6 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-
-    @classmethod
-    def systems_from(cls, starts) -> dict[str, dict]:
-        """Further rows like those of `systems`, which start from what was trained before; see StartingPoints."""
-        return {}
 
     @property
     def scenarios(self) -> tuple[str, ...]:

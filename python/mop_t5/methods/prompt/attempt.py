@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,6 @@ from mop_t5.methods.parts.base import (
     check_scenarios,
 )
 from mop_t5.methods.prompt.prompt_tuning import vocabulary_rows
-from mop_t5.methods.prompt.starting_points import StartingPoints
 from mop_t5.storage import adapter_folder, prompt_library
 
 _FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code
@@ -151,10 +149,6 @@ class Attempt(Method):
 
     name = "attempt"
     Config = AttemptConfig
-    # others need source prompts: see systems_from
-    systems: ClassVar = {"ATTEMPT (6 untrained sources)": {"untrained_sources": 6}}
-    in_table_2 = False
-    learning_rate = 0.3
     has_prompt = True
 
     def __init__(self, config: AttemptConfig, shape: BackboneShape, device=None, dtype=None):
@@ -205,29 +199,6 @@ class Attempt(Method):
         if width != self.config.bottleneck:
             raise ValueError(f"bottleneck must be that of prior {folder!r}, {width}; got {self.config.bottleneck}.")
         return found
-
-    @classmethod
-    def systems_from(cls, starts: StartingPoints) -> dict[str, dict]:
-        sources = {"library": starts.library, "source_prompts": starts.prompts, "prompt_length": starts.length}
-        learnt = {**sources, "prior": starts.prior}
-        rows = {
-            "ATTEMPT": learnt,
-            "ATTEMPT (token)": {**learnt, "attention": "token"},
-            "ATTEMPT (constant)": {**sources, "attention": "constant"},
-            "ATTEMPT w/o attention": {**sources, "attention": "none"},
-            "ATTEMPT w/o target": {**learnt, "use_target": False},
-            "ATTEMPT single source": {**learnt, "source_prompts": starts.prompts[:1]},
-            "ATTEMPT untrained sources": {
-                **learnt,
-                "library": None,
-                "source_prompts": (),
-                "untrained_sources": len(starts.prompts),
-            },
-        }
-        if starts.prior is not None:
-            rows["ATTEMPT w/o prior"] = sources
-            rows["ATTEMPT frozen prior"] = {**learnt, "train_attention": False}
-        return rows
 
     @property
     def distinguishes_scenarios(self) -> bool:

@@ -7,7 +7,6 @@ encoder's outputs at the prompt, too.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +28,6 @@ from mop_t5.methods.parts.base import (
     check_scenarios,
 )
 from mop_t5.methods.prompt import spot
-from mop_t5.methods.prompt.starting_points import FirstVersion, StartingPoints
 from mop_t5.storage import adapter_folder, prompt_library
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
@@ -139,8 +137,6 @@ class PromptTuning(Method):
 
     name = "prompt_tuning"
     Config = PromptTuningConfig
-    systems: ClassVar = {"prompt-tuning": {}}
-    learning_rate = 0.3
     has_prompt = True
 
     def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device=None, dtype=None):
@@ -154,22 +150,6 @@ class PromptTuning(Method):
         else:
             low = -config.init_scale if config.init == "uniform" else 0.0
             nn.init.uniform_(self.prompt, low, config.init_scale)
-
-    @classmethod
-    def systems_from(cls, starts: StartingPoints) -> dict[str, dict]:
-        own = {"prefix_length": starts.length, "per_scenario": True}
-        plain = {**own, "init": "vocabulary"}
-        like = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
-        like["init_target"] = FirstVersion(plain, starts.first_steps)
-        rows = {
-            "frozen backbone": {"prefix_length": 0},
-            "PT": plain,
-            "SPoT-t": like,
-            "SPoT-t (mixed)": {**like, "init_top": 0, "init_similarity": "sum_token_cosine"},
-        }
-        if starts.general_prompt is not None:
-            rows["SPoT-g"] = {**own, "init": "file", "init_file": starts.general_prompt}
-        return rows
 
     @torch.no_grad()
     def initialise(self, model) -> None:

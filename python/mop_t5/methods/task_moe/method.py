@@ -6,7 +6,6 @@ vector)[layer] / temperature). The router reads the task and neither tokens nor 
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,9 +31,6 @@ class TaskMoE(Method):
 
     name = "task_moe"
     Config = TaskMoEConfig
-    learning_rate = 1e-5
-    systems: ClassVar = {"Task-level MoE": {}}
-    in_table_2 = False
 
     def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device=None, dtype=None):
         super().__init__(config, shape)

@@ -1,4 +1,4 @@
-"""What was trained before, on source tasks, for the rows of tables that start from it."""
+"""Prompts and adapters trained on source tasks, and the systems that start from them."""
 
 from __future__ import annotations
 
@@ -59,3 +59,36 @@ class FirstVersion:
 
     fields: dict[str, Any]
     steps: int
+
+
+def systems_from(starts: StartingPoints) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the systems that start from `starts`: method -> label -> the fields to attach with."""
+    own = {"prefix_length": starts.length, "per_scenario": True}
+    plain = {**own, "init": "vocabulary"}
+    like = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
+    like["init_target"] = FirstVersion(plain, starts.first_steps)
+    prompts = {
+        "frozen backbone": {"prefix_length": 0},
+        "PT": plain,
+        "SPoT-t": like,
+        "SPoT-t (mixed)": {**like, "init_top": 0, "init_similarity": "sum_token_cosine"},
+    }
+    if starts.general_prompt is not None:
+        prompts["SPoT-g"] = {**own, "init": "file", "init_file": starts.general_prompt}
+
+    sources = {"library": starts.library, "source_prompts": starts.prompts, "prompt_length": starts.length}
+    learnt = {**sources, "prior": starts.prior}
+    without_library = {"library": None, "source_prompts": (), "untrained_sources": len(starts.prompts)}
+    mixtures = {
+        "ATTEMPT": learnt,
+        "ATTEMPT (token)": {**learnt, "attention": "token"},
+        "ATTEMPT (constant)": {**sources, "attention": "constant"},
+        "ATTEMPT w/o attention": {**sources, "attention": "none"},
+        "ATTEMPT w/o target": {**learnt, "use_target": False},
+        "ATTEMPT single source": {**learnt, "source_prompts": starts.prompts[:1]},
+        "ATTEMPT untrained sources": {**learnt, **without_library},
+    }
+    if starts.prior is not None:
+        mixtures["ATTEMPT w/o prior"] = sources
+        mixtures["ATTEMPT frozen prior"] = {**learnt, "train_attention": False}
+    return {"prompt_tuning": prompts, "attempt": mixtures}
