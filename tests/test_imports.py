@@ -25,7 +25,7 @@ mop_t5.methods
 mop_t5.attachment
 mop_t5.storage
 mop_t5.backbone mop_t5.data mop_t5.plots
-mop_t5.files
+mop_t5.files mop_t5.checks
 mop_kernels.check
 mop_kernels.env_report
 mop_kernels.testing

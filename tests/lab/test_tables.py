@@ -14,13 +14,13 @@ from mop_lab.suites import comparison, paper
 from mop_lab.suites.compared_systems import default_systems
 from mop_lab.suites.sizes import OVERVIEW, size_of, skeleton
 from mop_lab.suites.systems import SYSTEMS, all_systems, choose, table_2_systems, table_3_systems
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import Example, synthetic_corpus, write_examples
 from mop_t5.evaluation import AVERAGE, Scores, Table, present, read_scores, show, to_csv, to_markdown, write_scores
 from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.methods import _METHODS, method_names, register
-from mop_t5.methods.parts.base import Method, MethodConfig
 
 
 def read_csv(text):

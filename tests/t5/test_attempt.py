@@ -10,7 +10,7 @@ from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
 from mop_t5.evaluation import generate_summaries
-from mop_t5.methods.prompt.attempt import AttemptConfig
+from mop_t5.methods.attempt import AttemptConfig
 from mop_t5.storage import prompt_library
 from mop_t5.training import TrainingConfig, train
 from safetensors.torch import load_file

@@ -18,8 +18,8 @@ from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.data.corpus import checksum_of
 from mop_t5.evaluation import BASELINES, Scorer, read_scores
 from mop_t5.evaluation.serving import Summariser
-from mop_t5.methods.prompt.attempt import AttemptConfig
-from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
+from mop_t5.methods.attempt import AttemptConfig
+from mop_t5.methods.prompt_tuning import PromptTuningConfig
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.operations.contents import of_tokenizer, of_training
 from mop_t5.operations.run_folder import load_run

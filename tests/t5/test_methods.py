@@ -6,9 +6,9 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.methods import _METHODS, get, method_names, register
 from mop_t5.methods.mop.method import MOPConfig
-from mop_t5.methods.parts.base import Method, MethodConfig
 from mop_t5.methods.prefix_tuning import PrefixTuningConfig
 from t5_oracle import batch, tiny
 

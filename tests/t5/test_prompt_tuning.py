@@ -4,7 +4,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
-from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
+from mop_t5.methods.prompt_tuning import PromptTuningConfig
 from safetensors.torch import save_file
 from t5_oracle import KINDS, batch, tiny
 from transformers.modeling_outputs import BaseModelOutput

@@ -3,8 +3,8 @@
 import mop_t5
 import pytest
 import torch
-from mop_t5.methods.prompt.prompt_tuning import PromptTuningConfig
-from mop_t5.methods.prompt.spot import SIMILARITIES, similarities, start
+from mop_t5.methods.parts.spot import SIMILARITIES, similarities, start
+from mop_t5.methods.prompt_tuning import PromptTuningConfig
 from mop_t5.storage import prompt_library
 from safetensors.torch import load_file, save_file
 from t5_oracle import batch, tiny

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from mop_t5.attachment.additions import ATTENTIONS
+from mop_t5.attachment.places import ATTENTIONS
+from mop_t5.checks import check_choice
 from mop_t5.cli import Words
 from mop_t5.evaluation import present, show
 from mop_t5.files import check_writable
-from mop_t5.methods.parts.base import check_choice
 from mop_t5.plots.figures import say_written
 
 from mop_lab.analysis.comparability import not_comparable

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mop_t5.methods.parts.base import check_int
+from mop_t5.checks import check_int
 
 from mop_lab.suites import paper
 from mop_lab.suites.systems import System, all_systems, check_options

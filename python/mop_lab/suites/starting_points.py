@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mop_t5.methods.parts.base import check_int
+from mop_t5.checks import check_int
 from mop_t5.storage import prompt_library
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mop_t5
+from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import (
@@ -34,7 +35,6 @@ from mop_t5.evaluation import (
 )
 from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation, scoring_settings
 from mop_t5.files import check_writable, remove_folder, replace_file
-from mop_t5.methods.parts.base import MethodConfig
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, prepare_output, read_history, write_settings
 from mop_t5.training import CHECKPOINTS, TrainingConfig, TrainingRun, settings_of

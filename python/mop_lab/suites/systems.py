@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
+from mop_t5.attachment.method import MethodConfig
 from mop_t5.methods import get, method_names
-from mop_t5.methods.parts.base import MethodConfig
 
 from mop_lab.suites import paper
 from mop_lab.suites.starting_points import FirstVersion, StartingPoints, systems_from

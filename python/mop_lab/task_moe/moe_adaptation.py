@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import mop_t5
 from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.checks import check_int, check_positive
 from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
-from mop_t5.methods.parts.base import check_int, check_positive
 from mop_t5.operations.contents import write_contents
 from mop_t5.operations.run_folder import prepare_output, read_history, save_run
 from mop_t5.storage import adapter_folder

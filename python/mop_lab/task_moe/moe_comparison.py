@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from mop_t5.checks import check_choice, check_positive
 from mop_t5.data import BATCHINGS, read_split, scenarios_of
 from mop_t5.evaluation import AVERAGE, Table
-from mop_t5.methods.parts.base import check_choice, check_positive
 from mop_t5.methods.task_moe.routers import ROUTERS
 from mop_t5.methods.task_moe.selection import SELECTIONS
 from mop_t5.storage import task_vectors

@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.utils.generic import TransformersKwargs
 
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
-from mop_t5.attachment.cache_name import CACHE, rename_cache
+from mop_t5.attachment.caches import CACHE, rename_cache
 from mop_t5.attachment.hooks import check_hooks, own_slots
 from mop_t5.attachment.kept_weights import KeptWeights
 from mop_t5.backbone.identity import describe_backbone, weights_of

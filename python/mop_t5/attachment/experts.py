@@ -9,104 +9,16 @@ weights rest, but for the table of relative positions, which its experts share u
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mop_t5.attachment.cache_name import CACHE
-from mop_t5.attachment.expert_cache import ExpertCache
+from mop_t5.attachment.caches import CACHE, ExpertCache
+from mop_t5.attachment.mixture import mix
 
 # the arguments of a block that have a row an example
 _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
-# (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None where all are one)
-Part = tuple[int, torch.Tensor | None, torch.Tensor | None]
-
-
-class Mixture:
-    """The experts of a batch and their weights, as Additions holds them.
-
-    blocks: {(stack, layer): its experts}; weights: (layers, rows, experts), layers in the order of blocks.
-    by_scenario: whether a row is a scenario; else it is an example of the batch (and of its beams).
-    sparse: leave out, row by row, the experts whose weight is zero, for which the host waits for the weights once a
-        forward. Weights that are to get gradients need all experts.
-    """
-
-    def __init__(
-        self,
-        blocks: Mapping[tuple[str, int], Sequence[nn.Module]],
-        weights: torch.Tensor,
-        *,
-        by_scenario: bool,
-        sparse: bool,
-    ):
-        self._blocks, self._weights, self._by_scenario, self._sparse = dict(blocks), weights, by_scenario, sparse
-        self._order = {place: index for index, place in enumerate(self._blocks)}
-        self._made = None  # (scenario ids, batch, parts): one object, which another thread replaces as a whole
-
-    def new_cache(self) -> ExpertCache:
-        return ExpertCache(self._weights.shape[-1])
-
-    def blocks(self, place: tuple[str, int]) -> Sequence[nn.Module]:
-        return self._blocks[place]
-
-    def parts(self, place: tuple[str, int], scenario_ids: torch.Tensor | None, batch: int) -> list[Part]:
-        """What a layer runs for a batch."""
-        return self.prepare(scenario_ids, batch)[self._order[place]]
-
-    def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> list[list[Part]]:
-        """Make the parts of all layers. Before a forward pass, because in a checkpoint of a block they would be made
-        once, but not again where it is recomputed."""
-        # the same object comes back in every layer, and at every step of a generation
-        made = self._made
-        if made is None or made[0] is not scenario_ids or made[1] != batch:
-            weights = self._rows(scenario_ids, batch)
-            sparse = self._sparse and not torch.compiler.is_compiling()
-            parts = _sparse(weights) if sparse else [_dense(of_layer) for of_layer in weights]
-            self._made = made = scenario_ids, batch, parts
-        return made[2]
-
-    def _rows(self, scenario_ids, batch: int) -> torch.Tensor:
-        """(layers, batch, experts)"""
-        if not self._by_scenario:
-            return self._weights.repeat_interleave(batch // self._weights.shape[1], dim=1)
-        if scenario_ids is None:
-            return self._weights[:, :1].expand(-1, batch, -1)
-        return self._weights[:, scenario_ids]
-
-
-def _dense(weights: torch.Tensor) -> list[Part]:
-    return [(expert, None, weight[:, None, None]) for expert, weight in enumerate(weights.unbind(1))]
-
-
-def _sparse(weights: torch.Tensor) -> list[list[Part]]:
-    on_host = weights.detach().to("cpu")
-    used, ones = on_host != 0, on_host == 1
-    index = functools.cache(lambda rows: torch.tensor(rows, device=weights.device))
-    parts = []
-    for layer, of_layer in enumerate(weights):
-        parts.append([])
-        for expert in used[layer].any(0).nonzero().flatten().tolist():
-            here = used[layer, :, expert]
-            rows = None if here.all() else index(tuple(here.nonzero().flatten().tolist()))
-            weight = of_layer[:, expert] if rows is None else of_layer[rows, expert]
-            parts[-1].append((expert, rows, None if ones[layer, here, expert].all() else weight[:, None, None]))
-    return parts
-
-
-def mix(run: Callable[[int, torch.Tensor | None], torch.Tensor], hidden: torch.Tensor, parts: Sequence[Part]):
-    """The weighted sum of what experts make of hidden (batch, tokens, d_model); run(expert, rows) is that of an expert
-    on these rows."""
-    mixed = None if all(rows is None for _, rows, _ in parts) else torch.zeros_like(hidden)
-    for expert, rows, weight in parts:
-        out = run(expert, rows)
-        out = out if weight is None else out * weight
-        if rows is not None:
-            mixed.index_add_(0, rows, out.to(mixed.dtype))
-        else:
-            mixed = out if mixed is None else mixed + out
-    return mixed
 
 
 def new_expert(block: nn.Module, stack: str, *, own_table: bool, device, dtype) -> nn.Module:

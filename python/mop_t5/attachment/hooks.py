@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from mop_t5.attachment.additions import PLACES
+from mop_t5.attachment.places import PLACES
 
 _SUB_LAYERS = (
     ("self_attention", 0, "SelfAttention"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mop_t5.evaluation import Table, present
-from mop_t5.methods.prompt.spot import SIMILARITIES, similarities
+from mop_t5.methods.parts.spot import SIMILARITIES, similarities
 from mop_t5.storage import prompt_library
 
 

@@ -70,6 +70,6 @@ sys.modules[__name__].__class__ = _Registry
 
 
 def _files() -> dict[str, str]:
-    """Return the module of each file below this folder, by the name that a method in it has."""
-    found = [module.name for module in pkgutil.walk_packages(__path__, f"{__name__}.") if not module.ispkg]
-    return {module.removesuffix(".method").rpartition(".")[2]: module for module in found}
+    """Return method name -> module, for every file and folder below this folder."""
+    found = [module for module in pkgutil.iter_modules(__path__) if module.name != "parts"]
+    return {m.name: f"{__name__}.{m.name}.method" if m.ispkg else f"{__name__}.{m.name}" for m in found}

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import PLACES, Additions
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import MethodConfig, is_layer_norm
+from mop_t5.attachment.places import PLACES
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_choice, check_int
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, bottleneck, check_per_scenario, depth, hidden_width
-from mop_t5.methods.parts.base import MethodConfig, check_bool, check_choice, check_int, is_layer_norm
 
 _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mop_t5.attachment.additions import INNER_PLACES, PLACES, Additions, row_index
+from mop_t5.attachment.additions import Additions, row_index
+from mop_t5.attachment.method import MethodConfig
+from mop_t5.attachment.places import INNER_PLACES, PLACES
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, check_per_scenario, depth, own_row
-from mop_t5.methods.parts.base import MethodConfig, check_bool
 
 _HEAD = ("decoder", "lm_head")
 

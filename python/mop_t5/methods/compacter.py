@@ -14,10 +14,11 @@ from torch import nn
 from mop_kernels import phm_weight
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import MethodConfig, is_layer_norm
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_choice, check_int, check_positive
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, depth
-from mop_t5.methods.parts.base import MethodConfig, check_bool, check_choice, check_int, check_positive, is_layer_norm
 
 _PLACES = {"compacter": ("self_attention", "feed_forward"), "plus_plus": ("feed_forward",)}
 

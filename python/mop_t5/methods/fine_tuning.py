@@ -7,9 +7,9 @@ from. The paper says that MOP stays below models that are tuned on one scenario 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import Method, MethodConfig
 
 # "The conversation comes from the ... business." is what the paper prints of its templates
 _DEFAULT_TEMPLATE = "这段对话来自{scenario}业务。"

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method, MethodConfig, is_layer_norm
+from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_int
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import Method, MethodConfig, check_bool, check_int, is_layer_norm
 
 
 @dataclass(frozen=True)

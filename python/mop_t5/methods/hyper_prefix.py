@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import MethodConfig
+from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_int, check_some_scenario
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import MethodConfig, check_bool, check_int, check_some_scenario
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 
 _PRESETS = {

@@ -17,10 +17,11 @@ from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_choice, check_int, check_some_scenario
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import bottleneck, hidden_width
-from mop_t5.methods.parts.base import MethodConfig, check_bool, check_choice, check_int, check_some_scenario
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 
 _PLACES = ("feed_forward", "self_attention")  # in the order of the kinds

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method, MethodConfig
+from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_choice, check_int, check_probability
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import Method, MethodConfig, check_choice, check_int, check_probability
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS, MLPGenerator
 
 

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from mop_t5.attachment.attached_model import SUBMODULE, attached, check_not_wrapped, is_attached, unwrapped
 from mop_t5.attachment.inject import attach_method, detach_method
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.methods import get, of_config
-from mop_t5.methods.parts.base import Method, MethodConfig
 from mop_t5.storage import adapter_folder
 
 __all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attached", "load", "save", "scenario_ids"]

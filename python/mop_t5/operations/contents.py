@@ -16,11 +16,11 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attachment.attached_model import backbone_parameters
+from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.data import Example, TaskMetrics
 from mop_t5.data.corpus import checksum_of
 from mop_t5.files import checksum, failure_in_a_sentence, replace_file
-from mop_t5.methods.parts.base import MethodConfig
 
 CONTENTS = "contents.json"
 # a text whose tokens show how a tokenizer cleans, cuts and ends texts

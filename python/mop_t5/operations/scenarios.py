@@ -4,7 +4,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached, unwrapped
-from mop_t5.methods.parts.base import Method, check_scenarios
+from mop_t5.attachment.method import Method
+from mop_t5.checks import check_scenarios
 from mop_t5.operations.attach import build_method
 
 

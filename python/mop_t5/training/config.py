@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, dataclass, field, fields
 
+from mop_t5.checks import LARGEST_INT
 from mop_t5.data import BATCHINGS
-from mop_t5.methods.parts.base import LARGEST_INT
 
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string", dict: "a dict"}
 SCHEDULES = ("linear", "cosine", "constant")

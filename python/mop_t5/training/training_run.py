@@ -10,13 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.files import replace_file
-from mop_t5.methods.parts.base import MethodConfig
 from mop_t5.operations import contents
 from mop_t5.operations.attach import ParameterCount, attach, count_parameters
 from mop_t5.operations.run_folder import (

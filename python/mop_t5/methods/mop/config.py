@@ -2,16 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from mop_t5.attachment.additions import ATTENTIONS
+from mop_t5.attachment.method import MethodConfig
+from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.methods.parts.base import (
-    MethodConfig,
-    check_bool,
-    check_choice,
-    check_int,
-    check_probability,
-    check_some_scenario,
-)
+from mop_t5.checks import check_bool, check_choice, check_int, check_probability, check_some_scenario
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS
 
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from mop_kernels import MOPFeedForward
-from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method
+from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.mop.config import MOPConfig
 from mop_t5.methods.mop.routing import ResidualNorm, Top2Gate
-from mop_t5.methods.parts.base import Method
 from mop_t5.methods.parts.mlp_generator import MLPGenerator
 
 __all__ = ["MOP", "MOPConfig"]

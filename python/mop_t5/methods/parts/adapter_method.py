@@ -9,8 +9,9 @@ from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Additions, row_index
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.methods.parts.base import Method, MethodConfig, check_bool, check_some_scenario
+from mop_t5.checks import check_bool, check_some_scenario
 
 
 class AdapterMethod(Method):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from mop_t5.attachment.method import Method, MethodConfig, is_layer_norm
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.methods.parts.base import Method, MethodConfig, is_layer_norm
 
 
 class HypernetworkMethod(Method):

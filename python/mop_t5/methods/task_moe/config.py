@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from mop_t5.methods.parts.base import (
-    MethodConfig,
+from mop_t5.attachment.method import MethodConfig
+from mop_t5.checks import (
     check_bool,
     check_choice,
     check_int,

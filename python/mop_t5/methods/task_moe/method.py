@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.experts import Mixture, new_expert, values_of
+from mop_t5.attachment.experts import new_expert, values_of
+from mop_t5.attachment.method import Method
+from mop_t5.attachment.mixture import Mixture
 from mop_t5.backbone.identity import check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import Method
 from mop_t5.methods.task_moe import selection as route_selection
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.routers import make_router

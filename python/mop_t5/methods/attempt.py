@@ -18,19 +18,12 @@ from torch import nn
 
 import mop_kernels
 from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.identity import check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.checks import check_bool, check_choice, check_int, check_positive, check_scenarios
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import (
-    Method,
-    MethodConfig,
-    check_bool,
-    check_choice,
-    check_int,
-    check_positive,
-    check_scenarios,
-)
-from mop_t5.methods.prompt.prompt_tuning import vocabulary_rows
+from mop_t5.methods.prompt_tuning import vocabulary_rows
 from mop_t5.storage import adapter_folder, prompt_library
 
 _FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code

@@ -14,20 +14,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.backbone.identity import check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.checks import check_bool, check_choice, check_int, check_positive, check_scenarios
 from mop_t5.methods import register
-from mop_t5.methods.parts.base import (
-    Method,
-    MethodConfig,
-    check_bool,
-    check_choice,
-    check_int,
-    check_positive,
-    check_scenarios,
-)
-from mop_t5.methods.prompt import spot
+from mop_t5.methods.parts import spot
 from mop_t5.storage import adapter_folder, prompt_library
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
@@ -60,7 +53,7 @@ class PromptTuningConfig(MethodConfig):
     init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).
     init_prompts: names of the prompts of init_library to choose from; all if empty.
     init_target: see init. A first version of the prompt, trained for a few epochs; of the kinds that init_file is.
-    init_similarity: how prompts are compared, one of mop_t5.methods.prompt.spot.SIMILARITIES.
+    init_similarity: how prompts are compared, one of mop_t5.methods.parts.spot.SIMILARITIES.
     init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
     """
 

@@ -1,1 +1,0 @@
-"""Prompt tuning, SPoT and ATTEMPT."""
