@@ -1,0 +1,58 @@
+"""Hooks of `make docs`.
+
+- The site has the paths of the repository: README.md is the first page, and a link that is right in the repository is
+  right on the site. Files outside of docs/ that a page links to become part of the site.
+- `::: mop_t5.attach` documents the object of this public name, in whatever module it is defined.
+"""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "findings/README.md")
+_LINK = re.compile(r"\]\(([^)#\s:]+)[^)]*\)")
+_PUBLIC = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+
+
+def on_files(files: Files, config) -> Files:
+    """Return the files of the site under their paths in the repository."""
+    docs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png")}
+    style = {"docs/site/style.css"}
+    pages = {*_PAGES, *(path for path in docs if path.endswith(".md"))}
+    theme = [file for file in files if not file.abs_src_path.startswith(str(ROOT / "docs"))]
+    paths = sorted(pages | docs | style | _linked(pages))
+    return Files([*theme, *(File.generated(config, path, abs_src_path=str(ROOT / path)) for path in paths)])
+
+
+def _linked(pages: set[str]) -> set[str]:
+    """Return the files outside of docs/ that the pages link to."""
+    targets = set()
+    for page in pages:
+        for link in _LINK.findall((ROOT / page).read_text(encoding="utf-8")):
+            target = (ROOT / page).parent.joinpath(link).resolve()
+            if target.is_file():
+                targets.add(target.relative_to(ROOT).as_posix())
+    return targets
+
+
+def on_page_markdown(markdown: str, **_) -> str:
+    """Replace public names by the names of their definitions, which mkdocstrings reads without importing them."""
+    return _PUBLIC.sub(lambda found: _documented(found[1]), markdown)
+
+
+def _documented(name: str) -> str:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(import_module(module), attribute)
+    where = f"{found.__module__}.{found.__qualname__}"
+    kind = "class" if inspect.isclass(found) else "function"
+    return f'[](){{#{name}}}\n\n::: {where}\n    options:\n      heading: "{name}"\n      toc_label: "{attribute}"\n' + (
+        "      members: []\n" if kind == "class" and not _members(found) else ""
+    )
+
+
+def _members(found: type) -> list[str]:
+    return [name for name, member in vars(found).items() if not name.startswith("_") and callable(member)]
