@@ -5,7 +5,7 @@ A page has one folder and one namespace for all of its blocks. The folder holds 
 
     python  The block runs. Numbers of training steps are cut to 2. `<!-- not run: REASON -->` before it leaves it out.
     bash    Every command exists and its flags are valid. `<!-- run -->` before the block runs its mop-t5 commands.
-    yaml    `<!-- file: NAME -->` before the block writes it into the folder, for the commands behind it.
+    yaml    `<!-- file: NAME -->` before the block writes it into the folder, for the commands of the page.
     text    Nothing.
 """
 
@@ -58,7 +58,7 @@ def prepared(tmp_path_factory):
     mop_t5 = pytest.importorskip("mop_t5")
     transformers = pytest.importorskip("transformers")
     from mop_t5.data import synthetic_corpus, write_examples
-    from mop_t5.tokenization import train_tokenizer
+    from mop_t5.backbone.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("prepared")
     corpus = synthetic_corpus(5, general=1, train=20, valid=2, test=2)
@@ -78,14 +78,16 @@ def prepared(tmp_path_factory):
 def test_the_blocks_run(page, prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "__main__"}
-    for block in blocks_of(page):
-        where = f"{name_of(page)}, line {block.line}"
-        assert block.language in LANGUAGES, f"{where}: the language must be one of {LANGUAGES}, got {block.language!r}"
+    blocks = blocks_of(page)
+    for block in blocks:
         if file := re.fullmatch(r"<!-- file: (\S+) -->", block.remark):
             Path(file[1]).parent.mkdir(parents=True, exist_ok=True)
             Path(file[1]).write_text(with_few_steps(block.code), encoding="utf-8")
-        elif block.language == "python" and not block.remark.startswith("<!-- not run: "):
+    names = {"__name__": "__main__"}
+    for block in blocks:
+        where = f"{name_of(page)}, line {block.line}"
+        assert block.language in LANGUAGES, f"{where}: the language must be one of {LANGUAGES}, got {block.language!r}"
+        if block.language == "python" and not block.remark.startswith("<!-- not run: "):
             code = "\n" * (block.line - 1) + with_few_steps(block.code)  # errors name the line of the page
             exec(compile(code, page, "exec"), names)
         elif block.language == "bash":
@@ -124,9 +126,9 @@ def check_command(words: list[str], where: str, run: bool) -> None:
     if program == "mop-t5":
         check_flags(rest, where)
         if run:
-            from mop_t5 import cli
+            from mop_t5.cli.main import main
 
-            assert cli.main(rest) == 0, f"{where}: {shlex.join(words)}"
+            assert main(rest) == 0, f"{where}: {shlex.join(words)}"
     elif program == "module":
         assert importlib.util.find_spec(rest[0]), f"{where}: there is no module {rest[0]}"
     elif program == "make":
@@ -142,17 +144,15 @@ def check_command(words: list[str], where: str, run: bool) -> None:
 
 def check_flags(arguments: list[str], where: str) -> None:
     """Parse a command as `mop-t5` does, with the fields of the method that it names; do not run it."""
-    from mop_t5 import cli, methods
-    from mop_t5.command_flags import parse
+    from mop_t5 import methods
+    from mop_t5.cli.commands import Command, all_commands
+    from mop_t5.cli.flags import parse
 
-    if not arguments or arguments[-1] == "--help":
-        inner = cli.COMMANDS
-        for word in arguments[:-1]:
-            inner = inner[word]
-        return
     try:
-        _, given = parse(arguments, cli.COMMANDS, {"mop-t5": "", **cli._NESTED_HELP})
-    except SystemExit:
+        _, given = parse(arguments, Command((), commands=all_commands()), "mop-t5")
+    except SystemExit as end:
+        if end.code == 0:  # --help
+            return
         pytest.fail(f"{where}: mop-t5 {shlex.join(arguments)} is refused")
     if isinstance(given.get("method"), str) and given.get("options"):
         methods.get(given["method"]).Config.make({"scenarios": ("a", "b"), **given["options"]})

@@ -1,54 +1,32 @@
-"""What the README shows is run: its Python as it stands, its commands by name."""
+"""The README shows the measured table early and names every room, every page and every command. test_docs.py runs it."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
-import torch
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-
-def test_the_formula_is_what_the_kernels_compute():
-    import mop_kernels as mk
-
-    names = {"torch": torch, "terms": 3, "x": torch.randn(5, 8), "b": torch.randn(12)}
-    names |= {"rule_in": torch.randn(3, 4, 2), "rule_out": torch.randn(3, 2, 6), "local": torch.randn(3, 2, 2)}
-    exec(BLOCKS[0], names)
-    y = mk.lowrank_phm_linear(names["x"], names["rule_in"], names["rule_out"], names["local"], names["b"])
-    torch.testing.assert_close(y, names["y"], rtol=1e-4, atol=1e-4)
+ROOMS = sorted(path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "python").glob("*/*/__init__.py"))
 
 
-def test_the_layers(capsys):
-    names = {}
-    exec(BLOCKS[1], names)
-    assert names["y"].shape == (32, 768)
-    assert names["keys"].shape == names["values"].shape == (12, 5, 40, 768)
+def test_the_measured_table_stands_above_the_fold():
+    lines = README.splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("| MOP generator"))
+    assert table < 20
+    assert len("".join(lines[:table])) < 1500
 
 
-def test_the_frozen_t5(tmp_path, monkeypatch):
-    mop_t5 = pytest.importorskip("mop_t5")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.T5Config(vocab_size=50, d_model=128, d_kv=64, d_ff=64, num_layers=1, num_heads=2)
-    backbone = mop_t5.build_backbone(config)
-    plain = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    monkeypatch.setattr(mop_t5, "load_backbone", lambda path: backbone)
-    monkeypatch.chdir(tmp_path)
-    names = {"inputs": torch.randint(2, 50, (2, 7)), "labels": torch.randint(2, 50, (2, 4))}
-    exec(BLOCKS[2], names)
-    assert (tmp_path / "adapter" / "model.safetensors").is_file()
-    assert all(torch.equal(tensor, plain[name]) for name, tensor in names["model"].state_dict().items())
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_the_page_is_linked(page):
+    assert f"](docs/{page.name})" in README
 
 
-def test_the_commands_exist():
-    cli = pytest.importorskip("mop_t5.cli.main")
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_room_is_named(room):
+    assert f"`{room}/`" in README
+
+
+def test_every_command_is_shown():
     commands = pytest.importorskip("mop_t5.cli.commands")
-    shown = [shlex.split(line) for line in re.findall(r"^ {4}mop-t5 (.*)$", README, re.MULTILINE)]
-    assert {words[0] for words in shown} <= set(commands.all_commands())
-    assert cli.main(["params", "--backbone", "t5-pegasus-base"]) == 0
-    targets = set(re.findall(r"^ {4}make (\w+)", README, re.MULTILINE))
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    assert targets
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    assert [name for name in commands.all_commands() if f"mop-t5 {name}" not in README] == []

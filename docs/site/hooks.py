@@ -5,8 +5,8 @@
 - `::: mop_t5.attach` documents the object of this public name, in whatever module it is defined.
 """
 
-import inspect
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 _PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "findings/README.md")
 _LINK = re.compile(r"\]\(([^)#\s:]+)[^)]*\)")
+_CONFIGS = "<!-- configs of all methods -->"
 _PUBLIC = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 
 
@@ -41,18 +42,21 @@ def _linked(pages: set[str]) -> set[str]:
 
 def on_page_markdown(markdown: str, **_) -> str:
     """Replace public names by the names of their definitions, which mkdocstrings reads without importing them."""
+    if _CONFIGS in markdown:
+        from mop_t5 import method_names
+        from mop_t5.methods import get
+
+        markdown = markdown.replace(_CONFIGS, "\n\n".join(_section(get(name).Config, name) for name in method_names()))
     return _PUBLIC.sub(lambda found: _documented(found[1]), markdown)
 
 
 def _documented(name: str) -> str:
     module, _, attribute = name.rpartition(".")
-    found = getattr(import_module(module), attribute)
-    where = f"{found.__module__}.{found.__qualname__}"
-    kind = "class" if inspect.isclass(found) else "function"
-    return f'[](){{#{name}}}\n\n::: {where}\n    options:\n      heading: "{name}"\n      toc_label: "{attribute}"\n' + (
-        "      members: []\n" if kind == "class" and not _members(found) else ""
-    )
+    return _section(getattr(import_module(module), attribute), name)
 
 
-def _members(found: type) -> list[str]:
-    return [name for name, member in vars(found).items() if not name.startswith("_") and callable(member)]
+def _section(documented: type | Callable, heading: str) -> str:
+    """Return the directive that documents an object under a heading, with an anchor of the heading's name."""
+    where = f"{documented.__module__}.{documented.__qualname__}"
+    short = heading.rpartition(".")[2]
+    return f'[](){{#{heading}}}\n\n::: {where}\n    options: {{heading: "{heading}", toc_label: "{short}"}}\n'
