@@ -9,11 +9,13 @@ A page has one folder and one namespace for all of its blocks. The folder holds 
     text    Nothing.
 """
 
+import importlib
 import importlib.util
 import re
 import shlex
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +23,17 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "findings/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "findings/README.md",
+]
 LANGUAGES = {"python", "bash", "yaml", "json", "text"}
 OTHER_PROGRAMS = {"pip", "uv", "git", "cd", "tail", "consumer", "mkdocs", "pre-commit"}
+TESTS = {
+    name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+}
 BACKBONE, CORPUS = "google/mt5-small", "dialogues"
 
 
@@ -57,8 +67,8 @@ def prepared(tmp_path_factory):
     """A folder with the backbone and the corpus that the pages name."""
     mop_t5 = pytest.importorskip("mop_t5")
     transformers = pytest.importorskip("transformers")
-    from mop_t5.data import synthetic_corpus, write_examples
     from mop_t5.backbone.tokenizer import train_tokenizer
+    from mop_t5.data import synthetic_corpus, write_examples
 
     folder = tmp_path_factory.mktemp("prepared")
     corpus = synthetic_corpus(5, general=1, train=20, valid=2, test=2)
@@ -171,10 +181,35 @@ def test_the_links_lead_somewhere(page):
             assert not anchor or anchor in anchors_of(file), f"{name_of(page)} links to {target}: no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_names_exist(page):
+    """Inline code that names an object of the packages, a test or a file of the repository names one that exists."""
+    spans = [
+        child.content for token in tokens_of(page) for child in token.children or () if child.type == "code_inline"
+    ]
+    for span in spans:
+        if name := re.match(r"(?:mop_t5|mop_kernels|mop_lab|benchmarks)(?:\.[a-zA-Z]\w*)+(?![\w/.])", span):
+            assert resolves(name[0]), f"{name_of(page)} names {span}"
+        if re.fullmatch(r"test_\w+", span):
+            assert span in TESTS, f"{name_of(page)} names {span}"
+        if re.fullmatch(r"(tests|benchmarks|python|csrc|mop_kernels|examples|docs|findings)/[\w./*]*[./]\w*", span):
+            assert list(ROOT.glob(span.rstrip("/"))), f"{name_of(page)} names {span}"
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or leads from a module to an attribute."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return importlib.util.find_spec(name) is not None or hasattr(importlib.import_module(module), attribute)
+    except ImportError:  # a class stands in between, or nothing
+        outer, _, inner = module.rpartition(".")
+        return bool(outer) and hasattr(getattr(importlib.import_module(outer), inner, None), attribute)
+
+
 def anchors_of(page: Path) -> set[str]:
     """The anchors that GitHub makes of the headings."""
     tokens, seen, anchors = tokens_of(page), Counter(), set()
-    for token, inner in zip(tokens, tokens[1:]):
+    for token, inner in pairwise(tokens):
         if token.type == "heading_open":
             text = "".join(child.content for child in inner.children if child.type in ("text", "code_inline"))
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")

@@ -1,4 +1,4 @@
-"""The README shows the measured table early and names every room, every page and every command. test_docs.py runs it."""
+"""The README shows the measured table early, and every room, page and command. test_docs.py runs its blocks."""
 
 from pathlib import Path
 
