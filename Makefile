@@ -1,5 +1,5 @@
 # make demo    environment, install, build, and the main job: tune a frozen T5 on dialogues
-# make test    the same set-up, then lint and the whole suite
+# make test    the same set-up, then lint, the site of the docs and the whole suite
 # Both work from a clean clone, in any order, and a second time without rebuilding.
 # make gpu     on a machine with a GPU, whose Python has torch and triton: build, check, time, test, most evidence first,
 #              within nine minutes; one JSON, written after each step and copied to $OUT (docs/gpu.md)
@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
+.PHONY: setup demo demo-short test check-fast docs lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
 	gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
@@ -22,7 +22,7 @@ $(STAMP): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[t5,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[t5,test,docs]"
 	$(BIN)/python -m mop_kernels.env_report
 	touch $@
 
@@ -34,9 +34,20 @@ demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
 # one thread a process: the two workers share the cores
-test: lint
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) -j2 --output-sync interpret-banks interpret-layers emulate-cuda gpu-dry-run
+
+# Before each commit, in less than a minute on two cores
+FAST_TESTS := tests/test_imports.py tests/test_readme.py tests/kernels/test_reference.py tests/kernels/test_mop_ffn.py \
+	$(wildcard tests/kernels/test_phm_*.py) $(addprefix tests/t5/test_,methods.py adapter.py data_corpus.py metrics.py)
+
+check-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal $(FAST_TESTS)
+
+# The site of README.md, docs/ and the API reference, in build/site; warnings are errors
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # The Triton kernels without a GPU: its interpreter is chosen when triton is imported, so in processes of its own
 BANK_TESTS := $(addprefix tests/kernels/test_,mop_ffn.py experts.py gradients.py)
