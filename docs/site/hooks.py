@@ -2,7 +2,8 @@
 
 - The site has the paths of the repository: README.md is the first page, and a link that is right in the repository is
   right on the site. Files outside of docs/ that a page links to become part of the site.
-- `::: mop_t5.attach` documents the object of this public name, in whatever module it is defined.
+- `::: mop_t5.attach` documents the object of this public name, in whatever module it is defined. `::: mop_t5.data.*`
+  documents all public classes and functions of a package.
 """
 
 import re
@@ -11,12 +12,13 @@ from importlib import import_module
 from pathlib import Path
 
 from mkdocs.structure.files import File, Files
+from mop_t5 import method_names
+from mop_t5.methods import get
 
 ROOT = Path(__file__).parents[2]
 _PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "findings/README.md")
 _LINK = re.compile(r"\]\(([^)#\s:]+)[^)]*\)")
-_CONFIGS = "<!-- configs of all methods -->"
-_PUBLIC = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^::: (.+)$", re.MULTILINE)
 
 
 def on_files(files: Files, config) -> Files:
@@ -42,20 +44,21 @@ def _linked(pages: set[str]) -> set[str]:
 
 def on_page_markdown(markdown: str, **_) -> str:
     """Replace public names by the names of their definitions, which mkdocstrings reads without importing them."""
-    if _CONFIGS in markdown:
-        from mop_t5 import method_names
-        from mop_t5.methods import get
-
-        markdown = markdown.replace(_CONFIGS, "\n\n".join(_section(get(name).Config, name) for name in method_names()))
-    return _PUBLIC.sub(lambda found: _documented(found[1]), markdown)
+    return _DIRECTIVE.sub(lambda found: "\n\n".join(map(_section, *_documented(found[1]))), markdown)
 
 
-def _documented(name: str) -> str:
-    module, _, attribute = name.rpartition(".")
-    return _section(getattr(import_module(module), attribute), name)
+def _documented(directive: str) -> tuple[list[str], list[type | Callable]]:
+    """Return the headings and the objects of a directive."""
+    if directive == "configs of the methods":
+        headings = list(method_names())
+        return headings, [get(name).Config for name in headings]
+    module, _, attribute = directive.rpartition(".")
+    package = import_module(module)
+    names = [name for name in package.__all__ if callable(getattr(package, name))] if attribute == "*" else [attribute]
+    return [f"{module}.{name}" for name in names], [getattr(package, name) for name in names]
 
 
-def _section(documented: type | Callable, heading: str) -> str:
+def _section(heading: str, documented: type | Callable) -> str:
     """Return the directive that documents an object under a heading, with an anchor of the heading's name."""
     where = f"{documented.__module__}.{documented.__qualname__}"
     short = heading.rpartition(".")[2]
