@@ -32,7 +32,9 @@ PAGES = [
 LANGUAGES = {"python", "bash", "yaml", "json", "text"}
 OTHER_PROGRAMS = {"pip", "uv", "git", "cd", "tail", "consumer", "mkdocs", "pre-commit"}
 TESTS = {
-    name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    name
+    for file in (ROOT / "tests").rglob("test_*.py")
+    for name in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))
 }
 BACKBONE, CORPUS = "google/mt5-small", "dialogues"
 
