@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mop_kernels as mk
-from benchmarks.cases import (
+from benchmarks.support.cases import (
     CPU_BACKENDS,
     DIRECTIONS,
     Case,

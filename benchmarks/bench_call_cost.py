@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 import mop_kernels as mk
-from benchmarks import layer_forms
-from benchmarks.cases import mop_arguments
+from benchmarks.support import layer_forms
+from benchmarks.support.cases import mop_arguments
 from mop_kernels import testing
 from mop_kernels.testing import Shape
 

@@ -10,7 +10,7 @@ import torch
 from torch.func import grad, vmap
 
 import mop_kernels as mk
-from benchmarks.cases import mop_arguments
+from benchmarks.support.cases import mop_arguments
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 

@@ -15,10 +15,11 @@ import torch
 from torch.nn import functional as F
 
 import mop_kernels as mk
-from benchmarks import bank_forms, device_timer, layer_forms
-from benchmarks.cases import Case, Contender, mop_arguments, ours
 from benchmarks.device_tables import group_of
-from benchmarks.device_work import BANK, BOTH, FORWARD, FULL, LAYER, PRECISIONS, Work
+from benchmarks.support import bank_forms, layer_forms
+from benchmarks.support import timer as device_timer
+from benchmarks.support.cases import Case, Contender, mop_arguments, ours
+from benchmarks.support.work import BANK, BOTH, FORWARD, FULL, LAYER, PRECISIONS, Work
 from mop_kernels import backends, reference, testing
 from mop_kernels.testing import Shape
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks import layer_forms
-from benchmarks.cases import (
+from benchmarks.support import layer_forms
+from benchmarks.support.cases import (
     DIRECTIONS,
     Case,
     Contender,

@@ -22,7 +22,13 @@ ROOT = Path(__file__).parents[1]
 def test_peak_memory(contender, full_size, record):
     if not full_size and contender.kind != "ours":
         pytest.skip("one process is enough to see that the probe works")
-    command = [sys.executable, "-m", "benchmarks.memory_probe", contender.name, "paper" if full_size else "small"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.support.memory_probe",
+        contender.name,
+        "paper" if full_size else "small",
+    ]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks import bank_forms, layer_forms
-from benchmarks.cases import DIRECTIONS, Case, Contender, bank_multiply_adds, compare, mop_arguments, ours
+from benchmarks.support import bank_forms, layer_forms
+from benchmarks.support.cases import DIRECTIONS, Case, Contender, bank_multiply_adds, compare, mop_arguments, ours
 from mop_kernels import reference, testing
 
 _, array_way = layer_forms.linear_by(layer_forms.summed_array)

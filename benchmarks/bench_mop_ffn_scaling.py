@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks import bank_forms
-from benchmarks.cases import BOTH, Case, Contender, bank_multiply_adds, compare, mop_arguments, ours
+from benchmarks.support import bank_forms
+from benchmarks.support.cases import BOTH, Case, Contender, bank_multiply_adds, compare, mop_arguments, ours
 from mop_kernels import testing
 from mop_kernels.testing import Bank, Shape
 

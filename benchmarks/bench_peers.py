@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mop_kernels as mk
-from benchmarks.cases import DIRECTIONS, Case, Contender, compare, ours
+from benchmarks.support.cases import DIRECTIONS, Case, Contender, compare, ours
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks import layer_forms
-from benchmarks.cases import DIRECTIONS, Case, Contender, case_by_label, compare, every_pair, ours
+from benchmarks.support import layer_forms
+from benchmarks.support.cases import DIRECTIONS, Case, Contender, case_by_label, compare, every_pair, ours
 from mop_kernels import reference, testing
 from mop_kernels.testing import Shape
 

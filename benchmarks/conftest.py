@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import floors, tables
+from benchmarks.support import machine as floors
+from benchmarks.support import tables
 
 SECONDS = float(os.environ.get("MOP_BENCHMARK_SECONDS", "0.7"))  # of measurement a row
 ROUNDS = (3, 300)

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 
 import mop_kernels as mk
-from benchmarks import device_timer
-from benchmarks.cases import Case, mop_arguments, ours
-from benchmarks.device_work import PRECISIONS, Precision, Work
+from benchmarks.support import timer as device_timer
+from benchmarks.support.cases import Case, mop_arguments, ours
+from benchmarks.support.work import PRECISIONS, Precision, Work
 from mop_kernels import backends, multiply_adds, reference, testing
 from mop_kernels.testing import SHAPES, Bank, Shape
 

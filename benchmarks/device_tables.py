@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.device_work import (
+from benchmarks.support.tables import digits
+from benchmarks.support.work import (
     BANK,
     BOTH,
     FORWARD,
@@ -25,7 +26,6 @@ from benchmarks.device_work import (
     floors_us,
     run,
 )
-from benchmarks.tables import digits
 from mop_kernels.triton_kernels.launch import recording
 
 OURS = "mop_kernels triton"

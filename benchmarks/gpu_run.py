@@ -29,7 +29,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from benchmarks.gpu_steps import (
+from benchmarks.support.gpu_steps import (
     MEASURED,
     RESERVE,
     ROOT,

@@ -128,7 +128,7 @@ def report(rows: dict[tuple[str, str], dict[str, list[float]]]) -> list[str]:
 def keep(rows: dict[tuple[str, str], dict[str, list[float]]]) -> None:
     """Write the rows as the other benchmarks' are."""
     sys.path.insert(0, str(ROOT))
-    from benchmarks import floors
+    from benchmarks.support import machine as floors
 
     found = {"machine": floors.machine(), "command": " ".join(["python -m benchmarks.host_cost", *sys.argv[1:]])}
     found["rows"] = [

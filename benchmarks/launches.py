@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.device_work import BOTH, PRECISIONS, WORK, Precision, Work, run
+from benchmarks.support.work import BOTH, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels import launch_config
 from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.launch import Launch as Made
@@ -69,7 +69,7 @@ class Launch(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A launch, who makes it (a test's id, or "operation, shape, dtype" of device_work.py), and the seconds of its
+    """A launch, who makes it (a test's id, or "operation, shape, dtype" of support/work.py), and the seconds of its
     compilation where they have been measured."""
 
     launch: Launch

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import launches
-from benchmarks.device_work import PRECISIONS, Work
+from benchmarks.support.work import PRECISIONS, Work
 from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape
 from mop_kernels.triton_kernels.launch import recording

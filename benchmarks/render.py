@@ -7,8 +7,9 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import plots, tables, targets
-from benchmarks.targets import Results
+from benchmarks.support import goals as targets
+from benchmarks.support import plots, tables
+from benchmarks.support.goals import Results
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"

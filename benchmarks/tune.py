@@ -1,4 +1,4 @@
-"""`make tune`: times every launch configuration a kernel offers on the work of device_work.py, on this GPU.
+"""`make tune`: times every launch configuration a kernel offers on the work of support/work.py, on this GPU.
 
     python -m benchmarks.tune [--seconds 400]
 
@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from benchmarks import compiler, device_timer, launches
-from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
+from benchmarks import compiler, launches
+from benchmarks.support import timer as device_timer
+from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels import launch_config
 from mop_kernels.triton_kernels.launch_config import Choice
 

@@ -71,7 +71,7 @@ class Runtime:
 
 def works() -> Iterator[tuple[str, object, torch.dtype, torch.Tensor | None]]:
     """Yield (name, Work, dtype, experts) of every operation at a small and at a large size."""
-    from benchmarks.device_work import Work
+    from benchmarks.support.work import Work
     from mop_kernels.testing import BANKS, SHAPES, Shape
 
     shapes = {
@@ -89,7 +89,7 @@ def works() -> Iterator[tuple[str, object, torch.dtype, torch.Tensor | None]]:
 
 
 def main() -> None:
-    from benchmarks.device_work import Work
+    from benchmarks.support.work import Work
     from mop_kernels import ops, testing
     from mop_kernels.testing import BANKS, SHAPES
 

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from benchmarks import plots, render, tables, targets
+from benchmarks import render
+from benchmarks.support import goals as targets
+from benchmarks.support import plots, tables
 
 RATES = {"mm_gflops": 100.0, "copy_gbps": 10.0}
 MACHINE = {"cpu": "a CPU", "threads": 2, "torch": "2", "compiled": {"compiler": "cc"}, "commit": "0"}

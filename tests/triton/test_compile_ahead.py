@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import compile_table, compiler, launch_sample, launches
-from benchmarks.device_work import BOTH, PRECISIONS, WORK
+from benchmarks.support.work import BOTH, PRECISIONS, WORK
 from mop_kernels import backends
 from mop_kernels.triton_kernels.launch import Launch as Made
 

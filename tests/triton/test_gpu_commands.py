@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import crossover, device_tables, tune
-from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
+from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
 from mop_kernels.testing import Shape
 from mop_kernels.triton_kernels import launch_config
 

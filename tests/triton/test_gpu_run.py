@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_run, gpu_steps
-from benchmarks.gpu_steps import Step
+from benchmarks import gpu_run
+from benchmarks.support import gpu_steps
+from benchmarks.support.gpu_steps import Step
 
 ROOT = Path(__file__).parents[2]
 
@@ -194,7 +195,7 @@ time.sleep(60)
 import signal, sys
 from pathlib import Path
 from benchmarks import gpu_run
-from benchmarks.gpu_steps import Step
+from benchmarks.support.gpu_steps import Step
 folder = Path({str(tmp_path)!r})
 gpu_run.WORKSHOP, gpu_run.EVERY = folder, 0.2
 gpu_run.measured_file = lambda name: folder / (name + ".json")

@@ -6,8 +6,8 @@ The launches are recorded on tensors of the device "meta", which have sizes and 
 import pytest
 import torch
 
-from benchmarks.device_work import BOTH, FORWARD, PRECISIONS, WORK, Work
 from benchmarks.launches import made_by
+from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS, attempt_mix, attempt_mix_backward

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import device_work, launches
+from benchmarks import launches
+from benchmarks.support import work as device_work
 from mop_kernels.triton_kernels import launch_config, local_first
 
 SIZES = {"rows": 40, "terms": 16}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.cases import bank_multiply_adds, lowrank_multiply_adds, prompt_multiply_adds
+from benchmarks.support.cases import bank_multiply_adds, lowrank_multiply_adds, prompt_multiply_adds
 from mop_kernels import ops, testing
 from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
 

@@ -13,7 +13,7 @@ import torch
 import mop_kernels
 from mop_kernels import backends
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def rates() -> dict[str, float]:

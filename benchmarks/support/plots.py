@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks import tables
-from benchmarks.targets import Results
+from benchmarks.support import tables
+from benchmarks.support.goals import Results
 
 SCALING_WAYS = {
     "mop_kernels cpu": "tab:blue",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import tables
+from benchmarks.support import tables
 
 FORWARD, BOTH = "forward", "forward + backward"
 BANK = "paper bank: "

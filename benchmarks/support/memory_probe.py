@@ -1,4 +1,4 @@
-"""Peak memory of one way to compute the paper's bank: `python -m benchmarks.memory_probe NAME BANK` prints JSON.
+"""Peak memory of one way to compute the paper's bank: `python -m benchmarks.support.memory_probe NAME BANK` prints JSON.
 
 Resident memory of this fresh process, as mop_lab.attempt.memory measures it.
 """

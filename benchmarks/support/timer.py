@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.device_work import PRECISIONS, Precision
+from benchmarks.support.work import PRECISIONS, Precision
 
 
 def on_gpu() -> bool:

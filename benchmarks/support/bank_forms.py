@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import layer_forms
+from benchmarks.support import layer_forms
 from mop_kernels import testing
 
 

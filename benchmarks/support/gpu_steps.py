@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.compiler import SHARED_BYTES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WORKSHOP = ROOT / "build" / "gpu"
 TOTAL = 540  # seconds of all steps, without tuning
 RESERVE = 10  # of these: to end what ran out of time, and to write
