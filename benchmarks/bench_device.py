@@ -1,12 +1,10 @@
-"""On a GPU: the paper's bank, single layers and the host's cost of a call, beside what else a user would run there.
+"""On a GPU: the paper's bank, single layers and the host's cost of a call, compared with a user's other ways.
 
 Device times are of calls replayed from a CUDA graph; `eager` marks calls issued one by one. docs/performance_gpu.md
-says what is expected. The bank by our backends comes first, bfloat16 before float32; compiled forms, which take a while
+says what is expected. The bank by our backends comes first, bfloat16 before float32. Compiled forms, which take a while
 each, come last. Without a GPU nothing is timed; under TRITON_INTERPRET=1 small cases show that all of it works.
 """
 
-import importlib
-import json
 import os
 from pathlib import Path
 
@@ -14,229 +12,148 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import mop_kernels as mk
-from benchmarks.device_tables import group_of
-from benchmarks.support import bank_forms, layer_forms
-from benchmarks.support import timer as device_timer
-from benchmarks.support.cases import Case, Contender, mop_arguments, ours
-from benchmarks.support.work import BANK, BOTH, FORWARD, FULL, LAYER, PRECISIONS, Work
-from mop_kernels import backends, reference, testing
-from mop_kernels.testing import Shape
+from benchmarks.support import floors, results, timer
+from benchmarks.support.contenders import DENSE, GPU_BACKENDS, Contender, forms, ours
+from benchmarks.support.goals import BATCHED_STAGES, COMPILED, EINSUM_LOOP, LYCORIS, PRODUCT, group_on_gpu
+from benchmarks.support.pytorch_forms import lycoris_bypass
+from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FULL_DOWN, LAYER, ONE_TERM, PRECISIONS, Work
+from mop_kernels import backends, testing
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() and not backends.interpreting(), reason="needs a CUDA GPU, or TRITON_INTERPRET=1"
 )
 
-GPU_BACKENDS = ("triton", "cuda")
-GRAPH, EAGER = "graph", "eager"
-_, by_one_product = layer_forms.linear_by(layer_forms.one_product)
-full_by_one_product, _ = layer_forms.linear_by(layer_forms.one_product)
+GRAPH, EAGER = ("graph",), ("eager",)
 
 
-def _lycoris(x, rule, local, bias):
-    """LyCORIS' fused Kronecker product, which knows one term."""
-    from lycoris.functional.lokr import kron_bypass
-
-    return bias + kron_bypass(x, rule[0].T, None, None, local[0].T, None, None, None, 1.0, backend="triton")
+def timed(ways: tuple[str, ...], contenders: list[Contender]) -> list[tuple[Contender, tuple[str, ...]]]:
+    """Return each contender with the ways in which it is timed."""
+    return [(contender, ways) for contender in contenders]
 
 
-# what each is run as; a compiled form takes a while, so only bfloat16 and IEEE float32 have one
-BANK_CONTENDERS = [
-    *((own, (GRAPH, EAGER)) for own in ours(mk.mop_ffn, mop_arguments, GPU_BACKENDS)),
-    (Contender("batched, three stages", bank_forms.three_stages), (GRAPH, EAGER)),
-    (Contender("batched, W as one product", bank_forms.built_weights), (GRAPH,)),
-    (Contender("torch.compile, three stages", bank_forms.three_stages, compiled=True), (GRAPH,)),
-    (Contender("torch.compile, W as one product", bank_forms.built_weights, compiled=True), (GRAPH,)),
-    (Contender("pair by pair, one einsum a map", bank_forms.pair_by_pair(layer_forms.one_einsum)), (EAGER,)),
-]
-LAYER_CONTENDERS = [
-    *((own, (GRAPH, EAGER)) for own in ours(mk.lowrank_phm_linear, backends=GPU_BACKENDS)),
-    (Contender("three stages", layer_forms.three_stages), (GRAPH,)),
-    (Contender("torch.compile, three stages", layer_forms.three_stages, compiled=True), (GRAPH,)),
-    (Contender("dense F.linear", kind="stand-in", prepare=layer_forms.dense), (GRAPH, EAGER)),
-]
-FULL_CONTENDERS = [
-    *((own, (GRAPH, EAGER)) for own in ours(mk.phm_linear, backends=GPU_BACKENDS)),
-    (Contender("W as one product", full_by_one_product), (GRAPH,)),
-    (Contender("local first", layer_forms.local_first), (GRAPH,)),
-    (Contender("torch.compile, W as one product", full_by_one_product, compiled=True), (GRAPH,)),
-    (Contender("dense F.linear", kind="stand-in", prepare=layer_forms.dense), (GRAPH,)),
-]
-ONE_TERM = Work("phm_linear", "4096 rows, 1024 -> 1024, one term", Shape(4096, 1, 32, 32, 32, 32, 1))
-ONE_TERM_CONTENDERS = [
-    *((own, (GRAPH,)) for own in ours(mk.phm_linear, backends=GPU_BACKENDS)),
-    (Contender("LyCORIS kron_bypass, Triton", _lycoris), (GRAPH,)),
-]
-CONTENDERS = {
-    BANK: BANK_CONTENDERS,
-    LAYER: LAYER_CONTENDERS,
-    FULL: FULL_CONTENDERS,
-    ONE_TERM: ONE_TERM_CONTENDERS,
-}
-JUDGES = {
-    "mop_ffn": lambda *tensors: reference.mop_ffn(*testing.as_mop_arguments(tensors)),
-    "lowrank_phm_linear": reference.lowrank_phm_linear,
-    "phm_linear": reference.phm_linear,
-}
-SMALL = {
-    "mop_ffn": testing.BANKS["small"],
-    "lowrank_phm_linear": Shape(8, 4, 4, 4, 4, 4, 1),
-    "phm_linear": Shape(8, 4, 4, 4, 4, 4, 1),
+CONTENDERS: dict[Work, list[tuple[Contender, tuple[str, ...]]]] = {
+    BANK: [
+        *timed(GRAPH + EAGER, ours("mop_ffn", GPU_BACKENDS)),
+        *timed(GRAPH + EAGER, forms("mop_ffn", BATCHED_STAGES)),
+        *timed(GRAPH, forms("mop_ffn", "batched, W as one product", *COMPILED)),
+        *timed(EAGER, forms("mop_ffn", EINSUM_LOOP)),
+    ],
+    LAYER: [
+        *timed(GRAPH + EAGER, ours("lowrank_phm_linear", GPU_BACKENDS)),
+        *timed(GRAPH, forms("lowrank_phm_linear", "three stages", "torch.compile, three stages")),
+        *timed(GRAPH + EAGER, forms("lowrank_phm_linear", DENSE)),
+    ],
+    FULL_DOWN: [
+        *timed(GRAPH + EAGER, ours("phm_linear", GPU_BACKENDS)),
+        *timed(GRAPH, forms("phm_linear", PRODUCT, "local first", f"torch.compile, {PRODUCT}", DENSE)),
+    ],
+    ONE_TERM: [
+        *timed(GRAPH, ours("phm_linear", GPU_BACKENDS)),
+        *timed(GRAPH, [Contender(LYCORIS, lycoris_bypass(backend="triton"))]),
+    ],
 }
 # float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
-NAMES = ("bfloat16", "float32", "tf32") if device_timer.on_gpu() else ("float16", "float32")
+NAMES = ("bfloat16", "float32", "tf32") if timer.on_gpu() else ("float16", "float32")
 TIMED = sorted((p for p in PRECISIONS if p.name in NAMES), key=lambda p: NAMES.index(p.name))
-OF_THE_BANK = [
-    (precision, direction, contender, ways)
-    for precision in TIMED
-    for direction in (FORWARD, BOTH)
-    for contender, ways in BANK_CONTENDERS
-    if contender.kind == "ours"
-]
+# a compiled form takes a while, so only bfloat16 and IEEE float32 have one, and all of them come last
 CASES = sorted(
     (
-        (work, precision, contender, ways)
+        (work, precision, contender, direction, ways)
         for work, contenders in CONTENDERS.items()
         for precision in TIMED
         for contender, ways in contenders
-        if not (contender.compiled and precision.tf32) and not (work is BANK and contender.kind == "ours")
+        for direction in DIRECTIONS
+        if not (contender.compiled and precision.tf32)
     ),
     key=lambda case: case[2].compiled,
 )
+OF_THE_BANK = [case for case in CASES if case[0] is BANK and case[2].kind == "ours"]
+
+
+def each(cases: list[tuple]) -> pytest.MarkDecorator:
+    """Parametrize a test over cases."""
+    names = [(contender.name, work.label, precision.name, way) for work, precision, contender, way, _ in cases]
+    arguments = ("work", "precision", "contender", "direction", "ways")
+    return pytest.mark.parametrize(arguments, cases, ids=map("; ".join, names))
 
 
 @pytest.fixture(autouse=True)
 def on_the_device():
+    """Make all tensors on the GPU; on the CPU under the interpreter."""
     with torch.device(testing.device_of("triton")):
         yield
 
 
 @pytest.fixture(scope="module")
 def keep(full_size):
-    """keep(row): at once into the file that MOP_DEVICE_RESULTS names, so that a run that is stopped leaves its rows."""
+    """Return a function that keeps a row, at once in the file that MOP_DEVICE_RESULTS names.
+
+    A run that is stopped leaves its rows.
+    """
     file = os.environ.get("MOP_DEVICE_RESULTS")
     with torch.device(testing.device_of("triton")):
-        found = {"rates": device_timer.rates(full_size), "rows": []}
+        rates = floors.rates(*((8192, 2**28) if full_size else (64, 2**12)))
+    found: results.Found = {"rates": rates, "rows": []}
 
-    def add(row: dict) -> None:
+    def add(row: results.Row) -> None:
         found["rows"].append(row)
         if file is not None:
-            beside = Path(file).with_suffix(".part")
-            beside.write_text(json.dumps(found, indent=1) + "\n")
-            beside.replace(file)
+            results.write(found, Path(file))
 
     return add
 
 
-@pytest.fixture(scope="module")
-def case_of(full_size):
-    """The case of a work and precision; only the last is kept, and the tests of one follow each other."""
-    kept = {}
-
-    def make(work: Work, precision) -> Case:
-        if (work, precision) not in kept:
-            kept.clear()
-            shape = work.shape if full_size else SMALL[work.op]
-            shape = shape._replace(terms=1) if work is ONE_TERM else shape
-            sized = work._replace(shape=shape)
-            with torch.device(testing.device_of("triton")):
-                tensors = sized.inputs(precision.dtype)
-                # of a rounding's size: eager sums of a few stages
-                eps = 2.0**-10 if precision.tf32 else torch.finfo(precision.dtype).eps
-                loose = max(1e-4, 16 * eps)
-                label, adds = f"{work.op}, {work.label}", sized.multiply_adds()
-                # bfloat16 hidden rows lie within rounding of relu's kink too often to judge gradients of other forms
-                only = work is BANK and (precision.dtype.itemsize == 2 or precision.tf32)
-                case = Case(label, tensors, JUDGES[work.op], adds, full_size, outputs_only=only, loose=loose)
-            kept[work, precision] = case
-        return kept[work, precision]
-
-    return make
-
-
 @pytest.fixture
 def time_it(case_of, full_size, keep):
-    """time_it(work, precision, contender, ways, direction): prove a contender right, and keep its times."""
+    """Return a function that proves a contender on a work and keeps its times."""
 
-    def run(*arguments) -> None:
-        _time(*arguments, case_of, full_size, keep)
+    def run(work, precision, contender, direction, ways) -> None:
+        reason = backends.why_not(contender.name.removeprefix("mop_kernels ")) if contender.kind == "ours" else None
+        if reason is not None:
+            pytest.skip(reason)
+        if contender.compiled and not full_size:
+            pytest.skip("compiling takes a while, and says nothing about small cases")
+        if contender.name == LYCORIS:
+            pytest.importorskip("lycoris", exc_type=ImportError)
+        with precision.in_force():
+            case = case_of(work, precision)
+            call, tensors = case.call_of(contender, direction)
+            least = case.least_work(direction)
+            # what `prepare` made may hold tensors of its own, which cannot be copied from here
+            inputs = [tensors] if contender.prepare else timer.copies_past_the_cache(tensors, least["bytes"])
+            for way in ways:
+                with torch.set_grad_enabled(direction == BOTH):
+                    times = timer.WAYS[way](call, inputs, {"graph": 50, "eager": 7}[way] if full_size else 1)
+                name = contender.name + (", eager" if way == "eager" else "")
+                group = group_on_gpu(work, precision.name, direction)
+                keep(results.row_of(group, name, contender.kind, times, **least))
 
     return run
 
 
-@pytest.mark.parametrize(
-    ("precision", "direction", "contender", "ways"),
-    OF_THE_BANK,
-    ids=[f"{contender.name}; {precision.name}; {way}" for precision, way, contender, _ in OF_THE_BANK],
-)
-def test_the_bank(precision, direction, contender, ways, time_it):
-    time_it(BANK, precision, contender, ways, direction)
+@each(OF_THE_BANK)
+def test_the_bank(work, precision, contender, direction, ways, time_it):
+    time_it(work, precision, contender, direction, ways)
 
 
-@pytest.mark.parametrize("direction", [FORWARD, BOTH])
-@pytest.mark.parametrize(
-    ("work", "precision", "contender", "ways"),
-    CASES,
-    ids=[f"{contender.name}; {work.label}; {precision.name}" for work, precision, contender, _ in CASES],
-)
-def test_device(work, precision, contender, ways, direction, time_it):
-    time_it(work, precision, contender, ways, direction)
-
-
-def _time(work, precision, contender, ways, direction, case_of, full_size, keep) -> None:
-    backend = contender.name.removeprefix("mop_kernels ") if contender.kind == "ours" else None
-    if backend is not None and backends.why_not(backend) is not None:
-        pytest.skip(backends.why_not(backend))
-    if contender.compiled and not full_size:
-        pytest.skip("compiling takes a while, and says nothing about small cases")
-    if "LyCORIS" in contender.name:
-        try:
-            importlib.import_module("lycoris")
-        except ImportError as error:
-            pytest.skip(f"lycoris cannot be imported: {error}")
-    with precision.in_force():
-        case = case_of(work, precision)
-        function, tensors = case.ready(contender)
-        call = function
-        if direction == BOTH:
-            tensors = [t if t.requires_grad else t.clone().requires_grad_() for t in tensors]
-
-            def call(*leaves):
-                return torch.autograd.grad(function(*leaves), leaves, case.grads)
-
-        flops, nbytes = work.least_work(precision.dtype, direction)
-        # what `prepare` made may hold tensors of its own, which cannot be copied from here
-        inputs = [tensors] if contender.prepare else device_timer.copies_past_the_cache(tensors, nbytes)
-        for way in ways:
-            timer = device_timer.graph_times if way == GRAPH else device_timer.eager_times
-            with torch.set_grad_enabled(direction == BOTH):
-                rounds = (50 if way == GRAPH else 7) if full_size else 1
-                times = timer(call, inputs, rounds)
-            keep(
-                {
-                    "group": group_of(work, precision.name, direction),
-                    "name": contender.name + (", eager" if way == EAGER else ""),
-                    "kind": contender.kind,
-                    **device_timer.summary(times),
-                    "flops": flops,
-                    "bytes": nbytes,
-                }
-            )
+@each([case for case in CASES if case not in OF_THE_BANK])
+def test_device(work, precision, contender, direction, ways, time_it):
+    time_it(work, precision, contender, direction, ways)
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])
 @pytest.mark.parametrize("name", [*GPU_BACKENDS, "F.linear"])
 def test_host_cost(name, gradients, full_size, keep):
-    tensors = testing.linear_inputs(SMALL["phm_linear"], torch.float32)
+    tensors = FULL_DOWN.small().inputs(torch.float32)
+    contender = Contender(name, F.linear)
     if name == "F.linear":
-        function, kind, tensors = F.linear, "form", [tensors[0], torch.randn(16, 16), tensors[3]]
+        tensors = [tensors[0], torch.randn(16, 16), tensors[3]]
+    elif (reason := backends.why_not(name)) is not None:
+        pytest.skip(reason)
     else:
-        if backends.why_not(name) is not None:
-            pytest.skip(backends.why_not(name))
-        (own,) = ours(mk.phm_linear, backends=(name,))
-        name, function, kind = own.name, own.function, own.kind
-    if gradients:
-        tensors = [t.requires_grad_() for t in tensors]
-    times = device_timer.host_times(function, tensors, *((200, 20) if full_size else (1, 2)))
+        (contender,) = ours("phm_linear", (name,))
+    tensors = [t.requires_grad_(gradients) for t in tensors]
+    calls, rounds = (200, 20) if full_size else (1, 2)
+    times = timer.eager_times(contender.call, [tensors] * calls, rounds, wait_inside=False)
     group = f"host cost of a call (phm_linear 16 -> 16, 8 rows), {'with' if gradients else 'without'} gradients"
-    keep({"group": group, "name": name, "kind": kind, **device_timer.summary(times)})
+    keep(results.row_of(group, contender.name, contender.kind, times))

@@ -1,20 +1,18 @@
-"""Peak memory of every way to compute the paper's bank, each in a process of its own (memory_probe.py says how).
+"""Peak memory of every way to compute the paper's bank, each in its own process (support/memory_probe.py says how).
 
-Needed is what a caller holds anyway: inputs and outputs; with backward also the gradients of both.
+Needed is the memory that a caller holds anyway: inputs and outputs; with backward also the gradients of both.
 """
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mop_lab.attempt.memory import ENVIRONMENT, RESET
 
 from benchmarks.bench_mop_ffn import CONTENDERS
-
-ROOT = Path(__file__).parents[1]
+from benchmarks.support.results import ROOT
 
 
 @pytest.mark.skipif(not RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
@@ -22,13 +20,8 @@ ROOT = Path(__file__).parents[1]
 def test_peak_memory(contender, full_size, record):
     if not full_size and contender.kind != "ours":
         pytest.skip("one process is enough to see that the probe works")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.support.memory_probe",
-        contender.name,
-        "paper" if full_size else "small",
-    ]
+    probe = [sys.executable, "-m", "benchmarks.support.memory_probe"]
+    command = [*probe, contender.name, "paper" if full_size else "small"]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

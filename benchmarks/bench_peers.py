@@ -1,24 +1,23 @@
 """Other packages that multiply by Kronecker products, on the shapes of bench_phm_linear.py.
 
 None is a requirement; one that is not installed is skipped. `pip install peft lycoris-lora pyfastkron` brings them.
-They know a single Kronecker term, so a sum takes one adapter, one call or one batch entry a term.
+They know a single Kronecker term, so a sum takes one adapter, one call or one batch entry per term.
 """
 
-import importlib
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-import mop_kernels as mk
-from benchmarks.support.cases import DIRECTIONS, Case, Contender, compare, ours
-from mop_kernels import reference, testing
-from mop_kernels.testing import Shape
+from benchmarks.support.cases import compare
+from benchmarks.support.contenders import Contender, ours
+from benchmarks.support.pytorch_forms import lycoris_bypass
+from benchmarks.support.work import DIRECTIONS, FULL_DOWN, FULL_UP
 
 
 def peft_lokr(tensors: list[Tensor]) -> tuple[Callable, list[Tensor]]:
-    """PEFT's LoKr, one adapter a term on a zero layer; it builds every torch.kron in every forward."""
+    """Return PEFT's LoKr, one adapter per term on a zero layer. It builds every torch.kron in every forward pass."""
     import peft
 
     x, rule, local, bias = tensors
@@ -41,15 +40,8 @@ def peft_lokr(tensors: list[Tensor]) -> tuple[Callable, list[Tensor]]:
     return lambda rows, *_: layer(rows), [x, *parameters]
 
 
-def lycoris_bypass(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
-    """LyCORIS' kron_bypass a term; on a CPU it is eager PyTorch."""
-    from lycoris.functional.lokr import kron_bypass
-
-    return bias + sum(kron_bypass(x, a.T, None, None, b.T, None, None, None, 1.0) for a, b in zip(rule, local))
-
-
 def fastkron(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
-    """pyfastkron's product, terms as its batch."""
+    """Compute phm_linear by pyfastkron, with the terms as its batch axis."""
     from pyfastkron import fastkrontorch
 
     return fastkrontorch.gemkm(x.unsqueeze(0), (rule, local)).sum(0) + bias
@@ -57,32 +49,18 @@ def fastkron(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
 
 PEERS = {
     "peft": Contender("PEFT LoKr", kind="stand-in", prepare=peft_lokr),
-    "lycoris": Contender("LyCORIS kron_bypass", lycoris_bypass),
+    "lycoris": Contender("LyCORIS kron_bypass", lycoris_bypass()),
     "pyfastkron": Contender("pyfastkron", fastkron),
 }
-CASES = {
-    "40 rows, 768 -> 128, terms 16": Shape(40, 16, 16, 16, 48, 8, 1),
-    "40 rows, 128 -> 768, terms 8": Shape(40, 8, 8, 8, 16, 96, 1),
-}
-OURS = next((c for c in ours(mk.phm_linear) if c.kind == "ours"), None)
-
-
-@pytest.fixture(scope="module", params=CASES)
-def case(request, full_size):
-    shape = CASES[request.param] if full_size else Shape(8, 4, 4, 4, 8, 8, 1)
-    tensors = testing.linear_inputs(shape, torch.float32)
-    multiply_adds = shape.rows * shape.d_in * shape.d_out
-    return Case(f"peers, {request.param}", tensors, reference.phm_linear, multiply_adds, full_size)
+OURS = next((c for c in ours("phm_linear") if c.kind == "ours"), None)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("package", ["mop_kernels", *PEERS])
-def test_peer(package, direction, case, timed):
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        pytest.skip(f"{package} cannot be imported: {error}")
+@pytest.mark.parametrize("work", [FULL_DOWN, FULL_UP], ids=lambda work: work.label)
+def test_peer(package, work, direction, case_of, timed):
+    pytest.importorskip(package, exc_type=ImportError)
     contender = OURS if package == "mop_kernels" else PEERS[package]
     if contender is None:
         pytest.skip("the compiled backend is missing here")
-    compare(timed, case, contender, direction)
+    compare(timed, case_of(work, label=f"peers, {work.label}"), contender, direction)

@@ -7,61 +7,35 @@ of 64 tokens, 32 summary tokens), which is against us: the generator's cost does
 
 import sys
 
-import mop_t5
 import pytest
 import torch
 from mop_t5.attachment import attention as prefix_attention
 
 import mop_kernels as mk
+from benchmarks.support.t5 import training_step
 from mop_kernels import testing
 
-SCENARIOS = ["taxi", "ticket", "hotel", "food", "film"]
-TINY = {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 2, "vocab_size": 64}
-SMALL_MOP = {"prefix_length": 4, "d_mid": 16, "terms_down": 4, "terms_up": 4}
 GROUP = "training step, frozen T5-base, 8 x (64 -> 32) tokens"
 
 
-@pytest.fixture(scope="module")
-def backbone(full_size):
-    return mop_t5.build_backbone("t5-base", **({} if full_size else TINY))
-
-
-@pytest.fixture(scope="module")
-def batch(backbone, full_size):
-    g = torch.Generator().manual_seed(0)
-    size, source, target = (8, 64, 32) if full_size else (5, 6, 4)
-
-    def tokens(length):
-        return torch.randint(2, backbone.config.vocab_size, (size, length), generator=g)
-
-    return {"input_ids": tokens(source), "labels": tokens(target)}, torch.arange(size) % len(SCENARIOS)
-
-
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd keeps for backward, each storage once, parameters aside. Exact, whatever else runs."""
+    """Counts what autograd keeps for backward, each storage once, without parameters. Exact, whatever else runs."""
 
-    def __init__(self, model):
-        self.storages = {}
+    def __init__(self, model: torch.nn.Module):
+        self.storages: dict[int, torch.UntypedStorage] = {}
         self.parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
         super().__init__(self.keep, lambda tensor: tensor)
 
-    def keep(self, tensor):
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Note the storage of a tensor that is saved."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.parameters:
             self.storages[storage.data_ptr()] = storage  # held, so that no address is used twice
         return tensor
 
     def megabytes(self) -> float:
+        """Return the size of all storages in MB."""
         return round(sum(storage.nbytes() for storage in self.storages.values()) / 1e6, 1)
-
-
-def attached(backbone, method, full_size):
-    """The backbone with the method; the caller detaches."""
-    torch.manual_seed(0)
-    sizes = {} if full_size else SMALL_MOP
-    if method == "prefix_tuning":
-        sizes = {key: sizes[key] for key in sizes if not key.startswith("terms")}
-    return mop_t5.attach(backbone, method, scenarios=SCENARIOS, **sizes).train()
 
 
 # queries from which keys and values are concatenated with the prefix; None: the default
@@ -74,32 +48,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_step_with_prefixes(name, backbone, batch, full_size, timed, monkeypatch):
+def test_step_with_prefixes(name, attach, mop_fields, batch, timed, monkeypatch):
     method, long_query = CASES[name]
     if long_query is not None:
         monkeypatch.setattr(prefix_attention, "_LONG_QUERY", long_query)
-    model = attached(backbone, method, full_size)
-    try:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-4)
-        inputs, scenario_ids = batch
-
-        def step():
-            loss = model(**inputs, scenario_ids=scenario_ids).loss
-            loss.backward()
-            gradients = [p.grad for p in model.parameters()]
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach(), gradients
-
-        saved = SavedTensors(model)
-        with saved:
-            loss, gradients = step()
-        assert loss.isfinite()
-        assert sum(g is not None for g in gradients) == len(trained)  # all of the method's, none of the backbone's
-        timed(step, GROUP, name, kind="ours" if name == "MOP" else "form", saved_mb=saved.megabytes())
-    finally:
-        mop_t5.detach(backbone)
+    fields = {key: size for key, size in mop_fields.items() if method == "mop" or not key.startswith("terms")}
+    model = attach(method, **fields).train()
+    step = training_step(model, batch, learning_rate=1e-4)
+    saved = SavedTensors(model)
+    with saved:
+        step()
+    timed(step, GROUP, name, kind="ours" if name == "MOP" else "form", saved_mb=saved.megabytes())
 
 
 def test_step_without_prefixes(backbone, batch, timed):
@@ -114,30 +73,26 @@ def test_step_without_prefixes(backbone, batch, timed):
 
 
 @pytest.mark.parametrize("part", ["all prefixes (mop_ffn and two MLP generators)", "mop_ffn"])
-def test_generator(part, backbone, batch, full_size, timed):
-    model = attached(backbone, "mop", full_size)
+def test_generator(part, attach, mop_fields, batch, timed):
+    mop = attach("mop", **mop_fields).train().mop
     _, scenario_ids = batch
 
     def forward():
         if part == "mop_ffn":
-            return model.mop.experts["decoder_self"](model.mop.input)
-        return [t for pairs in model.mop.additions(scenario_ids).prefixes.values() for pair in pairs for t in pair]
+            return mop.experts["decoder_self"](mop.input)
+        return [t for pairs in mop.additions(scenario_ids).prefixes.values() for pair in pairs for t in pair]
 
-    try:
-        with torch.no_grad():
-            with mk.use_backend("reference"):
-                expected = forward()
-            for found, right in zip(forward(), expected, strict=True):
-                assert testing.relative_error(found, right.double()) < 1e-5
-        grads = [torch.randn_like(y) for y in expected]
-        modules = model.mop.experts if part == "mop_ffn" else model.mop
-        leaves = [model.mop.input, *(p for p in modules.parameters() if p is not model.mop.input)]
+    with torch.no_grad():
+        with mk.use_backend("reference"):
+            expected = forward()
+        for found, right in zip(forward(), expected, strict=True):
+            assert testing.relative_error(found, right.double()) < 1e-5
+    grads = [torch.randn_like(y) for y in expected]
+    modules = mop.experts if part == "mop_ffn" else mop
+    leaves = [mop.input, *(p for p in modules.parameters() if p is not mop.input)]
 
-        def both():
-            return torch.autograd.grad(forward(), leaves, grads)
+    def both():
+        return torch.autograd.grad(forward(), leaves, grads)
 
-        timed(
-            both, "MOP's generator in that step: forward + backward", part, kind="ours" if part == "mop_ffn" else "form"
-        )
-    finally:
-        mop_t5.detach(backbone)
+    kind = "ours" if part == "mop_ffn" else "form"
+    timed(both, "MOP's generator in that step: forward + backward", part, kind=kind)

@@ -3,7 +3,7 @@
     python -m benchmarks.compile_table [--arch 90 80] [--launches recorded] [--match TEXT] [--summary] [--workers 2]
 
 Launches: "recorded", all of tests/triton/launches.json; "sample", those that the tests compile, each for one
-architecture; "paper", those of support/work.py; "candidates", what `make tune` tries for these. With --results it goes
+architecture; "paper", those of device_work.py; "candidates", what `make tune` tries for these. With --results it goes
 on where it stopped. Another triton first on PYTHONPATH is the one that compiles. The exit status is 1 if there is a
 problem.
 """

@@ -1,56 +1,77 @@
-"""One way to time, one table, one JSON a module; numbers exist only with `pytest --benchmark`.
+"""What all benchmarks share: one way to time, one table and one JSON per module, and the frozen T5-base.
 
-A benchmark first proves its contender right, then calls `timed`. Without the flag it runs once, on a small case.
+Numbers exist only with `pytest --benchmark`. A benchmark first proves its contender right, then calls `timed`. Without
+the flag each benchmark runs once, on a small case.
 """
 
 import os
 import resource
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.support import machine as floors
-from benchmarks.support import tables
+from benchmarks.support import floors, results, tables
+from benchmarks.support.cases import Case
+from benchmarks.support.t5 import SCENARIOS, SMALL_MOP, TINY, Batch
 
-SECONDS = float(os.environ.get("MOP_BENCHMARK_SECONDS", "0.7"))  # of measurement a row
+SECONDS = float(os.environ.get("MOP_BENCHMARK_SECONDS", "0.7"))  # of measurement per row
 ROUNDS = (3, 300)
-MODULES = pytest.StashKey[dict]()
-
-
-def pytest_configure(config):
-    config.stash[MODULES] = {}
+MODULES = pytest.StashKey[dict[str, results.Found]]()
 
 
 @pytest.fixture(scope="session")
-def full_size(pytestconfig) -> bool:
+def full_size(pytestconfig: pytest.Config) -> bool:
+    """Return whether the benchmarks run at full size."""
     return pytestconfig.option.run_benchmarks
 
 
 @pytest.fixture(scope="module")
-def record(request, full_size):
-    """The module's JSON: rates of the machine before and after (a disturbed run shows there), and its rows."""
+def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.Found | None]:
+    """Yield the module's JSON: its rows, and the rates of the machine before and after, which show a disturbed run."""
     if not full_size:
         yield None
         return
-    found = {"machine": floors.machine(), "command": command(), "seconds_a_row": SECONDS, "before": floors.rates()}
-    found["rows"] = []
-    request.config.stash[MODULES][request.module.__name__.split(".")[-1].removeprefix("bench_")] = found
+    found: results.Found = {
+        "machine": results.machine(),
+        "command": results.command("pytest"),
+        "seconds_a_row": SECONDS,
+        "before": floors.rates_of_cpu(),
+        "rows": [],
+    }
+    request.config.stash.setdefault(MODULES, {})[request.module.__name__.split(".")[-1].removeprefix("bench_")] = found
     yield found
-    found["after"] = floors.rates()
+    found["after"] = floors.rates_of_cpu()
 
 
 @pytest.fixture
-def timed(benchmark, record):
-    """timed(function, group, name, kind=..., flops=..., nbytes=...): measure calls of function, or run it once.
-
-    calls: how many make one measured round, for functions of microseconds. effort: share of the time a row gets.
-    """
+def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
+    """Return a function that measures calls of a function, or runs it once."""
 
     def run(
-        function, group: str, name: str, *, kind: str, flops=None, nbytes=None, calls: int = 1, effort=1.0, **about
+        function: Callable[[], object],
+        group: str,
+        name: str,
+        *,
+        kind: str,
+        calls: int = 1,
+        effort: float = 1.0,
+        **about: Any,
     ) -> None:
+        """Measure one row.
+
+        Args:
+            function: What is timed.
+            group: The table of the row.
+            name: The name of the row.
+            kind: As in Contender.
+            calls: Calls per measured round, for functions of microseconds.
+            effort: Share of the usual time of a row.
+            about: More columns of the row. Without "flops" and "bytes", the least work of a call, it has no floor.
+        """
         benchmark.group = group
         if record is None:
             benchmark.pedantic(function)
@@ -60,45 +81,96 @@ def timed(benchmark, record):
             function()
         once = time.perf_counter() - start
         rounds = min(max(int(effort * SECONDS / once), ROUNDS[0]), ROUNDS[1])
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         benchmark.pedantic(function, rounds=rounds, iterations=calls)
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-        stats = benchmark.stats.stats
-        record["rows"].append(
-            {
-                "group": group,
-                "name": name,
-                "kind": kind,
-                "median_ms": 1e3 * stats.median,
-                "q1_ms": 1e3 * stats.q1,
-                "q3_ms": 1e3 * stats.q3,
-                "min_ms": 1e3 * stats.min,
-                "rounds": stats.rounds,
-                "calls_a_round": calls,
-                "page_faults_a_call": round(faults / (rounds * calls)),
-                "flops": flops,
-                "bytes": nbytes,
-                **about,
-            }
-        )
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        times_ms = [1e3 * seconds for seconds in benchmark.stats.stats.data]
+        counted = {"calls_a_round": calls, "page_faults_a_call": round(faults / (rounds * calls))}
+        about = {"flops": None, "bytes": None, **about}
+        record["rows"].append(results.row_of(group, name, kind, times_ms, **counted, **about))
 
     return run
 
 
-def command() -> str:
-    return " ".join(["pytest", *(Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:])])
+@pytest.fixture(scope="module")
+def case_of(full_size: bool) -> Callable[..., Case]:
+    """Return a function that makes a case: of a work, with the other arguments of Case.
+
+    Only the last case is kept: the tests of a case follow each other.
+    """
+    return lru_cache(maxsize=1)(lambda work, *more, **options: Case(work, full_size, *more, **options))
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    for module, found in config.stash[MODULES].items():
-        for line in tables.as_text(module, found):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the tables."""
+    for module, found in config.stash.get(MODULES, {}).items():
+        machine = f"{tables.machine_line(found)}, `{found['command']}`"
+        for line in ["", machine, *tables.as_markdown(module, found)]:
             terminalreporter.write_line(line)
 
 
-def pytest_sessionfinish(session):
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the results of whole files: a part of a file must not replace the numbers of the whole one."""
     option = session.config.option
     if option.keyword or option.markexpr or any("::" in argument for argument in session.config.args):
-        return  # a part of a file must not replace the whole one's numbers
-    for module, found in session.config.stash[MODULES].items():
+        return
+    for module, found in session.config.stash.get(MODULES, {}).items():
         if found["rows"] and "after" in found:
-            floors.keep(module, found)
+            results.keep(module, found)
+
+
+# The T5-base of bench_training_step, bench_decode, bench_methods and bench_task_moe.
+
+
+@pytest.fixture(scope="module")
+def tiny() -> dict[str, int]:
+    """Return the sizes of the backbone in a run without --benchmark."""
+    return TINY
+
+
+@pytest.fixture(scope="module")
+def backbone(full_size: bool, tiny: dict[str, int]) -> Any:
+    """Return a frozen T5-base with random weights."""
+    import mop_t5
+
+    return mop_t5.build_backbone("t5-base", **({} if full_size else tiny))
+
+
+@pytest.fixture
+def attach(backbone: Any) -> Iterator[Callable[..., Any]]:
+    """Yield a function that attaches a method with these fields for SCENARIOS. The method is detached at the end."""
+    import mop_t5
+
+    def run(method: str, **fields: Any) -> Any:
+        torch.manual_seed(0)
+        return mop_t5.attach(backbone, method, scenarios=SCENARIOS, **fields)
+
+    yield run
+    mop_t5.detach(backbone).eval()
+
+
+@pytest.fixture(scope="session")
+def mop_fields(full_size: bool) -> dict[str, int]:
+    """Return the fields of the method "mop"."""
+    return {} if full_size else SMALL_MOP
+
+
+@pytest.fixture(scope="module")
+def batch(backbone: Any, full_size: bool) -> Batch:
+    """Return the arguments of a training step, and the scenario ids: the scenarios take turns."""
+    g = torch.Generator().manual_seed(0)
+    size, source, target = (8, 64, 32) if full_size else (5, 6, 4)
+
+    def tokens(length: int) -> torch.Tensor:
+        return torch.randint(2, backbone.config.vocab_size, (size, length), generator=g)
+
+    return {"input_ids": tokens(source), "labels": tokens(target)}, torch.arange(size) % len(SCENARIOS)
+
+
+@pytest.fixture
+def search(backbone: Any, full_size: bool) -> dict[str, Any]:
+    """Return the arguments of a beam search of 8 dialogues."""
+    g = torch.Generator().manual_seed(0)
+    source, beams, tokens = (64, 4, 8) if full_size else (6, 2, 3)
+    ids = torch.randint(2, backbone.config.vocab_size, (8, source), generator=g)
+    return {"input_ids": ids, "num_beams": beams, "max_new_tokens": tokens, "min_new_tokens": tokens}

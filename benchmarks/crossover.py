@@ -5,11 +5,10 @@
 Times calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of each
 operation: eager, and replayed from a CUDA graph, where the host's time does not count. Writes
 mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype: multiply-adds}}}. backends.py reads it.
-A backend is timed once it is right (benchmarks/cases.py).
+A backend is timed once it is right (support/cases.py).
 """
 
 import argparse
-import inspect
 import json
 import math
 import statistics
@@ -19,31 +18,30 @@ from typing import NamedTuple
 
 import torch
 
-import mop_kernels as mk
-from benchmarks.support import timer as device_timer
-from benchmarks.support.cases import Case, mop_arguments, ours
-from benchmarks.support.work import PRECISIONS, Precision, Work
-from mop_kernels import backends, multiply_adds, reference, testing
-from mop_kernels.testing import SHAPES, Bank, Shape
+from benchmarks.support.cases import Case
+from benchmarks.support.contenders import ours
+from benchmarks.support.timer import WAYS
+from benchmarks.support.work import BOTH, PRECISIONS, SHAPES, Bank, Precision, Shape, Work, size_of_call
+from mop_kernels import backends
 
-BOTH = ("cuda", "triton")
+COMPARED = ("cuda", "triton")
 LADDER = [
     *(Work("phm_weight", f"{4 * side}", Shape(1, 4, 4, 4, side, side, 1)) for side in (16, 64, 256, 1024)),
     *(Work("phm_linear", f"{rows} rows", Shape(rows, 4, 4, 4, 192, 192, 1)) for rows in (4, 32, 256, 2048, 16384)),
-    *(Work("lowrank_phm_linear", f"{rows} rows", Shape(rows, 16, 16, 16, 64, 64, 1)) for rows in (4, 40, 400, 4000)),
-    Work("lowrank_phm_linear", "40000 rows", Shape(40000, 16, 16, 16, 64, 64, 1)),
+    *(
+        Work("lowrank_phm_linear", f"{rows} rows", Shape(rows, 16, 16, 16, 64, 64, 1))
+        for rows in (4, 40, 400, 4000, 40000)
+    ),
     *(
         Work("mop_ffn", f"{layers * experts} pairs", Bank(layers, experts, SHAPES["paper_down"], SHAPES["paper_up"]))
         for layers, experts in ((1, 1), (4, 2), (12, 5), (12, 20), (24, 64))
     ),
 ]
-
-
-WAYS = {"eager": device_timer.eager_times, "graph": device_timer.graph_times}
+Crossovers = dict[str, dict[str, dict[str, int]]]
 
 
 class Point(NamedTuple):
-    """One rung: the multiply-adds of a call, and milliseconds by each backend."""
+    """One rung: the multiply-adds of a call, and its milliseconds by each backend."""
 
     multiply_adds: int
     cuda: float
@@ -51,9 +49,10 @@ class Point(NamedTuple):
 
 
 def crossover(points: Iterable[Point]) -> int:
-    """The multiply-adds up to which CUDA is faster: halfway, in factors, between its last win and the next rung.
+    """Return the multiply-adds up to which CUDA is faster: halfway, in factors, from its last win to the next rung.
 
-    A win beyond a defeat does not count. Where CUDA wins throughout, the largest rung; nothing is known beyond it.
+    A win beyond a defeat does not count. Where CUDA wins throughout, the largest rung is returned: beyond it nothing is
+    known.
     """
     last = None
     for point in sorted(points):
@@ -68,19 +67,20 @@ def measure(
     precisions: Iterable[Precision],
     timer: Callable[[Work, Precision], dict[str, Point]],
     deadline: float,
-) -> dict[str, dict[str, dict[str, int]]]:
+) -> Crossovers:
     """Find the crossovers of every operation and precision that are timed in full before the deadline.
 
     Args:
         ladder: Works of growing size, of all operations.
-        precisions: What each is timed in.
-        timer: Gives the points of a work, one per way.
+        precisions: Precisions in which each work is timed.
+        timer: Returns the points of a work, one per way.
         deadline: In seconds of time.monotonic.
 
     Returns:
         {way: {operation: {dtype: multiply-adds}}}.
     """
-    ladder, found = list(ladder), {}
+    ladder = list(ladder)
+    found: Crossovers = {}
     for precision in precisions:
         for op in dict.fromkeys(work.op for work in ladder):
             rungs = []
@@ -97,37 +97,22 @@ def measure(
 
 def times(work: Work, precision: Precision) -> dict[str, Point]:
     """Time both backends, proven right, on this GPU, in every way."""
-    operation = getattr(mk, work.op)
     with torch.device("cuda"), precision.in_force():
-        tensors = [t.requires_grad_() for t in work.inputs(precision.dtype)]
-        adapt, judge = (lambda *given: given), getattr(reference, work.op)
-        if work.op == "mop_ffn":
-            adapt = mop_arguments
-
-            def judge(*given):
-                return reference.mop_ffn(*testing.as_mop_arguments(given))
-
-        # bfloat16 hidden rows lie within rounding of relu's kink too often to judge gradients
-        outputs_only = work.op == "mop_ffn" and precision.dtype.itemsize == 2
-        case = Case(work.label, tensors, judge, work.multiply_adds(), True, outputs_only=outputs_only)
-        found = {way: {} for way in WAYS}
-        for backend, contender in zip(BOTH, ours(operation, adapt, BOTH), strict=True):
-            function, leaves = case.ready(contender)
-
-            def call(*given, function=function):
-                torch.autograd.grad(function(*given), given, case.grads)
-
-            for way, timed in WAYS.items():
-                found[way][backend] = statistics.median(timed(call, [leaves] * 10, 7))
-        size = multiply_adds.of_call(work.op, inspect.signature(operation).bind(*adapt(*tensors)).arguments)
-        return {way: Point(size, **of_backends) for way, of_backends in found.items()}
+        case = Case(work, True, precision)
+        calls = [case.call_of(contender, BOTH) for contender in ours(work.op, COMPARED)]
+        size = size_of_call(work.op, case.tensors)
+        return {
+            way: Point(size, *(statistics.median(timed(call, [leaves] * 10, 7)) for call, leaves in calls))
+            for way, timed in WAYS.items()
+        }
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crossover", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="stop after this many (%(default)s)")
     arguments = parser.parse_args()
-    absent = [f"{name}: {backends.why_not(name)}" for name in BOTH if backends.why_not(name) is not None]
+    absent = [f"{name}: {backends.why_not(name)}" for name in COMPARED if backends.why_not(name) is not None]
     if absent:
         raise SystemExit(f"Both backends are timed against each other; not here: {'; '.join(absent)}.")
     precisions = [p for p in PRECISIONS if not p.tf32]

@@ -1,13 +1,13 @@
-"""`make gpu`: everything that needs a GPU, in one command of nine minutes, with one JSON of what came out.
+"""`make gpu`: everything that needs a GPU, in one command of nine minutes, with one JSON of the results.
 
     python -m benchmarks.gpu_run [--tune] [--minutes 9] [--dry-run]
 
-Builds into the Python that runs it; installs and downloads nothing. gpu_steps.py has the steps, most evidence first.
-Each is sure of its share of the time, whatever the others take; what earlier ones leave comes on top. A step that fails
-or runs out of time stops no other; the exit status says whether one did. The JSON is
-benchmarks/results/gpu/<GPU>.<date>.json: versions, each step's outcome, the failed tests, the device times and which
-goals they meet. It is written anew after every step, and copied to the folder that OUT names, with the ends of the
-steps' outputs and what was measured for this GPU: four files at most. build/gpu/ holds all output.
+Builds into the Python that runs it; installs and downloads nothing. support/gpu_steps.py has the steps, the ones with
+most evidence first. Each step has a guaranteed share of the time; time that earlier steps leave comes on top. A step
+that fails or runs out of time stops no other; the exit status says whether one did. The JSON is
+benchmarks/results/gpu/<GPU>.<date>.json: versions, the outcome of each step, the failed tests, the device times and the
+goals that they meet. It is written anew after every step, and copied to the folder that OUT names, with the ends of the
+steps' outputs and the measurements for this GPU: four files at most. build/gpu/ holds all output.
 
 Without a GPU it is a dry run: the same steps, tiny, by Triton's interpreter, and the JSON stays in build/gpu/.
 """
@@ -28,35 +28,32 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from benchmarks.support.gpu_steps import (
-    MEASURED,
-    RESERVE,
-    ROOT,
-    SECONDS,
-    START,
-    TOTAL,
-    TUNING,
-    WORKSHOP,
-    Step,
-    cuda_is_built,
-    measured_file,
-    steps,
-)
+import torch
 
-RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+from benchmarks import device_tables
+from benchmarks.support import goals, gpu_steps, results
+from benchmarks.support.gpu_steps import Step
+from benchmarks.support.results import ROOT
+from mop_kernels import backends
+from mop_kernels.triton_kernels import launch_config
+
+RESULTS = results.RESULTS / "gpu"
+Outcome = dict[str, Any]
 VERDICTS = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
 END_OF_LOG = 20_000  # characters of a step's output that are copied
 EVERY = 5.0  # seconds, after which the result is written anew while a step runs
 clock = time.monotonic
 
 
-def run_all(steps: list[Step], deadline: float, keep: Callable[[list[dict]], None]) -> list[dict]:
-    """Run the steps in order, and call keep(outcomes) in and after each; none runs past the deadline of `clock`.
+def run_all(steps: list[Step], deadline: float, keep: Callable[[list[Outcome]], None]) -> list[Outcome]:
+    """Run the steps in order, and call keep(outcomes) during and after each.
 
-    A step may take its share and what earlier ones left of theirs, but nothing of a later one's share.
+    No step runs past the deadline of `clock`. A step may take its share and the time that earlier steps left, but
+    nothing of the share of a later step.
     """
-    found: list[dict] = []
+    found: list[Outcome] = []
     for place, step in enumerate(steps):
         left = deadline - clock()
         later = sum(other.seconds for other in steps[place + 1 :])
@@ -64,17 +61,22 @@ def run_all(steps: list[Step], deadline: float, keep: Callable[[list[dict]], Non
         if step.command and seconds < step.least:
             why = f"{max(0, left):.0f} s were left, and it needs {step.least:.0f}"
             step = step._replace(command=[], left_out=why, beside=None)
-        if step.needs_cuda and not cuda_is_built():
+        if step.needs_cuda and not gpu_steps.cuda_is_built():
             step = step._replace(command=[], left_out="the CUDA kernels were not built: see build", beside=None)
         found += run(step, seconds, meanwhile=functools.partial(keep, found))
         keep(found)
     return found
 
 
-def run(step: Step, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> list[dict]:
-    """Run a step, and the one beside it, for so many seconds at most, and return their outcomes.
+def run(step: Step, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> list[Outcome]:
+    """Run a step and the step beside it, and return their outcomes.
 
-    Call `meanwhile` every few seconds, and end the processes where this one is ended.
+    The processes are ended where this one is ended.
+
+    Args:
+        step: The step.
+        seconds: The time that both may take.
+        meanwhile: Called every few seconds.
     """
     some = [step] if step.beside is None else [step, step.beside]
     start = clock()
@@ -96,7 +98,7 @@ def run(step: Step, seconds: float, meanwhile: Callable[[], None] = lambda: None
 
 
 def status_of(process: subprocess.Popen, bound: float, meanwhile: Callable[[], None]) -> int | None:
-    """Wait for a process, and end it at the bound of `clock`; then there is no status."""
+    """Wait for a process and return its status. At the bound of `clock` it is ended, and None is returned."""
     while True:
         left = bound - clock()
         try:
@@ -109,9 +111,10 @@ def status_of(process: subprocess.Popen, bound: float, meanwhile: Callable[[], N
 
 
 def begin(step: Step, seconds: float) -> subprocess.Popen:
+    """Start the process of a step. It is told that it has these seconds, less the time to start and to end."""
     search = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), **step.environment}
-    command = [word.replace(SECONDS, f"{max(1, seconds - START):.0f}") for word in step.command]
+    command = [word.replace(gpu_steps.SECONDS, f"{max(1, seconds - gpu_steps.START):.0f}") for word in step.command]
     print(f"{step.name}: at most {seconds:.0f} s", flush=True)
     with log_of(step).open("w") as output:
         return subprocess.Popen(
@@ -120,7 +123,7 @@ def begin(step: Step, seconds: float) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and its children; not waiting for one that the driver holds."""
+    """End a process and its children. A process that the driver holds is not waited for."""
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -130,13 +133,20 @@ def end(process: subprocess.Popen) -> None:
 
 
 def log_of(step: Step) -> Path:
-    return WORKSHOP / f"{re.sub('[^a-z0-9]+', '_', step.name)}.log"
+    """Return the file of the step's output."""
+    return gpu_steps.WORKSHOP / f"{re.sub('[^a-z0-9]+', '_', step.name)}.log"
 
 
-def outcome(step: Step, status: int | None, seconds: float) -> dict:
-    """Return outcome, seconds, and for tests their counts and the names of the failed ones. status None: no time."""
-    found = {"name": step.name, "outcome": {0: "ok", None: "out of time"}.get(status, f"failed, status {status}")}
-    found["seconds"] = round(seconds, 1)
+def outcome(step: Step, status: int | None, seconds: float) -> Outcome:
+    """Return the outcome and the seconds of a step, and for tests their counts and the names of the failed ones.
+
+    Args:
+        step: The step.
+        status: Exit status. None: the step ran out of time.
+        seconds: Its time.
+    """
+    ended = "out of time" if status is None else "ok" if status == 0 else f"failed, status {status}"
+    found: Outcome = {"name": step.name, "outcome": ended, "seconds": round(seconds, 1)}
     text = log_of(step).read_text(errors="replace") if log_of(step).exists() else ""
     found |= test_counts(text) if "pytest" in step.command else {}
     if step.tells or found["outcome"] != "ok":
@@ -148,8 +158,11 @@ def outcome(step: Step, status: int | None, seconds: float) -> dict:
     return found
 
 
-def test_counts(text: str) -> dict:
-    """From pytest's verbose output, which is there even of a run that was stopped; alone or by several processes."""
+def test_counts(text: str) -> Outcome:
+    """Return the counts and the failures from pytest's verbose output, of one process or of several.
+
+    A run that was stopped has this output too.
+    """
     alone = re.findall(rf"^(\S+::.*?) ({VERDICTS})\b", text, re.MULTILINE)
     shared = re.findall(rf"^\[gw\d+\] \[ *\d+%\] ({VERDICTS}) (\S+::.*?) *$", text, re.MULTILINE)
     verdicts = [*alone, *((name, verdict) for verdict, name in shared)]
@@ -159,9 +172,8 @@ def test_counts(text: str) -> dict:
     }
 
 
-def versions() -> dict:
+def versions() -> dict[str, Any]:
     """Return the versions that count, without names of machines or paths."""
-    import torch
     import triton
 
     found = {
@@ -179,41 +191,25 @@ def versions() -> dict:
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "gpus": torch.cuda.device_count(),
         }
-    return found | {"commit": commit()}
+    return found | {"commit": results.commit()}
 
 
-def commit() -> str:
-    """Return git's description of the sources; "unknown" where there is no git or no repository."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return described.stdout.strip() or "unknown"
-
-
-def measured() -> dict | None:
-    """Return the device times of the steps that have written some, as one: rates and rows; None without any."""
-    found = None
-    for name in MEASURED:
-        try:
-            part = json.loads(measured_file(name).read_text())
-        except (OSError, ValueError):  # not reached yet
-            continue
-        found = part if found is None else found | {"rows": found["rows"] + part["rows"]}
+def measured() -> results.Found | None:
+    """Return the rates and the rows of all steps that have written some. None where no step has."""
+    found: results.Found | None = None
+    for name in gpu_steps.MEASURED:
+        with contextlib.suppress(OSError, ValueError):  # not reached yet
+            part = json.loads(gpu_steps.measured_file(name).read_text())
+            found = part if found is None else found | {"rows": found["rows"] + part["rows"]}
     return found
 
 
-def write(result: dict, path: Path) -> None:
-    """Write the JSON so that a reader finds the old or the new one, never half, and copy it to OUT."""
-    from benchmarks import device_tables
-
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write the JSON with the device times and the goals, and copy it to OUT."""
     result["benchmarks"] = measured()
-    rows = result["benchmarks"]["rows"] if result["benchmarks"] else []
-    result["goals"] = [goal.judge(rows) for goal in device_tables.GOALS]
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n")
-    beside.replace(path)
+    found = results.Results({"device": result["benchmarks"]} if result["benchmarks"] else {})
+    result["goals"] = [goal.judge(found) for goal in goals.GPU_GOALS]
+    results.write(result, path)
     if os.environ.get("OUT"):
         try:
             copy(path, Path(os.environ["OUT"]), result["versions"].get("gpu", ""))
@@ -222,14 +218,10 @@ def write(result: dict, path: Path) -> None:
 
 
 def copy(path: Path, folder: Path, gpu: str) -> None:
-    """Copy the JSON, the ends of all logs, and what has been measured for this GPU."""
-    from mop_kernels import backends
-    from mop_kernels.triton_kernels import launch_config
-
+    """Copy the JSON, the ends of all logs, and the measurements for this GPU."""
     folder.mkdir(parents=True, exist_ok=True)
-    ends = [
-        f"=== {log.name}\n{log.read_text(errors='replace')[-END_OF_LOG:]}" for log in sorted(WORKSHOP.glob("*.log"))
-    ]
+    logs = sorted(gpu_steps.WORKSHOP.glob("*.log"))
+    ends = [f"=== {log.name}\n{log.read_text(errors='replace')[-END_OF_LOG:]}" for log in logs]
     (folder / "logs.txt").write_text("\n".join(ends))
     crossovers = backends.CROSSOVERS / f"{gpu.replace(' ', '_')}.json"
     files = {"result.json": path, "crossover.json": crossovers, "configurations.json": launch_config.path_of(gpu)}
@@ -239,31 +231,29 @@ def copy(path: Path, folder: Path, gpu: str) -> None:
 
 
 def main() -> int:
+    """Run the command, and return its exit status."""
     start = clock()
-    import torch
-
-    from benchmarks import device_tables
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run", description=__doc__.splitlines()[0])
     parser.add_argument("--tune", action="store_true", help="tune as well, and keep the result")
-    parser.add_argument("--minutes", type=float, default=TOTAL / 60, help="for all steps but tuning (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=gpu_steps.TOTAL / 60, help="for all steps but tuning (%(default)s)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tiny, by Triton's interpreter")
     arguments = parser.parse_args()
     dry = arguments.dry_run or not torch.cuda.is_available()
     if not torch.cuda.is_available():
         print("no GPU: dry run")
-    shutil.rmtree(WORKSHOP, ignore_errors=True)
-    WORKSHOP.mkdir(parents=True)
-    deadline = start + 60 * arguments.minutes - RESERVE + (TUNING if arguments.tune else 0)
-    result = {"versions": versions(), "dry_run": dry, "steps": []}
-    path = WORKSHOP / "dry_run.json"
+    shutil.rmtree(gpu_steps.WORKSHOP, ignore_errors=True)
+    gpu_steps.WORKSHOP.mkdir(parents=True)
+    deadline = start + 60 * arguments.minutes - gpu_steps.RESERVE + (gpu_steps.TUNING if arguments.tune else 0)
+    result: dict[str, Any] = {"versions": versions(), "dry_run": dry, "steps": []}
+    path = gpu_steps.WORKSHOP / "dry_run.json"
     if not dry:
         gpu = re.sub("[^a-z0-9]+", "-", result["versions"]["gpu"].lower())
         path = RESULTS / f"{gpu}.{datetime.now(timezone.utc):%Y-%m-%d}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-    todo = steps(None if dry else torch.cuda.get_device_capability(), arguments.tune)
+    todo = gpu_steps.steps(None if dry else torch.cuda.get_device_capability(), arguments.tune)
 
-    def keep(found: list[dict]) -> None:
+    def keep(found: list[Outcome]) -> None:
         reached = {step["name"] for step in found}
         waiting = [{"name": step.name, "outcome": "not reached"} for step in todo if step.name not in reached]
         result["steps"] = [*found, *waiting]
@@ -273,8 +263,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     found = run_all(todo, deadline, keep)
     if result["benchmarks"]:
-        tables = [] if dry else [*device_tables.measured(result["benchmarks"]), ""]
-        print("\n".join([*tables, *device_tables.goals(result["benchmarks"]["rows"])]))
+        judged = goals.as_markdown(goals.GPU_GOALS, results.Results({"device": result["benchmarks"]}))
+        print("\n".join(judged if dry else device_tables.measured(result["benchmarks"])))
     print(f"written to {path.relative_to(ROOT)}")
     return int(any(step["outcome"] not in ("ok", "left out") for step in found))
 

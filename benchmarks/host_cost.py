@@ -1,18 +1,17 @@
-"""What the GPU backends cost the host, without a GPU: microseconds of one public call of mop_ffn, of two commits.
+"""The host's cost of the GPU backends, without a GPU: microseconds of one public call of mop_ffn, of two commits.
 
     python -m benchmarks.host_cost --against COMMIT [--cuda build/inplace/mop_kernels._C_cuda] [--keep]
 
 Stubs stand for CUDA's driver and runtime (tests/launch_path, tests/cuda/stub_runtime.py): a launch is handed over, and
 nothing runs. Backend "triton" takes the paper's bank; "cpu" and, with nvcc's objects, "cuda" take a tiny one. One
-process per commit answers in turn, many short rounds each, so that whatever disturbs the machine disturbs both. The
-least and the median of all rounds are printed; --keep writes them to benchmarks/results. malloc keeps its memory, as
-torch's allocator on a GPU does.
+process per commit answers in turn, many short rounds each, so that whatever disturbs the machine disturbs both. Tables
+of all rounds are printed; --keep writes them to benchmarks/results. malloc keeps its memory, as torch's allocator on a
+GPU does.
 """
 
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,8 @@ def serve(folder: str) -> None:
         stub_runtime.Runtime(os.environ["MOP_KERNELS_EMULATE_CUDA"]).c.stub_note_launches(0)
 
     def bank(name: str):
-        tensors = [t.requires_grad_() for t in testing.mop_inputs(testing.BANKS[name], torch.float32)]
+        drawn = testing.mop_inputs(testing.BANKS[name], torch.float32)
+        tensors = [t.requires_grad_() for t in drawn if t is not None]
         x, down, ups = testing.as_mop_arguments(tensors)
         return tensors, (x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups])
 
@@ -97,8 +97,16 @@ class Server:
         )
 
     def time(self, backend: str, direction: str) -> float:
+        """Return the microseconds of one call."""
+        assert self.process.stdout is not None
         print(f"{backend}|{direction}", file=self.process.stdin, flush=True)
         return float(self.process.stdout.readline())
+
+    def end(self) -> None:
+        """Let the process end, and wait for it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def tree_of(commit: str, folder: Path) -> Path:
@@ -113,35 +121,9 @@ def tree_of(commit: str, folder: Path) -> Path:
     return folder
 
 
-def report(rows: dict[tuple[str, str], dict[str, list[float]]]) -> list[str]:
-    """Return one line per backend and direction: least and median of each tree, and the ratio of the medians."""
-    lines = ["| backend | call | tree | least, us | median, us | part of the first |", "|---|---|---|---:|---:|---:|"]
-    for (backend, direction), trees in rows.items():
-        first = statistics.median(next(iter(trees.values())))
-        for tree, times in trees.items():
-            median = statistics.median(times)
-            part = f"{median / first:.2f}" if len(trees) > 1 else ""
-            lines.append(f"| {backend} | {direction} | {tree} | {min(times):.1f} | {median:.1f} | {part} |")
-    return lines
-
-
-def keep(rows: dict[tuple[str, str], dict[str, list[float]]]) -> None:
-    """Write the rows as the other benchmarks' are."""
-    sys.path.insert(0, str(ROOT))
-    from benchmarks.support import machine as floors
-
-    found = {"machine": floors.machine(), "command": " ".join(["python -m benchmarks.host_cost", *sys.argv[1:]])}
-    found["rows"] = [
-        {"group": f"{backend}: {direction}", "name": tree, "kind": "ours" if tree == HERE else "before"}
-        | {"median_ms": statistics.median(times) / 1e3, "min_ms": min(times) / 1e3, "rounds": len(times)}
-        for (backend, direction), trees in rows.items()
-        for tree, times in trees.items()
-    ]
-    print(f"written to {floors.keep('host_cost', found).relative_to(ROOT)}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__.splitlines()[0])
     parser.add_argument("--against", metavar="COMMIT", help="time this commit beside the tree")
     parser.add_argument("--cuda", metavar="FOLDER", type=Path, help="nvcc's objects: time the host functions of CUDA")
     parser.add_argument("--rounds", type=int, default=200)
@@ -150,8 +132,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve)
-    sys.path[:0] = map(str, STUBS)
+    sys.path[:0] = map(str, (ROOT, *STUBS))
     import stub_driver
+
+    from benchmarks.support import results, tables
 
     reason = stub_driver.why_not()
     if reason is not None:
@@ -167,20 +151,24 @@ def main() -> None:
         if options.against:
             servers[options.against] = Server(tree_of(options.against, folder / "tree"), folder / "before", None)
         servers[HERE] = Server(ROOT, folder / "here", library)
-        rows = {}
+        rows = []
         for backend in ("triton", "cpu", *(["cuda"] if library else [])):
             for direction in DIRECTIONS:
                 trees = servers if backend != "cuda" else {HERE: servers[HERE]}
-                times = rows[backend, direction] = {tree: [] for tree in trees}
+                times_ms: dict[str, list[float]] = {tree: [] for tree in trees}
                 for _ in range(options.rounds):
                     for tree, server in trees.items():
-                        times[tree].append(server.time(backend, direction))
-        print(*report(rows), sep="\n")
-        if options.keep:
-            keep(rows)
+                        times_ms[tree].append(server.time(backend, direction) / 1e3)
+                for tree, times in times_ms.items():
+                    kind = "ours" if tree == HERE else "before"
+                    rows.append(results.row_of(f"{backend}: {direction}", tree, kind, times))
         for server in servers.values():
-            server.process.stdin.close()
-            server.process.wait()
+            server.end()
+    command = results.command("python -m benchmarks.host_cost")
+    found = {"machine": results.machine(), "command": command, "rows": rows}
+    print(*tables.as_markdown("host_cost", found, "us"), sep="\n")
+    if options.keep:
+        print(f"written to {results.keep('host_cost', found).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Launch(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A launch, who makes it (a test's id, or "operation, shape, dtype" of support/work.py), and the seconds of its
+    """A launch, who makes it (a test's id, or "operation, shape, dtype" of device_work.py), and the seconds of its
     compilation where they have been measured."""
 
     launch: Launch

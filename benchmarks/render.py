@@ -1,46 +1,33 @@
-"""`python -m benchmarks.render`: the JSON of a run as Markdown (the README's table, the goals, every table) and plots.
+"""`python -m benchmarks.render`: the JSON of a run as Markdown (the README's table, the goals, all tables) and plots.
 
-Without options it prints the README's table and the goals, of the only machine under benchmarks/results/.
+Without options it prints the README's table and the goals, for the only machine under benchmarks/results/.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from benchmarks.support import goals as targets
-from benchmarks.support import plots, tables
-from benchmarks.support.goals import Results
+from benchmarks.support import goals, plots, tables
+from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, DENSE
+from benchmarks.support.results import RESULTS, ROOT, Results, load
+from benchmarks.support.work import DIRECTIONS
 
-ROOT = Path(__file__).parents[1]
-RESULTS, IMAGES = ROOT / "benchmarks" / "results", ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "images"
 
-# label, the operation's groups, the row it stands beside, and what to call that
+# label, the operation's groups, the row that it is compared with, and the name of that row in the README
 README_ROWS = [
-    ("MOP generator, 60 (layer, expert) pairs", targets.BANK, "batched, three stages", "batched torch.matmul"),
-    ("the same, pair by pair", targets.BANK, "pair by pair, terms*d*m array (the authors' way)", "the authors' way"),
-    ("layer, 4096 rows, 4096 -> 4096, terms 16, rank 1", targets.LAYER, "dense F.linear", "dense nn.Linear"),
-    ("layer, 512 rows, 1024 -> 1024, terms 4, rank 1", targets.SMALLER_LAYER, "three stages", "three torch.matmul"),
-    ("layer, 40 rows, 768 -> 128, terms 16, full rank", targets.FULL, targets.ARRAY, "Compacter's way"),
+    ("MOP generator, 60 (layer, expert) pairs", goals.BANK_GROUP, goals.BATCHED_STAGES, "batched torch.matmul"),
+    ("the same, pair by pair", goals.BANK_GROUP, AUTHORS_WAY, "the authors' way"),
+    ("layer, 4096 rows, 4096 -> 4096, terms 16, rank 1", goals.LAYER_GROUP, DENSE, "dense nn.Linear"),
+    ("layer, 512 rows, 1024 -> 1024, terms 4, rank 1", goals.SMALLER_LAYER_GROUP, goals.STAGES, "three torch.matmul"),
+    ("layer, 40 rows, 768 -> 128, terms 16, full rank", goals.FULL_GROUP, ARRAY, "Compacter's way"),
 ]
 
 
-def load(folder: Path, machine: str | None) -> Results:
-    """The modules of one machine; its name is what stands behind the module's in the file names."""
-    files = sorted(folder.glob("*.json"))
-    machines = sorted({path.name.split(".")[1] for path in files})
-    if machine is None and len(machines) == 1:
-        machine = machines[0]
-    if machine not in machines:
-        raise SystemExit(f"--machine must be one of {', '.join(machines) or '(no results yet: pytest --benchmark)'}")
-    chosen = [path for path in files if path.name.split(".")[1] == machine]
-    return Results({path.name.split(".")[0]: json.loads(path.read_text()) for path in chosen})
-
-
 def readme_table(results: Results) -> list[str]:
-    """A row a work: our medians, forward and with backward, and the alternative's."""
+    """Return one row per work: our medians, forward and with backward, and the medians of the alternative."""
     lines = ["| float32, ms, forward / with backward | mop_kernels | beside | | times |", "|---|---:|---|---:|---:|"]
     for label, group, name, alternative in README_ROWS:
-        both = [group + targets.FORWARD, group + targets.BOTH]
+        both = [group + direction for direction in DIRECTIONS]
         try:
             mine = [results.ours(g) for g in both]
             theirs = [results.median(g, name) for g in both]
@@ -56,27 +43,22 @@ def readme_table(results: Results) -> list[str]:
     return lines
 
 
-def all_tables(results: Results) -> list[str]:
-    lines = []
-    for module, found in results.modules.items():
-        lines += ["", f"## {module}", "", *tables.headline(module, found)[1:]]
-        for group, rows in tables.groups(found).items():
-            lines += ["", f"### {group}", "", *tables.as_markdown(rows, found)]
-    return lines
-
-
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder with the JSON (%(default)s)")
-    parser.add_argument("--machine", help="which, if the folder has several: the part of the file names after the dot")
-    parser.add_argument("--all", action="store_true", help="print every table as well")
+    parser.add_argument(
+        "--machine", help="the part of the file names after the dot, if the folder has several machines"
+    )
+    parser.add_argument("--all", action="store_true", help="print all tables as well")
     parser.add_argument("--plots", action="store_true", help="draw the plots")
-    parser.add_argument("--images", type=Path, default=IMAGES, help="where to (%(default)s)")
+    parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the plots (%(default)s)")
     arguments = parser.parse_args()
     results = load(arguments.results, arguments.machine)
-    print("\n".join([*readme_table(results), "", *targets.as_markdown(results)]))
+    print("\n".join([*readme_table(results), "", *goals.as_markdown(goals.CPU_GOALS, results)]))
     if arguments.all:
-        print("\n".join(all_tables(results)))
+        for module, found in results.modules.items():
+            print("\n".join(["", *tables.as_markdown(module, found)]))
     if arguments.plots:
         import matplotlib as mpl
 

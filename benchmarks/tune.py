@@ -1,4 +1,4 @@
-"""`make tune`: times every launch configuration a kernel offers on the work of support/work.py, on this GPU.
+"""`make tune`: times every launch configuration a kernel offers on the work of device_work.py, on this GPU.
 
     python -m benchmarks.tune [--seconds 400]
 

@@ -1,189 +1,123 @@
-"""A case: the inputs of one call, the right answers, the least work; a contender: one way to compute it.
+"""A case: the inputs of one call, the right results and the least work. A contender is proven right, then timed.
 
-`compare` proves a contender right and then times it. The gate: our backends within the error budget of
-mop_kernels/testing.py, any other form right to four digits in float32 (eager sums over 4096 rows keep no more), in
-outputs and gradients.
+The gate: our backends stay within the error budget of mop_kernels/testing.py. Any other form is right to four digits in
+float32 (eager sums over 4096 rows keep no more), or to 16 roundings of its precision. Outputs and gradients are judged.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import mop_kernels as mk
-from mop_kernels import multiply_adds, testing
-from mop_kernels.testing import Bank, PromptShape, Shape
-
-FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
-
-
-class Contender(NamedTuple):
-    """One way: function(*tensors), or what `prepare(tensors)` returns: (function, its own tensors).
-
-    kind: "ours"; "reference", the backend of that name; "form", which computes the same; "stand-in", whose gradients
-    are of other tensors (a dense weight, a module's parameters), so that only its outputs are judged.
-    """
-
-    name: str
-    function: Callable | None = None
-    kind: str = "form"
-    compiled: bool = False
-    prepare: Callable[[list[Tensor]], tuple[Callable, list[Tensor]]] | None = None
-
-
-CPU_BACKENDS = tuple(name for name in reversed(mk.available_backends()) if name != "triton")
-
-
-def ours(
-    operation: Callable, adapt: Callable = lambda *tensors: tensors, backends: tuple[str, ...] = CPU_BACKENDS
-) -> list[Contender]:
-    """The operation by each backend; adapt(*tensors) gives its arguments."""
-
-    def by(backend: str) -> Callable:
-        return lambda *tensors: operation(*adapt(*tensors), backend=backend)
-
-    return [
-        Contender(f"mop_kernels {name}", by(name), "reference" if name == "reference" else "ours") for name in backends
-    ]
-
-
-def mop_arguments(*tensors: Tensor) -> tuple:
-    x, down, ups = testing.as_mop_arguments(tensors)
-    return x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
+from benchmarks.support.contenders import Contender, Function
+from benchmarks.support.work import BOTH, FLOAT32, Precision, Work, by_reference, least_work, listed, present
+from mop_kernels import testing
 
 
 class Case:
-    """judge: the function that defines right, run in float32 (its error is the budget's measure) and in float64.
-
-    multiply_adds: of the forward pass; backward counts twice that. Bytes at least: forward reads the inputs and writes
-    the outputs; backward reads both again and writes the gradients of the inputs.
-
-    loose: the relative error that forms of others may have.
-    outputs_only: gradients are not judged. Among millions of hidden numbers a few lie within rounding of relu's kink,
-    where two right float32 computations have different gradients.
-    """
+    """A work with its inputs in one precision, and its results in that precision and in float64."""
 
     def __init__(
         self,
-        label: str,
-        tensors: list[Tensor],
-        judge: Callable,
-        multiply_adds: int,
+        work: Work,
         full_size: bool,
+        precision: Precision = FLOAT32,
+        *,
+        label: str | None = None,
+        judge: Function | None = None,
         outputs_only: bool = False,
-        loose: float = 1e-4,
     ):
+        """Make the inputs on torch's default device, and the right results.
+
+        Args:
+            work: What is computed.
+            full_size: False: at a small size, and compiled forms are traced but not compiled.
+            precision: Dtype of the inputs.
+            label: The name of the work in the tables.
+            judge: The function that defines right. Its error in `precision` is the measure of the budget. It runs in
+                float64 too. None: the reference.
+            outputs_only: True: gradients are not judged. Among millions of hidden numbers a few lie within rounding of
+                relu's kink, where two right float32 computations have different gradients. In 16 bits and in TF32 this
+                holds for every bank.
+        """
         torch.compiler.reset()  # a compiled form meets one case's shapes, not the eighth recompilation's fallback
-        self.label, self.tensors, self.multiply_adds, self.full_size = label, tensors, multiply_adds, full_size
-        self.outputs_only, self.loose = outputs_only, loose
+        self.work, self.label, self.full_size = work if full_size else work.small(), label or work.name, full_size
+        self.tensors = self.work.inputs(precision.dtype)
+        self.outputs_only = outputs_only or (work.op == "mop_ffn" and (precision.dtype.itemsize == 2 or precision.tf32))
+        self.largest_error = max(1e-4, 16 * precision.eps)
+        judge = judge or by_reference(work.op)
         g = torch.Generator().manual_seed(1)
-        self.grads = [testing.normal(g, y.dtype, *y.shape) for y in _outputs(judge, tensors)]
-        self.expected, self.truth = (
-            self._results(judge, given, grads, outputs_only)
-            for given, grads in (
-                (tensors, self.grads),
-                (testing.in_float64(tensors), testing.in_float64(self.grads)),
-            )
-        )
-        self._ready: dict[str, tuple[Callable, list[Tensor]]] = {}
+        self.grads = [testing.normal(g, y.dtype, *y.shape) for y in _outputs(judge, self.tensors)]
+        self.expected = self._results(judge, self.tensors, self.grads, self.outputs_only)
+        exact, exact_grads = (present(testing.in_float64(some)) for some in (self.tensors, self.grads))
+        self.truth = self._results(judge, exact, exact_grads, self.outputs_only)
+        self._ready: dict[str, tuple[Function, list[Tensor]]] = {}
 
     def least_work(self, direction: str) -> dict[str, int]:
-        read, written = (sum(t.nbytes for t in some) for some in (self.tensors, self.grads))
-        if direction == FORWARD:
-            return {"flops": 2 * self.multiply_adds, "nbytes": read + written}
-        return {"flops": 6 * self.multiply_adds, "nbytes": 3 * read + 2 * written}
+        """Return the least floating-point operations and bytes, as columns of a row."""
+        flops, nbytes = least_work(self.work.op, self.tensors, self.grads, direction)
+        return {"flops": flops, "bytes": nbytes}
 
-    def ready(self, contender: Contender) -> tuple[Callable, list[Tensor]]:
-        """The contender's function and tensors, proven right once."""
+    def call_of(self, contender: Contender, direction: str) -> tuple[Function, list[Tensor]]:
+        """Return the function to time and its tensors, proven right once. With backward, all gradients are asked."""
         if contender.name not in self._ready:
-            function, tensors = contender.function, self.tensors
-            if contender.prepare is not None:
-                function, tensors = contender.prepare(tensors)
-            if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
-                backend = "inductor" if self.full_size else "aot_eager"
-                function = torch.compile(function, backend=backend, dynamic=False)
-            self._prove(contender.kind, function, tensors)
-            self._ready[contender.name] = function, tensors
-        return self._ready[contender.name]
+            self._ready[contender.name] = self._prepared(contender)
+        function, tensors = self._ready[contender.name]
+        if direction != BOTH:
+            return function, tensors
+        leaves = [t if t.requires_grad else t.clone().requires_grad_() for t in tensors]
+        return lambda *given: torch.autograd.grad(function(*given), given, self.grads), leaves
+
+    def _prepared(self, contender: Contender) -> tuple[Function, list[Tensor]]:
+        prepare = contender.prepare or (lambda tensors: (contender.call, tensors))
+        function, tensors = prepare(self.tensors)
+        if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
+            function = torch.compile(function, backend="inductor" if self.full_size else "aot_eager", dynamic=False)
+        found = self._results(function, tensors, self.grads, self.outputs_only or contender.kind == "stand-in")
+        if contender.kind in ("ours", "reference"):
+            testing.assert_within_budget(found, self.expected, self.truth)
+            return function, tensors
+        for actual, truth in zip(found, self.truth):  # a stand-in has outputs only, which come first
+            error = testing.relative_error(actual, truth)
+            assert error < self.largest_error, f"relative error {error:.3g} in a tensor of shape {tuple(truth.shape)}"
+        return function, tensors
 
     @staticmethod
-    def _results(function: Callable, tensors: list[Tensor], grads: list[Tensor], outputs_only: bool) -> list[Tensor]:
-        """Outputs, then gradients."""
+    def _results(
+        function: Function, tensors: Sequence[Tensor], grads: Sequence[Tensor], outputs_only: bool
+    ) -> list[Tensor]:
+        """Return the outputs, then the gradients."""
         if outputs_only:
             return _outputs(function, tensors)
         outputs, gradients = testing.value_and_gradients(function, tensors, grads)
-        return [*outputs, *gradients]
-
-    def _prove(self, kind: str, function: Callable, tensors: list[Tensor]) -> None:
-        found = self._results(function, tensors, self.grads, self.outputs_only or kind == "stand-in")
-        if kind in ("ours", "reference"):
-            testing.assert_within_budget(found, self.expected, self.truth)
-            return
-        for actual, truth in zip(found, self.truth):  # a stand-in has outputs only, which come first
-            error = testing.relative_error(actual, truth)
-            assert error < self.loose, f"relative error {error:.3g} in a tensor of shape {tuple(truth.shape)}"
+        return [*outputs, *present(gradients)]
 
 
-def _outputs(function: Callable, tensors: list[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        outputs = function(*tensors)
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+@torch.no_grad()
+def _outputs(function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
+    return listed(function(*tensors))
 
 
-def compare(timed, case: Case, contender: Contender, direction: str, **about) -> None:
-    """Prove, then time, one contender in one direction; `about` goes to `timed`, and what that does not know into the
-    row of the JSON."""
-    function, tensors = case.ready(contender)
-    about = {"kind": contender.kind, "direction": direction, **case.least_work(direction), **about}
-    group = f"{case.label}: {direction}"
-    if direction == FORWARD:
-        with torch.no_grad():
-            timed(lambda: function(*tensors), group, contender.name, **about)
-        return
-    leaves = [t if t.requires_grad else t.clone().requires_grad_() for t in tensors]
-    timed(lambda: torch.autograd.grad(function(*leaves), leaves, case.grads), group, contender.name, **about)
+def compare(timed: Callable[..., None], case: Case, contender: Contender, direction: str, **about: Any) -> None:
+    """Prove, then time, one contender in one direction.
 
-
-def every_pair(contenders: dict[str, list[Contender]]):
-    """Parametrize a test over (label, contender), one case after the other."""
-    pairs = [(label, contender) for label, some in contenders.items() for contender in some]
-    ids = [f"{contender.name}; {label}" for label, contender in pairs]
-    return pytest.mark.parametrize(("label", "contender"), pairs, ids=ids)
-
-
-def case_by_label(make: Callable[[str, bool], Case]):
-    """A fixture out of make(label, full_size): gives a test the case that its label names.
-
-    The last one is kept: the tests of a case follow each other.
+    Args:
+        timed: The fixture.
+        case: What is computed.
+        contender: How it is computed.
+        direction: FORWARD or BOTH.
+        about: More arguments of `timed`, and more columns of the row.
     """
-
-    @pytest.fixture(scope="module")
-    def case_of(full_size):
-        return lru_cache(maxsize=1)(lambda label: make(label, full_size))
-
-    return case_of
+    call, tensors = case.call_of(contender, direction)
+    about = {"kind": contender.kind, "direction": direction, **case.least_work(direction), **about}
+    with torch.set_grad_enabled(direction == BOTH):
+        timed(lambda: call(*tensors), f"{case.label}: {direction}", contender.name, **about)
 
 
-def _stages(s: Shape) -> tuple[int, int, int]:
-    return multiply_adds.three_stages(s.terms, s.g_in, s.rank, s.g_out, s.loc_in, s.loc_out)
-
-
-def lowrank_multiply_adds(s: Shape) -> int:
-    """Count the three stages of one layer."""
-    return s.rows * sum(_stages(s))
-
-
-def bank_multiply_adds(bank: Bank) -> int:
-    """Count the stages of all pairs and maps. Stage 1 of the down map counts once per expert: 115.5 M in the paper."""
-    down, up = bank.down, bank.up
-    stage_1 = down.rows * _stages(down)[0]
-    of_pair = lowrank_multiply_adds(down) - stage_1 + bank.maps * lowrank_multiply_adds(up)
-    return bank.layers * bank.experts * of_pair + bank.experts * stage_1
-
-
-def prompt_multiply_adds(s: PromptShape) -> int:
-    """Count the two products of the attention, its scores, and the mix."""
-    return multiply_adds.of_prompts(s.batch, s.sources, s.rows, s.width, s.rank)
+def every_contender(contenders: Mapping[Work, Iterable[Contender]]) -> pytest.MarkDecorator:
+    """Parametrize a test over (work, contender), one work after the other."""
+    pairs = [(work, contender) for work, some in contenders.items() for contender in some]
+    ids = [f"{contender.name}; {work.label}" for work, contender in pairs]
+    return pytest.mark.parametrize(("work", "contender"), pairs, ids=ids)

@@ -1,162 +1,164 @@
-"""The goals of this package, each with what was measured. Ratios are of medians of one run, two threads, float32."""
+"""The goals of this package, each with its measured value.
 
-from collections.abc import Callable
-from typing import NamedTuple
+Ratios are of medians of one run. The goals of a CPU are for two threads and float32; those of a GPU are for an H200.
+"""
 
-from benchmarks.support import tables
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-FORWARD, BOTH = "forward", "forward + backward"
-BANK = "paper bank: "
-LAYER = "lowrank_phm_linear, 4096 rows, 4096 -> 4096, terms 16, rank 1: "
-SMALLER_LAYER = "lowrank_phm_linear, 512 rows, 1024 -> 1024, terms 4, rank 1: "
-FULL = "phm_linear, 40 rows, 768 -> 128, terms 16: "
-ARRAY = "terms*d*m array (Compacter's way)"
-HOST = "host cost of a call with gradients on (16 -> 16, 4 rows): forward"
-LAYER_FORMS = ("three stages", "W as one product", "torch.compile, three stages", "torch.compile, W as one product")
+from benchmarks.support import floors
+from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, COMPILE, DENSE
+from benchmarks.support.results import Results
+from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FORWARD, FULL_DOWN, LAYER, ONE_TERM, SMALLER_LAYER, Work
 
 
-class Results:
-    """All modules' JSON by name."""
+class Goal(NamedTuple):
+    """A bound on a measured value.
 
-    def __init__(self, modules: dict[str, dict]):
-        self.modules = modules
+    Attributes:
+        work: What is measured; in most goals the name of the group.
+        measure: Which value of it, or the rows that it is compared with.
+        bound: The value that is enough.
+        at_least: True: the value must be at least the bound. False: at most.
+        value: Returns the value. Raises KeyError where a row was not measured.
+        unit: Unit of the value. "x": a ratio.
+    """
 
-    def groups(self) -> dict[str, tuple[dict, list[dict]]]:
-        """group -> (its module's JSON, its rows)."""
-        return {group: (found, rows) for found in self.modules.values() for group, rows in tables.groups(found).items()}
-
-    def row(self, group: str, name: str) -> dict:
-        for row in self.groups()[group][1]:
-            if row["name"] == name:
-                return row
-        raise KeyError(name)
-
-    def median(self, group: str, name: str) -> float:
-        return self.row(group, name)["median_ms"]
-
-    def ours(self, group: str) -> float:
-        own = tables.own_median(self.groups()[group][1])
-        if own is None:
-            raise KeyError(group)
-        return own
-
-    def times_ours(self, group: str, *names: str) -> float:
-        """The best of the named rows over our median; names that were not measured do not count."""
-        rows = [row["median_ms"] for row in self.groups()[group][1] if row["name"] in names]
-        if not rows:
-            raise KeyError(names)
-        return min(rows) / self.ours(group)
-
-
-class Target(NamedTuple):
     work: str
-    against: str
-    bound: float  # at least, or at most
+    measure: str
+    bound: float
     at_least: bool
-    measure: Callable[[Results], float]
+    value: Callable[[Results], float]
     unit: str = "x"
 
-    def met(self, value: float) -> bool:
-        return value >= self.bound if self.at_least else value <= self.bound
+    def judge(self, results: Results) -> dict[str, Any]:
+        """Return the goal, the measured value and whether it is met. The last two are None where rows are missing."""
+        judged: dict[str, Any] = {"group": self.work, "measure": self.measure, "measured": None, "met": None}
+        with contextlib.suppress(KeyError):
+            value = self.value(results)
+            judged |= {"measured": value, "met": value >= self.bound if self.at_least else value <= self.bound}
+        return judged | {"goal": f"{'>=' if self.at_least else '<='} {self.bound:g}{self.unit}"}
 
 
-def mm_share(results: Results) -> float:
-    found, rows = results.groups()[BANK + FORWARD]
-    return 100 * tables.floor_ms(rows[0], found)["arithmetic"] / results.ours(BANK + FORWARD)
+def speedup(group: str, bound: float, *names: str, measure: str = "") -> Goal:
+    """Return the goal that the best of the named rows takes at least `bound` times our time."""
+    return Goal(group, measure or " or ".join(names), bound, True, lambda results: results.times_ours(group, *names))
+
+
+def slowdown(group: str, bound: float, name: str, over: str) -> Goal:
+    """Return the goal that the row `name` takes at most `bound` times as long as the row `over`."""
+    measure = f"{name}: time over {over}"
+    return Goal(group, measure, bound, False, lambda results: results.median(group, name) / results.median(group, over))
+
+
+BANK_GROUP = "paper bank: "
+LAYER_GROUP = f"{LAYER.name}: "
+SMALLER_LAYER_GROUP = f"{SMALLER_LAYER.name}: "
+FULL_GROUP = f"{FULL_DOWN.name}: "
+HOST = "host cost of a call with gradients on (16 -> 16, 4 rows): "
+OWN_LINEAR = "mop_kernels phm_linear"
+STAGES, PRODUCT = "three stages", "W as one product"
+COMPILED = (COMPILE + STAGES, COMPILE + PRODUCT)
+BATCHED_STAGES, BATCHED_PRODUCT = f"batched, {STAGES}", f"batched, {PRODUCT}"
+EINSUM_LOOP = "pair by pair, one einsum a map"
+LAYER_FORMS = (ARRAY, STAGES, PRODUCT, *COMPILED)
+
+
+def arithmetic_share(results: Results) -> float:
+    """Return the percentage of the torch.mm rate that the forward pass of the bank reaches."""
+    found, rows = results.groups()[BANK_GROUP + FORWARD]
+    return 100 * floors.of_row(rows[0], found)["arithmetic"] / results.ours(BANK_GROUP + FORWARD)
 
 
 def worst_full_rank(results: Results) -> float:
-    """Ours over the best plain form, in the shape and direction where that is worst."""
-    forms = ("W as one product", "local first", "rule first")
+    """Return our time over the best plain form, in the shape and direction where that is worst."""
     groups = [g for g in results.groups() if g.startswith("phm_linear, ")]
     if not groups:
         raise KeyError("phm_linear")
-    return max(1 / results.times_ours(group, *forms) for group in groups)
-
-
-def host_cost(results: Results) -> float:
-    return 1e3 * results.median(HOST, "mop_kernels phm_linear")
-
-
-def host_ratio(results: Results) -> float:
-    return results.median(HOST, "mop_kernels phm_linear") / results.median(HOST, "F.linear")
+    return max(1 / results.times_ours(group, PRODUCT, "local first", "rule first") for group in groups)
 
 
 def peak_memory(results: Results) -> float:
+    """Return the peak memory of the bank, forward and backward, over the memory that is needed."""
     row = results.row(f"peak memory, paper bank: {BOTH}", "mop_kernels cpu")
     return row["peak_mb"] / row["needed_mb"]
 
 
-def experts_ratio(results: Results) -> float:
-    group = "experts asked for: forward"
-    return results.median(group, "E = 1024, 5 asked for") / results.median(group, "E = 5")
-
-
 def generator_share(results: Results) -> float:
+    """Return the percentage of a training step that the forward and backward pass of mop_ffn takes."""
     step = results.median("training step, frozen T5-base, 8 x (64 -> 32) tokens", "MOP")
-    generator = results.median("MOP's generator in that step: forward + backward", "mop_ffn")
-    return 100 * generator / step
+    return 100 * results.median(f"MOP's generator in that step: {BOTH}", "mop_ffn") / step
 
 
-def over_plain(work: str, group: str, name: str, bound: float) -> Target:
-    """A task_moe's median over that of the plain model."""
-
-    def measure(results: Results) -> float:
-        return results.median(group, name) / results.median(group, "the plain model")
-
-    return Target(f"task_moe, m = 3, {work}", f"{name}: time over the plain model", bound, False, measure)
+def host_us(results: Results) -> float:
+    """Return the microseconds of the host for a small call."""
+    return 1e3 * results.median(HOST + FORWARD, OWN_LINEAR)
 
 
-def ratio(work: str, group: str, against: str, bound: float, *names: str) -> Target:
-    return Target(work, against, bound, True, lambda results: results.times_ours(group, *names))
-
-
-PAIRS, STAGES = "pair by pair, ", "batched, three stages"
-TARGETS = [
-    ratio(f"paper bank, {BOTH}", BANK + BOTH, "einsum loop", 150, f"{PAIRS}one einsum a map"),
-    ratio(f"paper bank, {BOTH}", BANK + BOTH, "the authors' way", 70, f"{PAIRS}terms*d*m array (the authors' way)"),
-    ratio(f"paper bank, {BOTH}", BANK + BOTH, "batched, W as one product", 8, "batched, W as one product"),
-    ratio(f"paper bank, {FORWARD}", BANK + FORWARD, STAGES, 4.5, STAGES),
-    ratio(f"paper bank, {BOTH}", BANK + BOTH, STAGES, 3, STAGES),
-    ratio(
-        f"paper bank, {BOTH}",
-        BANK + BOTH,
-        "torch.compile of the best",
-        2,
-        "torch.compile, three stages",
-        "torch.compile, W as one product",
-    ),
-    Target(f"paper bank, {FORWARD}", "share of the torch.mm 1024^3 rate", 50, True, mm_share, " %"),
-    ratio(f"{LAYER}{FORWARD}", LAYER + FORWARD, "dense nn.Linear", 10, "dense F.linear"),
-    ratio(f"{LAYER}{BOTH}", LAYER + BOTH, "dense nn.Linear", 6, "dense F.linear"),
-    ratio(f"{SMALLER_LAYER}{FORWARD}", SMALLER_LAYER + FORWARD, "best PyTorch form", 1.5, ARRAY, *LAYER_FORMS),
-    ratio(f"{SMALLER_LAYER}{BOTH}", SMALLER_LAYER + BOTH, "best PyTorch form", 1.5, ARRAY, *LAYER_FORMS),
-    ratio(f"{FULL}{BOTH}", FULL + BOTH, "Compacter's eager way", 10, ARRAY),
-    Target("phm_linear, worst shape and direction", "time over the best plain form", 1.05, False, worst_full_rank),
-    Target("small phm_linear, gradients on", "host time (or the next line)", 10, False, host_cost, " us"),
-    Target("small phm_linear, gradients on", "over F.linear", 4, False, host_ratio),
-    Target(f"paper bank, {BOTH}", "peak memory over what is needed", 1.2, False, peak_memory),
-    Target(f"E = 1024, 5 asked for, {FORWARD}", "time over E = 5", 1.1, False, experts_ratio),
-    Target("training step, frozen T5-base", "share of mop_ffn", 2, False, generator_share, " %"),
+CPU_GOALS = [
+    speedup(BANK_GROUP + BOTH, 150, EINSUM_LOOP),
+    speedup(BANK_GROUP + BOTH, 70, AUTHORS_WAY),
+    speedup(BANK_GROUP + BOTH, 8, BATCHED_PRODUCT),
+    speedup(BANK_GROUP + FORWARD, 4.5, BATCHED_STAGES),
+    speedup(BANK_GROUP + BOTH, 3, BATCHED_STAGES),
+    speedup(BANK_GROUP + BOTH, 2, *COMPILED),
+    Goal(BANK_GROUP + FORWARD, "share of the torch.mm 1024^3 rate", 50, True, arithmetic_share, " %"),
+    speedup(LAYER_GROUP + FORWARD, 10, DENSE),
+    speedup(LAYER_GROUP + BOTH, 6, DENSE),
+    speedup(SMALLER_LAYER_GROUP + FORWARD, 1.5, *LAYER_FORMS, measure="best PyTorch form"),
+    speedup(SMALLER_LAYER_GROUP + BOTH, 1.5, *LAYER_FORMS, measure="best PyTorch form"),
+    speedup(FULL_GROUP + BOTH, 10, ARRAY),
+    Goal("phm_linear, worst shape and direction", "time over the best plain form", 1.05, False, worst_full_rank),
+    Goal(HOST + FORWARD, "time of phm_linear (or the next line)", 10, False, host_us, " us"),
+    slowdown(HOST + FORWARD, 4, OWN_LINEAR, "F.linear"),
+    Goal(BANK_GROUP + BOTH, "peak memory over what is needed", 1.2, False, peak_memory),
+    slowdown(f"experts asked for: {FORWARD}", 1.1, "E = 1024, 5 asked for", "E = 5"),
+    Goal("training step, frozen T5-base", "share of mop_ffn", 2, False, generator_share, " %"),
     *(
-        over_plain(work, group, name, bound)
-        for work, group in (
-            ("forward", "task_moe, m = 3, evaluation, T5-base, 8 x (64 -> 32) tokens: forward"),
-            ("generate", "task_moe, m = 3, generate, T5-base, 8 x 4 beams, 64 tokens -> 8"),
+        slowdown(group, bound, name, "the plain model")
+        for group in (
+            "task_moe, m = 3, evaluation, T5-base, 8 x (64 -> 32) tokens: forward",
+            "task_moe, m = 3, generate, T5-base, 8 x 4 beams, 64 tokens -> 8",
         )
         for name, bound in (("dense", 3.2), ("hard-routed, one task", 1.1))
     ),
 ]
 
 
-def as_markdown(results: Results) -> list[str]:
+def group_on_gpu(work: Work, precision: str, direction: str) -> str:
+    """Return the name of a group of bench_device.py."""
+    return f"{work.name}, {precision}: {direction}"
+
+
+def device_time(bound_us: float, group: str) -> Goal:
+    """Return the goal that our device time is at most `bound_us` microseconds."""
+    return Goal(group, "device time", bound_us, False, lambda results: 1e3 * results.ours(group), " us")
+
+
+LYCORIS = "LyCORIS kron_bypass, Triton"
+GPU_GOALS = [
+    device_time(10, group_on_gpu(BANK, "bfloat16", FORWARD)),
+    device_time(20, group_on_gpu(BANK, "float32", FORWARD)),
+    device_time(40, group_on_gpu(BANK, "bfloat16", BOTH)),
+    device_time(80, group_on_gpu(BANK, "float32", BOTH)),
+    *(
+        speedup(group_on_gpu(BANK, precision, direction), bound, *names)
+        for precision in ("bfloat16", "float32")
+        for direction in DIRECTIONS
+        for bound, names in ((5, COMPILED), (100, (f"{EINSUM_LOOP}, eager",)))
+    ),
+    speedup(group_on_gpu(LAYER, "bfloat16", FORWARD), 3, DENSE),
+    speedup(group_on_gpu(ONE_TERM, "bfloat16", FORWARD), 1, LYCORIS),
+]
+
+
+def as_markdown(goals: Sequence[Goal], results: Results) -> list[str]:
+    """Return the goals, their values and whether they are met as a Markdown table."""
     lines = ["| work | measure | goal | measured | |", "|---|---|---:|---:|---|"]
-    for target in TARGETS:
-        goal = f"{'>=' if target.at_least else '<='} {target.bound:g}{target.unit}"
-        try:
-            value = target.measure(results)
-            found = [f"{value:.2f}{target.unit}", "met" if target.met(value) else "**not met**"]
-        except KeyError:
-            found = ["-", "not measured"]
-        lines.append(f"| {target.work} | {target.against} | {goal} | {' | '.join(found)} |")
+    for goal in goals:
+        judged = goal.judge(results)
+        value = "-" if judged["measured"] is None else f"{judged['measured']:.2f}{goal.unit}"
+        verdict = {None: "not measured", True: "met", False: "**not met**"}[judged["met"]]
+        lines.append(f"| {goal.work} | {goal.measure} | {judged['goal']} | {value} | {verdict} |")
     return lines

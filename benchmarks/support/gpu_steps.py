@@ -1,4 +1,4 @@
-"""The steps of `make gpu`, most evidence first, with the share of nine minutes that each is sure of."""
+"""The steps of `make gpu`, the ones with most evidence first, each with its guaranteed share of nine minutes."""
 
 import importlib.util
 import os
@@ -8,24 +8,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.compiler import SHARED_BYTES
+from benchmarks.support.results import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKSHOP = ROOT / "build" / "gpu"
 TOTAL = 540  # seconds of all steps, without tuning
 RESERVE = 10  # of these: to end what ran out of time, and to write
 TUNING = 480  # more, where it is asked for
-START = 15  # what a command, this one too, needs before and after its own work, of which SECONDS tells it
-SECONDS = "{seconds}"  # in a command: the seconds that its own work may take
+START = 15  # seconds that a command, also this one, needs before and after its own work
+SECONDS = "{seconds}"  # in a command: stands for the seconds that its own work may take
 
 
 class Step(NamedTuple):
-    """A command and its share; or, without a command, why it is left out.
+    """A command and its share of the time; or, without a command, the reason why it is left out.
 
-    seconds: The share. Time that earlier steps did not take comes on top.
-    least: With fewer seconds left the step is left out.
-    beside: A step that runs at the same time, within the same bound.
-    tells: Its output goes into the result, also where it ends well.
-    needs_cuda: It is left out where the CUDA kernels were not built.
+    Attributes:
+        name: Its name in the result.
+        command: The words of the command. Empty: the step is left out.
+        seconds: The share. Time that earlier steps did not take comes on top.
+        environment: Variables of the command.
+        least: With fewer seconds left the step is left out.
+        left_out: The reason.
+        beside: A step that runs at the same time, within the same bound.
+        tells: True: its output goes into the result even where it ends well.
+        needs_cuda: True: it is left out where the CUDA kernels were not built.
     """
 
     name: str
@@ -57,12 +62,12 @@ MEASURED = ("bank", "peers")  # the steps that write device times
 
 
 def measured_file(name: str) -> Path:
-    """Return where a step leaves its device times."""
+    """Return the file of a step's device times."""
     return WORKSHOP / f"{name}.json"
 
 
 def steps(capability: tuple[int, int] | None, tune: bool) -> list[Step]:
-    """Return the steps for a GPU of this compute capability; None: a dry run without one."""
+    """Return the steps for a GPU of this compute capability. None: the steps of a dry run, without a GPU."""
     return _dry_steps(tune) if capability is None else _gpu_steps(capability, tune)
 
 
@@ -141,4 +146,5 @@ def cuda_is_built() -> bool:
 
 
 def installed(module: str) -> bool:
+    """Tell whether a module can be imported."""
     return importlib.util.find_spec(module) is not None

@@ -1,55 +1,60 @@
-"""Peak memory of one way to compute the paper's bank: `python -m benchmarks.support.memory_probe NAME BANK` prints JSON.
+"""Peak memory of one way to compute the paper's bank: `python -m benchmarks.support.memory_probe NAME BANK`.
 
-Resident memory of this fresh process, as mop_lab.attempt.memory measures it.
+Prints JSON: the resident memory of this fresh process, as mop_lab.attempt.memory measures it.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 
 import torch
 from mop_lab.attempt.memory import growth
+from torch import Tensor
 
 from benchmarks.bench_mop_ffn import CONTENDERS
-from mop_kernels import testing
-from mop_kernels.testing import Bank
+from benchmarks.support.work import BANKS, BOTH, FORWARD, Work
 
 
-def megabytes(tensors) -> float:
+def megabytes(tensors: Sequence[Tensor]) -> float:
+    """Return the size of the tensors in MB."""
     return sum(t.nbytes for t in tensors) / 1e6
 
 
-def inputs(bank: Bank) -> tuple[list, list]:
-    tensors = [t.requires_grad_() for t in testing.mop_inputs(bank, torch.float32)]
-    shape = (bank.layers, bank.experts, bank.up.rows, bank.up.d_out)
-    return tensors, [torch.ones(shape) for _ in range(bank.maps)]
+def inputs(bank: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the inputs of a named bank, and the gradients of its outputs."""
+    work = Work("mop_ffn", bank, BANKS[bank])
+    return [t.requires_grad_() for t in work.inputs(torch.float32)], [torch.ones(s) for s in work.output_shapes()]
 
 
-def measure(name: str, bank: Bank) -> dict[str, dict[str, float]]:
+def measure(name: str, bank: str) -> dict[str, dict[str, float]]:
+    """Return the peak memory and the needed memory of each direction, in MB.
+
+    Args:
+        name: Name of a contender of bench_mop_ffn.py.
+        bank: Name of a bank.
+    """
     contender = next(c for c in CONTENDERS if c.name == name)
-    function = torch.compile(contender.function, dynamic=False) if contender.compiled else contender.function
+    function = torch.compile(contender.call, dynamic=False) if contender.compiled else contender.call
 
-    def forward():
-        with torch.no_grad():
-            return function(*tensors)
+    @torch.no_grad()
+    def forward() -> object:
+        return function(*tensors)
 
-    def both():
+    def both() -> object:
         outputs = function(*tensors)
         return outputs, torch.autograd.grad(outputs, tensors, grads)
 
     # load code and start threads; a compiled form also compiles, which only its own sizes make it do
-    tensors, grads = inputs(bank if contender.compiled else testing.BANKS["small"])
+    tensors, grads = inputs(bank if contender.compiled else "small")
     forward(), both()
     tensors, grads = inputs(bank)
     given, outputs = megabytes(tensors), megabytes(grads)
     return {
-        "forward": {"peak_mb": given + growth(forward) / 1e6, "needed_mb": given + outputs},
+        FORWARD: {"peak_mb": given + growth(forward) / 1e6, "needed_mb": given + outputs},
         # the outputs' gradients are there before backward starts, the inputs' are its result
-        "forward + backward": {
-            "peak_mb": given + outputs + growth(both) / 1e6,
-            "needed_mb": 2 * (given + outputs),
-        },
+        BOTH: {"peak_mb": given + outputs + growth(both) / 1e6, "needed_mb": 2 * (given + outputs)},
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], testing.BANKS[sys.argv[2]])))
+    print(json.dumps(measure(*sys.argv[1:])))

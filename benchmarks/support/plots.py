@@ -1,9 +1,13 @@
-"""Two pictures out of the JSON: how the bank scales, and what share of the floor each operation reaches."""
+"""Two pictures of the JSON: how the bank scales, and the share of the floor that each operation reaches."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.support import tables
-from benchmarks.support.goals import Results
+from benchmarks.support import floors, tables
+from benchmarks.support.results import Found, Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCALING_WAYS = {
     "mop_kernels cpu": "tab:blue",
@@ -13,7 +17,7 @@ SCALING_WAYS = {
 
 
 def scaling(results: Results, path: Path) -> None:
-    """Median times of forward + backward, one panel an axis."""
+    """Draw the median times of forward + backward, with one panel per size that changes."""
     import matplotlib.pyplot as plt
 
     found = results.modules["mop_ffn_scaling"]
@@ -37,15 +41,16 @@ def scaling(results: Results, path: Path) -> None:
 
 
 def share_of_floor(results: Results, path: Path) -> None:
-    """Our time against the floor of each operation at full size: the larger of arithmetic and bytes."""
+    """Draw the share of the larger floor, arithmetic or bytes, that each operation reaches at full size."""
     import matplotlib.pyplot as plt
 
-    bars, found = [], None
+    bars: list[tuple[str, float, str]] = []
     for group, (module, rows) in results.groups().items():
         best = next((row for row in rows if row["name"] == "mop_kernels cpu"), None)
         if best is not None and best.get("flops") and "axis" not in best and not group.startswith("peers"):
-            floors, found = tables.floor_ms(best, module), module
-            bars.append((group, 100 * max(floors.values()) / best["median_ms"], max(floors, key=floors.get)))
+            floor, limit = max((ms, limit) for limit, ms in floors.of_row(best, module).items())
+            bars.append((group, 100 * floor / best["median_ms"], limit))
+            line = machine_line(module)
     figure, panel = plt.subplots(figsize=(10, 0.3 * len(bars) + 1.4))
     colors = {"arithmetic": "tab:blue", "bytes": "tab:cyan"}
     for limit, color in colors.items():
@@ -59,16 +64,16 @@ def share_of_floor(results: Results, path: Path) -> None:
     panel.set(xlim=(0, max(110, 1.1 * max(share for _, share, _ in bars))), xlabel="floor / our median, %")
     panel.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
     panel.grid(axis="x", alpha=0.3)
-    figure.text(0.5, 0.01, machine_line(found), ha="center", fontsize=8, color="gray")
+    figure.text(0.5, 0.01, line, ha="center", fontsize=8, color="gray")
     _save(figure, path, left=0.5, bottom=0.9 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight())
 
 
-def machine_line(found: dict) -> str:
-    machine = found["machine"]
-    return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, float32, medians"
+def machine_line(found: Found) -> str:
+    """Return the machine and what the numbers are."""
+    return f"{tables.machine_line(found)}, float32, medians"
 
 
-def _save(figure, path: Path, **margins) -> None:
+def _save(figure: "Figure", path: Path, **margins: float) -> None:
     figure.tight_layout()
     figure.subplots_adjust(**margins)
     figure.savefig(path, dpi=130)

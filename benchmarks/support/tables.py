@@ -1,95 +1,94 @@
-"""Rows of a module's JSON as text: the table of a run, and Markdown. Knows nothing of how they were measured."""
+"""Rows of a result as text: the table of a run, and Markdown."""
 
-TIME_COLUMNS = ("median ms", "quartiles", "min", "times ours", "% of floor", "faults")
-MEMORY_COLUMNS = ("peak MB", "needed MB", "peak / needed")
-
-
-def groups(found: dict) -> dict[str, list[dict]]:
-    """The rows of each table, fastest (or smallest) first."""
-    sorted_rows = sorted(found["rows"], key=lambda row: row.get("median_ms", row.get("peak_mb")))
-    names = dict.fromkeys(row["group"] for row in found["rows"])
-    return {name: [row for row in sorted_rows if row["group"] == name] for name in names}
+from benchmarks.support import floors
+from benchmarks.support.results import Found, Row, groups, own_median
 
 
-def rates(found: dict) -> dict[str, float]:
-    """The better of the rates measured before and after: a floor must not rise because something disturbed one."""
-    return {key: max(found["before"][key], found.get("after", found["before"])[key]) for key in found["before"]}
+def digits(number: float) -> str:
+    """Return a time with about three digits."""
+    return f"{number:.4f}" if number < 1 else f"{number:.2f}" if number < 100 else f"{number:.0f}"
 
 
-def floor_ms(row: dict, found: dict) -> dict[str, float]:
-    """Least times of the row's work: {"arithmetic": ..., "bytes": ...}, empty where no work is counted."""
-    if row.get("flops") is None:
-        return {}
-    rate = rates(found)
-    return {"arithmetic": row["flops"] / rate["mm_gflops"] / 1e6, "bytes": row["bytes"] / rate["copy_gbps"] / 1e6}
+def cells(row: Row, rows: list[Row], found: Found, unit: str = "ms") -> dict[str, str]:
+    """Return the columns behind the name of a row.
 
-
-def own_median(rows: list[dict]) -> float | None:
-    return min((row["median_ms"] for row in rows if row["kind"] == "ours" and "median_ms" in row), default=None)
-
-
-def cells(row: dict, rows: list[dict], found: dict) -> list[str]:
-    """The columns of a row behind its name."""
+    Args:
+        row: The row.
+        rows: All rows of its group.
+        found: The result that they belong to.
+        unit: Unit of the times, "ms" or "us".
+    """
     if "peak_mb" in row:
-        return [f"{row['peak_mb']:.1f}", f"{row['needed_mb']:.1f}", f"{row['peak_mb'] / row['needed_mb']:.2f}"]
-    own, floors = own_median(rows), floor_ms(row, found)
-    return [
-        digits(row["median_ms"]),
-        f"{digits(row['q1_ms'])}-{digits(row['q3_ms'])}",
-        digits(row["min_ms"]),
-        f"{row['median_ms'] / own:.2f}" if own else "-",
-        f"{100 * max(floors.values()) / row['median_ms']:.0f}" if floors else "-",
-        str(row["page_faults_a_call"]),
-    ]
+        peak, needed = row["peak_mb"], row["needed_mb"]
+        return {"peak MB": f"{peak:.1f}", "needed MB": f"{needed:.1f}", "peak / needed": f"{peak / needed:.2f}"}
+    scale = 1e3 if unit == "us" else 1
+    shown = {f"median {unit}": digits(scale * row["median_ms"])}
+    if "q1_ms" in row:
+        shown["quartiles"] = f"{digits(scale * row['q1_ms'])}-{digits(scale * row['q3_ms'])}"
+    own, least = own_median(rows), floors.of_row(row, found)
+    shown["min"] = digits(scale * row["min_ms"])
+    shown["times ours"] = f"{row['median_ms'] / own:.2f}" if own else "-"
+    shown["% of floor"] = f"{100 * max(least.values()) / row['median_ms']:.0f}" if least else "-"
+    if "page_faults_a_call" in row:
+        shown["faults"] = str(row["page_faults_a_call"])
+    return shown
 
 
-def digits(ms: float) -> str:
-    return f"{ms:.4f}" if ms < 1 else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
+def floor_rows(rows: list[Row], found: Found, unit: str = "ms") -> list[tuple[str, str]]:
+    """Return the name and the time of each floor of a group."""
+    first, scale = rows[0], 1e3 if unit == "us" else 1
+    names = {
+        "arithmetic": f"floor: {(first.get('flops') or 0) / 1e6:.0f} MFLOP at the torch.mm rate",
+        "bytes": f"floor: {(first.get('bytes') or 0) / 1e6:.1f} MB at the copy rate",
+    }
+    return [(names[limit], digits(scale * ms)) for limit, ms in floors.of_row(first, found).items()]
 
 
-def columns(rows: list[dict]) -> tuple[str, ...]:
-    return MEMORY_COLUMNS if "peak_mb" in rows[0] else TIME_COLUMNS
+def rates_line(found: Found) -> list[str]:
+    """Return the rates of the machine as one line. Empty where none were measured."""
+    if "before" in found:
+        before, after = floors.before_and_after(found)
+        return [
+            f"torch.mm 1024^3 {before['mm_gflops']:.0f} GFLOP/s before, {after['mm_gflops']:.0f} after; "
+            f"copy {before['copy_gbps']:.1f} GB/s before, {after['copy_gbps']:.1f} after"
+        ]
+    if "rates" in found:
+        mm = ", ".join(f"{name} {rate / 1e3:.0f}" for name, rate in found["rates"]["mm_gflops"].items())
+        return [f"copy {found['rates']['copy_gbps']:.0f} GB/s; torch.mm 8192^3, TFLOP/s: {mm}"]
+    return []
 
 
-def floor_rows(rows: list[dict], found: dict) -> list[tuple[str, float]]:
-    floors = floor_ms(rows[0], found)
-    if not floors:
-        return []
-    return [
-        (f"floor: {rows[0]['flops'] / 1e6:.0f} MFLOP at the torch.mm rate", floors["arithmetic"]),
-        (f"floor: {rows[0]['bytes'] / 1e6:.1f} MB at the copy rate", floors["bytes"]),
-    ]
+def machine_line(found: Found) -> str:
+    """Return the CPU, the threads and the version of torch."""
+    machine = found["machine"]
+    return f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
 
 
-def headline(module: str, found: dict) -> list[str]:
-    machine, before, after = found["machine"], found["before"], found.get("after", found["before"])
-    return [
-        f"{module}: {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, `{found['command']}`",
-        f"torch.mm 1024^3 {before['mm_gflops']:.0f} GFLOP/s before, {after['mm_gflops']:.0f} after; "
-        f"copy {before['copy_gbps']:.1f} GB/s before, {after['copy_gbps']:.1f} after",
-    ]
+def as_markdown(module: str, found: Found, unit: str = "ms") -> list[str]:
+    """Return all tables of a module, whose last rows are the floors.
 
-
-def as_text(module: str, found: dict) -> list[str]:
-    lines = ["", *headline(module, found)]
+    Args:
+        module: Its name.
+        found: Its result.
+        unit: Unit of the times, "ms" or "us".
+    """
+    lines = [f"## {module}", "", *rates_line(found)]
     for group, rows in groups(found).items():
-        heads = columns(rows)
-        widths = [max(len(head), 16 if head == "quartiles" else 9) + 2 for head in heads]
-        lines += ["", group, " " * 44 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths))]
+        heads = ["", *cells(rows[0], rows, found, unit)]
+        table = [heads]
         for row in rows:
-            line = "".join(f"{cell:>{width}}" for cell, width in zip(cells(row, rows, found), widths))
-            lines.append(f"{row['name']:44}{line}")
-        lines += [f"{name:44}{digits(ms):>{widths[0]}}" for name, ms in floor_rows(rows, found)]
+            name = f"**{row['name']}**" if row["kind"] == "ours" else row["name"]
+            table.append([name, *cells(row, rows, found, unit).values()])
+        blank = [""] * (len(heads) - 2)
+        table += [[name, time, *blank] for name, time in floor_rows(rows, found, unit)]
+        lines += ["", f"### {group}", "", *aligned(table)]
     return lines
 
 
-def as_markdown(rows: list[dict], found: dict) -> list[str]:
-    """One group as a Markdown table; the floors are its last rows."""
-    heads = columns(rows)
-    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for row in rows:
-        name = f"**{row['name']}**" if row["kind"] == "ours" else row["name"]
-        lines.append(f"| {name} | {' | '.join(cells(row, rows, found))} |")
-    for name, ms in floor_rows(rows, found):
-        lines.append(f"| {name} | {digits(ms)} |{' |' * (len(heads) - 1)}")
-    return lines
+def aligned(table: list[list[str]]) -> list[str]:
+    """Return a Markdown table of equally wide columns: the heads, the rule, the rows."""
+    first, *widths = (max(map(len, column)) for column in zip(*table))
+    lines = [[row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths))] for row in table]
+    rule = f"|{'-' * (first + 2)}|{''.join('-' * (width + 1) + ':|' for width in widths)}"
+    heads, *rows = (f"| {' | '.join(line)} |" for line in lines)
+    return [heads, rule, *rows]

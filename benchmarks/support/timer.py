@@ -1,36 +1,37 @@
-"""How work on a GPU is timed, and what the GPU can do: rates of a copy and of matrix products.
+"""How work on a GPU is timed.
 
-Device time: calls captured in one CUDA graph, each on its own copy of the inputs, so that together they are larger than
-the L2 cache; the graph is replayed between two events. Eager time: the same calls one by one, as a program makes them.
-Without a GPU the same functions run on the CPU, by the wall clock: for tests of the benchmarks themselves.
+Device time: calls are captured in one CUDA graph, each on its own copy of the inputs, so that together they are larger
+than the L2 cache. The graph is replayed between two events. Eager time: the same calls one by one, as a program makes
+them. Without a GPU the same functions run on the CPU, by the wall clock.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.support.work import PRECISIONS, Precision
+Call = Callable[..., object]
 
 
 def on_gpu() -> bool:
+    """Tell whether torch sees a GPU."""
     return torch.cuda.is_available()
 
 
 def copies_past_the_cache(tensors: list[Tensor], nbytes: int) -> list[list[Tensor]]:
-    """As many copies of the inputs as make calls of `nbytes` each exceed twice the L2 cache; 1 to 16."""
+    """Return copies of the inputs, 1 to 16, so that calls of `nbytes` bytes each exceed twice the L2 cache."""
     cache = torch.cuda.get_device_properties().L2_cache_size if on_gpu() else 0
     count = min(max(1, math.ceil(2 * cache / nbytes)), 16)
     return [tensors, *([t.detach().clone().requires_grad_(t.requires_grad) for t in tensors] for _ in range(count - 1))]
 
 
-def graph_times(call: Callable, inputs: list[list[Tensor]], rounds: int) -> list[float]:
-    """Milliseconds of one call on the device, a number a round."""
+def graph_times(call: Call, inputs: Sequence[Sequence[Tensor]], rounds: int) -> list[float]:
+    """Return the milliseconds of one call on the device, one number per round."""
     if not on_gpu():
-        return _wall_times(lambda: [call(*tensors) for tensors in inputs], len(inputs), rounds)
+        return eager_times(call, inputs, rounds)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -52,54 +53,41 @@ def graph_times(call: Callable, inputs: list[list[Tensor]], rounds: int) -> list
     return [start.elapsed_time(end) / len(inputs) for start, end in events]
 
 
-def eager_times(call: Callable, inputs: list[list[Tensor]], rounds: int) -> list[float]:
-    """Milliseconds of one call when all are issued one by one and waited for at the end."""
-    return _wall_times(lambda: [call(*tensors) for tensors in inputs], len(inputs), rounds)
+def eager_times(call: Call, inputs: Sequence[Sequence[Tensor]], rounds: int, wait_inside: bool = True) -> list[float]:
+    """Return the milliseconds of one call per round, in which the calls are issued one by one.
 
+    Args:
+        call: The function to time.
+        inputs: Arguments of each call of a round.
+        rounds: Number of rounds.
+        wait_inside: True: the round ends when the device has finished. False: the round ends when the host has issued
+            all calls.
+    """
 
-def host_times(call: Callable, tensors: list[Tensor], calls: int, rounds: int) -> list[float]:
-    """Milliseconds that the host takes to issue one call; the device is waited for outside the clock."""
+    def wait() -> None:
+        if on_gpu():
+            torch.cuda.synchronize()
 
-    def issue():
-        for _ in range(calls):
-            call(*tensors)
+    def issue() -> list[object]:
+        return [call(*tensors) for tensors in inputs]
 
-    return _wall_times(issue, calls, rounds, wait_inside=False)
-
-
-def _wall_times(function: Callable, calls: int, rounds: int, wait_inside: bool = True) -> list[float]:
-    wait = torch.cuda.synchronize if on_gpu() else lambda: None
-    function()
+    issue()
     times = []
     for _ in range(rounds):
         wait()
         start = time.perf_counter()
-        function()
+        issue()
         if wait_inside:
             wait()
-        times.append(1e3 * (time.perf_counter() - start) / calls)
+        times.append(1e3 * (time.perf_counter() - start) / len(inputs))
     wait()
     return times
 
 
-def rates(full_size: bool) -> dict:
-    """GB/s of a copy (read and written both counted) and GFLOP/s of square torch.mm in each precision, medians."""
-    side, count = (8192, 2**28) if full_size else (64, 2**12)
-    source = torch.randn(count)
-    target = torch.empty_like(source)
-    copy = statistics.median(eager_times(lambda: target.copy_(source), [[]], 10))
-    return {
-        "copy_gbps": 2 * source.nbytes / copy / 1e6,
-        "mm_gflops": {p.name: _mm_rate(p, side) for p in PRECISIONS},
-    }
+WAYS = {"graph": graph_times, "eager": eager_times}
 
 
-def _mm_rate(precision: Precision, side: int) -> float:
-    a, b = (torch.randn(side, side).to(precision.dtype) for _ in range(2))
-    with precision.in_force():
-        return 2 * side**3 / statistics.median(eager_times(torch.mm, [[a, b]], 7)) / 1e6
-
-
-def summary(times: list[float]) -> dict:
-    first, middle, third = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Return the columns of a row that summarise its rounds, in milliseconds."""
+    first, middle, third = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else list(times) * 3
     return {"median_ms": middle, "q1_ms": first, "q3_ms": third, "min_ms": min(times), "rounds": len(times)}

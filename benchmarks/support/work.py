@@ -1,110 +1,24 @@
-"""The work that is compiled ahead of time, tuned and timed on a GPU, and the least time it can take there.
+"""Works: an operation at one size, its inputs, and the least work that it needs.
 
-Each piece of work is one operation at one size. Its arguments are those of the raw ops (mop_kernels/ops.py) and are
-made on torch's default device, so that `with torch.device("meta")` gives sizes alone: enough to compile from.
+A work is compiled ahead of time, tuned and timed. Its inputs are made on torch's default device. Under
+`with torch.device("meta")` they have sizes only, which is enough to compile from.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import cache
+from math import e
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.support.cases import bank_multiply_adds, lowrank_multiply_adds, prompt_multiply_adds
-from mop_kernels import ops, testing
+import mop_kernels as mk
+from mop_kernels import multiply_adds, ops, reference, testing
 from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
 
-FORWARD, BOTH = "forward", "forward + backward"
-
-
-class Work(NamedTuple):
-    """One operation at one size; `shape` is the Bank of a mop_ffn, the PromptShape of an attempt_mix."""
-
-    op: str
-    label: str
-    shape: Shape | Bank | PromptShape
-
-    def inputs(self, dtype: torch.dtype) -> list[Tensor]:
-        """The differentiable inputs, in the op's order."""
-        if self.op == "mop_ffn":
-            return testing.mop_inputs(self.shape, dtype)
-        if self.op == "attempt_mix":
-            return testing.prompt_inputs(self.shape, dtype)[0]
-        if self.op == "lowrank_phm_linear":
-            return testing.lowrank_inputs(self.shape, dtype)
-        tensors = testing.linear_inputs(self.shape, dtype)
-        return tensors[1:3] if self.op == "phm_weight" else tensors
-
-    def forward_arguments(self, tensors: list[Tensor]) -> tuple:
-        if self.op == "attempt_mix":
-            x, source, target, *factors = tensors
-            options = testing.prompt_inputs(self.shape, x.dtype)[1]
-            return x, options["mask"], source, target, options["task_ids"], *factors, options["temperature"]
-        if self.op != "mop_ffn":
-            return tuple(tensors)
-        x, down, ups = testing.as_mop_arguments(tensors)
-        return x, down, [t for up in ups for t in up], len(ups), "relu", None
-
-    def backward_arguments(self, tensors: list[Tensor], grads: list[Tensor]) -> tuple:
-        """All gradients asked for."""
-        mask = (1 << len(tensors)) - 1
-        if self.op == "mop_ffn":
-            return grads, *self.forward_arguments(tensors), mask
-        if self.op == "attempt_mix":  # the last two stand for what forward saved: any number, at any row
-            return *grads, *self.forward_arguments(tensors)[2:], mask
-        read = tensors if self.op == "phm_weight" else tensors[:-1]  # not the bias
-        return grads[0], *read, mask
-
-    def output_shapes(self) -> list[tuple[int, ...]]:
-        s = self.shape
-        if self.op == "mop_ffn":
-            return [(s.layers, s.experts, s.up.rows, s.up.d_out)] * s.maps
-        if self.op == "attempt_mix":
-            return [(s.batch, s.rows + s.length, s.width), (s.batch, s.sources + 1), *[(s.batch, s.width)] * 2]
-        return [(s.d_in if self.op == "phm_weight" else s.rows, s.d_out)]
-
-    def multiply_adds(self) -> int:
-        """Of the forward pass, in the cheapest form that is exact; of a full rule, those of a dense layer."""
-        if self.op == "mop_ffn":
-            return bank_multiply_adds(self.shape)
-        if self.op == "attempt_mix":
-            return prompt_multiply_adds(self.shape)
-        if self.op == "lowrank_phm_linear":
-            return lowrank_multiply_adds(self.shape)
-        return (self.shape.terms if self.op == "phm_weight" else self.shape.rows) * self.shape.d_in * self.shape.d_out
-
-    def least_work(self, dtype: torch.dtype, direction: str) -> tuple[int, int]:
-        """(floating-point operations, bytes): forward reads the inputs and writes the outputs once; backward counts
-        twice the operations, reads both again and writes the gradients of the inputs."""
-        with torch.device("meta"):
-            read = sum(t.nbytes for t in self.inputs(dtype))
-            written = sum(torch.empty(shape, dtype=dtype).nbytes for shape in self.output_shapes())
-        flops = 2 * self.multiply_adds()
-        if direction == FORWARD:
-            return flops, read + written
-        return 3 * flops, 3 * read + 2 * written
-
-
-BANK = Work("mop_ffn", "paper bank", BANKS["paper"])
-LAYER = Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 16, rank 1", Shape(4096, 16, 16, 16, 256, 256, 1))
-FULL = Work("phm_linear", "40 rows, 768 -> 128, terms 16", SHAPES["paper_down"])
-WORK = [
-    BANK,
-    Work("mop_ffn", "T5-11B bank", Bank(24, 32, Shape(100, 16, 16, 16, 64, 8, 1), Shape(100, 8, 8, 8, 16, 2048, 1))),
-    LAYER,
-    Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 16, rank 4", LAYER.shape._replace(rank=4)),
-    Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 4, rank 1", Shape(4096, 4, 4, 4, 1024, 1024, 1)),
-    Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 4, rank 4", Shape(4096, 4, 4, 4, 1024, 1024, 4)),
-    Work("lowrank_phm_linear", "512 rows, 1024 -> 1024, terms 4, rank 1", Shape(512, 4, 4, 4, 256, 256, 1)),
-    FULL,
-    Work("phm_linear", "40 rows, 128 -> 768, terms 8", SHAPES["paper_up"]),
-    Work("phm_linear", "4096 rows, 768 -> 768, terms 4", Shape(4096, 4, 4, 4, 192, 192, 1)),
-    Work("phm_weight", "768 -> 128, terms 16", SHAPES["paper_down"]),
-    Work("phm_weight", "128 -> 768, terms 8", SHAPES["paper_up"]),
-    Work("phm_weight", "4096 -> 4096, terms 4", Shape(1, 4, 4, 4, 1024, 1024, 1)),
-    Work("attempt_mix", "32 x 256, d 768, 6 prompts of 100", PROMPTS["paper"]),
-]
+FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
 
 
 class Precision(NamedTuple):
@@ -116,7 +30,7 @@ class Precision(NamedTuple):
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """For torch's own products and for ours, which follow them."""
+        """Allow or forbid TF32 in torch's products and in the kernels, which follow torch's setting."""
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         try:
@@ -124,42 +38,222 @@ class Precision(NamedTuple):
         finally:
             torch.backends.cuda.matmul.allow_tf32 = before
 
+    @property
+    def eps(self) -> float:
+        """Return the relative size of one rounding."""
+        return 2.0**-10 if self.tf32 else torch.finfo(self.dtype).eps
 
+
+FLOAT32 = Precision("float32", torch.float32)
 PRECISIONS = (
-    Precision("float32", torch.float32),
+    FLOAT32,
     Precision("tf32", torch.float32, tf32=True),
     Precision("bfloat16", torch.bfloat16),
     Precision("float16", torch.float16),
 )
 
-# Rates of an H200: copy and bfloat16 as measured on one, float32 from the vendor's data sheet, TF32 half of bfloat16.
-H200 = {
-    "copy_gbps": 4300.0,
-    "mm_gflops": {"float32": 60e3, "tf32": 395e3, "bfloat16": 790e3, "float16": 790e3},
-}
+
+class Work(NamedTuple):
+    """One operation at one size.
+
+    Attributes:
+        op: Name of the public operation.
+        label: The size in words.
+        shape: A Bank for mop_ffn, a PromptShape for attempt_mix, a Shape for the other operations.
+        pairs: Number of weights that one call of phm_weight makes. 0: one weight, without group dims.
+    """
+
+    op: str
+    label: str
+    shape: Shape | Bank | PromptShape
+    pairs: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the operation and its size in words."""
+        return f"{self.op}, {self.label}"
+
+    def small(self) -> "Work":
+        """Return the same operation at a size for a run that only shows that everything works."""
+        if isinstance(self.shape, Bank):
+            return self._replace(shape=BANKS["small"])
+        if isinstance(self.shape, PromptShape):
+            return self._replace(shape=PROMPTS["odd"])
+        return self._replace(shape=Shape(8, min(4, self.shape.terms), 4, 4, 4, 4, 1), pairs=min(self.pairs, 2))
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+        """Return the differentiable inputs, in the order of the operation."""
+        if self.pairs:
+            one = self._replace(pairs=0)
+            return stacked([one.inputs(dtype, seed + k) for k in range(self.pairs)])
+        if isinstance(self.shape, Bank):
+            return present(testing.mop_inputs(self.shape, dtype, seed=seed))
+        if isinstance(self.shape, PromptShape):
+            return testing.prompt_inputs(self.shape, dtype, seed=seed)[0]
+        if self.op == "lowrank_phm_linear":
+            return present(testing.lowrank_inputs(self.shape, dtype, seed=seed))
+        tensors = present(testing.linear_inputs(self.shape, dtype, seed=seed))
+        return tensors[1:3] if self.op == "phm_weight" else tensors
+
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the outputs of the raw operation (mop_kernels/ops.py)."""
+        s = self.shape
+        if isinstance(s, Bank):
+            return [(s.layers, s.experts, s.up.rows, s.up.d_out)] * s.maps
+        if isinstance(s, PromptShape):
+            return [(s.batch, s.rows + s.length, s.width), (s.batch, s.sources + 1), *[(s.batch, s.width)] * 2]
+        groups = (self.pairs,) if self.pairs else ()
+        return [(*groups, s.d_in if self.op == "phm_weight" else s.rows, s.d_out)]
+
+    def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
+        """Return the arguments of the raw operation."""
+        if self.op != "mop_ffn":
+            return public_arguments(self.op, tensors)
+        x, down, ups = testing.as_mop_arguments(tensors)
+        return x, down, [t for up in ups for t in up], len(ups), "relu", None
+
+    def backward_arguments(self, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
+        """Return the arguments of the raw backward operation, with all gradients asked for."""
+        asked = (1 << len(tensors)) - 1
+        if self.op == "mop_ffn":
+            return grads, *self.forward_arguments(tensors), asked
+        if self.op == "attempt_mix":  # the last two stand for what forward saved: any number, at any row
+            return *grads, *self.forward_arguments(tensors)[2:], asked
+        read = tensors if self.op == "phm_weight" else tensors[:-1]  # not the bias
+        return grads[0], *read, asked
+
+    def least_work(self, dtype: torch.dtype, direction: str) -> tuple[int, int]:
+        """Return the least floating-point operations and bytes of a call of the raw operation."""
+        with torch.device("meta"):
+            outputs = [torch.empty(shape, dtype=dtype) for shape in self.output_shapes()]
+            return least_work(self.op, self.inputs(dtype), outputs, direction)
 
 
-def floors_us(work: Work, precision: Precision, direction: str, rates: dict = H200) -> dict[str, float]:
-    """The least times of the operations and of the bytes, in microseconds, on a GPU of these rates."""
-    flops, nbytes = work.least_work(precision.dtype, direction)
-    return {
-        "arithmetic": flops / rates["mm_gflops"][precision.name] / 1e3,
-        "bytes": nbytes / rates["copy_gbps"] / 1e3,
-    }
+BANK = Work("mop_ffn", "paper bank", BANKS["paper"])
+LAYER = Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 16, rank 1", Shape(4096, 16, 16, 16, 256, 256, 1))
+WIDE_LAYER = Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 4, rank 1", Shape(4096, 4, 4, 4, 1024, 1024, 1))
+SMALLER_LAYER = Work("lowrank_phm_linear", "512 rows, 1024 -> 1024, terms 4, rank 1", Shape(512, 4, 4, 4, 256, 256, 1))
+FULL_DOWN = Work("phm_linear", "40 rows, 768 -> 128, terms 16", SHAPES["paper_down"])
+FULL_UP = Work("phm_linear", "40 rows, 128 -> 768, terms 8", SHAPES["paper_up"])
+ONE_TERM = Work("phm_linear", "4096 rows, 1024 -> 1024, one term", Shape(4096, 1, 32, 32, 32, 32, 1))
+PROMPT = Work("attempt_mix", "32 x 256, d 768, 6 prompts of 100", PROMPTS["paper"])
+WORK = [
+    BANK,
+    Work("mop_ffn", "T5-11B bank", Bank(24, 32, Shape(100, 16, 16, 16, 64, 8, 1), Shape(100, 8, 8, 8, 16, 2048, 1))),
+    LAYER,
+    Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 16, rank 4", Shape(4096, 16, 16, 16, 256, 256, 4)),
+    WIDE_LAYER,
+    Work("lowrank_phm_linear", "4096 rows, 4096 -> 4096, terms 4, rank 4", Shape(4096, 4, 4, 4, 1024, 1024, 4)),
+    SMALLER_LAYER,
+    FULL_DOWN,
+    FULL_UP,
+    Work("phm_linear", "4096 rows, 768 -> 768, terms 4", Shape(4096, 4, 4, 4, 192, 192, 1)),
+    Work("phm_weight", "768 -> 128, terms 16", SHAPES["paper_down"]),
+    Work("phm_weight", "128 -> 768, terms 8", SHAPES["paper_up"]),
+    Work("phm_weight", "4096 -> 4096, terms 4", Shape(1, 4, 4, 4, 1024, 1024, 1)),
+    PROMPT,
+]
+
+
+def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Return the tensors without the absent ones."""
+    return [t for t in tensors if t is not None]
+
+
+def stacked(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Stack the first tensors of all lists, then the second ones, and so on."""
+    return [torch.stack(tensors) for tensors in zip(*lists, strict=True)]
+
+
+@cache
+def batch_of(examples: int, length: int, tasks: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the mask and the task ids of attempt_mix.
+
+    The examples are padded to the longest one; the shortest has half of its positions. The tasks take turns.
+    """
+    if device.type == "meta":
+        sizes = torch.empty(examples, length, dtype=torch.bool, device=device)
+        return sizes, torch.empty(examples, dtype=torch.int64, device=device)
+    lengths = torch.linspace(length / 2, length, examples, device=device).ceil()
+    mask = torch.arange(length, device=device) < lengths[:, None]
+    return mask, torch.arange(examples, device=device) % tasks
+
+
+def public_arguments(op: str, tensors: Sequence[Tensor]) -> tuple:
+    """Return the arguments of the public operation, in its order, from the inputs of a work."""
+    if op == "mop_ffn":
+        x, down, ups = testing.as_mop_arguments(tensors)
+        return x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
+    if op == "attempt_mix":
+        x, source, target, *factors = tensors
+        mask, task_ids = batch_of(*x.shape[:2], target.shape[0], x.device)
+        return x, mask, source, target, task_ids, *factors, x.shape[2] * e
+    return tuple(tensors)
+
+
+def by_reference(op: str) -> Callable[..., Any]:
+    """Return the plain form of an operation (mop_kernels/reference.py) as a function of the inputs of a work."""
+
+    def judge(*tensors: Tensor) -> Any:
+        if op != "attempt_mix":
+            return getattr(reference, op)(*public_arguments(op, tensors))
+        *given, temperature = public_arguments(op, tensors)
+        return reference.attempt_mix(*given, temperature=temperature)
+
+    return judge
+
+
+def size_of_call(op: str, tensors: Sequence[Tensor]) -> int:
+    """Return the multiply-adds by which "auto" chooses a backend for a call with these inputs."""
+    signature = inspect.signature(getattr(mk, op))
+    return multiply_adds.of_call(op, signature.bind(*public_arguments(op, tensors)).arguments)
+
+
+def least_multiply_adds(op: str, tensors: Sequence[Tensor]) -> int:
+    """Return the multiply-adds of the forward pass in the cheapest exact form.
+
+    For a full rule these are the multiply-adds of a dense layer. In a bank whose layers share x and rule_in of the down
+    map, stage 1 of that map counts once per expert: 115.5 million for the bank of the paper.
+    """
+    if op == "attempt_mix":
+        (batch, _, width), (sources, rows, _), rank = tensors[0].shape, tensors[1].shape, tensors[3].shape[1]
+        return multiply_adds.of_prompts(batch, sources, rows, width, rank)
+    size = size_of_call(op, tensors)
+    if op == "mop_ffn":
+        x, down, ups = public_arguments(op, tensors)
+        layers, experts = reference.group_sizes(x, down, ups)
+        if x.shape[0] == down.rule_in.shape[0] == 1:
+            size -= (layers - 1) * experts * x.shape[2] * multiply_adds.stages_of(*down[:3])[0]
+    return size
+
+
+def least_work(op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], direction: str) -> tuple[int, int]:
+    """Return the least floating-point operations and bytes of a call.
+
+    Forward reads the inputs and writes the outputs once. Backward counts twice the operations, reads inputs and outputs
+    again, and writes the gradients of the inputs.
+    """
+    flops = 2 * least_multiply_adds(op, inputs)
+    read, written = (sum(t.nbytes for t in tensors) for tensors in (inputs, outputs))
+    return (flops, read + written) if direction == FORWARD else (3 * flops, 3 * read + 2 * written)
 
 
 def run(
-    work: Work, backend: str, tensors: list[Tensor], direction: str, grads: list[Tensor] | None = None
+    work: Work, backend: str, tensors: Sequence[Tensor], direction: str, grads: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """The raw ops of a backend, or Triton's functions themselves for tensors that only have sizes."""
+    """Call the raw operation of a backend. Tensors that only have sizes go to Triton's functions themselves."""
     if tensors[0].device.type == "meta":
         from mop_kernels.triton_kernels import IMPLEMENTATIONS
 
         forward, backward = IMPLEMENTATIONS[work.op], IMPLEMENTATIONS[f"{work.op}_backward"]
     else:
         forward, backward = ops.get(work.op, backend), ops.get(f"{work.op}_backward", backend)
-    outputs = forward(*work.forward_arguments(tensors))
-    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    outputs = listed(forward(*work.forward_arguments(tensors)))
     if direction == FORWARD:
         return outputs
     return backward(*work.backward_arguments(tensors, grads or [torch.ones_like(y) for y in outputs]))
+
+
+def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the outputs of a call as a list."""
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)

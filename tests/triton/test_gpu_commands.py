@@ -1,4 +1,4 @@
-"""What `make tune`, the crossover and the tables of `make gpu` do, as far as a machine without a GPU can show it."""
+"""`make tune`, the crossover and the tables of `make gpu`, as far as a machine without a GPU can show them."""
 
 import subprocess
 import sys
@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks import crossover, device_tables, tune
-from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work, floors_us
+from benchmarks.support import floors, goals
+from benchmarks.support.results import Results, row_of
+from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work, size_of_call
 from mop_kernels.testing import Shape
 from mop_kernels.triton_kernels import launch_config
 
@@ -84,10 +86,15 @@ def test_the_crossover_of_a_ladder(times, bound):
     assert crossover.crossover([crossover.Point(*point) for point in times]) == bound
 
 
+def size_of(work) -> int:
+    with torch.device("meta"):
+        return size_of_call(work.op, work.inputs(torch.float32))
+
+
 def test_a_ladder_of_each_operation_is_timed():
     def timer(work, precision):
         asked.append((work.op, precision.name))
-        adds = work.multiply_adds()
+        adds = size_of(work)
         eager = crossover.Point(adds, cuda=adds / 1e6, triton=100 + adds / 1e7)
         return {"eager": eager, "graph": crossover.Point(adds, cuda=2.0, triton=1.0)}
 
@@ -97,7 +104,7 @@ def test_a_ladder_of_each_operation_is_timed():
     assert found["eager"].keys() == found["graph"].keys() == of_both == {op for op, _ in asked}
     assert all(bounds == {"bfloat16": 0} for bounds in found["graph"].values()), "Triton wins every rung"
     for op, bounds in found["eager"].items():
-        sizes = sorted(work.multiply_adds() for work in crossover.LADDER if work.op == op)
+        sizes = sorted(size_of(work) for work in crossover.LADDER if work.op == op)
         assert sizes[0] < bounds["bfloat16"] <= sizes[-1], "CUDA wins the first rung"
     assert crossover.measure(crossover.LADDER, [HALF], timer, time.monotonic() - 1) == {}
 
@@ -113,56 +120,59 @@ def test_the_crossover_needs_both_backends():
 # Goals and floors.
 
 
+OURS = "mop_kernels triton"
+
+
 def test_goals_are_judged_by_the_rows():
-    group = device_tables.group_of(WORK[0], "bfloat16", FORWARD)
+    group = goals.group_on_gpu(WORK[0], "bfloat16", FORWARD)
+    at_most, against, *_ = (goal for goal in goals.GPU_GOALS if goal.work == group)
 
-    def rows(ours_us, other_us):
-        names = (device_tables.OURS, ours_us), ("torch.compile, three stages", other_us)
-        return [{"group": group, "name": name, "median_ms": us / 1e3} for name, us in names]
+    def met(goal, ours_us, *others_us):
+        rows = [row_of(group, OURS, "ours", [ours_us / 1e3])]
+        rows += [row_of(group, "torch.compile, three stages", "form", [us / 1e3]) for us in others_us]
+        return goal.judge(Results({"device": {"rows": rows}}))["met"]
 
-    at_most, against, *_ = (goal for goal in device_tables.GOALS if goal.group == group)
-    assert at_most.judge(rows(9, 45))["met"] is True
-    assert at_most.judge(rows(11, 45))["met"] is False
-    assert against.judge(rows(9, 46))["met"] is True
-    assert against.judge(rows(9, 44))["met"] is False
-    assert against.judge(rows(9, 44)[:1])["met"] is None, "not measured"
+    assert met(at_most, 9, 45) is True
+    assert met(at_most, 11, 45) is False
+    assert met(against, 9, 46) is True
+    assert met(against, 9, 44) is False
+    assert met(against, 9) is None, "not measured"
 
 
 def test_every_goal_names_a_group_that_is_timed():
     bench = pytest.importorskip("benchmarks.bench_device")
-    works = {f"{work.op}, {work.label}": contenders for work, contenders in bench.CONTENDERS.items()}
-    for goal in device_tables.GOALS:
-        work = goal.group.rsplit(", ", 1)[0]
-        names = {
-            contender.name + (", eager" if way == "eager" else "") for contender, ways in works[work] for way in ways
-        }
-        assert {device_tables.OURS, *goal.against} <= names
+    works = {work.name: contenders for work, contenders in bench.CONTENDERS.items()}
+    for goal in goals.GPU_GOALS:
+        timed = works[goal.work.rsplit(", ", 1)[0]]
+        names = {contender.name + (", eager" if way == "eager" else "") for contender, ways in timed for way in ways}
+        assert OURS in names
+        assert goal.measure == "device time" or names.issuperset(goal.measure.split(" or "))
+
+
+def floors_us(direction):
+    flops, nbytes = WORK[0].least_work(HALF.dtype, direction)
+    return {limit: 1e3 * ms for limit, ms in floors.floors_ms(flops, nbytes, floors.H200, HALF.name).items()}
 
 
 def test_floors_of_the_paper_s_bank():
     """By hand: 2 x 115,507,200 operations at 790 TFLOP/s; numbers of two bytes at 4.3 TB/s, 1,900,416 of them read."""
-    floors = floors_us(WORK[0], HALF, FORWARD)
-    assert floors["arithmetic"] == pytest.approx(0.2924, rel=1e-3)
-    assert floors["bytes"] == pytest.approx(2 * (1_900_416 + 2 * 12 * 5 * 40 * 768) / 4300e3, rel=1e-3)
-    assert floors_us(WORK[0], HALF, BOTH)["arithmetic"] == pytest.approx(3 * floors["arithmetic"])
+    found = floors_us(FORWARD)
+    assert found["arithmetic"] == pytest.approx(0.2924, rel=1e-3)
+    assert found["bytes"] == pytest.approx(2 * (1_900_416 + 2 * 12 * 5 * 40 * 768) / 4300e3, rel=1e-3)
+    assert floors_us(BOTH)["arithmetic"] == pytest.approx(3 * found["arithmetic"])
 
 
 def test_the_table_of_a_result_can_be_rendered():
+    work = {"flops": 1e6, "bytes": 1e6}
     rows = [
-        {
-            "group": "phm_linear, small, tf32: forward",
-            "name": name,
-            "kind": "ours",
-            "rounds": 1,
-            "flops": 1e6,
-            "bytes": 1e6,
-        }
-        | {"median_ms": ms, "q1_ms": ms, "q3_ms": ms, "min_ms": ms}
-        for name, ms in ((device_tables.OURS, 0.01), ("dense F.linear", 0.02))
+        row_of("phm_linear, small, tf32: forward", name, kind, [ms], **work)
+        for name, kind, ms in ((OURS, "ours", 0.01), ("dense F.linear", "stand-in", 0.02))
     ]
     rates = {"copy_gbps": 1000.0, "mm_gflops": {"tf32": 1e5}}
     lines = device_tables.measured({"rates": rates, "rows": rows})
-    assert "| dense F.linear | 20.00 | 20.00-20.00 | 2.00 | 5 |" in lines
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert ["dense F.linear", "20.00", "20.00-20.00", "20.00", "2.00", "5"] in table
+    assert ["floor: 1.0 MB at the copy rate", "1.00", "", "", "", ""] in table
 
 
 def test_the_documented_floors_are_the_computed_ones():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_run
-from benchmarks.support import gpu_steps
+from benchmarks.support import gpu_steps, results
 from benchmarks.support.gpu_steps import Step
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def workshop(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path)
-    monkeypatch.setattr(gpu_run, "measured_file", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr(gpu_steps, "WORKSHOP", tmp_path)
+    monkeypatch.setattr(gpu_steps, "measured_file", lambda name: tmp_path / f"{name}.json")
     monkeypatch.delenv("OUT", raising=False)
 
 
@@ -102,7 +102,7 @@ def run_by(monkeypatch):
         monkeypatch.setattr(gpu_run, "clock", lambda: clock.now)
         monkeypatch.setattr(gpu_run, "begin", clock.begin)
         monkeypatch.setattr(gpu_run, "end", clock.end)
-        monkeypatch.setattr(gpu_run, "cuda_is_built", lambda: clock.cuda)
+        monkeypatch.setattr(gpu_steps, "cuda_is_built", lambda: clock.cuda)
         steps = gpu_steps.steps((9, 0), tune)
         kept = []
         found = gpu_run.run_all(steps, seconds - gpu_steps.RESERVE, lambda found: kept.append(len(found)))
@@ -195,10 +195,10 @@ time.sleep(60)
 import signal, sys
 from pathlib import Path
 from benchmarks import gpu_run
+from benchmarks.support import gpu_steps
 from benchmarks.support.gpu_steps import Step
 folder = Path({str(tmp_path)!r})
-gpu_run.WORKSHOP, gpu_run.EVERY = folder, 0.2
-gpu_run.measured_file = lambda name: folder / (name + ".json")
+gpu_steps.WORKSHOP, gpu_run.EVERY = folder, 0.2
 result = {{"versions": {{}}}}
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 step = Step("bank", [sys.executable, {str(child)!r}])
@@ -259,8 +259,8 @@ def test_counts_of_a_run_that_may_have_been_stopped(text):
 def main(monkeypatch, tmp_path, steps: list[Step]) -> tuple[int, dict]:
     """Run the command with these steps, and return its exit status and its JSON."""
     monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path / "build")
-    monkeypatch.setattr(gpu_run, "steps", lambda capability, tune: steps)
+    monkeypatch.setattr(gpu_steps, "WORKSHOP", tmp_path / "build")
+    monkeypatch.setattr(gpu_steps, "steps", lambda capability, tune: steps)
     monkeypatch.setattr(sys, "argv", ["gpu_run", "--dry-run"])
     status = gpu_run.main()
     return status, json.loads((tmp_path / "build" / "dry_run.json").read_text())
@@ -280,12 +280,13 @@ def test_a_result_of_a_gpu_is_kept_under_its_name(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(gpu_run, "versions", lambda: {"gpu": "NVIDIA H200"})
     monkeypatch.setattr(gpu_run, "ROOT", tmp_path)
-    monkeypatch.setattr(gpu_run, "WORKSHOP", tmp_path / "build")
+    monkeypatch.setattr(gpu_steps, "WORKSHOP", tmp_path / "build")
     monkeypatch.setattr(gpu_run, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(gpu_run, "steps", lambda capability, tune: asked.append((capability, tune)) or [python("pass")])
+    monkeypatch.setattr(gpu_steps, "steps", lambda *arguments: asked.append(arguments) or [python("pass")])
     rates = {"copy_gbps": 4e3, "mm_gflops": {"bfloat16": 8e5}}
-    row = {"group": "mop_ffn, paper bank, bfloat16: forward", "name": "mop_kernels triton", "flops": 1e8, "bytes": 1e7}
-    row |= {"median_ms": 0.009, "q1_ms": 0.008, "q3_ms": 0.01}
+    row = {"group": "mop_ffn, paper bank, bfloat16: forward", "name": "mop_kernels triton", "kind": "ours"}
+    row |= {"flops": 1e8, "bytes": 1e7}
+    row |= {"median_ms": 0.009, "q1_ms": 0.008, "q3_ms": 0.01, "min_ms": 0.008}
     (tmp_path / "bank.json").write_text(json.dumps({"rates": rates, "rows": [row]}))
     monkeypatch.setattr(sys, "argv", ["gpu_run", "--tune"])
     assert gpu_run.main() == 0
@@ -293,14 +294,14 @@ def test_a_result_of_a_gpu_is_kept_under_its_name(tmp_path, monkeypatch, capsys)
     (path,) = (tmp_path / "results").iterdir()
     assert path.name.startswith("nvidia-h200.")
     assert json.loads(path.read_text())["goals"][0]["met"] is True
-    assert "| mop_kernels triton | 9.00 |" in capsys.readouterr().out
+    assert re.search(r"\| \*\*mop_kernels triton\*\* +\| +9.00 \|", capsys.readouterr().out)
 
 
 def test_results_are_on_disk_as_each_step_ends(tmp_path, monkeypatch):
     """The second step reads what the first has left; OUT has a copy of everything that is small."""
     out = tmp_path / "out"
     monkeypatch.setenv("OUT", str(out))
-    row = {"group": "g", "name": "n", "median_ms": 1.0}
+    row = {"group": "g", "name": "n", "kind": "ours", "median_ms": 1.0}
     first = f"import json; json.dump({{'rates': {{}}, 'rows': [{row}]}}, open({str(tmp_path / 'bank.json')!r}, 'w'))"
     second = f"import json; print(json.load(open({str(out / 'result.json')!r}))['steps'])"
     steps = [python(first)._replace(name="bank"), python(second, tells=True)._replace(name="b")]
@@ -324,9 +325,9 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, ca
 
 
 def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
-    assert gpu_run.commit() != ""
+    assert results.commit() != ""
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_run.commit() == "unknown"
+    assert results.commit() == "unknown"
 
 
 def test_a_dry_run_has_the_same_steps():

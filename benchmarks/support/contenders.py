@@ -1,0 +1,102 @@
+"""Contenders: the ways to compute an operation. A form is what a PyTorch user would write."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+import mop_kernels as mk
+from benchmarks.support import pytorch_forms
+from benchmarks.support.work import public_arguments
+from mop_kernels import reference, testing
+
+Function = Callable[..., Any]
+
+
+class Contender(NamedTuple):
+    """One way to compute an operation.
+
+    Attributes:
+        name: Its name in the tables.
+        function: A function of the inputs. None where `prepare` makes it.
+        kind: "ours"; "reference", the backend of that name; "form", which computes the same; or "stand-in", whose
+            gradients are of other tensors (a dense weight, the parameters of a module). Only the outputs of a stand-in
+            are judged.
+        compiled: True: by torch.compile.
+        prepare: Makes a function and its own tensors from the inputs.
+    """
+
+    name: str
+    function: Function | None = None
+    kind: str = "form"
+    compiled: bool = False
+    prepare: Callable[[list[Tensor]], tuple[Function, list[Tensor]]] | None = None
+
+    @property
+    def call(self) -> Function:
+        """Return the function of a contender that needs no preparation."""
+        assert self.function is not None, f"{self.name} has to be prepared"
+        return self.function
+
+
+CPU_BACKENDS = tuple(name for name in reversed(mk.available_backends()) if name != "triton")
+GPU_BACKENDS = ("triton", "cuda")
+ARRAY = "terms*d*m array (Compacter's way)"
+AUTHORS_WAY = "pair by pair, terms*d*m array (the authors' way)"
+DENSE = "dense F.linear"
+COMPILE = "torch.compile, "
+FORMS: dict[str, dict[str, Function]] = {
+    "phm_weight": {
+        ARRAY: pytorch_forms.summed_array,
+        "sum of torch.kron": testing.kron_weight,
+        "one matrix product": pytorch_forms.one_product,
+    },
+    "phm_linear": {
+        ARRAY: pytorch_forms.through(pytorch_forms.summed_array),
+        "W as one product": pytorch_forms.through(pytorch_forms.one_product),
+        "local first": pytorch_forms.local_first,
+        "rule first": pytorch_forms.rule_first,
+    },
+    "lowrank_phm_linear": {
+        ARRAY: pytorch_forms.through(pytorch_forms.summed_array),
+        "W as one product": pytorch_forms.through(pytorch_forms.one_product),
+        "three stages": pytorch_forms.three_stages,
+    },
+    "mop_ffn": {
+        AUTHORS_WAY: pytorch_forms.pair_by_pair(pytorch_forms.through(pytorch_forms.summed_array)),
+        "pair by pair, one einsum a map": pytorch_forms.pair_by_pair(pytorch_forms.one_einsum),
+        "pair by pair, W by einsum": pytorch_forms.pair_by_pair(pytorch_forms.through(reference.phm_weight)),
+        "batched, W as one product": pytorch_forms.bank_weights,
+        "batched, three stages": pytorch_forms.bank_stages,
+        # the names under which these two are compiled
+        "W as one product": pytorch_forms.bank_weights,
+        "three stages": pytorch_forms.bank_stages,
+    },
+    "attempt_mix": {"PyTorch operations": pytorch_forms.attempt_mix},
+}
+
+
+def ours(op: str, backends: tuple[str, ...] = CPU_BACKENDS) -> list[Contender]:
+    """Return the operation by each backend that has it."""
+
+    def by(backend: str) -> Function:
+        return lambda *tensors: getattr(mk, op)(*public_arguments(op, tensors), backend=backend)
+
+    return [
+        Contender(f"mop_kernels {name}", by(name), "reference" if name == "reference" else "ours")
+        for name in backends
+        if (op, name) != ("attempt_mix", "cuda")
+    ]
+
+
+def forms(op: str, *names: str) -> list[Contender]:
+    """Return forms of an operation by name.
+
+    The name "torch.compile, X" is the form X, compiled. "dense F.linear" is a dense layer of the same sides.
+    """
+    return [
+        Contender(name, kind="stand-in", prepare=pytorch_forms.dense)
+        if name == DENSE
+        else Contender(name, FORMS[op][name.removeprefix(COMPILE)], compiled=name.startswith(COMPILE))
+        for name in names
+    ]
