@@ -37,7 +37,7 @@ from benchmarks.support import goals, gpu_steps, results
 from benchmarks.support.gpu_steps import Step
 from benchmarks.support.results import ROOT
 from mop_kernels import backends
-from mop_kernels.triton_kernels import launch_config
+from mop_kernels.triton_kernels.launch import path_of
 
 RESULTS = results.RESULTS / "gpu"
 Outcome = dict[str, Any]
@@ -224,7 +224,7 @@ def copy(path: Path, folder: Path, gpu: str) -> None:
     ends = [f"=== {log.name}\n{log.read_text(errors='replace')[-END_OF_LOG:]}" for log in logs]
     (folder / "logs.txt").write_text("\n".join(ends))
     crossovers = backends.CROSSOVERS / f"{gpu.replace(' ', '_')}.json"
-    files = {"result.json": path, "crossover.json": crossovers, "configurations.json": launch_config.path_of(gpu)}
+    files = {"result.json": path, "crossover.json": crossovers, "configurations.json": path_of(gpu)}
     for name, source in files.items():
         if source.exists():
             shutil.copyfile(source, folder / name)

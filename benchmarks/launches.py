@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.support.work import BOTH, PRECISIONS, WORK, Precision, Work, run
-from mop_kernels.triton_kernels import launch_config
 from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.launch import Launch as Made
-from mop_kernels.triton_kernels.launch import recording
+from mop_kernels.triton_kernels.launch import asked, forced, recording
 
 PACKAGE = "mop_kernels.triton_kernels"
 FILE = Path(__file__).resolve().parents[1] / "tests" / "triton" / "launches.json"
@@ -163,11 +162,11 @@ def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates:
     """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
     with torch.device("meta"), precision.in_force(), recording() as made:
         tensors = work.inputs(precision.dtype)
-        with launch_config.asked() as choices:
+        with asked() as choices:
             run(work, "triton", tensors, direction)
         for choice in {choice.key: choice for choice in choices}.values() if candidates else ():
             for config in choice.candidates():
-                with launch_config.forced(choice, config):
+                with forced(choice, config):
                     run(work, "triton", tensors, direction)
     return made
 

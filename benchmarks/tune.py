@@ -20,8 +20,7 @@ import torch
 from benchmarks import compiler, launches
 from benchmarks.support import timer as device_timer
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
-from mop_kernels.triton_kernels import launch_config
-from mop_kernels.triton_kernels.launch_config import Choice
+from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
 GAIN = 0.97  # a configuration is kept if it takes at most this share of the own choice's time
 LARGEST = 2 * 10**9  # bytes: larger work would take the time of all other
@@ -29,9 +28,7 @@ LARGEST = 2 * 10**9  # bytes: larger work would take the time of all other
 
 def choices_of(work: Work, precision: Precision) -> list[Choice]:
     """The distinct choices of one call forward and backward, found without running it."""
-    from mop_kernels.triton_kernels.launch import recording
-
-    with torch.device("meta"), precision.in_force(), recording(), launch_config.asked() as choices:
+    with torch.device("meta"), precision.in_force(), recording(), asked() as choices:
         run(work, "triton", work.inputs(precision.dtype), BOTH)
     return list({choice.key: choice for choice in choices}.values())
 
@@ -41,7 +38,7 @@ def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | No
     own, *others = choice.candidates()
     times = []
     for config in (own, *others):
-        with launch_config.forced(choice, config):
+        with forced(choice, config):
             try:
                 times.append(time_ms())
             except Exception as error:  # a candidate that does not compile or fit is no candidate
@@ -112,7 +109,7 @@ def main() -> None:
     found = tune(works, precisions, device_timer_of, deadline)
     for keys in found.values():
         keys |= {key.replace("bfloat16", "float16"): config for key, config in keys.items() if "bfloat16" in key}
-    path = launch_config.path_of(torch.cuda.get_device_name())
+    path = path_of(torch.cuda.get_device_name())
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     print(f"{sum(map(len, found.values()))} configurations written to {path.name}", file=sys.stderr)

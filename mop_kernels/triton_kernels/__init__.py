@@ -1,9 +1,11 @@
-"""The Triton backend: one file an operation, each with `forward` and `backward` of the signatures in ops.SCHEMAS.
+"""The Triton backend: one file per operation, with `forward` and `backward` of the signatures in ops.SCHEMAS.
 
-Nothing here validates (functional.py has), differentiates or chooses. `Replayed` makes tensors contiguous, but for the
-gradients of outputs, which come with any strides; results are contiguous. Sums are accumulated in float32. No atomics:
-two runs give the same bits.
+These functions do not validate their arguments (functional.py does), differentiate, or choose a backend. `Replayed`
+makes tensors contiguous, except the gradients of outputs, which may have any strides. Results are contiguous. Sums are
+accumulated in float32. There are no atomics: two runs give the same bits.
 """
+
+from collections.abc import Callable
 
 import triton
 
@@ -11,14 +13,14 @@ from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mo
 from .device_functions import select
 from .replay import Replayed
 
-INTERPRETED = not isinstance(select, triton.JITFunction)  # as all kernels here; backends.interpreting() reads it
+INTERPRETED = not isinstance(select, triton.JITFunction)  # like all kernels here; backends.interpreting() reads it
 if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
     raise RuntimeError(
         "TRITON_INTERPRET was changed between the import of triton and that of its kernels in mop_kernels. "
         "Set it before Python starts."
     )
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable] = {
     "phm_weight": phm_weight.forward,
     "phm_weight_backward": phm_weight.backward,
     "phm_linear": phm_linear.forward,

@@ -1,14 +1,15 @@
-"""ATTEMPT's instance prompts in front of the embeddings, and the attention that mixed them; sums in float32.
+"""attempt_mix: ATTEMPT's instance prompts in front of the embeddings, and the attention that mixed them.
 
     peak[b, c] = max over n of x[b, n, c]          up = silu(peak w_down) w_up          query = LayerNorm(up)
     attention[b] = softmax_j(max(P_j) . query[b] / temperature)
     prefixed[b] = [P_own + sum_j attention[b, j] P_j ; x[b]]                            j = the sources, then P_own
 
-x (b, n, d), source (t, m, d), target (tasks, m, d), P_own = target[task_ids[b]]. Launches: `pool` copies x into
-prefixed and takes its maximum in one pass, and takes those of the prompts; two products by torch.mm; `attend`, a
-program an example; `mix` writes the prompts of eight examples for one reading of the sources. Of equal numbers the
-first is the maximum, NaN is the largest. At the paper's size (b 32, n 256, d 768, m 100) x has 25 MB and prefixed 35 MB
-in float32, 14 us at 4.3 TB/s; the sources have 2 MB.
+x (b, n, d), source (t, m, d), target (tasks, m, d), P_own = target[task_ids[b]]. Sums are in float32.
+
+Launches: `pool` copies x into prefixed and takes its maximum in one pass; it also takes the maxima of the prompts.
+torch.mm computes two products. `attend` runs one program per example. `mix` writes the prompts of eight examples for
+one reading of the sources. Of equal numbers the first is the maximum; NaN is the largest. At the paper's size (b 32,
+n 256, d 768, m 100) x has 25 MB and prefixed 35 MB in float32, 14 us at 4.3 TB/s; the sources have 2 MB.
 """
 
 import torch
@@ -17,8 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arithmetic import blocks, power_of_2
-from .device_functions import ASSERTS
+from .device_functions import ASSERTS, blocks, power_of_2
 from .launch import launch
 
 EPS = tl.constexpr(1e-5)
@@ -30,7 +30,7 @@ def pool_kernel(
     x, keep, y, peak, position, rows, width, rows_of_y,
     MASKED: tl.constexpr, COPIES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_D columns of a group (n, d) and runs over its rows."""
+    """Write peak and position, and y if COPIES. A program takes BLOCK_D columns of a group (n, d), and all its rows."""
     column_blocks = tl.cdiv(width, BLOCK_D)
     group = (tl.program_id(0) // column_blocks).to(tl.int64)
     c = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -64,9 +64,12 @@ def pool_kernel(
 
 
 def pool(x: Tensor, keep: Tensor | None = None, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The largest numbers (g, d) of x (g, n, d), over the rows that `keep` (g, n) leaves, and their rows, int32.
+    """Return the largest number of each column, (g, d), and its row, int32.
 
-    y: its last n rows become a copy of x.
+    Args:
+        x: (g, n, d).
+        keep: (g, n), bool: the rows that count. None: all rows.
+        y: (g, at least n, d). Its last n rows become a copy of x.
     """
     groups, rows, width = x.shape
     peak, position = x.new_empty(groups, width), x.new_empty(groups, width, dtype=torch.int32)
@@ -93,7 +96,7 @@ def pool(x: Tensor, keep: Tensor | None = None, y: Tensor | None = None) -> tupl
 
 @triton.jit
 def layer_norm(up, width, mask, BLOCK_D: tl.constexpr):
-    """(normal, scale) of one row; what the mask leaves out is 0."""
+    """Return (normal, scale) of one row; 0 outside the mask."""
     row = tl.load(up + tl.arange(0, BLOCK_D), mask=mask, other=0.0).to(tl.float32)
     centred = tl.where(mask, row - tl.sum(row) / width, 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(centred * centred) / width + EPS)
@@ -105,7 +108,7 @@ def attend_kernel(
     up, ln_weight, ln_bias, source_peaks, target_peaks, task_ids, attention, sources, tasks, width,
     temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The attention (t + 1,) of one example; the first kernel, forward and backward, that reads its task."""
+    """Write the attention (t + 1,) of one example. Forward and backward, this kernel is the first to read the tasks."""
     b = tl.program_id(0).to(tl.int64)
     c, j = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
     mask = c < width
@@ -126,7 +129,7 @@ def attend(
     peak: Tensor, source_peaks: Tensor, target_peaks: Tensor, task_ids: Tensor, w_down: Tensor, w_up: Tensor,
     ln_weight: Tensor, ln_bias: Tensor, temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(attention (b, t + 1) in float32, peak w_down (b, r), up (b, d))."""
+    """Return attention (b, t + 1) in float32, peak w_down (b, r), and up (b, d)."""
     (examples, width), sources = peak.shape, source_peaks.shape[0]
     hidden = torch.mm(peak, w_down)
     up = torch.mm(F.silu(hidden), w_up)
@@ -144,7 +147,7 @@ def mix_kernel(
     source, target, task_ids, attention, prefixed, examples, sources, size, example,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A program makes [BLOCK_B, BLOCK_C] of the prompts (b, (m d)); example: from one of prefixed to the next."""
+    """Write the prompts (b, (m d)). A program computes [BLOCK_B, BLOCK_C]. example: stride of b in prefixed."""
     column_blocks = tl.cdiv(size, BLOCK_C)
     c = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     b = (tl.program_id(0) // column_blocks).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -164,6 +167,7 @@ def forward(
     x: Tensor, keep: Tensor | None, source: Tensor, target: Tensor, task_ids: Tensor, w_down: Tensor, w_up: Tensor,
     ln_weight: Tensor, ln_bias: Tensor, temperature: float,
 ) -> list[Tensor]:  # fmt: skip
+    """Return [prefixed, attention, peak, position]. The arguments are those of ops.SCHEMAS["attempt_mix"]."""
     (examples, rows, width), (sources, before, _) = x.shape, source.shape
     prefixed = x.new_empty(examples, before + rows, width)
     peak, position = pool(x, keep, prefixed)

@@ -1,15 +1,16 @@
-"""The gradients of attempt_mix; the formulas are in attempt_mix.py. Sums are in float32, in order.
+"""Gradients of attempt_mix; the formulas are in attempt_mix.py. Sums are in float32, in order.
 
-Maxima, products and attention are made again from what forward saved. With g the gradient of the prompts, (b, (m d)):
+Maxima, products and attention are recomputed from the tensors that forward saved. With g the gradient of the prompts,
+(b, (m d)):
 
-    ga[b, j] = g[b] . P_j + what the caller gives          `attention_gradients`: parts by columns, added by torch.sum
-    gs = attention (ga - sum_j attention ga) / temperature, then LayerNorm's gradient          `attend_backward`
+    ga[b, j] = g[b] . P_j + the caller's gradient of attention   `attention_gradients`: parts by columns, then torch.sum
+    gs = attention (ga - sum_j attention ga) / temperature, then LayerNorm's gradient            `attend_backward`
     the gradients of w_down, w_up and of the maximum of x: products of (b, r) and (b, d) by torch.mm
-    gP_j = sum_b attention[b, j] g[b], and at the maximum of a column sum_b gs[b, j] query[b]   `prompt_gradients`
-    gx = the gradient of prefixed behind the prompts, and at the maximum that of the maximum    `gradient_of_x`
+    gP_j = sum_b attention[b, j] g[b], and at the maximum of a column sum_b gs[b, j] query[b]    `prompt_gradients`
+    gx = the gradient of prefixed behind the prompts, plus that of the maximum at the maximum    `gradient_of_x`
 
-g is read once for ga and once for each prompt whose gradient is asked for, from the L2 where it fits (10 MB in float32
-at the paper's size); of a target by its own examples only.
+g is read once for ga, and once for each prompt whose gradient is asked for: from the L2 if it fits (10 MB in float32 at
+the paper's size). For a target only the examples of its task are read.
 """
 
 import torch
@@ -18,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arithmetic import blocks, power_of_2
 from .attempt_mix import attend, layer_norm, pool
+from .device_functions import blocks, power_of_2
 from .launch import launch
 
 
@@ -28,7 +29,7 @@ def attention_gradients_kernel(
     grad, source, target, task_ids, parts, examples, sources, size, width, grad_b, grad_m, grad_d,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """parts[block of columns, b, j]: the products of [BLOCK_B, BLOCK_C] of g with every candidate."""
+    """Write parts[block of columns, b, j]: the products of [BLOCK_B, BLOCK_C] of g with every candidate."""
     column_blocks = tl.cdiv(size, BLOCK_C)
     c_block = (tl.program_id(0) % column_blocks).to(tl.int64)
     c = c_block * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -53,7 +54,7 @@ def attend_backward_kernel(
     scores, query, grad_query, scaled_query, grad_up, sources, width,
     temperature, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of one example: the gradients of its scores, query and up; the query again, and its gradient times the normal."""
+    """Write the gradients of scores, query and up of one example, its query, and the gradient of query times normal."""
     b = tl.program_id(0).to(tl.int64)
     c, j = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
     mask, j_mask = c < width, j <= sources
@@ -65,7 +66,7 @@ def attend_backward_kernel(
     gs = a * (ga - tl.sum(a * ga)) / temperature
     tl.store(scores + b * (sources + 1) + j, gs, mask=j_mask)
 
-    # the gradients of the scores sum to zero: by differences, candidates that are alike do not cancel into rounding
+    # the gradients of the scores sum to zero: with differences, similar candidates do not cancel into rounding errors
     own = tl.load(target_peaks + tl.load(task_ids + b) * width + c, mask=mask, other=0.0).to(tl.float32)
     gq = tl.zeros((BLOCK_D,), tl.float32)
     for k in range(0, sources):
@@ -85,7 +86,7 @@ def prompt_gradients_kernel(
     grad, attention, scores, query, task_ids, position, total, prompts, examples, sources, size, width,
     grad_b, grad_m, grad_d, OWN: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_C numbers of one prompt's gradient: a target's (OWN) from the examples of its task, a source's from all."""
+    """Write BLOCK_C numbers of the gradient of a source, or of a target (OWN) from the examples of its task."""
     k = (tl.program_id(0) % prompts).to(tl.int64)
     c = (tl.program_id(0) // prompts).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     c_mask = c < size
@@ -113,7 +114,7 @@ def prompt_gradients_kernel(
 
 @triton.jit
 def gradient_of_x_kernel(grad, grad_peak, position, grad_x, size, width, grad_b, grad_n, grad_d, BLOCK_C: tl.constexpr):
-    """BLOCK_C numbers of one example's (n, d); grad starts at the first row behind the prompts."""
+    """Write BLOCK_C numbers of one example (n, d). grad starts at the first row behind the prompts."""
     column_blocks = tl.cdiv(size, BLOCK_C)
     b = (tl.program_id(0) // column_blocks).to(tl.int64)
     c = (tl.program_id(0) % column_blocks).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -129,6 +130,7 @@ def backward(
     grad: Tensor, grad_attention: Tensor, peak: Tensor, position: Tensor, source: Tensor, target: Tensor,
     task_ids: Tensor, w_down: Tensor, w_up: Tensor, ln_weight: Tensor, ln_bias: Tensor, temperature: float, mask: int,
 ) -> list[Tensor]:  # fmt: skip
+    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
     (examples, width), (sources, before, _) = peak.shape, source.shape
     size, strides, candidates = before * width, grad.stride(), sources + 1
     source_peaks, source_position = pool(source)
@@ -162,25 +164,25 @@ def backward(
         )  # fmt: skip
         return total
 
-    asked = []
+    found = []
     if mask & 1:
         rows = grad.shape[1] - before
-        asked.append(grad.new_empty(examples, rows, width))
+        found.append(grad.new_empty(examples, rows, width))
         launch(
             gradient_of_x_kernel, (examples * blocks(rows * width, 1024),), grad[:, before:],
-            torch.mm(grad_hidden, w_down.T), position, asked[-1], rows * width, width, *strides,
+            torch.mm(grad_hidden, w_down.T), position, found[-1], rows * width, width, *strides,
             BLOCK_C=1024, num_warps=4,
         )  # fmt: skip
     if mask & 2:
-        asked.append(of_prompts(source, source_position, own=False))
+        found.append(of_prompts(source, source_position, own=False))
     if mask & 4:
-        asked.append(of_prompts(target, target_position, own=True))
+        found.append(of_prompts(target, target_position, own=True))
     if mask & 8:
-        asked.append(torch.mm(peak.T, grad_hidden))
+        found.append(torch.mm(peak.T, grad_hidden))
     if mask & 16:
-        asked.append(torch.mm(F.silu(hidden).T, grad_up))
+        found.append(torch.mm(F.silu(hidden).T, grad_up))
     if mask & 32:
-        asked.append(scaled_query.sum(0).to(peak.dtype))
+        found.append(scaled_query.sum(0).to(peak.dtype))
     if mask & 64:
-        asked.append(grad_query.sum(0).to(peak.dtype))
-    return asked
+        found.append(grad_query.sum(0).to(peak.dtype))
+    return found

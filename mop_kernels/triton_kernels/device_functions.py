@@ -1,11 +1,13 @@
-"""What the kernels of PHM maps share on the device: their tiles, the rules' products, the activations.
+"""Device functions that the kernels of PHM maps share: tiles, products with the rules, activations.
 
-A row of n columns is viewed as (g, w), a rule's side times a local's. Its tile is kept as `[g, (n w)]`, so that a
-product with a rule is one matrix product; what comes out reshapes to `[j, n, w]`, the batch of one with a local.
-j = (i, r) is the term and the rank in one axis, r padded to a power of two; a padded j has zeros in its factors.
+The kernels view a row of n columns as (g, w): g is a side of the rule, w a side of the local. A tile of rows is kept as
+`[g, (n w)]`, so that a product with a rule is one matrix product. The result reshapes to `[j, n, w]`, the batch of one
+matrix product with a local. j = (i, r) joins the term i and the rank r in one axis. r is padded to a power of two; the
+factors are zero where r is padding.
 
-A matrix product needs an inner size of 16. Where a rule's side is smaller, a tile is folded: f = 16/side stretches of w
-stand below one another, `[(g f), (n w/f)]`, and the rule's tile is block-diagonal, `[(j f), (g f')]`, zero for f != f'.
+A matrix product needs an inner size of 16. Where the side of a rule is smaller, a tile is folded: f = 16/side stretches
+of w stand below one another, `[(g f), (n w/f)]`. The tile of the rule is then block-diagonal, `[(j f), (g f')]`: it is
+zero for f != f'.
 """
 
 from dataclasses import dataclass
@@ -13,20 +15,31 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
-from .arithmetic import power_of_2
+# The host functions below replace triton's own cdiv and next_power_of_2, which cost a call some microseconds each.
+
+
+def blocks(size: int, block: int) -> int:
+    """Return the number of blocks that cover `size`."""
+    return -(-size // block)
+
+
+def power_of_2(size: int) -> int:
+    """Return the least power of two that is not below `size`; 1 for 0."""
+    return 1 << max(0, size - 1).bit_length()
+
 
 ASSERTS = {"debug": True, "sanitize_overflow": False}
-"""Launch options of a kernel that asserts what the host cannot read of a tensor on a GPU: the ids in it.
+"""Launch options of a kernel that asserts the ids in a tensor: the host cannot read a tensor on a GPU.
 
-Without `debug` Triton drops the asserts. With it, Triton would check every 32-bit addition and product for overflow as
-well: 82 barriers instead of 17 in the code of the bank's forward. An assert alone adds some 40 instructions to a kernel
-of 2,000 and no register, so there is no need of a trap in inline assembly, which could not name the argument.
+Without `debug` Triton drops the asserts. With `debug` alone, Triton would also check every 32-bit addition and product
+for overflow: 82 barriers instead of 17 in the code of the bank's forward. An assert alone adds some 40 instructions to
+a kernel of 2,000, and no register. A trap in inline assembly would save little and could not name the argument.
 """
 
 
 @dataclass(frozen=True)
 class Phm:
-    """Sizes of one map, as in reference.py, and of the blocks (powers of two) in which a kernel takes them."""
+    """Sizes of one map, as in reference.py, and the block sizes (powers of two) of a kernel."""
 
     terms: int
     rank: int
@@ -42,39 +55,46 @@ class Phm:
 
     @property
     def padded_rank(self) -> int:
+        """Rank, padded to a power of two."""
         return power_of_2(self.rank)
 
     @property
     def size_j(self) -> int:
+        """Size of the axis j: terms times the padded rank."""
         return self.terms * self.padded_rank
 
     @property
     def d_in(self) -> int:
+        """Columns of an input row."""
         return self.g_in * self.loc_in
 
     @property
     def d_out(self) -> int:
+        """Columns of an output row."""
         return self.g_out * self.loc_out
 
     @property
     def fold_j(self) -> int:
+        """Fold f of a tile whose rows are j."""
         return max(1, 16 // self.block_j)
 
     @property
     def fold_a(self) -> int:
+        """Fold f of a tile whose rows are a."""
         return max(1, 16 // self.block_a)
 
     @property
     def fold_c(self) -> int:
+        """Fold f of a tile whose rows are c."""
         return max(1, 16 // self.block_c)
 
 
-# A device function never returns None: Triton 3.6 cannot call one that does. Callers ask before they call.
+# A device function never returns None: Triton 3.6 cannot call such a function. Callers test for None before the call.
 
 
 @triton.jit
 def select(tensors, index):
-    """tensors[index] of a tuple of pointers."""
+    """Return tensors[index], from a tuple of pointers."""
     tl.static_assert(tensors[0] is not None, "select returns no None")
     chosen = tensors[0]
     for k in tl.static_range(1, len(tensors)):
@@ -84,16 +104,16 @@ def select(tensors, index):
 
 @triton.jit
 def of_pair(pointer, strides, layer, expert):
-    """Where a pair's part of a tensor (1|L, 1|E, ...) begins; layer and expert are int64."""
+    """Return the address of a pair's part of a tensor (1|L, 1|E, ...); layer and expert are int64."""
     tl.static_assert(pointer is not None, "of_pair returns no None")
     return pointer + (layer * strides[0] + expert * strides[1])
 
 
 @triton.jit
 def group_of(pair, num_experts, experts):
-    """(layer, expert) of a pair (L, k), int64; the expert's id where `experts` are asked for, otherwise its place.
+    """Return (layer, expert) of a pair in (L, k), int64. The expert is an id if `experts` is given, or else a place.
 
-    experts: (pointer to the ids, number of experts of the bank) or None.
+    experts: (pointer to the ids, number of experts of the bank), or None for all experts.
     """
     layer, expert = (pair // num_experts).to(tl.int64), (pair % num_experts).to(tl.int64)
     if experts is not None:
@@ -107,7 +127,7 @@ def row_tile(
     first_row, first_g, first_w, rows, G, W,
     BLOCK_ROWS: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """Row, column and mask of the tile [(g f), (n w/f)] of rows viewed as (G, W)."""
+    """Return row, column and mask of the tile [(g f), (n w/f)] of rows viewed as (G, W)."""
     NARROW: tl.constexpr = BLOCK_W // FOLD
     gf = tl.arange(0, BLOCK_G * FOLD)[:, None]
     nw = tl.arange(0, BLOCK_ROWS * NARROW)[None, :]
@@ -119,12 +139,13 @@ def row_tile(
 
 @triton.jit
 def load_rows(pointer, row, column, mask, WIDTH):
+    """Return the tile of rows of WIDTH columns; zero outside the mask."""
     return tl.load(pointer + (row.to(tl.int64) * WIDTH + column), mask=mask, other=0.0)
 
 
 @triton.jit
 def unfold(tile, BLOCK_ROWS: tl.constexpr, FOLD: tl.constexpr):
-    """[(j f), (n w/f)] -> [j, n, w]."""
+    """Reshape [(j f), (n w/f)] to [j, n, w]."""
     B: tl.constexpr = tile.shape[0] // FOLD
     NARROW: tl.constexpr = tile.shape[1] // BLOCK_ROWS
     tile = tl.reshape(tile, (B, FOLD, BLOCK_ROWS, NARROW))
@@ -133,7 +154,7 @@ def unfold(tile, BLOCK_ROWS: tl.constexpr, FOLD: tl.constexpr):
 
 @triton.jit
 def fold(tile, FOLD: tl.constexpr):
-    """[j, n, w] -> [(j f), (n w/f)]."""
+    """Reshape [j, n, w] to [(j f), (n w/f)]."""
     B: tl.constexpr = tile.shape[0]
     N: tl.constexpr = tile.shape[1]
     NARROW: tl.constexpr = tile.shape[2] // FOLD
@@ -146,7 +167,10 @@ def load_rule(
     pointer, first_j, first_g, P: tl.constexpr, G: tl.constexpr, STEP_G: tl.constexpr, STEP_R: tl.constexpr,
     BLOCK_G: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """A factor of the rule, of G sides, as [(j f), (g f')]; STEP_G, STEP_R: to its next side, to its next rank."""
+    """Return a factor of the rule as [(j f), (g f')].
+
+    G: sides of the factor. STEP_G, STEP_R: strides of its sides and of its ranks.
+    """
     BLOCK_J: tl.constexpr = P.block_j
     jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
     gf = tl.arange(0, BLOCK_G * FOLD)[None, :]
@@ -159,19 +183,19 @@ def load_rule(
 
 @triton.jit
 def load_rule_in(pointer, first_j, first_a, P: tl.constexpr, BLOCK_A: tl.constexpr, FOLD: tl.constexpr):
-    """rule_in (terms, g_in, rank) as [(j f), (a f')]."""
+    """Return rule_in (terms, g_in, rank) as [(j f), (a f')]."""
     return load_rule(pointer, first_j, first_a, P, P.g_in, P.rank, 1, BLOCK_A, FOLD)
 
 
 @triton.jit
 def load_rule_out(pointer, first_j, first_c, P: tl.constexpr, BLOCK_C: tl.constexpr, FOLD: tl.constexpr):
-    """rule_out (terms, rank, g_out) as [(j f), (c f')]."""
+    """Return rule_out (terms, rank, g_out) as [(j f), (c f')]."""
     return load_rule(pointer, first_j, first_c, P, P.g_out, 1, P.g_out, BLOCK_C, FOLD)
 
 
 @triton.jit
 def load_local(pointer, first_j, first_u, first_v, P: tl.constexpr):
-    """local (terms, loc_in, loc_out) as [j, u, v]: a term's block stands there once for each r."""
+    """Return local (terms, loc_in, loc_out) as [j, u, v]: the block of a term is repeated for each r."""
     BLOCK_J: tl.constexpr = P.block_j
     BLOCK_U: tl.constexpr = P.block_u
     BLOCK_V: tl.constexpr = P.block_v
@@ -186,7 +210,7 @@ def load_local(pointer, first_j, first_u, first_v, P: tl.constexpr):
 def stage_1(
     x, rule_in, first_row, first_j, first_u, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """t[j, n, u] = sum_a rule_in[j, a] x[n, a, u], in the dtype of x."""
+    """Return t[j, n, u] = sum_a rule_in[j, a] x[n, a, u], in the dtype of x."""
     BLOCK_J: tl.constexpr = P.block_j
     BLOCK_U: tl.constexpr = P.block_u
     FOLD: tl.constexpr = P.fold_a
@@ -200,20 +224,23 @@ def stage_1(
 
 @triton.jit
 def tanh(x):
+    """Return the hyperbolic tangent of x, without cancellation near zero."""
     e = tl.exp(-2.0 * tl.abs(x))
     magnitude = (1.0 - e) / (1.0 + e)
     xx = x * x
-    near_zero = x * (1.0 + xx * (-1.0 / 3 + xx * (2.0 / 15 - xx * (17.0 / 315))))  # where 1 - e would cancel
+    near_zero = x * (1.0 + xx * (-1.0 / 3 + xx * (2.0 / 15 - xx * (17.0 / 315))))  # here 1 - e would cancel
     return tl.where(tl.abs(x) < 0.125, near_zero, tl.where(x < 0, -magnitude, magnitude))
 
 
 @triton.jit
 def normal_cdf(x):
+    """Return the cumulative distribution function of the standard normal distribution."""
     return 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
 
 
 @triton.jit
 def activate(x, NAME: tl.constexpr):
+    """Return the activation NAME of x; identity for any other name."""
     if NAME == "relu":
         y = tl.where(x < 0, 0.0, x)  # keeps NaN, as torch does
     elif NAME == "gelu":
@@ -231,7 +258,7 @@ def activate(x, NAME: tl.constexpr):
 
 @triton.jit
 def derivative(x, NAME: tl.constexpr):
-    """d activate(x) / dx."""
+    """Return d activate(x) / dx."""
     if NAME == "relu":
         d = tl.where(x > 0, 1.0, 0.0)
     elif NAME == "gelu":
@@ -239,7 +266,7 @@ def derivative(x, NAME: tl.constexpr):
     elif NAME == "gelu_tanh":
         y = tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))
         inner = 0.7978845608028654 * (1.0 + 0.134145 * x * x)
-        # at |x| > 1e13 the cubic's slope overflows where 1 - y^2 is 0
+        # at |x| > 1e13 the slope of the cubic overflows, and 1 - y^2 is 0
         d = 0.5 * (1.0 + y) + tl.where(tl.abs(x) > 100.0, 0.0, 0.5 * x * (1.0 - y * y) * inner)
     elif NAME == "tanh":
         y = tanh(x)

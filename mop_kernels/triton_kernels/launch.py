@@ -1,16 +1,31 @@
-"""Launch a kernel on the current stream of the tensors' device, or record the launch.
+"""Choose tile sizes and warps of a launch, and launch the kernel on the current stream of the tensors' device.
 
-Every function of this backend launches its kernels here. Repeated calls launch them from notes (replay.py).
+Every function of this backend launches its kernels by `launch`. Repeated calls launch from notes instead (replay.py).
 
-Recorded launches, on tensors of the device "meta", are what the tests compile ahead of time, without a GPU.
+A launch configuration is what `make tune` measured on this GPU, or else the first configuration that the kernel
+proposes. configs/<GPU name>.json maps the name of a kernel to {key of sizes and dtype: {constexpr or option: value}}.
+Nothing is tuned while a program runs: ranks of one job agree, and runs repeat.
+
+`recording` collects launches on tensors of the device "meta". The tests compile these ahead of time, without a GPU.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Sizes = dict[str, int]  # what a choice depends on, by name
+Config = dict[str, int]  # BLOCK_... constexprs, num_warps, num_stages
+Configs = Iterator[Config]  # a kernel's own choice, then other choices worth timing
+Proposals = Callable[[Sizes, torch.dtype, int], Configs]  # of sizes, dtype, and the number of multiprocessors
+
+CONFIGS = Path(__file__).parent / "configs"
+MULTIPROCESSORS = 132  # of an H200
 
 
 class Launch(NamedTuple):
@@ -22,12 +37,34 @@ class Launch(NamedTuple):
     meta: dict[str, Any]
 
 
+class Choice(NamedTuple):
+    """One call of `pick`."""
+
+    kernel: str
+    sizes: Sizes
+    dtype: torch.dtype
+    proposals: Proposals
+    multiprocessors: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Name of the kernel, and key of sizes and dtype."""
+        return self.kernel, key_of(self.sizes, self.dtype)
+
+    def candidates(self) -> list[Config]:
+        """Return the configurations worth timing: the kernel's own choice, then all different ones."""
+        own, *others = self.proposals(self.sizes, self.dtype, self.multiprocessors)
+        return [own, *(config for config in others if config != own)]
+
+
 _recorded: list[Launch] | None = None
+_choices: list[Choice] | None = None
+_forced: dict[tuple[str, str], Config] = {}
 
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Within the block launches are collected, not run. For tests; holds for the whole process."""
+    """Collect the launches of the block instead of making them. Holds for the whole process; for tests."""
     global _recorded
     previous, _recorded = _recorded, []
     try:
@@ -36,13 +73,43 @@ def recording() -> Iterator[list[Launch]]:
         _recorded = previous
 
 
-def is_recording() -> bool:
-    """Tell whether launches are recorded instead of made."""
-    return _recorded is not None
+@contextmanager
+def asked() -> Iterator[list[Choice]]:
+    """Collect the choices of the block. Holds for the whole process; for `make tune` and tests."""
+    global _choices
+    previous, _choices = _choices, []
+    try:
+        yield _choices
+    finally:
+        _choices = previous
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
-    """kernel[grid](*arguments, **meta). A tensor or tuple of tensors first; meta: constexprs, num_warps, num_stages."""
+@contextmanager
+def forced(choice: Choice, config: Config) -> Iterator[None]:
+    """Take this configuration for this choice within the block. Holds for the whole process; as `asked`."""
+    before = dict(_forced)
+    _forced[choice.key] = config
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+def is_watched() -> bool:
+    """Return True if launches or choices are collected, or choices forced."""
+    return _recorded is not None or _choices is not None or bool(_forced)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+    """Launch kernel[grid](*arguments, **meta).
+
+    Args:
+        kernel: A jitted function.
+        grid: Programs per dimension. An empty grid launches nothing.
+        arguments: Run-time arguments: first a tensor or a tuple of tensors.
+        meta: Constexprs, num_warps, num_stages.
+    """
     if 0 in grid:
         return
     if _recorded is not None:
@@ -51,25 +118,68 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **meta) -> None:
     first = arguments[0]
     device = first.device if isinstance(first, torch.Tensor) else first[0].device
     if device.type == "meta":
-        return  # only the shapes of results are wanted
+        return  # the caller wants only the shapes of results
     with device_guard(device):
         compiled = kernel[grid](*arguments, **meta, enable_fp_fusion=True)
-    notes = _get_current_dispatch_mode()  # of this thread
-    if hasattr(notes, "note_launch"):
-        notes.note_launch(kernel, compiled, grid, arguments, meta)
+    note_launch = getattr(_get_current_dispatch_mode(), "note_launch", None)  # of this thread
+    if note_launch is not None:
+        note_launch(kernel, compiled, grid, arguments, meta)
 
 
 def device_guard(device: torch.device) -> AbstractContextManager:
-    """Return a context in which this device, if it is a GPU, is the current one."""
+    """Return a context in which this device is the current one, if it is a GPU."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return nullcontext()
 
 
 def input_precision() -> str:
-    """Return what tl.dot does with float32: IEEE products unless torch allows TF32 in its own.
+    """Return the precision of tl.dot for float32: "ieee" unless torch allows TF32 in its own products.
 
-    Reads torch.backends.cuda.matmul.fp32_precision, in a seventh of the time. `allow_tf32` would raise where the
-    program has set `fp32_precision`.
+    Reads torch.backends.cuda.matmul.fp32_precision, in a seventh of the time. `allow_tf32` would raise if the program
+    has set `fp32_precision`.
     """
     return "tf32" if torch._C._get_fp32_precision_getter("cuda", "matmul") == "tf32" else "ieee"
+
+
+def pick(kernel: str, sizes: Sizes, dtype: torch.dtype, device: torch.device, proposals: Proposals) -> Config:
+    """Return the launch configuration of `kernel` for these sizes: forced, tuned for this GPU, or the kernel's own."""
+    if _choices is not None:
+        _choices.append(Choice(kernel, sizes, dtype, proposals, multiprocessors(device)))
+    if _forced and (kernel, key_of(sizes, dtype)) in _forced:
+        return _forced[kernel, key_of(sizes, dtype)]
+    if device.type == "cuda":
+        tuned = _tuned(torch.cuda.get_device_name(device)).get(kernel, {}).get(key_of(sizes, dtype))
+        if tuned is not None:
+            return tuned
+    return next(proposals(sizes, dtype, multiprocessors(device)))
+
+
+def key_of(sizes: Sizes, dtype: torch.dtype) -> str:
+    """Return the key of sizes and dtype in a file of configurations."""
+    return " ".join([str(dtype).removeprefix("torch."), *(f"{name}={size}" for name, size in sizes.items())])
+
+
+def path_of(gpu: str) -> Path:
+    """Return the file of the configurations that were tuned for this GPU."""
+    return CONFIGS / f"{gpu.replace(' ', '_')}.json"
+
+
+@cache
+def _tuned(gpu: str) -> dict[str, dict[str, Config]]:
+    path = path_of(gpu)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of multiprocessors of the device; 132, as on an H200, if it is not a GPU."""
+    if device.type != "cuda":
+        return MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@cache
+def tensor_cores(device: torch.device) -> bool:
+    """Return True if Triton multiplies on tensor cores of this device: from compute capability 8.0 on."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)

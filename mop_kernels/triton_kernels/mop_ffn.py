@@ -1,54 +1,49 @@
-"""mop_ffn: y_map = up_map(activation(down(x))) for all (layer, expert) pairs and all up maps in one launch.
+"""mop_ffn: y_map = up_map(activation(down(x))) for all (layer, expert) pairs and all up maps, in one launch.
 
 x (1|L, 1|E, n, in), factors with the group dims (1|L, 1|E) -> num_maps tensors (L, k, n, out); k = E or len(experts).
 One program computes a block of rows of one pair, for `MAPS` up maps and `BLOCKS_V` blocks of v:
     t[j, n, u] = sum_a rule_in[j, a] x[n, a, u];  s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
     y[c, n, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
-for the down map, then for the up maps on the activated hidden rows. Those never leave the chip and are computed once
-per program. W is never formed. Sums are accumulated in float32; t, s and the hidden rows, which feed matrix products,
-are rounded to the dtype of x between them, as torch's eager operations do.
+first for the down map, then for the up maps on the activated hidden rows. The hidden rows never leave the chip, and
+each program computes them once. W is never formed. Sums are accumulated in float32. t, s and the hidden rows feed
+matrix products; between the products they are rounded to the dtype of x, as torch's eager operations do.
 
-The up maps' factors, any number of maps, are handed over as tuples of pointers: nothing is stacked or copied. Where the
-hidden rows are too wide to stay on chip (`fits` in mop_ffn_tiles.py: 1024 numbers a row in float32, 2048 in 16 bits, or
-a rank above 32), a call takes the same three stages as batched matrix products of torch.
+The kernel takes the factors of the up maps, any number of maps, as tuples of pointers: nothing is stacked or copied.
+Where the hidden rows are too wide to stay on chip (`Call.fits`: 1024 numbers per row in float32, 2048 in 16 bits, or a
+rank above 32), a call takes the same three stages as batched matrix products of torch.
 """
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import launch_config
-from .arithmetic import blocks
+from ..reference import group_sizes
 from .device_functions import (
+    ASSERTS,
+    Phm,
     activate,
+    blocks,
     fold,
     group_of,
     load_local,
     load_rule_in,
     load_rule_out,
     of_pair,
+    power_of_2,
     row_tile,
     select,
     stage_1,
     unfold,
 )
-from .launch import input_precision, launch
-from .mop_ffn_tiles import (
-    TILE,
-    asked_of,
-    block,
-    checks,
-    even_block,
-    fits,
-    group_strides,
-    groups_of,
-    maps_of,
-    maps_of_list,
-    rows_of_a_block,
-    size_of_hidden,
-    sizes_of,
-    with_blocks,
-)
+from .launch import Config, Configs, Sizes, input_precision, launch, pick
+
+Asked = tuple[Tensor, int] | None
+"""The ids of the experts that a call asks for, and the number of experts; None for all experts."""
 
 
 @triton.jit
@@ -56,7 +51,7 @@ def hidden_before_activation(
     x, rule_in, rule_out, local, bias, first_row, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The down map of a block of rows, [(c f), (n v/f)] with f = P.fold_j, in float32; all of c and v."""
+    """Return the down map of a block of rows, [(c f), (n v/f)] with f = P.fold_j, in float32; all of c and v."""
     BLOCK_J: tl.constexpr = P.block_j
     BLOCK_V: tl.constexpr = P.block_v
     FOLD: tl.constexpr = P.fold_j
@@ -77,9 +72,9 @@ def hidden_before_activation(
 
 @triton.jit
 def view_as_up(h, DOWN: tl.constexpr, UP: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """Hidden rows [(c f), (n v/f)] of the down map as [(a f), (n u/f)] of the up map.
+    """Return hidden rows [(c f), (n v/f)] of the down map as [(a f), (n u/f)] of the up map.
 
-    What stands in padded places is of the same row and meets zeros of the factors.
+    Padded places hold numbers of the same row. They meet zeros of the factors.
     """
     C: tl.constexpr = DOWN.block_c
     V: tl.constexpr = DOWN.block_v
@@ -89,7 +84,7 @@ def view_as_up(h, DOWN: tl.constexpr, UP: tl.constexpr, BLOCK_ROWS: tl.constexpr
     UP_FOLD: tl.constexpr = UP.fold_a
     h = tl.permute(tl.reshape(h, (C, DOWN_FOLD, BLOCK_ROWS, V // DOWN_FOLD)), (2, 0, 1, 3))
     h = tl.reshape(h, (BLOCK_ROWS, C * V))
-    if DOWN.loc_out != V or UP.loc_in != U or C * V != A * U:  # padding stands between the columns of either view
+    if DOWN.loc_out != V or UP.loc_in != U or C * V != A * U:  # padding lies between the columns of either view
         column = tl.arange(0, A * U)
         column = tl.minimum(column // U * UP.loc_in + column % U, DOWN.d_out - 1)
         place = column // DOWN.loc_out * V + column % DOWN.loc_out
@@ -100,14 +95,14 @@ def view_as_up(h, DOWN: tl.constexpr, UP: tl.constexpr, BLOCK_ROWS: tl.constexpr
 
 @triton.jit
 def up_stage_1(h, rule_in, first_j, P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr):
-    """t[j, n, u] from hidden rows on chip, [(a f), (n u/f)], all of a and u."""
+    """Return t[j, n, u] from hidden rows on chip, [(a f), (n u/f)], all of a and u."""
     rule = load_rule_in(rule_in, first_j, 0, P, P.block_a, P.fold_a)
     return unfold(tl.dot(rule, h, input_precision=PRECISION), BLOCK_ROWS, P.fold_a).to(h.dtype)
 
 
 @triton.jit
 def up_stage_2(t, local, first_j, first_v, P: tl.constexpr, PRECISION: tl.constexpr):
-    """s[j, n, v] as [(j f), (n v/f)], folded for the product with rule_out."""
+    """Return s[j, n, v] as [(j f), (n v/f)], folded for the product with rule_out."""
     s = tl.dot(t, load_local(local, first_j, 0, first_v, P), input_precision=PRECISION)
     return fold(s, P.fold_j).to(t.dtype)
 
@@ -119,11 +114,10 @@ def mop_ffn_kernel(
     DOWN: tl.constexpr, UP: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     MAPS: tl.constexpr, BLOCKS_V: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write `outs`. MAPS is 1 or the number of up maps.
+    """Write `outs`. Programs that read the same factors are neighbours.
 
-    rules_in, rules_out, locals_, biases, outs: one pointer per up map; strides: the group strides of `group_strides`.
-
-    Programs that read the same factors stand side by side.
+    MAPS: up maps per program, 1 or all. rules_in, rules_out, locals_, biases, outs: one pointer per up map. strides:
+    those of `group_strides`.
     """
     row_blocks = tl.cdiv(rows, BLOCK_ROWS)
     splits = tl.cdiv(UP.loc_out, BLOCKS_V * UP.block_v)
@@ -149,12 +143,12 @@ def mop_ffn_kernel(
     BLOCK_V: tl.constexpr = UP.block_v
     FOLD: tl.constexpr = UP.fold_j
     for k in range(MAPS):
-        map = first_map + k
-        rule_in = of_pair(select(rules_in, map), strides[5], layer, expert)
-        rule_out = of_pair(select(rules_out, map), strides[6], layer, expert)
-        local = of_pair(select(locals_, map), strides[7], layer, expert)
-        bias = None if biases[0] is None else of_pair(select(biases, map), strides[8], layer, expert)
-        out = select(outs, map) + pair.to(tl.int64) * rows * UP.d_out
+        up_map = first_map + k
+        rule_in = of_pair(select(rules_in, up_map), strides[5], layer, expert)
+        rule_out = of_pair(select(rules_out, up_map), strides[6], layer, expert)
+        local = of_pair(select(locals_, up_map), strides[7], layer, expert)
+        bias = None if biases[0] is None else of_pair(select(biases, up_map), strides[8], layer, expert)
+        out = select(outs, up_map) + pair.to(tl.int64) * rows * UP.d_out
         t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
         for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
             s = up_stage_2(t, local, 0, v, UP, PRECISION)
@@ -175,13 +169,128 @@ def mop_ffn_kernel(
                 tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
 
 
+class Call:
+    """The tensors of one call, and what its launches depend on."""
+
+    def __init__(self, x: Tensor, down: list[Tensor], ups: list[Tensor], num_maps: int, experts: Tensor | None):
+        self.x, self.down, self.maps = x, down, split(ups, num_maps)
+        layers, num_experts = group_sizes(x, down, self.maps[:1])  # all maps have the shapes of the first
+        self.asked: Asked = None if experts is None else (experts, num_experts)
+        self.groups = layers, num_experts if experts is None else experts.shape[0]
+        self.pairs, self.rows = self.groups[0] * self.groups[1], x.shape[2]
+        self.sizes = {"pairs": self.pairs, "maps": num_maps, "rows": self.rows}
+        self.sizes |= sides_of(down, "down_") | sides_of(self.maps[0], "up_")
+
+    @property
+    def fits(self) -> bool:
+        """True if the kernels serve these sizes: four hidden rows or more on chip, all r of a term in a block.
+
+        All other calls take the three stages as batched matrix products of torch, by the reference op.
+        """
+        down, up = maps_of(self.sizes)
+        return 4 * size_of_hidden(down, up) <= TILE[self.x.dtype] and max(down.padded_rank, up.padded_rank) <= 32
+
+
+def split(ups: list, num_maps: int) -> list[list]:
+    """Return the flat list of an op as one list per up map."""
+    width = len(ups) // num_maps
+    return [ups[k * width : (k + 1) * width] for k in range(num_maps)]
+
+
+def with_bias(factors: list[Tensor]) -> list[Tensor | None]:
+    """Return [rule_in, rule_out, local, bias or None]."""
+    return [*factors, None][:4]
+
+
+def group_strides(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
+    """Return, per tensor, the strides to the next layer and to the next expert; 0 where the group dim is 1."""
+    shapes = [((1, 1), (0, 0)) if t is None else (t.shape, t.stride()) for t in tensors]
+    return tuple([(0 if n[0] == 1 else s[0], 0 if n[1] == 1 else s[1]) for n, s in shapes])
+
+
+def launch_options(config: Config, asked: Asked, *more: str) -> dict[str, Any]:
+    """Return the constexprs and options that all kernels take. Only launches that read ids pay for asserts."""
+    names = ("BLOCK_ROWS", "num_warps", "num_stages", *more)
+    return (
+        {name: config[name] for name in names} | {"PRECISION": input_precision()} | ({} if asked is None else ASSERTS)
+    )
+
+
+SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
+
+
+def sides_of(phm: Sequence[Tensor], prefix: str = "") -> Sizes:
+    """Return the sizes of a map, each name behind `prefix`."""
+    rule_in, rule_out, local = phm[:3]
+    terms, g_in, rank = rule_in.shape[2:]
+    values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
+    return {prefix + name: value for name, value in zip(SIDES, values)}
+
+
+def maps_of(sizes: Sizes) -> tuple[Phm, Phm]:
+    """Return the down and the up map, without blocks."""
+    return Phm(*(sizes[f"down_{name}"] for name in SIDES)), Phm(*(sizes[f"up_{name}"] for name in SIDES))
+
+
+# Numbers in a tile: with 128 threads at most 64 registers of each thread. In float32 at most 32, because the products
+# keep their operands in registers as well.
+TILE = {torch.float32: 4096, torch.bfloat16: 8192, torch.float16: 8192}
 RESIDENT = 4  # programs on a multiprocessor: of 4 warps and at most 128 registers
 
 
-def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> dict[str, int]:
-    """Choose the blocks, and how a pair's work is shared: as few programs as fill the GPU.
+def block(size: int, most: int) -> int:
+    """Return a power of two for a side of `size`: all of it, or at most `most`."""
+    return max(1, min(power_of_2(size), 1 << max(most, 1).bit_length() - 1))
 
-    The hidden rows are computed once per program, so a program takes all maps, unless one program per map can be
+
+def even_block(size: int, most: int) -> int:
+    """Return the largest power of two up to `most` that divides `size`, if it is 16 or more; otherwise as `block`."""
+    return min(most, size & -size) if size % 16 == 0 else block(size, most)
+
+
+def size_of_hidden(down: Phm, up: Phm) -> int:
+    """Return the columns of the hidden rows, with the padding of either view."""
+    return max(power_of_2(down.g_out) * power_of_2(down.loc_out), power_of_2(up.g_in) * max(16, power_of_2(up.loc_in)))
+
+
+def rows_of_a_block(dtype: torch.dtype) -> int:
+    """Return 8 if products are plain multiply-adds, or the 16 of an instruction if they are matrix instructions."""
+    return 8 if dtype is torch.float32 and input_precision() == "ieee" else 16
+
+
+def with_blocks(sizes: Sizes, config: Config, dtype: torch.dtype) -> tuple[Phm, Phm]:
+    """Return both maps with the blocks of a configuration. A block has whole sides of the hidden rows, kept on chip."""
+    down, up = maps_of(sizes)
+    rows, block_v = config["BLOCK_ROWS"], config["BLOCK_V"]
+    tile = TILE[dtype]
+    # at least one hidden number per thread: Triton 3.6 to 3.8 end in an assertion on a smaller tl.gather (view_as_up)
+    v = max(power_of_2(down.loc_out), 32 * config["num_warps"] // (rows * power_of_2(down.g_out)))
+    j = block(down.size_j, min(32, tile // (v * max(rows, config["BLOCK_U"]))))
+    down = replace(
+        down,
+        block_j=j,
+        block_a=block(down.g_in, 16),
+        block_c=power_of_2(down.g_out),
+        block_u=config["BLOCK_U"],
+        block_v=max(v, 16 // j),
+    )
+    u = max(16, power_of_2(up.loc_in))
+    j = block(up.size_j, min(32, tile // (rows * max(u, block_v)), tile // (u * block_v)))
+    up = replace(
+        up,
+        block_j=j,
+        block_a=power_of_2(up.g_in),
+        block_c=min(config["BLOCK_C"], power_of_2(up.g_out)),
+        block_u=u,
+        block_v=max(block_v, 16 // j),
+    )
+    return down, up
+
+
+def forward_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
+    """Propose blocks, and how the programs share the work of a pair: as few programs as fill the GPU.
+
+    The hidden rows are computed once per program. Therefore a program takes all maps, unless one program per map can be
     resident as well: its chain of barriers is shorter. A program takes all v, unless that leaves a multiprocessor with
     fewer than two programs.
     """
@@ -193,64 +302,54 @@ def heuristic(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -
     maps = sizes["maps"] if programs > RESIDENT * multiprocessors else 1
     # plain multiply-adds keep their operands in registers: 8 sums per thread leave room for four programs
     sums = 1024 if rows_of_a_block(dtype) == 8 else TILE[dtype]
-    return {
+    block_c = block(up.g_out, sums // (rows * block_v))
+    own = {
         "BLOCK_ROWS": rows,
         "BLOCK_U": max(16, even_block(down.loc_in, 16)),
         "BLOCK_V": block_v,
-        "BLOCK_C": block(up.g_out, sums // (rows * block_v)),
+        "BLOCK_C": block_c,
         "MAPS": maps,
         "BLOCKS_V": blocks(v_blocks, min(v_blocks, max(1, 2 * multiprocessors // max(1, programs)))),
         "num_warps": 4,
         "num_stages": 2,
     }
-
-
-def candidates(sizes: dict[str, int], dtype: torch.dtype, multiprocessors: int) -> list[dict[str, int]]:
-    own = heuristic(sizes, dtype, multiprocessors)
-    down, up = maps_of(sizes)
-    rows, v = own["BLOCK_ROWS"], even_block(up.loc_out, 16)
+    yield own
+    v = even_block(up.loc_out, 16)
     changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
     changes += [{"BLOCK_V": v, "BLOCKS_V": blocks(up.loc_out, v)}, {"BLOCKS_V": 1}]
-    changes += [{"MAPS": m} for m in (1, sizes["maps"]) if m != own["MAPS"]] + [{"BLOCK_C": 2 * own["BLOCK_C"]}]
+    changes += [{"MAPS": m} for m in (1, sizes["maps"]) if m != maps] + [{"BLOCK_C": 2 * block_c}]
     changes += [{"BLOCK_U": max(16, even_block(down.loc_in, 64))}, {"num_stages": 1}, {"num_stages": 3}]
-    return [own | change for change in changes]
+    yield from (own | change for change in changes)
 
 
-def forward(x, down, ups, num_maps, activation, experts):
-    maps = maps_of_list(ups, num_maps)
-    groups, rows = groups_of(x, down, maps, experts), x.shape[2]
-    sizes = sizes_of(x, down, maps[0], num_maps, groups)
-    if not fits(sizes, x.dtype):
+def forward(
+    x: Tensor, down: list[Tensor], ups: list[Tensor], num_maps: int, activation: str, experts: Tensor | None
+) -> list[Tensor]:
+    """Return the result of each up map. The arguments are those of ops.SCHEMAS["mop_ffn"]."""
+    call = Call(x, down, ups, num_maps, experts)
+    if not call.fits:
         return torch.ops.mop_kernels.mop_ffn_reference(x, down, ups, num_maps, activation, experts)
-    asked = asked_of(x, down, maps, experts)
-    config = launch_config.pick("mop_ffn", sizes, x.dtype, x.device, heuristic)
-    down_map, up_map = with_blocks(sizes, config, x.dtype)
-    outs = [x.new_empty(*groups, rows, up_map.d_out) for _ in maps]
-    # with a bias or None, the up maps' as one tuple a factor
-    factors = [down[k] if k < len(down) else None for k in range(4)]
-    factors += [tuple(m[k] if k < len(m) else None for m in maps) for k in range(4)]
+    config = pick("mop_ffn", call.sizes, x.dtype, x.device, forward_configs)
+    down_map, up_map = with_blocks(call.sizes, config, x.dtype)
+    outs = [x.new_empty(*call.groups, call.rows, up_map.d_out) for _ in call.maps]
+    of_down, of_ups = with_bias(down), [with_bias(factors) for factors in call.maps]
+    row_blocks = blocks(call.rows, config["BLOCK_ROWS"])
+    v_blocks = blocks(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
     launch(
         mop_ffn_kernel,
-        (
-            blocks(rows, config["BLOCK_ROWS"])
-            * blocks(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
-            * groups[0]
-            * groups[1]
-            * (num_maps // config["MAPS"]),
-        ),
+        (row_blocks * v_blocks * call.pairs * (num_maps // config["MAPS"]),),
         x,
-        *factors,
+        *of_down,
+        *zip(*of_ups),  # one tuple per factor
         tuple(outs),
-        asked,
-        tuple(group_strides(t[0] if isinstance(t, tuple) else t) for t in (x, *factors)),
-        groups[1],
-        groups[0] * groups[1],
-        rows,
+        call.asked,
+        group_strides(x, *of_down, *of_ups[0]),
+        call.groups[1],
+        call.pairs,
+        call.rows,
         DOWN=down_map,
         UP=up_map,
         ACTIVATION=activation,
-        PRECISION=input_precision(),
-        **{name: config[name] for name in ("BLOCK_ROWS", "MAPS", "BLOCKS_V", "num_warps", "num_stages")},
-        **checks(asked),
+        **launch_options(config, call.asked, "MAPS", "BLOCKS_V"),
     )
     return outs

@@ -1,21 +1,26 @@
-"""Gradients of one level of mop_ffn, the up maps or the down map, from those of its results, for all pairs.
+"""Gradients of the factors of the down map, or of the up maps, of mop_ffn for all pairs, and of their input.
 
-With t and s as in mop_ffn.py, x a map's input and dy the gradient of its result:
+With t and s as in mop_ffn.py, x the input of a map and dy the gradient of its result:
     ds[j, n, v] = sum_c rule_out[j, c] dy[n, c, v]         dt[j, n, u] = sum_v ds[j, n, v] local[i, u, v]
     rows:     dx[n, a, u] = sum_j rule_in[j, a] dt[j, n, u]    drule_in[j, a] = sum_{n, u} dt[j, n, u] x[n, a, u]
     weights:  dlocal[i, u, v] = sum_{n, r} t[j, n, u] ds[j, n, v]    drule_out[j, c] = sum_{n, v} s[j, n, v] dy[n, c, v]
               dbias[c, v] = sum_n dy[n, c, v]
-All is linear in x and in dy, so a program may take one block of every side that its results have and of one they sum
-over. What it writes is a partial sum, one of (L, k, blocks, ...) in float32, for mop_ffn_sums.py. All accumulates in
-float32.
+All gradients are linear in x and in dy. Therefore a program may take one block of every side that its results have, and
+of one side that they sum over. It writes a partial sum, (L, k, blocks, ...) in float32, for `totals` in
+mop_ffn_backward.py. All sums accumulate in float32.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from . import launch_config
-from .arithmetic import blocks
 from .device_functions import (
+    Phm,
+    blocks,
     fold,
     group_of,
     load_local,
@@ -28,9 +33,10 @@ from .device_functions import (
     stage_1,
     unfold,
 )
-from .launch import input_precision, launch
-from .mop_ffn_sums import Partial
-from .mop_ffn_tiles import checks, gradient_blocks, group_strides, heuristic_rows, heuristic_weights, sizes_of_map
+from .launch import Config, Configs, Sizes, launch, pick
+from .mop_ffn import SIDES, TILE, Asked, block, even_block, group_strides, launch_options, rows_of_a_block, sides_of
+
+Factors = Sequence[Tensor]  # [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]
 
 
 @triton.jit
@@ -38,7 +44,7 @@ def gradient_before_local(
     dy, rule_out, first_row, first_j, first_c, first_v, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A c block's part of ds, [j, n, v] in float32, and the tile of dy, [(c f), (n v/f)]."""
+    """Return the part of ds of a c block, [j, n, v] in float32, and the tile of dy, [(c f), (n v/f)]."""
     FOLD: tl.constexpr = P.fold_c
     row, column, mask = row_tile(
         first_row, first_c, first_v, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, P.block_v, FOLD
@@ -54,10 +60,10 @@ def rows_kernel(
     strides, num_experts, rows,
     P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx (L, k, n, in), the sum over the maps times slope, and a map's drule_in (L, k, blocks, terms, g_in, rank).
+    """Write dx (L, k, n, in), the sum over the maps times slope, and drules_in (L, k, blocks, terms, g_in, rank).
 
-    A program computes one block each of rows, u and a. dx, slope and entries of drules_in may be None. x_experts are
-    the ids by which x is addressed: `experts`, or None where x has the k asked experts only.
+    A program computes one block each of rows, u and a. dx, slope and entries of drules_in may be None. x_experts holds
+    the ids of the experts in x: `experts`, or None if x has only the k asked experts.
     """
     row_blocks, u_blocks = tl.cdiv(rows, BLOCK_ROWS), tl.cdiv(P.loc_in, P.block_u)
     a_blocks = tl.cdiv(P.g_in, P.block_a)
@@ -77,12 +83,12 @@ def rows_kernel(
     BLOCK_V: tl.constexpr = P.block_v
     FOLD: tl.constexpr = P.fold_j
     rows_of_x = tl.zeros((BLOCK_A * FOLD, BLOCK_ROWS * BLOCK_U // FOLD), tl.float32)
-    for map in tl.static_range(len(grads)):
-        if dx is not None or drules_in[map] is not None:
-            dy = grads[map] + pair * rows * P.d_out
-            rule_in = of_pair(rules_in[map], strides[1], layer, expert)
-            rule_out = of_pair(rules_out[map], strides[2], layer, expert)
-            local = of_pair(locals_[map], strides[3], layer, expert)
+    for m in tl.static_range(len(grads)):
+        if dx is not None or drules_in[m] is not None:
+            dy = grads[m] + pair * rows * P.d_out
+            rule_in = of_pair(rules_in[m], strides[1], layer, expert)
+            rule_out = of_pair(rules_out[m], strides[2], layer, expert)
+            local = of_pair(locals_[m], strides[3], layer, expert)
             for j in range(0, P.size_j, BLOCK_J):
                 dt = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_U), tl.float32)
                 for v in range(0, P.loc_out, BLOCK_V):
@@ -92,8 +98,8 @@ def rows_kernel(
                     local_t = tl.permute(load_local(local, j, first_u, v, P), (0, 2, 1))
                     dt = tl.dot(ds.to(local_t.dtype), local_t, dt, input_precision=PRECISION)
                 dt = dt.to(x.dtype.element_ty)
-                if drules_in[map] is not None:
-                    drule_in = drules_in[map] + (pair * row_blocks * u_blocks + tile) * (P.terms * P.g_in * P.rank)
+                if drules_in[m] is not None:
+                    drule_in = drules_in[m] + (pair * row_blocks * u_blocks + tile) * (P.terms * P.g_in * P.rank)
                     store_drule_in(drule_in, x, dt, first_row, j, first_a, first_u, rows, P, BLOCK_ROWS, PRECISION)
                 if dx is not None:
                     rule = tl.trans(load_rule_in(rule_in, j, first_a, P, BLOCK_A, FOLD))
@@ -113,7 +119,7 @@ def store_drule_in(
     drule_in, x, dt, first_row, first_j, first_a, first_u, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The part of drule_in of dt [j, n, u]: a product a row, [n, j, u] with x as [n, u, a], summed over the rows."""
+    """Write the part of drule_in from dt [j, n, u]: the sum over n of products of [n, j, u] with x as [n, u, a]."""
     n = (first_row + tl.arange(0, BLOCK_ROWS))[:, None, None]
     u = (first_u + tl.arange(0, P.block_u))[None, :, None]
     a = (first_a + tl.arange(0, P.block_a))[None, None, :]
@@ -133,10 +139,10 @@ def weights_kernel(
     strides, num_experts, num_pairs, rows,
     P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A map's drule_out (L, k, u and v blocks, terms, rank, g_out), dlocal (L, k, c blocks, ...) and dbias (L, k, out).
+    """Write drules_out (L, k, u and v blocks, terms, rank, g_out), dlocals (L, k, c blocks, ...), dbiases (L, k, out).
 
-    A program computes one block each of j, u, v and c of one map, over all rows. The tuples of all three gradients hold
-    one pointer a map, or None where no map asks.
+    A program computes one block each of j, u, v and c of one map, over all rows. Each tuple of gradients holds one
+    pointer per map, or None if no map asks for this gradient.
     """
     u_blocks, v_blocks = tl.cdiv(P.loc_in, P.block_u), tl.cdiv(P.loc_out, P.block_v)
     j_blocks, c_blocks = tl.cdiv(P.size_j, P.block_j), tl.cdiv(P.g_out, P.block_c)
@@ -145,19 +151,19 @@ def weights_kernel(
     first_u, first_v = uv // v_blocks * P.block_u, uv % v_blocks * P.block_v
     first_j, c_block = program % j_blocks * P.block_j, program // j_blocks % c_blocks
     first_c = c_block * P.block_c
-    map = program // (j_blocks * c_blocks) // num_pairs
+    m = program // (j_blocks * c_blocks) // num_pairs
     pair = program // (j_blocks * c_blocks) % num_pairs
     layer, x_expert = group_of(pair, num_experts, x_experts)
     x = of_pair(x, strides[0], layer, x_expert)
     layer, expert = group_of(pair, num_experts, experts)
     pair = pair.to(tl.int64)
-    dy = select(grads, map) + pair * rows * P.d_out
-    rule_in = of_pair(select(rules_in, map), strides[1], layer, expert)
-    rule_out = of_pair(select(rules_out, map), strides[2], layer, expert)
-    local = of_pair(select(locals_, map), strides[3], layer, expert)
-    drule_out = None if drules_out[0] is None else select(drules_out, map)
-    dlocal = None if dlocals[0] is None else select(dlocals, map)
-    dbias = None if dbiases[0] is None else select(dbiases, map)
+    dy = select(grads, m) + pair * rows * P.d_out
+    rule_in = of_pair(select(rules_in, m), strides[1], layer, expert)
+    rule_out = of_pair(select(rules_out, m), strides[2], layer, expert)
+    local = of_pair(select(locals_, m), strides[3], layer, expert)
+    drule_out = None if drules_out[0] is None else select(drules_out, m)
+    dlocal = None if dlocals[0] is None else select(dlocals, m)
+    dbias = None if dbiases[0] is None else select(dbiases, m)
 
     RANK: tl.constexpr = P.padded_rank
     BLOCK_J: tl.constexpr = P.block_j
@@ -204,13 +210,13 @@ def weights_kernel(
         mask = (i < P.terms) & (r < P.rank) & (c < P.g_out)
         place = (i * P.rank + r) * P.g_out + c
         tl.store(drule_out + place, tl.sum(of_rule, 0).to(drule_out.dtype.element_ty), mask=mask)
-    if dbias is not None and first_j + first_u == 0:  # all blocks of j and u have it
+    if dbias is not None and first_j + first_u == 0:  # all blocks of j and u compute it
         store_dbias(dbias + pair * P.d_out, of_bias, first_c, first_v, P, BLOCK_ROWS)
 
 
 @triton.jit
 def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: tl.constexpr):
-    """The sum over n of [(c f), (n v/f)]."""
+    """Write the sum over n of [(c f), (n v/f)]."""
     CF: tl.constexpr = of_rows.shape[0]
     NARROW: tl.constexpr = of_rows.shape[1] // BLOCK_ROWS
     _, column, mask = row_tile(0, first_c, first_v, 1, P.g_out, P.loc_out, 1, P.block_c, P.block_v, P.fold_c)
@@ -218,88 +224,170 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
 
 
-def level(x, grads, maps, slope, dx, needs, asked, x_asked) -> list[Partial]:
-    """Writes dx unless it is None; returns the gradients of the maps' factors that `needs` asks for, in order.
+def sizes_of_maps(factors: Factors, grads: list[Tensor]) -> Sizes:
+    """Return what a launch for the down map or for up maps depends on; grads are (L, k, n, out), one per map."""
+    layers, num_experts, rows = grads[0].shape[:3]
+    return {"pairs": layers * num_experts, "maps": len(grads), "rows": rows} | sides_of(factors)
 
-    grads: one (L, k, n, out) a map; maps: their [rule_in, rule_out, local] or [..., bias]. asked: the ids by which the
-    factors are addressed, and how many experts there are. x_asked: the same for x, None where x has the k asked experts
-    only.
+
+def gradient_blocks(sizes: Sizes, config: Config, kernel: str) -> Phm:
+    """Return the blocks of "rows" or of "weights": 16 of a side that is summed over, more of a side of the result."""
+    P = Phm(*(sizes[name] for name in SIDES))
+    rows, u, v = config["BLOCK_ROWS"], config["BLOCK_U"], config["BLOCK_V"]
+    most = TILE[torch.float32]  # these kernels hold more tiles at once
+    a, c = block(P.g_in, 16), block(P.g_out, 16)
+    j = block(P.size_j, min(32, most // (max(rows, u) * max(rows, v))))
+    if kernel == "rows":
+        a = block(P.g_in, most // (rows * u))
+    else:
+        j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
+        c = block(P.g_out, most // (rows * max(j, v)))
+    return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
+
+
+def rows_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
+    """Propose blocks of 16 of u, and of 16 of v in float32 or 32 in 16 bits."""
+    return _gradient_configs(sizes, rows_of_a_block(dtype), 16 if dtype is torch.float32 else 32)
+
+
+def weights_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
+    """Propose the blocks of `rows_configs`, but 16 rows, which are summed over. A high rank leaves room for 16 of v."""
+    return _gradient_configs(sizes, 16, 16 if dtype is torch.float32 or sizes["rank"] > 8 else 32)
+
+
+def _gradient_configs(sizes: Sizes, rows: int, most_v: int) -> Configs:
+    own = {"BLOCK_ROWS": rows, "BLOCK_U": max(16, even_block(sizes["loc_in"], 16))}
+    own |= {"BLOCK_V": max(16, even_block(sizes["loc_out"], most_v)), "num_warps": 4, "num_stages": 2}
+    yield own
+    v = max(16, even_block(sizes["loc_out"], 48 - own["BLOCK_V"]))
+    changes = [{"num_warps": 8}, {"BLOCK_ROWS": 2 * rows}, {"BLOCK_ROWS": 2 * rows, "num_warps": 8}]
+    changes += [{"BLOCK_V": v}, {"BLOCK_V": v, "num_warps": 8}, {"num_stages": 1}, {"num_stages": 3}]
+    yield from (own | change for change in changes)
+
+
+class Partial:
+    """The partial sums of the gradient of one tensor, (L, k, parts, ...) in float32.
+
+    `done` is True if there is nothing to sum: then `tensor` is the gradient, in the dtype of `like`.
     """
-    found = [[None] * 4 for _ in maps]
+
+    def __init__(self, like: Tensor, groups: Sequence[int], parts: int, asked: Asked):
+        self.like, self.parts = like, parts
+        self.summed = tuple(full if size == 1 else 1 for size, full in zip(like.shape, groups))
+        self.kept = tuple(1 if size == 1 else full for size, full in zip(like.shape, groups))
+        is_sum = (*self.summed, parts) != (1, 1, 1)
+        self.done = not is_sum and (asked is None or like.shape[1] == 1)
+        dtype = like.dtype if self.done else torch.float32
+        self.tensor = torch.empty(*groups, parts, *like.shape[2:], dtype=dtype, device=like.device)
+
+
+def tensors_of(partials: Sequence[Partial | None]) -> tuple[Tensor | None, ...]:
+    """Return the tensors of partial sums, None in the place of None."""
+    return tuple([None if p is None else p.tensor for p in partials])
+
+
+def map_gradients(
+    x: Tensor,
+    grads: list[Tensor],
+    maps: Sequence[Factors],
+    slope: Tensor | None,
+    dx: Tensor | None,
+    needs: list[list[bool]],
+    asked: Asked,
+    x_asked: Asked,
+) -> list[Partial]:
+    """Write dx unless it is None, and return the gradients of the factors that `needs` asks for, in order.
+
+    Args:
+        x: The input of the maps: of the down map, or the hidden rows.
+        grads: One (L, k, n, out) per map.
+        maps: The factors of each map.
+        slope: Multiplies dx, unless it is None.
+        dx: (L, k, n, in).
+        needs: One bool per factor of each map.
+        asked: The experts that the call asks for.
+        x_asked: `asked`, or None if x has only the k asked experts.
+    """
+    found: list[list[Partial | None]] = [[None] * 4 for _ in maps]
     if dx is not None or any(needed[0] for needed in needs):
-        for of_map, gradient in zip(
-            found, rows_gradients(x, grads, maps, slope, dx, [n[0] for n in needs], asked, x_asked)
-        ):
-            of_map[0] = gradient
+        for k, gradient in enumerate(rows_gradients(x, grads, maps, slope, dx, needs, asked, x_asked)):
+            found[k][0] = gradient
     for wanted in {tuple(needed[1:]) for needed in needs if any(needed[1:])}:
         chosen = [k for k, needed in enumerate(needs) if tuple(needed[1:]) == wanted]
-        some_grads, some_maps = ([values[k] for k in chosen] for values in (grads, maps))
-        for k, gradients in zip(chosen, weights_gradients(x, some_grads, some_maps, wanted, asked, x_asked)):
-            found[k][1:] = gradients
+        gradients = weights_gradients(x, [grads[k] for k in chosen], [maps[k] for k in chosen], wanted, asked, x_asked)
+        for k, of_map in zip(chosen, gradients):
+            found[k][1:] = of_map
     return [gradient for of_map in found for gradient in of_map if gradient is not None]
 
 
-def rows_gradients(x, grads, maps, slope, dx, needs, asked, x_asked) -> list[Partial | None]:
-    """Writes dx; returns drule_in of the maps that need it."""
+def rows_gradients(
+    x: Tensor,
+    grads: list[Tensor],
+    maps: Sequence[Factors],
+    slope: Tensor | None,
+    dx: Tensor | None,
+    needs: list[list[bool]],
+    asked: Asked,
+    x_asked: Asked,
+) -> list[Partial | None]:
+    """Write dx, and return drule_in of the maps that need it. Arguments: see `map_gradients`."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
-    sizes = sizes_of_map(maps[0], grads)
-    config = launch_config.pick("mop_ffn_rows", sizes, x.dtype, x.device, heuristic_rows)
+    sizes = sizes_of_maps(maps[0], grads)
+    config = pick("mop_ffn_rows", sizes, x.dtype, x.device, rows_configs)
     P = gradient_blocks(sizes, config, "rows")
     tiles = blocks(rows, config["BLOCK_ROWS"]) * blocks(P.loc_in, P.block_u)
-    partials = [Partial(m[0], groups, tiles, asked) if needed else None for m, needed in zip(maps, needs)]
+    partials = [Partial(m[0], groups, tiles, asked) if needed[0] else None for m, needed in zip(maps, needs)]
     launch(
         rows_kernel,
-        (blocks(P.g_in, P.block_a) * tiles * groups[0] * groups[1],),
+        (blocks(P.g_in, P.block_a) * tiles * sizes["pairs"],),
         x,
         tuple(grads),
-        *(tuple(m[k] for m in maps) for k in range(3)),
+        *zip(*(m[:3] for m in maps)),
         slope,
         dx,
-        tuple(None if p is None else p.tensor for p in partials),
+        tensors_of(partials),
         asked,
         x_asked,
-        tuple(group_strides(t) for t in (x, *maps[0][:3])),
+        group_strides(x, *maps[0][:3]),
         groups[1],
         rows,
         P=P,
-        PRECISION=input_precision(),
-        **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
-        **checks(asked),
+        **launch_options(config, asked),
     )
     return partials
 
 
-def weights_gradients(x, grads, maps, needs, asked, x_asked) -> list[list[Partial | None]]:
-    """[drule_out, dlocal, dbias] of each map, those that `needs`, a bool for each, asks for."""
+def weights_gradients(
+    x: Tensor,
+    grads: list[Tensor],
+    maps: Sequence[Factors],
+    needs: tuple[bool, ...],
+    asked: Asked,
+    x_asked: Asked,
+) -> list[list[Partial | None]]:
+    """Return [drule_out, dlocal, dbias] of each map, None where `needs` does not ask for it."""
     groups, rows = grads[0].shape[:2], grads[0].shape[2]
-    sizes = sizes_of_map(maps[0], grads)
-    config = launch_config.pick("mop_ffn_weights", sizes, x.dtype, x.device, heuristic_weights)
+    sizes = sizes_of_maps(maps[0], grads)
+    config = pick("mop_ffn_weights", sizes, x.dtype, x.device, weights_configs)
     P = gradient_blocks(sizes, config, "weights")
     uv_blocks = blocks(P.loc_in, P.block_u) * blocks(P.loc_out, P.block_v)
     c_blocks = blocks(P.g_out, P.block_c)
-    partials = [
-        [
-            Partial(m[k], groups, parts, asked) if needed else None
-            for k, parts, needed in zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False))
-        ]
-        for m in maps
-    ]
+    wanted = list(zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False)))
+    partials = [[Partial(m[k], groups, parts, asked) if needed else None for k, parts, needed in wanted] for m in maps]
     launch(
         weights_kernel,
-        (uv_blocks * c_blocks * blocks(P.size_j, P.block_j) * groups[0] * groups[1] * len(maps),),
+        (uv_blocks * c_blocks * blocks(P.size_j, P.block_j) * sizes["pairs"] * len(maps),),
         x,
         tuple(grads),
-        *(tuple(m[k] for m in maps) for k in range(3)),
-        *(tuple(None if p[k] is None else p[k].tensor for p in partials) for k in range(3)),
+        *zip(*(m[:3] for m in maps)),
+        *map(tensors_of, zip(*partials)),
         asked,
         x_asked,
-        tuple(group_strides(t) for t in (x, *maps[0][:3])),
+        group_strides(x, *maps[0][:3]),
         groups[1],
-        groups[0] * groups[1],
+        sizes["pairs"],
         rows,
         P=P,
-        PRECISION=input_precision(),
-        **{name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages")},
-        **checks(asked),
+        **launch_options(config, asked),
     )
     return partials

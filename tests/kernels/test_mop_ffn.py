@@ -113,15 +113,15 @@ def test_programs_that_compute_all_maps(name, blocks_v, backend):
     """Triton's programs compute one map where few pairs would leave the GPU idle, all maps otherwise."""
     if backend != "triton":
         pytest.skip("the launch configurations are Triton's")
-    from mop_kernels.triton_kernels import launch_config
+    from mop_kernels.triton_kernels.launch import asked, forced
 
     tensors = testing.mop_inputs(BANKS[name], torch.float32)
-    with launch_config.asked() as choices:
+    with asked() as choices:
         call(tensors, backend=backend)
     (choice,) = choices
     (own, *_) = choice.candidates()
     assert own["MAPS"] == 1
-    with launch_config.forced(choice, own | {"MAPS": BANKS[name].maps, "BLOCKS_V": blocks_v, "BLOCK_C": 2}):
+    with forced(choice, own | {"MAPS": BANKS[name].maps, "BLOCKS_V": blocks_v, "BLOCK_C": 2}):
         check(tensors, backend)
 
 

@@ -96,7 +96,7 @@ def test_many_distinct_experts():
     """More ids than a block of the comparison holds, the last two of them equal only in the second call."""
     bank = BANK._replace(layers=1, experts=300, down=Shape(1, 1, 1, 1, 1, 1, 1), up=Shape(1, 1, 1, 1, 1, 1, 1), maps=1)
     tensors = testing.mop_inputs(bank, torch.float32)
-    from mop_kernels.triton_kernels.mop_ffn_sums import Partial, totals
+    from mop_kernels.triton_kernels.mop_ffn_backward import Partial, totals
 
     experts = torch.arange(300)
     partials = [Partial(tensors[3], (1, 300), 1, (experts, 300))]

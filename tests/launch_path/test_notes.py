@@ -1,6 +1,7 @@
 """What notes of a call hold, and calls that they cannot repeat (triton_kernels/notes.py, replay.py)."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ def test_known_launchers():
     class Other:
         def __call__(self, grid, stream, function, *args): ...
 
-    assert notes._takes_what_is_known(Known)
-    assert not notes._takes_what_is_known(Other)
+    known, other = (SimpleNamespace(run=run(), function=None, packed_metadata=None) for run in (Known, Other))
+    assert notes.is_known(known)
+    assert not notes.is_known(other)
+    assert not notes.is_known(SimpleNamespace(run=Known()))
 
 
 def test_numbers_are_not_computed_with():

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mop_kernels as mk
 from mop_kernels import testing
-from mop_kernels.triton_kernels import launch_config, notes
+from mop_kernels.triton_kernels import notes
+from mop_kernels.triton_kernels.launch import asked, forced, multiprocessors, recording
 
 
 @pytest.fixture
@@ -153,9 +154,9 @@ def two_devices(stub, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stub")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    launch_config.multiprocessors.cache_clear()
+    multiprocessors.cache_clear()
     yield
-    launch_config.multiprocessors.cache_clear()
+    multiprocessors.cache_clear()
 
 
 def test_tensors_on_another_device(stub, two_devices):
@@ -193,7 +194,7 @@ def test_hooks_of_profilers(stub, weight):
     finally:
         enter.remove(entered)
         leave.remove(left)
-    assert heard == ["_mix", "end"] * 2
+    assert heard == ["mix_kernel", "end"] * 2
     call_often("phm_weight", weight)
     assert len(heard) == 4
     assert len(stub.taken()) == 5
@@ -201,11 +202,11 @@ def test_hooks_of_profilers(stub, weight):
 
 def test_forced_configurations(stub, weight):
     """Tuning tries configurations on calls whose sizes have been noted."""
-    with launch_config.asked() as choices:
+    with asked() as choices:
         implementation("phm_weight")(*weight)
     own = stub.taken()[-1]
-    config = choices[0].heuristic(choices[0].sizes, choices[0].dtype, choices[0].multiprocessors)
-    with launch_config.forced(choices[0], config | {"num_warps": 2}):
+    config = choices[0].candidates()[0]
+    with forced(choices[0], config | {"num_warps": 2}):
         implementation("phm_weight")(*weight)
     assert stub.taken()[-1].threads == 64
     implementation("phm_weight")(*weight)
@@ -215,7 +216,7 @@ def test_forced_configurations(stub, weight):
 def test_a_launcher_that_is_not_known(stub, monkeypatch):
     """A later Triton may launch otherwise: then every call is made as it is written."""
     args = low_rank(torch.float32, bias=True, local_first=True).forward
-    monkeypatch.setattr(notes, "_takes_what_is_known", lambda launcher: False)
+    monkeypatch.setattr(notes, "is_known", lambda kernel: False)
     for _ in range(4):
         check_call(stub, "lowrank_phm_linear", args, calls=1)
     assert programs("lowrank_phm_linear") == ["not repeatable"]
@@ -249,8 +250,6 @@ def test_threads(stub):
 
 def test_the_public_call_and_its_gradients(stub):
     """Through checks, autograd and the choice of the backend, with all gradients."""
-    from mop_kernels.triton_kernels.launch import recording
-
     tensors = testing.mop_inputs(SMALL, torch.float32)
     x, down, ups = testing.as_mop_arguments([t.requires_grad_() for t in tensors])
     down, ups = mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
@@ -354,7 +353,7 @@ def test_memory_is_given_up_where_the_function_gives_it_up(stub, monkeypatch):
 
     def counted(step, tensors, addresses):
         run(step, tensors, addresses)
-        live.append(sum(tensors[slot] is not None for slot in made))
+        live.append(sum(tensors[slot] is not tensors[0] for slot in made))
 
     monkeypatch.setattr(notes.Called, "run", counted)
     implementation("phm_linear_backward")(*args)

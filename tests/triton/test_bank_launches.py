@@ -8,8 +8,8 @@ import torch
 from benchmarks import compiler, launches
 from mop_kernels import backends, testing
 from mop_kernels.testing import Bank, Shape
-from mop_kernels.triton_kernels import IMPLEMENTATIONS, launch_config
-from mop_kernels.triton_kernels.launch import Launch, recording
+from mop_kernels.triton_kernels import IMPLEMENTATIONS
+from mop_kernels.triton_kernels.launch import Launch, asked, forced, recording
 
 pytestmark = pytest.mark.skipif(backends.interpreting(), reason="Triton compiles nothing under TRITON_INTERPRET=1")
 
@@ -70,10 +70,10 @@ def ptx_of(launch: Launch) -> str:
 def test_hidden_rows_of_fewer_numbers_than_threads(num_warps, tmp_path, monkeypatch):
     """Triton 3.6 to 3.8 end the whole process where a program would gather from a tile of so few numbers."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    with launch_config.asked() as choices:
+    with asked() as choices:
         launches_of_a_bank(NARROW, (), True, False)
     choice = choices[0]
-    with launch_config.forced(choice, choice.candidates()[0] | {"num_warps": num_warps}):
+    with forced(choice, choice.candidates()[0] | {"num_warps": num_warps}):
         launch, *_ = launches_of_a_bank(NARROW, (), True, False)
     down, rows = launch.meta["DOWN"], launch.meta["BLOCK_ROWS"]
     assert rows * down.block_c * down.block_v >= 32 * num_warps

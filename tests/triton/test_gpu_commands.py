@@ -13,7 +13,7 @@ from benchmarks.support import floors, goals
 from benchmarks.support.results import Results, row_of
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work, size_of_call
 from mop_kernels.testing import Shape
-from mop_kernels.triton_kernels import launch_config
+from mop_kernels.triton_kernels import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def tuned_by(time_of) -> dict:
     """What tuning keeps if `time_of(key, configuration)` is what a launch takes."""
 
     def timer(work, precision):
-        return lambda: sum(time_of(key, config) for key, config in launch_config._forced.items())
+        return lambda: sum(time_of(key, config) for key, config in launch._forced.items())
 
     return tune.tune([LAYER], [HALF], timer, soon())
 
