@@ -36,7 +36,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # older releases do not know
 
 ROOT = Path(__file__).parent.resolve()
 LEVEL_FLAGS = {"level_avx2.cpp": "-mavx2 -mfma"} if platform.machine() in ("x86_64", "AMD64") else {}
-SOURCES = ["csrc/register_ops.cpp"] + sorted(
+SOURCES = sorted(
     f"csrc/cpu/{path.name}"
     for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
     if not path.name.startswith("level_") or path.name in ("level_plain.cpp", *LEVEL_FLAGS)
@@ -216,7 +216,7 @@ class NinjaBuild(build_ext):
         }
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
-        own_flags = {**LEVEL_FLAGS, "register_ops.cpp": as_command(f'-DMOP_CUDA="{CUDA.decision}"')}
+        own_flags = {**LEVEL_FLAGS, "register_cpu_ops.cpp": as_command(f'-DMOP_CUDA="{CUDA.decision}"')}
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
         # not for nvcc: pybind11 lies elsewhere in every isolated build, and another command compiles again for minutes
         modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]

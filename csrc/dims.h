@@ -1,4 +1,4 @@
-// The sizes of a PHM map and the activations: what the CPU and the CUDA kernels share.
+// The sizes of a PHM map, and the names of the activations.
 #pragma once
 
 #include <stdint.h>
@@ -15,6 +15,7 @@ struct PhmDims {
   constexpr i64 j() const { return terms * rank; }
   constexpr i64 in() const { return g_in * loc_in; }
   constexpr i64 out() const { return g_out * loc_out; }
+  constexpr i64 rule_size() const { return terms * g_in * g_out; }  // of a full rule
   constexpr i64 local_size() const { return terms * loc_in * loc_out; }
 };
 

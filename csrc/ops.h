@@ -1,22 +1,15 @@
-// The ops of the CPU and of the CUDA backend; schemas and meaning in mop_kernels/ops.py. Each backend is a module of
-// its own that implements them under these names. Factors come contiguous, gradients of outputs with any strides.
+// The ops of the CPU and of the CUDA backend. mop_kernels/ops.py has their schemas and their meaning. Each backend is a
+// module of its own and implements the ops under these names. Factors come contiguous, gradients of outputs with any
+// strides.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <optional>
-#include <string>
 #include <utility>
-#include <vector>
 
-#include "dims.h"
-#include "guards.h"
+#include "tensors.h"
 
 namespace mop {
-
-using torch::stable::Tensor;
 
 Tensor phm_weight(Tensor rule, Tensor local);
 std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, i64 mask);
@@ -34,7 +27,7 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
                                      std::vector<Tensor> ups, i64 num_maps, std::string activation,
                                      std::optional<Tensor> experts, i64 mask);
 
-// An op whose tensors are made contiguous first: exported and traced programs call ops by themselves, with any strides.
+// An op that first makes its tensors contiguous: exported and traced programs call ops directly, with any strides.
 inline Tensor as_contiguous(Tensor t) {
   if (t.is_contiguous()) return t;
   return torch::stable::contiguous(t);
@@ -52,7 +45,7 @@ inline i64 as_contiguous(i64 number) { return number; }
 inline double as_contiguous(double number) { return number; }
 inline std::string as_contiguous(std::string text) { return text; }
 
-// The first `any` arguments, gradients of outputs, are left as they are: kernels read them with any strides.
+// The first `any` arguments, gradients of outputs, stay unchanged: kernels read them with any strides.
 template <auto op, std::size_t any = 0>
 struct Contiguous;
 template <class Result, class... Arguments, Result (*op)(Arguments...), std::size_t any>
@@ -78,20 +71,42 @@ using AfterGradient = Contiguous<op, 1>;
 template <auto op>
 using AfterTwoGradients = Contiguous<op, 2>;
 
-// Sizes of a full rule (..., terms, g_in, g_out) with local (..., terms, loc_in, loc_out).
+// Registers the ops that both backends implement, as NAME_BACKEND.
+inline void register_ops(torch::stable::detail::StableLibrary& library, const std::string& backend) {
+  const auto add = [&](const char* name, auto* boxed) { library.impl((name + ("_" + backend)).c_str(), boxed); };
+  add("phm_weight", TORCH_BOX(&Contiguous<&phm_weight>::call));
+  add("phm_weight_backward", TORCH_BOX(&AfterGradient<&phm_weight_backward>::call));
+  add("phm_linear", TORCH_BOX(&Contiguous<&phm_linear>::call));
+  add("phm_linear_backward", TORCH_BOX(&AfterGradient<&phm_linear_backward>::call));
+  add("lowrank_phm_linear", TORCH_BOX(&Contiguous<&lowrank_phm_linear>::call));
+  add("lowrank_phm_linear_backward", TORCH_BOX(&AfterGradient<&lowrank_phm_linear_backward>::call));
+  add("mop_ffn", TORCH_BOX(&Contiguous<&mop_ffn>::call));
+  add("mop_ffn_backward", TORCH_BOX(&AfterGradient<&mop_ffn_backward>::call));
+}
+
+// Sizes of a full rule (..., terms, g_in, g_out) with local (..., terms, loc_in, loc_out), of equal leading dims.
 inline PhmDims weight_dims(const Tensor& rule, const Tensor& local) {
   const i64 r = rule.dim(), l = local.dim();
   MOP_GUARD(r >= 3 && l == r && rule.size(r - 3) == local.size(l - 3));
-  return {rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
+  const PhmDims d{rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
+  MOP_GUARD(rule.numel() * d.local_size() == local.numel() * d.rule_size());
+  return d;
 }
 
-// Sizes of lowrank_phm_linear's map.
+// Sizes of the map of lowrank_phm_linear.
 inline PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor& rule_out, const Tensor& local) {
   MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
   const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
   MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
   MOP_GUARD(x.size(x.dim() - 1) == d.in());
   return d;
+}
+
+// An uninitialised W (..., g_in*loc_in, g_out*loc_out) of a full rule.
+inline Tensor empty_weight(const Tensor& rule, const PhmDims& d) {
+  std::vector<i64> sizes(rule.sizes().begin(), rule.sizes().end() - 3);
+  sizes.insert(sizes.end(), {d.in(), d.out()});
+  return torch::stable::new_empty(rule, sizes);
 }
 
 }  // namespace mop

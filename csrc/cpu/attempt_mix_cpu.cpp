@@ -6,29 +6,20 @@
 // attention. Sums over examples and over stretches are in order.
 #include <cstring>
 
-#include "ops.h"
+#include "cpu_ops.h"
 
 namespace mop {
 namespace {
 
 constexpr i64 kColumns = 512;  // of a stretch: twelve prompts of so many float32 fit half an L1 cache
-constexpr i64 kExamples = 8;   // of a block: see prompt_units.h
+constexpr i64 kExamples = 8;   // of a block: see attempt_mix_kernels.h
 
 i64 stretches(i64 columns) { return (columns + kColumns - 1) / kColumns; }
 i64 blocks(i64 examples) { return (examples + kExamples - 1) / kExamples; }
 
-Tensor positions(const Tensor& like, std::initializer_list<i64> sizes) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()),
-                                  ScalarType::Int);
-}
-
-// Past the caches where the output is far larger than they are, and all its rows are whole lines.
 template <class T>
 bool streams_rows(const Tensor& y) {
-  constexpr i64 kLarge = 4 * 1024 * 1024, kLine = 64;
-  const bool whole_lines =
-      y.size(2) * sizeof(T) % kLine == 0 && reinterpret_cast<std::uintptr_t>(out<T>(y)) % kLine == 0;
-  return whole_lines && y.numel() * i64(sizeof(T)) >= kLarge;
+  return streams(out<T>(y), y.size(2), y.numel());
 }
 
 struct Peaks {
@@ -39,7 +30,7 @@ struct Peaks {
 template <class T>
 Peaks pool_of(const Tensor& x, const std::optional<Tensor>& keep, const std::optional<Tensor>& y, i64 before) {
   const i64 groups = x.size(0), rows = x.size(1), width = x.size(2), across = stretches(width);
-  Peaks peaks{empty(x, {groups, width}), positions(x, {groups, width})};
+  Peaks peaks{empty(x, {groups, width}), empty(x, {groups, width}, ScalarType::Int)};
   MOP_GUARD(!keep || keep->numel() == groups * rows);
   const T* from = in<T>(x);
   const unsigned char* kept = in<unsigned char>(keep);

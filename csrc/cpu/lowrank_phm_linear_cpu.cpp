@@ -1,6 +1,6 @@
 // lowrank_phm_linear: three stages on blocks of rows. Backward sums each factor's gradient over a fixed number of
 // chunks of rows, so the result does not depend on the threads.
-#include "ops.h"
+#include "cpu_ops.h"
 
 namespace mop {
 namespace {
@@ -13,9 +13,7 @@ constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward reads and w
 Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = linear_dims(x, rule_in, rule_out, local);
   MOP_GUARD(!bias || bias->numel() == d.out());
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = d.out();
-  Tensor y = torch::stable::new_empty(x, sizes);
+  Tensor y = empty_rows(x, d.out());
   const i64 rows = x.numel() / d.in();
   const Tensor packed = packed_rule_in(rule_in);
   by_dtype(x, [&](auto zero) {
@@ -24,7 +22,7 @@ Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor loca
     const T* from = in<T>(x);
     T* to = out<T>(y);
     const i64 block = block_rows(rows, map_forward_scratch(d, 1) * sizeof(T), kLeastForward);
-    const bool stream = streams<T>(d, rows, to);
+    const bool stream = streams(to, d.loc_out, rows * d.out());
     for_each_task((rows + block - 1) / block, [&](i64 task) {
       const i64 n = task * block, height = std::min(block, rows - n);
       const MapForward<T> unit{d, factors, height, from + n * d.in(), to + n * d.out(), stream};

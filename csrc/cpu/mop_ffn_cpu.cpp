@@ -4,20 +4,12 @@
 // of rows. Backward: a task a pair and chunk of rows, which writes the gradients that are the pair's own and a part of
 // each shared one; then what is left of the down map's rule_in and x, which sum over the pairs of a group before the
 // rule is applied; then the parts are summed in order.
-#include "ops.h"
+#include "cpu_ops.h"
 
 namespace mop {
 namespace {
 
 constexpr i64 kLeastRows = 48;
-
-Activation activation_of(const std::string& name) {
-  const char* const names[] = {"relu", "gelu", "gelu_tanh", "tanh", "silu", "identity"};
-  for (int k = 0; k < 6; ++k)
-    if (name == names[k]) return Activation(k);
-  MOP_GUARD(false);
-  return Activation::identity;
-}
 
 struct Map {  // the tensors of one LowRankPHM
   PhmDims dims;
@@ -135,8 +127,9 @@ void forward(const Problem& p, const std::vector<Tensor>& y) {
   const T* stage1 = in<T>(t);
   std::vector<T*> outputs;
   for (const Tensor& map : y) outputs.push_back(out<T>(map));
-  const bool stream = std::all_of(outputs.begin(), outputs.end(),
-                                  [&](const T* to) { return streams<T>(up, p.pairs() * p.rows * maps, to); });
+  const bool stream = std::all_of(outputs.begin(), outputs.end(), [&](const T* to) {
+    return streams(to, up.loc_out, p.pairs() * p.rows * maps * up.out());
+  });
   for_each_task(p.pairs() * blocks, [&](i64 task) {
     const i64 pair = task / blocks, n = task % blocks * block, rows = std::min(block, p.rows - n);
     const i64 l = pair / p.picked, e = pair % p.picked;

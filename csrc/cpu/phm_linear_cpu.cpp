@@ -2,7 +2,7 @@
 // products of torch; on few rows the factors are applied without it, local first or rule first, whichever is less.
 #include <array>
 
-#include "ops.h"
+#include "cpu_ops.h"
 
 namespace mop {
 namespace {
@@ -97,9 +97,7 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
     MOP_GUARD(y.scalar_type() == x.scalar_type());  // autocast would have cast it
     return y;
   }
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = d.out();
-  Tensor y = torch::stable::new_empty(x, sizes);
+  Tensor y = empty_rows(x, d.out());
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const auto unit = plan.local_first < plan.rule_first ? kernels<T>().local_first : kernels<T>().rule_first;

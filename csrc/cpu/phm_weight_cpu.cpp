@@ -1,23 +1,19 @@
 // phm_weight: W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v], with equal leading dims.
-#include "ops.h"
+#include "cpu_ops.h"
 
 namespace mop {
 
 Tensor phm_weight(Tensor rule, Tensor local) {
   const PhmDims d = weight_dims(rule, local);
-  const i64 rule_size = d.terms * d.g_in * d.g_out;
-  const i64 groups = rule.numel() / rule_size;
-  MOP_GUARD(groups * d.local_size() == local.numel());
-  std::vector<i64> sizes(rule.sizes().begin(), rule.sizes().end() - 3);
-  sizes.insert(sizes.end(), {d.in(), d.out()});
-  Tensor weight = torch::stable::new_empty(rule, sizes);
+  const i64 groups = rule.numel() / d.rule_size();
+  Tensor weight = empty_weight(rule, d);
   by_dtype(rule, [&](auto zero) {
     using T = decltype(zero);
     const T *rules = in<T>(rule), *locals = in<T>(local);
     T* to = out<T>(weight);
     for_each_task(groups * d.g_in, [&](i64 task) {
       const i64 group = task / d.g_in;
-      kernels<T>().weight_rows(d, task % d.g_in, rules + group * rule_size, locals + group * d.local_size(),
+      kernels<T>().weight_rows(d, task % d.g_in, rules + group * d.rule_size(), locals + group * d.local_size(),
                                to + group * d.in() * d.out());
     });
   });
@@ -26,9 +22,8 @@ Tensor phm_weight(Tensor rule, Tensor local) {
 
 std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, i64 mask) {
   const PhmDims d = weight_dims(rule, local);
-  const i64 rule_size = d.terms * d.g_in * d.g_out;
-  const i64 groups = rule.numel() / rule_size;
-  MOP_GUARD(groups * d.in() * d.out() == grad.numel() && groups * d.local_size() == local.numel());
+  const i64 groups = rule.numel() / d.rule_size();
+  MOP_GUARD(groups * d.in() * d.out() == grad.numel());
   grad = torch::stable::contiguous(grad);
   std::vector<Tensor> asked;
   by_dtype(rule, [&](auto zero) {
@@ -40,7 +35,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       for_each_task(groups * d.g_in, [&](i64 task) {
         const i64 group = task / d.g_in;
         kernels<T>().weight_grad_rule(d, task % d.g_in, from + group * d.in() * d.out(),
-                                      locals + group * d.local_size(), to + group * rule_size);
+                                      locals + group * d.local_size(), to + group * d.rule_size());
       });
     }
     if (mask & 2) {
@@ -48,8 +43,8 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       T* to = out<T>(asked.back());
       for_each_task(groups * d.loc_in, [&](i64 task) {
         const i64 group = task / d.loc_in;
-        kernels<T>().weight_grad_local(d, task % d.loc_in, from + group * d.in() * d.out(), rules + group * rule_size,
-                                       to + group * d.local_size());
+        kernels<T>().weight_grad_local(d, task % d.loc_in, from + group * d.in() * d.out(),
+                                       rules + group * d.rule_size(), to + group * d.local_size());
       });
     }
   });

@@ -1,6 +1,7 @@
 // The three stages of y = x W on a block of rows, their transposes, and the gradients of the factors.
 #pragma once
 
+#include "../activation.h"
 #include "kernels.h"
 #include "tiles.h"
 
@@ -124,6 +125,25 @@ const T* dense_rows(Rows<T> from, i64 rows, i64 width, T* room, i64* row) {
     for (i64 w = 0; w < width; ++w) room[n * width + w] = from.data[n * from.row + w * from.col];
   *row = width;
   return room;
+}
+
+// The activation of all numbers of a block of rows.
+
+template <class T>
+void activate(Activation activation, i64 count, const T* x, T* y) {
+  if (activation == Activation::relu)  // apart, so that it vectorises
+    for (i64 k = 0; k < count; ++k) y[k] = x[k] < T(0) ? T(0) : x[k];
+  else
+    for (i64 k = 0; k < count; ++k) y[k] = activated(activation, x[k]);
+}
+
+// grad[k] *= slope(x[k])
+template <class T>
+void times_slope(Activation activation, i64 count, const T* x, T* grad) {
+  if (activation == Activation::relu)
+    for (i64 k = 0; k < count; ++k) grad[k] = x[k] > T(0) ? grad[k] : T(0);
+  else
+    for (i64 k = 0; k < count; ++k) grad[k] *= slope(activation, x[k]);
 }
 
 }  // namespace

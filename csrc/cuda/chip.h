@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "../guards.h"
+#include "../tensors.h"
 #include "device.h"
 
 #if defined(MOP_EMULATE)

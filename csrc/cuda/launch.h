@@ -1,18 +1,11 @@
-// How the ops launch kernels: typed pointers, dtypes, and `Launch`, which has the device, the stream and the checks.
-// Under MOP_EMULATE a launch runs on the host (device.h); tensors then lie on the CPU.
+// How the ops launch kernels: dtypes, and `Launch`, which has the device, the stream and the checks. Under MOP_EMULATE
+// a launch runs on the host (device.h), and tensors are on the CPU.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <initializer_list>
-#include <optional>
 #include <utility>
-#include <vector>
 
-#include "../guards.h"
+#include "../tensors.h"
 #include "chip.h"
 #include "device.h"
 #include "device_async.h"
@@ -29,9 +22,6 @@
 
 namespace mop {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 constexpr int kEmulatedThreads = 4;
 
 // The threads of a block: what is wanted on a GPU, few on the host. Tile sizes that depend on it must come from here.
@@ -43,44 +33,22 @@ inline int threads_of_block(int wanted) {
 #endif
 }
 
-template <class T>
-const T* in(const Tensor& t) {
-#if defined(MOP_EMULATE)
-  MOP_GUARD(t.is_cpu() && t.is_contiguous());
-#else
-  MOP_GUARD(t.is_cuda() && t.is_contiguous());
-#endif
-  return static_cast<const T*>(t.const_data_ptr());
+inline Tensor empty_float(const Tensor& like, std::initializer_list<i64> sizes) {
+  return empty(like, sizes, ScalarType::Float);
 }
 
-template <class T>
-const T* in(const std::optional<Tensor>& t) {
-  return t ? in<T>(*t) : nullptr;
-}
+template <>
+struct DtypeOf<Bfloat16> {
+  static constexpr ScalarType kDtype = ScalarType::BFloat16;
+};
+template <>
+struct DtypeOf<Half> {
+  static constexpr ScalarType kDtype = ScalarType::Half;
+};
 
-template <class T>
-T* out(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-
-inline Tensor empty(const Tensor& like, const std::vector<i64>& sizes) { return torch::stable::new_empty(like, sizes); }
-
-inline Tensor empty_float(const Tensor& like, const std::vector<i64>& sizes) {
-  return torch::stable::new_empty(like, sizes, ScalarType::Float);
-}
-
-// function(T{}) with the kernels' type of the tensor's dtype.
 template <class Function>
 auto by_dtype(const Tensor& t, const Function& function) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return function(float{});
-    case ScalarType::BFloat16:
-      return function(Bfloat16{});
-    default:
-      MOP_GUARD(t.scalar_type() == ScalarType::Half);
-      return function(Half{});
-  }
+  return by_dtype_among<float, Bfloat16, Half>(t, function);
 }
 
 #if defined(MOP_EMULATE)

@@ -180,9 +180,7 @@ class Stages {
 Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = linear_dims(x, rule_in, rule_out, local);
   MOP_GUARD(!bias || bias->numel() == d.out());
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = d.out();
-  const Tensor y = empty(x, sizes);
+  const Tensor y = empty_rows(x, d.out());
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const i64 rows = x.numel() / d.in();

@@ -1,20 +1,10 @@
 // Host side of mop_ffn's kernels: a call's tensors as a Bank.
 #pragma once
 
-#include <string>
-
 #include "launch.h"
 #include "mop_ffn_plan.h"
 
 namespace mop::ffn {
-
-inline Activation activation_of(const std::string& name) {
-  const char* const names[] = {"relu", "gelu", "gelu_tanh", "tanh", "silu", "identity"};
-  for (int k = 0; k < 6; ++k)
-    if (name == names[k]) return Activation(k);
-  MOP_GUARD(false);
-  return Activation::identity;
-}
 
 // The factors of all maps, as the op takes them, in place.
 struct Maps {

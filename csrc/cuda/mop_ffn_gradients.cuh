@@ -58,31 +58,6 @@ struct FactorPlaces {
   Place<T> rule_in, rule_out, local, bias;
 };
 
-MOP_DEVICE float slope(Activation activation, float x) {
-  constexpr float kRootHalf = 0.70710678f, kDensity = 0.39894228f, kGeluScale = 0.79788456f;
-  switch (activation) {
-    case Activation::relu:
-      return x > 0.f ? 1.f : 0.f;
-    case Activation::gelu:
-      return 0.5f * (1.f + erff(x * kRootHalf)) + x * expf(-0.5f * x * x) * kDensity;
-    case Activation::gelu_tanh: {
-      const float tanh = tanhf(kGeluScale * (x + 0.044715f * x * x * x));
-      return 0.5f * (1.f + tanh) + 0.5f * x * (1.f - tanh * tanh) * kGeluScale * (1.f + 3.f * 0.044715f * x * x);
-    }
-    case Activation::tanh: {
-      const float tanh = tanhf(x);
-      return 1.f - tanh * tanh;
-    }
-    case Activation::silu: {
-      const float sigmoid = 1.f / (1.f + expf(-x));
-      return sigmoid * (1.f + x * (1.f - sigmoid));
-    }
-    case Activation::identity:
-      return 1.f;
-  }
-  return 1.f;
-}
-
 // ds for `width_v` of v; dy_of(n) gives the rows over v of row n, one a c.
 template <bool kFast, class DY>
 MOP_DEVICE void stage_3_back(const Sides& d, int rows, int width_v, const float* rule_out, const DY& dy_of, float* ds) {

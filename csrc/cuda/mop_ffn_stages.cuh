@@ -5,6 +5,7 @@
 //   3. y[n, c, v] = sum_j rule_out[j, c] s[j, n, v] + bias[c, v]
 #pragma once
 
+#include "../activation.h"
 #include "mop_ffn_products.cuh"
 
 namespace mop::ffn {
@@ -92,25 +93,6 @@ MOP_DEVICE void check_that_expert_is_first(const Bank<T>& bank, i64 place) {
   MOP_UNROLL_BY(1)
   for (i64 k = thread_index(); k < place; k += block_threads())
     if (bank.experts[k] == bank.experts[place]) stop("experts must be distinct");
-}
-
-MOP_DEVICE float activated(Activation activation, float x) {
-  constexpr float kRootHalf = 0.70710678f, kGeluScale = 0.79788456f;
-  switch (activation) {
-    case Activation::relu:
-      return x < 0.f ? 0.f : x;  // NaN passes, as in torch
-    case Activation::gelu:
-      return 0.5f * x * (1.f + erff(x * kRootHalf));
-    case Activation::gelu_tanh:
-      return 0.5f * x * (1.f + tanhf(kGeluScale * (x + 0.044715f * x * x * x)));
-    case Activation::tanh:
-      return tanhf(x);
-    case Activation::silu:
-      return x / (1.f + expf(-x));
-    case Activation::identity:
-      return x;
-  }
-  return x;
 }
 
 // The kernels are compiled twice. kFast: scratch is shared memory, every loc_in and loc_out is whole fours and every

@@ -79,9 +79,7 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
   const PhmDims d = weight_dims(rule, local);
   MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && (!bias || bias->numel() == d.out()));
   const i64 rows = x.numel() / d.in();
-  std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = d.out();
-  const Tensor y = empty(x, sizes);
+  const Tensor y = empty_rows(x, d.out());
   const Launch launch(x);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);

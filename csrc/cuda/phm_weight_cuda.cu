@@ -8,17 +8,14 @@ namespace mop {
 
 Tensor phm_weight(Tensor rule, Tensor local) {
   const PhmDims d = weight_dims(rule, local);
-  const i64 rule_size = d.terms * d.g_in * d.g_out, groups = rule.numel() / rule_size;
-  MOP_GUARD(groups * d.local_size() == local.numel());
-  std::vector<i64> sizes(rule.sizes().begin(), rule.sizes().end() - 3);
-  sizes.insert(sizes.end(), {d.in(), d.out()});
-  const Tensor weight = empty(rule, sizes);
+  const i64 groups = rule.numel() / d.rule_size();
+  const Tensor weight = empty_weight(rule, d);
   const Launch launch(rule);
   by_dtype(rule, [&](auto zero) {
     using T = decltype(zero);
     Matmul<T> p{};
     p.a = in<T>(rule), p.b = in<T>(local), p.c = out<T>(weight);
-    p.batch = axis(groups, rule_size, d.local_size(), d.in() * d.out());
+    p.batch = axis(groups, d.rule_size(), d.local_size(), d.in() * d.out());
     p.m = axis(d.g_in, d.g_out, {d.g_out, 1}, {d.loc_in * d.out(), d.loc_out});
     p.n = axis(d.loc_in, d.loc_out, {d.loc_out, 1}, {d.out(), 1});
     p.k = axis(d.terms, d.g_in * d.g_out, d.loc_in * d.loc_out);
@@ -29,8 +26,8 @@ Tensor phm_weight(Tensor rule, Tensor local) {
 
 std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, i64 mask) {
   const PhmDims d = weight_dims(rule, local);
-  const i64 rule_size = d.terms * d.g_in * d.g_out, groups = rule.numel() / rule_size;
-  MOP_GUARD(groups * d.in() * d.out() == grad.numel() && groups * d.local_size() == local.numel());
+  const i64 groups = rule.numel() / d.rule_size();
+  MOP_GUARD(groups * d.in() * d.out() == grad.numel());
   grad = torch::stable::contiguous(grad);
   const i64 rule_term = d.g_in * d.g_out, local_term = d.loc_in * d.loc_out;
   const Strides of_rule{d.g_out, 1}, of_local{d.loc_out, 1};                       // (a, c), (u, v) in a term of each
@@ -43,7 +40,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       asked.push_back(torch::stable::empty_like(rule));
       Matmul<T> p{};
       p.a = in<T>(local), p.b = in<T>(grad), p.c = out<T>(asked.back());
-      p.batch = axis(groups, d.local_size(), d.in() * d.out(), rule_size);
+      p.batch = axis(groups, d.local_size(), d.in() * d.out(), d.rule_size());
       p.m = axis(d.terms, local_term, rule_term);
       p.n = axis(d.g_in, d.g_out, rule_in_w, of_rule);
       p.k = axis(d.loc_in, d.loc_out, of_local, local_in_w);
@@ -53,7 +50,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       asked.push_back(torch::stable::empty_like(local));
       Matmul<T> p{};
       p.a = in<T>(rule), p.b = in<T>(grad), p.c = out<T>(asked.back());
-      p.batch = axis(groups, rule_size, d.in() * d.out(), d.local_size());
+      p.batch = axis(groups, d.rule_size(), d.in() * d.out(), d.local_size());
       p.m = axis(d.terms, rule_term, local_term);
       p.n = axis(d.loc_in, d.loc_out, local_in_w, of_local);
       p.k = axis(d.g_in, d.g_out, of_rule, rule_in_w);

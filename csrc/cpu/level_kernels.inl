@@ -1,7 +1,6 @@
 // The units of kernels.h, compiled once a level: MOP_LEVEL names the level and the compiler flags decide its registers.
-#include "activation.h"
+#include "attempt_mix_kernels.h"
 #include "kernels.h"
-#include "prompt_units.h"
 #include "stages.h"
 
 namespace {

@@ -3,17 +3,10 @@
 
 #include <string>
 
-#include "cpu/ops.h"
+#include "cpu_ops.h"
 
 STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
-  m.impl("phm_weight_cpu", TORCH_BOX(&mop::Contiguous<&mop::phm_weight>::call));
-  m.impl("phm_weight_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::phm_weight_backward>::call));
-  m.impl("phm_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::phm_linear>::call));
-  m.impl("phm_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::phm_linear_backward>::call));
-  m.impl("lowrank_phm_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::lowrank_phm_linear>::call));
-  m.impl("lowrank_phm_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::lowrank_phm_linear_backward>::call));
-  m.impl("mop_ffn_cpu", TORCH_BOX(&mop::Contiguous<&mop::mop_ffn>::call));
-  m.impl("mop_ffn_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::mop_ffn_backward>::call));
+  mop::register_ops(m, "cpu");
   m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));
 }
@@ -51,6 +44,7 @@ pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.";
-  m.def("plan_phm_linear", &plan_phm_linear, "What the ways of phm_linear cost; of equals the first is taken.");
-  m.def("build_info", &build_info, "What this binary was built with, and the vector level it uses here.");
+  m.def("plan_phm_linear", &plan_phm_linear,
+        "Return the cost of each way of phm_linear. Of equal costs the first is taken.");
+  m.def("build_info", &build_info, "Return what this binary was built with, and the vector level that it uses here.");
 }

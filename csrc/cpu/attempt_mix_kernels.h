@@ -4,9 +4,7 @@
 // take one order of summation (tiles.h).
 #pragma once
 
-#include "activation.h"
-#include "kernels.h"
-#include "tiles.h"
+#include "stages.h"
 
 namespace {
 

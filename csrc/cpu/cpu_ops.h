@@ -1,12 +1,12 @@
-// What the CPU backend has besides the ops of both.
+// The ops that only the CPU backend has, and the plans of phm_linear.
 #pragma once
 
 #include "../ops.h"
-#include "common.h"
+#include "tasks.h"
 
 namespace mop {
 
-// The ways of phm_linear and their costs, in multiply-adds at the rate of a dense product; the cheapest is taken.
+// The costs of the ways of phm_linear, in multiply-adds at the rate of a dense product. The cheapest way is taken.
 struct ForwardPlan {
   i64 weight_once, local_first, rule_first;
 };

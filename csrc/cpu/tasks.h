@@ -1,0 +1,100 @@
+// What the operations on the CPU share: tasks over threads, scratch of a thread, sums of parts.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+
+#include "../tensors.h"
+#include "kernels.h"
+
+namespace mop {
+
+// Returns the gradient of a packed rule_in in the form of rule_in, (..., terms, g_in, rank). Where a side is 1, the
+// transpose counts as contiguous with any strides, and DistributedDataParallel warns if these are not the strides of
+// the parameter.
+inline Tensor swapped_sides(const Tensor& t) {
+  std::vector<i64> sizes(t.sizes().begin(), t.sizes().end());
+  std::swap(sizes[sizes.size() - 1], sizes[sizes.size() - 2]);
+  if (sizes[sizes.size() - 1] == 1 || sizes[sizes.size() - 2] == 1) return torch::stable::view(t, sizes);
+  return torch::stable::contiguous(torch::stable::transpose(t, -2, -1));
+}
+
+// Returns rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in). Rank 1 needs no copy.
+inline Tensor packed_rule_in(const Tensor& t) { return t.size(t.dim() - 1) == 1 ? t : swapped_sides(t); }
+
+// Calls body(task) for every task, in no order, on torch's threads. A task must own the memory that it writes, and may
+// depend only on its number. Then results are bit-equal for any number of threads. One counter instead of fixed ranges
+// keeps all cores at work when one is disturbed.
+template <class Body>
+void for_each_task(i64 tasks, const Body& body) {
+  if (tasks <= 0) return;
+  std::atomic<i64> next{0};
+  const auto run = [&](i64, i64) {
+    for (i64 task; (task = next.fetch_add(1)) < tasks;) body(task);
+  };
+  const i64 threads = std::min<i64>(torch::stable::get_num_threads(), tasks);
+  if (threads == 1)
+    run(0, 1);
+  else
+    torch::stable::parallel_for(0, threads, 1, run);
+}
+
+// Returns scratch of the calling thread. It grows, is never freed, and starts at a whole line. It may hold old numbers,
+// so units must write before they read.
+template <class T>
+T* thread_scratch(i64 elements) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> buffer;
+  thread_local std::size_t capacity = 0;
+  const std::size_t bytes = std::size_t(elements) * sizeof(T);
+  if (bytes > capacity) {
+    const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
+    buffer.reset();
+    capacity = 0;
+    buffer.reset(std::aligned_alloc(64, rounded));
+    MOP_GUARD(buffer != nullptr);
+    capacity = rounded;
+  }
+  return static_cast<T*>(buffer.get());
+}
+
+// Returns the rows of a block: as many as keep its scratch in the L2 cache, evenly split. At least `least` rows, so
+// that a deep product has enough rows to pay for the copy of its operand (tiles.h), even if no block fits.
+inline i64 block_rows(i64 rows, i64 bytes_a_row, i64 least) {
+  constexpr i64 kCache = 384 * 1024;
+  const i64 fit = std::max(least, kCache / std::max<i64>(1, bytes_a_row));
+  const i64 blocks = std::max<i64>(1, (rows + fit - 1) / fit);
+  return std::max<i64>(1, (rows + blocks - 1) / blocks);
+}
+
+// Returns whether stores to y bypass the caches: y, of `elements`, is far larger than they are, and every run of
+// `width` elements is whole 64-byte lines.
+template <class T>
+bool streams(const T* y, i64 width, i64 elements) {
+  constexpr i64 kLarge = 4 * 1024 * 1024, kLine = 64;
+  const bool whole_lines = width * sizeof(T) % kLine == 0 && reinterpret_cast<uintptr_t>(y) % kLine == 0;
+  return whole_lines && elements * i64(sizeof(T)) >= kLarge;
+}
+
+template <class Function>
+auto by_dtype(const Tensor& t, const Function& function) {
+  return by_dtype_among<float, double>(t, function);
+}
+
+// Writes to[g] = sum over k of from[g, k], in order. from holds `parts` arrays of `size` per group.
+template <class T>
+void sum_parts(i64 groups, i64 parts, i64 size, const T* from, T* to) {
+  constexpr i64 kChunk = 4096;
+  const i64 chunks = (size + kChunk - 1) / kChunk;
+  for_each_task(groups * chunks, [&](i64 task) {
+    const i64 group = task / chunks, at = task % chunks * kChunk;
+    kernels<T>().sum_rows(parts, std::min(kChunk, size - at), from + group * parts * size + at, size,
+                          to + group * size + at);
+  });
+}
+
+}  // namespace mop
