@@ -1,9 +1,9 @@
 // attempt_mix: ATTEMPT's instance prompts in front of the embeddings.
 //
-// Forward: a task an example and stretch of columns copies x and takes its maximum; a task a block of examples makes
-// their attention; a task a stretch of columns of the prompts mixes them for all examples. Backward makes the attention
-// again, reads the gradient of the prompts once for all that the mix has to do with, then goes back through the
-// attention. Sums over examples and over stretches are in order.
+// Forward has three kinds of tasks. One task per example and stretch of columns copies x and takes its maximum. One
+// task per block of examples computes their attention. One task per stretch of columns mixes the prompts for all
+// examples. Backward recomputes the attention, reads the gradient of the prompts once for all gradients of the mix,
+// then differentiates the attention. Sums over examples and over stretches are in order.
 #include <cstring>
 
 #include "cpu_ops.h"
@@ -26,7 +26,7 @@ struct Peaks {
   Tensor value, position;
 };
 
-// Of groups (g, n, d); copies them to y (g, ., d), behind `before` rows of each group, if y is there.
+// Returns the peaks of groups (g, n, d). Copies x to y (g, ., d), if there is a y, behind `before` rows of each group.
 template <class T>
 Peaks pool_of(const Tensor& x, const std::optional<Tensor>& keep, const std::optional<Tensor>& y, i64 before) {
   const i64 groups = x.size(0), rows = x.size(1), width = x.size(2), across = stretches(width);
@@ -54,7 +54,7 @@ Peaks pool_of(const Tensor& x, const std::optional<Tensor>& keep, const std::opt
   return peaks;
 }
 
-// The tensors of a call that forward and backward share, and what they make of them on the way to the attention.
+// The tensors that forward and backward share, and the tensors that lead from them to the attention.
 struct Call {
   Tensor peak, source, target, task_ids, w_down, w_up, ln_weight, ln_bias;
   double temperature;
@@ -120,7 +120,7 @@ void attend(Call& call) {
   });
 }
 
-// to[b or task, position, c] += from[., c], one number a column
+// to[b or task, position, c] += from[., c], one number per column
 template <class T>
 void add_at(i64 width, const int32_t* position, const T* from, T* to) {
   for (i64 c = 0; c < width; ++c)
@@ -173,7 +173,7 @@ std::vector<Tensor> backward(Call& call, const Tensor& grad, const Tensor& grad_
   if (mask & 2) grad_source = torch::stable::empty_like(call.source);
   if (mask & 4) grad_target = torch::stable::empty_like(call.target);
 
-  // the gradients of the attention: one part a stretch of columns, and last what the caller gives
+  // the gradients of the attention: one part per stretch of columns, and last the gradient from the caller
   const i64 parts = stretches(call.size()), entries = b * (t + 1);
   const Tensor from_columns = empty(grad, {parts + 1, entries});
   T* part = out<T>(from_columns);
@@ -204,7 +204,7 @@ std::vector<Tensor> backward(Call& call, const Tensor& grad, const Tensor& grad_
     kernels<T>().prompt_head_backward(head, head_backward, first, std::min(kExamples, b - first));
   });
 
-  if (grad_source) {  // what comes through the pool
+  if (grad_source) {  // the part that comes through the pool
     const Tensor peaks = sums_over_examples<T>(scores, t + 1, t, call.query);
     for (i64 j = 0; j < t; ++j)
       add_at(d, in<int32_t>(call.of_source.position) + j * d, in<T>(peaks) + j * d, to_source + j * call.size());

@@ -1,7 +1,7 @@
-// The units of attempt_mix: the copy of x that takes its maximum, the mix of prompts, the attention and its gradients.
+// The kernels of attempt_mix: the copy of x that takes its maximum, the mix of prompts, the attention, their gradients.
 //
-// What an example gets does not depend on the others of its block: products run over fewer than kMinRows rows, which
-// take one order of summation (tiles.h).
+// The result of an example does not depend on the other examples of its block: products run over fewer than kMinRows
+// rows, which have one order of summation (tiles.h).
 #pragma once
 
 #include "stages.h"
@@ -18,7 +18,7 @@ MOP_INLINE bool is_nan(T x) {
   return x != x;
 }
 
-// scratch: the largest so far, then the rows they stand in, as integers as wide as T.
+// scratch: the largest numbers so far, then their rows, as integers as wide as T.
 template <class T>
 void pool(const Pool<T>& p, T* scratch) {
   constexpr int W = kLanes<T>;
@@ -199,7 +199,7 @@ void prompt_head_backward(const PromptHead<T>& h, const PromptHeadBackward<T>& g
 
     T *query = g.grad_query + b * h.width, *up = g.grad_up + b * h.width, *scaled = g.scaled_query + b * h.width;
     const T* normal = h.normal + b * h.width;
-    // the gradients of the scores sum to zero: by differences, candidates that are alike do not cancel into rounding
+    // the gradients of the scores sum to zero: with differences, similar candidates do not cancel into rounding errors
     const T* own = h.target_peaks + h.tasks[b] * h.width;
     for (i64 c = 0; c < h.width; ++c) query[c] = T(0);
     for (i64 j = 0; j < h.sources; ++j)

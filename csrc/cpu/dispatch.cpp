@@ -1,4 +1,4 @@
-// The level of this machine, chosen once at load.
+// The instruction level of this machine, chosen once at load.
 #include <cstdlib>
 #include <cstring>
 

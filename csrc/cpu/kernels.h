@@ -1,8 +1,8 @@
-// The units of work that the level files export, and the plain structs they take: raw pointers and sizes only.
+// The interface of the kernels that every instruction level compiles: functions on plain structs of pointers and sizes.
 //
-// Letters as in reference.py: n row; i term; r rank; j = (i, r); a, c sides of the rule; u, v sides of the local.
-// Row-local intermediates of a block of rows are kept as t[j, n, u] and s[j, n, v], so that stage 2 of a term is one
-// product with rank*rows rows and the rank needs no code of its own. `rule_in` is packed as [j, a] throughout.
+// Letters as in reference.py: n row; i term; r rank; j = (i, r); a, c sides of the rule; u, v sides of the local. The
+// intermediates of a block of rows are t[j, n, u] and s[j, n, v]. Stage 2 of a term is therefore one product with
+// rank*rows rows, and the rank needs no code of its own. `rule_in` is packed as [j, a] throughout.
 #pragma once
 
 #include "../dims.h"
@@ -31,7 +31,7 @@ struct Rows {  // rows of any strides
   i64 row, col;
 };
 
-// A block of rows through one map.
+// One map on a block of rows.
 template <class T>
 struct MapForward {
   PhmDims dims;
@@ -54,7 +54,7 @@ struct MapBackward {
   bool accumulate;  // add to grads (a later block of the same rows); grad_x is always written
 };
 
-// A full rule without W: `columns` of y, from `column` on, of a block of rows.
+// A full rule without W, on a block of rows: `columns` columns of y, from `column` on.
 template <class T>
 struct FullRuleForward {
   PhmDims dims;
@@ -74,7 +74,7 @@ struct FullRuleBackward {
   T *grad_x, *grad_rule, *grad_local;  // this term's part [rows, in]; [a, c]; [u, v]; each may be null
 };
 
-// A block of rows through the whole generator of one (layer, expert) pair.
+// The whole generator of one (layer, expert) pair on a block of rows.
 template <class T>
 struct PairForward {
   PhmDims down_dims, up_dims;
@@ -84,7 +84,7 @@ struct PairForward {
   int maps;
   i64 rows;
   const T* t;   // stage 1 of the down map, [j, rows, u]
-  T* const* y;  // a map: [rows, out]
+  T* const* y;  // per map: [rows, out]
   bool stream;
 };
 
@@ -97,7 +97,7 @@ struct PairBackward {
   int maps;
   i64 rows;
   const T* t;
-  const Rows<T>* grad_y;  // a map
+  const Rows<T>* grad_y;  // per map
   Gradients<T> down_grads;
   const Gradients<T>* up_grads;
   T* down_grad_s;  // out: gradient of s of the down map, [j, rows, v], or null if nothing before it asks
@@ -109,21 +109,21 @@ template <class T>
 struct DownTail {
   PhmDims dims;
   i64 term, rows, block_rows;
-  const T* const* grad_s;  // a pair: blocks of [j, rows of the block, v], one after another
-  const T* const* local;   // a pair
+  const T* const* grad_s;  // per pair: blocks of [j, rows of the block, v], one after another
+  const T* const* local;   // per pair
   i64 pairs;
   const T* x;  // [rows, in]
   T* grad_t;   // blocks of [j, rows of the block, u]
   T* rule_in;  // gradient [j, a], or null
 };
 
-// attempt_mix: b example; j source prompt, then the target's own candidate; m rows of a prompt; d columns of all.
+// attempt_mix: b example; j source prompt, or last the candidate of the target; m rows of a prompt; d columns.
 
-// The largest number of each of `columns` columns: of equal ones the first, NaN is largest; 0 and -1 where no row
-// counts.
+// The largest number of each column and its row. Of equal numbers the first counts; NaN is the largest. 0 and row -1
+// where no row counts.
 template <class T>
 struct Pool {
-  i64 rows, columns, row;  // row: from one row of x, and of y, to the next
+  i64 rows, columns, row;  // row: stride of the rows of x and of y
   const T* x;
   const unsigned char* keep;  // [rows], or null: all count
   T* y;                       // a copy of x, or null
@@ -140,16 +140,16 @@ struct Prompts {
   const T* attention;           // [b, j]
 };
 
-// `columns` of [0, size), from `column` on, of all examples' prompts.
+// `columns` of the [0, size) of the prompts of all examples, from `column` on.
 template <class T>
 struct PromptMix {
   Prompts<T> prompts;
-  i64 column, columns, row;  // row: from one example of y to the next
+  i64 column, columns, row;  // row: stride of the examples of y
   T* y;
   bool stream;
 };
 
-// What of the gradients of the prompts comes from the mix, and of that of the attention from these columns.
+// The gradients of the prompts through the mix, and the part of the attention's gradient from these columns.
 template <class T>
 struct PromptMixBackward {
   Prompts<T> prompts;
@@ -159,7 +159,7 @@ struct PromptMixBackward {
       *target;  // [b, j], the part of these columns; [j, size]; [task, size]; the last two may be null
 };
 
-// From the largest numbers of the embeddings to the attention.
+// The attention, from the largest numbers of the embeddings.
 template <class T>
 struct PromptHead {
   i64 sources, width, rank;
@@ -227,7 +227,7 @@ inline i64 pool_scratch(i64 columns) { return 2 * line(columns); }
 inline i64 down_tail_scratch(const PhmDims& d) { return line(d.loc_in * d.loc_out); }
 
 template <class T>
-const Kernels<T>& kernels();  // those of the best level this machine runs
+const Kernels<T>& kernels();  // of the best level that this machine runs
 const char* level_name();
 
 }  // namespace mop

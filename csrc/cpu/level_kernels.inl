@@ -1,4 +1,5 @@
-// The units of kernels.h, compiled once a level: MOP_LEVEL names the level and the compiler flags decide its registers.
+// The kernels of one instruction level: all functions of kernels.h, compiled once per level. MOP_LEVEL names the level,
+// and the compiler flags decide its registers.
 #include "attempt_mix_kernels.h"
 #include "kernels.h"
 #include "stages.h"
@@ -8,7 +9,7 @@ namespace {
 using namespace mop;
 
 template <class T>
-struct Arena {  // hands out whole lines of a unit's scratch
+struct Arena {  // hands out whole lines of a kernel's scratch
   T* next;
   T* take(i64 elements) {
     T* got = next;
@@ -140,7 +141,7 @@ void down_tail(const DownTail<T>& p, T* transposed) {
                         p.grad_t + d.j() * n * d.loc_in + before * d.loc_in, transposed, pair > 0);
     }
   if (!p.rule_in) return;
-  for (i64 n = 0; n < p.rows || n == 0; n += p.block_rows) {  // no row: once, to write the zeros
+  for (i64 n = 0; n < p.rows || n == 0; n += p.block_rows) {  // without rows: once, to write the zeros
     const i64 rows = p.rows - n < p.block_rows ? p.rows - n : p.block_rows;
     grad_rule_in(d, d.rank, rows, p.grad_t + d.j() * n * d.loc_in + p.term * d.rank * rows * d.loc_in, p.x + n * d.in(),
                  p.rule_in + p.term * d.rank * d.g_in, n > 0);
@@ -202,7 +203,7 @@ void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
   }
   if (!m.grad_rule && !m.grad_x) return;
   T* grad_t = arena.take(height * d.loc_in);
-  if (height < d.loc_out)  // few rows: their sums over lanes cost less than turning the local around
+  if (height < d.loc_out)  // few rows: their sums over lanes cost less than the transpose of the local
     dots<T>(height, d.loc_in, 1, d.loc_out, {m.grad_y, d.loc_out, 0}, {m.local, d.loc_out, 0}, grad_t, d.loc_in, 1,
             false);
   else

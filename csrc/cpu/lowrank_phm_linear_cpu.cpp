@@ -6,7 +6,7 @@ namespace mop {
 namespace {
 
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 64;
-constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward reads and writes the locals' gradient once a block
+constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward moves the gradient of the locals once per block
 
 }  // namespace
 
@@ -62,7 +62,7 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
       const i64 begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
       const Gradients<T> grads{part(0, chunk), part(1, chunk), part(2, chunk), part(3, chunk)};
       T* scratch = thread_scratch<T>(map_backward_scratch(d, block));
-      for (i64 n = begin; n < end || n == begin; n += block) {  // no row: once, to write the zeros
+      for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
         const MapBackward<T> unit{d,
                                   factors,
                                   std::min(block, end - n),

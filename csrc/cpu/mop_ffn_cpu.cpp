@@ -1,9 +1,9 @@
 // mop_ffn: all (layer, expert) pairs and all up maps of the MOP generator in one call.
 //
-// Forward: stage 1 of the down map once for each group of pairs that share x and rule_in, then a task a pair and block
-// of rows. Backward: a task a pair and chunk of rows, which writes the gradients that are the pair's own and a part of
-// each shared one; then what is left of the down map's rule_in and x, which sum over the pairs of a group before the
-// rule is applied; then the parts are summed in order.
+// Forward: stage 1 of the down map once per group of pairs that share x and rule_in, then one task per pair and block
+// of rows. Backward: one task per pair and chunk of rows writes the pair's own gradients and a part of each shared
+// gradient. Then come the gradients of x and of the down map's rule_in: they sum over the pairs of a group before the
+// rule is applied. Last, the parts are summed in order.
 #include "cpu_ops.h"
 
 namespace mop {
@@ -43,14 +43,14 @@ struct Problem {
   i64 pairs() const { return layers * picked; }
   i64 keys() const { return key_layers * key_experts; }
   i64 key(i64 l, i64 e) const { return (key_layers > 1 ? l : 0) * key_experts + (key_experts > 1 ? e : 0); }
-  // the same problem with keys for pairs: what the gradients of x and of the down map's rule_in have parts for
+  // the same problem with keys in place of pairs, for the gradients of x and of the down map's rule_in
   Problem by_key() const {
     Problem keys = *this;
     keys.layers = key_layers;
     keys.picked = key_experts;
     return keys;
   }
-  // where the part of pair (l, at place e) stands in a tensor of parameters
+  // the group of pair (l, place e) in a tensor of parameters
   i64 group(const Tensor& t, i64 l, i64 e) const {
     return (t.size(0) > 1 ? l : 0) * t.size(1) + (t.size(1) > 1 ? ids[e] : 0);
   }
@@ -144,11 +144,11 @@ void forward(const Problem& p, const std::vector<Tensor>& y) {
   });
 }
 
-// The gradient of one tensor of parameters. Where the tensor is the pair's own and rows are not split, units write it
-// directly; otherwise each writes a part, and finish() sums the parts of the pairs that share it, in order.
+// The gradient of one tensor of parameters. Units write it directly if each pair has its own and the rows are not
+// split. Otherwise each unit writes a part, and finish() sums the parts of the pairs that share the tensor, in order.
 struct GradientSum {
   bool asked = false, direct = false;
-  i64 layers = 1, experts = 1, size = 0;  // the tensor's group dims, its elements a group
+  i64 layers = 1, experts = 1, size = 0;  // the group dims of the tensor, its elements per group
   Tensor result, parts;
 };
 
@@ -173,7 +173,7 @@ T* part_of(const Problem& p, const GradientSum& g, i64 pair, i64 chunk, i64 chun
   return out<T>(g.result) + p.group(g.result, pair / p.picked, pair % p.picked) * g.size;
 }
 
-// The parts stand as [layer][place of the expert][chunk]; first chunks, then experts or layers that share are summed.
+// The parts are [layer][place of the expert][chunk]. First chunks are summed, then the experts or layers that share.
 template <class T>
 void finish(const Problem& p, GradientSum& g, i64 chunks) {
   if (!g.asked || g.direct) return;
@@ -199,7 +199,7 @@ void finish(const Problem& p, GradientSum& g, i64 chunks) {
   });
 }
 
-// What asks for gradients: bit 0 x, then the factors of down, then those of each up map (ops.py).
+// The tensors that ask for gradients. The bits of a mask are x, then the factors of down, then of each up map (ops.py).
 struct Asked {
   bool x;
   std::vector<std::vector<GradientSum>> maps;  // [down, ups...][rule_in, rule_out, local, bias]
@@ -277,7 +277,7 @@ Tensor backward(const Problem& p, const std::vector<Tensor>& grads, Asked& asked
     for (int m = 0; m < maps; ++m) up_grads.push_back(gradients_of<T>(p, asked.maps[m + 1], pair, chunk, chunks, true));
     T* scratch = thread_scratch<T>(pair_backward_scratch(down, up, block));
     const i64 begin = blocks * chunk / chunks, end = blocks * (chunk + 1) / chunks;
-    for (i64 b = begin; b < end || b == begin; ++b) {  // no block: once, to write the zeros
+    for (i64 b = begin; b < end || b == begin; ++b) {  // without blocks: once, to write the zeros
       const i64 n = b * block, rows = b < end ? std::min(block, p.rows - n) : 0;
       std::vector<Rows<T>> grad_y;
       for (const Tensor& g : grads)
@@ -324,7 +324,7 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
   for (std::size_t m = 0; m < grads.size(); ++m)
     MOP_GUARD(grads[m].dim() == 4 && grads[m].numel() == p.pairs() * p.rows * p.ups[m].dims.out());
 
-  if (p.picked == 0) {  // no expert: nothing is written, and all gradients are zero
+  if (p.picked == 0) {  // without experts nothing is written, and all gradients are zero
     std::vector<Tensor> inputs{x}, zeros;
     inputs.insert(inputs.end(), down.begin(), down.end());
     inputs.insert(inputs.end(), ups.begin(), ups.end());

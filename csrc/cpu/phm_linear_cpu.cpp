@@ -1,5 +1,6 @@
-// phm_linear. A full rule saves no multiply-adds over dense, only the building of W. So: W built once, then dense
-// products of torch; on few rows the factors are applied without it, local first or rule first, whichever is less.
+// phm_linear: y = x W + bias with W = sum_i rule[i] (x) local[i]. A full rule saves no multiply-adds over a dense W,
+// only the building of W. Many rows: W is built once, then multiplied by torch. Few rows: the factors are applied
+// without W, local first or rule first, by the cheaper way.
 #include <array>
 
 #include "cpu_ops.h"
@@ -7,12 +8,12 @@
 namespace mop {
 namespace {
 
-// The cost model counts multiply-adds, with what they do not show: a dense product runs near the machine's rate, the
-// short products of the other ways at about half of it; an element of W (or of its gradient) that is written and read
-// again costs as much as kMemory.
+// The cost model counts multiply-adds, with two corrections. A dense product runs near the machine's rate, and the
+// short products of the other ways at about half of it (kShort). An element of W, or of its gradient, that is written
+// and read again costs as much as kMemory multiply-adds.
 constexpr i64 kShort = 2, kMemory = 64;
-// A task of local first or rule first: some columns of the locals for all rows, where the rows are few and the locals
-// are wide, so that each local is read once and one row is several tasks; otherwise some rows.
+// A task of local first or rule first takes some rows. Where the rows are few and the locals are wide, it takes some
+// columns of the locals for all rows instead: each local is read once, and one row is several tasks.
 constexpr i64 kFewRows = 16, kRows = 8, kColumns = 48;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
@@ -38,7 +39,7 @@ Tensor column_sums(const Tensor& rows) {
   return sums;
 }
 
-// The gradients of x, rule and local (mask bits 0 to 2), a task a term.
+// Returns the gradients of x, rule and local (mask bits 0 to 2), by one task per term.
 std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_rows, const Tensor& x, const Tensor& rule,
                                         const Tensor& local, i64 mask) {
   const Tensor* const inputs[3] = {&x, &rule, &local};
@@ -81,7 +82,8 @@ ForwardPlan plan_phm_linear(i64 rows, const PhmDims& d) {
           kShort * rows * d.terms * (d.g_out * d.in() + d.loc_in * d.out())};
 }
 
-// With all gradients asked for: W and its gradient, built and read; or t again and the gradients of t, local, rule, x.
+// The costs of all gradients: W and its gradient, built and read; or t recomputed, and the gradients of t, local, rule,
+// x.
 BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& d) {
   return {(3 * d.terms + 2 * rows + 2 * kMemory) * d.in() * d.out(),
           kShort * rows * d.terms * (3 * d.g_out * d.in() + 2 * d.loc_in * d.out())};

@@ -38,7 +38,7 @@ void stage3_transposed(const PhmDims& d, const T* rule_out, i64 rows, const T* g
                {grad_s + n * d.loc_out, rows * d.loc_out});
 }
 
-// grad_t of one term (+)= grad_s local^T; `transposed` is room for local^T, [v, u]
+// grad_t of one term (+)= grad_s local^T; `transposed` is scratch for local^T, [v, u]
 template <class T>
 void stage2_transposed(const PhmDims& d, const T* local, i64 height, const T* grad_s, T* grad_t, T* transposed,
                        bool accumulate) {
@@ -80,8 +80,8 @@ void grad_rule_in(const PhmDims& d, i64 j, i64 rows, const T* grad_t, const T* x
 
 MOP_INLINE i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
 
-// to[0 .. N vectors) (+)= the sum of the rows, in three levels: 32 rows, 32 such sums, then the rest. One running sum
-// over n equal numbers drifts by n roundings, this one by 64 + n / 1024.
+// to[0 .. N vectors) (+)= the sum of the rows, in three steps: sums of 32 rows, sums of 32 such sums, then their sum.
+// One running sum over n equal numbers drifts by n roundings, this sum by 64 + n / 1024.
 template <class Lanes, int N, class Load>
 MOP_INLINE void cascade(i64 rows, Lanes* total, const Load& load_row) {
   constexpr i64 kStretch = 32, kGroup = 32 * kStretch;
@@ -114,7 +114,7 @@ void sum_rows(i64 rows, i64 width, const T* from, i64 row, T* to, bool accumulat
   }
 }
 
-// The rows themselves where their columns are contiguous, otherwise a copy (an expanded gradient has strides 0).
+// Returns the rows themselves if their columns are contiguous, or else a copy (an expanded gradient has strides 0).
 template <class T>
 const T* dense_rows(Rows<T> from, i64 rows, i64 width, T* room, i64* row) {
   if (from.col == 1) {

@@ -1,4 +1,4 @@
-// The two register-blocked products that everything else is made of.
+// The two register-blocked products that all CPU kernels are made of.
 //
 //   product:  C[m, :] = init[m, :] + sum_k A[m, k] B[k, :]       lanes run along the columns of B and C
 //   dots:     D[m, n] (+)= sum_b sum_w A[b, m, w] B[b, n, w]      lanes run along w, the accumulators live over all b
@@ -57,7 +57,7 @@ static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, P
     }
 }
 
-// `rows` < = MR rows of C by NV vectors: MR is a compile-time size, so count down to it.
+// At most MR rows of C by NV vectors. MR is a compile-time size, so it counts down to `rows`.
 template <class T, int MR, int NV, bool TAIL, bool STREAM>
 MOP_INLINE void product_rows(int rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
                              int tail) {
@@ -70,7 +70,7 @@ MOP_INLINE void product_rows(int rows, i64 depth, Matrix<T> a, Panel<const T> b,
 template <class T, int NV, bool TAIL, bool STREAM>
 static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
                             int tail) {
-  constexpr int MR = NV == 3 ? 4 : NV == 2 ? 6 : 8;  // 12 accumulators or 8: what sixteen registers hold
+  constexpr int MR = NV == 3 ? 4 : NV == 2 ? 6 : 8;  // 12 accumulators or 8: sixteen registers hold no more
   const i64 blocks = (rows + MR - 1) / MR;
   for (i64 block = 0, m = 0; block < blocks; ++block) {
     const i64 height = (rows - m + (blocks - block) - 1) / (blocks - block);
@@ -94,9 +94,9 @@ MOP_INLINE void product_group(i64 vectors, int tail, i64 rows, i64 depth, Matrix
     product_group<T, NV - 1, STREAM>(vectors, tail, rows, depth, a, b, c, init);
 }
 
-// C = init + A B where B is deep. It is copied, a group of columns and kDepth rows at a time, to where its rows are
-// neighbours: rows a power of two apart share a few sets of the L1 cache. The copy pays once kMinRows rows pass
-// through.
+// C = init + A B for a deep B. B is copied, a group of columns and kDepth rows at a time, so that its rows are
+// neighbours: rows at distances of a power of two share a few sets of the L1 cache. The copy pays from kMinRows rows
+// on.
 constexpr i64 kDeep = 96, kMinRows = 24;
 
 template <class T>
@@ -134,7 +134,7 @@ __attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 de
 }
 
 // C (rows x columns) = init + A (rows x depth) B (depth x columns). init.data == nullptr means zero; init may be C.
-// STREAM writes C past the caches: its rows must start at, and be, whole 64-byte lines.
+// With STREAM the stores to C bypass the caches: the rows of C must start at 64-byte lines and be whole lines.
 template <class T, bool STREAM = false>
 static void product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
                     Panel<const T> init = {nullptr, 0}) {
@@ -176,8 +176,9 @@ struct Batch {  // an operand of `dots`: element (b, m, w) at data[b * batch + m
   i64 row, batch;
 };
 
-// sums[m][n] += the products of one stretch, as vectors: lanes are summed only at the very end. A stretch is summed by
-// itself first, so that the rounding of a long sum grows with the stretch and the number of stretches, not with both.
+// sums[m][n] += the products of one stretch, as vectors: lanes are summed only at the end. Each stretch is first summed
+// by itself. So the rounding of a long sum grows with the length of a stretch plus the number of stretches, not with
+// their product.
 template <class T, int MR, int NR>
 static void dots_tile(i64 batches, i64 width, Batch<T> a, Batch<T> b, Vec<T>* sums, i64 sums_row) {
   constexpr int W = kLanes<T>;
@@ -220,8 +221,8 @@ MOP_INLINE void dots_sized(i64 rows, i64 columns, i64 batches, i64 width, Batch<
   }
 }
 
-// D (rows x columns) = or += dots. A patch of D keeps its accumulators while stretches of the operands that fit the L1
-// cache pass through it; otherwise each tile would fetch both operands again from L2.
+// D (rows x columns) = or += dots. A patch of D keeps its accumulators for all stretches of the operands that fit the
+// L1 cache. Otherwise each tile would fetch both operands again from L2.
 template <class T>
 static void dots(i64 rows, i64 columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col,
                  bool accumulate) {

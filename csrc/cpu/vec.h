@@ -1,4 +1,4 @@
-// One SIMD register of the level that this file is compiled for, by the compiler's vector extensions.
+// One SIMD register of the instruction level that this file is compiled for, by the compiler's vector extensions.
 //
 // Every level file compiles these templates again with other flags, so they stand in an anonymous namespace, and no
 // template of std:: may be used beside them: a shared weak symbol could be taken from the wrong level.
@@ -83,7 +83,7 @@ MOP_INLINE void stream(T* p, Vec<T> v) {
 #endif
 #endif
 
-// Streamed stores are weakly ordered: a unit that streamed ends with this.
+// Streamed stores are weakly ordered: a kernel that streams ends with this fence.
 MOP_INLINE void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();

@@ -1,4 +1,4 @@
-// What a launch asks of its device: the multiprocessors and their shared memory, read once per device.
+// The properties of a device that launches depend on: multiprocessors and their shared memory, read once per device.
 #pragma once
 
 #include <algorithm>
@@ -16,23 +16,24 @@
 
 namespace mop {
 
-// Every GPU that is served (8.0 and later) gives a block this much shared memory. Which of two ways of computing a
-// result is taken, where they round differently, follows from it and not from the chip.
+// Every supported GPU (8.0 and later) gives a block this much shared memory. Where two ways of computing a result round
+// differently, the choice follows from this number and not from the chip.
 constexpr i64 kLeastShared = 99 * 1024;
 
 struct Chip {
   i64 multiprocessors;
-  i64 shared;        // bytes of a multiprocessor, 228 KB on 9.0, 164 on 8.0, 100 on 8.6 and 8.9
-  i64 block_shared;  // and the most that one block may have
-  i64 reserved;      // bytes of it that the system takes for each block
+  i64 shared;        // bytes per multiprocessor: 228 KB on 9.0, 164 on 8.0, 100 on 8.6 and 8.9
+  i64 block_shared;  // the most bytes of one block
+  i64 reserved;      // bytes that the system takes per block
 
-  // The most bytes with which `blocks` blocks are on a multiprocessor at once.
+  // Returns the most bytes per block if `blocks` blocks are on a multiprocessor at once.
   i64 room(i64 blocks) const { return std::min(block_shared, (shared / blocks - reserved) / 16 * 16); }
 };
 
 #if defined(MOP_EMULATE)
 
-// An H100, or what tests set, which reach second waves, chunks and scratch in the GPU's memory with small sizes.
+// An H100, or the numbers that tests set, to reach second waves, chunks, and scratch in the GPU's memory at small
+// sizes.
 inline Chip chip_of(int) {
   const auto number = [](const char* name, i64 otherwise) {
     const char* text = std::getenv(name);

@@ -1,9 +1,9 @@
-// Everything in a kernel that only a GPU has, behind helpers with a twin on the host.
+// The features that only a GPU has, as helpers for kernels, each with a twin on the host.
 //
 // Kernels (*_kernel.cuh) are templates on raw pointers that use nothing of CUDA but these helpers. nvcc compiles them
 // for a GPU; g++ -x c++ -DMOP_EMULATE compiles the same text for the host, where launch.h runs one host thread for each
-// CUDA thread. There sync_threads is a barrier, and shared memory a heap buffer of exactly the size that was asked for,
-// filled with NaN, so that AddressSanitizer finds an overrun and ThreadSanitizer a missing barrier.
+// CUDA thread. On the host sync_threads is a barrier, and shared memory is a heap buffer of exactly the requested size,
+// filled with NaN. So AddressSanitizer finds an overrun, and ThreadSanitizer a missing barrier.
 //
 //   template <class T>
 //   MOP_KERNEL scale_kernel(const T* x, float by, T* y, i64 size) {
@@ -14,10 +14,13 @@
 //   const Launch launch(x);  // launch.h: guards the device of x, takes its current stream
 //   launch("scale", scale_kernel<T>, blocks, 256, 0, in<T>(x), 2.f, out<T>(y), x.numel());
 //
-// Rules: right for any block_threads(), which the host runs with kEmulatedThreads; every thread of a block meets the
-// same sync_threads() calls, and none leaves before the last; indices and offsets are i64, but those into shared
-// memory; no atomics; of a warp only device_mma.h; sums in float and in an order that only the sizes fix.
-// Floating-point functions are those that <cmath> and CUDA name alike: expf, tanhf, erff.
+// Rules for kernels:
+// - A kernel is correct for any block_threads(); the host runs it with kEmulatedThreads.
+// - Every thread of a block meets the same sync_threads() calls, and no thread leaves before the last call.
+// - Indices and offsets are i64, except offsets into shared memory.
+// - No atomics, and no warp instructions outside device_mma.h.
+// - Sums are in float, in an order that depends only on the sizes.
+// - Floating-point functions have the same name in <cmath> and in CUDA: expf, tanhf, erff.
 #pragma once
 
 #include "../dims.h"
@@ -32,7 +35,7 @@
 #include <cstring>
 
 #define MOP_KERNEL void
-#define MOP_BLOCKS(threads, blocks)  // so many blocks of so many threads are to fit on a multiprocessor
+#define MOP_BLOCKS(threads, blocks)  // this many blocks of this many threads must fit on a multiprocessor
 #define MOP_DEVICE inline
 #define MOP_BOTH inline  // on the host and in kernels
 #define MOP_UNROLL
@@ -72,7 +75,7 @@ inline thread_local Thread thread;
 
 namespace mop {
 
-// Blocks and grids have one dimension; kernels take their indices apart.
+// Blocks and grids have one dimension; kernels split their indices.
 #if defined(MOP_EMULATE)
 MOP_DEVICE int thread_index() { return emulated::thread.index; }
 MOP_DEVICE int block_threads() { return emulated::thread.threads; }
@@ -87,15 +90,15 @@ MOP_DEVICE i64 num_blocks() { return gridDim.x; }
 MOP_DEVICE void sync_threads() { __syncthreads(); }
 #endif
 
-// Ends the kernel with the line that assert() prints, and with "device-side assert triggered" at the next call that
-// waits. printf, which could say a value, would give every kernel a stack frame.
+// Ends the kernel. The line of assert() is printed, and the next call that waits fails with "device-side assert
+// triggered". printf could print a value, but it would give every kernel a stack frame.
 #if defined(MOP_EMULATE)
 [[noreturn]] inline void stop(const char* message) { emulated::fail(message); }
 #else
 MOP_DEVICE void stop(const char* message) { __assert_fail(message, "mop_kernels", 0, "stop"); }
 #endif
 
-// The block's shared memory, of the size that the launch gave, starting at 16 bytes.
+// Returns the shared memory of the block. The launch gives its size; it is aligned to 16 bytes.
 template <class T>
 MOP_DEVICE T* shared_memory() {
 #if defined(MOP_EMULATE)
@@ -171,7 +174,7 @@ MOP_DEVICE Half from_float<Half>(float x) {
 #endif
 }
 
-// 16 bytes, which is what a thread reads and writes at once where addresses allow it.
+// 16 bytes: a thread reads and writes them at once where addresses allow it.
 template <class T>
 struct alignas(16) Pack {
   static constexpr int size = 16 / sizeof(T);
@@ -205,7 +208,7 @@ MOP_DEVICE void store16(T* to, const Pack<T>& pack) {
 #endif
 }
 
-// Four elements as floats: 16 bytes of float, 8 of a half precision, to which the address is aligned.
+// Returns four elements as floats. The address is aligned to their size: 16 bytes of float, 8 of a half precision.
 template <class T>
 MOP_DEVICE Pack<float> load4(const T* from) {
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -241,7 +244,7 @@ MOP_DEVICE void store4(T* to, const Pack<float>& pack) {
   }
 }
 
-// 1 / x, to the last bit or one beside it.
+// Returns 1 / x, with an error of at most one unit in the last place.
 MOP_DEVICE float reciprocal(float x) {
 #if defined(MOP_EMULATE)
   return 1.f / x;

@@ -1,8 +1,8 @@
-// Copies to shared memory that are under way while a thread computes: cp.async, in groups.
+// Copies to shared memory while a thread computes: cp.async, in groups.
 //
-// A thread copies, closes a group with commit_copies(), and later waits for it; others see what it copied after the
-// sync_threads() that follows. On the host the memory is NaN from copy_async() on and the copy happens in
-// wait_for_copies(), so a wait that is missing or leaves one group too many shows.
+// A thread copies, closes a group with commit_copies(), and later waits for it. Other threads see the copies after the
+// next sync_threads(). On the host, copy_async() fills the memory with NaN, and wait_for_copies() copies. So a test
+// shows a wait that is missing, or that leaves one group too many.
 #pragma once
 
 #include "device.h"
@@ -28,7 +28,7 @@ inline void finish_copies(size_t groups_left) {
     for (const Copy& copy : copy_groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
 }
 
-// At the end of a block: its memory is the next one's.
+// At the end of a block: the next block takes its memory.
 inline void check_copies() {
   bool all = open_copies.empty();
   for (const std::vector<Copy>& group : copy_groups) all = all && group.empty();
@@ -42,7 +42,7 @@ inline void check_copies() {
 
 namespace mop {
 
-// `count` elements: 16 bytes, past the first-level cache, or 8. Both addresses are aligned to that.
+// Copies `count` elements: 16 bytes, which bypass the first-level cache, or 8. Both addresses are aligned to that size.
 template <int count, class T>
 MOP_DEVICE void copy_async(T* to, const T* from) {
   constexpr int bytes = count * sizeof(T);
@@ -70,7 +70,7 @@ MOP_DEVICE void commit_copies() {
 #endif
 }
 
-// Waits for all groups of this thread but the newest `left`.
+// Waits for all groups of this thread except the newest `left`.
 template <int left>
 MOP_DEVICE void wait_for_copies() {
 #if defined(MOP_EMULATE)

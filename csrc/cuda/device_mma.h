@@ -1,8 +1,7 @@
 // Products of a warp on the tensor cores: mma.sync m16n8k16 of a half precision, sums in float.
 //
-// On the host an emulated thread is a whole warp. It goes through the 32 lanes itself, each with its own registers,
-// laid out as PTX says for ldmatrix and mma; so what a kernel reads of lanes and what it loads into them is proved
-// there too.
+// On the host an emulated thread is a whole warp. It runs the 32 lanes itself, each with its own registers, in the
+// layout of PTX for ldmatrix and mma. So the host also checks the registers that a kernel reads and loads.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +11,7 @@
 namespace mop {
 
 #if defined(MOP_EMULATE)
-constexpr int kLanes = 32;  // whose registers a thread has
+constexpr int kLanes = 32;  // a thread has the registers of all lanes
 MOP_DEVICE int warp_index() { return thread_index(); }
 MOP_DEVICE int num_warps() { return block_threads(); }
 #else
@@ -21,7 +20,7 @@ MOP_DEVICE int warp_index() { return thread_index() / 32; }
 MOP_DEVICE int num_warps() { return block_threads() / 32; }
 #endif
 
-// The lanes of this thread: itself, or on the host all of its warp, of which `own` counts.
+// The lanes of this thread: itself, or on the host its whole warp. `own` counts them.
 template <class Function>
 MOP_DEVICE void for_lanes(const Function& function) {
 #if defined(MOP_EMULATE)
@@ -31,7 +30,7 @@ MOP_DEVICE void for_lanes(const Function& function) {
 #endif
 }
 
-// Four 8 x 8 matrices of a half precision, two elements a register.
+// Four 8 x 8 matrices of a half precision, two elements per register.
 struct Fragment {
   uint32_t at[kLanes][4];
 };
@@ -113,7 +112,7 @@ MOP_DEVICE void multiply_add(Sums16x8& sums, const Fragment& a, const Fragment& 
 #endif
 }
 
-// Adds two neighbouring elements of a half precision, the first of which is at a multiple of 4 bytes.
+// Adds two neighbouring elements of a half precision; the first is at a multiple of 4 bytes.
 template <class T>
 MOP_DEVICE void add_two(const T* from, float& first, float& second) {
   uint32_t pair;
@@ -126,7 +125,7 @@ MOP_DEVICE void add_two(const T* from, float& first, float& second) {
   first += to_float(T{uint16_t(pair)}), second += to_float(T{uint16_t(pair >> 16)});
 }
 
-// And stores two.
+// Stores two neighbouring elements of a half precision.
 template <class T>
 MOP_DEVICE void store_two(T* to, float first, float second) {
 #if defined(MOP_EMULATE)
@@ -150,9 +149,10 @@ struct Rows {
   int stride;
 };
 
-// store(batch, m, n, sums at (m, n) and (m, n + 1)): sum over k of A[batch](m, k) B[batch](k, n), of which warps take
-// 16 x 16 results at a time, each an even share in a row. Rows of A run along k, kATransposed: along m, with zeros up
-// to whole eights; those of B along n, which are whole eights. zeros: eight zeros, which are read for what is outside.
+// Calls store(batch, m, n, sums at (m, n) and (m, n + 1)) for the sums over k of A[batch](m, k) B[batch](k, n). Warps
+// take 16 x 16 results at a time, each an even share in a row. Rows of A run along k, or along m if kATransposed, with
+// zeros up to whole eights. Rows of B run along n and are whole eights. zeros: eight zeros, read in place of elements
+// outside.
 template <bool kATransposed, class T, class A, class B, class Store>
 MOP_DEVICE void warp_product(int batches, int size_m, int size_n, int size_k, const A& a_of, const B& b_of,
                              const T* zeros, const Store& store) {

@@ -24,7 +24,8 @@ namespace mop {
 
 constexpr int kEmulatedThreads = 4;
 
-// The threads of a block: what is wanted on a GPU, few on the host. Tile sizes that depend on it must come from here.
+// Returns the threads of a block: `wanted` on a GPU, few on the host. Tile sizes that depend on it must use this
+// function.
 inline int threads_of_block(int wanted) {
 #if defined(MOP_EMULATE)
   return std::min(wanted, kEmulatedThreads);
@@ -53,7 +54,7 @@ auto by_dtype(const Tensor& t, const Function& function) {
 
 #if defined(MOP_EMULATE)
 
-// The threads of one block, which run all its blocks one after the other.
+// The threads of one block. They run all blocks of a launch one after the other.
 class EmulatedBlock {
  public:
   EmulatedBlock(int threads, i64 blocks, i64 shared_bytes)
@@ -68,7 +69,7 @@ class EmulatedBlock {
   }
 
  private:
-  struct Check {  // when all have arrived: either all are at the end of the block, or none is
+  struct Check {  // when all threads have arrived: either all are at the end of the block, or none is
     EmulatedBlock* block;
     void operator()() noexcept {
       const int ended = block->ended_.exchange(0);
@@ -121,7 +122,7 @@ class Launch {
 
   const Chip& chip() const { return chip_; }
 
-  // kernel(arguments...) on `blocks` blocks, which may be none, of threads_of_block(threads) threads.
+  // Launches kernel(arguments...) on `blocks` blocks, possibly none, of threads_of_block(threads) threads.
   template <class... Parameters, class... Arguments>
   void operator()(const char* name, void (*kernel)(Parameters...), i64 blocks, int threads, i64 shared_bytes,
                   Arguments... arguments) const {

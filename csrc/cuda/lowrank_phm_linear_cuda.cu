@@ -1,14 +1,13 @@
-// lowrank_phm_linear, y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built. Few
-// rows: one launch (lowrank_phm_linear_kernel.cuh). Otherwise, and backward, products with t and s through memory as
-// [i, n, r, .], so that stage 2 is one product a term, of rank*rows rows:
+// lowrank_phm_linear: y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built. Few rows
+// take one launch (lowrank_phm_linear_kernel.cuh). More rows, and backward, take one product per stage. t and s go
+// through memory as [i, n, r, .], so that stage 2 is one product per term, of rank*rows rows:
 //
-//   1. t[i, n, r, u] = sum_a x[n, a, u] rule_in[i, a, r]         rank*terms*in multiply-adds a row
+//   1. t[i, n, r, u] = sum_a x[n, a, u] rule_in[i, a, r]         rank*terms*in multiply-adds per row
 //   2. s[i, n, r, v] = sum_u t[i, n, r, u] local[i, u, v]        rank*terms*loc_in*loc_out
 //   3. y[n, c, v] = sum_ir s[i, n, r, v] rule_out[i, r, c]       rank*terms*out
 //
-// Backward makes t and s again where they are needed; each gradient is one product more, of the gradients gs and gt of
-// s and t. All of them move rows*(in + out + 2*rank*terms*(loc_in + loc_out)) numbers, forward, and some three times
-// that, backward.
+// Backward recomputes t and s where they are needed. Each gradient is one more product, with the gradients gs and gt of
+// s and t. Forward moves rows*(in + out + 2*rank*terms*(loc_in + loc_out)) numbers, backward some three times as many.
 #include "../ops.h"
 #include "lowrank_phm_linear_kernel.cuh"
 #include "mop_ffn_call.h"
@@ -17,9 +16,9 @@
 namespace mop {
 namespace {
 
-constexpr i64 kFewRows = 64;  // beyond, the tiles of the one launch would read the locals too often
+constexpr i64 kFewRows = 64;  // with more rows the tiles of the one launch would read the locals too often
 
-// The tile of the one launch: of so few v that no multiprocessor is idle; of no rows where nothing fits.
+// Returns the tile of the one launch: with so few v that no multiprocessor is idle, or without rows if nothing fits.
 ffn::Tile tile_of(const Chip& chip, const ffn::Sides& d, i64 rows) {
   const i64 room = std::min(chip.room(1), kLeastShared);
   for (int most = 8; most > 0; most /= 2) {
@@ -34,7 +33,7 @@ ffn::Tile tile_of(const Chip& chip, const ffn::Sides& d, i64 rows) {
   return {};
 }
 
-// Whether it was done.
+// Computes y if one launch can, and returns whether it did.
 template <class T>
 bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Factors<T>& factors, const Tensor& y) {
   if (rows == 0 || rows > kFewRows || std::max({dims.in(), dims.out(), dims.j()}) >= i64(1) << 24) return false;
@@ -52,8 +51,8 @@ bool in_one_launch(const PhmDims& dims, i64 rows, const Tensor& x, const ffn::Fa
   return true;
 }
 
-// The products of one call. x and y, also as gradients, are seen with rows (n, u) or (n, v) and a plane for each a or
-// c; t and s have a plane for each (i, r).
+// The products of one call. x and y, also as gradients, are viewed with rows (n, u) or (n, v) and one plane per a or c.
+// t and s have one plane per (i, r).
 template <class T>
 class Stages {
  public:

@@ -1,8 +1,8 @@
 // lowrank_phm_linear in one launch, for few rows: the stages of mop_ffn_stages.cuh, t and s in shared memory.
 //
-// A block computes a tile of rows and a chunk of v; stage 1 is made again for each chunk, and each tile of rows reads
+// A block computes a tile of rows and a chunk of v. Stage 1 is recomputed for each chunk, and each tile of rows reads
 // the locals once. Cost of 40 rows, 768 -> 128 with 16 terms of rank 1 in 10 blocks: 0.8 M multiply-adds and 0.5 M more
-// for the second chunk, 0.2 MB of factors and x: launching it is what takes the time.
+// for the second chunk, 0.2 MB of factors and x. The launch itself takes most of the time.
 #pragma once
 
 #include "mop_ffn_stages.cuh"

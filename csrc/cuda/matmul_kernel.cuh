@@ -1,16 +1,16 @@
 // C[b, m, n] = sum_k A[b, m, k] B[b, k, n] (+ bias[m, n]) for operands whose indices may each be a pair.
 //
-// Every product of phm_weight, phm_linear and lowrank_phm_linear is one of these once its tensors are seen through the
-// right strides: an index such as (n, u) is one axis of two levels. Plain tiles in shared memory, float sums on the
-// CUDA cores. A block computes one tile of C, for one part of k where the product is split for parallelism; parts are
-// summed in order by sums_kernel.cuh.
+// Every product of phm_weight, phm_linear and lowrank_phm_linear has this form, with the right strides of its tensors:
+// an index such as (n, u) is one axis of pairs. Plain tiles in shared memory, float sums on the CUDA cores. A block
+// computes one tile of C, for one part of k if the product is split for parallelism. sums_kernel.cuh adds the parts in
+// order.
 #pragma once
 
 #include "device.h"
 
 namespace mop {
 
-// Where index k of an axis lies in a tensor: (k / inner) * outer_stride + (k % inner) * stride; `inner` is the Axis's.
+// The offset of index k of an axis in a tensor is (k / inner) * outer_stride + (k % inner) * stride, with Axis::inner.
 struct Strides {
   i64 outer_stride, stride;
 };
@@ -26,7 +26,7 @@ MOP_BOTH i64 offset_of(i64 index, i64 inner, Strides s) {
   return index / inner * s.outer_stride + index % inner * s.stride;
 }
 
-// Which axis of an operand is the contiguous one, along which neighbouring threads read; whether by 16 bytes.
+// The contiguous axis of an operand, along which neighbouring threads read, and whether they read by 16 bytes.
 struct Layout {
   bool second_axis, packed;
 };
@@ -71,8 +71,8 @@ MOP_BOTH TileShape tile_shape(int threads) {
   return {threads / side, side};
 }
 
-// Reads a tile of `first` x `second` indices into to[second][first], or into to[first][second] where `transposed`;
-// zeros past the valid ones.
+// Reads a tile of `first` x `second` indices into to[second][first], or into to[first][second] if `transposed`, with
+// zeros past the valid indices.
 template <class T>
 MOP_DEVICE void read_tile(const T* from, Layout layout, int first, int second, int valid_first, int valid_second,
                           const i64* first_offsets, const i64* second_offsets, float* to, int first_pitch,

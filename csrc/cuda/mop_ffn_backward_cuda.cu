@@ -9,9 +9,9 @@ namespace {
 
 using namespace ffn;
 
-constexpr i64 kMostBlocks = 264;  // above which the rows of a pair are not split further; fixed, as it orders sums
+constexpr i64 kMostBlocks = 264;  // with more blocks the rows of a pair are not split further; fixed: it orders sums
 
-// The gradient of one tensor: written by the blocks themselves where each has its own, else summed from parts.
+// The gradient of one tensor. Blocks write it themselves if each has its own; otherwise it is summed from parts.
 struct Wanted {
   bool asked, own;  // own: written by the blocks themselves
   Tensor result;

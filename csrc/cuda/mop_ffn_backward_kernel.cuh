@@ -1,21 +1,21 @@
 // mop_ffn backward, first of two launches: hidden rows recomputed, then the gradients of each (pair, part of its rows).
 //
-// For a tile of rows the gradients of the up maps (mop_ffn_gradients.cuh), whose dx add up; times the activation's
-// derivative that is dy of the down map, whose gradients come last. A gradient that is the block's alone is written
-// where it belongs; of all others a block writes its part, in float, and mop_ffn_sums_kernel.cuh sums the parts in
-// order. What does not ask for a gradient is not computed.
+// A block takes a tile of rows. It computes the gradients of the up maps (mop_ffn_gradients.cuh) and adds their dx.
+// This sum, times the derivative of the activation, is dy of the down map, whose gradients come last. A block writes a
+// gradient directly if no other block shares it. Of all other gradients it writes its part, in float, and
+// mop_ffn_sums_kernel.cuh sums the parts in order. Gradients that are not asked for are not computed.
 //
-// Cost of the paper's bank, all gradients but that of x: 368 M multiply-adds; in float32, in 240 blocks of 10 rows, 65
-// MB read through L2 and 29 MB of parts written: an estimated 30 to 50 us on an H200, of which 13 are arithmetic at the
-// full rate. Not measured.
+// Cost of the paper's bank, all gradients except that of x: 368 M multiply-adds; in float32, in 240 blocks of 10 rows,
+// 65 MB read through L2 and 29 MB of parts written: an estimated 30 to 50 us on an H200, of which 13 are arithmetic at
+// the full rate. Not measured.
 #pragma once
 
 #include "mop_ffn_gradients.cuh"
 
 namespace mop::ffn {
 
-// pre: the down map's result, [n, c, v] with rows of padded(loc_out), later its gradient; h and dh: HiddenRows; room:
-// what dots() or a copy of a local needs.
+// pre: the result of the down map, [n, c, v] with rows of padded(loc_out), later its gradient. h and dh: HiddenRows.
+// room: scratch of dots() or of a copy of a local.
 struct BackwardScratch {
   i64 pre, h, dh, rules, room, t, down_dt, down_s, up_dt, up_s, floats;
 };
@@ -219,8 +219,8 @@ struct BackwardBlock {
   }
 };
 
-// One block for each place: stops before the gradients are written. In the kernel below the check makes the compiler
-// spill, so it has a launch of its own, which calls without experts do not have.
+// One block per place. It stops before the gradients are written. Inside the kernel below the check would make the
+// compiler spill, so it has its own launch. Calls without experts do not make this launch.
 template <class T>
 MOP_KERNEL mop_ffn_experts_kernel(Bank<T> bank) {
   check_expert(bank, block_index());

@@ -1,4 +1,4 @@
-// Host side of mop_ffn's kernels: a call's tensors as a Bank.
+// The host side of the kernels of mop_ffn: the tensors of a call as a Bank.
 #pragma once
 
 #include "launch.h"
@@ -6,7 +6,7 @@
 
 namespace mop::ffn {
 
-// The factors of all maps, as the op takes them, in place.
+// The factors of all maps, in the order of the op.
 struct Maps {
   const std::vector<Tensor>& tensors;
   i64 count;
@@ -53,7 +53,7 @@ bool starts_whole(const Factors<T>& factors) {
   return starts_whole(factors.local) && starts_whole(factors.bias);
 }
 
-// All of a call but the up maps' pointers.
+// Returns the bank of a call, without the pointers of the up maps.
 template <class T>
 Bank<T> bank_of(const Tensor& x, const Maps& down, const Maps& ups, const std::string& activation,
                 const std::optional<Tensor>& experts) {
@@ -87,14 +87,14 @@ Bank<T> bank_of(const Tensor& x, const Maps& down, const Maps& ups, const std::s
   return bank;
 }
 
-// Takes the pointers of `count` up maps from `first` on.
+// Puts the pointers of `count` up maps, from `first` on, into the bank.
 template <class T>
 void take_maps(Bank<T>& bank, const Maps& ups, i64 first, i64 count) {
   bank.maps = int(count);
   for (i64 k = 0; k < count; ++k) bank.up_factors[k] = factors_of<T>(ups, first + k);
 }
 
-// Whether the fast kernels (mop_ffn_kernel.cuh) can read these tensors.
+// Returns whether the fast kernels (mop_ffn_kernel.cuh) can read these tensors.
 template <class T>
 bool reads_by_fours(const Bank<T>& bank) {
   const Sides &down = bank.down, &up = bank.up;

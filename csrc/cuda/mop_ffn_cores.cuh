@@ -1,5 +1,5 @@
-// mop_ffn's forward on the CUDA cores. Scratch is float, whatever the dtype of the tensors, in shared memory; where not
-// even one hidden row fits (d_mid of some thousands), it is memory of the GPU.
+// The forward of mop_ffn on the CUDA cores. Scratch is float for every dtype of the tensors. It is shared memory, or
+// the GPU's memory if not even one hidden row fits (d_mid of some thousands).
 #pragma once
 
 #include "mop_ffn_forward.cuh"
@@ -13,7 +13,7 @@ struct CoresBlock : ForwardBlock<T, kWay> {
       Base::rows, Base::scratch, Base::x;
   using Base::Base;
 
-  // The rules of a map as floats, from the buffer of its first step or from their place; made once.
+  // Returns the rules of a map as floats, from the buffer of its first step or from memory; converted once.
   MOP_DEVICE Rules rules(const Sides& d, const Factors<T>& from, const StepBuffer& at, int index, bool copied) const {
     float* const to = scratch + p.scratch.rules;
     if (copied) return {to, to + i64(d.j()) * odd_fours(d.g_in)};

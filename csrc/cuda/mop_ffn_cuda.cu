@@ -28,7 +28,7 @@ Way way_of(Bank<T> bank, const Maps& ups) {
   return least <= kLeastShared ? Way::tensor : Way::fast;
 }
 
-// The scratch of a tile; more than there is for one that does not suit the tensor cores.
+// Returns the scratch of a tile: more than exists if the tile does not suit the tensor cores.
 template <class T>
 ForwardScratch scratch_of(Way way, const Bank<T>& bank, const Tile& tile) {
   if (way != Way::tensor) return forward_scratch(way, bank.down, bank.up, tile, sizeof(T));
@@ -64,7 +64,7 @@ void forward(const Launch& launch, const Tensor& like, Bank<T> bank, const Maps&
     p.tile = plan.tile;
     p.tiles = div_up(bank.rows, i64(plan.tile.rows));
     for (int k = 0; k < bank.maps; ++k) p.y[k] = out<T>(y[first + k]);
-    // few pairs and rows: the up maps' chunks are shared by several blocks, each of which computes the hidden rows
+    // few pairs and rows: several blocks share the chunks of the up maps, and each block computes the hidden rows
     const i64 at_once = plan.blocks_at_once * chip.multiprocessors;
     const i64 wanted = std::max<i64>(1, at_once / std::max<i64>(1, bank.pairs() * p.tiles));
     const int even = div_up(int(div_up(i64(bank.maps) * bank.up.loc_out, wanted)), 8) * 8;

@@ -1,9 +1,9 @@
-// What mop_ffn's forward is on the CUDA and on the tensor cores: how a block goes through its work.
+// The forward of mop_ffn, on the CUDA cores and on the tensor cores: how a block goes through its work.
 //
 // A block computes a tile of rows of one pair: the hidden rows, which stay in its scratch memory, then its share of the
-// up maps. It goes by steps (mop_ffn_stages.cuh has the letters and the stages): a chunk of the down map's u, or a
-// chunk of an up map's v. The fast kernels copy what a step reads, as it lies, to one of two buffers in shared memory
-// while the step before computes, so that a block waits once for the GPU's memory.
+// up maps. A step is a chunk of u of the down map, or a chunk of v of an up map (mop_ffn_stages.cuh has the letters and
+// the stages). The fast kernels copy the operands of a step, unchanged, to one of two buffers in shared memory while
+// the previous step computes. So a block waits only once for the GPU's memory.
 #pragma once
 
 #include "device_async.h"
@@ -11,8 +11,8 @@
 
 namespace mop::ffn {
 
-// How the kernel is compiled: for any sizes; kFast of mop_ffn_stages.cuh; that on the tensor cores, for half precisions
-// whose loc_in and loc_out are whole eights.
+// How the kernel is compiled: for any sizes; as kFast of mop_ffn_stages.cuh; or fast on the tensor cores, for half
+// precisions with whole eights in loc_in and loc_out.
 enum class Way { any, fast, tensor };
 
 // An odd number of eights: rows of a half precision that ldmatrix reads start in different banks.
@@ -21,7 +21,7 @@ MOP_BOTH int odd_eights(int size) { return ((size + 7) / 8 | 1) * 8; }
 // Elements from row to row of `width` in a step buffer.
 MOP_BOTH int pitch_of(Way way, int width) { return way == Way::tensor ? odd_eights(width) : width; }
 
-// Where a step's operands lie in a buffer, in elements; of the rules and the bias only what comes with the step.
+// The offsets of the operands of a step in a buffer, in elements; rules and bias only if they come with the step.
 struct StepBuffer {
   i64 local, bias, rule_in, rule_out, elements;
 
@@ -43,11 +43,11 @@ MOP_BOTH StepBuffer up_buffer(Way way, const Sides& up, const Tile& tile) {
   return {up, 0, i64(up.terms) * up.loc_in * pitch_of(way, tile.v), i64(up.g_out) * tile.v};
 }
 
-// Offsets of the buffers in scratch memory, and how many floats it has.
+// Offsets of the buffers in scratch memory, and its size in floats.
 struct ForwardScratch {
   i64 hidden, rules, t, down_s, up_s, steps, step_floats, floats;
 
-  // Adds the two step buffers after what ends at `end`.
+  // Adds the two step buffers behind `end`.
   MOP_BOTH void add_steps(Way way, const Sides& down, const Sides& up, const Tile& tile, i64 end, int element_bytes) {
     steps = floats = end;
     if (way == Way::any) return;
@@ -58,7 +58,7 @@ struct ForwardScratch {
   }
 };
 
-// On the CUDA cores all but the step buffers is float.
+// On the CUDA cores everything except the step buffers is float.
 MOP_BOTH ForwardScratch forward_scratch(Way way, const Sides& down, const Sides& up, const Tile& tile,
                                         int element_bytes) {
   ForwardScratch at{};
@@ -83,7 +83,7 @@ struct MopForward {
   i64 tiles, splits;  // of the rows; of the up maps' chunks over blocks
 };
 
-// `rows` rows of `width` elements, `count` at once, to rows that lie `pitch` apart.
+// Copies `rows` rows of `width` elements, `count` at once, to rows with a stride of `pitch`.
 template <int count, class T>
 MOP_DEVICE void copy_rows(const T* from, i64 stride, int rows, int width, T* to, int pitch) {
   const int packs = width / count;
@@ -94,7 +94,7 @@ MOP_DEVICE void copy_rows(const T* from, i64 stride, int rows, int width, T* to,
   }
 }
 
-// A row of any size that starts anywhere; what is not whole fours is read at once.
+// Copies a row of any size that starts anywhere. Elements that are not whole fours are read directly.
 template <class T>
 MOP_DEVICE void copy_any(const T* from, int size, T* to) {
   if (size % 4 == 0 && reinterpret_cast<uintptr_t>(from) % (4 * sizeof(T)) == 0)

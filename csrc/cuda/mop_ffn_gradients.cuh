@@ -1,5 +1,5 @@
-// What mop_ffn's backward kernel is made of: where its gradients go, and the products of one tile of rows and one map.
-// With dy of a map and its t, s (mop_ffn_stages.cuh)
+// The parts of the backward kernel of mop_ffn: the places of its gradients, and the products of one tile of rows and
+// one map. With dy of a map and its t, s (mop_ffn_stages.cuh)
 //   drule_out[j, c] = sum_nv s dy      ds[j, n, v] = sum_c rule_out dy      dlocal[i, u, v] = sum_rn t ds
 //   dt[j, n, u] = sum_v ds local       drule_in[j, a] = sum_nu dt x         dx[n, a, u] = sum_j rule_in dt
 #pragma once
@@ -8,8 +8,8 @@
 
 namespace mop::ffn {
 
-// Where a gradient goes, of which `to` is null where none is asked for. Parts are [pairs, parts, size] floats; a
-// result, which the block has alone, is in its tensor's place and dtype.
+// The destination of a gradient; `to` is null if it is not asked for. Parts are [pairs, parts, size] floats. A gradient
+// that no other block shares goes directly into its tensor, in the dtype of the tensor.
 template <class T>
 struct Gradient {
   float* parts;
@@ -23,7 +23,7 @@ struct FactorGradients {
   Gradient<T> rule_in, rule_out, local, bias;
 };
 
-// A block's place in a gradient, where it writes or, from its second tile of rows on, adds.
+// The place of a block in a gradient. The block writes there for its first tile of rows, and adds for later tiles.
 template <class T>
 struct Place {
   float* part;
@@ -58,7 +58,7 @@ struct FactorPlaces {
   Place<T> rule_in, rule_out, local, bias;
 };
 
-// ds for `width_v` of v; dy_of(n) gives the rows over v of row n, one a c.
+// ds for `width_v` of v; dy_of(n) gives the rows over v of row n, one per c.
 template <bool kFast, class DY>
 MOP_DEVICE void stage_3_back(const Sides& d, int rows, int width_v, const float* rule_out, const DY& dy_of, float* ds) {
   const int pitch = odd_fours(width_v);
@@ -67,7 +67,7 @@ MOP_DEVICE void stage_3_back(const Sides& d, int rows, int width_v, const float*
       [&](int n, int j, int v, const Pack<float>& sum) { store16(ds + i64(j * rows + n) * pitch + v, sum); });
 }
 
-// `width` of u and `width_v` of v of a local to scratch memory, [i, u, v]; `local` starts at the first of both.
+// Copies `width` of u and `width_v` of v of a local to scratch memory, [i, u, v]. `local` starts at the first of both.
 template <bool kFast, class T>
 MOP_DEVICE void copy_local(const Sides& d, int width, int width_v, const T* local, float* to) {
   const int pitch = odd_fours(width_v), packs = div_up(width_v, 4);

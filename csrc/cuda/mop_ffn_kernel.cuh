@@ -9,7 +9,7 @@
 
 namespace mop::ffn {
 
-// Grid: tiles fastest, then splits, pairs; or fewer blocks, which take several in turn.
+// Grid: tiles fastest, then splits, pairs; or fewer blocks, which take several items in turn.
 template <class T, Way kWay>
 MOP_KERNEL MOP_BLOCKS(kThreads, kWay == Way::any ? 1 : 2) mop_ffn_kernel(MopForward<T> p) {
   using Block = std::conditional_t<kWay == Way::tensor, TensorBlock<T>, CoresBlock<T, kWay>>;

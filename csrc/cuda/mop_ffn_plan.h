@@ -1,4 +1,4 @@
-// How mop_ffn's work is cut into blocks: rows per tile and widths of chunks, for the device that runs it.
+// How the work of mop_ffn is cut into blocks: rows per tile and widths of chunks, for the device that runs it.
 #pragma once
 
 #include "chip.h"
@@ -6,13 +6,13 @@
 
 namespace mop::ffn {
 
-constexpr int kMostRows = 32;         // of a tile
-constexpr int kFewestRows = 4;        // of a tile, for fewer of which a block would read its factors too often
-constexpr int kBlocksAtOnce = 2;      // on a multiprocessor, by the registers of the fast kernels
-constexpr i64 kMostFloats = 4 << 20;  // of a block's scratch where it is the GPU's memory
-constexpr i64 kMostWorkspace = 16 * kMostFloats;  // and of all blocks
+constexpr int kMostRows = 32;                     // of a tile
+constexpr int kFewestRows = 4;                    // of a tile; with fewer rows a block would read its factors too often
+constexpr int kBlocksAtOnce = 2;                  // on a multiprocessor, by the registers of the fast kernels
+constexpr i64 kMostFloats = 4 << 20;              // of the scratch of a block in the GPU's memory
+constexpr i64 kMostWorkspace = 16 * kMostFloats;  // of all blocks together
 
-// The widest even chunk of `size` for which fits(width); 0 where that is less than `least_width`.
+// Returns the widest even chunk of `size` for which fits(width) is true; 0 if it is narrower than `least_width`.
 template <class Fits>
 int widest_chunk(int size, int least_width, const Fits& fits) {
   for (int width = padded(size);;) {
@@ -22,8 +22,8 @@ int widest_chunk(int size, int least_width, const Fits& fits) {
   }
 }
 
-// The tile of `rows` rows with the widest chunks whose scratch, floats(tile), is at most `limit`; of no rows where even
-// narrow chunks do not fit.
+// Returns the tile of `rows` rows with the widest chunks whose scratch, floats(tile), is at most `limit`; without rows
+// if even narrow chunks do not fit.
 template <class Floats>
 Tile widest_tile(const Sides& down, const Sides& up, int rows, i64 limit, const Floats& floats) {
   const int narrow_u = rows > 4 ? 12 : 8, narrow_v = rows > 4 ? 16 : 8;
@@ -34,18 +34,18 @@ Tile widest_tile(const Sides& down, const Sides& up, int rows, i64 limit, const 
   return tile;
 }
 
-// Where the scratch of a launch lies, and on how many blocks it runs.
+// The place of the scratch of a launch, and its number of blocks.
 struct Plan {
   Tile tile;
   int blocks_at_once;  // on a multiprocessor
-  i64 most_blocks;  // of the launch, where its scratch is in the GPU's memory and a block takes several items in turn
+  i64 most_blocks;     // of a launch with scratch in the GPU's memory, where a block takes several items; 0: on chip
 
   bool on_chip() const { return most_blocks == 0; }
   i64 blocks(i64 items) const { return on_chip() ? items : std::min(items, most_blocks); }
 };
 
-// What a pair costs a block, in cycles of a multiprocessor: for each row, and for a tile of any number of rows. An
-// estimate: half the rate of the multiply-adds, and factors at 48 bytes a cycle.
+// The cost of a pair for a block, in cycles of a multiprocessor: per row, and per tile of any number of rows. Estimated
+// from half the rate of the multiply-adds, and factors at 48 bytes per cycle.
 struct Cost {
   double row, tile;
 };
@@ -61,8 +61,8 @@ inline Cost cost_of(const Sides& down, const Sides& up, i64 maps, i64 element_by
           kStart + (numbers(down) + maps * numbers(up)) * element_bytes / kBytes};
 }
 
-// How long `blocks` blocks take that are as long as each other, in units of one that shares its multiprocessor with
-// enough others. One that is alone waits for memory and barriers: half as long again, by estimate.
+// Returns the time of `blocks` equal blocks, in units of a block that shares its multiprocessor with enough others. A
+// block that is alone waits for memory and barriers: it takes half as long again (estimated).
 inline double duration(const Chip& chip, i64 blocks, int at_once) {
   constexpr double kAlone = 1.5;
   const i64 slots = at_once * chip.multiprocessors, last_wave = div_up(blocks % slots, chip.multiprocessors);
@@ -70,7 +70,8 @@ inline double duration(const Chip& chip, i64 blocks, int at_once) {
          double(last_wave) * (last_wave == 1 ? kAlone : 1);
 }
 
-// The rows per tile with which a launch takes the least time, where `most_parts` blocks of a pair take its tiles.
+// Returns the plan with the rows per tile that take a launch the least time; `most_parts` blocks share the tiles of a
+// pair.
 template <class Floats>
 Plan plan_of(const Chip& chip, const Sides& down, const Sides& up, i64 pairs, i64 rows, i64 most_parts,
              const Cost& cost, const Floats& floats) {
@@ -80,7 +81,7 @@ Plan plan_of(const Chip& chip, const Sides& down, const Sides& up, i64 pairs, i6
   for (int most = int(std::min<i64>(rows, kMostRows)), height; most >= std::max(1, fewest); most = height - 1) {
     const i64 tiles = div_up(rows, i64(most)), parts = std::min(tiles, most_parts);
     height = int(div_up(rows, tiles));
-    // with waves enough more tiles only read the factors more often
+    // with enough waves, more tiles only read the factors more often
     if (best.blocks_at_once == kBlocksAtOnce && pairs * tiles > 4 * kBlocksAtOnce * chip.multiprocessors) break;
     const double rows_computed = (height + padded(height)) / 2.;  // products take rows by fours, or one by one
     const double block_time = double(div_up(tiles, parts)) * (rows_computed * cost.row + cost.tile);

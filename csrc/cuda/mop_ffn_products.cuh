@@ -1,4 +1,4 @@
-// The small products that mop_ffn's kernels are made of, by all threads of a block, on operands of any size.
+// The small products that the kernels of mop_ffn are made of: by all threads of a block, on operands of any size.
 //
 // A thread computes 4 x 4 results and reads both operands by fours, from scratch memory, whose rows are padded floats,
 // or from a tensor. For 64 multiply-adds it reads 8 such rows: on an SM (128 multiply-adds and 128
@@ -23,7 +23,7 @@ struct Operand {
 
 using Scratch = Operand<float, true>;
 
-// The first `valid` of four elements; what the others are is not said.
+// Returns the first `valid` of four elements; the others are undefined.
 template <bool kPacked, class S>
 MOP_DEVICE Pack<float> load_some(const S* from, int valid) {
   if constexpr (kPacked) {
@@ -51,8 +51,8 @@ MOP_DEVICE Pack<float> sum_of(const Pack<float>& a, const Pack<float>& b) {
   return {{a.at[0] + b.at[0], a.at[1] + b.at[1], a.at[2] + b.at[2], a.at[3] + b.at[3]}};
 }
 
-// block[y][e]: elements (first + e, q + y) of an operand that is summed over q. kAlongQ: a row of memory is one e, over
-// q; otherwise it is one q. What lies past the end is not said.
+// block[y][e]: elements (first + e, q + y) of an operand whose contracted axis is q. kAlongQ: a row of memory is one e,
+// over q; otherwise it is one q. Elements past the end are undefined.
 template <bool kAlongQ, class S, bool kPacked>
 MOP_DEVICE void load_block(const Operand<S, kPacked>& from, int first, int size, int q, float (&block)[4][4]) {
   MOP_UNROLL
@@ -101,10 +101,10 @@ MOP_DEVICE void add_single(const A& a, int m, int size_m, const B& b, int k, int
   }
 }
 
-// Quotients by one number. kBounded: dividends are less than 2^21, as whatever counts the elements of shared memory is,
-// and the tasks of a result in the GPU's memory, where the host has asked has_bounded_tasks();
-// there a reciprocal takes a few instructions instead of some twenty. (k + 1/2) / n is at least 1 / 2n from a whole
-// number, further than k < 2^21 times the error of the reciprocal and of one rounding, 1.5 * 2^-23 in relation.
+// Quotients by one number. kBounded: dividends are less than 2^21. This holds for every count of elements in shared
+// memory, and for the tasks of a result in the GPU's memory if the host has asked has_bounded_tasks(). Then a
+// reciprocal takes a few instructions instead of some twenty. (k + 1/2) / n is at least 1 / 2n from a whole number:
+// further than k < 2^21 times the relative error of the reciprocal and of one rounding, 1.5 * 2^-23.
 template <bool kBounded>
 struct Divisor {
   int number;
@@ -117,20 +117,21 @@ struct Divisor {
   }
 };
 
-// Whether the tasks of a result of so many rows and columns, 4 x 4 numbers each, may be divided by reciprocals.
+// Returns whether the tasks of a result of this many rows and columns, 4 x 4 numbers each, may be divided by
+// reciprocals.
 MOP_BOTH bool has_bounded_tasks(i64 rows, i64 columns) { return rows * div_up(columns, i64(4)) < i64(1) << 21; }
 
-// How a sum over q is taken, where its size is not known when it is compiled: by fours, of which it has whole ones or
-// a rest besides, or one by one, as operands that are not packed along q must be.
+// How a sum over q of unknown size is compiled: by whole fours, by fours and a rest, or one by one. Operands that are
+// not packed along q must be read one by one.
 constexpr int kFours = -1, kFoursAndRest = -2, kSingles = -3;
 
 struct FromZero {
   MOP_DEVICE void operator()(int, int, int, int, float (&)[4][4]) const {}
 };
 
-// store(batch, m, k, pack): sum over q of A[batch](m, q) B[batch](k, q), for k .. k + 3 of which those below size_k are
-// results. a_of and b_of give the operands of a batch; kQ is size_q, or one of the above. start(batch, m, k, rows,
-// sums) gives the sums of at most four rows from m on to which the others are added.
+// Calls store(batch, m, k, pack) for the sums over q of A[batch](m, q) B[batch](k, q), for k .. k + 3; only k below
+// size_k are results. a_of and b_of give the operands of a batch. kQ is size_q, or one of the above. start(batch, m, k,
+// rows, sums) gives the initial sums of at most four rows from m on.
 template <bool kAAlongQ, bool kBAlongQ, int kQ, class A, class B, class Store, class Start = FromZero>
 MOP_DEVICE void product(int batches, int size_m, int size_k, int size_q, const A& a_of, const B& b_of,
                         const Store& store, const Start& start = {}) {
@@ -192,9 +193,9 @@ MOP_DEVICE void by_size(int size, const Function& function) {
 // Floats of `room` that dots() needs.
 MOP_BOTH i64 dots_room(int threads) { return i64(17) * threads; }
 
-// store(m, k, sum over n and q of A(m, n, q) B(k, n, q)): few results, long sums, so threads share one, and their parts
-// are summed in order. a_of(n) and b_of(n) give the operands of row n, whose rows run along q; kQ is kFours or
-// kSingles. Threads meet before it returns.
+// Calls store(m, k, sum over n and q of A(m, n, q) B(k, n, q)). For few results with long sums: threads share a sum,
+// and their parts are summed in order. a_of(n) and b_of(n) give the operands of row n, whose rows run along q. kQ is
+// kFours or kSingles. Threads meet before it returns.
 template <int kQ, class A, class B, class Store>
 MOP_DEVICE void dots(int size_m, int size_k, int rows, int size_q, const A& a_of, const B& b_of, float* room,
                      const Store& store) {

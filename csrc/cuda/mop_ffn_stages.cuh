@@ -1,4 +1,4 @@
-// What mop_ffn's forward and backward kernels share: a call's tensors as a Bank, and the stages of a map.
+// Shared by the forward and backward kernels of mop_ffn: the tensors of a call as a Bank, and the stages of a map.
 //
 // Letters as in reference.py: n row; j = (term i, rank r); a, c sides of the rule; u, v sides of the local. A map is
 //   1. t[j, n, u] = sum_a rule_in[j, a] x[n, a, u]   2. s[j, n, v] = sum_u t[j, n, u] local[i, u, v]
@@ -21,7 +21,7 @@ struct Sides {  // of a map
   MOP_BOTH int out() const { return g_out * loc_out; }
 };
 
-// Which of the two group dims a tensor has in full, and the elements of one group.
+// The group dims that a tensor has in full, and the elements of one group.
 struct Group {
   bool layers, experts;
   i64 size;
@@ -40,7 +40,7 @@ struct FactorGroups {
   Group rule_in, rule_out, local, bias;
 };
 
-// What forward and backward read.
+// The tensors that forward and backward read.
 template <class T>
 struct Bank {
   Sides down, up;
@@ -56,12 +56,12 @@ struct Bank {
   MOP_BOTH i64 pairs() const { return layers * places; }
 };
 
-// A tile of rows, of which the down map's u and the up maps' v are taken in chunks.
+// A tile of rows, with the chunks of u of the down map and of v of the up maps.
 struct Tile {
   int rows, u, v;
 };
 
-// The pair of a block, and what it reads of the down map.
+// The pair of a block, and its part of each tensor.
 template <class T>
 struct Pair {
   i64 index, layer, expert;
@@ -80,14 +80,14 @@ struct Pair {
   }
 };
 
-// Stops if the expert at a place does not exist or is at a place before, too. All threads look.
+// Stops if the expert at a place does not exist. All threads look.
 template <class T>
 MOP_DEVICE void check_expert(const Bank<T>& bank, i64 place) {
   const i64 expert = bank.experts[place];
   if (expert < 0 || expert >= bank.num_experts) stop("experts must lie in 0..num_experts - 1");
 }
 
-// Two blocks would write the gradients of an expert that comes twice.
+// Stops if the expert is at an earlier place, too: two blocks would write its gradients.
 template <class T>
 MOP_DEVICE void check_that_expert_is_first(const Bank<T>& bank, i64 place) {
   MOP_UNROLL_BY(1)
@@ -95,16 +95,16 @@ MOP_DEVICE void check_that_expert_is_first(const Bank<T>& bank, i64 place) {
     if (bank.experts[k] == bank.experts[place]) stop("experts must be distinct");
 }
 
-// The kernels are compiled twice. kFast: scratch is shared memory, every loc_in and loc_out is whole fours and every
-// tensor starts at a whole four, so that all is read and written by fours. Otherwise scratch may be anywhere, elements
-// are read one by one, and any sizes will do. kBySize: a sum over g_in or j (with rank 1, terms) of a usual size is
-// compiled apart; only where that is much of the work, as compiling takes long.
+// The kernels are compiled twice. kFast: scratch is shared memory, every loc_in and loc_out is whole fours, and every
+// tensor starts at a whole four, so that everything is read and written by fours. Otherwise scratch may be anywhere,
+// elements are read one by one, and sizes are arbitrary. kBySize: sums over g_in or j (with rank 1, terms) of usual
+// sizes are compiled separately. Compiling takes long, so this is done only where such sums are much of the work.
 template <bool kFast>
 constexpr int kLocal = kFast ? kFours : kSingles;
 template <bool kFast>
 constexpr int kSide = kFast ? kFoursAndRest : kSingles;
 
-// Scratch rows of a map's rules: rule_in [j, a], of which lanes read several j, and rule_out [j, c].
+// Scratch rows of the rules of a map: rule_in [j, a], of which lanes read several j, and rule_out [j, c].
 MOP_BOTH i64 rules_floats(const Sides& d) { return i64(d.j()) * (odd_fours(d.g_in) + padded(d.g_out)); }
 
 struct Rules {
@@ -126,7 +126,7 @@ MOP_DEVICE Rules copy_rules(const Sides& d, const Factors<T>& from, float* to) {
   return rules;
 }
 
-// t for `width` of u; x_of(n) gives the rows over u of row n, one an a. Rows of t are odd_fours(width) long.
+// t for `width` of u; x_of(n) gives the rows over u of row n, one per a. Rows of t are odd_fours(width) long.
 template <bool kFast, bool kBySize, class X>
 MOP_DEVICE void stage_1(const Sides& d, int rows, int width, const float* rule_in, const X& x_of, float* t) {
   const int pitch = odd_fours(width);
@@ -137,7 +137,7 @@ MOP_DEVICE void stage_1(const Sides& d, int rows, int width, const float* rule_i
   });
 }
 
-// Where a chunk of a map's locals lies: of each term, rows over v, one a u.
+// A chunk of the locals of a map: per term, rows over v, one per u.
 template <class T, bool kPacked>
 struct Locals {
   const T* data;
@@ -149,8 +149,8 @@ MOP_DEVICE Locals<T, kFast> in_place(const Sides& d, const T* local) {
   return {local, i64(d.loc_in) * d.loc_out, d.loc_out};
 }
 
-// s (+)= t local for `width` of u and `width_v` of v. Sums that go on from s have the bits of sums that never stopped,
-// so the chunks that memory has room for do not matter.
+// s (+)= t local for `width` of u and `width_v` of v. A sum that continues from s has the same bits as one unbroken
+// sum, so the size of the chunks does not change results.
 template <bool kFast, class T>
 MOP_DEVICE void stage_2(const Sides& d, int rows, int width, int width_v, const float* t, const Locals<T, kFast>& local,
                         bool add, float* s) {
@@ -190,8 +190,8 @@ MOP_DEVICE Pack<float> with_bias(const Pack<float>& sum, const T* bias, i64 colu
   return bias == nullptr ? sum : sum_of(sum, load_some<kFast>(bias + column, valid));
 }
 
-// Stages 1 and 2 in chunks of u, for `width_v` of v, the first of which is where `local` starts. t and s may be
-// overwritten at once; threads meet before it returns.
+// Stages 1 and 2 in chunks of u, for `width_v` of v from the start of `local`. t and s may be overwritten at once.
+// Threads meet before it returns.
 template <bool kFast, bool kBySize, class T>
 MOP_DEVICE void first_stages(const Sides& d, int chunk, int rows, int width_v, const Rules& rules, const T* x,
                              const T* local, float* t, float* s) {

@@ -1,8 +1,8 @@
-// mop_ffn backward, second launch: the parts of the gradients summed, in order, into the tensors' own groups and dtype;
-// and zeros for the experts that were not asked for.
+// mop_ffn backward, second launch: sums the parts of the gradients, in order, into the groups and the dtype of their
+// tensors, and writes zeros for the experts that were not asked for.
 //
-// Reads every part once and writes every gradient once: bytes are its cost, 29 MB read and 8 MB written for the paper's
-// bank in float32 with four parts a pair, an estimated 9 us on an H200. Not measured.
+// Reads every part once and writes every gradient once. Bytes decide its time: 29 MB read and 8 MB written for the
+// paper's bank in float32 with four parts per pair, an estimated 9 us on an H200 (not measured).
 #pragma once
 
 #include "mop_ffn_backward_kernel.cuh"
@@ -13,13 +13,13 @@ constexpr int kMaxTotals = 64;  // the bits of the op's mask
 
 template <class T>
 struct Total {
-  const float* parts;  // [layers, places, parts a pair, size]
+  const float* parts;  // [layers, places, parts per pair, size]
   T* result;
   i64 size, first_block;  // of a group; of the blocks that work on it
   int parts_a_pair;
   short lanes;           // threads that share a sum
   bool layers, experts;  // the group dims that the tensor has in full
-  bool own;              // the blocks wrote it themselves: only the experts not asked for are written
+  bool own;              // the blocks wrote it themselves: only zeros of experts not asked for are missing
 };
 
 template <class T>
@@ -30,10 +30,10 @@ struct MopTotals {
   const i64* experts;
 };
 
-// Four sums a thread, lanes threads a sum.
+// Four sums per thread, `lanes` threads per sum.
 MOP_BOTH int packs_of_block(int threads, int lanes) { return threads / lanes; }
 
-// A block works on one group of one tensor. Shared memory: four floats a thread, and the place of the block's expert.
+// A block works on one group of one tensor. Shared memory: four floats per thread, and the place of the block's expert.
 template <class T>
 MOP_KERNEL mop_ffn_sums_kernel(MopTotals<T> p) {
   int which = 0;

@@ -1,5 +1,5 @@
-// mop_ffn's forward on the tensor cores, in a half precision. t, s and the hidden rows are rounded to it, as torch's
-// operations, one for a stage, round them; sums are float.
+// The forward of mop_ffn on the tensor cores, in a half precision. t, s and the hidden rows are rounded to it, as
+// torch's operations, one per stage, round them. Sums are float.
 #pragma once
 
 #include "device_mma.h"
@@ -7,10 +7,10 @@
 
 namespace mop::ffn {
 
-// Elements of a map's rules, padded with zeros to whole eights: rule_in [j, a] and rule_out [j, c].
+// Elements of the rules of a map, padded with zeros to whole eights: rule_in [j, a] and rule_out [j, c].
 MOP_BOTH i64 padded_rules(const Sides& d) { return i64(d.j()) * (odd_eights(d.g_in) + odd_eights(d.g_out)); }
 
-// In floats, as the other way has it: eight zeros, then hidden rows [n, a, u], rules, t [j, n, u], s [j, n, v].
+// Counted in floats, as on the CUDA cores: eight zeros, then hidden rows [n, a, u], rules, t [j, n, u], s [j, n, v].
 MOP_BOTH ForwardScratch tensor_scratch(const Sides& down, const Sides& up, const Tile& tile) {
   const auto floats = [](i64 elements) { return elements / 2; };
   const i64 down_rows = i64(tile.rows) * down.j(), up_rows = i64(tile.rows) * up.j();
@@ -58,7 +58,7 @@ struct TensorBlock : ForwardBlock<T, Way::tensor> {
     sync_threads();
   }
 
-  // t from x_of(n), rows over u, one an a
+  // t from x_of(n), rows over u, one per a
   template <class X>
   MOP_DEVICE void stage_1(const Sides& d, const X& x_of) const {
     const int pitch = odd_eights(d.loc_in), plane = rows * pitch;

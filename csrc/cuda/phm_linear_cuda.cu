@@ -1,12 +1,12 @@
-// phm_linear, y = x W + bias with W = sum_i rule[i] (x) local[i], as two products, by the way that costs less:
+// phm_linear: y = x W + bias with W = sum_i rule[i] (x) local[i], as two products, by the way that costs less:
 //
 //   W built once   W by phm_weight, then y = x W: terms*in*out and rows*in*out multiply-adds, and W through memory
-//   rule first     t[n, i, c, u] = sum_a x[n, a, u] rule[i, a, c], then y[n, c, v] = sum_iu t[n, i, c, u] local[i, u,
-//   v]:
+//   rule first     t[n, i, c, u] = sum_a x[n, a, u] rule[i, a, c]
+//                  y[n, c, v] = sum_iu t[n, i, c, u] local[i, u, v]
 //                  rows*terms*(in*g_out + loc_in*out) multiply-adds, and t through memory; less on few rows
 //
-// Backward: x's gradient is the same product with both factors transposed; those of rule and local come from W's, x^T
-// gy, by phm_weight's backward.
+// Backward: the gradient of x is the same product with both factors transposed. The gradients of rule and local come
+// from that of W, x^T gy, by the backward of phm_weight.
 #include "../ops.h"
 #include "products.h"
 
@@ -32,7 +32,7 @@ FullRule<T> full_rule(const PhmDims& d, const Tensor& rule, const Tensor& local)
 }
 
 bool rule_first_is_less(i64 rows, const PhmDims& d) {
-  constexpr i64 kMemory = 16;  // multiply-adds in the time that a number is written and read again
+  constexpr i64 kMemory = 16;  // multiply-adds in the time of one write and one read of a number
   const i64 weight_once = (d.terms + rows + kMemory) * d.in() * d.out();
   return rows * d.terms * (d.g_out * d.in() + d.loc_in * d.out() + kMemory * d.g_out * d.loc_in) < weight_once;
 }

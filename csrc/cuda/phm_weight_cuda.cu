@@ -1,6 +1,7 @@
-// phm_weight: W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v], with equal leading dims. One product an operation:
-// W seen as [(a c), (u v)] is rule^T local, of inner size terms; the gradients are the two other products of the three.
-// Bytes are what costs: the factors are read and W is written once, at terms multiply-adds an element.
+// phm_weight: W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v], with equal leading dims. Each result is one
+// product. W viewed as [(a c), (u v)] is rule^T local, whose contracted axis is the terms; the gradients are the other
+// two products of the three tensors. Bytes decide the time: the factors are read once and W is written once, at `terms`
+// multiply-adds per element.
 #include "../ops.h"
 #include "products.h"
 

@@ -1,4 +1,4 @@
-// The products and sums that the ops are made of: one launch, two where a sum is split over blocks (products_cuda.cu).
+// The products and sums that the ops are made of: one launch, or two if a sum is split over blocks (products_cuda.cu).
 #pragma once
 
 #include "launch.h"
@@ -17,11 +17,11 @@ inline Axis axis(i64 outer, i64 inner, Strides first, Strides second, Strides th
 }
 
 // Launches p, whose axes, a, b, c and bias are set. c is dense, with c_size elements. `like` gives workspace its
-// device. Few tiles and a long k: k is split over blocks, which costs one more launch.
+// device. With few tiles and a long k, k is split over blocks, which costs one more launch.
 template <class T>
 void matmul(const Launch& launch, const Tensor& like, const char* name, Matmul<T> p, i64 c_size);
 
-// to[g, e] = sum over p of from[g, p, e], in an order that the sizes fix.
+// Writes to[g, e] = sum over p of from[g, p, e], in an order that depends only on the sizes.
 template <class In, class Out>
 void sum_parts(const Launch& launch, const Tensor& like, const In* from, i64 groups, i64 parts, i64 size, Out* to);
 

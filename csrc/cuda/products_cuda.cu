@@ -8,7 +8,7 @@
 namespace mop {
 namespace {
 
-// Which way a tile of an operand is read: along the axis whose stride is 1, by 16 bytes where every address allows it.
+// Returns how a tile of an operand is read: along the axis whose stride is 1, by 16 bytes if every address allows it.
 template <class T>
 Layout layout_of(const T* data, const Axis& first, Strides first_strides, const Axis& second, Strides second_strides,
                  Strides batch) {
@@ -25,7 +25,7 @@ Layout layout_of(const T* data, const Axis& first, Strides first_strides, const 
 
 }  // namespace
 
-// Long sums go by chunks, so that many blocks share them.
+// Long sums are cut into chunks, so that many blocks share them.
 template <class In, class Out>
 void sum_parts(const Launch& launch, const Tensor& like, const In* from, i64 groups, i64 parts, i64 size, Out* to) {
   constexpr i64 kChunk = 128;
@@ -50,8 +50,7 @@ void sum_parts(const Launch& launch, const Tensor& like, const In* from, i64 gro
   sum_parts<float>(launch, like, in<float>(partial), groups, chunks, size, to);
 }
 
-// Launches p, whose axes, a, b, c and bias are set. c is dense, with c_size elements. Few tiles and a long k: k is
-// split over blocks, which costs one more launch.
+// See products.h.
 template <class T>
 void matmul(const Launch& launch, const Tensor& like, const char* name, Matmul<T> p, i64 c_size) {
   constexpr int kThreads = 256;

@@ -5,7 +5,7 @@
 
 namespace mop {
 
-// A block's threads: `lanes` of them share the sum of one pack of elements.
+// The threads of a block: `lanes` threads share the sum of one pack of elements.
 struct SumShape {
   int positions, lanes;
 };
@@ -22,7 +22,7 @@ struct Sum {
   i64 groups, parts, chunk_parts, chunks, size;
 };
 
-// kWidth elements a thread: one, or a pack of In. Grid: positions fastest, then chunks, groups. Shared memory:
+// kWidth elements per thread: one, or a pack of In. Grid: positions fastest, then chunks, groups. Shared memory:
 // threads * kWidth floats.
 template <int kWidth, class In, class Out>
 MOP_KERNEL sum_kernel(Sum<In, Out> p) {
@@ -50,7 +50,7 @@ MOP_KERNEL sum_kernel(Sum<In, Out> p) {
   MOP_UNROLL
   for (int e = 0; e < kWidth; ++e) shared[thread_index() * kWidth + e] = sums[e];
   sync_threads();
-  // the lanes of an element in order, one element a thread
+  // the lanes of an element in order, one element per thread
   for (int k = thread_index(); k < shape.positions * kWidth; k += block_threads()) {
     const i64 to = block_index() % across * shape.positions * kWidth + k;
     if (to >= p.size) continue;
