@@ -1,11 +1,11 @@
-"""Compiles the launches of Triton's kernels for GPUs that need not be there, and says which fail, spill or do not fit.
+"""Compile the launches of Triton's kernels for GPUs that need not be present. Show which fail, spill or do not fit.
 
     python -m benchmarks.compile_table [--arch 90 80] [--launches recorded] [--match TEXT] [--summary] [--workers 2]
 
-Launches: "recorded", all of tests/triton/launches.json; "sample", those that the tests compile, each for one
-architecture; "paper", those of device_work.py; "candidates", what `make tune` tries for these. With --results it goes
-on where it stopped. Another triton first on PYTHONPATH is the one that compiles. The exit status is 1 if there is a
-problem.
+Launches: "recorded", all of tests/triton/launches.json; "sample", the launches that the tests compile, each for one
+architecture; "paper", the launches of device_work.py; "candidates", the configurations that `make tune` tries for them.
+With --results a run continues where the last one stopped. To compile with another triton, put it first on PYTHONPATH.
+The exit status is 1 if there is a problem.
 """
 
 import argparse
@@ -14,17 +14,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import triton
+
 from benchmarks import launch_sample, launches
 from benchmarks.compiler import SHARED_BYTES, Compiled, compile_all
 from benchmarks.launches import Recorded
 
-# Bytes of spilled registers that are no fault: ptxas puts one or two registers aside to keep to 64, 168 or 255 of them,
-# which are steps of occupancy.
+# Bytes of spilled registers that are no problem: ptxas spills one or two registers to stay at 64, 168 or 255 registers,
+# the steps of occupancy.
 ACCEPTED_SPILL = 8
 
 
 def problems(rows: Iterable[Compiled]) -> list[str]:
-    """Return what would make a kernel fail to start or slow, one sentence per fault."""
+    """Return the reasons why kernels would not start or would be slow, one sentence per problem."""
     found = []
     for row in rows:
         where = f"{row.kernel} for sm_{row.arch}, {row.dtype}, {row.config}, first launched by {row.origin}"
@@ -38,9 +40,7 @@ def problems(rows: Iterable[Compiled]) -> list[str]:
 
 
 def totals(rows: list[Compiled], tasks: list[tuple[Recorded, int]]) -> list[str]:
-    """Return one line per architecture; tasks: what was to be compiled."""
-    import triton
-
+    """Return one line per architecture. tasks: all launches that were to be compiled."""
     lines = []
     for arch in sorted({row.arch for row in rows}):
         some = [row for row in rows if row.arch == arch]
@@ -58,6 +58,7 @@ def totals(rows: list[Compiled], tasks: list[tuple[Recorded, int]]) -> list[str]
 
 
 def as_markdown(rows: list[Compiled]) -> list[str]:
+    """Return a table with one line per launch."""
     lines = [
         "| kernel | dtype | sm | configuration | first launched by | registers | spill B | shared KB | compile s |",
         "|---|---|---:|---|---|---:|---:|---:|---:|",
@@ -69,7 +70,7 @@ def as_markdown(rows: list[Compiled]) -> list[str]:
 
 
 def as_summary(rows: list[Compiled]) -> list[str]:
-    """Return one line per kernel, dtype and architecture: the worst of all its launches."""
+    """Return a table with one line per kernel, dtype and architecture: the largest numbers of its launches."""
     lines = [
         "| kernel | dtype | sm | compiled | registers | spill B | shared KB |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -96,21 +97,28 @@ def tasks_of(name: str, arches: list[int]) -> list[tuple[Recorded, int]]:
 
 
 def keep_seconds(rows: list[Compiled]) -> None:
-    """Write the seconds of compilations into the file of recorded launches: the sample of the tests follows them."""
+    """Write the seconds of compilations into the file of recorded launches. The sample of the tests depends on them."""
     seconds = {row.launch: round(row.seconds, 1) for row in rows if not row.error}
     launches.write([r._replace(seconds=seconds.get(str(r.launch), r.seconds)) for r in launches.read()])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_table", description=__doc__.splitlines()[0])
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compile_table", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=sorted(SHARED_BYTES))
     parser.add_argument("--launches", choices=SETS, default="recorded", help="which launches (%(default)s)")
     parser.add_argument("--match", default="", help="only launches whose kernel, dtype or origin contains this text")
-    parser.add_argument("--results", type=Path, help="a file of finished compilations, which are not done again")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no compilation after that many")
+    parser.add_argument("--results", type=Path, help="a file of finished compilations, which are not repeated")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="start no compilation after this many seconds"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at once (%(default)s)")
     parser.add_argument("--summary", action="store_true", help="one line per kernel and dtype, not per launch")
-    parser.add_argument("--keep-seconds", action="store_true", help="note what each took in the file of launches")
+    parser.add_argument(
+        "--keep-seconds", action="store_true", help="write the seconds of each compilation into the file of launches"
+    )
     arguments = parser.parse_args()
     tasks = [
         (recorded, arch)
@@ -118,7 +126,7 @@ def main() -> int:
         if arguments.match in f"{recorded.launch.kernel} {recorded.launch.dtype} {recorded.origin}"
     ]
     if arguments.keep_seconds:
-        os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # for the processes that compile: a cached kernel takes no time
+        os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # for the compiling processes: a cached kernel takes no time
     if arguments.results is not None:
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
     rows = compile_all(tasks, workers=arguments.workers, seconds=arguments.seconds, results=arguments.results)

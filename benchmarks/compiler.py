@@ -1,8 +1,8 @@
-"""Compiles launches for a GPU that need not be there, each in a process that the compiler may end.
+"""Compile launches for a GPU that need not be present, each in a process that the compiler may end.
 
-Triton's own just-in-time path compiles them, so that arguments are specialised as on a GPU and what is in Triton's
-cache afterwards serves a program there. Registers and spills are read from the machine code by Triton's cuobjdump.
-Needs a process without TRITON_INTERPRET=1.
+Triton's own just-in-time path compiles them. So arguments are specialised as on a GPU, and Triton's cache then serves a
+program on that GPU. Triton's cuobjdump reads registers and spills from the machine code. The process must not have
+TRITON_INTERPRET=1.
 """
 
 import contextlib
@@ -21,6 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from benchmarks.launches import Launch, Recorded
 from mop_kernels import backends
 
@@ -29,11 +33,11 @@ SHARED_BYTES = {
     **{75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024},
     **{100: 227 * 1024, 103: 227 * 1024, 120: 99 * 1024, 121: 99 * 1024},
 }
-CONFIGURATION = ("ACTIVATION", "PRECISION", "num_warps", "num_stages", "maxnreg")  # what a table shows beside blocks
+CONFIGURATION = ("ACTIVATION", "PRECISION", "num_warps", "num_stages", "maxnreg")  # columns of a table beside blocks
 
 
 class Compiled(NamedTuple):
-    """One launch as machine code for one architecture; `error` says why there is none. seconds: of CPU time."""
+    """One launch as machine code for one architecture, or the `error` of its compilation. seconds: CPU time."""
 
     launch: str
     kernel: str
@@ -49,27 +53,26 @@ class Compiled(NamedTuple):
 
 
 class _Absent:
-    """What Triton's just-in-time path asks of a driver before it compiles: the device, and what that is."""
+    """A driver that only answers what Triton's just-in-time path asks before it compiles: the device and its kind."""
 
     def __init__(self, arch: int):
         self.arch = arch
 
     def get_current_device(self) -> int:
+        """Return the architecture in place of a device."""
         return self.arch
 
     def get_current_stream(self, device: int) -> int:
+        """Return the default stream."""
         return 0
 
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
+    def get_current_target(self) -> GPUTarget:
+        """Return the architecture that Triton compiles for."""
         return GPUTarget("cuda", self.arch, 32)
 
 
 def compile_one(recorded: Recorded, arch: int) -> Compiled:
-    """Compile in this process."""
-    from triton.runtime import driver
-
+    """Compile a launch in this process, and return its row."""
     launch = recorded.launch
     driver.set_active(_Absent(arch))
     row = described(recorded, arch)
@@ -86,7 +89,7 @@ def compile_one(recorded: Recorded, arch: int) -> Compiled:
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong first, without the source lines that Triton puts before it."""
+    """Return the first error of a chain, without the source lines that Triton puts before it."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error)[-300:].strip()}"
@@ -101,14 +104,12 @@ def described(recorded: Recorded, arch: int) -> Compiled:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of the children that it has waited for, which is where ptxas runs."""
+    """Return the CPU time of this process and of its ended children; ptxas runs in a child."""
     return sum(os.times()[:4])
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Return (registers, bytes of spilled registers) of a thread."""
-    import triton
-
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -129,11 +130,11 @@ def compile_all(
     """Compile launches, and return a row for each that was reached in time.
 
     Args:
-        tasks: Each a launch and a compute capability, 90 for 9.0.
-        workers: Processes at once.
-        seconds: Start no compilation after that many.
-        results: A file of one JSON line per compilation, written as each ends; what it holds is not done again. A line
-            counts only for the kernel's present source and the imported triton.
+        tasks: Launches, each with a compute capability, 90 for 9.0.
+        workers: Number of processes.
+        seconds: Start no compilation after this time.
+        results: A file of one JSON line per finished compilation. These compilations are not repeated. A line counts
+            only for the present source of the kernel and the imported triton.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
@@ -147,7 +148,7 @@ def compile_all(
     pools: list[ProcessPoolExecutor] = []
 
     def in_a_process(recorded: Recorded, arch: int) -> Compiled:
-        """Use this thread's own process, so that it is known which launch ended one."""
+        """Compile in the process of this thread. So it is known which launch ended a process."""
         if not hasattr(mine, "pool"):
             mine.pool = ProcessPoolExecutor(1, get_context("spawn"))
             pools.append(mine.pool)
@@ -178,9 +179,7 @@ def compile_all(
 
 
 def key_of(launch: Launch, arch: int) -> str:
-    """Name a compilation: the launch, the kernel's source and all it calls, the architecture, and triton's version."""
-    import triton
-
+    """Return a name of a compilation: launch, source of the kernel and its callees, architecture, version of triton."""
     made_of = f"{launch}, {launch.function.cache_key}, sm_{arch}, triton {triton.__version__}"
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
@@ -188,7 +187,7 @@ def key_of(launch: Launch, arch: int) -> str:
 def _read(results: Path) -> dict[str, Compiled]:
     found = {}
     for line in results.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a line that was being written when the run was ended
+        with contextlib.suppress(ValueError):  # half a line, of a run that was ended while it wrote
             key, *row = json.loads(line)
             found[key] = Compiled("", *row)
     return found

@@ -1,18 +1,18 @@
 """The sample of the recorded launches that the tests compile: every kind of launch, the cheapest of each kind."""
 
 from collections import Counter, defaultdict
-from itertools import cycle, islice, zip_longest
 from statistics import median
+from typing import Any
 
 from benchmarks.launches import CONSTANTS, Launch, Recorded, flat
 from mop_kernels.triton_kernels.device_functions import Phm
 
 ARCHES = (90, 80)
-SECONDS = 0.5  # of a kernel of which none has been measured
+SECONDS = 0.5  # of a kernel without measured compilations
 
 
 def combination(launch: Launch) -> tuple:
-    """Return what selects code in a kernel: dtypes, flags, names, and what is absent, unaligned or long."""
+    """Return the choices of code in a kernel: dtypes, flags, names, and absent, unaligned or long arguments."""
     kinds = flat(launch.arguments)
     flags = tuple((name, value) for name, value in launch.meta if isinstance(value, bool | str))
     dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS)
@@ -21,10 +21,13 @@ def combination(launch: Launch) -> tuple:
 
 
 def features(recorded: Recorded) -> set[tuple]:
-    """Return what a sample of all launches must contain: combinations, every block and option of each kernel, and
-    every kernel of the paper's shapes in each dtype."""
+    """Return what a sample of all launches must contain.
+
+    A sample contains all combinations, every block and option of each kernel, and every kernel of the paper's shapes in
+    each dtype.
+    """
     launch, origin = recorded.launch, recorded.origin
-    found = {combination(launch)}
+    found: set[tuple[Any, ...]] = {combination(launch)}
     if "::" not in origin:  # not a test
         found.add((launch.kernel, launch.dtype, origin.partition(",")[0]))
     for name, value in launch.meta:
@@ -36,34 +39,27 @@ def features(recorded: Recorded) -> set[tuple]:
     return found
 
 
-def sample(recorded: list[Recorded], count: int = 150) -> list[tuple[Recorded, int]]:
-    """Return `count` launches or more, each with an architecture, which have all features between them.
+def sample(recorded: list[Recorded]) -> list[tuple[Recorded, int]]:
+    """Return launches, each with an architecture, that have all features between them.
 
-    The launch that adds most features per second of its compilation comes first, for the architecture that has fewer.
-    Each kernel is compiled for every architecture in every dtype. The rest are the cheapest of each kernel in turn, for
-    the architectures in turn.
+    The launch that adds most features per second of its compilation comes first, for the architecture that has fewer
+    launches. Each kernel is compiled for every architecture in every dtype.
     """
     seconds = _seconds(recorded)
     wanted = [(r, arch, features(r) | {(r.launch.kernel, r.launch.dtype, arch)}) for r in recorded for arch in ARCHES]
     left = set().union(*(some for _, _, some in wanted))
     chosen: list[tuple[Recorded, int]] = []
-    used = Counter()
+    used: Counter[int] = Counter()
     while left:
         r, arch, some = max(wanted, key=lambda task: (len(task[2] & left) / seconds[task[0].launch], -used[task[1]]))
         chosen.append((r, arch))
         used[arch] += 1
         left -= some
-    taken = {r.launch for r, _ in chosen}
-    rest = defaultdict(list)
-    for r in sorted(recorded, key=lambda r: seconds[r.launch]):
-        if r.launch not in taken:
-            rest[r.launch.kernel].append(r)
-    turns = (r for turn in zip_longest(*rest.values()) for r in turn if r is not None)
-    return chosen + list(zip(islice(turns, max(0, count - len(chosen))), cycle(ARCHES)))
+    return chosen
 
 
 def _seconds(recorded: list[Recorded]) -> dict[Launch, float]:
-    """Return the seconds of each compilation, of those not measured their kernel's median; never 0."""
+    """Return the seconds of each compilation, never 0; the median of the kernel if it was not measured."""
     measured = defaultdict(list)
     for r in recorded:
         if r.seconds is not None:

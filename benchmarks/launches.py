@@ -1,17 +1,18 @@
-"""Launches as data: what Triton compiles a kernel for, without tensors, in a file of one line per launch.
+"""Launches as data, without tensors, in a file of one line per launch.
 
-A `Launch` names a kernel and what makes its machine code: the kinds of its arguments as Triton specialises them, its
-constexprs and its options. tests/triton/launches.json holds the launches that the tests and the paper's shapes make;
-record_launches.py writes it, compile_table.py compiles it.
+A `Launch` names a kernel and all that its machine code depends on: the kinds of its arguments as Triton specialises
+them, its constexprs and its options. tests/triton/launches.json holds the launches of the tests and of the paper's
+shapes. record_launches.py writes this file, and compile_table.py compiles it.
 
     kind of an argument    written as
     tensor                 its dtype, "fp32"; "fp32-" where its address is no multiple of 16
-    int                    "1", "16" (a multiple of 16) or "n"; "16L" and "nL" past 32 bits; "int" and "intL" of a
-                           parameter that the kernel does not specialise
+    int                    "1", "16" (a multiple of 16) or "n"; "16L" and "nL" for more than 32 bits; "int" and
+                           "intL" for a parameter that the kernel does not specialise
     float, bool, None      "float", "bool", "None"
     tuple                  the kinds of its members in parentheses
 """
 
+import ast
 import importlib
 import json
 import re
@@ -47,14 +48,14 @@ class Launch(NamedTuple):
     meta: tuple[tuple[str, Any], ...]
 
     @property
-    def function(self):
-        """Return the jitted function."""
+    def function(self) -> Any:
+        """The jitted function."""
         module, name = self.kernel.split(".")
         return getattr(importlib.import_module(f"{PACKAGE}.{module}"), name)
 
     @property
     def dtype(self) -> str:
-        """Return the dtype of the first tensor; "tf32" for float32 whose products are TF32."""
+        """The dtype of the first tensor; "tf32" for float32 with TF32 products."""
         first = next(kind for kind in flat(self.arguments) if kind not in CONSTANTS)
         return "tf32" if dict(self.meta).get("PRECISION") == "tf32" else first.removesuffix("-")
 
@@ -68,8 +69,10 @@ class Launch(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A launch, who makes it (a test's id, or "operation, shape, dtype" of device_work.py), and the seconds of its
-    compilation where they have been measured."""
+    """A launch, its origin, and the seconds of its compilation if measured.
+
+    origin: The id of a test, or "operation, shape, dtype" of device_work.py.
+    """
 
     launch: Launch
     origin: str
@@ -77,12 +80,17 @@ class Recorded(NamedTuple):
 
 
 def kind(argument: Any, specialised: bool = True) -> str | tuple:
-    """Return the kind of one argument. Raises TypeError for what no kernel takes.
+    """Return the kind of one argument.
 
-    specialised: False for a parameter in the kernel's `do_not_specialize`.
+    Args:
+        argument: A run-time argument of a kernel.
+        specialised: False for a parameter in the kernel's `do_not_specialize`.
+
+    Raises:
+        TypeError: No kernel takes such an argument.
     """
     if isinstance(argument, torch.Tensor) and argument.dtype in DTYPES:
-        # a tensor that only has sizes is taken for an allocation of its own
+        # a tensor without memory counts as an allocation of its own
         aligned = argument.device.type == "meta" or argument.data_ptr() % 16 == 0
         return DTYPES[argument.dtype] + ("" if aligned else "-")
     if argument is None or isinstance(argument, bool):
@@ -110,6 +118,7 @@ def example(kind: str | tuple) -> Any:
 
 
 def flat(kinds: Iterable[str | tuple]) -> list[str]:
+    """Return all kinds, with those in tuples."""
     return [k for kind in kinds for k in (flat(kind) if isinstance(kind, tuple) else [kind])]
 
 
@@ -123,17 +132,14 @@ def of(made: Made) -> Launch:
 
 
 def text_of(kinds: str | tuple) -> str:
+    """Return kinds as text, tuples in parentheses."""
     return kinds if isinstance(kinds, str) else f"({' '.join(map(text_of, kinds))})"
 
 
-def kinds_of(text: str) -> str | tuple:
-    """Read what `text_of` wrote."""
-    listed = re.sub(r"[^\s()]+", lambda word: f'"{word[0]}"', text).replace(" ", ", ")
-    return _as_tuples(json.loads(listed.replace("(", "[").replace(")", "]")))
-
-
-def _as_tuples(lists):
-    return tuple(map(_as_tuples, lists)) if isinstance(lists, list) else lists
+def kinds_of(text: str) -> tuple:
+    """Return the kinds that `text_of` wrote for the arguments of a launch."""
+    quoted = re.sub(r"[^\s()]+", lambda word: f'"{word[0]}",', text)
+    return ast.literal_eval(quoted.replace(")", "),").removesuffix(","))
 
 
 def of_works(
@@ -142,10 +148,10 @@ def of_works(
     candidates: bool = False,
     direction: str = BOTH,
 ) -> list[Recorded]:
-    """Return the distinct launches of works, found on tensors that only have sizes.
+    """Return the distinct launches of works, found on tensors without memory.
 
     Args:
-        works: Operations at one size each.
+        works: Operations, each at one size.
         precisions: Dtypes; float32 also with TF32.
         candidates: True adds the launches of every configuration that `make tune` tries.
         direction: FORWARD or BOTH.
@@ -171,19 +177,20 @@ def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates:
     return made
 
 
-# The file: tables of what repeats, then one line per launch, sorted, so that a change of one kernel is a small diff.
+# The file: tables of repeated entries, then one line per launch, sorted. A change of one kernel is a small diff.
 
 TABLES = ("kernels", "arguments", "maps", "origins")
 
 
 def write(recorded: Iterable[Recorded], path: Path = FILE) -> None:
+    """Write launches to a file."""
     tables: dict[str, dict[str, int]] = {name: {} for name in TABLES}
 
-    def place(table: str, entry) -> int:
-        """Return the line of an entry in its table; a new entry gets the next."""
+    def place(table: str, entry: Any) -> int:
+        """Return the line of an entry in its table; a new entry gets the next line."""
         return tables[table].setdefault(json.dumps(entry), len(tables[table]))
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         return {"map": place("maps", astuple(value))} if isinstance(value, Phm) else value
 
     lines = []
@@ -198,9 +205,10 @@ def write(recorded: Iterable[Recorded], path: Path = FILE) -> None:
 
 
 def read(path: Path = FILE) -> list[Recorded]:
+    """Return the launches of a file."""
     found = json.loads(path.read_text())
 
-    def value(written):
+    def value(written: Any) -> Any:
         return Phm(*found["maps"][written["map"]]) if isinstance(written, dict) else written
 
     recorded = []

@@ -1,15 +1,16 @@
-"""`make record-launches`: writes down every distinct launch of Triton's kernels that tests/kernels and the paper make.
+"""`make record-launches`: record every distinct launch of Triton's kernels by tests/kernels and the paper's shapes.
 
     python -O -m benchmarks.record_launches [--output FILE] [pytest arguments]
 
-Nothing runs and no GPU is needed: the tests of backend "triton" call the launchers on CPU tensors, all cases of them,
-and each launch is recorded in place of running. Numbers are never computed, so assertions are off (-O), and a test
-that stops early for want of a number is counted. What compile_table.py has measured is kept.
+No kernel runs and no GPU is needed: the tests of backend "triton", in all their cases, call the launchers on CPU
+tensors, and each launch is recorded instead of made. Numbers are never computed, so assertions are off (-O), and tests
+that need a number stop early and are counted. The seconds that compile_table.py has measured are kept.
 """
 
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape
 from mop_kernels.triton_kernels.launch import recording
 
-# What test_cuda.py runs on a GPU only: more than 2^31 elements, of strides past 32 bits, and TF32. By precision.
+# Launches that test_cuda.py makes only on a GPU: more than 2^31 elements, strides of more than 32 bits, TF32.
 LARGE_BANK = Bank(1, 131, Shape(4096, 4, 4, 4, 4, 4, 1), Shape(4096, 4, 4, 4, 4, 1024, 1), maps=1)
 OF_TEST_CUDA = {
     "bfloat16": [
@@ -38,15 +39,16 @@ ROOT = Path(__file__).resolve().parents[1]
 class Recorder:
     """A pytest plugin: `found` maps each launch to the test that made it first."""
 
-    __name__ = "launch_recorder"  # by which tests/kernels/conftest.py knows that all cases are quick
+    __name__ = "launch_recorder"  # tests/kernels/conftest.py looks for this name: then all cases are quick
 
     def __init__(self):
         self.found: dict[launches.Launch, str] = {}
         self.made = 0
-        self.stopped = Counter()
+        self.stopped: Counter[str] = Counter()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item):
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Record the launches of one test."""
         with recording() as made:
             result = yield
         self.made += len(made)
@@ -54,13 +56,15 @@ class Recorder:
             self.found.setdefault(launches.of(launch), item.nodeid)
         return result
 
-    def pytest_exception_interact(self, node, call):
-        first_line = str(call.excinfo.value).partition("\n")[0]
-        self.stopped[f"{call.excinfo.typename}: {first_line[:80]}"] += 1
+    def pytest_exception_interact(self, call: pytest.CallInfo) -> None:
+        """Count a test that stopped early, by its error."""
+        if call.excinfo is not None:
+            first_line = str(call.excinfo.value).partition("\n")[0]
+            self.stopped[f"{call.excinfo.typename}: {first_line[:80]}"] += 1
 
 
 def of_tests(arguments: list[str]) -> dict[launches.Launch, str]:
-    """Record a run of the tests of backend "triton", all cases, as if CPU tensors were a GPU's."""
+    """Record a run of the tests of backend "triton", all cases, as if CPU tensors were on a GPU."""
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
         others = backends.why_not, backends.runs_on_cpu
@@ -77,8 +81,9 @@ def of_tests(arguments: list[str]) -> dict[launches.Launch, str]:
 
 
 def main() -> None:
+    """Run the command."""
     name = "python -O -m benchmarks.record_launches"
-    parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=launches.FILE, help="the file to write (%(default)s)")
     parser.add_argument("tests", nargs="*", help="pytest arguments instead of all of tests/kernels")
     arguments = parser.parse_args()

@@ -1,10 +1,11 @@
-"""`make tune`: times every launch configuration a kernel offers on the work of device_work.py, on this GPU.
+"""`make tune`: time every launch configuration that a kernel proposes, on the work of device_work.py, on this GPU.
 
     python -m benchmarks.tune [--seconds 400]
 
-Writes mop_kernels/triton_kernels/configs/<GPU name>.json with those that beat the kernel's own choice; launch_config.py
-reads it. What is timed is the whole operation, forward and backward, replayed from a CUDA graph: all else in it stays
-the same. Kernels are compiled first, by several processes into Triton's cache, so that only running takes GPU time.
+Writes the configurations that beat the kernel's own choice to mop_kernels/triton_kernels/configs/<GPU name>.json;
+triton_kernels/launch.py reads this file. The whole operation is timed, forward and backward, replayed from a CUDA
+graph: only the configuration changes. Several processes first compile all kernels into Triton's cache, so that GPU time
+is spent only on running.
 """
 
 import argparse
@@ -22,26 +23,26 @@ from benchmarks.support import timer as device_timer
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
-GAIN = 0.97  # a configuration is kept if it takes at most this share of the own choice's time
-LARGEST = 2 * 10**9  # bytes: larger work would take the time of all other
+GAIN = 0.97  # a configuration is kept if it takes at most this share of the time of the kernel's own choice
+LARGEST = 2 * 10**9  # bytes: larger work would take the time of all other work
 
 
 def choices_of(work: Work, precision: Precision) -> list[Choice]:
-    """The distinct choices of one call forward and backward, found without running it."""
+    """Return the distinct choices of one call, forward and backward, without running it."""
     with torch.device("meta"), precision.in_force(), recording(), asked() as choices:
         run(work, "triton", work.inputs(precision.dtype), BOTH)
     return list({choice.key: choice for choice in choices}.values())
 
 
 def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | None:
-    """The fastest configuration where it is clearly faster than the kernel's own, which comes first."""
+    """Return the fastest configuration if it is clearly faster than the kernel's own choice, otherwise None."""
     own, *others = choice.candidates()
     times = []
     for config in (own, *others):
         with forced(choice, config):
             try:
                 times.append(time_ms())
-            except Exception as error:  # a candidate that does not compile or fit is no candidate
+            except Exception as error:  # of a candidate that does not compile or fit
                 if config is own:
                     raise
                 print(f"  {choice.kernel} {config}: {type(error).__name__}", flush=True)
@@ -56,7 +57,7 @@ def tune(
     timer: Callable[[Work, Precision], Callable[[], float]],
     deadline: float,
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """{kernel: {key: configuration}}; stops, with what it has, at `deadline` of time.monotonic."""
+    """Return {kernel: {key: configuration}} of what was tuned until `deadline`, a time of time.monotonic."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     seen = set()
     for work in works:
@@ -65,7 +66,7 @@ def tune(
                 if choice.key in seen:
                     continue
                 if time.monotonic() > deadline:
-                    print("out of time: the rest keeps the kernels' own choices")
+                    print("out of time: the other work keeps the kernels' own choices")
                     return found
                 seen.add(choice.key)
                 with precision.in_force():
@@ -78,6 +79,7 @@ def tune(
 
 
 def device_timer_of(work: Work, precision: Precision) -> Callable[[], float]:
+    """Return a function that returns the milliseconds of one call, by the device's clock."""
     with torch.device("cuda"):
         tensors = work.inputs(precision.dtype)
         grads = [torch.randn(shape, dtype=precision.dtype) for shape in work.output_shapes()]
@@ -93,18 +95,18 @@ def device_timer_of(work: Work, precision: Precision) -> Callable[[], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=400, help="stop after this many (%(default)s)")
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=400, help="stop after this many seconds (%(default)s)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("Tuning needs a CUDA GPU: it times the kernels there; torch sees none.")
+        raise SystemExit("Tuning needs a CUDA GPU, on which it times the kernels; torch sees no GPU.")
     deadline = time.monotonic() + arguments.seconds
     works = [w for w in WORK if w.least_work(torch.float32, BOTH)[1] < LARGEST]
-    # float16 takes what is best for bfloat16, TF32 what is best for float32
+    # float16 takes the configurations of bfloat16, TF32 those of float32
     precisions = [p for p in PRECISIONS if p.name in ("float32", "bfloat16")]
-    arch = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
-    tried = launches.of_works(works, precisions, candidates=True)
-    tasks = [(launch, arch) for launch in tried]
+    major, minor = torch.cuda.get_device_capability()
+    tasks = [(launch, 10 * major + minor) for launch in launches.of_works(works, precisions, candidates=True)]
     compiler.compile_all(tasks, workers=os.cpu_count() or 1, seconds=arguments.seconds / 2)
     found = tune(works, precisions, device_timer_of, deadline)
     for keys in found.values():

@@ -25,7 +25,7 @@ from .mop_ffn import (
     with_bias,
     with_blocks,
 )
-from .mop_ffn_gradients import Partial, map_gradients
+from .mop_ffn_gradients import Maps, Partial, map_gradients
 
 
 @triton.jit(do_not_specialize=["num_experts", "rows"])
@@ -192,10 +192,10 @@ def backward(
         hidden, slope = hidden_rows(call, activation, to_down)
     if to_down:
         dpre = torch.empty_like(hidden)
-    of_ups = map_gradients(hidden, grads, call.maps, slope, dpre, needs_up, call.asked, None)
+    of_ups = map_gradients(Maps(hidden, grads, call.maps, call.asked, None), slope, dpre, needs_up)
     of_x = [Partial(x, call.groups, 1, call.asked)] if needs_x else []
     of_down = []
     if dpre is not None:
         dx = of_x[0].tensor if needs_x else None
-        of_down = map_gradients(x, [dpre], [down], None, dx, [needs_down], call.asked, call.asked)
+        of_down = map_gradients(Maps(x, [dpre], [down], call.asked, call.asked), None, dx, [needs_down])
     return totals([*of_x, *of_down, *of_ups], call.asked)

@@ -10,8 +10,9 @@ of one side that they sum over. It writes a partial sum, (L, k, blocks, ...) in 
 mop_ffn_backward.py. All sums accumulate in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -224,12 +225,6 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
     tl.store(dbias + column, total.to(dbias.dtype.element_ty), mask=mask)
 
 
-def sizes_of_maps(factors: Factors, grads: list[Tensor]) -> Sizes:
-    """Return what a launch for the down map or for up maps depends on; grads are (L, k, n, out), one per map."""
-    layers, num_experts, rows = grads[0].shape[:3]
-    return {"pairs": layers * num_experts, "maps": len(grads), "rows": rows} | sides_of(factors)
-
-
 def gradient_blocks(sizes: Sizes, config: Config, kernel: str) -> Phm:
     """Return the blocks of "rows" or of "weights": 16 of a side that is summed over, more of a side of the result."""
     P = Phm(*(sizes[name] for name in SIDES))
@@ -286,108 +281,89 @@ def tensors_of(partials: Sequence[Partial | None]) -> tuple[Tensor | None, ...]:
     return tuple([None if p is None else p.tensor for p in partials])
 
 
-def map_gradients(
-    x: Tensor,
-    grads: list[Tensor],
-    maps: Sequence[Factors],
-    slope: Tensor | None,
-    dx: Tensor | None,
-    needs: list[list[bool]],
-    asked: Asked,
-    x_asked: Asked,
-) -> list[Partial]:
+class Maps(NamedTuple):
+    """The down map, or up maps of the same sizes, with their input and the gradients of their results."""
+
+    x: Tensor  # of the down map, or the hidden rows
+    grads: list[Tensor]  # (L, k, n, out), one per map
+    factors: Sequence[Factors]
+    asked: Asked  # the experts that the call asks for
+    x_asked: Asked  # `asked`, or None if x has only the k asked experts
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes that launches depend on."""
+        layers, num_experts, rows = self.grads[0].shape[:3]
+        return {"pairs": layers * num_experts, "maps": len(self.grads), "rows": rows} | sides_of(self.factors[0])
+
+    def partial(self, map_index: int, factor: int, parts: int) -> Partial:
+        """Return the partial sums of the gradient of one factor."""
+        return Partial(self.factors[map_index][factor], self.grads[0].shape[:2], parts, self.asked)
+
+    def launch(self, kernel: Any, per_pair: int, results: Iterable, config: Config, P: Phm, *numbers: int) -> None:
+        """Launch `per_pair` programs per pair that write `results`. numbers: the last arguments of the kernel."""
+        sizes, tensors = self.sizes, self.factors[0][:3]
+        launch(
+            kernel,
+            (per_pair * sizes["pairs"],),
+            self.x,
+            tuple(self.grads),
+            *zip(*(factors[:3] for factors in self.factors)),
+            *results,
+            self.asked,
+            self.x_asked,
+            group_strides(self.x, *tensors),
+            self.grads[0].shape[1],
+            *numbers,
+            P=P,
+            **launch_options(config, self.asked),
+        )
+
+
+def map_gradients(maps: Maps, slope: Tensor | None, dx: Tensor | None, needs: list[list[bool]]) -> list[Partial]:
     """Write dx unless it is None, and return the gradients of the factors that `needs` asks for, in order.
 
     Args:
-        x: The input of the maps: of the down map, or the hidden rows.
-        grads: One (L, k, n, out) per map.
-        maps: The factors of each map.
+        maps: The maps.
         slope: Multiplies dx, unless it is None.
         dx: (L, k, n, in).
         needs: One bool per factor of each map.
-        asked: The experts that the call asks for.
-        x_asked: `asked`, or None if x has only the k asked experts.
     """
-    found: list[list[Partial | None]] = [[None] * 4 for _ in maps]
+    found: list[list[Partial | None]] = [[None] * 4 for _ in needs]
     if dx is not None or any(needed[0] for needed in needs):
-        for k, gradient in enumerate(rows_gradients(x, grads, maps, slope, dx, needs, asked, x_asked)):
+        for k, gradient in enumerate(rows_gradients(maps, slope, dx, [needed[0] for needed in needs])):
             found[k][0] = gradient
     for wanted in {tuple(needed[1:]) for needed in needs if any(needed[1:])}:
         chosen = [k for k, needed in enumerate(needs) if tuple(needed[1:]) == wanted]
-        gradients = weights_gradients(x, [grads[k] for k in chosen], [maps[k] for k in chosen], wanted, asked, x_asked)
-        for k, of_map in zip(chosen, gradients):
-            found[k][1:] = of_map
+        some = maps._replace(grads=[maps.grads[k] for k in chosen], factors=[maps.factors[k] for k in chosen])
+        for k, gradients in zip(chosen, weights_gradients(some, wanted)):
+            found[k][1:] = gradients
     return [gradient for of_map in found for gradient in of_map if gradient is not None]
 
 
-def rows_gradients(
-    x: Tensor,
-    grads: list[Tensor],
-    maps: Sequence[Factors],
-    slope: Tensor | None,
-    dx: Tensor | None,
-    needs: list[list[bool]],
-    asked: Asked,
-    x_asked: Asked,
-) -> list[Partial | None]:
-    """Write dx, and return drule_in of the maps that need it. Arguments: see `map_gradients`."""
-    groups, rows = grads[0].shape[:2], grads[0].shape[2]
-    sizes = sizes_of_maps(maps[0], grads)
-    config = pick("mop_ffn_rows", sizes, x.dtype, x.device, rows_configs)
-    P = gradient_blocks(sizes, config, "rows")
-    tiles = blocks(rows, config["BLOCK_ROWS"]) * blocks(P.loc_in, P.block_u)
-    partials = [Partial(m[0], groups, tiles, asked) if needed[0] else None for m, needed in zip(maps, needs)]
-    launch(
-        rows_kernel,
-        (blocks(P.g_in, P.block_a) * tiles * sizes["pairs"],),
-        x,
-        tuple(grads),
-        *zip(*(m[:3] for m in maps)),
-        slope,
-        dx,
-        tensors_of(partials),
-        asked,
-        x_asked,
-        group_strides(x, *maps[0][:3]),
-        groups[1],
-        rows,
-        P=P,
-        **launch_options(config, asked),
-    )
+def rows_gradients(maps: Maps, slope: Tensor | None, dx: Tensor | None, needs: list[bool]) -> list[Partial | None]:
+    """Write dx, and return drule_in of the maps that need it."""
+    config = pick("mop_ffn_rows", maps.sizes, maps.x.dtype, maps.x.device, rows_configs)
+    P = gradient_blocks(maps.sizes, config, "rows")
+    tiles = blocks(maps.sizes["rows"], config["BLOCK_ROWS"]) * blocks(P.loc_in, P.block_u)
+    partials = [maps.partial(k, 0, tiles) if needed else None for k, needed in enumerate(needs)]
+    programs = blocks(P.g_in, P.block_a) * tiles
+    maps.launch(rows_kernel, programs, (slope, dx, tensors_of(partials)), config, P, maps.sizes["rows"])
     return partials
 
 
-def weights_gradients(
-    x: Tensor,
-    grads: list[Tensor],
-    maps: Sequence[Factors],
-    needs: tuple[bool, ...],
-    asked: Asked,
-    x_asked: Asked,
-) -> list[list[Partial | None]]:
+def weights_gradients(maps: Maps, needs: tuple[bool, ...]) -> list[list[Partial | None]]:
     """Return [drule_out, dlocal, dbias] of each map, None where `needs` does not ask for it."""
-    groups, rows = grads[0].shape[:2], grads[0].shape[2]
-    sizes = sizes_of_maps(maps[0], grads)
-    config = pick("mop_ffn_weights", sizes, x.dtype, x.device, weights_configs)
-    P = gradient_blocks(sizes, config, "weights")
+    config = pick("mop_ffn_weights", maps.sizes, maps.x.dtype, maps.x.device, weights_configs)
+    P = gradient_blocks(maps.sizes, config, "weights")
     uv_blocks = blocks(P.loc_in, P.block_u) * blocks(P.loc_out, P.block_v)
     c_blocks = blocks(P.g_out, P.block_c)
     wanted = list(zip((1, 2, 3), (uv_blocks, c_blocks, 1), (*needs, False)))
-    partials = [[Partial(m[k], groups, parts, asked) if needed else None for k, parts, needed in wanted] for m in maps]
-    launch(
-        weights_kernel,
-        (uv_blocks * c_blocks * blocks(P.size_j, P.block_j) * sizes["pairs"] * len(maps),),
-        x,
-        tuple(grads),
-        *zip(*(m[:3] for m in maps)),
-        *map(tensors_of, zip(*partials)),
-        asked,
-        x_asked,
-        group_strides(x, *maps[0][:3]),
-        groups[1],
-        sizes["pairs"],
-        rows,
-        P=P,
-        **launch_options(config, asked),
-    )
+    count = len(maps.factors)
+    partials = [
+        [maps.partial(k, factor, parts) if needed else None for factor, parts, needed in wanted] for k in range(count)
+    ]
+    programs = uv_blocks * c_blocks * blocks(P.size_j, P.block_j) * count
+    numbers = maps.sizes["pairs"], maps.sizes["rows"]
+    maps.launch(weights_kernel, programs, map(tensors_of, zip(*partials)), config, P, *numbers)
     return partials

@@ -49,14 +49,13 @@ def test_the_sample_compiles_and_fits(tasks, empty_cache):
 
 
 def test_the_sample_has_every_kind_of_launch(recorded, tasks):
-    assert len(tasks) == len(set(tasks)) >= 150
+    assert len(tasks) == len(set(tasks)) >= 100
     of_sample = [r.launch for r, _ in tasks]
     for feature in (launch_sample.combination, lambda launch: (launch.kernel, launch.dtype)):
         assert {feature(r.launch) for r in recorded} == {feature(launch) for launch in of_sample}
     assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in WORK}
     for arch in launch_sample.ARCHES:
         assert {r.launch.kernel for r in recorded} == {r.launch.kernel for r, chosen in tasks if chosen == arch}
-    assert len(launch_sample.sample(recorded, 400)) == 400
 
 
 def test_the_sample_takes_what_compiles_fast(recorded):
@@ -65,7 +64,7 @@ def test_the_sample_takes_what_compiles_fast(recorded):
     second = first._replace(launch=first.launch._replace(arguments=others))
     for seconds in ((1.0, 2.0), (2.0, 1.0)):
         both = [r._replace(seconds=s) for r, s in zip((first, second), seconds, strict=True)]
-        assert {r.seconds for r, _ in launch_sample.sample(both, 1)} == {1.0}
+        assert {r.seconds for r, _ in launch_sample.sample(both)} == {1.0}
 
 
 def test_what_is_wrong_is_named():
