@@ -48,10 +48,14 @@ Asked = tuple[Tensor, int] | None
 
 @triton.jit
 def hidden_before_activation(
-    x, rule_in, rule_out, local, bias, first_row, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x, rule_in, rule_out, local, bias, strides, layer, expert, first_row, rows, P: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the down map of a block of rows, [(c f), (n v/f)] with f = P.fold_j, in float32; all of c and v."""
+    """Return the down map of a pair's block of rows, [(c f), (n v/f)] with f = P.fold_j, in float32; all of c and v."""
+    x = of_pair(x, strides[0], layer, expert)
+    rule_in = of_pair(rule_in, strides[1], layer, expert)
+    rule_out = of_pair(rule_out, strides[2], layer, expert)
+    local = of_pair(local, strides[3], layer, expert)
     BLOCK_J: tl.constexpr = P.block_j
     BLOCK_V: tl.constexpr = P.block_v
     FOLD: tl.constexpr = P.fold_j
@@ -59,6 +63,7 @@ def hidden_before_activation(
     if bias is None:
         y = tl.zeros(mask.shape, tl.float32)
     else:
+        bias = of_pair(bias, strides[4], layer, expert)
         y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
     for j in range(0, P.size_j, BLOCK_J):
         s = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_V), tl.float32)
@@ -129,12 +134,8 @@ def mop_ffn_kernel(
     layer, expert = group_of(pair, num_experts, experts)
 
     h = hidden_before_activation(
-        of_pair(x, strides[0], layer, expert),
-        of_pair(down_rule_in, strides[1], layer, expert),
-        of_pair(down_rule_out, strides[2], layer, expert),
-        of_pair(down_local, strides[3], layer, expert),
-        None if down_bias is None else of_pair(down_bias, strides[4], layer, expert),
-        first_row, rows, DOWN, BLOCK_ROWS, PRECISION,
+        x, down_rule_in, down_rule_out, down_local, down_bias, strides, layer, expert, first_row, rows, DOWN,
+        BLOCK_ROWS, PRECISION,
     )  # fmt: skip
     h = view_as_up(activate(h, ACTIVATION).to(x.dtype.element_ty), DOWN, UP, BLOCK_ROWS)
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device_functions import ASSERTS, activate, blocks, derivative, group_of, of_pair, row_tile, select
+from .device_functions import ASSERTS, activate, blocks, derivative, group_of, row_tile, select
 from .launch import Configs, Sizes, launch, pick
 from .mop_ffn import (
     Asked,
@@ -39,13 +39,8 @@ def hidden_kernel(
     pair = tl.program_id(0) // row_blocks
     layer, expert = group_of(pair, num_experts, experts)
     y = hidden_before_activation(
-        of_pair(x, strides[0], layer, expert),
-        of_pair(rule_in, strides[1], layer, expert),
-        of_pair(rule_out, strides[2], layer, expert),
-        of_pair(local, strides[3], layer, expert),
-        None if bias is None else of_pair(bias, strides[4], layer, expert),
-        first_row, rows, P, BLOCK_ROWS, PRECISION,
-    )  # fmt: skip
+        x, rule_in, rule_out, local, bias, strides, layer, expert, first_row, rows, P, BLOCK_ROWS, PRECISION
+    )
     row, column, mask = row_tile(first_row, 0, 0, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, P.block_v, P.fold_j)
     place = (pair.to(tl.int64) * rows + row) * P.d_out + column
     tl.store(hidden + place, activate(y, ACTIVATION).to(hidden.dtype.element_ty), mask=mask)

@@ -32,11 +32,13 @@ from .launch import Configs, Sizes, launch, pick
 
 
 @triton.jit
-def _places(first, BLOCK: tl.constexpr, E2: tl.constexpr):
-    """Return e1 (int64) and e2 of the places first .. first + BLOCK; `first` is an int64."""
+def _batch_tile(tile, E, BLOCK_E: tl.constexpr, E2: tl.constexpr):
+    """Return group (int64), e1 (int64), e2 and mask of a tile; tiles of e are fastest."""
+    e_blocks = tl.cdiv(E, BLOCK_E)
+    first = (tile % e_blocks).to(tl.int64) * BLOCK_E
     e1 = first // E2
-    place = (first - e1 * E2).to(tl.int32) + tl.arange(0, BLOCK)  # from here on 32 bits hold the dividends
-    return e1 + place // E2, place % E2
+    place = (first - e1 * E2).to(tl.int32) + tl.arange(0, BLOCK_E)  # from here on 32 bits hold the dividends
+    return (tile // e_blocks).to(tl.int64), e1 + place // E2, place % E2, tl.arange(0, BLOCK_E) < E - first
 
 
 @triton.jit
@@ -49,11 +51,7 @@ def mix_kernel(
     """Write y. A program computes [BLOCK_K, BLOCK_E]."""
     K_BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     program = tl.program_id(0)
-    e_blocks = tl.cdiv(E, BLOCK_E)
-    group = (program // K_BLOCKS // e_blocks).to(tl.int64)
-    first = (program // K_BLOCKS % e_blocks).to(tl.int64) * BLOCK_E
-    e1, e2 = _places(first, BLOCK_E, E2)
-    e_mask = tl.arange(0, BLOCK_E) < E - first
+    group, e1, e2, e_mask = _batch_tile(program // K_BLOCKS, E, BLOCK_E, E2)
     k = program % K_BLOCKS * BLOCK_K + tl.arange(0, BLOCK_K)
     k_mask = k < K
     k1, k2 = (k // K2).to(tl.int64), (k % K2).to(tl.int64)
@@ -134,11 +132,7 @@ def mix_backward_kernel(
     """Write gx and partial sums of gr. A program takes [BLOCK_M, BLOCK_E] and all k."""
     M_BLOCKS: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
-    e_blocks = tl.cdiv(E, BLOCK_E)
-    group = (program // M_BLOCKS // e_blocks).to(tl.int64)
-    first = (program // M_BLOCKS % e_blocks).to(tl.int64) * BLOCK_E
-    e1, e2 = _places(first, BLOCK_E, E2)
-    e_mask = tl.arange(0, BLOCK_E) < E - first
+    group, e1, e2, e_mask = _batch_tile(program // M_BLOCKS, E, BLOCK_E, E2)
     m = program % M_BLOCKS * BLOCK_M + tl.arange(0, BLOCK_M)
     m_mask = m < M
     mask = m_mask[:, None] & e_mask[None, :]
