@@ -20,7 +20,7 @@ namespace mop {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(MOP_ON_CUDA)
 inline bool is_here(const Tensor& t) { return t.is_cuda(); }
 #else
 inline bool is_here(const Tensor& t) { return t.is_cpu(); }  // also the CUDA kernels under MOP_EMULATE (device.h)
