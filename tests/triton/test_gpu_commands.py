@@ -65,7 +65,7 @@ def test_tuning_stops_in_time():
 def test_tuning_needs_a_gpu():
     done = subprocess.run([sys.executable, "-m", "benchmarks.tune"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.strip() == "Tuning needs a CUDA GPU: it times the kernels there; torch sees none."
+    assert done.stderr.startswith("Tuning needs a CUDA GPU")
 
 
 # Up to which size CUDA is faster than Triton.
