@@ -71,7 +71,7 @@ class Launch(NamedTuple):
 class Recorded(NamedTuple):
     """A launch, its origin, and the seconds of its compilation if measured.
 
-    origin: The id of a test, or "operation, shape, dtype" of device_work.py.
+    origin: The id of a test, or "operation, shape, dtype" of support/work.py.
     """
 
     launch: Launch

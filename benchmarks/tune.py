@@ -1,4 +1,4 @@
-"""`make tune`: time every launch configuration that a kernel proposes, on the work of device_work.py, on this GPU.
+"""`make tune`: time every launch configuration that a kernel proposes, on the work of support/work.py, on this GPU.
 
     python -m benchmarks.tune [--seconds 400]
 
