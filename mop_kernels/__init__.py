@@ -7,12 +7,12 @@ W is never built where that saves work: the factors are applied to the rows dire
 """
 
 from . import flop_counts  # noqa: F401 tells torch's FLOP counter of the ops
-from .attempt import attempt_mix
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
 from .explain import explain_backend
-from .functional import LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
+from .functional import attempt_mix, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .layers import MOPFeedForward, PHMLinear
+from .reference import LowRankPHM
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""Into PHMLinear from elsewhere: from a model's dense layers, and from checkpoints of Compacter and of adapters."""
+"""Make PHMLinear layers out of a model's dense layers, and of checkpoints of Compacter and of adapters."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,32 +8,45 @@ from torch import Tensor, nn
 
 from .initialisation import INITS
 from .layers import PHMLinear
+from .validation import check_choice, check_dims, check_kind, check_shape, divided
 
 _NAMES_SHOWN = 8
 
 
 def replace_linears(
     module: nn.Module,
-    pattern: str | re.Pattern,
+    pattern: str | re.Pattern[str],
     terms: int = 4,
     rank: int | None = None,
     local_rank: int | None = None,
     *,
     init: str = "fit",
 ) -> list[str]:
-    """Replace, in place, every nn.Linear of `module` whose qualified name matches by a PHMLinear; returns the names.
+    """Replace, in place, every nn.Linear of `module` whose qualified name matches by a PHMLinear.
 
-    pattern: a glob over the whole name, whose * also crosses dots ("encoder.*.wi"), or a compiled regular expression
-    that matches the whole name. init: "fit" takes the nearest sum of Kronecker products (PHMLinear.from_linear),
-    "variance_matched" and "compacter" start anew. Device, dtype and mode are the old layer's; parameters ask for
-    gradients. A layer that stands at several places is replaced at all of them, by one layer, if one name matches.
+    Device, dtype and mode are the old layer's. Parameters require gradients. If one name of a layer that stands at
+    several places matches, one new layer replaces it at all of them.
 
     A PHMLinear has no `weight`: code that reads it fails, as T5's feed-forward does for its `wo`. Subclasses of
     nn.Linear are left alone, because they are mostly made to be read (by nn.MultiheadAttention, by quantisers). A
-    weight that was tied to another module's is no longer.
+    weight that was tied to another module's is no longer tied. Everything is checked and built before anything is
+    replaced.
 
-    All is checked and built before anything is replaced. Raises TypeError for a wrong type, ValueError for a pattern
-    that matches nothing, an unknown init, and sizes that do not divide, by the layer's name.
+    Args:
+        module: Changed in place.
+        pattern: A glob over the whole name, whose * also crosses dots ("encoder.*.wi"), or a compiled regular
+            expression that matches the whole name.
+        terms, rank, local_rank: As in PHMLinear.
+        init: "fit" takes the nearest sum of Kronecker products (PHMLinear.from_linear). "variance_matched" and
+            "compacter" draw new parameters.
+
+    Returns:
+        The names of the replaced layers.
+
+    Raises:
+        TypeError: An argument has a wrong type.
+        ValueError: The pattern matches nothing, `init` is unknown, or the sizes of a layer do not divide. The message
+            has the layer's name.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}.")
@@ -41,32 +54,31 @@ def replace_linears(
         raise ValueError("module is itself an nn.Linear, which has no parent; use PHMLinear.from_linear(module).")
     if not isinstance(pattern, (str, re.Pattern)):
         raise TypeError(f"pattern must be a glob string or a compiled re.Pattern; got {type(pattern).__name__}.")
-    if init not in ("fit", *INITS):
-        raise ValueError(f"init must be one of 'fit', {', '.join(map(repr, INITS))}; got {init!r}.")
+    check_choice("init", init, ("fit", *INITS))
 
-    every = {name: m for name, m in module.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
-    chosen = {linear for name, linear in every.items() if _matches(pattern, name)}
+    linears = {name: m for name, m in module.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
+    chosen = {linear for name, linear in linears.items() if _matches(pattern, name)}
     if not chosen:
         shown = pattern if isinstance(pattern, str) else pattern.pattern
-        raise ValueError(f"pattern {shown!r} matches no nn.Linear of the module, which has {_some(every)}.")
-    places = {name: linear for name, linear in every.items() if linear in chosen}
+        raise ValueError(f"pattern {shown!r} matches no nn.Linear of the module, which has {_some(linears)}.")
+    places = {name: linear for name, linear in linears.items() if linear in chosen}
     for name, linear in places.items():
-        for side in ("in_features", "out_features"):
-            size = getattr(linear, side)
-            if not isinstance(terms, int) or terms < 1 or size % terms:
-                raise ValueError(
-                    f"{name}: {side} must be a multiple of terms; got {size} and {terms}. Nothing was replaced: choose "
-                    "another number of terms, or a pattern that leaves this layer out."
-                )
+        try:
+            for side in ("in_features", "out_features"):
+                divided(side, getattr(linear, side), "terms", terms)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: {error} Nothing was replaced: choose another number of terms, or a pattern that leaves this "
+                "layer out."
+            ) from None
     # by the modules, whose hash is their identity: each is fitted once
     built = {linear: _converted(linear, terms, rank, local_rank, init) for linear in dict.fromkeys(places.values())}
     for name, linear in places.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, built[linear])
+        module.set_submodule(name, built[linear])
     return list(places)
 
 
-def _matches(pattern: str | re.Pattern, name: str) -> bool:
+def _matches(pattern: str | re.Pattern[str], name: str) -> bool:
     return fnmatchcase(name, pattern) if isinstance(pattern, str) else pattern.fullmatch(name) is not None
 
 
@@ -84,7 +96,7 @@ def _converted(linear: nn.Linear, terms: int, rank: int | None, local_rank: int 
     return layer.train(linear.training)
 
 
-# Compacter's names, which adapters has kept, and what they are here: a factor is whole or in two parts.
+# Compacter's names, which adapters has kept, and the names of PHMLinear. A factor is whole or in two parts.
 _FACTORS = {
     "phm_rule": {"phm_rule": "rule", "phm_rule_left": "rule_in", "phm_rule_right": "rule_out"},
     "W": {"W": "local", "W_left": "local_left", "W_right": "local_right"},
@@ -107,26 +119,30 @@ def phm_linear_from_compacter(
     shared: Mapping[str, Tensor] | None = None,
     position: str | None = None,
 ) -> PHMLinear:
-    """A PHMLinear with the parameters of a PHM layer of rabeehk/compacter (PHMLinear) or of adapters (PHMLayer).
-
-    Under `prefix`, `state` holds phm_rule (terms, terms, terms), or phm_rule_left (terms, terms, rank) and
-    phm_rule_right (terms, rank, terms); W (terms, in/terms, out/terms), or W_left (terms, in/terms, rank) and W_right
-    (terms, rank, out/terms); and b (out,), unless the layer has no bias. Sizes, ranks, device and dtype are theirs.
-
-    shared: the factors that a model keeps once for all its layers, by the same names; they stand in for those which
-    the layer has none of. position, "down" or "up": there, as in adapters, the shared W is W_down..., W_up.... For a
-    checkpoint of adapters, whose shared factors stand at "<base model>.shared_parameters.<adapter name>.":
-
-        shared = {key.removeprefix(p): t for key, t in state.items() if key.startswith(p)}
+    """Build a PHMLinear with the parameters of a PHM layer of rabeehk/compacter (PHMLinear) or of adapters (PHMLayer).
 
     Everything is copied: layers that shared a rule have each their own, until `other.rule = layer.rule`.
-    Raises TypeError for a wrong type or mixed dtypes, ValueError for missing, unknown or contradictory keys and shapes.
+
+    Args:
+        state: Under `prefix` it holds phm_rule (terms, terms, terms), or phm_rule_left (terms, terms, rank) and
+            phm_rule_right (terms, rank, terms); W (terms, in/terms, out/terms), or W_left (terms, in/terms, rank) and
+            W_right (terms, rank, out/terms); and b (out,), unless the layer has no bias. The new layer has the same
+            sizes, ranks, device and dtype.
+        prefix: Where the layer stands in `state`.
+        shared: The factors that a model keeps once for all its layers, by the same names. The new layer takes from
+            here every factor that `state` lacks. For a checkpoint of adapters, whose shared factors stand at
+            "<base model>.shared_parameters.<adapter name>.":
+            {key.removeprefix(p): t for key, t in state.items() if key.startswith(p)}
+        position: "down" or "up": the shared W is W_down... or W_up..., as in adapters.
+
+    Raises:
+        TypeError: An argument has a wrong type, or dtypes differ.
+        ValueError: A key is missing, unknown or contradicts another, or a shape does not fit.
     """
     for name, mapping in (("state", state), ("shared", {} if shared is None else shared)):
         if not isinstance(mapping, Mapping):
             raise TypeError(f"{name} must be a mapping of names to tensors; got {type(mapping).__name__}.")
-    if position not in (None, "down", "up"):
-        raise ValueError(f"position must be 'down', 'up' or None; got {position!r}.")
+    check_choice("position", position, ("down", "up", None))
     prefix = prefix if not prefix or prefix.endswith(".") else prefix + "."
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     if prefix and not own:
@@ -138,7 +154,7 @@ def phm_linear_from_compacter(
             f"by prefix=; known are {', '.join(_SHAPES)}."
         )
     at_position = {} if shared is None else _of_position(shared, position)
-    found = {}
+    found: dict[str, Tensor] = {}
     for family, names in _FACTORS.items():
         source, where = (own, f"state, prefix {prefix!r}") if own.keys() & names.keys() else (at_position, "shared")
         found |= _whole_or_in_two(family, {key: source[key] for key in names if key in source}, where)
@@ -148,7 +164,7 @@ def phm_linear_from_compacter(
 
 
 def _of_position(shared: Mapping[str, Tensor], position: str | None) -> dict[str, Tensor]:
-    """The shared factors by the names that a layer's own have: W_down_left is W_left of position "down"."""
+    """Return the shared factors by the names of a layer's own factors: W_down_left is W_left of position "down"."""
     if position is None:
         return dict(shared)
     renamed = {key.replace(f"W_{position}", "W", 1): t for key, t in shared.items() if key.startswith(f"W_{position}")}
@@ -166,7 +182,9 @@ def _whole_or_in_two(family: str, given: dict[str, Tensor], where: str) -> dict[
 
 
 def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
-    _check_kind(found)
+    check_kind(tuple(found), tuple(found.values()), dtype_of=lambda tensor: tensor.dtype)
+    for key, tensor in found.items():
+        check_dims(key, tensor, _SHAPES[key], exactly=1 if key == "b" else 3)
     local_in, local_out = (found[key] for key in (("W", "W") if "W" in found else ("W_left", "W_right")))
     terms, loc_in, loc_out = local_in.shape[0], local_in.shape[1], local_out.shape[2]
     rank = found["phm_rule_left"].shape[2] if "phm_rule_left" in found else None
@@ -181,8 +199,7 @@ def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
         "b": (terms * loc_out,),
     }
     for key, tensor in found.items():
-        if tuple(tensor.shape) != expected[key]:
-            raise _wrong_shape(key, tensor, f"{_SHAPES[key]} = {expected[key]}")
+        check_shape(key, tensor, _SHAPES[key], expected[key], " Do all tensors belong to one layer?")
 
     layer = nn.utils.skip_init(
         PHMLinear,
@@ -198,29 +215,3 @@ def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
     ours = _FACTORS["phm_rule"] | _FACTORS["W"] | {"b": "bias"}
     layer.load_state_dict({ours[key]: tensor for key, tensor in found.items()})
     return layer
-
-
-def _check_kind(found: dict[str, Tensor]) -> None:
-    first_key, first = next(iter(found.items()))
-    for key, tensor in found.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{key} must be a floating-point tensor; got {got}.")
-        if tensor.dtype != first.dtype:
-            raise TypeError(
-                f"all parameters of a layer must have one dtype; {first_key} has {first.dtype}, {key} has "
-                f"{tensor.dtype}. Cast one."
-            )
-        if tensor.device != first.device:
-            raise ValueError(
-                f"all parameters of a layer must be on one device; {first_key} is on {first.device}, {key} on "
-                f"{tensor.device}. Move one."
-            )
-        if tensor.dim() != (1 if key == "b" else 3):
-            raise _wrong_shape(key, tensor, _SHAPES[key])
-        if 0 in tensor.shape:
-            raise ValueError(f"{key} must have no empty dimension; got shape {tuple(tensor.shape)}.")
-
-
-def _wrong_shape(key: str, tensor: Tensor, expected: str) -> ValueError:
-    return ValueError(f"{key} must have shape {expected}; got {tuple(tensor.shape)}. Is it the same layer's?")

@@ -1,27 +1,49 @@
-"""The torch.nn layers: parameters, their initialisation, and one call each."""
+"""The torch.nn layers: their parameters, the initialisation of these, and one call of an operation each."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .functional import ACTIVATIONS, LowRankPHM, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
+from .functional import ACTIVATIONS, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .initialisation import INITS, DrawnLayer, init_factors, init_near_zero, nearest_kronecker_sum
+from .reference import LowRankPHM
+from .validation import check_choice, check_positive, divided
+
+Device = torch.device | str | int | None
+Groups = dict[str, tuple[int, int] | None]
 
 
 class PHMLinear(DrawnLayer):
     """Drop-in for nn.Linear with weight W = sum_i rule_i (x) local_i, rule_i terms x terms (Reading A, Compacter).
 
-    in_features, out_features: multiples of terms. rank: rule_i = rule_in_i @ rule_out_i of that rank (MOP Eq. 3).
-    local_rank: local_i = local_left_i @ local_right_i of that rank (Compacter). init: "variance_matched" gives every
-    entry of W the variance of nn.Linear's weight, 1/(3 in_features), and the bias its range; "compacter" draws rules
-    from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
+    x (..., in_features) gives (..., out_features). Nothing is kept between calls, so the output is always that of the
+    current parameters. Where they no longer change, `to_linear` gives the dense layer, which is faster from about 64 to
+    512 rows per call on a CPU, and slower on fewer.
 
-    Shapes: x (..., in_features) -> (..., out_features). Raises ValueError where a size does not divide.
+    Args:
+        in_features: A multiple of terms.
+        out_features: A multiple of terms.
+        terms: Number of Kronecker products.
+        rank: rule_i = rule_in_i @ rule_out_i of that rank (MOP Eq. 3). None: the rules are whole.
+        local_rank: local_i = local_left_i @ local_right_i of that rank (Compacter). None: the locals are whole.
+        bias: Whether the layer has a bias (out_features,).
+        init: "variance_matched" gives every entry of W the variance of nn.Linear's weight, 1/(3 in_features), and the
+            bias its range. "compacter" draws rules from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
+        device, dtype: Of the parameters.
 
-    Nothing is kept between calls, so the output is always that of the current parameters. Where they no longer change,
-    `to_linear` gives the dense layer, which is faster from about 64 to 512 rows per call on a CPU, and slower on fewer.
+    Raises:
+        ValueError: A size does not divide or is not positive, or `init` is unknown.
     """
+
+    rule: nn.Parameter  # (terms, terms, terms), if rank is None
+    rule_in: nn.Parameter  # (terms, terms, rank), otherwise
+    rule_out: nn.Parameter  # (terms, rank, terms)
+    local: nn.Parameter  # (terms, in_features/terms, out_features/terms), if local_rank is None
+    local_left: nn.Parameter  # (terms, in_features/terms, local_rank), otherwise
+    local_right: nn.Parameter  # (terms, local_rank, out_features/terms)
+    bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -32,15 +54,16 @@ class PHMLinear(DrawnLayer):
         local_rank: int | None = None,
         bias: bool = True,
         init: str = "variance_matched",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        loc_in = _divide("in_features", in_features, "terms", terms)
-        loc_out = _divide("out_features", out_features, "terms", terms)
-        _positive(**{name: r for name, r in (("rank", rank), ("local_rank", local_rank)) if r is not None})
+        loc_in = divided("in_features", in_features, "terms", terms)
+        loc_out = divided("out_features", out_features, "terms", terms)
+        check_positive(**{name: r for name, r in (("rank", rank), ("local_rank", local_rank)) if r is not None})
+        check_choice("init", init, INITS)
         self.in_features, self.out_features, self.terms = in_features, out_features, terms
-        self.rank, self.local_rank, self.init = rank, local_rank, _known_init(init)
+        self.rank, self.local_rank, self.init = rank, local_rank, init
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -57,17 +80,14 @@ class PHMLinear(DrawnLayer):
         self.register_parameter("bias", parameter(out_features) if bias else None)
         self.reset_parameters()
 
-    def _rules(self) -> list[Tensor]:
-        return [self.rule] if self.rank is None else [self.rule_in, self.rule_out]
-
-    def _locals(self) -> list[Tensor]:
-        return [self.local] if self.local_rank is None else [self.local_left, self.local_right]
-
     def _draw(self) -> None:
-        init_factors(self._rules(), self._locals(), 1 / (3 * self.in_features), self.init)
+        rules: list[Tensor] = [self.rule] if self.rank is None else [self.rule_in, self.rule_out]
+        locals_: list[Tensor] = [self.local] if self.local_rank is None else [self.local_left, self.local_right]
+        init_factors(rules, locals_, 1 / (3 * self.in_features), self.init)
         if self.bias is not None:
             if self.init == "variance_matched":
-                nn.init.uniform_(self.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+                bound = 1 / math.sqrt(self.in_features)
+                nn.init.uniform_(self.bias, -bound, bound)
             else:
                 nn.init.zeros_(self.bias)
 
@@ -75,12 +95,13 @@ class PHMLinear(DrawnLayer):
         return self.local if self.local_rank is None else self.local_left @ self.local_right
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x W + bias (..., out_features) for x (..., in_features)."""
         if self.rank is None:
             return phm_linear(x, self.rule, self._local(), self.bias)
         return lowrank_phm_linear(x, self.rule_in, self.rule_out, self._local(), self.bias)
 
     def weight_matrix(self) -> Tensor:
-        """W (in_features, out_features), y = x W: the transpose of nn.Linear's weight."""
+        """Return W (in_features, out_features), y = x W: the transpose of nn.Linear's weight."""
         rule = self.rule if self.rank is None else self.rule_in @ self.rule_out
         return phm_weight(rule, self._local())
 
@@ -93,18 +114,28 @@ class PHMLinear(DrawnLayer):
         local_rank: int | None = None,
         init: str = "variance_matched",
     ) -> "PHMLinear":
-        """A freshly drawn layer with the sizes, bias or none, device and dtype of a dense one."""
-        sizes = (linear.in_features, linear.out_features, terms, rank, local_rank, linear.bias is not None, init)
-        return cls(*sizes, linear.weight.device, linear.weight.dtype)
+        """Return a freshly drawn layer with the sizes, bias or none, device and dtype of a dense layer."""
+        return cls(
+            linear.in_features,
+            linear.out_features,
+            terms,
+            rank,
+            local_rank,
+            linear.bias is not None,
+            init,
+            linear.weight.device,
+            linear.weight.dtype,
+        )
 
     @classmethod
     @torch.no_grad()
     def from_linear(
         cls, linear: nn.Linear, terms: int = 4, rank: int | None = None, local_rank: int | None = None
     ) -> "PHMLinear":
-        """The best fit to a dense layer: the nearest sum of `terms` Kronecker products in the Frobenius norm.
+        """Return the best fit to a dense layer: the nearest sum of `terms` Kronecker products in the Frobenius norm.
 
-        See initialisation.nearest_kronecker_sum. Exact where W has such a form. Same device and dtype as `linear`.
+        The fit is exact where W has such a form (initialisation.nearest_kronecker_sum). Device and dtype are those of
+        `linear`.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}.")
@@ -112,13 +143,13 @@ class PHMLinear(DrawnLayer):
         for name, part in nearest_kronecker_sum(linear.weight.T, terms, rank, local_rank).items():
             target = getattr(layer, name).zero_()
             target[tuple(map(slice, part.shape))] = part
-        if linear.bias is not None:
+        if layer.bias is not None:
             layer.bias.copy_(linear.bias)
         return layer
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
-        """The dense layer with the same function."""
+        """Return the dense layer with the same function."""
         weight = _whole(self.weight_matrix())
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
         linear.weight.copy_(weight.T)
@@ -127,6 +158,7 @@ class PHMLinear(DrawnLayer):
         return linear
 
     def extra_repr(self) -> str:
+        """Return the sizes for repr."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, terms={self.terms}, rank={self.rank}, "
             f"local_rank={self.local_rank}, bias={self.bias is not None}"
@@ -137,22 +169,33 @@ class MOPFeedForward(nn.Module):
     """The mixture of low-rank PHM experts that generates MOP's prefixes, for all layers and experts at once.
 
     P[l, e] = activation(x W_down[l, e] + b) W_up[l, e] + b, with W = sum_i (rule_in_i[e] @ rule_out_i[l]) (x)
-    local_i[l, e] (MOP Eqs. 1 to 4). rule_in is LoRL: one an expert, shared by its layers. rule_out is LoRE: one a
-    layer, shared by its experts. num_maps up maps share the hidden rows (MOP: keys and values).
+    local_i[l, e] (MOP Eqs. 1 to 4). rule_in is LoRL: one per expert, shared by its layers. rule_out is LoRE: one per
+    layer, shared by its experts. All up maps share the hidden rows.
 
-    reading: "A", rule terms x terms and local (in/terms) x (out/terms); "B", rule (in/terms) x (out/terms) and local
-    terms x terms.
-    rule: "low_rank"; "full", rules trained directly ("w/o low-rank"), of which rule_scope says how many there are: one
-    for all ("global"), one a layer ("layer") or one a pair ("layer_expert"); "dense", no rules: every pair has plain
-    matrices (Eq. 1), stored as locals of a single term. Only low-rank rules have a rank and these three switches:
-    share_lorl=False, rule_in is each pair's own ("w/o LoRL"); drop_lorl=True, rule_in is fixed to ones (its other
-    meaning); share_lore=False, rule_out is each pair's own ("w/o LoRE").
-    bias: one a "layer", "expert" or pair ("layer_expert"), or None.
-    init: "variance_matched", Var(W) = 2/(in + out); "compacter", rules N(0, 0.01^2), locals Glorot-uniform; "zero_up",
-    rules N(0, 0.0001^2), up locals zero, so that all outputs start at zero.
+    Args:
+        num_layers, num_experts: Sizes of the mixture.
+        d_in, d_mid, d_out: Widths of x, of the hidden rows and of the outputs.
+        num_maps: Number of up maps (MOP: two, for keys and values).
+        terms_down, terms_up: Terms of the down map and of the up maps.
+        rank: Rank of low-rank rules.
+        reading: "A": rule terms x terms and local (in/terms) x (out/terms). "B": rule (in/terms) x (out/terms) and
+            local terms x terms.
+        share_lorl: False: every pair has its own rule_in ("w/o LoRL").
+        share_lore: False: every pair has its own rule_out ("w/o LoRE").
+        rule: "low_rank". "full": rules are trained directly ("w/o low-rank"). "dense": no rules, every pair has plain
+            matrices (Eq. 1), stored as locals of a single term. Only low-rank rules have a rank, share_lorl,
+            share_lore and drop_lorl.
+        rule_scope: Number of full rules: one for all ("global"), one per layer ("layer") or one per pair
+            ("layer_expert").
+        bias: One bias per "layer", "expert" or pair ("layer_expert"), or None.
+        activation: As in mop_ffn.
+        init: "variance_matched", Var(W) = 2/(in + out). "compacter", rules N(0, 0.01^2), locals Glorot-uniform.
+            "zero_up", rules N(0, 0.0001^2), up locals zero, so that all outputs start at zero.
+        drop_lorl: rule_in is fixed to ones ("w/o LoRL" in its other meaning).
+        device, dtype: Of the parameters.
 
-    forward(x, experts=None): x (n, d_in), or (num_experts, n, d_in) for rows of each expert's own; experts int64
-    (k,), distinct. Returns num_maps tensors (num_layers, num_experts or k, n, d_out).
+    Raises:
+        ValueError: A size does not divide or is not positive, or a name is unknown.
     """
 
     def __init__(
@@ -175,11 +218,11 @@ class MOPFeedForward(nn.Module):
         activation: str = "relu",
         init: str = "variance_matched",
         drop_lorl: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        _positive(
+        check_positive(
             num_layers=num_layers,
             num_experts=num_experts,
             d_in=d_in,
@@ -190,29 +233,32 @@ class MOPFeedForward(nn.Module):
             terms_up=terms_up,
             rank=rank,
         )
-        _one_of(
-            reading=(reading, ("A", "B")),
-            rule=(rule, ("low_rank", "full", "dense")),
-            rule_scope=(rule_scope, ("global", "layer", "layer_expert")),
-            bias=(bias, ("layer", "expert", "layer_expert", None)),
-            activation=(activation, tuple(ACTIVATIONS)),
-            init=(init, (*INITS, "zero_up")),
-        )
+        check_choice("reading", reading, ("A", "B"))
+        check_choice("rule", rule, ("low_rank", "full", "dense"))
+        check_choice("rule_scope", rule_scope, ("global", "layer", "layer_expert"))
+        check_choice("bias", bias, ("layer", "expert", "layer_expert", None))
+        check_choice("activation", activation, ACTIVATIONS)
+        check_choice("init", init, (*INITS, "zero_up"))
         self.num_layers, self.num_experts = num_layers, num_experts
         self.d_in, self.d_mid, self.d_out, self.activation = d_in, d_mid, d_out, activation
 
         pair = (num_layers, num_experts)
         scopes = {"global": (1, 1), "layer": (num_layers, 1), "expert": (1, num_experts), "layer_expert": pair}
-        groups = {"rule_in": None, "rule_out": None, "local": pair, "bias": scopes.get(bias)}
+        groups: Groups = {
+            "rule_in": None,
+            "rule_out": None,
+            "local": pair,
+            "bias": None if bias is None else scopes[bias],
+        }
         if rule == "full":
             groups["rule_in"] = scopes[rule_scope]
         elif rule == "low_rank":
             groups["rule_in"] = None if drop_lorl else scopes["expert" if share_lorl else "layer_expert"]
             groups["rule_out"] = scopes["layer" if share_lore else "layer_expert"]
 
-        def factors(terms: int, side_in: int, side_out: int, names: tuple[str, str], init: str) -> "_PHMFactors":
+        def factors(terms: int, side_in: int, side_out: int, names: tuple[str, str], init: str) -> _PHMFactors:
             terms = 1 if rule == "dense" else terms
-            outer = (_divide(names[0], side_in, "its terms", terms), _divide(names[1], side_out, "its terms", terms))
+            outer = (divided(names[0], side_in, "its terms", terms), divided(names[1], side_out, "its terms", terms))
             square = (terms, terms)
             rule_sides, local_sides = (square, outer) if reading == "A" or rule == "dense" else (outer, square)
             return _PHMFactors(groups, terms, rule_sides, local_sides, rank, init, device, dtype)
@@ -222,6 +268,12 @@ class MOPFeedForward(nn.Module):
         self.ups = nn.ModuleList(factors(terms_up, d_mid, d_out, ("d_mid", "d_out"), up_init) for _ in range(num_maps))
 
     def forward(self, x: Tensor, experts: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return one tensor (num_layers, num_experts or k, n, d_out) per up map.
+
+        Args:
+            x: (n, d_in), or (num_experts, n, d_in) for rows of each expert's own.
+            experts: int64 (k,), distinct: compute only these experts, in this order. None: all.
+        """
         if x.dim() not in (2, 3) or (x.dim() == 3 and x.shape[0] != self.num_experts):
             raise ValueError(
                 f"x must have shape (n, {self.d_in}) or ({self.num_experts}, n, {self.d_in}); got {tuple(x.shape)}."
@@ -231,15 +283,17 @@ class MOPFeedForward(nn.Module):
         return mop_ffn(rows, self.down(), ups, activation=self.activation, experts=experts)
 
     def weight_matrix(self, layer: int, expert: int, map: str | int) -> Tensor:
-        """The dense W of one pair, to look at: map "down" gives (d_in, d_mid), map k gives the k-th (d_mid, d_out)."""
+        """Return the dense W of one pair: (d_in, d_mid) of map "down", (d_mid, d_out) of up map number `map`."""
         if map != "down" and map not in range(len(self.ups)):
             raise ValueError(f"map must be 'down' or an up map 0..{len(self.ups) - 1}; got {map!r}.")
         for name, value, size in (("layer", layer, self.num_layers), ("expert", expert, self.num_experts)):
             if value not in range(size):
                 raise ValueError(f"{name} must lie in 0..{size - 1}; got {value!r}.")
-        return (self.down if map == "down" else self.ups[map]).weight_matrix(layer, expert)
+        factors = self.down if map == "down" else cast(_PHMFactors, self.ups[int(map)])
+        return factors.weight_matrix(layer, expert)
 
     def extra_repr(self) -> str:
+        """Return the sizes for repr."""
         return (
             f"num_layers={self.num_layers}, num_experts={self.num_experts}, d_in={self.d_in}, d_mid={self.d_mid}, "
             f"d_out={self.d_out}, activation={self.activation!r}"
@@ -249,11 +303,26 @@ class MOPFeedForward(nn.Module):
 class _PHMFactors(DrawnLayer):
     """The parameters of one map of MOPFeedForward, each with its leading group dims (layers|1, experts|1).
 
-    groups: these two of each parameter, None for one that is not trained. Without rule_out rule_in is a full rule;
-    a rule_in that is not trained is ones.
+    groups: The two group dims of each parameter, None for a parameter that is not trained. Without rule_out, rule_in is
+    a full rule. A rule_in that is not trained is ones.
     """
 
-    def __init__(self, groups, terms, rule_sides, local_sides, rank, init, device, dtype):
+    rule_in: nn.Parameter | None
+    rule_out: nn.Parameter | None
+    local: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        groups: Groups,
+        terms: int,
+        rule_sides: tuple[int, int],
+        local_sides: tuple[int, int],
+        rank: int,
+        init: str,
+        device: Device,
+        dtype: torch.dtype | None,
+    ):
         super().__init__()
         (g_in, g_out), (loc_in, loc_out) = rule_sides, local_sides
         width = g_out if groups["rule_out"] is None else rank
@@ -273,7 +342,7 @@ class _PHMFactors(DrawnLayer):
         self.reset_parameters()
 
     def _draw(self) -> None:
-        rules = [rule for rule in (self.rule_in, self.rule_out) if rule is not None]
+        rules: list[Tensor] = [rule for rule in (self.rule_in, self.rule_out) if rule is not None]
         if self.init in ("zero_up", "zero"):
             init_near_zero(rules, self.local)
             if self.init == "zero":
@@ -287,10 +356,13 @@ class _PHMFactors(DrawnLayer):
             nn.init.zeros_(self.bias)
 
     def forward(self) -> LowRankPHM:
+        """Return the factors, which mop_ffn takes."""
         rule_in = self.local.new_ones(1, 1, *self.rule_in_shape) if self.rule_in is None else self.rule_in
         return LowRankPHM(rule_in, self.rule_out, self.local, self.bias)
 
     def weight_matrix(self, layer: int, expert: int) -> Tensor:
+        """Return the dense W of one pair."""
+
         def pick(tensor: Tensor) -> Tensor:
             return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
@@ -302,27 +374,3 @@ class _PHMFactors(DrawnLayer):
 def _whole(tensor: Tensor) -> Tensor:
     """Gather a DTensor; return any other tensor as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _divide(name: str, size: int, by_name: str, by: int) -> int:
-    _positive(**{name: size})
-    if not isinstance(by, int) or by < 1 or size % by:
-        raise ValueError(f"{name} must be a multiple of {by_name}; got {size} and {by}.")
-    return size // by
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer; got {value!r}.")
-
-
-def _one_of(**choices) -> None:
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-
-
-def _known_init(init: str) -> str:
-    _one_of(init=(init, INITS))
-    return init

@@ -1,17 +1,49 @@
 """Count the multiply-adds of each operation, from the sizes of its tensors.
 
-The forward counts are the size of a call: `backends.resolve` compares them with the crossover of a GPU.
-`flop_counts` gives twice the counts to torch's FLOP counter. Sums, activations and softmax count as zero.
+Each function bears the name of an op and takes its arguments (ops.SCHEMAS). The forward counts are the size of a call:
+`backends.resolve` compares them with the crossover of a GPU. `flop_counts` gives twice the counts to torch's FLOP
+counter. Sums, activations and softmax count as zero. Building a W that only a dense product reads counts as zero.
 
-A backward count adds up the products that the asked gradients need. Each product is counted once. The arguments
-`rule`, `local`, `x` and so on of a backward count are 1 where the gradient of that tensor is asked, and 0 elsewhere.
+A backward count adds up the products that the requested gradients need. Each product is counted once. A variable with
+the name of a tensor, in these sums, is 1 where the gradient of this tensor is requested, and 0 elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from .reference import group_sizes
+from .ops import split_maps
+from .reference import LowRankPHM, group_sizes
+
+
+def _flags(mask: int, count: int) -> list[int]:
+    """Return the first `count` bits of an op's `mask`, one flag per tensor."""
+    return [mask >> k & 1 for k in range(count)]
+
+
+def phm_weight(rule: Tensor, local: Tensor) -> int:
+    """Count W = sum_i rule[i] (x) local[i]: terms * in * out."""
+    return rule.numel() * local.shape[-2] * local.shape[-1]
+
+
+def phm_weight_backward(grad: Tensor, rule: Tensor, local: Tensor, mask: int) -> int:
+    """Count one product of the size of W per requested gradient."""
+    return phm_weight(rule, local) * sum(_flags(mask, 2))
+
+
+def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
+    """Count y = x W: rows * in * out."""
+    return x.numel() * rule.shape[2] * local.shape[2]
+
+
+def phm_linear_backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, mask: int) -> int:
+    """Count grad_x = grad W^T with W built again, grad_W = x^T grad once, and one product per requested factor.
+
+    rows * in * out * (x + (rule or local)) + terms * in * out * (x + rule + local)
+    """
+    of_x, of_rule, of_local = _flags(mask, 3)
+    dense, weight = phm_linear(x, rule, local), phm_weight(rule, local)
+    return dense * (of_x + (of_rule | of_local)) + weight * (of_x + of_rule + of_local)
 
 
 def three_stages(terms: int, g_in: int, rank: int, g_out: int, loc_in: int, loc_out: int) -> tuple[int, int, int]:
@@ -20,7 +52,7 @@ def three_stages(terms: int, g_in: int, rank: int, g_out: int, loc_in: int, loc_
     return width * g_in * loc_in, width * loc_in * loc_out, width * g_out * loc_out
 
 
-def stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[int, int, int]:
+def _stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[int, int, int]:
     """Count the three stages of these factors. They may have group dims.
 
     rule_out is None for a full rule, which mop_ffn computes as a low-rank rule with an identity on its smaller side.
@@ -32,8 +64,8 @@ def stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[
     return three_stages(terms, g_in, rank, rule_out.shape[-1], loc_in, loc_out)
 
 
-def backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_out: int, local: int) -> int:
-    """Count per row t and s again where they are read, the gradients of s and t, and one product per asked gradient.
+def _backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_out: int, local: int) -> int:
+    """Count per row t and s again where they are read, their gradients, and one product per requested gradient.
 
     first * (t + grad_x + grad_rule_in) + second * (s + grad_t + grad_local) + third * (grad_s + grad_rule_out)
 
@@ -44,62 +76,64 @@ def backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_
     return first * (t + x + rule_in) + second * (s + grad_t + local) + third * (grad_s + rule_out)
 
 
-def of_weight(rule: Tensor, local: Tensor) -> int:
-    """Count W = sum_i rule[i] (x) local[i]: terms * in * out."""
-    return rule.numel() * local.shape[-2] * local.shape[-1]
-
-
-def of_weight_backward(rule_factor: Tensor, local_factor: Tensor, rule: int, local: int) -> int:
-    """Count one product of the size of W per asked gradient."""
-    return of_weight(rule_factor, local_factor) * (rule + local)
-
-
-def of_dense(x: Tensor, rule: Tensor, local: Tensor) -> int:
-    """Count y = x W: rows * in * out. Building W is not counted."""
-    return x.numel() * rule.shape[2] * local.shape[2]
-
-
-def of_dense_backward(rows: Tensor, rule_factor: Tensor, local_factor: Tensor, x: int, rule: int, local: int) -> int:
-    """Count grad_x = grad W^T with W built again, grad_W = x^T grad once, and one product per asked factor.
-
-    rows * in * out * (x + (rule or local)) + terms * in * out * (x + rule + local)
-    """
-    weight = of_weight(rule_factor, local_factor)
-    return of_dense(rows, rule_factor, local_factor) * (x + (rule | local)) + weight * (x + rule + local)
-
-
-def of_stages(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor) -> int:
+def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
     """Count the three stages on all rows of x."""
-    return x.numel() // x.shape[-1] * sum(stages_of(rule_in, rule_out, local))
+    return x.numel() // x.shape[-1] * sum(_stages_of(rule_in, rule_out, local))
 
 
-def of_bank(x: Tensor, down, ups: Sequence, experts: Tensor | None = None) -> int:
+def lowrank_phm_linear_backward(
+    grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, mask: int
+) -> int:
+    """Count the backward pass of the three stages on all rows of x."""
+    per_row = _backward_of_stages(_stages_of(rule_in, rule_out, local), *_flags(mask, 4))
+    return x.numel() // x.shape[-1] * per_row
+
+
+def of_bank(x: Tensor, maps: Sequence[LowRankPHM], experts: Tensor | None = None) -> int:
     """Count the three stages of every map, per (layer, expert) pair and row. `experts` leaves those experts only."""
-    per_row = sum(sum(stages_of(*phm[:3])) for phm in (down, *ups))
-    return _rows_of_bank(x, down, ups, experts) * per_row
+    per_row = [sum(_stages_of(*phm[:3])) for phm in maps]
+    return _rows_of_bank(x, maps, experts) * sum(per_row)
 
 
-def of_bank_backward(
-    x: Tensor, down, ups: Sequence, experts: Tensor | None, asked_x: int, asked_down: Sequence, asked_ups: Sequence
+def _rows_of_bank(x: Tensor, maps: Sequence[LowRankPHM], experts: Tensor | None) -> int:
+    num_layers, num_experts = group_sizes(x, maps[0], maps[1:])
+    return num_layers * (num_experts if experts is None else experts.shape[0]) * x.shape[2]
+
+
+def mop_ffn(
+    x: Tensor, down: list[Tensor], ups: list[Tensor], num_maps: int, activation: str, experts: Tensor | None = None
+) -> int:
+    """Count the three stages of every map, per (layer, expert) pair and row."""
+    return of_bank(x, [LowRankPHM(*down), *split_maps(ups, num_maps)], experts)
+
+
+def mop_ffn_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    down: list[Tensor],
+    ups: list[Tensor],
+    num_maps: int,
+    activation: str,
+    experts: Tensor | None,
+    mask: int,
 ) -> int:
     """Count, per pair and row: the hidden rows again, then the backward of each map.
 
-    asked_down and each of asked_ups: flags for rule_in, rule_out, local and, where the map has one, bias. The hidden
-    rows are counted unless only biases of up maps are asked. Their gradient is asked of every up map as soon as x or
-    a factor of the down map is asked.
+    The hidden rows are counted unless only biases of up maps are requested. Their gradient is requested of every up map
+    as soon as x or a factor of the down map is.
     """
-    below_hidden = int(bool(asked_x) or any(asked_down))
-    per_row = backward_of_stages(stages_of(*down[:3]), asked_x, *asked_down[:3])
-    for up, asked in zip(ups, asked_ups):
-        per_row += backward_of_stages(stages_of(*up[:3]), below_hidden, *asked[:3])
-    if below_hidden or any(flag for asked in asked_ups for flag in asked[:3]):
-        per_row += sum(stages_of(*down[:3]))
-    return _rows_of_bank(x, down, ups, experts) * per_row
-
-
-def _rows_of_bank(x: Tensor, down, ups: Sequence, experts: Tensor | None) -> int:
-    num_layers, num_experts = group_sizes(x, down, ups)
-    return num_layers * (num_experts if experts is None else experts.shape[0]) * x.shape[2]
+    maps = [LowRankPHM(*down), *split_maps(ups, num_maps)]
+    of_x, *of_factors = _flags(mask, 1 + len(down) + len(ups))
+    of_down, of_ups = of_factors[: len(down)], of_factors[len(down) :]
+    width = len(ups) // num_maps
+    below_hidden = int(any((of_x, *of_down)))
+    per_row = _backward_of_stages(_stages_of(*maps[0][:3]), of_x, *of_down[:3])
+    of_up_factors = [of_ups[k * width : k * width + 3] for k in range(num_maps)]
+    for up, flags in zip(maps[1:], of_up_factors):
+        per_row += _backward_of_stages(_stages_of(*up[:3]), below_hidden, *flags)
+    if below_hidden or any(map(any, of_up_factors)):
+        per_row += sum(_stages_of(*maps[0][:3]))
+    return _rows_of_bank(x, maps, experts) * per_row
 
 
 def of_prompts(batch: int, sources: int, rows: int, width: int, rank: int) -> int:
@@ -107,10 +141,18 @@ def of_prompts(batch: int, sources: int, rows: int, width: int, rank: int) -> in
     return batch * width * (2 * rank + (sources + 1) * (1 + rows))
 
 
-def of_prompts_backward(
-    batch: int, sources: int, rows: int, width: int, rank: int, asked: tuple[int, int, int, int, int, int]
+def attempt_mix(
+    x: Tensor, keep: Tensor | None, source: Tensor, target: Tensor, ids: Tensor | None, w_down: Tensor, *_
 ) -> int:
-    """Count the attention again, its gradient, and the products of the asked gradients.
+    """Count `of_prompts` of these tensors."""
+    sources, rows, width = source.shape
+    return of_prompts(x.shape[0], sources, rows, width, w_down.shape[1])
+
+
+def attempt_mix_backward(
+    grad: Tensor, grad_attention: Tensor, peak: Tensor, position: Tensor, source: Tensor, *rest
+) -> int:
+    """Count the attention again, its gradient, and the products of the requested gradients.
 
     The count is batch * width times the sum of
 
@@ -118,34 +160,32 @@ def of_prompts_backward(
         (sources + 1) * rows            gradient of the attention
         sources * (1 + rows) * source   gradients of source prompts, by the scores and by the mix
         (1 + rows) * target             gradient of the target prompt, likewise
-        (sources + 1) * query           gradient of the query; query is 1 for x, w_down, w_up or norm
+        (sources + 1) * query           gradient of the query; query is 1 for x, w_down, w_up, ln_weight or ln_bias
         rank * (x + w_down + w_up)      gradients of the two products
         rank * (x or w_down)            gradient between the two products
-
-    Args:
-        batch, sources, rows, width, rank: As in of_prompts.
-        asked: Flags of x, source, target, w_down, w_up and norm. norm is ln_weight or ln_bias.
     """
-    if not any(asked):
+    _target, _task_ids, w_down, *_, mask = rest
+    if not mask:
         return 0
-    x, source, target, w_down, w_up, norm = asked
+    of_x, of_source, of_target, of_down, of_up, *of_norm = _flags(mask, 7)
+    (sources, rows, width), rank = source.shape, w_down.shape[1]
     candidates = sources + 1
     total = 2 * rank + candidates + candidates * rows
-    total += (1 + rows) * (sources * source + target)
-    total += candidates * (x | w_down | w_up | norm)
-    total += rank * (x + w_down + w_up + (x | w_down))
-    return batch * width * total
+    total += (1 + rows) * (sources * of_source + of_target)
+    total += candidates * int(any((of_x, of_down, of_up, *of_norm)))
+    total += rank * (of_x + of_down + of_up + (of_x | of_down))
+    return peak.shape[0] * width * total
 
 
-_OF_CALL = {
-    "phm_weight": (of_weight, ("rule", "local")),
-    "phm_linear": (of_dense, ("x", "rule", "local")),
-    "lowrank_phm_linear": (of_stages, ("x", "rule_in", "rule_out", "local")),
-    "mop_ffn": (of_bank, ("x", "down", "ups")),
+_OF_CALL: dict[str, tuple[Callable[..., int], tuple[str, ...]]] = {
+    "phm_weight": (phm_weight, ("rule", "local")),
+    "phm_linear": (phm_linear, ("x", "rule", "local")),
+    "lowrank_phm_linear": (lowrank_phm_linear, ("x", "rule_in", "rule_out", "local")),
+    "mop_ffn": (lambda x, down, ups: of_bank(x, (down, *ups)), ("x", "down", "ups")),
 }
 
 
-def of_call(op: str, arguments: dict) -> int:
+def of_call(op: str, arguments: Mapping) -> int:
     """Return the size of a call by which "auto" chooses. Zero where an argument is missing or nothing is chosen.
 
     Args:

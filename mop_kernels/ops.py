@@ -10,14 +10,16 @@ attempt_mix returns [prefixed, attention, peak, position]: backward reads the la
 (int32, -1: nowhere), instead of x.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from . import reference
+from .reference import LowRankPHM
 
 SCHEMAS = {
     "phm_weight": "(Tensor rule, Tensor local) -> Tensor",
@@ -48,40 +50,34 @@ _AUTOGRAD, _PRE_DISPATCH = torch._C.DispatchKey.AutogradFunctionality, torch._C.
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
 
 
-def split_maps(ups: list[Tensor], num_maps: int) -> list[list[Tensor | None]]:
-    """The flat list of an op as one (rule_in, rule_out, local, bias | None) an up map."""
+def split_maps(ups: Sequence[Tensor], num_maps: int) -> list[LowRankPHM]:
+    """Return the flat list of an op as one LowRankPHM per up map."""
     width = len(ups) // num_maps
-    return [_padded(ups[k * width : (k + 1) * width]) for k in range(num_maps)]
+    return [LowRankPHM(*ups[k * width : (k + 1) * width]) for k in range(num_maps)]
 
 
-def _padded(factors: list[Tensor]) -> list[Tensor | None]:
-    return [*factors, None] if len(factors) == 3 else list(factors)
-
-
-def _asked(tensors: list[Tensor], mask: int) -> list[Tensor]:
+def _asked(tensors: Sequence[Tensor], mask: int) -> list[Tensor]:
     return [t for k, t in enumerate(tensors) if mask >> k & 1]
 
 
-# Fakes: shapes and dtypes only; one a schema, for all backends.
+# Fakes: shapes and dtypes only; one per schema, for all backends. `_inputs_of_*` give tensors of the shapes of all
+# gradients, out of the arguments of a gradient op.
 
 
 def _fake_phm_weight(rule, local):
     return rule.new_empty(*rule.shape[:-3], rule.shape[-2] * local.shape[-2], rule.shape[-1] * local.shape[-1])
 
 
-def _fake_phm_linear(x, rule, local, bias):
-    return x.new_empty(*x.shape[:-1], rule.shape[-1] * local.shape[-1])
-
-
-def _fake_lowrank_phm_linear(x, rule_in, rule_out, local, bias):
-    return x.new_empty(*x.shape[:-1], rule_out.shape[-1] * local.shape[-1])
+def _fake_linear(x, *args):
+    *_, last_rule, local, _ = args
+    return x.new_empty(*x.shape[:-1], last_rule.shape[-1] * local.shape[-1])
 
 
 def _fake_mop_ffn(x, down, ups, num_maps, activation, experts):
-    maps = split_maps(ups, num_maps)
-    num_layers, num_experts = reference.group_sizes(x, down, maps)
+    num_layers, num_experts = reference.group_sizes(x, down, [ups])
     picked = num_experts if experts is None else experts.shape[0]
-    return [x.new_empty(num_layers, picked, x.shape[2], m[1].shape[-1] * m[2].shape[-1]) for m in maps]
+    width = ups[1].shape[-1] * ups[2].shape[-1]
+    return [x.new_empty(num_layers, picked, x.shape[2], width) for _ in range(num_maps)]
 
 
 def _fake_attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
@@ -94,49 +90,39 @@ def _fake_attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight
     ]
 
 
-def _fake_attempt_mix_backward(
-    grad, grad_attention, peak, position, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature, mask
+def _inputs_of_weight(grad, *args):
+    return args[:-1]
+
+
+def _inputs_of_linear(grad, *args):
+    return [*args[:-1], grad.new_zeros(grad.shape[-1])]  # a bias, of which no value counts
+
+
+def _inputs_of_mop_ffn(grads, x, down, ups, *args):
+    return [x, *down, *ups]
+
+
+def _inputs_of_attempt_mix(
+    grad, grad_attention, peak, position, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, *args
 ):
     x = grad.new_empty(grad.shape[0], grad.shape[1] - source.shape[1], grad.shape[2])
-    return _fake_gradients([x, source, target, w_down, w_up, ln_weight, ln_bias], mask)
+    return [x, source, target, w_down, w_up, ln_weight, ln_bias]
 
 
-def _fake_gradients(tensors: list[Tensor], mask: int) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in _asked(tensors, mask)]
-
-
-def _fake_bias(x: Tensor, rule: Tensor, local: Tensor) -> Tensor:
-    return x.new_empty(rule.shape[-1] * local.shape[-1])
-
-
-_FAKES = {
-    "phm_weight": _fake_phm_weight,
-    "phm_weight_backward": lambda grad, rule, local, mask: _fake_gradients([rule, local], mask),
-    "phm_linear": _fake_phm_linear,
-    "phm_linear_backward": lambda grad, x, rule, local, mask: _fake_gradients(
-        [x, rule, local, _fake_bias(x, rule, local)], mask
-    ),
-    "lowrank_phm_linear": _fake_lowrank_phm_linear,
-    "lowrank_phm_linear_backward": lambda grad, x, rule_in, rule_out, local, mask: _fake_gradients(
-        [x, rule_in, rule_out, local, _fake_bias(x, rule_out, local)], mask
-    ),
-    "mop_ffn": _fake_mop_ffn,
-    "mop_ffn_backward": lambda grads, x, down, ups, num_maps, activation, experts, mask: _fake_gradients(
-        [x, *down, *ups], mask
-    ),
-    "attempt_mix": _fake_attempt_mix,
-    "attempt_mix_backward": _fake_attempt_mix_backward,
-}
+def _fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
+    return lambda *args: [t.new_empty(t.shape) for t in _asked(inputs(*args), args[-1])]
 
 
 # The reference backend: the einsum forms, and their gradients by autograd on a fresh graph.
 
 
-def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: int) -> list[Tensor]:
+def _differentiate(
+    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], mask: int
+) -> list[Tensor]:
     with _autograd_inside_an_op(), torch.enable_grad():
         leaves = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate(tensors)]
-        outputs = function(*leaves)
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
+        found = function(*leaves)
+        outputs = [found] if isinstance(found, Tensor) else found
         # an up map whose factors are all frozen has no part in the gradients of another's
         kept = [k for k, y in enumerate(outputs) if y.requires_grad]
         asked = torch.autograd.grad([outputs[k] for k in kept], _asked(leaves, mask), [grads[k] for k in kept])
@@ -146,7 +132,7 @@ def _differentiate(function, tensors: list[Tensor], grads: list[Tensor], mask: i
 
 @contextmanager
 def _autograd_inside_an_op() -> Iterator[None]:
-    """Under a TorchDispatchMode (a FLOP counter, selective checkpointing) an op runs with autograd excluded."""
+    """Include autograd again: under a TorchDispatchMode (a FLOP counter, selective checkpointing) ops run without."""
     excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
     torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
     try:
@@ -155,36 +141,30 @@ def _autograd_inside_an_op() -> Iterator[None]:
         torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, excluded)
 
 
-def _phm_linear_backward(grad, x, rule, local, mask):
-    bias = _fake_bias(x, rule, local).zero_()
-    return _differentiate(reference.phm_linear, [x, rule, local, bias], [grad], mask)
-
-
 def _lowrank_phm_linear(x, rule_in, rule_out, local, bias):
     y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rule_in, rule_out, local, bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _lowrank_phm_linear_backward(grad, x, rule_in, rule_out, local, mask):
-    bias = _fake_bias(x, rule_out, local).zero_()
-    return _differentiate(_lowrank_phm_linear, [x, rule_in, rule_out, local, bias], [grad], mask)
+def _gradients_of_product(function, inputs):
+    return lambda grad, *args: _differentiate(function, inputs(grad, *args), [grad], args[-1])
 
 
 def _mop_ffn(x, down, ups, num_maps, activation, experts):
-    return list(reference.mop_ffn(x, _padded(down), split_maps(ups, num_maps), activation, experts))
+    return list(reference.mop_ffn(x, LowRankPHM(*down), split_maps(ups, num_maps), activation, experts))
 
 
 def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, mask):
     def function(x, *factors):
-        return _mop_ffn(x, list(factors[: len(down)]), list(factors[len(down) :]), num_maps, activation, experts)
+        return _mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
 
     return _differentiate(function, [x, *down, *ups], grads, mask)
 
 
 def _attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
     peak, position = reference.largest(x, keep)
-    factors = (w_down, w_up, ln_weight, ln_bias, temperature)
-    prompt, attention = reference.attempt_prompt(peak, source, target, task_ids, *factors)
+    factors = (w_down, w_up, ln_weight, ln_bias)
+    prompt, attention = reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
     return [torch.cat([prompt, x], 1), attention, peak, position]
 
 
@@ -192,7 +172,7 @@ def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, 
     *factors, temperature, mask = factors_and_mask
 
     def function(peak, source, target, *factors):
-        return reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature)
+        return reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
 
     rows = source.shape[1]
     tensors = [peak, source, target, *factors]
@@ -203,48 +183,63 @@ def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, 
     return gradients
 
 
-_REFERENCE = {
-    "phm_weight": lambda rule, local: reference.phm_weight(rule, local).contiguous(),
-    "phm_weight_backward": lambda grad, rule, local, mask: _differentiate(
-        reference.phm_weight, [rule, local], [grad], mask
+class _Form(NamedTuple):
+    """The fake and the reference implementation of an op."""
+
+    fake: Callable
+    reference: Callable
+
+
+_FORMS = {
+    "phm_weight": _Form(_fake_phm_weight, lambda *args: reference.phm_weight(*args).contiguous()),
+    "phm_weight_backward": _Form(
+        _fake_gradients(_inputs_of_weight), _gradients_of_product(reference.phm_weight, _inputs_of_weight)
     ),
-    "phm_linear": lambda x, rule, local, bias: reference.phm_linear(x, rule, local, bias).contiguous(),
-    "phm_linear_backward": _phm_linear_backward,
-    "lowrank_phm_linear": lambda *args: _lowrank_phm_linear(*args).contiguous(),
-    "lowrank_phm_linear_backward": _lowrank_phm_linear_backward,
-    "mop_ffn": _mop_ffn,
-    "mop_ffn_backward": _mop_ffn_backward,
-    "attempt_mix": _attempt_mix,
-    "attempt_mix_backward": _attempt_mix_backward,
+    "phm_linear": _Form(_fake_linear, lambda *args: reference.phm_linear(*args).contiguous()),
+    "phm_linear_backward": _Form(
+        _fake_gradients(_inputs_of_linear), _gradients_of_product(reference.phm_linear, _inputs_of_linear)
+    ),
+    "lowrank_phm_linear": _Form(_fake_linear, lambda *args: _lowrank_phm_linear(*args).contiguous()),
+    "lowrank_phm_linear_backward": _Form(
+        _fake_gradients(_inputs_of_linear), _gradients_of_product(_lowrank_phm_linear, _inputs_of_linear)
+    ),
+    "mop_ffn": _Form(_fake_mop_ffn, _mop_ffn),
+    "mop_ffn_backward": _Form(_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
+    "attempt_mix": _Form(_fake_attempt_mix, _attempt_mix),
+    "attempt_mix_backward": _Form(_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
 }
 
 
-_overloads = {}  # looking one up in torch.ops costs a call half a microsecond
-_direct = {}  # the implementations that are Python and may be called without torch's dispatcher, see `_is_plain`
+_overloads: dict[tuple[str, str], torch._ops.OpOverload] = {}  # a look into torch.ops takes half a microsecond
+_direct: dict[tuple[str, str], Callable] = {}  # Python that `_call` calls without torch's dispatcher
 
 
-def define(backend: str, implementations: dict | None = None, *, direct: bool = False) -> None:
-    """Define the ops of one backend; `implementations` is None where compiled code registers them itself.
+def define(backend: str, implementations: Mapping[str, Callable] | None = None, *, direct: bool = False) -> None:
+    """Define the ops of one backend.
 
-    direct: They need neither autograd nor anything else of torch's dispatcher.
+    Args:
+        backend: Name of the backend.
+        implementations: One per schema. None: compiled code registers them.
+        direct: The implementations need neither autograd nor anything else of torch's dispatcher.
     """
     for name, schema in SCHEMAS.items():
         qualified = f"{name}_{backend}"
         LIBRARY.define(qualified + schema)
-        torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=LIBRARY)
+        torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name].fake, lib=LIBRARY)
         if implementations is not None:
             LIBRARY.impl(qualified, implementations[name], "CompositeExplicitAutograd")
-        if direct:
-            _direct[name, backend] = implementations[name]
+            if direct:
+                _direct[name, backend] = implementations[name]
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
 
 
 def is_defined(name: str, backend: str) -> bool:
+    """Tell whether this process has the op of a backend."""
     return (name, backend) in _overloads
 
 
-def get(name: str, backend: str):
-    """The op overload of an operation for a backend."""
+def get(name: str, backend: str) -> torch._ops.OpOverload:
+    """Return the op overload of an operation for a backend."""
     return _overloads[name, backend]
 
 
@@ -268,7 +263,7 @@ def without_autocast(tensors: Sequence[Tensor | None]) -> AbstractContextManager
     return nullcontext()
 
 
-def call(name: str, backend: str, args: Sequence):
+def call(name: str, backend: str, args: Sequence) -> Tensor | list[Tensor]:
     """Call an op, without autocast. The CPU kernels compute bfloat16 in float32 and round once, at the end."""
     first = args[0] if isinstance(args[0], Tensor) else args[0][0]
     if torch._C._is_any_autocast_enabled():
@@ -277,7 +272,7 @@ def call(name: str, backend: str, args: Sequence):
     return _call(name, backend, args, first)
 
 
-def _call(name: str, backend: str, args: Sequence, first: Tensor):
+def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | list[Tensor]:
     if (name, backend) in _direct and not first.is_meta and _is_plain(args):
         return _direct[name, backend](*args)
     op = _overloads[name, backend]
@@ -323,9 +318,9 @@ def _cast(args: Sequence, dtype: torch.dtype) -> list:
     return [cast(value) for value in args]
 
 
-def _on_first_use(name: str):
-    """The Triton implementation of an operation, imported when it is first called: triton is slow to import."""
-    found = None
+def _on_first_use(name: str) -> Callable:
+    """Return the Triton implementation of an op, imported when it is first called: triton is slow to import."""
+    found: Callable | None = None
 
     def implementation(*args):
         nonlocal found
@@ -338,51 +333,5 @@ def _on_first_use(name: str):
     return implementation
 
 
-# The rows of some experts. An op, because torch.compile traces no autograd.Function whose backward builds a sparse
-# tensor. Its autograd is a Function, because torch.library.register_autograd drops forward-mode tangents silently.
-
-
-class _ExpertRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor, experts):
-        ctx.size = tensor.shape
-        ctx.save_for_backward(experts)
-        with torch._C._AutoDispatchBelowAutograd():
-            return expert_rows(tensor, experts)
-
-    @staticmethod
-    def backward(ctx, grad):
-        """Return a sparse tensor (layers, experts, ...) that holds the selected rows only."""
-        (experts,) = ctx.saved_tensors
-        return _SparseRows.apply(grad, experts, ctx.size), None
-
-
-class _SparseRows(torch.autograd.Function):
-    """The rows (layers, k, ...) as a sparse tensor. The gradient of sparse_coo_tensor has no graph (torch 2.13)."""
-
-    @staticmethod
-    def forward(ctx, rows, experts, size):
-        ctx.save_for_backward(experts)
-        layers = torch.arange(size[0], device=experts.device).repeat_interleave(experts.shape[0])
-        indices = torch.stack([layers, experts.repeat(size[0])])
-        return torch.sparse_coo_tensor(indices, rows.flatten(0, 1), size, check_invariants=False)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (experts,) = ctx.saved_tensors
-        return expert_rows(grad.to_dense() if grad.is_sparse else grad, experts), None, None
-
-
-def _fake_expert_rows(tensor, experts):
-    return tensor.new_empty(tensor.shape[0], experts.shape[0], *tensor.shape[2:])
-
-
-LIBRARY.define("expert_rows(Tensor tensor, Tensor experts) -> Tensor")
-LIBRARY.impl("expert_rows", lambda tensor, experts: tensor.index_select(1, experts), "CompositeExplicitAutograd")
-LIBRARY.impl("expert_rows", _ExpertRows.apply, "Autograd")
-torch.library.register_fake("mop_kernels::expert_rows", _fake_expert_rows, lib=LIBRARY)
-expert_rows = torch.ops.mop_kernels.expert_rows.default
-
-
-define("reference", _REFERENCE)
+define("reference", {name: form.reference for name, form in _FORMS.items()})
 define("triton", {name: _on_first_use(name) for name in SCHEMAS}, direct=True)

@@ -5,11 +5,14 @@ u, v the local's input and output side (loc_in, loc_out); l layer; e expert. A r
 y as (c, v), so that W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v] = sum_i torch.kron(rule[i], local[i]).
 """
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -19,14 +22,30 @@ ACTIVATIONS = {
 }
 
 
+class LowRankPHM(NamedTuple):
+    """The factors of one PHM map of `mop_ffn`, each with two leading group dims (layers or 1, experts or 1).
+
+    rule_in (., ., terms, g_in, rank), rule_out (., ., terms, rank, g_out), local (., ., terms, loc_in, loc_out),
+    bias (., ., out) or None. A full rule: rule_in (., ., terms, g_in, g_out) and rule_out None.
+    """
+
+    rule_in: Tensor
+    rule_out: Tensor | None
+    local: Tensor
+    bias: Tensor | None = None
+
+
 def phm_weight(rule: Tensor, local: Tensor) -> Tensor:
-    """(..., terms, g_in, g_out), (..., terms, loc_in, loc_out) -> (..., g_in*loc_in, g_out*loc_out)."""
+    """Return W (..., g_in*loc_in, g_out*loc_out).
+
+    rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out).
+    """
     weight = torch.einsum("...iac,...iuv->...aucv", rule, local)
     return weight.flatten(-2).flatten(-3, -2)
 
 
 def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., g_in*loc_in) -> (..., g_out*loc_out)."""
+    """Return x W + bias (..., g_out*loc_out) for x (..., g_in*loc_in)."""
     rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
     y = torch.einsum("...au,iac,iuv->...cv", rows, rule, local).flatten(-2)
     return y if bias is None else y + bias
@@ -35,7 +54,7 @@ def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = Non
 def lowrank_phm_linear(
     x: Tensor, rule_in: Tensor, rule_out: Tensor | None, local: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """The three stages (design of the kernels), for tensors with any equal or broadcast leading group dims.
+    """Return x W + bias by the three stages, for tensors with any equal or broadcast leading group dims.
 
     x (*groups, n, in); rule_in (*groups, terms, g_in, rank); rule_out (*groups, terms, rank, g_out), or None where
     rule_in is a full rule (*groups, terms, g_in, g_out); local (*groups, terms, loc_in, loc_out); bias (*groups, out).
@@ -50,34 +69,37 @@ def lowrank_phm_linear(
 
 def mop_ffn(
     x: Tensor,
-    down: tuple[Tensor | None, ...],
-    ups: list[tuple[Tensor | None, ...]],
+    down: Sequence[Tensor | None],
+    ups: Sequence[Sequence[Tensor | None]],
     activation: str = "relu",
     experts: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """MOP (Eq. 4): up maps of the activated down map, for all (layer, expert) pairs at once.
+    """Compute the up maps of the activated down map (MOP, Eq. 4), for all (layer, expert) pairs at once.
 
-    x (1|L, 1|E, n, in); down and each of ups: (rule_in, rule_out | None, local, bias | None), each with the leading
-    group dims (1|L, 1|E). Returns one tensor (L, E or k, n, out) an up map.
+    x (1|L, 1|E, n, in); down and each of ups: the factors of a LowRankPHM. Every tensor has the leading group dims
+    (1|L, 1|E). Return one tensor (L, E or k, n, out) per up map.
     """
     num_layers, num_experts = group_sizes(x, down, ups)
 
-    def pick(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or experts is None or tensor.shape[1] == 1 != num_experts:
+    def pick(tensor: Tensor) -> Tensor:
+        if experts is None or tensor.shape[1] == 1 != num_experts:
             return tensor
         return tensor.index_select(1, experts)
 
-    picked = num_experts if experts is None else experts.numel()
-    hidden = ACTIVATIONS[activation](lowrank_phm_linear(pick(x), *map(pick, down)))
+    def picked(phm: Sequence[Tensor | None]) -> LowRankPHM:
+        return LowRankPHM._make(None if t is None else pick(t) for t in phm)
+
+    count = num_experts if experts is None else experts.numel()
+    hidden = ACTIVATIONS[activation](lowrank_phm_linear(pick(x), *picked(down)))
     outputs = []
     for up in ups:
-        y = lowrank_phm_linear(hidden, *map(pick, up))
-        outputs.append(y.expand(num_layers, picked, *y.shape[2:]).contiguous())
+        y = lowrank_phm_linear(hidden, *picked(up))
+        outputs.append(y.expand(num_layers, count, *y.shape[2:]).contiguous())
     return tuple(outputs)
 
 
-def group_sizes(x: Tensor, down, ups) -> tuple[int, int]:
-    """(layers, experts): the largest leading dims among x and all factors; each tensor has them in full or 1."""
+def group_sizes(x: Tensor, down: Sequence[Tensor | None], ups: Sequence[Sequence[Tensor | None]]) -> tuple[int, int]:
+    """Return (layers, experts): the largest leading dims among x and all factors. Each tensor has them in full or 1."""
     tensors = [x, *(t for phm in (down, *ups) for t in phm if t is not None)]
     return max(t.shape[0] for t in tensors), max(t.shape[1] for t in tensors)
 
@@ -86,10 +108,10 @@ LAYER_NORM_EPS = 1e-5
 
 
 def largest(rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The largest number of each column, and the row that it stands in: of equal ones the first; NaN is largest.
+    """Return the largest number of each column, and its row: the first row of equal numbers. NaN is largest.
 
-    rows (..., n, d); keep (..., n), bool: which rows count. Returns (..., d) of the dtype of rows, and int32. Where no
-    row counts the number is 0, without gradient, and its row -1.
+    rows (..., n, d); keep (..., n), bool: which rows count. The results are (..., d), the second int32. Where no row
+    counts the number is 0, without gradient, and its row -1.
     """
     keep = rows.new_ones(rows.shape[:-1], dtype=torch.bool) if keep is None else keep
     if rows.shape[-2] == 0:
@@ -105,10 +127,10 @@ def largest(rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def layer_norm(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """F.layer_norm over the last dim, in float32 or better, by operations whose every derivative is right.
+    """Return F.layer_norm over the last dim, in float32 or better, by operations whose derivatives are all right.
 
     torch 2.13 takes the statistics of F.layer_norm for constants in third derivatives and in gradients of jvp, without
-    an error (findings/), and vmap fails on second derivatives in its weight.
+    an error, and vmap fails on second derivatives in its weight.
     """
     wide = rows.float() if rows.dtype.itemsize < 4 else rows
     centered = wide - wide.mean(-1, keepdim=True)
@@ -125,9 +147,10 @@ def attempt_prompt(
     w_up: Tensor,
     ln_weight: Tensor,
     ln_bias: Tensor,
+    *,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """ATTEMPT's instance prompts (b, m, d) and attention (b, t + 1), the target's own candidate last.
+    """Return ATTEMPT's instance prompts (b, m, d) and attention (b, t + 1), the target's own candidate last.
 
     peak (b, d), the largest numbers of the embeddings; source (t, m, d); target (tasks, m, d); task_ids (b,).
     """
@@ -142,11 +165,17 @@ def attempt_prompt(
 
 
 def attempt_mix(
-    x: Tensor, mask: Tensor | None, source: Tensor, target: Tensor, task_ids: Tensor, *factors, temperature: float
+    x: Tensor,
+    mask: Tensor | None,
+    source: Tensor,
+    target: Tensor,
+    task_ids: Tensor,
+    *factors: Tensor,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """ATTEMPT (section 3): the instance prompts in front of the embeddings x (b, n, d), and the attention.
+    """Return the instance prompts in front of the embeddings x (b, n, d), and the attention (ATTEMPT, section 3).
 
     mask (b, n), bool: which positions count for the pool. factors: w_down (d, r), w_up (r, d), ln_weight, ln_bias (d,).
     """
-    prompt, attention = attempt_prompt(largest(x, mask)[0], source, target, task_ids, *factors, temperature)
+    prompt, attention = attempt_prompt(largest(x, mask)[0], source, target, task_ids, *factors, temperature=temperature)
     return torch.cat([prompt, x], 1), attention

@@ -336,7 +336,7 @@ class AttemptMix(Rule):
 
     def reference(self, call, x, mask, *factors):
         peak, position = reference.largest(x, mask)
-        prompt, attention = reference.attempt_prompt(peak, *factors, call.static[0])
+        prompt, attention = reference.attempt_prompt(peak, *factors, temperature=call.static[0])
         return torch.cat([prompt, x], 1), attention, peak, position
 
     def reference_gradients(self, call, needs, grad, grad_attention, grad_peak, peak, position, *factors):
@@ -344,7 +344,7 @@ class AttemptMix(Rule):
         grads = (None if grad is None else grad[:, :rows], grad_attention, grad_peak)
 
         def function(peak, *factors):
-            return *reference.attempt_prompt(peak, *factors, call.static[0]), peak
+            return *reference.attempt_prompt(peak, *factors, temperature=call.static[0]), peak
 
         gradients = gradients_of(function, (peak, *factors), (needs[0], *needs[2:]), grads)
         if not needs[0]:

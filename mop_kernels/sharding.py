@@ -15,80 +15,65 @@ torch.distributed.tensor is slow to import. This module uses it only when a DTen
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from types import NoneType
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-_PLAIN = (Tensor, Parameter, NoneType)
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def is_distributed(*arguments) -> bool:
-    """Tell whether a DTensor is among the arguments, or within a tuple or list among them."""
-    for value in arguments:
-        if type(value) not in _PLAIN:
-            return _holds_dtensor(arguments)
-    return False
+_PLAIN = (Tensor, Parameter, type(None))
 
 
-def _holds_dtensor(values: Sequence) -> bool:
+def is_distributed(arguments: Sequence[object]) -> bool:
+    """Tell whether a DTensor is among the arguments."""
+    if all(type(t) in _PLAIN for t in arguments):
+        return False
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(t, module.DTensor) for _, t in _tensors("", values))
-
-
-def _tensors(name: str, value) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a nested argument with their names."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, (tuple, list)):
-        fields = getattr(value, "_fields", None)
-        for k, part in enumerate(value):
-            yield from _tensors(f"{name}[{k}]" if fields is None else f"{name}.{fields[k]}", part)
-
-
-def _map(function: Callable, value):
-    """Return the nested argument with `function` applied to its tensors."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (tuple, list)):
-        parts = [_map(function, part) for part in value]
-        return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
-    return value
+    return module is not None and any(isinstance(t, module.DTensor) for t in arguments)
 
 
 def on_local_parts(
-    operation: Callable,
-    arguments: dict,
-    options: dict,
-    by_row: tuple[str, ...] = ("x",),
-    row_dims: Sequence[int] | None = None,
-):
-    """Return operation(**arguments, **options), computed on the local parts of DTensors.
+    function: Callable[[list], Sequence[Tensor]],
+    names: Sequence[str],
+    tensors: Sequence[Tensor | None],
+    by_row: Collection[str],
+    row_dims: Sequence[int] | None,
+) -> tuple[Tensor, ...]:
+    """Return function(tensors), computed on the local parts of DTensors.
 
     Args:
-        operation: A public operation of this package.
-        arguments: Arguments by name. They may hold tensors, also within tuples and lists.
-        options: Arguments that hold no tensors.
-        by_row: Names of the arguments whose dims `row_dims` are rows. The first name decides the placements.
-        row_dims: Dims of rows, in those arguments and in the results. None: all dims of the first but its last.
+        function: An operation of this package, as a function of the list of its tensors.
+        names: Names of the tensors.
+        tensors: The tensors. Other arguments among them are handed on as they are.
+        by_row: Names of the tensors whose dims `row_dims` are rows. The first tensor, if it is among them, decides the
+            placements.
+        row_dims: Dims of rows, in these tensors and in the results. None: all dims of the first tensor but its last.
 
     Raises:
         TypeError: A floating-point tensor is not a DTensor. Integer and bool tensors are taken as replicated.
         ValueError: The DTensors have more than one mesh.
     """
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-    mesh = _mesh_of(arguments, DTensor)
-    replicated = [Replicate()] * mesh.ndim
-    kept, x = replicated, arguments[by_row[0]] if by_row else None
-    if isinstance(x, DTensor):
-        dims = range(x.dim() - 1) if row_dims is None else row_dims
+    mesh = _mesh_of(names, tensors)
+    replicated: list[Placement] = [Replicate()] * mesh.ndim
+    kept, x = replicated, tensors[0]
+    sizes = torch.Size()
+    if isinstance(x, DTensor) and names[0] in by_row:
+        sizes = x.shape
+        dims = range(len(sizes) - 1) if row_dims is None else row_dims
         kept = [p if type(p) is Shard and p.dim in dims else Replicate() for p in x.placements]
     summed = [Partial() if p.is_shard() else p for p in kept]
 
-    def local(tensor: Tensor, placements: list, of_gradient: list) -> Tensor:
+    def local(name: str, tensor: Tensor | None) -> Tensor | None:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        placements, of_gradient = (kept, kept) if name in by_row else (replicated, summed)
         if not isinstance(tensor, DTensor):
             tensor = DTensor.from_local(tensor, mesh, replicated)
         return tensor.redistribute(placements=placements).to_local(grad_placements=of_gradient)
@@ -96,25 +81,22 @@ def on_local_parts(
     def distributed(y: Tensor) -> Tensor:
         shape = list(y.shape)
         for placement in kept:
-            if placement.is_shard():
-                shape[placement.dim] = x.shape[placement.dim]
+            if isinstance(placement, Shard):
+                shape[placement.dim] = sizes[placement.dim]
         stride = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
         return DTensor.from_local(y, mesh, kept, shape=torch.Size(shape), stride=stride)
 
-    parts = {
-        name: _map(lambda t, of=(kept, kept) if name in by_row else (replicated, summed): local(t, *of), value)
-        for name, value in arguments.items()
-    }
-    return _map(distributed, operation(**parts, **options))
+    return tuple(map(distributed, function([local(name, t) for name, t in zip(names, tensors, strict=True)])))
 
 
-def _mesh_of(arguments: dict, dtensor: type):
+def _mesh_of(names: Sequence[str], tensors: Sequence[Tensor | None]) -> "DeviceMesh":
+    from torch.distributed.tensor import DTensor
+
     meshes = {}
-    named = [pair for argument, value in arguments.items() for pair in _tensors(argument, value)]
-    for name, tensor in named:
-        if isinstance(tensor, dtensor):
+    for name, tensor in zip(names, tensors):
+        if isinstance(tensor, DTensor):
             meshes[tensor.device_mesh] = name
-        elif tensor.is_floating_point():
+        elif isinstance(tensor, Tensor) and tensor.is_floating_point():
             raise TypeError(
                 f"all floating-point tensors of a call must be DTensors, or none; {name} is a {type(tensor).__name__}. "
                 "Use torch.distributed.tensor.distribute_tensor."

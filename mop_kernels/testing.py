@@ -1,8 +1,7 @@
-"""Named shapes, float64 truth, input layouts and the error budget: shared by tests/ and benchmarks/.
+"""Named shapes, inputs of these shapes, and the error budget: shared by `check`, tests/ and benchmarks/.
 
-The truth is the definition written with torch.kron and dense products in float64, one (layer, expert) pair at a time;
-it shares no code with reference.py. A call is right if its error against the truth, relative to each tensor's root mean
-square, is at most twice that of reference.py in the same dtype, plus 4 ulp (`assert_within_budget`).
+A call is right if its error against the truth (truth.py), relative to each tensor's root mean square, is at most twice
+that of reference.py in the same dtype, plus 4 ulp (`assert_within_budget`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, reference
+from . import backends
+from .validation import maps_of
 
 
 class Shape(NamedTuple):
@@ -27,10 +27,12 @@ class Shape(NamedTuple):
 
     @property
     def d_in(self) -> int:
+        """Width of x."""
         return self.g_in * self.loc_in
 
     @property
     def d_out(self) -> int:
+        """Width of the outputs."""
         return self.g_out * self.loc_out
 
 
@@ -70,30 +72,13 @@ BANKS = {
     "high_rank": Bank(2, 2, Shape(4, 2, 2, 3, 5, 4, 5), Shape(4, 3, 3, 2, 4, 5, 4)),
 }
 
-# Leading group dims (layers, experts) of every tensor: True is full, False is 1. MOP itself, its ablations, and x of
-# each expert's or each pair's own.
+# Leading group dims (layers, experts) of every tensor of MOP: True is full, False is 1.
 MOP_SHARING = {
     "x": (False, False),
     "rule_in": (False, True),
     "rule_out": (True, False),
     "local": (True, True),
     "bias": (True, False),
-}
-SHARINGS = {
-    "mop": MOP_SHARING,
-    "no_lorl": MOP_SHARING | {"rule_in": (True, True)},
-    "no_lore": MOP_SHARING | {"rule_out": (True, True)},
-    "no_both": MOP_SHARING | {"rule_in": (True, True), "rule_out": (True, True)},
-    "rules_for_all": MOP_SHARING | {"rule_in": (False, False), "rule_out": (False, False)},
-    "swapped": MOP_SHARING | {"rule_in": (True, False), "rule_out": (False, True)},
-    "bias_per_pair": MOP_SHARING | {"bias": (True, True)},
-    "bias_per_expert": MOP_SHARING | {"bias": (False, True)},
-    "x_per_expert": MOP_SHARING | {"x": (False, True)},
-    "x_per_layer": MOP_SHARING | {"x": (True, False)},
-    "x_per_pair": MOP_SHARING | {"x": (True, True), "bias": (False, False)},
-    "local_per_layer": MOP_SHARING | {"local": (True, False)},
-    "local_per_expert": MOP_SHARING | {"local": (False, True)},
-    "only_x_per_pair": dict.fromkeys(MOP_SHARING, (False, False)) | {"x": (True, True)},
 }
 
 
@@ -122,12 +107,12 @@ PROMPTS = {
 
 
 def device_of(backend: str) -> torch.device:
-    """Where tests and benchmarks keep the tensors of a backend: a GPU's there, unless interpreted or emulated."""
+    """Return where a backend's tensors lie: on the GPU, unless its kernels run on a CPU, interpreted or emulated."""
     return torch.device("cpu" if backends.runs_on_cpu(backend) else "cuda")
 
 
 def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:
-    """On torch's default device, drawn on the CPU: the same numbers everywhere. On "meta" nothing is drawn."""
+    """Return normal numbers on torch's default device, the same on every device. On "meta" nothing is drawn."""
     device = torch.get_default_device()
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
@@ -136,7 +121,7 @@ def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int
 
 
 def integers(generator: torch.Generator, end: int, dtype: torch.dtype, *shape: int) -> Tensor:
-    """In 0 .. end - 1, on torch's default device, drawn as `normal` draws."""
+    """Return integers in 0 .. end - 1, drawn as `normal` draws."""
     device = torch.get_default_device()
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
@@ -144,7 +129,7 @@ def integers(generator: torch.Generator, end: int, dtype: torch.dtype, *shape: i
 
 
 def lowrank_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
-    """[x, rule_in, rule_out, local, bias | None]; outputs have variance about 1."""
+    """Return [x, rule_in, rule_out, local, bias | None]. Outputs have variance about 1."""
     g = torch.Generator().manual_seed(seed)
     return [
         normal(g, dtype, shape.rows, shape.d_in),
@@ -156,10 +141,15 @@ def lowrank_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed:
 
 
 def linear_inputs(shape: Shape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0) -> list[Tensor | None]:
-    """[x, rule, local, bias | None] of phm_linear."""
+    """Return [x, rule, local, bias | None] of phm_linear."""
     x, _, _, local, bias_ = lowrank_inputs(shape, dtype, bias=bias, seed=seed)
     g = torch.Generator().manual_seed(seed + 1)
     return [x, normal(g, dtype, shape.terms, shape.g_in, shape.g_out, fan=shape.g_in * shape.terms), local, bias_]
+
+
+def weight_inputs(shape: Shape, dtype: torch.dtype, *, seed: int = 0) -> list[Tensor | None]:
+    """Return [rule, local] of phm_weight."""
+    return linear_inputs(shape, dtype, seed=seed)[1:3]
 
 
 def mop_inputs(
@@ -171,9 +161,10 @@ def mop_inputs(
     full_rule: bool = False,
     seed: int = 0,
 ) -> list[Tensor | None]:
-    """[x, *down, *up, ..., *up], each map [rule_in, rule_out | None, local, bias | None], as `as_mop_arguments` takes.
+    """Return [x, *down, *up, ..., *up], each map [rule_in, rule_out | None, local, bias | None].
 
-    full_rule: rule_in is the full rule (., ., terms, g_in, g_out) and rule_out None.
+    sharing: Which group dims of each tensor are full. full_rule: rule_in is the full rule (., ., terms, g_in, g_out)
+    and rule_out None.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -199,20 +190,23 @@ def mop_inputs(
     return tensors
 
 
-def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
-    """(x, down, ups) of the flat list of `mop_inputs`; down and ups are lists of four."""
+def as_mop_arguments(
+    tensors: Sequence[Tensor | None],
+) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
+    """Return (x, down, ups) of the flat list of `mop_inputs`. down and each of ups are lists of four."""
     x, *factors = tensors
-    maps = [factors[k : k + 4] for k in range(0, len(factors), 4)]
-    return x, maps[0], maps[1:]
+    assert x is not None
+    down, *ups = map(list, maps_of(factors))
+    return x, down, ups
 
 
-def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor], dict]:
-    """[x, source, target, w_down, w_up, ln_weight, ln_bias], and mask, task_ids and temperature by name.
+def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor | None], dict]:
+    """Return [x, source, target, w_down, w_up, ln_weight, ln_bias], and mask, task_ids and temperature by name.
 
-    The mask leaves a random half of the positions; the temperature spreads the attention.
+    The mask leaves a random half of the positions. The temperature spreads the attention.
     """
     g = torch.Generator().manual_seed(seed)
-    tensors = [
+    tensors: list[Tensor | None] = [
         normal(g, dtype, shape.batch, shape.length, shape.width),
         normal(g, dtype, shape.sources, shape.rows, shape.width),
         normal(g, dtype, shape.tasks, shape.rows, shape.width),
@@ -229,134 +223,13 @@ def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> t
     return tensors, options
 
 
-# Truth.
-
-
-def kron_weight(rule: Tensor, local: Tensor) -> Tensor:
-    """(..., terms, g_in, g_out), (..., terms, loc_in, loc_out) -> W, by torch.kron, term by term."""
-    if rule.dim() == 3 and local.dim() == 3:
-        return sum(torch.kron(r, loc) for r, loc in zip(rule, local, strict=True))
-    groups = torch.broadcast_shapes(rule.shape[:-3], local.shape[:-3])
-    pairs = zip(
-        rule.expand(*groups, *rule.shape[-3:]).flatten(0, -4), local.expand(*groups, *local.shape[-3:]).flatten(0, -4)
-    )
-    return torch.stack([kron_weight(r, loc) for r, loc in pairs]).unflatten(0, groups)
-
-
-def kron_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = x @ kron_weight(rule, local)
-    return y if bias is None else y + bias
-
-
-def kron_lowrank_linear(x, rule_in, rule_out, local, bias=None) -> Tensor:
-    return kron_linear(x, rule_in @ rule_out, local, bias)
-
-
-def kron_mop_ffn(x, down, ups, activation: str = "relu", experts: Tensor | None = None) -> tuple[Tensor, ...]:
-    """reference.mop_ffn, one dense pair at a time."""
-    num_layers, num_experts = reference.group_sizes(x, down, ups)
-    chosen = range(num_experts) if experts is None else experts.tolist()
-
-    def apply(rows, phm, layer, expert):
-        rule_in, rule_out, local, bias = (None if t is None else _pick(t, layer, expert) for t in phm)
-        return kron_linear(rows, rule_in if rule_out is None else rule_in @ rule_out, local, bias)
-
-    outputs = [[] for _ in ups]
-    for layer in range(num_layers):
-        for expert in chosen:
-            hidden = reference.ACTIVATIONS[activation](apply(_pick(x, layer, expert), down, layer, expert))
-            for found, up in zip(outputs, ups):
-                found.append(apply(hidden, up, layer, expert))
-    return tuple(torch.stack(found).unflatten(0, (num_layers, len(chosen))) for found in outputs)
-
-
-def attempt_by_example(
-    x, source, target, w_down, w_up, ln_weight, ln_bias, mask=None, *, task_ids, temperature
-) -> tuple[Tensor, Tensor]:
-    """reference.attempt_mix, one example at a time by the equations of the paper.
-
-    Of equal numbers the first is the largest.
-    """
-
-    def largest(rows):
-        peak = rows[0]
-        for row in rows[1:]:
-            peak = torch.where(row > peak, row, peak)
-        return peak
-
-    prefixed, attention = [], []
-    for k, task in enumerate(task_ids.tolist()):
-        rows = x[k] if mask is None else x[k][mask[k]]
-        peak = largest(rows) if len(rows) else torch.zeros_like(ln_weight)
-        down = peak @ w_down
-        up = (down / (1 + torch.exp(-down))) @ w_up
-        centred = up - up.mean()
-        query = centred / torch.sqrt(centred.square().mean() + 1e-5) * ln_weight + ln_bias
-        prompts = [*source, target[task]]
-        weights = torch.exp(torch.stack([largest(p) @ query / temperature for p in prompts]))
-        weights = weights / weights.sum()
-        mixed = target[task] + sum(a * p for a, p in zip(weights, prompts, strict=True))
-        prefixed.append(torch.cat([mixed, x[k]]))
-        attention.append(weights)
-    if not prefixed:
-        return x.new_empty(0, source.shape[1] + x.shape[1], x.shape[2]), x.new_empty(0, len(source) + 1)
-    return torch.stack(prefixed), torch.stack(attention)
-
-
-def _pick(tensor: Tensor, layer: int, expert: int) -> Tensor:
-    return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
-
-
-# Layouts: the same shape in other strides, or at another address. All but the last two keep the values as well.
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    return tensor.mT.contiguous().mT if tensor.dim() > 1 else sliced(tensor)
-
-
-def sliced(tensor: Tensor) -> Tensor:
-    """Every second number of a storage whose others are NaN, from offset 1: nothing is aligned or adjacent."""
-    shape = (*tensor.shape[:-1], 2 * tensor.shape[-1] + 1)
-    storage = torch.full(shape, float("nan"), dtype=tensor.dtype, device=tensor.device)
-    view = storage[..., 1::2]
-    return view.copy_(tensor)
-
-
-def unaligned(tensor: Tensor) -> Tensor:
-    """Contiguous, but one element after a whole address: what reads 16 bytes at once must not."""
-    storage = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype, device=tensor.device)
-    return storage[1:].view(tensor.shape).copy_(tensor)
-
-
-def expanded(tensor: Tensor) -> Tensor:
-    """Stride 0 in the last dim but one: all rows equal the first."""
-    if tensor.dim() < 2:
-        return tensor[:1].expand_as(tensor)
-    return tensor[..., :1, :].expand_as(tensor)
-
-
-def scalar(tensor: Tensor) -> Tensor:
-    """Stride 0 everywhere: the gradient that sum() gives."""
-    return tensor.flatten()[0].expand_as(tensor)
-
-
-LAYOUTS = {
-    "contiguous": lambda tensor: tensor.contiguous(),
-    "transposed": transposed,
-    "sliced": sliced,
-    "unaligned": unaligned,
-    "expanded": expanded,
-    "scalar": scalar,
-}
-
-
-# Running and judging.
-
-
 def value_and_gradients(
     function: Callable, tensors: Sequence[Tensor | None], grads: Sequence[Tensor], needs: Sequence[bool] | None = None
 ) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Outputs of function(*tensors), and the gradients of sum(output * grad), None where not asked for or absent."""
+    """Return the outputs of function(*tensors), and the gradients of sum(output * grad).
+
+    A gradient is None where its tensor is absent or has no flag in `needs`.
+    """
     needs = [t is not None for t in tensors] if needs is None else needs
     leaves = [None if t is None else t.detach().requires_grad_(needed) for t, needed in zip(tensors, needs)]
     outputs = function(*leaves)
@@ -368,28 +241,28 @@ def value_and_gradients(
 
 
 def in_float64(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Contiguous copies in float64: torch.kron takes no other strides in its backward."""
+    """Return contiguous copies in float64: torch.kron takes no other strides in its backward."""
     return [None if t is None else t.double().contiguous() for t in tensors]
 
 
 def max_error(actual: Tensor, truth: Tensor) -> float:
-    """Largest absolute error; NaN where actual has one."""
+    """Return the largest absolute error, NaN where `actual` has one."""
     return (actual.double() - truth).abs().max().item() if truth.numel() else 0.0
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
-    """Largest absolute error over the truth's root mean square; 0 where there is nothing to compare."""
+    """Return the largest absolute error over the truth's root mean square, 0 where there is nothing to compare."""
     rms = truth.square().mean().sqrt().item() if truth.numel() else 0.0
     return max_error(actual, truth) / rms if rms else 0.0
 
 
 def error_budget(expected: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> float:
-    """The largest relative error that a call's results may have: twice that of `expected`, plus 4 ulp.
+    """Return the largest relative error that a call's results may have: twice that of `expected`, plus 4 ulp.
 
     `expected` are all results of reference.py for that call, in its dtype. They are judged together: a gradient of
     eight numbers that the reference happens to hit says nothing about what rounding does, all the call's tensors do.
     """
-    pairs = [(e, t) for e, t in zip(expected, truth, strict=True) if t is not None]
+    pairs = [(e, t) for e, t in zip(expected, truth, strict=True) if e is not None and t is not None]
     return 2 * max(relative_error(e, t) for e, t in pairs) + 4 * torch.finfo(pairs[0][0].dtype).eps if pairs else 0.0
 
 
@@ -399,14 +272,15 @@ def assert_within_budget(
     truth: Sequence[Tensor | None],
     names: Sequence[str] | None = None,
 ) -> None:
-    """All results of one call, outputs and gradients, have the shape and dtype of `expected` and keep its budget."""
+    """Assert that all results of a call have the shape and dtype of `expected`, and keep its budget."""
     budget = error_budget(expected, truth)
     names = names or [f"tensor {k}" for k in range(len(truth))]
     for name, a, e, t in zip(names, actual, expected, truth, strict=True):
         if t is None:
-            assert a is None, f"{name}: a tensor where none was asked for"
+            assert a is None, f"{name}: a tensor where none was requested"
             continue
         assert a is not None, f"{name} is missing"
+        assert e is not None, f"{name} is missing in the reference"
         assert a.shape == t.shape, f"{name} has shape {tuple(a.shape)}, not {tuple(t.shape)}"
         assert a.dtype == e.dtype, f"{name} has dtype {a.dtype}, not {e.dtype}"
         if t.any():

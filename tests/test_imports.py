@@ -28,6 +28,7 @@ mop_t5.backbone mop_t5.data mop_t5.plots
 mop_t5.files mop_t5.checks
 mop_kernels.check
 mop_kernels.env_report
+mop_kernels.truth
 mop_kernels.testing
 mop_kernels
 mop_kernels.conversion
@@ -35,18 +36,19 @@ mop_kernels.layers
 mop_kernels.initialisation
 mop_kernels.explain
 mop_kernels.functional
-mop_kernels.attempt
-mop_kernels.sharding
+mop_kernels.operation
+mop_kernels.sharding mop_kernels.experts
 mop_kernels.validation
 mop_kernels.autograd
 mop_kernels.rules
+mop_kernels.derivatives
 mop_kernels.flop_counts
+mop_kernels.multiply_adds
 mop_kernels.backends
 mop_kernels.self_check
 mop_kernels.ops
 mop_kernels.triton_kernels
 mop_kernels._C mop_kernels._C_cuda
-mop_kernels.multiply_adds
 mop_kernels.reference
 """
 LEVELS = {room: level for level, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import raises
 from safetensors.torch import load_file
 from torch import nn
 
@@ -141,45 +142,44 @@ def test_a_layer_at_several_places_stays_one():
 
 def test_subclasses_are_left_alone():
     attention = nn.MultiheadAttention(8, 2)
-    with pytest.raises(ValueError, match=r"matches no nn\.Linear of the module, which has none\."):
+    with raises(ValueError, "'*'", "nn.Linear", "none"):
         replace_linears(attention, "*", terms=2)
 
 
 def test_a_pattern_that_matches_nothing():
-    message = r"pattern 'wi' matches no nn\.Linear of the module, which has encoder\.0\.wi, .*, decoder\.1, head\."
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, "'wi'", "encoder.0.wi, ", ", decoder.1, head"):
         replace_linears(Model(), "wi")
-    with pytest.raises(ValueError, match=r"pattern 'x\+' .* 0, 1, 2, 3, 4, 5, 6, 7 and 4 more\."):
+    with raises(ValueError, "'x+'", "0, 1, 2, 3, 4, 5, 6, 7", "4 more"):
         replace_linears(nn.Sequential(*(nn.Linear(4, 4) for _ in range(12))), re.compile("x+"))
     model = Model()
     replace_linears(model, "head", terms=2)
-    with pytest.raises(ValueError, match=r"matches no nn\.Linear"):
+    with raises(ValueError, "'head'", "nn.Linear"):
         replace_linears(model, "head", terms=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"terms": 4}, r"head: out_features must be a multiple of terms; got 10 and 4\. Nothing was replaced"),
-        ({"terms": 3}, r"encoder\.0\.wi: in_features must be a multiple of terms; got 8 and 3"),
-        ({"terms": 0}, r"must be a multiple of terms; got 8 and 0"),
-        ({"terms": 2, "rank": 0}, r"rank must be a positive integer; got 0"),
-        ({"init": "zeros"}, r"init must be one of 'fit', 'variance_matched', 'compacter'; got 'zeros'"),
+        ({"terms": 4}, ("head:", "out_features", "terms", "10", "4")),
+        ({"terms": 3}, ("encoder.0.wi:", "in_features", "terms", "8", "3")),
+        ({"terms": 0}, ("terms", "8", "0")),
+        ({"terms": 2, "rank": 0}, ("rank", "0")),
+        ({"init": "zeros"}, ("init", "'fit'", "'variance_matched'", "'compacter'", "'zeros'")),
     ],
 )
 def test_nothing_is_replaced_where_anything_is_wrong(arguments, message):
     model = Model()
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         replace_linears(model, "*", **arguments)
     assert phm_names(model) == []
 
 
 def test_wrong_types():
-    with pytest.raises(TypeError, match=r"module must be a torch\.nn\.Module; got list"):
+    with raises(TypeError, "module", "torch.nn.Module", "list"):
         replace_linears([nn.Linear(4, 4)], "*")
-    with pytest.raises(TypeError, match=r"pattern must be a glob string or a compiled re\.Pattern; got list"):
+    with raises(TypeError, "pattern", "re.Pattern", "list"):
         replace_linears(Model(), ["head"])
-    with pytest.raises(ValueError, match=r"module is itself an nn\.Linear.*PHMLinear\.from_linear"):
+    with raises(ValueError, "module", "nn.Linear", "PHMLinear.from_linear"):
         replace_linears(nn.Linear(4, 4), "*")
 
 
@@ -286,52 +286,58 @@ F64 = {"dtype": torch.float64}
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({}, r"phm_rule must be given as phm_rule, or as phm_rule_left and phm_rule_right; got none in shared"),
-        (without("phm_rule_left"), r"got phm_rule_right in state, prefix ''\. A factor that several layers share"),
-        (without("W_right"), r"W must be given as W, or as W_left and W_right; got W_left in state"),
-        (changed("W", torch.ones(4, 6, 3)), r"W must be given as W, or .*; got W, W_left, W_right in state"),
-        (changed("bias", torch.ones(12)), r"state has keys that a PHM layer has not: bias\. Name the layer by prefix="),
-        (changed("b", torch.ones(11, **F64)), r"b must have shape \(out,\) = \(12,\); got \(11,\)"),
-        (changed("b", torch.ones(1, 12, **F64)), r"b must have shape \(out,\); got \(1, 12\)"),
+        ({}, ("phm_rule", "phm_rule", "phm_rule_left", "phm_rule_right", "none")),
+        (
+            without("phm_rule_left"),
+            ("phm_rule_right", "''"),
+        ),
+        (
+            without("W_right"),
+            ("W", "W_left", "W_right", "W_left"),
+        ),
+        (changed("W", torch.ones(4, 6, 3)), ("W", "W", "W_left", "W_right")),
+        (changed("bias", torch.ones(12)), ("state", "bias", "prefix=")),
+        (changed("b", torch.ones(11, **F64)), ("b", "(out,)", "(12,)", "(11,)")),
+        (changed("b", torch.ones(1, 12, **F64)), ("b", "(out,)", "(1, 12)")),
         (
             changed("phm_rule_left", torch.ones(4, 4, **F64)),
-            r"phm_rule_left must have shape \(terms, terms, rank\); got \(4, 4\)",
+            ("phm_rule_left", "(terms, terms, rank)", "(4, 4)"),
         ),
         (
             changed("phm_rule_right", torch.ones(4, 2, 4, **F64)),
-            r"phm_rule_right must have shape \(terms, rank, terms\) = \(4, 1, 4\); got \(4, 2, 4\)",
+            ("phm_rule_right", "(terms, rank, terms)", "(4, 1, 4)", "(4, 2, 4)"),
         ),
         (
             changed("W_left", torch.ones(2, 6, 2, **F64)),
-            r"phm_rule_left must have shape \(terms, terms, rank\) = \(2, 2, 1\); got \(4, 4, 1\)",
+            ("phm_rule_left", "(terms, terms, rank)", "(2, 2, 1)", "(4, 4, 1)"),
         ),
         (
             changed("W_right", torch.ones(4, 2, 0, **F64)),
-            r"W_right must have no empty dimension; got shape \(4, 2, 0\)",
+            ("W_right", "shape", "(4, 2, 0)"),
         ),
     ],
 )
 def test_messages(state, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         phm_linear_from_compacter(state)
 
 
 def test_more_messages():
     state = {"a.b." + key: t for key, t in stored("plain").items()}
-    with pytest.raises(ValueError, match=r"state has no key that starts with 'a\.c\.'; its keys are a\.b\.W, "):
+    with raises(ValueError, "state", "'a.c.'", "a.b.W"):
         phm_linear_from_compacter(state, "a.c")
-    with pytest.raises(ValueError, match=r"keys that a PHM layer has not: a\.b\.W, .*Name the layer by prefix="):
+    with raises(ValueError, "state", "a.b.W", "prefix="):
         phm_linear_from_compacter(state)
-    with pytest.raises(ValueError, match=r"position must be 'down', 'up' or None; got 'left'"):
+    with raises(ValueError, "position", "'down'", "'up'", "'left'"):
         phm_linear_from_compacter(stored("plain"), position="left")
-    with pytest.raises(ValueError, match=r"on one device; phm_rule is on cpu, b on meta"):
+    with raises(ValueError, "phm_rule", "cpu", "b", "meta"):
         phm_linear_from_compacter(stored("plain") | {"b": torch.ones(12, device="meta", dtype=torch.float64)})
-    with pytest.raises(TypeError, match=r"state must be a mapping of names to tensors; got Linear"):
+    with raises(TypeError, "state", "Linear"):
         phm_linear_from_compacter(nn.Linear(4, 4))
-    with pytest.raises(TypeError, match=r"shared must be a mapping of names to tensors; got Tensor"):
+    with raises(TypeError, "shared", "Tensor"):
         phm_linear_from_compacter(stored("plain"), shared=torch.ones(4, 4, 4))
-    with pytest.raises(TypeError, match=r"one dtype; phm_rule has torch\.float64, b has torch\.float32\. Cast one"):
+    with raises(TypeError, "phm_rule", "torch.float64", "b", "torch.float32"):
         phm_linear_from_compacter(stored("plain") | {"b": torch.ones(12)})
-    for wrong, got in ((torch.ones(12).int(), r"torch\.int32"), ([0.0] * 12, "list")):
-        with pytest.raises(TypeError, match=f"b must be a floating-point tensor; got {got}"):
+    for wrong, got in ((torch.ones(12).int(), "torch.int32"), ([0.0] * 12, "list")):
+        with raises(TypeError, "b", got):
             phm_linear_from_compacter(stored("plain") | {"b": wrong})

@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
+from layouts import LAYOUTS, SHARINGS
 from specialisations import assert_same
 
 import mop_kernels as mk
 from mop_kernels import LowRankPHM, reference, testing
-from mop_kernels.testing import BANKS, LAYOUTS, SHARINGS
+from mop_kernels.testing import BANKS
 
 
 def call(tensors, **kwargs):
@@ -21,7 +22,7 @@ def check(tensors, backend, *, activation="relu", experts=None, grad_layouts=("c
     arguments = testing.as_mop_arguments
 
     def true(*t):
-        return testing.kron_mop_ffn(*arguments(t), activation, experts)
+        return truth.kron_mop_ffn(*arguments(t), activation, experts)
 
     g = torch.Generator().manual_seed(9)
     outputs = true(*truth_inputs)
@@ -99,7 +100,7 @@ def test_activations_far_from_zero(activation, backend):
     grads = [torch.ones(2, 3, 6, 18)] * 2
     actual = testing.value_and_gradients(lambda *t: call(t, activation=activation, backend=backend), tensors, grads)
     truth = testing.value_and_gradients(
-        lambda *t: testing.kron_mop_ffn(*testing.as_mop_arguments(t), activation),
+        lambda *t: truth.kron_mop_ffn(*testing.as_mop_arguments(t), activation),
         testing.in_float64(tensors),
         testing.in_float64(grads),
     )

@@ -3,10 +3,11 @@ memory that is short."""
 
 import pytest
 import torch
+from layouts import SHARINGS
 from test_mop_ffn import call, check
 
 from mop_kernels import backends, testing
-from mop_kernels.testing import BANKS, SHARINGS, Bank, Shape
+from mop_kernels.testing import BANKS, Bank, Shape
 
 HALVES = [torch.float32, torch.bfloat16]
 

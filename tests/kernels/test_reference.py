@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from layouts import LAYOUTS, SHARINGS
 
-from mop_kernels import reference, testing
-from mop_kernels.testing import BANKS, SHAPES, SHARINGS
+from mop_kernels import reference, testing, truth
+from mop_kernels.testing import BANKS, SHAPES
 
 # How far einsum in a dtype may be from float64, as a share of the largest value: some roundings a stage.
 LIMITS = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -19,8 +20,8 @@ def assert_near(actual, truth, dtype):
 def test_kron_weight_is_the_sum_of_kronecker_products():
     rule, local = torch.randn(2, 3, 4), torch.randn(2, 5, 6)
     expected = torch.kron(rule[0], local[0]) + torch.kron(rule[1], local[1])
-    assert torch.equal(testing.kron_weight(rule, local), expected)
-    batched = testing.kron_weight(rule.expand(7, 1, 2, 3, 4), local.expand(3, 2, 5, 6))
+    assert torch.equal(truth.kron_weight(rule, local), expected)
+    batched = truth.kron_weight(rule.expand(7, 1, 2, 3, 4), local.expand(3, 2, 5, 6))
     assert torch.equal(batched, expected.expand(7, 3, 15, 24))
 
 
@@ -28,19 +29,19 @@ def test_kron_weight_is_the_sum_of_kronecker_products():
 def test_phm_weight(name, dtype):
     _, rule, local, _ = testing.linear_inputs(SHAPES[name], dtype)
     actual = reference.phm_weight(rule, local)
-    assert_near([actual], [testing.kron_weight(rule.double(), local.double())], dtype)
+    assert_near([actual], [truth.kron_weight(rule.double(), local.double())], dtype)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_phm_linear(name, dtype):
     tensors = testing.linear_inputs(SHAPES[name], dtype)
-    check(reference.phm_linear, testing.kron_linear, tensors, dtype)
+    check(reference.phm_linear, truth.kron_linear, tensors, dtype)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_lowrank_phm_linear(name, dtype):
     tensors = testing.lowrank_inputs(SHAPES[name], dtype)
-    check(reference.lowrank_phm_linear, testing.kron_lowrank_linear, tensors, dtype)
+    check(reference.lowrank_phm_linear, truth.kron_lowrank_linear, tensors, dtype)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -48,7 +49,7 @@ def test_mop_ffn(sharing):
     tensors = testing.mop_inputs(BANKS["small"], torch.float64, sharing=SHARINGS[sharing])
     check(
         lambda *t: reference.mop_ffn(*testing.as_mop_arguments(t), "tanh"),
-        lambda *t: testing.kron_mop_ffn(*testing.as_mop_arguments(t), "tanh"),
+        lambda *t: truth.kron_mop_ffn(*testing.as_mop_arguments(t), "tanh"),
         tensors,
         torch.float64,
     )
@@ -66,10 +67,10 @@ def check(function, truth_function, tensors, dtype):
     assert_near(gradients, true_gradients, dtype)
 
 
-@pytest.mark.parametrize("layout", testing.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_have_the_strides_they_promise(layout):
     tensor = torch.randn(3, 4, 5)
-    laid_out = testing.LAYOUTS[layout](tensor)
+    laid_out = LAYOUTS[layout](tensor)
     assert laid_out.shape == tensor.shape
     assert laid_out.is_contiguous() == (layout in ("contiguous", "unaligned"))
     if layout not in ("expanded", "scalar"):

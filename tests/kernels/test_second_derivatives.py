@@ -7,7 +7,7 @@ import torch
 from operations import OPERATIONS, as_tuple
 
 import mop_kernels as mk
-from mop_kernels import testing
+from mop_kernels import testing, truth
 
 
 def second_derivatives(function, tensors, needs, seed=0):
@@ -46,7 +46,7 @@ def test_every_choice_of_inputs(name, backend):
     exact = testing.in_float64(tensors)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-4
     for needs in choices(name) if dtype == torch.float64 else [(True,) * len(tensors)]:
-        truth = second_derivatives(operation.plain, exact, needs)
+        truth = second_derivatives(operation.truth, exact, needs)
         actual = second_derivatives(lambda *t: operation.function(*t, backend=backend), tensors, needs)
         for some, right in zip(actual, truth):
             for a, t in zip(some, right, strict=True):
@@ -63,7 +63,7 @@ def test_error_budget(name, backend, dtype):
     operation = OPERATIONS[name]
     tensors = operation.inputs(dtype)
     needs = (True,) * len(tensors)
-    truth = second_derivatives(operation.plain, testing.in_float64(tensors), needs)
+    truth = second_derivatives(operation.truth, testing.in_float64(tensors), needs)
     actual = second_derivatives(lambda *t: operation.function(*t, backend=backend), tensors, needs)
     expected = second_derivatives(lambda *t: operation.function(*t, backend="reference"), tensors, needs)
     testing.assert_within_budget([*actual[0], *actual[1]], [*expected[0], *expected[1]], [*truth[0], *truth[1]])
@@ -96,7 +96,7 @@ def test_third_derivatives(op, backend, float64):
             total = sum((k + 1) * f.square().sum() for k, f in enumerate(found))
         return found
 
-    expected = third(operation.plain)
+    expected = third(operation.truth)
     for a, e in zip(third(lambda *t: operation.function(*t, backend=backend)), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
@@ -117,7 +117,7 @@ def test_inputs_that_are_not_contiguous_keep_their_part(name, backend, float64):
         lambda *t: operation.function(*t, backend=backend),
         lambda t: t.mT.contiguous().mT if t.dim() > 1 else torch.stack([t, t], -1)[:, 0],
     )
-    for a, e in zip(actual, penalty(operation.plain, torch.clone), strict=True):
+    for a, e in zip(actual, penalty(operation.truth, torch.clone), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
 
@@ -126,13 +126,13 @@ def test_gradient_penalty_of_the_last_layer(rank, backend, float64):
     """Here the incoming gradient asks for no gradient itself: nothing but the layer can carry the second derivative."""
     layer = mk.PHMLinear(16, 4, rank=rank, dtype=float64)
     rule = layer.rule if rank is None else layer.rule_in @ layer.rule_out
-    weight = testing.kron_weight(rule.detach(), layer.local.detach())
+    weight = truth.kron_weight(rule.detach(), layer.local.detach())
     x = torch.ones(6, 16, dtype=float64, requires_grad=True)
     with mk.use_backend(backend):
         (slope,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
         slope.square().sum().backward()
     local = layer.local.detach().requires_grad_()
-    slopes = testing.kron_weight(rule.detach(), local).sum(1)
+    slopes = truth.kron_weight(rule.detach(), local).sum(1)
     torch.testing.assert_close(slope.detach(), weight.sum(1).expand(6, 16))
     (expected,) = torch.autograd.grad(6 * slopes.square().sum(), local)
     torch.testing.assert_close(layer.local.grad, expected)
@@ -152,7 +152,7 @@ def test_maml(backend, float64):
         return torch.autograd.grad((function(x, *fast) - target).square().mean(), parameters)
 
     actual = outer(lambda *t: mk.phm_linear(*t, backend=backend))
-    for a, e in zip(actual, outer(testing.kron_linear), strict=True):
+    for a, e in zip(actual, outer(truth.kron_linear), strict=True):
         torch.testing.assert_close(a, e)
 
 
@@ -187,7 +187,7 @@ def test_autocast_casts_second_derivatives_as_first(name):
     exact = testing.in_float64(leaves)
     exact = [t.detach().requires_grad_() for t in exact]
     first = torch.autograd.grad(
-        sum(y.square().sum() for y in as_tuple(operation.plain(*exact))), exact, create_graph=True
+        sum(y.square().sum() for y in as_tuple(operation.truth(*exact))), exact, create_graph=True
     )
     for a, e in zip(found, torch.autograd.grad(sum(f.square().sum() for f in first), exact), strict=True):
         assert a.dtype == torch.float32

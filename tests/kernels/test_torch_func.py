@@ -5,12 +5,13 @@ import threading
 
 import pytest
 import torch
+from errors import raises
 from operations import OPERATIONS, as_tuple
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import mop_kernels as mk
-from mop_kernels import MOPFeedForward, PHMLinear, testing
+from mop_kernels import MOPFeedForward, PHMLinear, testing, truth
 
 BATCH = 3
 
@@ -152,7 +153,7 @@ def test_equals_the_plain_function(name, transform, backend):
     dtype = torch.float64 if backend in ("reference", "cpu") else torch.float32
     operation = OPERATIONS[name]
     tensors = operation.inputs(dtype)
-    expected = TRANSFORMS[transform](operation.plain, testing.in_float64(tensors))
+    expected = TRANSFORMS[transform](operation.truth, testing.in_float64(tensors))
     actual = TRANSFORMS[transform](lambda *t: operation.function(*t, backend=backend), tensors)
     found, structure = torch.utils._pytree.tree_flatten(actual)
     right, expected_structure = torch.utils._pytree.tree_flatten(expected)
@@ -170,7 +171,7 @@ def dense_of(parameters, rank, local_rank):
     """The parameters of the dense layer with the same function, nn.Linear's names."""
     rule = parameters["rule"] if rank is None else parameters["rule_in"] @ parameters["rule_out"]
     local = parameters["local"] if local_rank is None else parameters["local_left"] @ parameters["local_right"]
-    return {"weight": testing.kron_weight(rule, local).mT, "bias": parameters["bias"]}
+    return {"weight": truth.kron_weight(rule, local).mT, "bias": parameters["bias"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,11 +253,11 @@ def test_experts_and_task_ids_may_be_batched(backend):
             for y, one in zip(found, generator(x, experts)):
                 torch.testing.assert_close(y[k], one, rtol=1e-5, atol=1e-5)
         if ids.is_cpu:
-            with pytest.raises(ValueError, match=r"experts must lie in 0\.\.2; got 3"):
+            with raises(ValueError, "experts", "0..2", "3"):
                 vmap(lambda e: generator(x, e))(ids + 1)
             tensors, _ = testing.prompt_inputs(testing.PROMPTS["odd"], torch.float32)
             x, source, target, *factors = tensors
-            with pytest.raises(ValueError, match=r"task_ids must lie in 0\.\.3.*got 9"):
+            with raises(ValueError, "task_ids", "0..3", "9"):
                 vmap(lambda x, t: mk.attempt_mix(x[None], None, source, target, t[None], *factors, 4.0))(
                     x, torch.full((5,), 9)
                 )
@@ -301,7 +302,7 @@ def test_compiled_transforms(name, transform):
         return operation.function(*t, backend=None)
 
     compiled = torch.compile(COMPILED[transform](function, tensors), backend="aot_eager", fullgraph=True)
-    expected = COMPILED[transform](operation.plain, tensors)(*testing.in_float64(batches))
+    expected = COMPILED[transform](operation.truth, tensors)(*testing.in_float64(batches))
     for a, e in zip(as_tuple(compiled(*batches)), as_tuple(expected), strict=True):
         assert testing.relative_error(a, e) < 1e-4
 

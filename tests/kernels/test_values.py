@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from layouts import LAYOUTS
 
 import mop_kernels as mk
-from mop_kernels import backends, reference, testing
-from mop_kernels.testing import LAYOUTS, SHAPES, Shape
+from mop_kernels import backends, reference, testing, truth
+from mop_kernels.testing import SHAPES, Shape
 
 INPUTS = {
     "phm_weight": lambda *args, **kwargs: testing.linear_inputs(*args, **kwargs)[1:3],
@@ -13,9 +14,9 @@ INPUTS = {
     "lowrank_phm_linear": testing.lowrank_inputs,
 }
 TRUTH = {
-    "phm_weight": testing.kron_weight,
-    "phm_linear": testing.kron_linear,
-    "lowrank_phm_linear": testing.kron_lowrank_linear,
+    "phm_weight": truth.kron_weight,
+    "phm_linear": truth.kron_linear,
+    "lowrank_phm_linear": truth.kron_lowrank_linear,
 }
 OPERATIONS = tuple(INPUTS)
 

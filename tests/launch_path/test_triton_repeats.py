@@ -19,6 +19,7 @@ from launches import (
     programs,
     prompts,
 )
+from layouts import LAYOUTS, transposed, unaligned
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,7 +49,7 @@ def test_other_sizes_and_dtypes(stub):
 def test_pointers_that_16_does_not_divide(stub, weight):
     """Triton compiles another kernel for them, which reads less at once."""
     rule, local = weight
-    for args in ((testing.unaligned(rule), local), (rule, testing.unaligned(local)), weight):
+    for args in ((unaligned(rule), local), (rule, unaligned(local)), weight):
         check_call(stub, "phm_weight", args)
     kernels = {id(program.plan[0].step.kernel) for program in programs("phm_weight")}
     assert len(kernels) == 3
@@ -58,13 +59,13 @@ def test_strides_of_gradients(stub, weight):
     """They are read as they come; a gradient whose numbers are all one is no memory of its own."""
     grad = torch.ones(TINY.d_in, TINY.d_out)
     for layout in ("contiguous", "transposed", "sliced", "expanded", "scalar"):
-        check_call(stub, "phm_weight_backward", (testing.LAYOUTS[layout](grad), *weight, 3))
+        check_call(stub, "phm_weight_backward", (LAYOUTS[layout](grad), *weight, 3))
     assert len(programs("phm_weight_backward")) == 5
 
 
 def test_factors_of_any_strides_are_copied(stub, weight):
     rule, local = weight
-    results = call_often("phm_weight", (testing.transposed(rule), local))
+    results = call_often("phm_weight", (transposed(rule), local))
     assert results.is_contiguous()
     for launch in stub.taken():
         pointers = [parameter.integer for parameter in launch.parameters]

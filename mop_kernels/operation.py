@@ -1,0 +1,138 @@
+"""What every public operation does with a call: validate, remember, choose the backend, differentiate.
+
+Validation tells the errors of users, here and for every backend alike. A repeated call skips it: an operation is called
+with the same shapes again and again, and a look at each shape takes longer than a GPU takes to compute a small call.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import autograd, backends
+from .rules import Call
+from .sharding import is_distributed, on_local_parts
+from .validation import check_kind, dtype_of_call
+
+_MOST_PASSED = 1000
+_PLAIN = {Tensor, Parameter, type(None)}  # not a fake tensor, whose sizes may be symbols
+_passed: dict[tuple, int] = {}  # multiply-adds of the calls that passed validation, by kind of call
+
+
+class Prepared(NamedTuple):
+    """What the kernels get.
+
+    tensors: In the order of the operation's rule (rules.py).
+    static: Their other arguments (`rules.Call`).
+    multiply_adds: Size of the call.
+    """
+
+    tensors: Sequence[Tensor | None]
+    static: tuple
+    multiply_adds: int
+
+
+class Operation(NamedTuple):
+    """A public operation.
+
+    name: Name of the operation.
+    names: Names of its floating-point tensors, or a function that gives them for a number of tensors.
+    check: check(*tensors) raises an error for a wrong shape. It may return other tensors to go on with.
+    multiply_adds: multiply_adds(*tensors) gives the size of the call.
+    prepare: prepare(tensors, others, settings, multiply_adds) checks what is checked in every call, and gives what the
+        kernels get. None: they get the tensors.
+    optional: Names of tensors that may be None, without the name of their map.
+    others: Names of its other tensors.
+    by_row: Names of the tensors whose dims `row_dims` are rows, for DTensors.
+    row_dims: Dims of rows in these tensors and in the results. None: all dims of the first tensor but its last.
+    """
+
+    name: str
+    names: tuple[str, ...] | Callable[[int], Sequence[str]]
+    check: Callable[..., Sequence[Tensor] | None]
+    multiply_adds: Callable[..., int]
+    prepare: Callable[[Sequence, Sequence, tuple, int], Prepared] | None = None
+    optional: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    by_row: tuple[str, ...] = ("x",)
+    row_dims: tuple[int, ...] | None = None
+
+
+def run(
+    operation: Operation,
+    backend: str | None,
+    tensors: Sequence[Tensor | None],
+    others: Sequence[Tensor | None] = (),
+    settings: tuple = (),
+    cast: bool = True,
+) -> tuple[Tensor, ...]:
+    """Return the outputs of an operation.
+
+    Args:
+        operation: The operation.
+        backend: The name that the caller gave.
+        tensors: Floating-point tensors, in the order of `operation.names`.
+        others: Other tensors, in the order of `operation.others`.
+        settings: Arguments that are no tensors, for `operation.prepare`.
+        cast: Cast the tensors to the dtype of autocast. False if `operation.prepare` does.
+    """
+    kind = _kind_of_call(operation.name, tensors, others)
+    size = None if kind is None else _passed.get(kind)
+    if size is None:
+        names = operation.names if isinstance(operation.names, tuple) else operation.names(len(tensors))
+        if is_distributed((*tensors, *others)):
+            return on_local_parts(
+                lambda parts: run(operation, backend, parts[: len(tensors)], parts[len(tensors) :], settings, cast),
+                (*names, *operation.others),
+                (*tensors, *others),
+                operation.by_row,
+                operation.row_dims,
+            )
+        dtype = check_kind(names, tensors, operation.optional)
+        if cast:
+            tensors = [None if t is None else t.to(dtype) for t in tensors]
+        changed = operation.check(*tensors)
+        tensors = tensors if changed is None else changed
+        size = operation.multiply_adds(*tensors)
+        if kind is not None and changed is None:
+            if len(_passed) == _MOST_PASSED:
+                _passed.clear()
+            _passed[kind] = size
+    static: tuple = ()
+    if operation.prepare is not None:
+        tensors, static, size = operation.prepare(tensors, others, settings, size)
+    first = tensors[0]
+    assert first is not None
+    backend = backends.resolve(backend, first.device, first.dtype, operation.name, size)
+    return autograd.operation(Call(operation.name, backend, static), *tensors)
+
+
+def _kind_of_call(name: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> tuple | None:
+    """Return what decides whether a call is valid: the operation and the shapes.
+
+    Return None if more must be looked at: a tensor needs a cast, or is not of the same dtype and device as the rest,
+    or its sizes are not numbers.
+    """
+    first = tensors[0]
+    if first is None or type(first) not in _PLAIN or torch.compiler.is_dynamo_compiling():
+        return None
+    if torch._C._get_tracing_state() is not None:  # sizes are tensors then
+        return None
+    dtype, on_cpu = first.dtype, first.is_cpu
+    if torch._C._is_any_autocast_enabled() and dtype_of_call(first) is not dtype:
+        return None
+    device = None if on_cpu else first.device  # two devices take a while to compare
+    kind: list[object] = [name, dtype.is_floating_point]
+    for t in tensors:
+        if t is None:
+            kind.append(None)
+        elif type(t) in _PLAIN and t.dtype is dtype and (t.is_cpu if on_cpu else t.device == device):
+            kind.append(t.shape)
+        else:
+            return None
+    for t in others:
+        if type(t) not in _PLAIN:
+            return None
+    return tuple(kind)
