@@ -1,8 +1,8 @@
 """Every operation as an autograd Function, and its gradients as another: differentiable any number of times.
 
-The Functions stand outside the ops. `ctx.needs_input_grad` becomes the mask of the gradient op, so that a frozen factor
-costs nothing. What an operation saves and what its derivatives are is stated by its rule (rules.py). Hidden activations
-are recomputed from the inputs. Every tensor has been validated (functional.py).
+The Functions stand outside the ops. `ctx.needs_input_grad` becomes the flags of the gradient op, so that a frozen
+factor costs nothing. The rule of an operation (rules.py) states which tensors it saves, and its derivatives. Hidden
+activations are recomputed from the inputs. Every tensor has been validated (operation.py).
 """
 
 import functools
@@ -16,59 +16,55 @@ from torch.autograd import Function, forward_ad
 from . import backends, ops
 from .rules import RULES, Call, Differentiable, Needs, Product, Tensors, places_of, spread
 
-MOST_GRADIENTS = 63  # tensors of one call that can have one: bits of the op's mask, a signed 64-bit integer
+MOST_GRADIENTS = 63  # tensors of one call that can have a gradient: bits of a signed 64-bit integer, `needs` of the op
 
 
 def _nests_forward_mode() -> bool:
-    """Whether two levels of forward mode are active. PyTorch drops the inner tangents of a Function there, silently."""
+    """Tell whether two levels of forward mode are active. There PyTorch silently drops inner tangents of a Function."""
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
 
 
 def transforms_are_active() -> bool:
-    """Whether torch.func or forward mode looks at the tensors of a call."""
+    """Tell whether torch.func or forward mode looks at the tensors of a call."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def operation(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the outputs of an operation, differentiable in all floating-point tensors."""
-    if torch.compiler.is_compiling():
-        return _traced(call, [None if t is None else t.contiguous() for t in tensors])
+    rule = RULES[call.name]
+    if torch.compiler.is_compiling():  # the op itself, which is differentiable, stands in the graph
+        given = [None if t is None else t.contiguous() for t in tensors]
+        if torch._C._are_functorch_transforms_active():  # Dynamo takes no op of ours there
+            return rule.reference(call, given)
+        return rule.forward(call, given)
     # tensors that escaped from a transform of torch.func that has ended are unwrapped
-    tensors = [None if t is None else _unwrap_if_dead(t).contiguous() for t in tensors]
+    given = [None if t is None else _unwrap_if_dead(t).contiguous() for t in tensors]
     if transforms_are_active():
         if _nests_forward_mode():
-            return RULES[call.name].reference(call, *tensors)
-        return TransformableOperation.apply(call, *tensors)
+            return rule.reference(call, given)
+        return TransformableFunction.apply(call, *given)
     if torch._C._get_tracing_state() is not None:
-        return RULES[call.name].forward(call, tensors)
+        return rule.forward(call, given)
     if torch.is_grad_enabled():
-        return _apply_operation(call, *tensors)
+        return _apply_operation(call, *given)
     with torch._C._AutoDispatchBelowAutograd():
-        return RULES[call.name].forward(call, tensors)
-
-
-def _traced(call: Call, tensors: list[Tensor | None]) -> tuple[Tensor, ...]:
-    """The form of an operation in the graphs of torch.compile and torch.export: its op, which is differentiable."""
-    rule = RULES[call.name]
-    if torch._C._are_functorch_transforms_active():  # Dynamo takes no op of ours there
-        return rule.reference(call, *tensors)
-    return rule.forward(call, tensors)
+        return rule.forward(call, given)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-    """Return the gradients asked for (Rule.gradients), differentiable in all floating-point tensors."""
+    """Return the requested gradients (Rule.gradients), differentiable in all floating-point tensors."""
     if transforms_are_active():
         if _nests_forward_mode():
-            return RULES[call.name].reference_gradients(call, needs, *tensors)
-        return Gradients.apply(call, needs, *tensors)
+            return RULES[call.name].reference_gradients(call, needs, tensors)
+        return GradientsFunction.apply(call, needs, *tensors)
     if torch.is_grad_enabled():
-        return Gradients.apply(call, needs, *tensors)
+        return GradientsFunction.apply(call, needs, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].gradients(call, needs, tensors)
 
 
-RUN = Differentiable(operation, gradients)
+RUN = Differentiable(compute, gradients)
 
 
 def _save(ctx, call: Call, tensors: Tensors, outputs: Tensors) -> None:
@@ -80,11 +76,12 @@ def _save(ctx, call: Call, tensors: Tensors, outputs: Tensors) -> None:
         ctx.mark_non_differentiable(*(outputs[k] for k in rule.non_differentiable))
 
 
-class Operation(Function):
+class OperationFunction(Function):
     """An operation. Its op runs below autograd."""
 
     @staticmethod
     def forward(ctx, call, *tensors):
+        """Run the op and save what the gradients read."""
         with torch._C._AutoDispatchBelowAutograd():
             outputs = RULES[call.name].forward(call, tensors)
         _save(ctx, call, tensors, outputs)
@@ -92,6 +89,7 @@ class Operation(Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        """Return the requested gradients."""
         call, needs = ctx.call, ctx.needs_input_grad[1:]
         grads = grads[: RULES[call.name].num_grads(call)]
         tensors = (*grads, *ctx.saved_tensors)
@@ -105,44 +103,50 @@ class Operation(Function):
 
 
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
-_apply_operation = super(Function, Operation).apply  # without what `operation` has done, which takes 2 us
+_apply_operation = super(Function, OperationFunction).apply  # `compute` has done the rest, which takes 2 us
 
 
-class TransformableOperation(Operation):
-    """The same in the form that torch.func and forward mode ask for. A call takes 18 us more."""
+class TransformableFunction(OperationFunction):
+    """An operation in the form that torch.func and forward mode need. A call takes 18 us more."""
 
     @staticmethod
-    def forward(call, *tensors):
+    def forward(call, *tensors):  # type: ignore[override]  # torch takes two forms: with ctx, or with setup_context
+        """Run the op."""
         with torch._C._AutoDispatchBelowAutograd():
             return RULES[call.name].forward(call, tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
+        """Save what the derivatives read."""
         call, *tensors = inputs
         _save(ctx, call, tensors, outputs)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def jvp(ctx, _, *tangents):
+        """Return the tangents of the outputs."""
         return _tangents(functools.partial(RULES[ctx.call.name].jvp, RUN, ctx.call), ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, dims, call, *tensors):
+        """Return the outputs of a batch of calls."""
         with ops.without_autocast(tensors):
             outputs = RULES[call.name].vmap(RUN, call, info.batch_size, dims[1:], tensors)
         return outputs, (0,) * len(outputs)
 
 
-class Gradients(Function):
-    """The gradients of an operation as a function of the gradients of its outputs and of what it saved."""
+class GradientsFunction(Function):
+    """The gradients of an operation, as a function of the gradients of its outputs and of the saved tensors."""
 
     @staticmethod
     def forward(call, needs, *tensors):
+        """Run the gradient op."""
         with torch._C._AutoDispatchBelowAutograd():
             return RULES[call.name].gradients(call, needs, tensors)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
+        """Save what the derivatives read."""
         ctx.call, ctx.needs, *tensors = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -150,6 +154,7 @@ class Gradients(Function):
 
     @staticmethod
     def backward(ctx, *cotangents):
+        """Return the second derivatives."""
         rule, asked, tensors = RULES[ctx.call.name], ctx.needs_input_grad[2:], ctx.saved_tensors
 
         def second(*t):
@@ -164,23 +169,26 @@ class Gradients(Function):
 
     @staticmethod
     def jvp(ctx, _, __, *tangents):
+        """Return the tangents of the gradients."""
         jvp = functools.partial(RULES[ctx.call.name].gradients_jvp, RUN, ctx.call, ctx.needs)
         return _tangents(jvp, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, dims, call, needs, *tensors):
+        """Return the gradients of a batch of calls."""
         with ops.without_autocast(tensors):
             outputs = RULES[call.name].gradients_vmap(RUN, call, needs, info.batch_size, dims[2:], tensors)
         return outputs, (0,) * len(outputs)
 
 
 def _tangents(jvp: Callable, tensors: Tensors, tangents: Tensors) -> tuple[Tensor | None, ...]:
-    """The tangents by a rule."""
+    """Return jvp(tensors, tangents), a method of a rule, also of batched tensors."""
     every = (*tensors, *tangents)
     with ops.without_autocast(every):
         if not _are_batched(every):
             return tuple(jvp(tensors, tangents))
-        count, present = len(tensors), []
+        count = len(tensors)
+        present: list[bool] = []
 
         def of_present(*t):
             found = jvp(t[:count], t[count:])
@@ -191,7 +199,7 @@ def _tangents(jvp: Callable, tensors: Tensors, tangents: Tensors) -> tuple[Tenso
 
 
 def _are_batched(tensors: Tensors) -> bool:
-    """Whether torch.autograd.grad(is_grads_batched=True) gave some of them, whose batches torch.func does not know."""
+    """Tell whether torch.autograd.grad(is_grads_batched=True) batches some tensors. torch.func does not know these."""
     for t in tensors:  # noqa: SIM110 a generator costs every backward pass half a microsecond
         if t is not None and torch._C._functorch.is_legacy_batchedtensor(t):
             return True
@@ -200,29 +208,28 @@ def _are_batched(tensors: Tensors) -> bool:
 
 def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
     """Return function(*tensors) of tensors with such batches, by torch.vmap."""
-    level = next(
-        level
-        for level in range(
-            1, 65
-        )  # the levels there are. A backward pass in a thread of its own does not know the current
-        if any(_are_batched([t]) and _without_batch(t, level) is not None for t in tensors)
-    )
-    plain = [_without_batch(t, level) if _are_batched([t]) else None for t in tensors]
+
+    def plain_at(level: int) -> list[Tensor | None]:
+        return [_without_batch(t, level) if t is not None and _are_batched([t]) else None for t in tensors]
+
+    # all levels that exist: a backward pass in a thread of its own does not know the current level
+    by_level = ((level, plain_at(level)) for level in range(1, 65))
+    level, plain = next((level, plain) for level, plain in by_level if any(t is not None for t in plain))
     dims = tuple(None if p is None else 0 for p in plain)
     outputs = torch.vmap(function, dims)(*(t if p is None else p for t, p in zip(tensors, plain)))
     return tuple(torch._add_batch_dim(y, 0, level) for y in outputs)
 
 
 def _without_batch(tensor: Tensor, level: int) -> Tensor | None:
-    """Return the tensor with its batch axis of that level as dim 0, None where it has none."""
-    found = torch._remove_batch_dim(tensor, level, 0, 0)  # which adds an axis of the given size, 0, where there is none
+    """Return the tensor with its batch axis of that level as dim 0, None if the tensor has no such axis."""
+    found = torch._remove_batch_dim(tensor, level, 0, 0)  # adds an axis of the given size, 0, if there is no such axis
     return found if len(found) > 0 else None
 
 
 def _autograd_kernel(name: str, backend: str) -> Callable:
-    """What an op does that is called by itself, as exported and traced programs do: the operation, differentiable.
+    """Return the differentiable form of an op, for exported and traced programs, which call the op itself.
 
-    Not by torch.library.register_autograd, which drops the tangents of forward mode silently (torch 2.13).
+    torch.library.register_autograd would drop the tangents of forward mode silently (torch 2.13).
     """
     rule = RULES[name]
 
@@ -230,9 +237,9 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
         static, tensors = rule.from_arguments(args)
         call = Call(name, backend, static)
         if forward_ad._current_level >= 0:
-            outputs = TransformableOperation.apply(call, *tensors)
+            outputs = TransformableFunction.apply(call, *tensors)
         elif torch.is_grad_enabled():
-            outputs = Operation.apply(call, *tensors)
+            outputs = OperationFunction.apply(call, *tensors)
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 outputs = rule.forward(call, tensors)
@@ -242,7 +249,7 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
 
 
 def _autograd_kernel_of_gradients(name: str, backend: str) -> Callable:
-    """What a gradient op does that is called by itself, as graphs that contain a backward pass do."""
+    """Return the differentiable form of a gradient op, for graphs that contain a backward pass."""
     rule = RULES[name]
 
     def kernel(*args):

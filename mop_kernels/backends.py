@@ -1,30 +1,33 @@
-"""Which implementations exist here, and which one a call takes.
+"""Find which backends exist here, and choose the backend of a call.
 
 Order of choice: the argument `backend=`, then `use_backend(...)`, then the environment variable MOP_KERNELS_BACKEND,
 then "auto". A named backend never falls back: it runs or it raises. "auto" depends on the device, the dtype, the size
-of the work and what is installed, never on a timing, so that all processes of a job agree and runs repeat.
+of the work and the installation, never on a timing, so that all processes of a job agree and runs repeat.
 """
 
+import importlib
 import importlib.util
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
 import torch
 
 from . import ops, self_check
 
-NAMES = ("reference", "cpu", "triton", "cuda")
+NAMES: tuple[str, ...] = ("reference", "cpu", "triton", "cuda")
 
-_C = None
+_C: ModuleType | None = None
 _missing_cpu = "it was not built"
 if importlib.util.find_spec("mop_kernels._C") is not None:
     try:
-        from . import _C
+        _C = importlib.import_module("mop_kernels._C")
     except ImportError as error:  # built for another Python, or for a torch without the stable ABI it needs
         _missing_cpu = str(error)
 
@@ -32,9 +35,9 @@ if _C is not None:
     ops.define("cpu")
 
 # For tests, as TRITON_INTERPRET is: the path of a library that runs the CUDA kernels on CPU tensors, each CUDA thread a
-# host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then that library.
+# host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then this library.
 _EMULATED_CUDA = os.environ.get("MOP_KERNELS_EMULATE_CUDA")
-_C_cuda = None
+_C_cuda: ModuleType | None = None
 _missing_cuda = f"it was {'not built' if _C is None else _C.build_info()['cuda']}; where nvcc is, run pip install again"
 if _EMULATED_CUDA:
     torch.ops.load_library(_EMULATED_CUDA)
@@ -43,62 +46,70 @@ elif importlib.util.find_spec("mop_kernels._C_cuda") is not None:
         _missing_cuda = "it was built, but this torch is without CUDA; install a torch build with CUDA"
     else:
         try:
-            from . import _C_cuda
+            _C_cuda = importlib.import_module("mop_kernels._C_cuda")
         except ImportError as error:
             _missing_cuda = str(error)
 
 if _EMULATED_CUDA or _C_cuda is not None:
     ops.define("cuda")
 
-_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # finding out takes longer than a call may
-_TRITON_TRUE = ("1", "true", "on", "yes", "y")  # in any case; triton takes every other value for false
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # a search takes longer than a call may
+_TRITON_TRUE = ("1", "true", "on", "yes", "y")  # in any case. Triton takes every other value for false
 _INTERPRET_CHANGED = "TRITON_INTERPRET was set after triton was imported; set it before Python starts"
 
-# what each backend's kernels take; "meta" computes shapes only. The reference takes everything.
+# Dtypes and devices of each backend's kernels. "meta" computes shapes only. The reference takes everything.
 _DTYPES = {
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-_OLDEST_GPU = (8, 0)  # that csrc/cuda is compiled for, whose shared memory it counts on
-WITHOUT = {  # operations that a backend has no kernel of
-    "cuda": ("attempt_mix",),
-}
+_OLDEST_GPU = (8, 0)  # oldest compute capability that csrc/cuda is compiled for and has enough shared memory
+WITHOUT = {"cuda": ("attempt_mix",)}  # operations that a backend has no kernel for
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 
-# On a GPU "auto" takes the CUDA kernels up to so many multiply-adds, Triton's beyond. A call of a compiled op costs the
-# host some 30 us less than a Triton launch from Python; CUDA-core sums at an assumed 15e12 operations a second lose
-# that again against tensor cores after about 2.2e8 multiply-adds. An estimate until `make gpu` has measured it on a
-# GPU: its crossover/<GPU name>.json maps operation and dtype to this number.
+# On a GPU "auto" takes the CUDA kernels up to this number of multiply-adds, Triton's beyond. A call of a compiled op
+# costs the host some 30 us less than a Triton launch from Python. CUDA-core sums at an assumed 15e12 operations per
+# second lose this time again against tensor cores after about 2.2e8 multiply-adds. The number is an estimate until
+# `make gpu` has measured it on a GPU: crossover/<GPU name>.json maps operation and dtype to the measured number.
 CUDA_UP_TO = 2**28
 CROSSOVERS = Path(__file__).parent / "crossover"
 _crossovers = {path.stem: json.loads(path.read_text()) for path in CROSSOVERS.glob("*.json")}
 
+Function = TypeVar("Function", bound=Callable)
 _VARIABLE = "MOP_KERNELS_BACKEND"
 _override: str | None = None
 _warned: set[str] = set()
-_verdicts: dict[tuple[str, int], str | None] = {}  # what `why_not` says of a backend on a GPU, once it has launched
+_verdicts: dict[tuple[str, int], str | None] = {}  # results of `_why_not_on`, once the backend has launched
 
 
-def build_info() -> dict:
-    """How this package was compiled: compiler, torch, vector instructions, CUDA or why not; {} where it was not."""
+def _constant_for_dynamo(function: Function) -> Function:
+    """Mark a function as torch.compiler.assume_constant_result does, which imports Dynamo."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
+def build_info() -> dict[str, str]:
+    """Return the facts of the build: compiler, torch, vector instructions, CUDA or why not. Empty without a build."""
     return {} if _C is None else dict(_C.build_info())
 
 
-def plan_phm_linear(rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int) -> dict:
-    """{direction: {way: cost}} of the cpu backend's phm_linear; it takes the cheapest, of equals the first."""
+def plan_phm_linear(
+    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int
+) -> dict[str, dict[str, float]]:
+    """Return {direction: {way: cost}} of the cpu backend's phm_linear. It takes the first of the cheapest ways."""
+    assert _C is not None
     return _C.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that can run on this machine, in the order of NAMES; where there is a GPU, each launches on it."""
+    """Return the backends that can run on this machine, in the order of NAMES. On a GPU each must have launched."""
     return tuple(name for name in NAMES if why_not(name) is None)
 
 
 def why_not(name: str, device: torch.device | None = None) -> str | None:
-    """None if the backend can run on this machine, otherwise the reason and the cure.
+    """Return None if the backend can run on this machine, otherwise the reason and the cure.
 
-    device: ask for this one; None asks for any GPU of the machine where the backend is a GPU's.
+    device: The device of the question. None: any GPU of the machine, for a backend of GPUs.
     """
     if name == "reference":
         return None
@@ -118,14 +129,15 @@ def why_not(name: str, device: torch.device | None = None) -> str | None:
         return reason
     reasons = []
     for index in range(torch.cuda.device_count()):
-        reasons.append(_why_not_on(name, index))
-        if reasons[-1] is None:
+        reason = _why_not_on(name, index)
+        if reason is None:
             return None
+        reasons.append(reason)
     return "; ".join(dict.fromkeys(reasons))
 
 
 def _missing(name: str) -> str | None:
-    """Why no GPU of this machine can take the backend "triton" or "cuda", or None."""
+    """Return why no GPU of this machine can take the backend "triton" or "cuda", or None."""
     if name == "triton":
         if not _TRITON_IS_INSTALLED:
             return "triton is not installed; pip install triton"
@@ -140,8 +152,9 @@ def _missing(name: str) -> str | None:
     return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
 
 
+@_constant_for_dynamo  # torch.compile asks, instead of tracing a launch
 def _why_not_on(name: str, index: int) -> str | None:
-    """Why the backend cannot run on this GPU, or None: what is missing, what its chip lacks, what a launch showed."""
+    """Return why the backend cannot run on this GPU, or None: a missing part, an old chip, or a failed launch."""
     if (name, index) in _verdicts and not self_check.is_off():
         return _verdicts[name, index]
     reason = _missing(name) or _lacks(name, index)
@@ -154,11 +167,8 @@ def _why_not_on(name: str, index: int) -> str | None:
     return _verdicts[name, index]
 
 
-_why_not_on._dynamo_marked_constant = True  # torch.compile asks, instead of tracing a launch
-
-
 def _lacks(name: str, index: int) -> str | None:
-    """What this GPU lacks of what the backend needs, or None."""
+    """Return what the backend needs and this GPU lacks, or None."""
     capability = torch.cuda.get_device_capability(index)
     if name == "triton" or capability >= _OLDEST_GPU:
         return None
@@ -166,6 +176,7 @@ def _lacks(name: str, index: int) -> str | None:
     return f"it needs compute capability {needed} or later, cuda:{index} has {found}; use backend='triton'"
 
 
+@_constant_for_dynamo
 def interpreting() -> bool:
     """Tell whether Triton's interpreter runs the kernels, on CPU tensors.
 
@@ -177,9 +188,6 @@ def interpreting() -> bool:
     if interpreted is not None:
         return interpreted
     return _interpreter_is_asked() and not _triton_library_is_compiled()
-
-
-interpreting._dynamo_marked_constant = True  # as torch.compiler.assume_constant_result does, which imports Dynamo
 
 
 def _interpreter_is_asked() -> bool:
@@ -201,13 +209,14 @@ def _triton_library_is_compiled() -> bool:
 
 
 def runs_on_cpu(name: str) -> bool:
-    """Whether the backend takes CPU tensors here: also a GPU's whose kernels are interpreted or emulated, for tests."""
+    """Tell whether the backend takes CPU tensors here. Interpreted or emulated kernels of a GPU do, for tests."""
     if name == "triton":
         return interpreting()
     return name != "cuda" or bool(_EMULATED_CUDA)
 
 
 def check_name(name: str) -> str:
+    """Return the name. Raise ValueError for an unknown name."""
     if name != "auto" and name not in NAMES:
         raise ValueError(f"backend must be one of 'auto', {', '.join(map(repr, NAMES))}; got {name!r}.")
     return name
@@ -215,9 +224,9 @@ def check_name(name: str) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Make `name` the backend of all calls in the block that name none themselves.
+    """Make `name` the backend of all calls in the block that name no backend themselves.
 
-    Holds for the whole process, not for one thread. Raises ValueError for an unknown name.
+    The choice holds for the whole process, not for one thread. Raise ValueError for an unknown name.
     """
     global _override
     previous, _override = _override, check_name(name)
@@ -228,7 +237,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def requested(backend: str | None) -> tuple[str, str]:
-    """(name or "auto", who asked for it)."""
+    """Return the name of the requested backend, or "auto", and who requested it."""
     if backend is not None:
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a string or None; got {type(backend).__name__}.")
@@ -244,9 +253,11 @@ def requested(backend: str | None) -> tuple[str, str]:
 def resolve(
     backend: str | None, device: torch.device, dtype: torch.dtype, op: str = "phm_weight", multiply_adds: int = 0
 ) -> str:
-    """The backend of one call of `op`, which takes about so many multiply-adds.
+    """Return the backend of one call of `op`.
 
-    Raises ValueError for an unknown name, RuntimeError for one that cannot run.
+    Raises:
+        ValueError: The name is unknown.
+        RuntimeError: The named backend cannot run here.
     """
     name, source = requested(backend)
     kind = device.type
@@ -264,7 +275,7 @@ def resolve(
 
 
 def best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:
-    """Return the backend that "auto" hopes for. kind: the type of the device, which takes a while to look up."""
+    """Return the best backend for "auto". kind: the type of the device, which takes a while to look up."""
     if kind != "cuda":
         return "cpu"
     if op in WITHOUT["cuda"]:
@@ -281,7 +292,7 @@ def best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multi
 
 
 def cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int, str]:
-    """The multiply-adds up to which "auto" takes CUDA before Triton, and where the number is from."""
+    """Return the multiply-adds up to which "auto" takes CUDA instead of Triton, and the origin of this number."""
     way = "graph" if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing() else "eager"
     if _crossovers:
         measured = _crossovers.get(torch.cuda.get_device_properties(device).name.replace(" ", "_"), {})
@@ -294,6 +305,7 @@ def cuda_up_to(device: torch.device, dtype: torch.dtype, op: str) -> tuple[int, 
 
 
 def unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
+    """Return why a backend cannot compute an operation on tensors of this device type and dtype, or None."""
     if op in WITHOUT.get(name, ()):
         return f"it has no {op}"
     if name not in _DEVICES:
@@ -308,7 +320,7 @@ def unfit(name: str, kind: str, dtype: torch.dtype, op: str) -> str | None:
 
 
 def _stacklevel_of_caller() -> int:
-    """For warnings.warn in the calling function: the first frame outside this package and torch (nn.Module's call)."""
+    """Return the level, for warnings.warn in the caller, of the first frame outside this package and torch."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("mop_kernels", "torch"):
         frame, level = frame.f_back, level + 1
@@ -319,7 +331,4 @@ def _warn_once(what: str) -> None:
     if torch.compiler.is_compiling() or what in _warned:
         return
     _warned.add(what)
-    warnings.warn(
-        f"mop_kernels {what}",
-        stacklevel=_stacklevel_of_caller(),
-    )
+    warnings.warn(f"mop_kernels {what}", stacklevel=_stacklevel_of_caller())

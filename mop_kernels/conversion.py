@@ -36,7 +36,9 @@ def replace_linears(
         module: Changed in place.
         pattern: A glob over the whole name, whose * also crosses dots ("encoder.*.wi"), or a compiled regular
             expression that matches the whole name.
-        terms, rank, local_rank: As in PHMLinear.
+        terms: As in PHMLinear.
+        rank: As in PHMLinear.
+        local_rank: As in PHMLinear.
         init: "fit" takes the nearest sum of Kronecker products (PHMLinear.from_linear). "variance_matched" and
             "compacter" draw new parameters.
 

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, hardware, backends and how the compiled module was built.
+"""Collect what a bug report needs: versions, hardware, backends and the build of the compiled module.
 
 python -m mop_kernels.env_report
 """
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "tokenizers", "safe
 
 
 def collect() -> dict[str, str]:
-    """Facts by name; no path, host name or user name among them."""
+    """Return facts by name. No path, host name or user name is among them."""
     facts = {"mop_kernels": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:

@@ -1,6 +1,10 @@
-"""Which backend a call would take, and why: apart from the choice itself, because a call should not pay for words."""
+"""Say which backend a call would take, and why.
+
+This stands apart from the choice itself (backends.py), because a call should not pay for words.
+"""
 
 import inspect
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,14 +17,14 @@ _KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
 _METHODS = {
     "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
     "cpu": {
-        "phm_weight": "one row of W an (a, u), terms summed in registers",
+        "phm_weight": "one row of W per (a, u), terms summed in registers",
         "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W",
         "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
-        "mop_ffn": "three stages a map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
+        "mop_ffn": "three stages per map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
         "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
     },
     "triton": {
-        "phm_weight": "one tile of W a program, terms summed in registers",
+        "phm_weight": "one tile of W per program, terms summed in registers",
         "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
         "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
         "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
@@ -35,7 +39,7 @@ _METHODS = {
 }
 
 
-def explain_backend(op: str, *args, **kwargs) -> str:
+def explain_backend(op: str | Callable, *args, **kwargs) -> str:
     """Say which backend `op(*args, **kwargs)` would take and why, one fact per line, without computing it.
 
     On a GPU the first question may make the tiny launch that decides whether a backend is taken.
@@ -43,15 +47,15 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     Args:
         op: "phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn" or "attempt_mix", or the function itself.
         *args: The arguments of the call, tensors first.
-        **kwargs: The same.
+        **kwargs: The arguments of the call by name.
 
     Returns:
-        The backend and the reason, the method, the costs where a cost model chooses, and what is not here and why.
+        The backend and the reason, the method, the costs where a cost model chooses, and the missing backends and why.
 
     Raises:
-        ValueError: `op` is none of the operations.
+        ValueError: `op` is no operation.
         TypeError: No tensor is given.
-        RuntimeError: The backend that is asked for cannot run here.
+        RuntimeError: The requested backend cannot run here.
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in OPERATIONS:
@@ -63,20 +67,17 @@ def explain_backend(op: str, *args, **kwargs) -> str:
     dtype = dtype_of_call(first)
     size = multiply_adds.of_call(name, given)
     choice = backends.resolve(backend, first.device, dtype, name, size)
-    reason = reason_of(backend, first.device, dtype, name, size)
-    lines = [f"{name}: backend {choice} ({reason})", f"method: {_METHODS[choice][name]}"]
+    chosen_by = reason_of(backend, first.device, dtype, name, size)
+    lines = [f"{name}: backend {choice} ({chosen_by})", f"method: {_METHODS[choice][name]}"]
     lines += _plan_lines(name, choice, given)
-    for other in backends.NAMES:
-        reason = backends.why_not(other, first.device)
-        if reason is not None:
-            lines.append(f"not here: {other} ({reason})")
-    return "\n".join(lines)
+    absent = {other: backends.why_not(other, first.device) for other in backends.NAMES}
+    return "\n".join([*lines, *(f"not here: {other} ({reason})" for other, reason in absent.items() if reason)])
 
 
 def reason_of(
     backend: str | None, device: torch.device, dtype: torch.dtype, op: str = "phm_weight", multiply_adds: int = 0
 ) -> str:
-    """Why `resolve` takes what it takes, in words; apart from it, because a call should not pay for them."""
+    """Return the reason for the choice of `backends.resolve`, which takes the same arguments."""
     name, source = backends.requested(backend)
     if name != "auto":
         return f"asked for by {source}"
@@ -97,20 +98,21 @@ def reason_of(
     return f"{reason}; {multiply_adds:,} multiply-adds, {size} {bound:,}, {origin}"
 
 
-def _plan_lines(name: str, backend: str, given: dict) -> list[str]:
-    tensors = [given.get(k) for k in inspect.signature(OPERATIONS[name]).parameters if k not in ("bias", "backend")]
-    if not all(isinstance(t, Tensor) for t in tensors):
+def _plan_lines(name: str, backend: str, given: Mapping[str, object]) -> list[str]:
+    names = [k for k in inspect.signature(OPERATIONS[name]).parameters if k not in ("bias", "backend")]
+    tensors = [t for t in map(given.get, names) if isinstance(t, Tensor)]
+    if len(tensors) < len(names):
         return []
     unit, plans = plan(name, backend, *tensors)
     lines = []
     for direction, costs in plans.items():
-        taken, figures = min(costs, key=costs.get), ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
+        taken, figures = min(costs, key=costs.__getitem__), ", ".join(f"{way} {cost:,}" for way, cost in costs.items())
         lines.append(f"plan, {direction}: {taken}; costs in {unit}: {figures}")
     return lines
 
 
 def plan(name: str, backend: str, x: Tensor, *factors: Tensor) -> tuple[str, dict[str, dict[str, float]]]:
-    """(unit, {direction: {way: cost}}) of an operation that chooses by a cost model, ("", {}) of any other."""
+    """Return (unit, {direction: {way: cost}}) of an operation that chooses by a cost model, else ("", {})."""
     if name not in ("phm_linear", "lowrank_phm_linear"):
         return "", {}
     rules, local = factors[:-1], factors[-1]

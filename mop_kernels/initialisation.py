@@ -1,6 +1,7 @@
-"""Initial values of the factors: drawn so that W has a given variance, or fitted to a dense W."""
+"""Initial values of the factors, drawn to give W a variance, or fitted to a dense W."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class DrawnLayer(nn.Module):
     unless they were written through `parameter.data`.
     """
 
-    _was_meta = False  # whether some parameters had no memory when they were last drawn
+    _was_meta = False  # True if some parameters had no memory when they were last drawn
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -31,7 +32,7 @@ class DrawnLayer(nn.Module):
     def _draw(self) -> None:
         raise NotImplementedError
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         super().__setattr__(name, value)
         if name == "_is_hf_initialized" and value and self._was_meta:
             self._draw_missing()
@@ -51,8 +52,8 @@ def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, in
     """Draw rule and local factors (one tensor, or the two of a low-rank product) in place.
 
     Each entry of W sums terms products of a rule entry and a local entry, so its variance is terms * Var(rule) *
-    Var(local). The locals are Glorot-uniform with gain sqrt(2); "variance_matched" scales the rules to reach
-    `variance`, with Var(rule_in) = Var(rule_out). Without rules W is the local, of one term.
+    Var(local). The locals are Glorot-uniform with gain sqrt(2). "variance_matched" scales the rules to reach
+    `variance`, with Var(rule_in) = Var(rule_out). Without rules, W is the local, of one term.
     """
     local_variance = 4 / (locals_[0].shape[-2] + locals_[-1].shape[-1])
     if not rules and init == "variance_matched":
@@ -66,10 +67,10 @@ def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, in
 
 
 def init_near_zero(rules: list[Tensor], local: Tensor) -> None:
-    """As public code that is probably the MOP authors' draws a map: W starts close to zero.
+    """Draw a map as public code does, probably code of the MOP authors: W starts close to zero.
 
-    Rules N(0, 0.0001^2). local (..., terms, loc_in, loc_out): Glorot-uniform with gain sqrt(2), as the matrix
-    (terms*loc_in, loc_out) that it is stored as there.
+    Rules N(0, 0.0001^2). local (..., terms, loc_in, loc_out): Glorot-uniform with gain sqrt(2), as a matrix
+    (terms*loc_in, loc_out), which is its shape there.
     """
     for rule in rules:
         nn.init.normal_(rule, std=NEAR_ZERO_RULE_STD)
@@ -78,10 +79,10 @@ def init_near_zero(rules: list[Tensor], local: Tensor) -> None:
     nn.init.uniform_(local, -bound, bound)
 
 
-def _draw(factors: list[Tensor], variance: float, fill) -> None:
-    """Fill the factors, then scale them evenly so that their product's mean square is `variance` exactly.
+def _draw(factors: list[Tensor], variance: float, fill: Callable[[Tensor], Tensor]) -> None:
+    """Fill the factors, then scale them evenly so that the mean square of their product is exactly `variance`.
 
-    Rules are small: left to chance, the mean square of a 4 x 4 x 4 draw is off by 40 % often enough to matter.
+    Rules are small: by chance, the mean square of a 4 x 4 x 4 draw is off by 40 % often enough to matter.
 
     While transformers loads a model, torch.nn.init leaves loaded parameters alone. Such a factor is not scaled either,
     and the other factor of the product gets the mean square that it would have if both were drawn.
@@ -102,7 +103,7 @@ def _draw(factors: list[Tensor], variance: float, fill) -> None:
         factor.mul_(scale)
 
 
-def _fills(fill, tensor: Tensor) -> bool:
+def _fills(fill: Callable[[Tensor], Tensor], tensor: Tensor) -> bool:
     """Call fill(tensor). Return whether it has written to the tensor."""
     before = _writes(tensor)
     fill(tensor)
@@ -115,11 +116,11 @@ def _writes(tensor: Tensor) -> int:
 
 
 def nearest_kronecker_sum(weight: Tensor, terms: int, rank: int | None, local_rank: int | None) -> dict[str, Tensor]:
-    """The factors, by PHMLinear's names and in float64, whose W is the nearest to weight (in, out) in Frobenius norm.
+    """Return the factors, by PHMLinear's names and in float64, whose W is nearest to weight (in, out).
 
-    By SVD of the rearranged weight (Van Loan and Pitsianis); with rank or local_rank each factor is then cut to its
-    own nearest matrix of that rank. Terms and ranks that `weight` cannot have are absent: shapes may be smaller than
-    PHMLinear's, which is zero there.
+    The norm is Frobenius', the method is the SVD of the rearranged weight (Van Loan and Pitsianis). With rank or
+    local_rank each factor is then cut to its own nearest matrix of that rank. Terms and ranks that `weight` cannot have
+    are absent: shapes may be smaller than PHMLinear's, which is zero there.
     """
     loc_in, loc_out = weight.shape[0] // terms, weight.shape[1] // terms
     blocks = weight.double().reshape(terms, loc_in, terms, loc_out)
@@ -134,7 +135,7 @@ def nearest_kronecker_sum(weight: Tensor, terms: int, rank: int | None, local_ra
 
 
 def _split_by_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest matrix of that rank as left (..., m, rank) @ right (..., rank, n), the scale shared evenly."""
+    """Return the nearest matrix of that rank as left (..., m, rank) @ right (..., rank, n), of equal scales."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     root = s[..., :rank].sqrt()
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * v[..., :rank, :]

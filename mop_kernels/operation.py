@@ -106,7 +106,7 @@ def run(
     first = tensors[0]
     assert first is not None
     backend = backends.resolve(backend, first.device, first.dtype, operation.name, size)
-    return autograd.operation(Call(operation.name, backend, static), *tensors)
+    return autograd.compute(Call(operation.name, backend, static), *tensors)
 
 
 def _kind_of_call(name: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> tuple | None:

@@ -1,4 +1,4 @@
-"""One rule per operation: how its kernels are called, what its gradients read, and the same in plain PyTorch.
+"""One rule per operation: the call of its kernels, the tensors that its gradients read, and its plain PyTorch form.
 
 autograd.py differentiates and batches operations by these rules. From the plain forms (`reference`,
 `reference_gradients`) PyTorch derives second derivatives, forward mode and batching. A rule overrides what its kernels
@@ -6,14 +6,14 @@ do themselves:
 
 - Products are linear in each argument. Each derivative of a product, of any order, is a sum of products and of their
   gradients with one argument replaced, so all of them run on the kernels.
-- Batching folds the batch axis into an axis of the kernel where there is one: leading axes of phm_weight, rows of the
-  linear maps, layers of mop_ffn, examples of attempt_mix. Everything else, linear maps whose own factors are batched
-  above all, becomes batched matrix products of PyTorch.
+- Batching folds the batch axis into an axis of the kernel if a suitable axis exists: leading axes of phm_weight, rows
+  of the linear maps, layers of mop_ffn, examples of attempt_mix. All other calls, linear maps with batched factors
+  above all, become batched matrix products of PyTorch.
 
-Conventions. `tensors`: the tensors of a call in a fixed order, None where one is absent. `needs`: one flag per tensor,
-set where a gradient is asked for. Gradients are a tuple with one tensor per set flag, in order. `gradients` takes the
+Conventions. `tensors`: the tensors of a call in a fixed order, None for an absent tensor. `needs`: one flag per tensor,
+set where a gradient is requested. Gradients are a tuple with one tensor per set flag, in order. `gradients` takes the
 gradients of the first `num_grads` outputs, None for zero, then the tensors that `kept` returns. `dims`: the batch axis
-of each tensor, None where it has none. Results of a batched call have it as dim 0.
+of each tensor, None for a tensor without one. Results of a batched call have the batch axis as dim 0.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +23,22 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-
-Tensors = Sequence[Tensor | None]
-Needs = tuple[bool, ...]
-Dims = Sequence[int | None]
+from .derivatives import (
+    Dims,
+    Needs,
+    Tensors,
+    bits_of,
+    flags_of,
+    gradients_of,
+    in_front,
+    places_of,
+    spread,
+    tangents_of,
+)
 
 
 class Call(NamedTuple):
-    """What a call has besides its tensors. static: the arguments of the op that are no tensors."""
+    """A call without its tensors. static: the arguments of the op that are no tensors."""
 
     name: str
     backend: str
@@ -47,7 +55,7 @@ class Differentiable(NamedTuple):
 class Rule:
     """Derivatives and batching of an operation, derived from its plain form `reference`."""
 
-    non_differentiable: tuple[int, ...] = ()  # the outputs that are integers
+    non_differentiable: tuple[int, ...] = ()  # places of the outputs that are integers
 
     def forward(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the op of the backend."""
@@ -57,17 +65,17 @@ class Rule:
         """Run the gradient op of the backend."""
         raise NotImplementedError
 
-    def reference(self, call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def reference(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Compute the outputs in plain PyTorch."""
         raise NotImplementedError
 
-    def reference_gradients(self, call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def reference_gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
         """Compute the gradients in plain PyTorch."""
         num_grads = self.num_grads(call)
         grads, kept = tensors[:num_grads], tensors[num_grads:]
-        return gradients_of(lambda *t: self.reference(call, *t), kept, needs, grads)
+        return gradients_of(lambda *t: self.reference(call, t), kept, needs, grads)
 
-    def kept(self, tensors: Tensors, outputs: Sequence[Tensor]) -> Tensors:
+    def kept(self, tensors: Tensors, outputs: Tensors) -> Tensors:
         """Return the tensors that the gradients read."""
         return tensors
 
@@ -80,30 +88,31 @@ class Rule:
         raise NotImplementedError
 
     def num_grads(self, call: Call) -> int:
+        """Return the number of outputs whose gradients the gradients read."""
         return 1
 
     def jvp(self, run: Differentiable, call: Call, tensors: Tensors, tangents: Tensors) -> Tensors:
         """Return the tangents of the outputs. A tangent of None is zero."""
-        return tangents_of(lambda *t: self.reference(call, *t), tensors, tangents)
+        return tangents_of(lambda *t: self.reference(call, t), tensors, tangents)
 
     def gradients_jvp(self, run: Differentiable, call: Call, needs: Needs, tensors: Tensors, tangents: Tensors):
         """Return the tangents of the gradients."""
-        return tangents_of(lambda *t: self.reference_gradients(call, needs, *t), tensors, tangents)
+        return tangents_of(lambda *t: self.reference_gradients(call, needs, t), tensors, tangents)
 
     def second(
         self, run: Differentiable, call: Call, needs: Needs, tensors: Tensors, asked: Needs, cotangents: Tensors
     ):
-        """Return the gradient of sum(gradient * cotangent) in each of `tensors` that is asked for, None elsewhere."""
-        gradients = gradients_of(lambda *t: self.reference_gradients(call, needs, *t), tensors, asked, cotangents)
+        """Return the gradient of sum(gradient * cotangent) in each of `tensors` that is requested, None elsewhere."""
+        gradients = gradients_of(lambda *t: self.reference_gradients(call, needs, t), tensors, asked, cotangents)
         return spread(gradients, asked)
 
     def vmap(self, run: Differentiable, call: Call, size: int, dims: Dims, tensors: Tensors) -> tuple[Tensor, ...]:
         """Return the outputs of a batch of `size` calls."""
-        return torch.vmap(lambda *t: self.reference(call, *t), tuple(dims))(*tensors)
+        return torch.vmap(lambda *t: self.reference(call, t), tuple(dims))(*tensors)
 
     def gradients_vmap(self, run: Differentiable, call: Call, needs: Needs, size: int, dims: Dims, tensors: Tensors):
         """Return the gradients of a batch of `size` calls, one per call."""
-        return torch.vmap(lambda *t: self.reference_gradients(call, needs, *t), tuple(dims))(*tensors)
+        return torch.vmap(lambda *t: self.reference_gradients(call, needs, t), tuple(dims))(*tensors)
 
 
 class Product(Rule):
@@ -117,32 +126,40 @@ class Product(Rule):
         self.num_args, self.num_biases = num_args, num_biases
 
     def forward(self, call, tensors):
+        """Run the op of the backend."""
         return (ops.call(call.name, call.backend, tensors),)
 
     def gradients(self, call, needs, tensors):
-        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, mask_of(needs))))
+        """Run the gradient op of the backend."""
+        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, bits_of(needs))))
 
     def kept(self, tensors, outputs):
+        """Return the tensors that the gradients read."""
         return tensors[: self.num_args]
 
     def from_gradient_arguments(self, args):
-        *tensors, mask = args
-        return (), flags_of(mask, self.num_args + self.num_biases), tensors
+        """Split the arguments of the gradient op into (static, needs, tensors)."""
+        *tensors, bits = args
+        return (), flags_of(bits, self.num_args + self.num_biases), tensors
 
-    def reference_gradients(self, call, needs, grad, *args):
+    def reference_gradients(self, call, needs, tensors):
+        """Compute the gradients in plain PyTorch."""
+        grad, *args = tensors
         tensors = (*args, *(None,) * self.num_biases)
-        gradients = gradients_of(lambda *t: self.reference(call, *t), tensors, needs[: self.num_args], (grad,))
+        gradients = gradients_of(lambda *t: self.reference(call, t), tensors, needs[: self.num_args], (grad,))
         # a sum, also of a single row: a Function must not return its own input
         return (*gradients, *(grad.reshape(-1, grad.shape[-1]).sum(0) for needed in needs[self.num_args :] if needed))
 
     def jvp(self, run, call, tensors, tangents):
+        """Return the tangents of the outputs."""
         parts = [run.operation(call, *args)[0] for _, args in self._replaced(tensors, tangents)]
         parts += [t.expand(*tensors[0].shape[:-1], -1) for t in tangents[self.num_args :] if t is not None]
         return (sum(parts[1:], parts[0]),)
 
     def gradients_jvp(self, run, call, needs, tensors, tangents):
+        """Return the tangents of the gradients."""
         grad, *args = tensors
-        totals = [None] * len(needs)
+        totals: list[Tensor | None] = [None] * len(needs)
         if tangents[0] is not None:
             totals = spread(run.gradients(call, needs, tangents[0], *args), needs)
         self._add_gradients(run, call, needs, grad, args, tangents[1:], totals)
@@ -150,6 +167,7 @@ class Product(Rule):
         return tuple(torch.zeros_like(like[k]) if totals[k] is None else totals[k] for k in places_of(needs))
 
     def second(self, run, call, needs, tensors, asked, cotangents):
+        """Return the gradients of the gradients."""
         grad, *args = tensors
         given = spread(cotangents, needs)
         totals: list[Tensor | None] = [None] * self.num_args
@@ -167,7 +185,7 @@ class Product(Rule):
                 yield place, [*args[:place], direction, *args[place + 1 : self.num_args], *(None,) * self.num_biases]
 
     def _add_gradients(self, run, call, needs, grad, args, directions, totals) -> None:
-        """Add to each total that is asked for the derivatives of its gradient in the directions of the others."""
+        """Add to each requested total the derivatives of its gradient in the directions of the other arguments."""
         for place, replaced in self._replaced(args, directions):
             asked = tuple(needs[k] and k != place for k in range(self.num_args)) + (False,) * self.num_biases
             if any(asked):
@@ -178,13 +196,16 @@ class Product(Rule):
 class Weight(Product):
     """phm_weight(rule, local). The batch axis is one more leading axis."""
 
-    def reference(self, call, rule, local):
-        return (reference.phm_weight(rule, local),)
+    def reference(self, call, tensors):
+        """Compute the outputs in plain PyTorch."""
+        return (reference.phm_weight(*tensors),)
 
     def vmap(self, run, call, size, dims, tensors):
+        """Return the outputs of a batch of calls."""
         return run.operation(call, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
 
     def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        """Return the gradients of a batch of calls."""
         return run.gradients(call, needs, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
 
 
@@ -194,7 +215,9 @@ class Linear(Product):
     Where the factors are not batched, the batch axis is one more axis of rows.
     """
 
-    def reference(self, call, x, *rest):
+    def reference(self, call, tensors):
+        """Compute the outputs in plain PyTorch."""
+        x, *rest = tensors
         if call.name == "lowrank_phm_linear":
             y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), *rest)
             return (y.reshape(*x.shape[:-1], y.shape[-1]),)
@@ -205,11 +228,13 @@ class Linear(Product):
         return (y if bias is None else y + bias,)
 
     def vmap(self, run, call, size, dims, tensors):
+        """Return the outputs of a batch of calls."""
         if dims[0] is None or any(d is not None for d in dims[1:]):
             return super().vmap(run, call, size, dims, tensors)
         return run.operation(call, tensors[0].movedim(dims[0], 0), *tensors[1:])
 
     def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        """Return the gradients of a batch of calls."""
         if any(needs[1:]) or any(d is not None for d in dims[2:]):
             return super().gradients_vmap(run, call, needs, size, dims, tensors)
         grad, x = (t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors[:2]))
@@ -223,40 +248,47 @@ class MopFFN(Rule):
     """
 
     def num_grads(self, call):
+        """Return the number of outputs whose gradients the gradients read."""
         return call.static[1]
 
     def _arguments(self, call: Call, tensors: Tensors) -> tuple:
-        """The arguments of the op mop_ffn."""
+        """Return the arguments of the op mop_ffn."""
         num_down, num_maps, activation = call.static
         x, *factors, experts = tensors
         return x, list(factors[:num_down]), list(factors[num_down:]), num_maps, activation, experts
 
     def from_arguments(self, args):
+        """Split the arguments of the op into (static, tensors)."""
         x, down, ups, num_maps, activation, experts = args
         return (len(down), num_maps, activation), (x, *down, *ups, experts)
 
     def from_gradient_arguments(self, args):
-        grads, x, down, ups, num_maps, activation, experts, mask = args
-        needs = (*flags_of(mask, 1 + len(down) + len(ups)), False)
+        """Split the arguments of the gradient op into (static, needs, tensors)."""
+        grads, x, down, ups, num_maps, activation, experts, bits = args
+        needs = (*flags_of(bits, 1 + len(down) + len(ups)), False)
         return (len(down), num_maps, activation), needs, (*grads, x, *down, *ups, experts)
 
     def forward(self, call, tensors):
+        """Run the op of the backend."""
         return tuple(ops.call("mop_ffn", call.backend, self._arguments(call, tensors)))
 
     def gradients(self, call, needs, tensors):
+        """Run the gradient op of the backend."""
         num_maps = call.static[1]
         grads, kept = list(tensors[:num_maps]), tensors[num_maps:]
         if any(g is None for g in grads):
             zeros = torch.zeros_like(next(g for g in grads if g is not None))  # the maps have equal shapes
             grads = [zeros if g is None else g for g in grads]
-        args = (grads, *self._arguments(call, kept), mask_of(needs))
+        args = (grads, *self._arguments(call, kept), bits_of(needs))
         return tuple(ops.call("mop_ffn_backward", call.backend, args))
 
-    def reference(self, call, *tensors):
+    def reference(self, call, tensors):
+        """Compute the outputs in plain PyTorch."""
         x, down, ups, num_maps, activation, experts = self._arguments(call, tensors)
-        return reference.mop_ffn(x, *ops.split_maps(down, 1), ops.split_maps(ups, num_maps), activation, experts)
+        return reference.mop_ffn(x, reference.LowRankPHM(*down), ops.split_maps(ups, num_maps), activation, experts)
 
     def vmap(self, run, call, size, dims, tensors):
+        """Return the outputs of a batch of calls."""
         if dims[-1] is not None:  # other experts per call
             return super().vmap(run, call, size, dims, tensors)
         front = in_front(dims, tensors[:-1])
@@ -266,6 +298,7 @@ class MopFFN(Rule):
         return tuple(y.unflatten(0, (size, layers)) for y in outputs)
 
     def gradients_vmap(self, run, call, needs, size, dims, tensors):
+        """Return the gradients of a batch of calls."""
         if dims[-1] is not None:
             return super().gradients_vmap(run, call, needs, size, dims, tensors)
         front = in_front(dims, tensors[:-1])
@@ -282,7 +315,7 @@ class MopFFN(Rule):
 
 
 def _merge(tensor: Tensor, size: int, layers: int) -> Tensor:
-    """(size|1, layers|1, ...) as (size*layers, ...)."""
+    """Return a tensor (size|1, layers|1, ...) as (size*layers, ...)."""
     return tensor.expand(size, layers, *tensor.shape[2:]).flatten(0, 1)
 
 
@@ -297,25 +330,31 @@ class AttemptMix(Rule):
     non_differentiable = (3,)
 
     def num_grads(self, call):
+        """Return the number of outputs whose gradients the gradients read."""
         return 3
 
     def kept(self, tensors, outputs):
+        """Return the tensors that the gradients read."""
         return (*outputs[2:], *tensors[2:])
 
     def from_arguments(self, args):
+        """Split the arguments of the op into (static, tensors)."""
         *tensors, temperature = args
         return (temperature, args[0].shape[1]), tensors
 
     def from_gradient_arguments(self, args):
-        grad, grad_attention, *kept, temperature, mask = args
-        x, source, target, *factors = flags_of(mask, 7)
+        """Split the arguments of the gradient op into (static, needs, tensors)."""
+        grad, grad_attention, *kept, temperature, bits = args
+        x, source, target, *factors = flags_of(bits, 7)
         needs = (x, False, source, target, False, *factors)
         return (temperature, grad.shape[1] - kept[2].shape[1]), needs, (grad, grad_attention, None, *kept)
 
     def forward(self, call, tensors):
+        """Run the op of the backend."""
         return tuple(ops.call("attempt_mix", call.backend, (*tensors, call.static[0])))
 
     def gradients(self, call, needs, tensors):
+        """Run the gradient op of the backend."""
         grad, grad_attention, grad_peak, peak, position, source, *rest = tensors
         batch, (sources, rows, width) = peak.shape[0], source.shape
         if grad is None:
@@ -323,23 +362,27 @@ class AttemptMix(Rule):
         if grad_attention is None:
             grad_attention = peak.new_zeros(batch, sources + 1)
         asked = (needs[0], *needs[2:4], *needs[5:])  # without the mask and the task ids
-        args = (grad, grad_attention, peak, position, source, *rest, call.static[0], mask_of(asked))
+        args = (grad, grad_attention, peak, position, source, *rest, call.static[0], bits_of(asked))
         gradients = tuple(ops.call("attempt_mix_backward", call.backend, args))
         if needs[0] and grad_peak is not None:
             return (gradients[0] + self._at_position(call, grad_peak, position), *gradients[1:])
         return gradients
 
     def _at_position(self, call: Call, values: Tensor, position: Tensor) -> Tensor:
-        """values (batch, d) in the rows of x that position names, zeros elsewhere: (batch, length, d)."""
+        """Return (batch, length, d): values (batch, d) in the rows of x that `position` names, zeros elsewhere."""
         found = position.unsqueeze(1) == torch.arange(call.static[1], device=position.device)[:, None]
         return values.unsqueeze(1).where(found, 0)
 
-    def reference(self, call, x, mask, *factors):
+    def reference(self, call, tensors):
+        """Compute the outputs in plain PyTorch."""
+        x, mask, *factors = tensors
         peak, position = reference.largest(x, mask)
         prompt, attention = reference.attempt_prompt(peak, *factors, temperature=call.static[0])
         return torch.cat([prompt, x], 1), attention, peak, position
 
-    def reference_gradients(self, call, needs, grad, grad_attention, grad_peak, peak, position, *factors):
+    def reference_gradients(self, call, needs, tensors):
+        """Compute the gradients in plain PyTorch."""
+        grad, grad_attention, grad_peak, peak, position, *factors = tensors
         rows = factors[0].shape[1]
         grads = (None if grad is None else grad[:, :rows], grad_attention, grad_peak)
 
@@ -353,9 +396,11 @@ class AttemptMix(Rule):
         return (grad_x if grad is None else grad_x + grad[:, rows:], *gradients[1:])
 
     def jvp(self, run, call, tensors, tangents):
-        return (*tangents_of(lambda *t: self.reference(call, *t)[:3], tensors, tangents), None)
+        """Return the tangents of the outputs."""
+        return (*tangents_of(lambda *t: self.reference(call, t)[:3], tensors, tangents), None)
 
     def vmap(self, run, call, size, dims, tensors):
+        """Return the outputs of a batch of calls."""
         if any(d is not None for d in (*dims[2:4], *dims[5:])):
             return super().vmap(run, call, size, dims, tensors)
         x, mask, _, _, task_ids, *_ = in_front(dims, tensors)
@@ -363,87 +408,6 @@ class AttemptMix(Rule):
         x, mask, task_ids = (None if t is None else _merge(t, size, batch) for t in (x, mask, task_ids))
         outputs = run.operation(call, x, mask, *tensors[2:4], task_ids, *tensors[5:])
         return tuple(y.unflatten(0, (size, batch)) for y in outputs)
-
-
-def gradients_of(function, tensors: Tensors, needs: Needs, grads: Tensors) -> tuple[Tensor, ...]:
-    """Return the gradients of sum(output * grad) in the tensors asked for. A grad of None is zero.
-
-    By torch.func.vjp inside a transform of torch.func. Elsewhere by torch.autograd.grad, since torch.func refuses the
-    hooks of saved tensors that may be active there (save_on_cpu, checkpoint).
-    """
-    places = places_of(needs)
-    of_asked, asked = _of_places(function, tensors, places), [tensors[k] for k in places]
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        outputs, vjp = torch.func.vjp(of_asked, *asked)
-        return vjp(_filled(grads, outputs))
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in asked]
-        outputs = of_asked(*leaves)
-        pairs = [(y, g) for y, g in zip(outputs, _filled(grads, outputs)) if y.requires_grad]
-        outputs, grads = zip(*pairs)
-        return torch.autograd.grad(outputs, leaves, grads, create_graph=create_graph, materialize_grads=True)
-
-
-def tangents_of(function, tensors: Tensors, tangents: Tensors) -> tuple[Tensor, ...]:
-    """Return the tangents of the outputs. A tangent of None is zero.
-
-    By two backward passes, since PyTorch nests no forward mode: the gradients are linear in the gradients of the
-    outputs, and the transpose of that map is the Jacobian.
-    """
-    needs = tuple(tangent is not None for tangent in tangents)
-    zeros = [torch.zeros_like(y) for y in function(*tensors)]
-    return gradients_of(
-        lambda *grads: gradients_of(function, tensors, needs, grads),
-        zeros,
-        (True,) * len(zeros),
-        [tangent for tangent in tangents if tangent is not None],
-    )
-
-
-def _filled(grads: Tensors, outputs: Tensors) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros_like(y) if g is None else g for y, g in zip(outputs, grads))
-
-
-def _of_places(function, tensors: Tensors, places: Sequence[int]):
-    """The function of the tensors at these places alone."""
-
-    def inner(*given):
-        every = list(tensors)
-        for place, tensor in zip(places, given):
-            every[place] = tensor
-        return tuple(function(*every))
-
-    return inner
-
-
-def places_of(needs: Needs) -> list[int]:
-    return [k for k, needed in enumerate(needs) if needed]
-
-
-def mask_of(needs: Needs) -> int:
-    """The flags as bits, which ops take."""
-    mask = 0
-    for k, needed in enumerate(needs):
-        if needed:
-            mask |= 1 << k
-    return mask
-
-
-def flags_of(mask: int, count: int) -> Needs:
-    """The flags of a mask."""
-    return tuple(bool(mask >> k & 1) for k in range(count))
-
-
-def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
-    """Put the gradients asked for at the places of their tensors."""
-    found = iter(gradients)
-    return [next(found) if needed else None for needed in needs]
-
-
-def in_front(dims: Dims, tensors: Tensors) -> list[Tensor | None]:
-    """Give every tensor the batch axis as dim 0, of size 1 where it has none."""
-    return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]
 
 
 RULES = {

@@ -1,8 +1,9 @@
-"""One tiny launch of a GPU backend, compared with the reference: once per backend, device and process.
+"""Compare one tiny launch of a GPU backend with the reference, once per backend, device and process.
 
-What is installed does not say what runs. The toolkit that compiled the CUDA kernels may be newer than the driver, they
-may have been compiled for other GPUs, and Triton needs a C compiler and Python's headers when it first launches. The
-check sees such faults before a user's call does. It launches one block, of integers that every precision holds.
+An installed backend may still fail. The toolkit that compiled the CUDA kernels may be newer than the driver, the
+kernels may have been compiled for other GPUs, and Triton needs a C compiler and Python's headers when it first
+launches. The check finds such faults before a user's call does. It launches one block, of integers that every precision
+holds.
 """
 
 import warnings
@@ -16,13 +17,13 @@ from . import ops, reference
 
 CURE = "python -m mop_kernels.check --device cuda says what fails"
 
-failures: set[str] = set()  # all that were found
+failures: set[str] = set()  # all failures of this process
 _is_off = False
 
 
 @contextmanager
 def off() -> Iterator[None]:
-    """Trust every backend within the block, for the whole process: for those that look at each operation themselves."""
+    """Trust every backend within the block, for the whole process: the caller checks each operation itself."""
     global _is_off
     before, _is_off = _is_off, True
     try:
@@ -32,22 +33,24 @@ def off() -> Iterator[None]:
 
 
 def is_off() -> bool:
+    """Tell whether every backend is trusted."""
     return _is_off
 
 
 def can_look() -> bool:
-    """Whether a launch may be made now: not into a stream that is being captured."""
+    """Tell whether a launch may be made now: not into a stream that is being captured."""
     return not _is_off and not torch.cuda.is_current_stream_capturing()
 
 
 def device_of(index: int) -> torch.device:
+    """Return GPU number `index`. Tests replace this function."""
     return torch.device("cuda", index)
 
 
 def failure(backend: str, index: int) -> str | None:
-    """Return why the backend's launch on GPU number `index` failed or what it got wrong, None where it was right.
+    """Return why the backend's launch on GPU number `index` failed or gave a wrong result, None if it was right.
 
-    Launch in a thread of its own: it has no modes, transforms of torch.func, autocast or stream of the caller.
+    Launch in a thread of its own, without the caller's modes, transforms of torch.func, autocast and stream.
 
     Raises:
         torch.OutOfMemoryError: There is no memory, which says nothing about the backend.
@@ -61,7 +64,7 @@ def failure(backend: str, index: int) -> str | None:
 
 @contextmanager
 def _without_complaints() -> Iterator[None]:
-    """Within the block neither warnings nor waiting for the GPU are errors, where the program has asked for that."""
+    """Allow warnings and waits for the GPU within the block, even if the program has made them errors."""
     initialised = torch.cuda.is_initialized()
     mode = torch.cuda.get_sync_debug_mode() if initialised else 0
     if mode:

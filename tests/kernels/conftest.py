@@ -18,6 +18,8 @@ import torch
 
 from mop_kernels import available_backends, backends, testing
 
+pytest.register_assert_rewrite("errors", "judging", "products")
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():

@@ -5,17 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from errors import raises
+from judging import RequestedGradients, assert_asked, assert_same, call_prompts, raw_prompt_arguments
 from layouts import LAYOUTS
 from safetensors.torch import load_file
-from specialisations import assert_same
-from test_gradients import Masks, assert_asked
-from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
-import mop_kernels as mk
-from mop_kernels import backends, explain, ops, reference, testing
+from mop_kernels import backends, ops, reference, testing
 from mop_kernels.testing import PROMPTS, PromptShape
+from mop_kernels.truth import attempt_by_example
 
 NAMES = ["x", "source", "target", "w_down", "w_up", "ln_weight", "ln_bias"]
 RESULTS = ["prefixed", "attention", *(f"gradient of {name}" for name in NAMES)]
@@ -42,11 +38,6 @@ def backend(backend) -> str:
     return backend
 
 
-def call(tensors, mask=None, *, task_ids, temperature, backend=None):
-    x, source, target, *factors = tensors
-    return mk.attempt_mix(x, mask, source, target, task_ids, *factors, temperature, backend=backend)
-
-
 def expected(tensors, mask=None, *, task_ids, temperature):
     x, source, target, *factors = tensors
     return reference.attempt_mix(x, mask, source, target, task_ids, *factors, temperature=temperature)
@@ -60,11 +51,11 @@ def output_gradients(tensors, options, layout="contiguous"):
 def check(backend, tensors, options, layout="contiguous"):
     grads = output_gradients(tensors, options, layout)
     exact = testing.in_float64(tensors)
-    found = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
     plain = testing.value_and_gradients(lambda *t: expected(t, **options), tensors, grads)
     needs = [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
     truth = testing.value_and_gradients(
-        lambda *t: truth.attempt_by_example(*t, **options), exact, [g.double() for g in grads], needs
+        lambda *t: attempt_by_example(*t, **options), exact, [g.double() for g in grads], needs
     )
     if not any(needs):
         truth = truth[0], [torch.zeros_like(t) for t in exact]
@@ -103,7 +94,9 @@ def test_strided_mask_and_task_ids(backend):
     spread = torch.full((2 * SMALL.batch,), -1)
     spread[::2] = options["task_ids"]
     strided = options | {"mask": options["mask"].mT.contiguous().mT, "task_ids": spread[::2]}
-    for a, b in zip(call(tensors, **strided, backend=backend), call(tensors, **options, backend=backend)):
+    for a, b in zip(
+        call_prompts(tensors, **strided, backend=backend), call_prompts(tensors, **options, backend=backend)
+    ):
         assert torch.equal(a, b)
 
 
@@ -111,7 +104,9 @@ def test_strided_mask_and_task_ids(backend):
 def test_a_mask_of_integers(kind, backend):
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
     integers = options | {"mask": options["mask"].to(kind) * 2}
-    for a, b in zip(call(tensors, **integers, backend=backend), call(tensors, **options, backend=backend)):
+    for a, b in zip(
+        call_prompts(tensors, **integers, backend=backend), call_prompts(tensors, **options, backend=backend)
+    ):
         assert torch.equal(a, b)
 
 
@@ -122,7 +117,7 @@ def gradient_of_the_maximum(x, mask, backend):
     """The gradient of the attention alone by x: that of the pool."""
     tensors, options = testing.prompt_inputs(PromptShape(*x.shape, 3, 2, 1, 4), x.dtype)
     leaf = x.clone().requires_grad_()
-    _, attention = call([leaf, *tensors[1:]], **options | {"mask": mask}, backend=backend)
+    _, attention = call_prompts([leaf, *tensors[1:]], **options | {"mask": mask}, backend=backend)
     return torch.autograd.grad(attention[:, 0].sum(), leaf)[0], attention
 
 
@@ -152,11 +147,13 @@ def test_a_row_of_padding_only(fill, backend):
     options["mask"][2] = False
     options["mask"][1] = torch.arange(SMALL.length) > 3  # padding on the left
     grads = output_gradients(tensors, options)
-    values, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    values, gradients = testing.value_and_gradients(
+        lambda *t: call_prompts(t, **options, backend=backend), tensors, grads
+    )
     assert torch.equal(gradients[0][2], grads[0][2, SMALL.rows :])
     zero = [tensors[0].clone(), *tensors[1:]]
     zero[0][2] = 0
-    alike = call(zero, **options | {"mask": options["mask"].clone().index_fill_(0, torch.tensor(2), True)})
+    alike = call_prompts(zero, **options | {"mask": options["mask"].clone().index_fill_(0, torch.tensor(2), True)})
     torch.testing.assert_close(values[1], alike[1])
     if fill > -math.inf:
         check(backend, tensors, options)
@@ -165,7 +162,7 @@ def test_a_row_of_padding_only(fill, backend):
 def test_where_all_that_counts_is_minus_infinity_the_first_that_counts_is_taken(backend):
     x = torch.full((1, 4, 6), -math.inf)
     mask = torch.tensor([[False, True, True, False]])
-    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_prompt_arguments(x, mask))
     assert torch.equal(peak, torch.full((1, 6), -math.inf))
     assert torch.equal(position, torch.full((1, 6), 1, dtype=torch.int32))
 
@@ -174,12 +171,12 @@ def test_nan_is_the_largest_and_the_first_nan_is_taken(backend):
     x = torch.zeros(1, 6, 20)
     x[0, 1], x[0, 3, ::2], x[0, 5] = 7, math.nan, math.nan
     mask = torch.tensor([[True, True, True, True, True, True]])
-    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    _, _, peak, position = ops.get("attempt_mix", backend)(*raw_prompt_arguments(x, mask))
     assert peak.isnan().all()
     assert torch.equal(position[0, ::2], torch.full((10,), 3, dtype=torch.int32))
     assert torch.equal(position[0, 1::2], torch.full((10,), 5, dtype=torch.int32))
     mask[0, 3:] = False
-    _, attention, peak, _ = ops.get("attempt_mix", backend)(*raw_arguments(x, mask))
+    _, attention, peak, _ = ops.get("attempt_mix", backend)(*raw_prompt_arguments(x, mask))
     assert torch.equal(peak, torch.full((1, 20), 7.0))
     assert attention.isfinite().all()
 
@@ -187,17 +184,8 @@ def test_nan_is_the_largest_and_the_first_nan_is_taken(backend):
 def test_nan_in_a_prompt_reaches_its_attention(backend):
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
     tensors[1][1, 2, 3] = math.nan
-    _, attention = call(tensors, **options, backend=backend)
+    _, attention = call_prompts(tensors, **options, backend=backend)
     assert attention.isnan().all()
-
-
-def raw_arguments(x: Tensor, keep: Tensor | None) -> list:
-    tensors, options = testing.prompt_inputs(PromptShape(*x.shape, 3, 2, 2, 4), x.dtype)
-    _, source, target, *factors = tensors
-    return [x, keep, source, target, options["task_ids"], *factors, options["temperature"]]
-
-
-# Gradients.
 
 
 def test_only_one_result_is_used(backend):
@@ -205,9 +193,11 @@ def test_only_one_result_is_used(backend):
     both = output_gradients(tensors, options)
     for kept in range(2):
         alone = [g if k == kept else torch.zeros_like(g) for k, g in enumerate(both)]
-        _, with_zeros = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, alone)
+        _, with_zeros = testing.value_and_gradients(
+            lambda *t: call_prompts(t, **options, backend=backend), tensors, alone
+        )
         _, found = testing.value_and_gradients(
-            lambda *t, kept=kept: call(t, **options, backend=backend)[kept], tensors, [both[kept]]
+            lambda *t, kept=kept: call_prompts(t, **options, backend=backend)[kept], tensors, [both[kept]]
         )
         for a, b in zip(found, with_zeros, strict=True):
             assert_same(a, b, backend)
@@ -227,20 +217,20 @@ def test_what_is_asked_is_computed(asked, backend):
     grads = output_gradients(tensors, options)
 
     def function(*t):
-        return call(t, **options, backend=backend)
+        return call_prompts(t, **options, backend=backend)
 
     needs = [k in asked for k in range(len(tensors))]
     _, every = testing.value_and_gradients(function, tensors, grads)
-    with Masks() as masks:
+    with RequestedGradients() as requests:
         _, some = testing.value_and_gradients(function, tensors, grads, needs)
-    assert masks.seen == [sum(1 << k for k in asked)]
+    assert requests.seen == [sum(1 << k for k in asked)]
     for needed, gradient, full in zip(needs, some, every, strict=True):
         assert_asked(needed, gradient, full, backend)
 
 
 def test_no_graph_where_nothing_asks(backend):
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
-    assert not any(y.requires_grad for y in call(tensors, **options, backend=backend))
+    assert not any(y.requires_grad for y in call_prompts(tensors, **options, backend=backend))
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -248,21 +238,21 @@ def test_gradcheck(masked, backend, float64):
     tensors, options = testing.prompt_inputs(PromptShape(3, 4, 5, 3, 2, 2, 3), float64)
     options["mask"] = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 1]]) > 0 if masked else None
     leaves = [t.requires_grad_() for t in tensors]
-    assert torch.autograd.gradcheck(lambda *t: call(t, **options, backend=backend), leaves)
+    assert torch.autograd.gradcheck(lambda *t: call_prompts(t, **options, backend=backend), leaves)
 
 
 def test_backward_does_not_read_x(backend):
     """It may change after the call, and its memory may go; a prompt may not change."""
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
     grads = output_gradients(tensors, options)
-    _, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    _, gradients = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
     leaves = [t.requires_grad_() for t in tensors]
-    outputs = call(leaves, **options, backend=backend)
+    outputs = call_prompts(leaves, **options, backend=backend)
     with torch.no_grad():
         leaves[0].fill_(math.nan)
     found = torch.autograd.grad(outputs, leaves, grads)
     assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
-    prefixed, _ = call(leaves, **options, backend=backend)
+    prefixed, _ = call_prompts(leaves, **options, backend=backend)
     with torch.no_grad():
         leaves[1].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -274,7 +264,7 @@ def test_backward_does_not_read_x(backend):
 
 def results(tensors, options, backend):
     grads = output_gradients(tensors, options)
-    found = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
     return [t for some in found for t in some]
 
 
@@ -305,10 +295,10 @@ def test_an_example_gives_the_bits_that_it_gives_alone(backend):
     if backend != "cpu":
         pytest.skip("torch's own products may differ with the number of rows")
     tensors, options = testing.prompt_inputs(PROMPTS["many_examples"], torch.float32)
-    together = call(tensors, **options, backend=backend)
+    together = call_prompts(tensors, **options, backend=backend)
     for k in (0, 13, 18):
         one = {name: options[name][k : k + 1] for name in ("mask", "task_ids")}
-        alone = call([tensors[0][k : k + 1], *tensors[1:]], **options | one, backend=backend)
+        alone = call_prompts([tensors[0][k : k + 1], *tensors[1:]], **options | one, backend=backend)
         for a, b in zip(alone, together, strict=True):
             assert torch.equal(a[0], b[k])
 
@@ -316,118 +306,12 @@ def test_an_example_gives_the_bits_that_it_gives_alone(backend):
 def test_results_share_memory_with_nothing(backend):
     tensors, options = testing.prompt_inputs(SMALL, torch.float32)
     grads = output_gradients(tensors, options)
-    outputs, gradients = testing.value_and_gradients(lambda *t: call(t, **options, backend=backend), tensors, grads)
+    outputs, gradients = testing.value_and_gradients(
+        lambda *t: call_prompts(t, **options, backend=backend), tensors, grads
+    )
     taken = [t.untyped_storage().data_ptr() for t in (*tensors, *grads, *outputs, *gradients)]
     assert len(set(taken)) == len(taken)
 
-
-@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
-def test_opcheck(masked, dtype, backend):
-    if (backend, dtype) == ("cpu", torch.bfloat16):
-        dtype = torch.float32  # the op itself takes float32 and float64; autograd.py casts
-    tensors, options = testing.prompt_inputs(SMALL, dtype)
-    arguments = raw_arguments(tensors[0], options["mask"] if masked else None)
-    forward, backward = (ops.get(name, backend) for name in ("attempt_mix", "attempt_mix_backward"))
-    torch.library.opcheck(forward, arguments)
-    prefixed, attention, peak, position = forward(*arguments)
-    torch.library.opcheck(backward, [prefixed, attention, peak, position, *arguments[2:], 0b1111111])
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
-def test_aot_eager(masked, backend, fresh_compiler):
-    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
-    mask, leaves = options.pop("mask"), [t.requires_grad_() for t in tensors]
-
-    def function(x, mask, *factors):
-        prefixed, attention = call([x * 2, *factors], mask, **options, backend=backend)
-        return prefixed.relu(), attention
-
-    grads = [torch.randn_like(y) for y in function(leaves[0], mask, *leaves[1:])]
-    found = []
-    for way in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
-        outputs = way(leaves[0], mask if masked else None, *leaves[1:])
-        found.append([*outputs, *torch.autograd.grad(outputs, leaves, grads)])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_any_batch_and_length_without_recompiling(backend, fresh_compiler):
-    counter = CompileCounterWithBackend("aot_eager")
-    leaves = [t.requires_grad_() for t in testing.prompt_inputs(SMALL, torch.float32)[0]]
-
-    def function(x, mask, task_ids):
-        return call([x, *leaves[1:]], mask, task_ids=task_ids, temperature=7.5, backend=backend)
-
-    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
-    for batch, length in ((11, 6), (3, 8), (7, 4), (9, 31)):  # sizes equal at first would be taken for one
-        arguments = (
-            torch.randn(batch, length, SMALL.width),
-            torch.rand(batch, length) > 0.5,
-            torch.randint(SMALL.tasks, (batch,)),
-        )
-        for a, b in zip(compiled(*arguments), function(*arguments), strict=True):
-            torch.testing.assert_close(a, b)
-    assert counter.frame_count == 1
-
-
-def test_autocast_casts_as_linear_does(backend):
-    if backend == "triton" and backends.interpreting():
-        pytest.skip("bfloat16 products are wrong in Triton's interpreter")
-    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
-    leaves = [t.requires_grad_() for t in tensors]
-    with torch.autocast(leaves[0].device.type, torch.bfloat16):
-        outputs = call(leaves, **options, backend=backend)
-    half = call([t.detach().bfloat16() for t in tensors], **options, backend=backend)
-    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(outputs, half, strict=True))
-    gradients = torch.autograd.grad(sum(y.float().sum() for y in outputs), leaves)
-    assert {g.dtype for g in gradients} == {torch.float32}
-
-
-def test_backward_inside_autocast_gives_the_gradients_of_forward(backend):
-    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
-    leaves = [t.requires_grad_() for t in tensors]
-    loss = sum(y.square().sum() for y in call(leaves, **options, backend=backend))
-    without = torch.autograd.grad(loss, leaves, retain_graph=True)
-    with torch.autocast(leaves[0].device.type, torch.bfloat16):
-        within = torch.autograd.grad(loss, leaves)
-    assert all(torch.equal(a, b) for a, b in zip(within, without, strict=True))
-
-
-# The choice of the backend.
-
-
-def test_cuda_has_none_and_says_so(monkeypatch):
-    monkeypatch.setattr(backends, "why_not", lambda name, device=None: None)
-    tensors, options = testing.prompt_inputs(SMALL, torch.float32)
-    with raises(RuntimeError, "backend", "'cuda'", "attempt_mix"):
-        call(tensors, **options, backend="cuda")
-    with mk.use_backend("cuda"), raises(RuntimeError, "'cuda'", "use_backend", "attempt_mix"):
-        call(tensors, **options)
-
-
-def test_auto_on_a_gpu_takes_triton(monkeypatch):
-    monkeypatch.delenv("MOP_KERNELS_BACKEND", raising=False)
-    monkeypatch.setattr(backends, "why_not", lambda name, device=None: None)
-    kind = (torch.device("cuda"), torch.float32)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert backends.resolve(None, *kind, "attempt_mix") == "triton"
-    assert backends.resolve(None, *kind, "mop_ffn") == "cuda"
-    assert "cuda has no attempt_mix" in explain.reason_of(None, *kind, "attempt_mix")
-
-
-def test_explain_backend(backend):
-    (x, *prompts), options = testing.prompt_inputs(SMALL, torch.float32)
-    said = mk.explain_backend("attempt_mix", x, options["mask"], *prompts[:2], backend=backend)
-    assert said.startswith(f"attempt_mix: backend {backend} (asked for by the argument backend=)\nmethod: ")
-
-
-# Stored numbers, and errors.
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "attempt_sub.safetensors")
 STORED = {
@@ -461,7 +345,7 @@ def test_the_released_code(tag, kind, backend):
     options = {"task_ids": task_ids, "temperature": stored["T"].item()}
     rows = stored["soft_prompt"].shape[1]
     values, gradients = testing.value_and_gradients(
-        lambda *t: call(t, **options, backend=backend)[0][:, :rows], tensors, [stored["gout"].to(device, kind)]
+        lambda *t: call_prompts(t, **options, backend=backend)[0][:, :rows], tensors, [stored["gout"].to(device, kind)]
     )
     near = {"rtol": 2e-5, "atol": 1e-6}
     torch.testing.assert_close(values[0].float().cpu(), stored["soft_prompt"], **near)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from errors import raises
-from test_mop_ffn import call
+from judging import call_bank
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
 import mop_kernels as mk
-from mop_kernels import MOPFeedForward, PHMLinear, ops, testing, truth
+from mop_kernels import MOPFeedForward, PHMLinear, ops, testing
 from mop_kernels.testing import BANKS, SHAPES
+from mop_kernels.truth import kron_weight
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def phm_arguments(name, dtype=torch.float32):
     grad = torch.randn(SHAPES["odd"].rows, SHAPES["odd"].d_out, dtype=dtype)
     return {
         "phm_weight": linear[1:3],
-        "phm_weight_backward": [truth.kron_weight(*linear[1:3]), *linear[1:3], 0b11],
+        "phm_weight_backward": [kron_weight(*linear[1:3]), *linear[1:3], 0b11],
         "phm_linear": linear,
         "phm_linear_backward": [grad, *linear[:3], 0b1111],
         "lowrank_phm_linear": lowrank,
@@ -95,7 +96,7 @@ def test_aot_eager_of_mop_ffn(full_rule, experts, backend):
         every = [None] * len(tensors)
         for k, t in zip(present, given):
             every[k] = t
-        return call(every, activation="silu", experts=experts, backend=backend)
+        return call_bank(every, activation="silu", experts=experts, backend=backend)
 
     compiled_equals_eager(function, [tensors[k] for k in present], "aot_eager", 0)
 
@@ -180,8 +181,8 @@ def test_compiled_autocast(backend):
 def test_autocast_of_mop_ffn(backend):
     leaves = [t.requires_grad_() for t in testing.mop_inputs(BANKS["small"], torch.float32)]
     with autocast(leaves[0]):
-        outputs = call(leaves, backend=backend)
-    half = call([t.detach().bfloat16() for t in leaves], backend=backend)
+        outputs = call_bank(leaves, backend=backend)
+    half = call_bank([t.detach().bfloat16() for t in leaves], backend=backend)
     assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(outputs, half, strict=True))
     sum(y.float().sum() for y in outputs).backward()
     assert all(leaf.grad.dtype == torch.float32 for leaf in leaves)

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 import torch
-from specialisations import assert_same
-from test_mop_ffn import call
+from judging import assert_same, call_bank
 
 import mop_kernels as mk
 from mop_kernels import backends, self_check, testing
@@ -29,7 +28,7 @@ def backend(request):
 
 
 def forward_and_backward(tensors, grads, **kwargs):
-    outputs = call(tensors, **kwargs)
+    outputs = call_bank(tensors, **kwargs)
     return [*outputs, *torch.autograd.grad(outputs, tensors, grads)]
 
 
@@ -111,7 +110,7 @@ def test_a_device_that_is_not_the_current_one(op):
                 inputs = testing.lowrank_inputs if op == "lowrank_phm_linear" else testing.linear_inputs
                 tensors = inputs(SHAPES["odd"], torch.float32)
                 tensors = tensors[1:3] if op == "phm_weight" else tensors
-        function = call if op == "mop_ffn" else lambda t, **kwargs: getattr(mk, op)(*t, **kwargs)
+        function = call_bank if op == "mop_ffn" else lambda t, **kwargs: getattr(mk, op)(*t, **kwargs)
         leaves = [t.requires_grad_() for t in tensors]
         outputs = function(leaves)
         outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
@@ -128,8 +127,8 @@ def test_a_device_that_is_not_the_current_one(op):
 def test_autocast(half):
     tensors, grads = leaves_and_gradients()
     with torch.autocast("cuda", half):
-        outputs = call(tensors)
-    expected = call([t.detach().to(half) for t in tensors])
+        outputs = call_bank(tensors)
+    expected = call_bank([t.detach().to(half) for t in tensors])
     assert all(torch.equal(a, b) and a.dtype == half for a, b in zip(outputs, expected, strict=True))
     gradients = torch.autograd.grad(outputs, tensors, [g.to(half) for g in grads])
     assert {g.dtype for g in gradients} == {torch.float32}
@@ -185,14 +184,14 @@ def test_more_outputs_of_a_bank_than_int32_counts(backend):
     rows, experts = 4096, 131
     bank = Bank(1, experts, Shape(rows, 4, 4, 4, 4, 4, 1), Shape(rows, 4, 4, 4, 4, 1024, 1), maps=1)
     tensors = testing.mop_inputs(bank, torch.bfloat16)
-    (y,) = call(tensors)
+    (y,) = call_bank(tensors)
     assert y.numel() > PAST_INT32
-    (alone,) = call(tensors, experts=torch.tensor([experts - 1]))
+    (alone,) = call_bank(tensors, experts=torch.tensor([experts - 1]))
     assert_same(y[:, -1:], alone, backend)
     leaf = tensors[3].requires_grad_()  # the down map's local
-    (found,) = torch.autograd.grad(call(tensors)[0].sum(), leaf)
+    (found,) = torch.autograd.grad(call_bank(tensors)[0].sum(), leaf)
     last = torch.tensor([experts - 1])
-    (gradient,) = torch.autograd.grad(call(tensors, experts=last)[0].sum(), leaf)
+    (gradient,) = torch.autograd.grad(call_bank(tensors, experts=last)[0].sum(), leaf)
     torch.testing.assert_close(found[:, -1], gradient[:, -1], rtol=0.02, atol=0.02 * gradient.abs().max().item())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_mop_ffn import call
+from judging import call_bank
 
 import mop_kernels as mk
 from mop_kernels import available_backends, testing
@@ -19,7 +19,7 @@ def case(name, backend):
         experts = torch.tensor([3, 0]) if name.endswith("experts") else None
 
         def function(*t):
-            return call(t, experts=experts, backend=backend)
+            return call_bank(t, experts=experts, backend=backend)
     else:
         inputs = testing.lowrank_inputs if name == "lowrank_phm_linear" else testing.linear_inputs
         tensors = inputs(SHAPES["paper_down"]._replace(rows=301), torch.float32)

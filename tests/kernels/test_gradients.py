@@ -4,9 +4,7 @@ import itertools
 
 import pytest
 import torch
-from specialisations import assert_same
-from test_mop_ffn import call
-from torch.utils._python_dispatch import TorchDispatchMode
+from judging import RequestedGradients, assert_asked, call_bank
 
 import mop_kernels as mk
 from mop_kernels import ops, reference, testing
@@ -29,27 +27,6 @@ MOP_SUBSETS = {
 }
 
 
-def assert_asked(needed, gradient, full, backend):
-    """Assert the gradient that comes with all others where one is needed, and none elsewhere."""
-    if needed:
-        assert_same(gradient, full, backend)
-    else:
-        assert gradient is None
-
-
-class Masks(TorchDispatchMode):
-    """The masks of the gradient ops that ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "mop_kernels" and "_backward_" in func.__name__:
-            self.seen.append(args[-1])
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("needs", SUBSETS, ids=lambda needs: "".join("01"[n] for n in needs))
 def test_lowrank_phm_linear_computes_what_is_asked(needs, backend):
     tensors = testing.lowrank_inputs(SHAPES["odd"], torch.float32)
@@ -59,9 +36,9 @@ def test_lowrank_phm_linear_computes_what_is_asked(needs, backend):
         return mk.lowrank_phm_linear(*t, backend=backend)
 
     _, every = testing.value_and_gradients(function, tensors, [grad])
-    with Masks() as masks:
+    with RequestedGradients() as requests:
         _, some = testing.value_and_gradients(function, tensors, [grad], needs)
-    assert masks.seen == [sum(1 << k for k, needed in enumerate(needs) if needed)]
+    assert requests.seen == [sum(1 << k for k, needed in enumerate(needs) if needed)]
     for needed, gradient, full in zip(needs, some, every, strict=True):
         assert_asked(needed, gradient, full, backend)
 
@@ -90,14 +67,14 @@ def test_mop_ffn_computes_what_is_asked(asked, experts, backend):
     experts = None if experts is None else torch.tensor(experts)
 
     def function(*t):
-        return call(t, experts=experts, backend=backend)
+        return call_bank(t, experts=experts, backend=backend)
 
     grads = [torch.randn_like(y) for y in function(*tensors)]
     needs = [k in asked for k in range(len(tensors))]
     _, every = testing.value_and_gradients(function, tensors, grads)
-    with Masks() as masks:
+    with RequestedGradients() as requests:
         _, some = testing.value_and_gradients(function, tensors, grads, needs)
-    assert masks.seen == [sum(1 << k for k in asked)]
+    assert requests.seen == [sum(1 << k for k in asked)]
     for needed, gradient, full in zip(needs, some, every, strict=True):
         assert_asked(needed, gradient, full, backend)
 
@@ -105,11 +82,11 @@ def test_mop_ffn_computes_what_is_asked(asked, experts, backend):
 def test_the_identity_of_a_full_rule_asks_for_no_gradient(backend):
     tensors = testing.mop_inputs(BANKS["small"], torch.float32, full_rule=True)
     leaves = [None if t is None else t.requires_grad_() for t in tensors]
-    outputs = call(leaves, backend=backend)
-    with Masks() as masks:
+    outputs = call_bank(leaves, backend=backend)
+    with RequestedGradients() as requests:
         sum(y.sum() for y in outputs).backward()
     # x, then [rule_in, identity, local, bias] three times
-    assert masks.seen == [0b1101_1101_1101_1]
+    assert requests.seen == [0b1101_1101_1101_1]
 
 
 def test_raw_gradient_ops_return_only_what_the_mask_names(backend):
@@ -148,9 +125,9 @@ def test_gradcheck_of_mop_ffn(activation, backend, float64):
     bank = testing.Bank(2, 2, testing.Shape(2, 2, 2, 2, 3, 1, 1), testing.Shape(2, 1, 1, 1, 2, 2, 2))
     tensors = [t.requires_grad_() for t in testing.mop_inputs(bank, float64)]
     experts = torch.tensor([1, 0])
-    assert torch.autograd.gradcheck(lambda *t: call(t, activation=activation, backend=backend), tensors)
+    assert torch.autograd.gradcheck(lambda *t: call_bank(t, activation=activation, backend=backend), tensors)
     assert torch.autograd.gradcheck(
-        lambda *t: call(t, activation=activation, experts=experts[:1], backend=backend), tensors, fast_mode=True
+        lambda *t: call_bank(t, activation=activation, experts=experts[:1], backend=backend), tensors, fast_mode=True
     )
 
 
@@ -159,7 +136,7 @@ def test_relu_passes_no_gradient_at_zero(backend):
     tensors = testing.mop_inputs(BANKS["small"], torch.float32, bias=False)
     tensors[0] = torch.zeros_like(tensors[0])
     grads = [torch.ones(2, 3, 6, 18)] * 2
-    _, gradients = testing.value_and_gradients(lambda *t: call(t, backend=backend), tensors, grads)
+    _, gradients = testing.value_and_gradients(lambda *t: call_bank(t, backend=backend), tensors, grads)
     assert all(g is None or not g.any() for g in gradients)
 
 

@@ -1,5 +1,6 @@
 """Whether Triton's interpreter runs the kernels: by the variable before they are imported, by what they are after."""
 
+import json
 import os
 import subprocess
 import sys
@@ -32,18 +33,54 @@ def call():
 """
 
 
-def run(code: str, setting: str | None = None) -> str:
+SERVER = """
+import json
+for line in sys.stdin:
+    code, setting = json.loads(line)
+    source, sink = os.pipe()
+    if not os.fork():
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        os.environ.pop("TRITON_INTERPRET", None)
+        if setting is not None:
+            os.environ["TRITON_INTERPRET"] = setting
+        status = 1
+        try:
+            exec(code)
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    os.close(sink)
+    with open(source) as said:
+        answer = said.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), answer]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run code in a process that has imported torch and mop_kernels, but not triton."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if setting is not None:
-        environment["TRITON_INTERPRET"] = setting
-    command = [sys.executable, "-c", START + code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    command = [sys.executable, "-c", START + SERVER]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+
+        def run(code: str, setting: str | None = None) -> str:
+            print(json.dumps([code, setting]), file=server.stdin, flush=True)
+            status, said = json.loads(server.stdout.readline())
+            assert status == 0, said
+            return said.strip()
+
+        yield run
+        server.stdin.close()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=repr)
-def test_every_word_that_triton_knows(setting):
+def test_every_word_that_triton_knows(setting, run):
     """Asked without triton, with triton, and with the kernels imported; the call runs or says what to set."""
     code = """
 print("triton" in sys.modules, backends.interpreting())
@@ -60,7 +97,7 @@ print(kernels.INTERPRETED, backends.interpreting())
     assert said == "ran" if expected else "TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors" in said
 
 
-def test_a_knob_counts_as_the_variable_does():
+def test_a_knob_counts_as_the_variable_does(run):
     code = """
 import triton
 triton.knobs.runtime.interpret = False
@@ -73,14 +110,14 @@ SET_LATE = "TRITON_INTERPRET was set after triton was imported; set it before Py
 
 
 @pytest.mark.parametrize("imported", ["triton", "mop_kernels.triton_kernels"])
-def test_a_variable_that_is_set_too_late(imported):
+def test_a_variable_that_is_set_too_late(imported, run):
     said = run(f"import {imported}\nos.environ['TRITON_INTERPRET'] = 'yes'\nprint(backends.interpreting(), call())")
     assert said.startswith("False ")
     assert SET_LATE in said
     assert said.count("TRITON_INTERPRET") == 1
 
 
-def test_a_variable_that_is_set_too_late_where_a_gpu_is():
+def test_a_variable_that_is_set_too_late_where_a_gpu_is(run):
     code = """
 import mop_kernels.triton_kernels
 os.environ["TRITON_INTERPRET"] = "on"
@@ -90,12 +127,12 @@ print(call())
     assert f"it takes tensors on cuda, these are on cpu; {SET_LATE}" in run(code)
 
 
-def test_a_variable_that_is_set_in_time():
+def test_a_variable_that_is_set_in_time(run):
     assert run("os.environ['TRITON_INTERPRET'] = 'On'\nprint(call())") == "ran"
 
 
 @pytest.mark.parametrize("setting", ["0", None])
-def test_kernels_stay_interpreted(setting):
+def test_kernels_stay_interpreted(setting, run):
     code = f"""
 print(call())
 os.environ.pop("TRITON_INTERPRET")
@@ -106,7 +143,7 @@ print(backends.interpreting(), call())
     assert run(code, "1").splitlines() == ["ran", "True ran"]
 
 
-def test_triton_and_kernels_that_disagree_are_not_mixed():
+def test_triton_and_kernels_that_disagree_are_not_mixed(run):
     """Triton's library would be interpreted, the kernels compiled: every launch would fail inside Triton."""
     code = """
 import triton
@@ -119,7 +156,7 @@ except RuntimeError as error:
     assert "TRITON_INTERPRET was changed between the import of triton and" in run(code, "true")
 
 
-def test_asking_costs_less_than_a_microsecond():
+def test_asking_costs_less_than_a_microsecond(run):
     code = """
 import timeit
 import mop_kernels.triton_kernels

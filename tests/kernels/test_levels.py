@@ -10,6 +10,8 @@ import pytest
 from mop_kernels import backends
 
 HERE = Path(__file__).parent
+# Of each kernel: values and all gradients of its shapes, layouts and forms.
+OF_KERNELS = "cpu and (named or layouts or every_way or sharing or test_activations)"
 PLAIN = os.environ | {"MOP_KERNELS_CPU_LEVEL": "plain"}
 
 
@@ -22,10 +24,9 @@ def test_the_plain_level_can_be_asked_for():
 
 @pytest.mark.skipif(backends.build_info().get("vector_level_here") != "avx2", reason="this run is of the plain level")
 def test_values_and_gradients_of_the_plain_level():
-    files = [
-        str(HERE / name) for name in ("test_values.py", "test_mop_ffn.py", "test_experts.py", "test_attempt_mix.py")
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    names = ("phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn_experts", "attempt_mix")
+    files = [str(HERE / f"test_{name}.py") for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", OF_KERNELS, *files]
     run = subprocess.run(command, env=PLAIN, capture_output=True, text=True, cwd=HERE.parents[1])
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout

@@ -4,57 +4,29 @@ import random
 
 import pytest
 import torch
+from judging import assert_same, call_bank, check_bank
 from layouts import LAYOUTS, SHARINGS
-from specialisations import assert_same
 
-import mop_kernels as mk
-from mop_kernels import LowRankPHM, reference, testing
+from mop_kernels import reference, testing
 from mop_kernels.testing import BANKS
-
-
-def call(tensors, **kwargs):
-    x, down, ups = testing.as_mop_arguments(tensors)
-    return mk.mop_ffn(x, LowRankPHM(*down), [LowRankPHM(*up) for up in ups], **kwargs)
-
-
-def check(tensors, backend, *, activation="relu", experts=None, grad_layouts=("contiguous",), needs=None):
-    truth_inputs = testing.in_float64(tensors)
-    arguments = testing.as_mop_arguments
-
-    def true(*t):
-        return truth.kron_mop_ffn(*arguments(t), activation, experts)
-
-    g = torch.Generator().manual_seed(9)
-    outputs = true(*truth_inputs)
-    grads = [testing.normal(g, tensors[0].dtype, *y.shape) for y in outputs]
-    grads = [LAYOUTS[grad_layouts[k % len(grad_layouts)]](grad) for k, grad in enumerate(grads)]
-
-    def run(function, inputs, grads):
-        return testing.value_and_gradients(function, inputs, grads, needs)
-
-    actual = run(lambda *t: call(t, activation=activation, experts=experts, backend=backend), tensors, grads)
-    expected = run(lambda *t: reference.mop_ffn(*arguments(t), activation, experts), tensors, grads)
-    truth = run(true, truth_inputs, testing.in_float64(grads))
-    assert all(y.is_contiguous() for y in actual[0])
-    names = [*(f"y {k}" for k in range(len(outputs))), *(f"gradient {k}" for k in range(len(tensors)))]
-    testing.assert_within_budget(*([*outputs, *gradients] for outputs, gradients in (actual, expected, truth)), names)
+from mop_kernels.truth import kron_mop_ffn
 
 
 @pytest.mark.parametrize("name", [name for name in BANKS if name != "paper"])
 def test_named_banks(name, dtype, backend):
-    check(testing.mop_inputs(BANKS[name], dtype), backend)
+    check_bank(testing.mop_inputs(BANKS[name], dtype), backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_two_layers_of_the_bank_of_the_paper(dtype, backend):
-    check(testing.mop_inputs(BANKS["paper"]._replace(layers=2), dtype), backend)
+    check_bank(testing.mop_inputs(BANKS["paper"]._replace(layers=2), dtype), backend)
 
 
 def test_the_bank_of_the_paper(backend):
     """All 60 pairs, beside reference.py in float64: explicit Kronecker products of this size take too long."""
     tensors = testing.mop_inputs(BANKS["paper"], torch.float32)
     grads = [torch.randn(12, 5, 40, 768) for _ in range(2)]
-    actual = testing.value_and_gradients(lambda *t: call(t, backend=backend), tensors, grads)
+    actual = testing.value_and_gradients(lambda *t: call_bank(t, backend=backend), tensors, grads)
     expected = testing.value_and_gradients(
         lambda *t: reference.mop_ffn(*testing.as_mop_arguments(t)),
         testing.in_float64(tensors),
@@ -66,7 +38,7 @@ def test_the_bank_of_the_paper(backend):
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_sharing(sharing, backend):
-    check(testing.mop_inputs(BANKS["small"], torch.float32, sharing=SHARINGS[sharing]), backend)
+    check_bank(testing.mop_inputs(BANKS["small"], torch.float32, sharing=SHARINGS[sharing]), backend)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -84,12 +56,12 @@ def test_any_group_sizes(seed, backend):
         t[: None if full_layers else 1, : None if full_experts else 1]
         for t, (full_layers, full_experts) in zip(every, group)
     ]
-    check(tensors, backend, activation=draw.choice(list(reference.ACTIVATIONS)))
+    check_bank(tensors, backend, activation=draw.choice(list(reference.ACTIVATIONS)))
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
 def test_activations(activation, dtype, backend):
-    check(testing.mop_inputs(BANKS["small"], dtype), backend, activation=activation)
+    check_bank(testing.mop_inputs(BANKS["small"], dtype), backend, activation=activation)
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
@@ -98,9 +70,11 @@ def test_activations_far_from_zero(activation, backend):
     x, *factors = testing.mop_inputs(BANKS["small"], torch.float32)
     tensors = [1000 * x, *factors]
     grads = [torch.ones(2, 3, 6, 18)] * 2
-    actual = testing.value_and_gradients(lambda *t: call(t, activation=activation, backend=backend), tensors, grads)
+    actual = testing.value_and_gradients(
+        lambda *t: call_bank(t, activation=activation, backend=backend), tensors, grads
+    )
     truth = testing.value_and_gradients(
-        lambda *t: truth.kron_mop_ffn(*testing.as_mop_arguments(t), activation),
+        lambda *t: kron_mop_ffn(*testing.as_mop_arguments(t), activation),
         testing.in_float64(tensors),
         testing.in_float64(grads),
     )
@@ -118,27 +92,27 @@ def test_programs_that_compute_all_maps(name, blocks_v, backend):
 
     tensors = testing.mop_inputs(BANKS[name], torch.float32)
     with asked() as choices:
-        call(tensors, backend=backend)
+        call_bank(tensors, backend=backend)
     (choice,) = choices
     (own, *_) = choice.candidates()
     assert own["MAPS"] == 1
     with forced(choice, own | {"MAPS": BANKS[name].maps, "BLOCKS_V": blocks_v, "BLOCK_C": 2}):
-        check(tensors, backend)
+        check_bank(tensors, backend)
 
 
 @pytest.mark.parametrize("sharing", ["mop", "x_per_expert", "no_both", "bias_per_pair"])
 @pytest.mark.parametrize("name", ["odd", "reading_b"])
 def test_without_bias(name, sharing, backend):
-    check(testing.mop_inputs(BANKS[name], torch.float32, sharing=SHARINGS[sharing], bias=False), backend)
+    check_bank(testing.mop_inputs(BANKS[name], torch.float32, sharing=SHARINGS[sharing], bias=False), backend)
 
 
 def test_bias_in_one_map_only(backend):
     tensors = testing.mop_inputs(BANKS["small"], torch.float32)
     tensors[4] = None
-    check(tensors, backend)
+    check_bank(tensors, backend)
     tensors = testing.mop_inputs(BANKS["small"], torch.float32)
     tensors[8] = tensors[12] = None
-    check(tensors, backend)
+    check_bank(tensors, backend)
 
 
 @pytest.mark.parametrize("scope", ["global", "layer", "pair"])
@@ -146,13 +120,13 @@ def test_bias_in_one_map_only(backend):
 def test_full_rule(name, scope, dtype, backend):
     rule_groups = {"global": (False, False), "layer": (True, False), "pair": (True, True)}[scope]
     sharing = testing.MOP_SHARING | {"rule_in": rule_groups}
-    check(testing.mop_inputs(BANKS[name], dtype, sharing=sharing, full_rule=True), backend)
+    check_bank(testing.mop_inputs(BANKS[name], dtype, sharing=sharing, full_rule=True), backend)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["small", "odd"])
 def test_layouts_of_inputs(name, layout, backend):
-    check([LAYOUTS[layout](t) for t in testing.mop_inputs(BANKS[name], torch.float32)], backend)
+    check_bank([LAYOUTS[layout](t) for t in testing.mop_inputs(BANKS[name], torch.float32)], backend)
 
 
 @pytest.mark.parametrize(
@@ -160,20 +134,20 @@ def test_layouts_of_inputs(name, layout, backend):
 )
 @pytest.mark.parametrize("name", ["small", "one_row", "reading_b"])
 def test_layouts_of_output_gradients(name, layouts, backend):
-    check(testing.mop_inputs(BANKS[name], torch.float32), backend, grad_layouts=layouts)
+    check_bank(testing.mop_inputs(BANKS[name], torch.float32), backend, grad_layouts=layouts)
 
 
 def test_layouts_together(dtype, backend):
     layouts = ("expanded", "sliced", "transposed", "contiguous", "sliced", "transposed")
     tensors = testing.mop_inputs(BANKS["odd"], dtype)
     tensors = [LAYOUTS[layouts[k % len(layouts)]](t) for k, t in enumerate(tensors)]
-    check(tensors, backend, grad_layouts=("transposed", "scalar"))
+    check_bank(tensors, backend, grad_layouts=("transposed", "scalar"))
 
 
 def test_groups_given_as_expanded_tensors(backend):
     """A factor repeated by expand() is a factor of full group size: its gradient has that size too."""
     tensors = testing.mop_inputs(BANKS["small"], torch.float32)
-    check([t.expand(2, 3, *t.shape[2:]) for t in tensors], backend)
+    check_bank([t.expand(2, 3, *t.shape[2:]) for t in tensors], backend)
 
 
 def test_one_tensor_in_several_places(backend):
@@ -181,10 +155,10 @@ def test_one_tensor_in_several_places(backend):
     tensors = testing.mop_inputs(BANKS["small"], torch.float32)
     leaf = tensors[7].clone().requires_grad_()
     tied = [*tensors[:7], leaf, *tensors[8:11], leaf, tensors[12]]
-    first, second = call(tied, backend=backend)
+    first, second = call_bank(tied, backend=backend)
     (tied_gradient,) = torch.autograd.grad([first, second], leaf, [torch.ones_like(first), torch.ones_like(second)])
     _, separate = testing.value_and_gradients(
-        lambda *t: call(t, backend=backend), [t.detach() for t in tied], [torch.ones_like(first)] * 2
+        lambda *t: call_bank(t, backend=backend), [t.detach() for t in tied], [torch.ones_like(first)] * 2
     )
     assert_same(tied_gradient, separate[7] + separate[11], backend)
 
@@ -192,10 +166,10 @@ def test_one_tensor_in_several_places(backend):
 def test_a_map_whose_output_is_not_used(backend):
     tensors = testing.mop_inputs(BANKS["small"], torch.float32)
     leaves = [t.clone().requires_grad_() for t in tensors]
-    first, second = call(leaves, backend=backend)
+    first, second = call_bank(leaves, backend=backend)
     used = torch.autograd.grad(first.sum(), leaves, allow_unused=True)
     leaves = [t.clone().requires_grad_() for t in tensors]
-    first, second = call(leaves, backend=backend)
+    first, second = call_bank(leaves, backend=backend)
     zeroed = torch.autograd.grad(first.sum() + 0 * second.sum(), leaves)
     for k, (a, b) in enumerate(zip(used, zeroed)):
         assert torch.equal(torch.zeros_like(b) if a is None else a, b), k

@@ -3,8 +3,8 @@ memory that is short."""
 
 import pytest
 import torch
+from judging import call_bank, check_bank
 from layouts import SHARINGS
-from test_mop_ffn import call, check
 
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, Bank, Shape
@@ -26,13 +26,13 @@ def bank(layers, experts, rows, **kwargs):
 
 def test_more_rows_than_blocks_share(backend):
     """The sums over rows are over several tiles a block, then over blocks."""
-    check(testing.mop_inputs(bank(1, 1, 9001, maps=1), torch.float32), backend)
+    check_bank(testing.mop_inputs(bank(1, 1, 9001, maps=1), torch.float32), backend)
 
 
 @pytest.mark.parametrize(("dtype", "sharing"), [(torch.float32, "no_both"), (torch.bfloat16, "mop")], ids=str)
 def test_more_pairs_than_blocks(sharing, dtype, backend):
     """A block has all rows of its pair, several tiles of them, and so writes gradients that no other adds to."""
-    check(testing.mop_inputs(bank(2, 140, 37, maps=1), dtype, sharing=SHARINGS[sharing]), backend)
+    check_bank(testing.mop_inputs(bank(2, 140, 37, maps=1), dtype, sharing=SHARINGS[sharing]), backend)
 
 
 @pytest.mark.parametrize("needs", ["all", "x", "few", "biases"])
@@ -45,22 +45,22 @@ def test_many_maps(needs, backend):
         "few": [k in (4, len(tensors) - 4) for k in range(len(tensors))],  # down's bias, the last map's rule_in
         "biases": [t.dim() == 3 for t in tensors],
     }[needs]
-    check(tensors, backend, needs=asked)
+    check_bank(tensors, backend, needs=asked)
 
 
 def test_any_number_of_maps_without_gradients(backend):
     tensors = testing.mop_inputs(bank(2, 2, 5, maps=45), torch.float32)
     with torch.no_grad():
-        together = call(tensors, backend=backend)
+        together = call_bank(tensors, backend=backend)
         for k, y in enumerate(together):
-            (alone,) = call([*tensors[:5], *tensors[5 + 4 * k : 9 + 4 * k]], backend=backend)
+            (alone,) = call_bank([*tensors[:5], *tensors[5 + 4 * k : 9 + 4 * k]], backend=backend)
             torch.testing.assert_close(y, alone)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_hidden_rows_too_wide_for_the_chip(dtype, backend):
     wide = Bank(2, 1, Shape(3, 2, 2, 2, 4, 6000, 1), Shape(3, 3, 2, 2, 6000, 8, 1))
-    check(testing.mop_inputs(wide, dtype), backend, activation="gelu")
+    check_bank(testing.mop_inputs(wide, dtype), backend, activation="gelu")
 
 
 @pytest.mark.parametrize("room", [16, 5000])
@@ -75,7 +75,7 @@ def test_little_scratch_memory(room, which, dtype, backend, monkeypatch):
     if backend != "cuda" or not backends.runs_on_cpu(backend):
         pytest.skip("a GPU has what it has")
     monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room))
-    check(testing.mop_inputs(BANKS[which], dtype), backend)
+    check_bank(testing.mop_inputs(BANKS[which], dtype), backend)
 
 
 @pytest.mark.parametrize("which", ["small", "reading_b", "paper"])
@@ -91,7 +91,7 @@ def test_values_have_the_same_bits_on_any_gpu(which, dtype, backend, monkeypatch
     for multiprocessors, room in gpus:
         monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
         monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(room * 1024))
-        found.append(call(tensors, backend=backend))
+        found.append(call_bank(tensors, backend=backend))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -111,9 +111,9 @@ def test_locals_of_whole_eights(which, half, backend):
     if backend == "cpu" and half == torch.float16:
         pytest.skip("the CPU kernels take no float16")
     tensors = testing.mop_inputs(EIGHTS[which], half)
-    check(tensors, backend, activation="gelu")
-    check(tensors, backend, experts=torch.tensor([0]))
-    check(testing.mop_inputs(EIGHTS[which], half, bias=False), backend)
+    check_bank(tensors, backend, activation="gelu")
+    check_bank(tensors, backend, experts=torch.tensor([0]))
+    check_bank(testing.mop_inputs(EIGHTS[which], half, bias=False), backend)
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 1000])
@@ -122,4 +122,4 @@ def test_locals_of_whole_eights_in_many_and_in_few_blocks(multiprocessors, backe
         pytest.skip("a GPU has what it has")
     monkeypatch.setenv("MOP_KERNELS_EMULATED_MULTIPROCESSORS", str(multiprocessors))
     monkeypatch.setenv("MOP_KERNELS_EMULATED_SHARED_BYTES", str(24 * 1024))
-    check(testing.mop_inputs(EIGHTS["fewer than a tile"], torch.bfloat16), backend)
+    check_bank(testing.mop_inputs(EIGHTS["fewer than a tile"], torch.bfloat16), backend)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from layouts import LAYOUTS, SHARINGS
 
-from mop_kernels import reference, testing, truth
+from mop_kernels import reference, testing
 from mop_kernels.testing import BANKS, SHAPES
+from mop_kernels.truth import kron_linear, kron_lowrank_linear, kron_mop_ffn, kron_weight
 
 # How far einsum in a dtype may be from float64, as a share of the largest value: some roundings a stage.
 LIMITS = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -20,8 +21,8 @@ def assert_near(actual, truth, dtype):
 def test_kron_weight_is_the_sum_of_kronecker_products():
     rule, local = torch.randn(2, 3, 4), torch.randn(2, 5, 6)
     expected = torch.kron(rule[0], local[0]) + torch.kron(rule[1], local[1])
-    assert torch.equal(truth.kron_weight(rule, local), expected)
-    batched = truth.kron_weight(rule.expand(7, 1, 2, 3, 4), local.expand(3, 2, 5, 6))
+    assert torch.equal(kron_weight(rule, local), expected)
+    batched = kron_weight(rule.expand(7, 1, 2, 3, 4), local.expand(3, 2, 5, 6))
     assert torch.equal(batched, expected.expand(7, 3, 15, 24))
 
 
@@ -29,19 +30,19 @@ def test_kron_weight_is_the_sum_of_kronecker_products():
 def test_phm_weight(name, dtype):
     _, rule, local, _ = testing.linear_inputs(SHAPES[name], dtype)
     actual = reference.phm_weight(rule, local)
-    assert_near([actual], [truth.kron_weight(rule.double(), local.double())], dtype)
+    assert_near([actual], [kron_weight(rule.double(), local.double())], dtype)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_phm_linear(name, dtype):
     tensors = testing.linear_inputs(SHAPES[name], dtype)
-    check(reference.phm_linear, truth.kron_linear, tensors, dtype)
+    check(reference.phm_linear, kron_linear, tensors, dtype)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_lowrank_phm_linear(name, dtype):
     tensors = testing.lowrank_inputs(SHAPES[name], dtype)
-    check(reference.lowrank_phm_linear, truth.kron_lowrank_linear, tensors, dtype)
+    check(reference.lowrank_phm_linear, kron_lowrank_linear, tensors, dtype)
 
 
 @pytest.mark.parametrize("sharing", SHARINGS)
@@ -49,7 +50,7 @@ def test_mop_ffn(sharing):
     tensors = testing.mop_inputs(BANKS["small"], torch.float64, sharing=SHARINGS[sharing])
     check(
         lambda *t: reference.mop_ffn(*testing.as_mop_arguments(t), "tanh"),
-        lambda *t: truth.kron_mop_ffn(*testing.as_mop_arguments(t), "tanh"),
+        lambda *t: kron_mop_ffn(*testing.as_mop_arguments(t), "tanh"),
         tensors,
         torch.float64,
     )

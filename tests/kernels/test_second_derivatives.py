@@ -7,7 +7,8 @@ import torch
 from operations import OPERATIONS, as_tuple
 
 import mop_kernels as mk
-from mop_kernels import testing, truth
+from mop_kernels import testing
+from mop_kernels.truth import kron_linear, kron_weight
 
 
 def second_derivatives(function, tensors, needs, seed=0):
@@ -126,13 +127,13 @@ def test_gradient_penalty_of_the_last_layer(rank, backend, float64):
     """Here the incoming gradient asks for no gradient itself: nothing but the layer can carry the second derivative."""
     layer = mk.PHMLinear(16, 4, rank=rank, dtype=float64)
     rule = layer.rule if rank is None else layer.rule_in @ layer.rule_out
-    weight = truth.kron_weight(rule.detach(), layer.local.detach())
+    weight = kron_weight(rule.detach(), layer.local.detach())
     x = torch.ones(6, 16, dtype=float64, requires_grad=True)
     with mk.use_backend(backend):
         (slope,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
         slope.square().sum().backward()
     local = layer.local.detach().requires_grad_()
-    slopes = truth.kron_weight(rule.detach(), local).sum(1)
+    slopes = kron_weight(rule.detach(), local).sum(1)
     torch.testing.assert_close(slope.detach(), weight.sum(1).expand(6, 16))
     (expected,) = torch.autograd.grad(6 * slopes.square().sum(), local)
     torch.testing.assert_close(layer.local.grad, expected)
@@ -152,7 +153,7 @@ def test_maml(backend, float64):
         return torch.autograd.grad((function(x, *fast) - target).square().mean(), parameters)
 
     actual = outer(lambda *t: mk.phm_linear(*t, backend=backend))
-    for a, e in zip(actual, outer(truth.kron_linear), strict=True):
+    for a, e in zip(actual, outer(kron_linear), strict=True):
         torch.testing.assert_close(a, e)
 
 

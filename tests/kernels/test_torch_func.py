@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import mop_kernels as mk
-from mop_kernels import MOPFeedForward, PHMLinear, testing, truth
+from mop_kernels import MOPFeedForward, PHMLinear, testing
+from mop_kernels.truth import kron_weight
 
 BATCH = 3
 
@@ -171,7 +172,7 @@ def dense_of(parameters, rank, local_rank):
     """The parameters of the dense layer with the same function, nn.Linear's names."""
     rule = parameters["rule"] if rank is None else parameters["rule_in"] @ parameters["rule_out"]
     local = parameters["local"] if local_rank is None else parameters["local_left"] @ parameters["local_right"]
-    return {"weight": truth.kron_weight(rule, local).mT, "bias": parameters["bias"]}
+    return {"weight": kron_weight(rule, local).mT, "bias": parameters["bias"]}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 from errors import raises
+from judging import assert_same, call_bank, check_bank
 from layouts import SHARINGS
-from specialisations import assert_same
-from test_mop_ffn import call, check
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,13 +24,13 @@ SUBSETS = ([3], [4, 0], [2, 0, 4, 1], [4, 3, 2, 1, 0])
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_values_and_gradients(sharing, chosen, backend):
     tensors = testing.mop_inputs(BANK, torch.float32, sharing=SHARINGS[sharing])
-    check(tensors, backend, experts=torch.tensor(chosen))
+    check_bank(tensors, backend, experts=torch.tensor(chosen))
 
 
 @pytest.mark.parametrize("chosen", SUBSETS)
 def test_dtypes_and_full_rule(chosen, dtype, backend):
-    check(testing.mop_inputs(BANK, dtype), backend, experts=torch.tensor(chosen))
-    check(testing.mop_inputs(BANK, dtype, full_rule=True), backend, experts=torch.tensor(chosen))
+    check_bank(testing.mop_inputs(BANK, dtype), backend, experts=torch.tensor(chosen))
+    check_bank(testing.mop_inputs(BANK, dtype, full_rule=True), backend, experts=torch.tensor(chosen))
 
 
 @pytest.mark.parametrize("sharing", ["mop", "no_both", "x_per_pair"])
@@ -39,7 +38,9 @@ def test_the_others_get_zero_gradients(sharing, backend):
     tensors = testing.mop_inputs(BANK, torch.float32, sharing=SHARINGS[sharing])
     experts = torch.tensor([3, 1])
     grads = [torch.randn(2, 2, 6, 18) for _ in range(2)]
-    _, gradients = testing.value_and_gradients(lambda *t: call(t, experts=experts, backend=backend), tensors, grads)
+    _, gradients = testing.value_and_gradients(
+        lambda *t: call_bank(t, experts=experts, backend=backend), tensors, grads
+    )
     per_expert = [g for g in gradients if g.shape[1] == 5]
     assert per_expert
     for gradient in per_expert:
@@ -50,7 +51,9 @@ def test_the_others_get_zero_gradients(sharing, backend):
 def test_a_subset_gives_the_bits_of_the_whole(backend):
     tensors = testing.mop_inputs(BANK, torch.float32)
     chosen = torch.tensor([4, 0, 2])
-    for whole, part in zip(call(tensors, backend=backend), call(tensors, experts=chosen, backend=backend), strict=True):
+    for whole, part in zip(
+        call_bank(tensors, backend=backend), call_bank(tensors, experts=chosen, backend=backend), strict=True
+    ):
         torch.testing.assert_close(part, whole[:, chosen], rtol=1e-5, atol=1e-5)
         if backend != "reference":  # a batched matrix product may differ with the size of its batch
             assert_same(part, whole[:, chosen], backend)
@@ -100,7 +103,8 @@ def test_an_expanded_or_strided_index(backend):
     tensors = testing.mop_inputs(BANK, torch.float32)
     strided = torch.tensor([4, 9, 0, 9, 2, 9])[::2]
     for a, b in zip(
-        call(tensors, experts=strided, backend=backend), call(tensors, experts=strided.clone(), backend=backend)
+        call_bank(tensors, experts=strided, backend=backend),
+        call_bank(tensors, experts=strided.clone(), backend=backend),
     ):
         assert torch.equal(a, b)
 
@@ -109,7 +113,7 @@ def test_no_expert(backend):
     tensors = testing.mop_inputs(BANK, torch.float32)
     none = torch.tensor([], dtype=torch.int64)
     outputs, gradients = testing.value_and_gradients(
-        lambda *t: call(t, experts=none, backend=backend), tensors, [torch.empty(2, 0, 6, 18)] * 2
+        lambda *t: call_bank(t, experts=none, backend=backend), tensors, [torch.empty(2, 0, 6, 18)] * 2
     )
     assert [y.shape for y in outputs] == [(2, 0, 6, 18)] * 2
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradients)
@@ -117,7 +121,7 @@ def test_no_expert(backend):
 
 def test_one_expert_of_one(backend):
     tensors = testing.mop_inputs(BANK._replace(experts=1), torch.float32)
-    check(tensors, backend, experts=torch.tensor([0]))
+    check_bank(tensors, backend, experts=torch.tensor([0]))
 
 
 def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
@@ -128,7 +132,7 @@ def rows_and_dense(tensors, chosen, backend, around=contextlib.nullcontext):
 
         def function(*tensors, row_gradients=row_gradients):
             with around():
-                return call(tensors, experts=experts, row_gradients=row_gradients, backend=backend)
+                return call_bank(tensors, experts=experts, row_gradients=row_gradients, backend=backend)
 
         shapes = function(*tensors)
         g = torch.Generator().manual_seed(3)
@@ -199,7 +203,7 @@ def test_autocast_casts_the_asked_rows_only():
     tensors = testing.mop_inputs(BANK, torch.float32)
     expected = sum(t.numel() // 5 * 2 if t.shape[1] == 5 else t.numel() for t in tensors if t is not None)
     with Casts() as casts, torch.autocast("cpu"):
-        call(tensors, experts=torch.tensor([3, 1]), row_gradients=True, backend="reference")
+        call_bank(tensors, experts=torch.tensor([3, 1]), row_gradients=True, backend="reference")
     assert casts.numbers == expected
 
 
@@ -207,12 +211,12 @@ def test_row_gradients_of_a_cast_call_have_the_errors_of_any_other():
     x, *factors = testing.mop_inputs(BANK, torch.float32)
     wrong = [x, factors[0], factors[1], factors[2][:, :4], *factors[3:]]
     with raises(ValueError, "1", "down.local", "experts", "5", "(2, 4, 4, 6, 4)"), torch.autocast("cpu"):
-        call(wrong, experts=torch.tensor([3, 1]), row_gradients=True)
+        call_bank(wrong, experts=torch.tensor([3, 1]), row_gradients=True)
     mixed = [x, factors[0].double(), *factors[1:]]
     with raises(TypeError, "x", "torch.bfloat16", "down.rule_in", "torch.float64"), torch.autocast("cpu"):
-        call(mixed, experts=torch.tensor([3, 1]), row_gradients=True)
+        call_bank(mixed, experts=torch.tensor([3, 1]), row_gradients=True)
     with raises(ValueError, "experts", "0..4", "5"), torch.autocast("cpu"):
-        call([x, *factors], experts=torch.tensor([5]), row_gradients=True)
+        call_bank([x, *factors], experts=torch.tensor([5]), row_gradients=True)
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
@@ -224,7 +228,7 @@ def test_row_gradients_under_compile(compiler, backend):
     counter = CompileCounterWithBackend(compiler)
 
     def step(experts):
-        outputs = call(leaves, experts=experts, row_gradients=True, backend=backend)
+        outputs = call_bank(leaves, experts=experts, row_gradients=True, backend=backend)
         return sum(y.float().square().sum() for y in outputs)
 
     compiled = torch.compile(step, fullgraph=True, backend=counter)
@@ -247,7 +251,7 @@ def test_row_gradients_under_compile_and_autocast():
 
     def step():
         with torch.autocast("cpu"):
-            return call(leaves, experts=experts, row_gradients=True)[0].float().square().sum()
+            return call_bank(leaves, experts=experts, row_gradients=True)[0].float().square().sum()
 
     local = leaves[3]
     (found,) = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(), [local])
@@ -268,7 +272,7 @@ def test_row_gradients_add_up(backend):
         for calls in passes:
             losses = []
             for chosen in calls:
-                y = call(leaves, experts=torch.tensor(chosen), row_gradients=row_gradients, backend=backend)
+                y = call_bank(leaves, experts=torch.tensor(chosen), row_gradients=row_gradients, backend=backend)
                 losses.append(y[0].square().sum())
             sum(losses).backward()
         return leaves[3].grad
@@ -289,7 +293,7 @@ def test_row_gradients_train_with_sparse_adam(autocast):
     before = [t.detach().clone() for t in own]
     optimizer = torch.optim.SparseAdam(own)
     with torch.autocast("cpu", enabled=autocast):
-        outputs = call(tensors, experts=torch.tensor([2]), row_gradients=True)
+        outputs = call_bank(tensors, experts=torch.tensor([2]), row_gradients=True)
     sum(y.float().square().sum() for y in outputs).backward()
     optimizer.step()
     for old, new in zip(before, own, strict=True):
@@ -304,7 +308,7 @@ def test_no_expert_has_zero_gradients(num_experts, sharing, backend):
     tensors = testing.mop_inputs(bank, torch.float32, sharing=SHARINGS[sharing])
     grads = [torch.zeros(bank.layers, 0, bank.down.rows, bank.up.d_out)] * bank.maps
     none = torch.tensor([], dtype=torch.int64)
-    _, gradients = testing.value_and_gradients(lambda *t: call(t, experts=none, backend=backend), tensors, grads)
+    _, gradients = testing.value_and_gradients(lambda *t: call_bank(t, experts=none, backend=backend), tensors, grads)
     for tensor, gradient in zip(tensors, gradients, strict=True):
         assert gradient.shape == tensor.shape
         assert not gradient.any()
@@ -316,7 +320,9 @@ def test_higher_derivatives_of_row_gradients_are_the_dense_ones(backend):
     def second(row_gradients):
         leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
         own = [leaves[k] for k in (1, 3, 7)]
-        y = call(leaves, experts=torch.tensor([2]), row_gradients=row_gradients, activation="tanh", backend=backend)[0]
+        y = call_bank(
+            leaves, experts=torch.tensor([2]), row_gradients=row_gradients, activation="tanh", backend=backend
+        )[0]
         first = torch.autograd.grad(y.square().sum(), own, create_graph=True)
         assert all(g.is_sparse == row_gradients for g in first)
         total = sum(g.to_dense().square().sum() for g in first)
@@ -333,7 +339,7 @@ def test_row_gradients_and_transforms_do_not_meet(transform):
     tensors = testing.mop_inputs(BANK, torch.float32)
 
     def function(local):
-        return call([*tensors[:3], local, *tensors[4:]], experts=torch.tensor([2]), row_gradients=True)[0].sum()
+        return call_bank([*tensors[:3], local, *tensors[4:]], experts=torch.tensor([2]), row_gradients=True)[0].sum()
 
     def forward_mode():
         with torch.autograd.forward_ad.dual_level():

@@ -8,7 +8,8 @@ import torch
 from errors import raises
 
 import mop_kernels as mk
-from mop_kernels import MOPFeedForward, reference, truth
+from mop_kernels import MOPFeedForward, reference
+from mop_kernels.truth import kron_weight
 
 SIZES = {"num_layers": 2, "num_experts": 3, "d_in": 24, "d_mid": 16, "d_out": 40, "terms_down": 4, "terms_up": 2}
 FORMS = {
@@ -52,14 +53,14 @@ def kron(phm, layer, expert):
     local = pair(phm.local, layer, expert)
     if phm.rule_out is None:
         # no rule at all: a plain matrix
-        return local[0] if phm.rule_in is None else truth.kron_weight(pair(phm.rule_in, layer, expert), local)
+        return local[0] if phm.rule_in is None else kron_weight(pair(phm.rule_in, layer, expert), local)
     rule_out = pair(phm.rule_out, layer, expert)
     if phm.rule_in is None:
         terms, rank, _ = rule_out.shape
         rule_in = torch.ones(terms, phm.weight_matrix(0, 0).shape[0] // local.shape[1], rank, dtype=local.dtype)
     else:
         rule_in = pair(phm.rule_in, layer, expert)
-    return truth.kron_weight(rule_in @ rule_out, local)
+    return kron_weight(rule_in @ rule_out, local)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

@@ -9,7 +9,8 @@ from errors import raises
 from torch import nn
 
 import mop_kernels as mk
-from mop_kernels import PHMLinear, truth
+from mop_kernels import PHMLinear
+from mop_kernels.truth import kron_weight
 
 FORMS = [
     {},
@@ -25,7 +26,7 @@ FORMS = [
 def own_weight(layer: PHMLinear) -> torch.Tensor:
     rule = layer.rule if layer.rank is None else layer.rule_in @ layer.rule_out
     local = layer.local if layer.local_rank is None else layer.local_left @ layer.local_right
-    return truth.kron_weight(rule, local)
+    return kron_weight(rule, local)
 
 
 @pytest.mark.parametrize("form", FORMS)
