@@ -192,20 +192,16 @@ def interpreting() -> bool:
 
 def _interpreter_is_asked() -> bool:
     """Tell whether a function decorated now would be interpreted."""
-    if sys.modules.get("triton") is None:
+    triton = sys.modules.get("triton")
+    if triton is None:
         return os.environ.get("TRITON_INTERPRET", "").lower() in _TRITON_TRUE
-    import triton
-
     return triton.knobs.runtime.interpret
 
 
 def _triton_library_is_compiled() -> bool:
     """Tell whether triton was imported without the interpreter. False before triton is imported."""
-    if sys.modules.get("triton") is None:
-        return False
-    import triton
-
-    return isinstance(triton.language.cdiv, triton.JITFunction)
+    triton = sys.modules.get("triton")
+    return triton is not None and isinstance(triton.language.cdiv, triton.JITFunction)
 
 
 def runs_on_cpu(name: str) -> bool:

@@ -21,21 +21,17 @@ from . import backends, multiply_adds, ops
 _COUNTER = "torch.utils.flop_counter"
 
 
-def _flops(name: str) -> Callable[..., int]:
-    count = getattr(multiply_adds, name)
-
-    def formula(*args, out_val=None, **kwargs) -> int:
-        return 2 * count(*args, **kwargs)
-
-    return formula
-
-
 def _register(flop_counter: ModuleType) -> None:
     """Register the formula of every op that is defined in this process."""
     for name in ops.SCHEMAS:
+        count = getattr(multiply_adds, name)
         defined = [b for b in backends.NAMES if ops.is_defined(name, b)]
         packets = [getattr(torch.ops.mop_kernels, f"{name}_{backend}") for backend in defined]
-        flop_counter.register_flop_formula(packets, get_raw=True)(_flops(name))
+
+        def formula(*args, count: Callable[..., int] = count, out_val: object = None, **kwargs) -> int:
+            return 2 * count(*args, **kwargs)
+
+        flop_counter.register_flop_formula(packets, get_raw=True)(formula)
 
 
 class _AfterCounterIsImported(importlib.abc.MetaPathFinder):

@@ -115,17 +115,8 @@ class PHMLinear(DrawnLayer):
         init: str = "variance_matched",
     ) -> "PHMLinear":
         """Return a freshly drawn layer with the sizes, bias or none, device and dtype of a dense layer."""
-        return cls(
-            linear.in_features,
-            linear.out_features,
-            terms,
-            rank,
-            local_rank,
-            linear.bias is not None,
-            init,
-            linear.weight.device,
-            linear.weight.dtype,
-        )
+        sizes = (linear.in_features, linear.out_features, terms, rank, local_rank, linear.bias is not None, init)
+        return cls(*sizes, linear.weight.device, linear.weight.dtype)
 
     @classmethod
     @torch.no_grad()

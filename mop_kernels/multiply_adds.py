@@ -16,9 +16,9 @@ from .ops import split_maps
 from .reference import LowRankPHM, group_sizes
 
 
-def _flags(mask: int, count: int) -> list[int]:
-    """Return the first `count` bits of an op's `mask`, one flag per tensor."""
-    return [mask >> k & 1 for k in range(count)]
+def _flags(needs: int, count: int) -> list[int]:
+    """Return the first `count` bits of an op's `needs`, one flag per tensor."""
+    return [needs >> k & 1 for k in range(count)]
 
 
 def phm_weight(rule: Tensor, local: Tensor) -> int:
@@ -26,9 +26,9 @@ def phm_weight(rule: Tensor, local: Tensor) -> int:
     return rule.numel() * local.shape[-2] * local.shape[-1]
 
 
-def phm_weight_backward(grad: Tensor, rule: Tensor, local: Tensor, mask: int) -> int:
+def phm_weight_backward(grad: Tensor, rule: Tensor, local: Tensor, needs: int) -> int:
     """Count one product of the size of W per requested gradient."""
-    return phm_weight(rule, local) * sum(_flags(mask, 2))
+    return phm_weight(rule, local) * sum(_flags(needs, 2))
 
 
 def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
@@ -36,12 +36,12 @@ def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = Non
     return x.numel() * rule.shape[2] * local.shape[2]
 
 
-def phm_linear_backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, mask: int) -> int:
+def phm_linear_backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, needs: int) -> int:
     """Count grad_x = grad W^T with W built again, grad_W = x^T grad once, and one product per requested factor.
 
     rows * in * out * (x + (rule or local)) + terms * in * out * (x + rule + local)
     """
-    of_x, of_rule, of_local = _flags(mask, 3)
+    of_x, of_rule, of_local = _flags(needs, 3)
     dense, weight = phm_linear(x, rule, local), phm_weight(rule, local)
     return dense * (of_x + (of_rule | of_local)) + weight * (of_x + of_rule + of_local)
 
@@ -82,10 +82,10 @@ def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tens
 
 
 def lowrank_phm_linear_backward(
-    grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, mask: int
+    grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, needs: int
 ) -> int:
     """Count the backward pass of the three stages on all rows of x."""
-    per_row = _backward_of_stages(_stages_of(rule_in, rule_out, local), *_flags(mask, 4))
+    per_row = _backward_of_stages(_stages_of(rule_in, rule_out, local), *_flags(needs, 4))
     return x.numel() // x.shape[-1] * per_row
 
 
@@ -115,7 +115,7 @@ def mop_ffn_backward(
     num_maps: int,
     activation: str,
     experts: Tensor | None,
-    mask: int,
+    needs: int,
 ) -> int:
     """Count, per pair and row: the hidden rows again, then the backward of each map.
 
@@ -123,7 +123,7 @@ def mop_ffn_backward(
     as soon as x or a factor of the down map is.
     """
     maps = [LowRankPHM(*down), *split_maps(ups, num_maps)]
-    of_x, *of_factors = _flags(mask, 1 + len(down) + len(ups))
+    of_x, *of_factors = _flags(needs, 1 + len(down) + len(ups))
     of_down, of_ups = of_factors[: len(down)], of_factors[len(down) :]
     width = len(ups) // num_maps
     below_hidden = int(any((of_x, *of_down)))
@@ -164,10 +164,10 @@ def attempt_mix_backward(
         rank * (x + w_down + w_up)      gradients of the two products
         rank * (x or w_down)            gradient between the two products
     """
-    _target, _task_ids, w_down, *_, mask = rest
-    if not mask:
+    _target, _task_ids, w_down, *_, needs = rest
+    if not needs:
         return 0
-    of_x, of_source, of_target, of_down, of_up, *of_norm = _flags(mask, 7)
+    of_x, of_source, of_target, of_down, of_up, *of_norm = _flags(needs, 7)
     (sources, rows, width), rank = source.shape, w_down.shape[1]
     candidates = sources + 1
     total = 2 * rank + candidates + candidates * rows

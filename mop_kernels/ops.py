@@ -2,14 +2,15 @@
 
 An operation `NAME` of backend `BACKEND` is the op `mop_kernels::NAME_BACKEND`; its gradient is
 `mop_kernels::NAME_backward_BACKEND`. The schemas stand here once, for all backends; csrc/ only implements them.
-Gradient ops take `mask`, an integer whose bit k says that the k-th differentiable input asks for a gradient, and
-return those gradients only, in that order. All results are contiguous.
+Gradient ops take `needs`, an integer whose bit k is set if the gradient of the k-th differentiable input is requested.
+They return the requested gradients only, in the order of the bits. All results are contiguous.
 
-`down` is [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]; `ups` is num_maps such lists in a row.
-attempt_mix returns [prefixed, attention, peak, position]: backward reads the last two, max(x) and where it stands
-(int32, -1: nowhere), instead of x.
+`down` is [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]. `ups` is num_maps such lists in a row.
+attempt_mix returns [prefixed, attention, peak, position]. Instead of x, backward reads peak, which is max(x), and
+position, its row (int32, -1: no row).
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -23,17 +24,17 @@ from .reference import LowRankPHM
 
 SCHEMAS = {
     "phm_weight": "(Tensor rule, Tensor local) -> Tensor",
-    "phm_weight_backward": "(Tensor grad, Tensor rule, Tensor local, int mask) -> Tensor[]",
+    "phm_weight_backward": "(Tensor grad, Tensor rule, Tensor local, int needs) -> Tensor[]",
     "phm_linear": "(Tensor x, Tensor rule, Tensor local, Tensor? bias) -> Tensor",
-    "phm_linear_backward": "(Tensor grad, Tensor x, Tensor rule, Tensor local, int mask) -> Tensor[]",
+    "phm_linear_backward": "(Tensor grad, Tensor x, Tensor rule, Tensor local, int needs) -> Tensor[]",
     "lowrank_phm_linear": "(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, Tensor? bias) -> Tensor",
     "lowrank_phm_linear_backward": (
-        "(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, int mask) -> Tensor[]"
+        "(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, int needs) -> Tensor[]"
     ),
     "mop_ffn": ("(Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts) -> Tensor[]"),
     "mop_ffn_backward": (
         "(Tensor[] grads, Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts, "
-        "int mask) -> Tensor[]"
+        "int needs) -> Tensor[]"
     ),
     "attempt_mix": (
         "(Tensor x, Tensor? keep, Tensor source, Tensor target, Tensor task_ids, Tensor w_down, Tensor w_up, "
@@ -41,7 +42,7 @@ SCHEMAS = {
     ),
     "attempt_mix_backward": (
         "(Tensor grad_prefixed, Tensor grad_attention, Tensor peak, Tensor position, Tensor source, Tensor target, "
-        "Tensor task_ids, Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, float temperature, int mask) "
+        "Tensor task_ids, Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, float temperature, int needs) "
         "-> Tensor[]"
     ),
 }
@@ -56,8 +57,8 @@ def split_maps(ups: Sequence[Tensor], num_maps: int) -> list[LowRankPHM]:
     return [LowRankPHM(*ups[k * width : (k + 1) * width]) for k in range(num_maps)]
 
 
-def _asked(tensors: Sequence[Tensor], mask: int) -> list[Tensor]:
-    return [t for k, t in enumerate(tensors) if mask >> k & 1]
+def _requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
+    return [t for k, t in enumerate(tensors) if needs >> k & 1]
 
 
 # Fakes: shapes and dtypes only; one per schema, for all backends. `_inputs_of_*` give tensors of the shapes of all
@@ -110,24 +111,24 @@ def _inputs_of_attempt_mix(
 
 
 def _fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
-    return lambda *args: [t.new_empty(t.shape) for t in _asked(inputs(*args), args[-1])]
+    return lambda *args: [t.new_empty(t.shape) for t in _requested(inputs(*args), args[-1])]
 
 
 # The reference backend: the einsum forms, and their gradients by autograd on a fresh graph.
 
 
 def _differentiate(
-    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], mask: int
+    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: int
 ) -> list[Tensor]:
     with _autograd_inside_an_op(), torch.enable_grad():
-        leaves = [t.detach().requires_grad_(bool(mask >> k & 1)) for k, t in enumerate(tensors)]
-        found = function(*leaves)
-        outputs = [found] if isinstance(found, Tensor) else found
+        leaves = [t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
+        result = function(*leaves)
+        outputs = [result] if isinstance(result, Tensor) else result
         # an up map whose factors are all frozen has no part in the gradients of another's
         kept = [k for k, y in enumerate(outputs) if y.requires_grad]
-        asked = torch.autograd.grad([outputs[k] for k in kept], _asked(leaves, mask), [grads[k] for k in kept])
+        found = torch.autograd.grad([outputs[k] for k in kept], _requested(leaves, needs), [grads[k] for k in kept])
     # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
-    return [g.clone(memory_format=torch.contiguous_format) for g in asked]
+    return [g.clone(memory_format=torch.contiguous_format) for g in found]
 
 
 @contextmanager
@@ -154,11 +155,11 @@ def _mop_ffn(x, down, ups, num_maps, activation, experts):
     return list(reference.mop_ffn(x, LowRankPHM(*down), split_maps(ups, num_maps), activation, experts))
 
 
-def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, mask):
+def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, needs):
     def function(x, *factors):
         return _mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
 
-    return _differentiate(function, [x, *down, *ups], grads, mask)
+    return _differentiate(function, [x, *down, *ups], grads, needs)
 
 
 def _attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
@@ -168,16 +169,16 @@ def _attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_
     return [torch.cat([prompt, x], 1), attention, peak, position]
 
 
-def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, task_ids, *factors_and_mask):
-    *factors, temperature, mask = factors_and_mask
+def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, task_ids, *factors_and_needs):
+    *factors, temperature, needs = factors_and_needs
 
     def function(peak, source, target, *factors):
         return reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
 
     rows = source.shape[1]
     tensors = [peak, source, target, *factors]
-    gradients = _differentiate(function, tensors, [grad[:, :rows], grad_attention], mask)
-    if mask & 1:
+    gradients = _differentiate(function, tensors, [grad[:, :rows], grad_attention], needs)
+    if needs & 1:
         found = position.unsqueeze(1) == torch.arange(grad.shape[1] - rows, device=grad.device)[:, None]
         gradients[0] = (grad[:, rows:] + gradients[0].unsqueeze(1).where(found, 0)).contiguous()
     return gradients
@@ -254,7 +255,7 @@ def autocast_is_on(tensor: Tensor) -> bool:
 def without_autocast(tensors: Sequence[Tensor | None]) -> AbstractContextManager:
     """Return a context in which matrix products of these tensors keep their dtype.
 
-    functional.py has cast what autocast would cast, and backward may run inside an autocast that forward did not see.
+    operation.py has cast what autocast would cast, and backward may run inside an autocast that forward did not see.
     """
     if torch._C._is_any_autocast_enabled():
         first = next(t for t in tensors if t is not None)
@@ -286,14 +287,14 @@ _PLAIN = {Tensor, Parameter}
 
 
 def _is_plain(args: Sequence) -> bool:
-    """Tell whether an op would do nothing but call its implementation.
+    """Tell whether an op would only call its implementation.
 
-    Finding that out takes 3 us; torch's dispatcher takes 10 us to hand a dozen tensors to Python.
+    The question takes 3 us. torch's dispatcher takes 10 us to hand a dozen tensors to Python.
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH):
-        return False  # modes want to see the op, as a profiler and a trace do
+        return False  # modes, profilers and traces must see the op
     if torch._C._len_torch_function_stack() or torch._C._autograd._profiler_enabled():
         return False
     if torch._C._get_tracing_state() is not None or not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
@@ -304,7 +305,7 @@ def _is_plain(args: Sequence) -> bool:
             tensors += value
         elif isinstance(value, Tensor):
             tensors.append(value)
-    # a tensor may be minus its memory, or zeros without any
+    # a lazy tensor is the negative of its memory, or zeros without memory
     lazy = any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))
     return _PLAIN.issuperset(map(type, tensors)) and not lazy
 
@@ -318,20 +319,13 @@ def _cast(args: Sequence, dtype: torch.dtype) -> list:
     return [cast(value) for value in args]
 
 
-def _on_first_use(name: str) -> Callable:
+@functools.cache
+def _triton(name: str) -> Callable:
     """Return the Triton implementation of an op, imported when it is first called: triton is slow to import."""
-    found: Callable | None = None
+    from . import triton_kernels
 
-    def implementation(*args):
-        nonlocal found
-        if found is None:
-            from . import triton_kernels
-
-            found = triton_kernels.IMPLEMENTATIONS[name]
-        return found(*args)
-
-    return implementation
+    return triton_kernels.IMPLEMENTATIONS[name]
 
 
 define("reference", {name: form.reference for name, form in _FORMS.items()})
-define("triton", {name: _on_first_use(name) for name in SCHEMAS}, direct=True)
+define("triton", {name: lambda *args, name=name: _triton(name)(*args) for name in SCHEMAS}, direct=True)

@@ -23,18 +23,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .derivatives import (
-    Dims,
-    Needs,
-    Tensors,
-    bits_of,
-    flags_of,
-    gradients_of,
-    in_front,
-    places_of,
-    spread,
-    tangents_of,
-)
+from .derivatives import Dims, Needs, Tensors, bits_of, flags_of, gradients_of, in_front, places_of, spread, tangents_of
 
 
 class Call(NamedTuple):

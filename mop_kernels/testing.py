@@ -245,15 +245,13 @@ def in_float64(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if t is None else t.double().contiguous() for t in tensors]
 
 
-def max_error(actual: Tensor, truth: Tensor) -> float:
-    """Return the largest absolute error, NaN where `actual` has one."""
-    return (actual.double() - truth).abs().max().item() if truth.numel() else 0.0
-
-
 def relative_error(actual: Tensor, truth: Tensor) -> float:
-    """Return the largest absolute error over the truth's root mean square, 0 where there is nothing to compare."""
+    """Return the largest absolute error over the truth's root mean square, 0 where there is nothing to compare.
+
+    The error is NaN if `actual` has a NaN.
+    """
     rms = truth.square().mean().sqrt().item() if truth.numel() else 0.0
-    return max_error(actual, truth) / rms if rms else 0.0
+    return (actual.double() - truth).abs().max().item() / rms if rms else 0.0
 
 
 def error_budget(expected: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> float:

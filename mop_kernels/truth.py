@@ -69,19 +69,16 @@ def attempt_by_example(
     x: Tensor,
     source: Tensor,
     target: Tensor,
-    w_down: Tensor,
-    w_up: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    mask: Tensor | None = None,
-    *,
+    *factors: Tensor,
+    mask: Tensor | None,
     task_ids: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Return reference.attempt_mix, one example at a time by the equations of the paper.
 
-    The first of equal numbers is the largest.
+    The first of equal numbers is the largest. factors: w_down, w_up, ln_weight and ln_bias.
     """
+    w_down, w_up, ln_weight, ln_bias = factors
 
     def largest(rows: Tensor) -> Tensor:
         peak = rows[0]
@@ -168,7 +165,7 @@ def prompt_case(shape: PromptShape) -> Case:
         return functional.attempt_mix(x, mask.to(x.device), source, target, ids.to(x.device), *factors, **kwargs)
 
     def truth(x: Tensor, *factors: Tensor):
-        given = {"mask": mask.to(x.device), "task_ids": ids.to(x.device)}
-        return attempt_by_example(x, *factors, **given, temperature=temperature)
+        here, chosen = mask.to(x.device), ids.to(x.device)
+        return attempt_by_example(x, *factors, mask=here, task_ids=chosen, temperature=temperature)
 
     return Case(function, truth, lambda dtype: testing.prompt_inputs(shape, dtype)[0])
