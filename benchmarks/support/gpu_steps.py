@@ -51,7 +51,7 @@ SANITIZED = [
     "tests/kernels/test_mop_ffn.py::test_named_banks[float32-cuda-one_row]",
     "tests/kernels/test_mop_ffn.py::test_named_banks[float32-cuda-odd]",
     *(
-        f"tests/kernels/test_values.py::test_named_shapes[float32-cuda-{op}-odd]"
+        f"tests/kernels/test_{op}.py::Test{op.title().replace('_', '')}::test_named_shapes[float32-cuda-odd]"
         for op in ("phm_weight", "phm_linear", "lowrank_phm_linear")
     ),
 ]
@@ -75,7 +75,7 @@ def _dry_steps(tune: bool) -> list[Step]:
     small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = {
         "tests": Step(
-            "tests", [*PYTEST, "tests/kernels/test_values.py", "-k", "triton and odd and without"], 60, small
+            "tests", [*PYTEST, "tests/kernels/test_phm_linear.py", "-k", "triton and odd and without"], 60, small
         ),
         "bank": _bench("bank", "test_the_bank", 60, small, "-k", "float32"),
         "peers": _bench("peers", "test_device", 60, small),

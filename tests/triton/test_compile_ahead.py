@@ -142,7 +142,7 @@ def test_the_recorded_launches_are_those_of_the_kernels(recorded):
 def test_the_recorded_launches_are_those_of_the_tests(recorded, tmp_path):
     """Of the paper's shapes, and of a few tests that make many kinds of launches."""
     few = ["test_mop_ffn.py::test_bias_in_one_map_only", "test_mop_ffn.py::test_layouts_together"]
-    few += ["test_values.py::test_layouts_together", "test_attempt_mix.py::test_layouts_of_inputs"]
+    few += ["test_phm_linear.py::TestPhmLinear::test_layouts_together", "test_attempt_mix.py::test_layouts_of_inputs"]
     output = tmp_path / "launches.json"
     command = [sys.executable, "-O", "-m", "benchmarks.record_launches", "--output", str(output)]
     done = subprocess.run(
