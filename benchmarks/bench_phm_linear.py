@@ -45,6 +45,6 @@ def test_evaluation(rows, name, full_size, timed):
     with torch.no_grad():
         right = x.double() @ dense.weight.double().T + dense.bias.double()
         nbytes = sum(t.nbytes for t in (x, dense.weight, right.float()))
-        work = {"flops": 2 * multiply_adds.of_dense(x, layer.rule, layer.local), "bytes": nbytes}
+        work = {"flops": 2 * multiply_adds.phm_linear(x, layer.rule, layer.local), "bytes": nbytes}
         assert testing.relative_error(chosen(x), right) < 1e-5
         timed(lambda: chosen(x), f"evaluation, {rows} rows, 1024 -> 1024, terms 4", name, kind=kind, **work)

@@ -11,7 +11,7 @@ run compiles Triton's kernels.
 import argparse
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,7 +67,7 @@ class Exact(NamedTuple):
 
     label: str
     case: Case
-    tensors: list[Tensor | None]
+    tensors: Sequence[Tensor | None]
     grads: list[Tensor]
     truth: tuple[list[Tensor], list[Tensor | None]]
     budget: float

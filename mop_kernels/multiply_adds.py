@@ -52,7 +52,7 @@ def three_stages(terms: int, g_in: int, rank: int, g_out: int, loc_in: int, loc_
     return width * g_in * loc_in, width * loc_in * loc_out, width * g_out * loc_out
 
 
-def _stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[int, int, int]:
+def stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[int, int, int]:
     """Count the three stages of these factors. They may have group dims.
 
     rule_out is None for a full rule, which mop_ffn computes as a low-rank rule with an identity on its smaller side.
@@ -78,20 +78,20 @@ def _backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule
 
 def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
     """Count the three stages on all rows of x."""
-    return x.numel() // x.shape[-1] * sum(_stages_of(rule_in, rule_out, local))
+    return x.numel() // x.shape[-1] * sum(stages_of(rule_in, rule_out, local))
 
 
 def lowrank_phm_linear_backward(
     grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, needs: int
 ) -> int:
     """Count the backward pass of the three stages on all rows of x."""
-    per_row = _backward_of_stages(_stages_of(rule_in, rule_out, local), *_flags(needs, 4))
+    per_row = _backward_of_stages(stages_of(rule_in, rule_out, local), *_flags(needs, 4))
     return x.numel() // x.shape[-1] * per_row
 
 
 def of_bank(x: Tensor, maps: Sequence[LowRankPHM], experts: Tensor | None = None) -> int:
     """Count the three stages of every map, per (layer, expert) pair and row. `experts` leaves those experts only."""
-    per_row = [sum(_stages_of(*phm[:3])) for phm in maps]
+    per_row = [sum(stages_of(*phm[:3])) for phm in maps]
     return _rows_of_bank(x, maps, experts) * sum(per_row)
 
 
@@ -127,12 +127,12 @@ def mop_ffn_backward(
     of_down, of_ups = of_factors[: len(down)], of_factors[len(down) :]
     width = len(ups) // num_maps
     below_hidden = int(any((of_x, *of_down)))
-    per_row = _backward_of_stages(_stages_of(*maps[0][:3]), of_x, *of_down[:3])
+    per_row = _backward_of_stages(stages_of(*maps[0][:3]), of_x, *of_down[:3])
     of_up_factors = [of_ups[k * width : k * width + 3] for k in range(num_maps)]
     for up, flags in zip(maps[1:], of_up_factors):
-        per_row += _backward_of_stages(_stages_of(*up[:3]), below_hidden, *flags)
+        per_row += _backward_of_stages(stages_of(*up[:3]), below_hidden, *flags)
     if below_hidden or any(map(any, of_up_factors)):
-        per_row += sum(_stages_of(*maps[0][:3]))
+        per_row += sum(stages_of(*maps[0][:3]))
     return _rows_of_bank(x, maps, experts) * per_row
 
 

@@ -190,23 +190,20 @@ def mop_inputs(
     return tensors
 
 
-def as_mop_arguments(
-    tensors: Sequence[Tensor | None],
-) -> tuple[Tensor, list[Tensor | None], list[list[Tensor | None]]]:
+def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
     """Return (x, down, ups) of the flat list of `mop_inputs`. down and each of ups are lists of four."""
     x, *factors = tensors
-    assert x is not None
     down, *ups = map(list, maps_of(factors))
     return x, down, ups
 
 
-def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor | None], dict]:
+def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor], dict]:
     """Return [x, source, target, w_down, w_up, ln_weight, ln_bias], and mask, task_ids and temperature by name.
 
     The mask leaves a random half of the positions. The temperature spreads the attention.
     """
     g = torch.Generator().manual_seed(seed)
-    tensors: list[Tensor | None] = [
+    tensors = [
         normal(g, dtype, shape.batch, shape.length, shape.width),
         normal(g, dtype, shape.sources, shape.rows, shape.width),
         normal(g, dtype, shape.tasks, shape.rows, shape.width),

@@ -122,7 +122,7 @@ class Case(NamedTuple):
 
     function: Callable
     truth: Callable
-    inputs: Callable[[torch.dtype], list[Tensor | None]]
+    inputs: Callable[[torch.dtype], Sequence[Tensor | None]]
 
 
 PRODUCTS: dict[str, tuple[Callable, Callable, Callable[..., list[Tensor | None]]]] = {

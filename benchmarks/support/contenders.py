@@ -8,7 +8,7 @@ from torch import Tensor
 import mop_kernels as mk
 from benchmarks.support import pytorch_forms
 from benchmarks.support.work import public_arguments
-from mop_kernels import reference, testing
+from mop_kernels import reference, truth
 
 Function = Callable[..., Any]
 
@@ -48,7 +48,7 @@ COMPILE = "torch.compile, "
 FORMS: dict[str, dict[str, Function]] = {
     "phm_weight": {
         ARRAY: pytorch_forms.summed_array,
-        "sum of torch.kron": testing.kron_weight,
+        "sum of torch.kron": truth.kron_weight,
         "one matrix product": pytorch_forms.one_product,
     },
     "phm_linear": {

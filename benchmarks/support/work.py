@@ -242,6 +242,8 @@ def run(
     work: Work, backend: str, tensors: Sequence[Tensor], direction: str, grads: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
     """Call the raw operation of a backend. Tensors that only have sizes go to Triton's functions themselves."""
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
     if tensors[0].device.type == "meta":
         from mop_kernels.triton_kernels import IMPLEMENTATIONS
 
