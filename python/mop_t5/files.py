@@ -1,23 +1,30 @@
-"""Files and folders that are complete on disk before they take a name that anyone looks for."""
+"""Read and write files and folders. A file or folder is complete on the disk before it takes its final name."""
+
+from __future__ import annotations
 
 import errno
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 _REMOVING = ".removing"
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust ends the text of an error of the system
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # Rust ends the text of an operating-system error so
+_BLOCK = 1 << 20  # bytes that a checksum reads at once
+
+StrPath = str | os.PathLike[str]
 
 
-def write_durably(path: str | os.PathLike, content: bytes) -> None:
-    """Write content and wait until the disk has it. On an error the incomplete file is removed."""
+def write_durably(path: StrPath, content: bytes) -> None:
+    """Write `content` and wait until the disk has it. Remove the incomplete file on an error."""
     try:
         with open(path, "wb") as file:
             file.write(content)
@@ -28,8 +35,8 @@ def write_durably(path: str | os.PathLike, content: bytes) -> None:
         raise
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Make content the file at path, in one step: whoever opens it finds the old content or all of the new."""
+def replace_file(path: StrPath, content: bytes) -> None:
+    """Replace the file at `path` in one step. A reader finds either the old content or all of the new content."""
     path = Path(path)
     waiting = path.with_name(f"{path.name}.next")
     write_durably(waiting, content)
@@ -38,7 +45,7 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's list of names."""
+    """Wait until the disk has the content of a file, or the list of names of a folder."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no such call
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -49,21 +56,21 @@ def flush(path: Path) -> None:
 
 
 def flush_tree(folder: Path) -> None:
-    """flush for a folder and all that is in it."""
+    """Wait until the disk has a folder and everything in it."""
     for path in folder.rglob("*"):
         flush(path)
     flush(folder)
 
 
 def put_in_place(complete: Path, folder: Path) -> None:
-    """Give a folder that is complete on the disk the name `folder`, in place of one that may have it."""
+    """Rename the folder `complete` to `folder`. Remove an earlier folder of this name first."""
     remove_folder(folder)
     os.replace(complete, folder)
     flush(folder.parent)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there; it loses its name before its content."""
+    """Remove a folder if it exists. The folder loses its name first and its content afterwards."""
     if folder.exists():
         going = folder.with_name(_REMOVING)
         shutil.rmtree(going, ignore_errors=True)
@@ -72,9 +79,18 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(folder: str | os.PathLike, what: str) -> Iterator[Path]:
-    """A new folder to write into. At the end of the block it gets the name `folder`; on an error it is removed, and the
-    folder of that name is as it was. what: the content, for the message of an OSError."""
+def whole_folder(folder: StrPath, what: str) -> Iterator[Path]:
+    """Yield a new folder to write into, and rename it to `folder` at the end of the block.
+
+    On an error the new folder is removed, and an earlier `folder` stays as it was.
+
+    Args:
+        folder: Final name of the folder.
+        what: Content of the folder, for messages.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
     folder = Path(folder)
     writing = folder.with_name(f".{folder.name}.writing")
     with failure_in_a_sentence(what, folder):
@@ -88,8 +104,12 @@ def whole_folder(folder: str | os.PathLike, what: str) -> Iterator[Path]:
             shutil.rmtree(writing, ignore_errors=True)
 
 
-def check_writable(folder: str | os.PathLike) -> None:
-    """Raise OSError where `folder` could not be made or written into: before the work whose results are to go there."""
+def check_writable(folder: StrPath) -> None:
+    """Check, before work starts, that its results can be written to `folder`.
+
+    Raises:
+        OSError: `folder` cannot be made or cannot be written into.
+    """
     place = Path(folder).absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -99,19 +119,50 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise PermissionError(f"{place} cannot be written into. Get the right to, or choose another folder.")
 
 
-@contextmanager
-def unreadable_in_a_sentence(what: str, place: str | os.PathLike) -> Iterator[None]:
-    """Make one sentence of whatever is raised for a folder or hub name that cannot be read.
+def content_to_replace(
+    output: StrPath,
+    overwrite: bool,
+    *,
+    is_folder: bool = True,
+    cure: str = "Choose another --output or pass --overwrite.",
+) -> list[str]:
+    """Return the names of the content that a new result at `output` will replace.
 
-    The libraries that read such files raise nearly every kind of error for a damaged one.
+    Args:
+        output: File or folder of the result.
+        overwrite: Whether existing content may be replaced.
+        is_folder: Whether the result is a folder. If not, it is a file.
+        cure: End of the message: what to do about existing content.
+
+    Returns:
+        The sorted names of the entries of a folder, or the name of a file. Empty for a new result and an empty folder.
+
+    Raises:
+        FileExistsError: There is content and `overwrite` is false, or `output` is a file instead of a folder or a
+            folder instead of a file.
+    """
+    output = Path(output)
+    if output.exists() and output.is_dir() != is_folder:
+        raise FileExistsError(f"{output} is a {'file' if is_folder else 'folder'}. Choose another --output.")
+    names = sorted(os.listdir(output)) if output.is_dir() else [output.name] * output.exists()
+    if names and not overwrite:
+        raise FileExistsError(f"{output} exists{' and is not empty' if is_folder else ''}. {cure}")
+    return names
+
+
+@contextmanager
+def unreadable_in_a_sentence(what: str, place: StrPath) -> Iterator[None]:
+    """Raise one error with one sentence if a folder or hub name cannot be read.
+
+    The libraries that read these files raise nearly every kind of error for a damaged file.
 
     Args:
         what: The content, for the message.
         place: The folder or the hub name, for the message.
 
     Raises:
-        OSError, ImportError: For an error of this kind.
-        ValueError: For any other.
+        OSError, ImportError: The block raised an error of this kind.
+        ValueError: The block raised any other error.
     """
     try:
         yield
@@ -122,7 +173,7 @@ def unreadable_in_a_sentence(what: str, place: str | os.PathLike) -> Iterator[No
         reason = " ".join(str(error).split()).rstrip(".")
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)):
             reason = f"{type(error).__name__} {reason}".strip()
-        cure = "Give a whole folder that save_pretrained wrote, or a name on the model hub."
+        cure = "Give a complete folder that save_pretrained wrote, or a name on the model hub."
         if isinstance(error, ImportError):
             cure = "Then try again."
         if not os.path.exists(place):
@@ -131,9 +182,14 @@ def unreadable_in_a_sentence(what: str, place: str | os.PathLike) -> Iterator[No
         raise kind(f"{what} {str(place)!r} cannot be read: {reason}. {cure}") from error
 
 
-def write_beside(path: str | os.PathLike, content: bytes) -> Path | None:
-    """Write a file whole. One of its name with other content is kept: NAME.md is then NAME.1.md, or .2 and so on.
-    Returns where the earlier one is, None where there was none or the same."""
+def write_beside(path: StrPath, content: bytes) -> Path | None:
+    """Write a file, and keep an earlier file of the same name under a new name.
+
+    An earlier NAME.md becomes NAME.1.md, or NAME.2.md, and so on.
+
+    Returns:
+        The new path of the earlier file. None if there was no earlier file, or if it has the same content.
+    """
     path, earlier = Path(path), None
     if path.is_file() and path.read_bytes() == content:
         return None
@@ -146,23 +202,69 @@ def write_beside(path: str | os.PathLike, content: bytes) -> Path | None:
     return earlier
 
 
-def checksum(content: bytes) -> str:
-    """SHA-256, as hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
+def write_json(path: StrPath, content: object) -> None:
+    """Write `content` as indented JSON. A reader finds either the old file or all of the new file."""
+    path = Path(path)
+    with failure_in_a_sentence(path.name, path.parent):
+        replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def json_lines(rows: Iterable[object]) -> bytes:
+    """Return the bytes of a file that holds one JSON value per line."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def read_json(path: StrPath, cure: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: The file.
+        cure: End of the message: what to do about a damaged file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file does not hold a JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). {cure}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object, got {type(content).__name__}. {cure}")
+    return content
+
+
+def checksum(source: bytes | Path) -> str:
+    """Return the SHA-256 of bytes, or of the content of a file, as hexadecimal digits."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager
-def failure_in_a_sentence(what: str, folder: str | os.PathLike) -> Iterator[None]:
-    """Raise an OSError of the same number that says what could not be written, where and why, and that nothing saved
-    before was lost.
+def failure_in_a_sentence(what: str, folder: StrPath) -> Iterator[None]:
+    """Raise an OSError with one sentence if something cannot be written.
 
-    torch reports a full disk as a RuntimeError of its zip writer, safetensors as a SafetensorError, and tokenizers as a
-    bare Exception with the number in its text. All are made an OSError.
+    The sentence says what could not be written, where and why, and that earlier files are kept. torch reports a full
+    disk as a RuntimeError of its zip writer, safetensors reports it as a SafetensorError, and tokenizers reports it as
+    a plain Exception with the error number in its text. All of them become an OSError.
+
+    Args:
+        what: The content, for the message.
+        folder: The folder of the file, for the message.
+
+    Raises:
+        OSError: The block could not write. The number of the error is kept.
     """
     try:
         yield
     except Exception as error:
         in_rust = _OS_ERROR.search(str(error))
+        number: int | None
         if isinstance(error, OSError):
             number, reason = error.errno, error.strerror or str(error)
         elif in_rust is not None:
@@ -177,5 +279,5 @@ def failure_in_a_sentence(what: str, folder: str | os.PathLike) -> Iterator[None
             f"{what} could not be written to {str(folder)!r}: {reason}. Nothing that was saved before is lost. Make "
             "room there or choose another folder."
         )
-        # OSError of a number is made into its subclass, such as PermissionError
+        # OSError with a number becomes its subclass, such as PermissionError
         raise (OSError(message) if number is None else OSError(number, message)) from error

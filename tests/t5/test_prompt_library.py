@@ -52,9 +52,9 @@ def test_one_prompt_of_several(tmp_path):
     added = prompt_library.add(tmp_path / "library", "打车", tmp_path / "own", scenario="打车")
     assert torch.equal(added.prompt, model.mop.prompt[1])
     assert added.scenarios == ("打车",)
-    with pytest.raises(ValueError, match=r"has a prompt for each of taxi, .*must be one of them; got None"):
+    with pytest.raises(ValueError, match=r"scenario must be one of taxi, .*; got None"):
         prompt_library.add(tmp_path / "library", "food", tmp_path / "own")
-    with pytest.raises(ValueError, match=r"must be one of them; got 'hotel'"):
+    with pytest.raises(ValueError, match=r"one of taxi.* got 'hotel'"):
         prompt_library.add(tmp_path / "library", "hotel", tmp_path / "own", scenario="hotel")
     saved(tmp_path / "shared", prefix_length=LENGTH, scenarios=scenarios)
     assert prompt_library.add(tmp_path / "library", "all", tmp_path / "shared").scenarios == tuple(scenarios)
@@ -65,7 +65,7 @@ def test_one_prompt_of_several(tmp_path):
 
 def test_remove_and_overwrite(library, tmp_path):
     folder, models = library
-    with pytest.raises(FileExistsError, match=r"mnli' exists\. Choose another name, or pass overwrite=True"):
+    with pytest.raises(FileExistsError, match="mnli exists .* overwrite=True"):
         prompt_library.add(folder, "mnli", tmp_path / "sst2")
     assert torch.equal(prompt_library.read(folder, "mnli").prompt, models["mnli"].mop.prompt)
     prompt_library.add(folder, "mnli", tmp_path / "sst2", overwrite=True)
@@ -121,7 +121,7 @@ def test_names_that_are_no_folder(name, tmp_path):
 
 
 def test_a_name_is_a_string(tmp_path):
-    with pytest.raises(TypeError, match="name must be the name of a prompt; got 3"):
+    with pytest.raises(TypeError, match="name .* got 3"):
         prompt_library.read(tmp_path, 3)
 
 

@@ -150,7 +150,7 @@ def test_broken_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"is damaged or was changed by hand: .* Copy or save it again"):
         mop_t5.load(model, tmp_path)
     config.write_text("[1, 2")
-    with pytest.raises(ValueError, match=r"mop_config.json' is damaged, or was not written by mop_t5.save"):
+    with pytest.raises(ValueError, match=r"mop_config.json is damaged"):
         mop_t5.load(model, tmp_path)
     rewrite()
     os.unlink(tmp_path / "model.safetensors")

@@ -52,7 +52,7 @@ def test_the_file(tmp_path):
     for name in ("other", "text"):
         with pytest.raises(ValueError, match=rf"{name}' holds no task vectors"):
             task_vectors.read(tmp_path / name, ["a"])
-    with pytest.raises(ValueError, match=r"shape \(2, width\), a row a task; got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, width\), one row per task; got \(3, 5\)"):
         task_vectors.write(path, ["a", "b"], vectors, {})
     with pytest.raises(ValueError, match=r"vectors must be finite"):
         task_vectors.write(path, ["a"], torch.full((1, 2), torch.nan), {})

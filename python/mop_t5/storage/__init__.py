@@ -1,1 +1,1 @@
-"""Read and write adapter folders, prompt libraries and task vectors."""
+"""Save methods, source prompts and task vectors, and read them back."""

@@ -1,13 +1,14 @@
-"""The folder of a saved method: model.safetensors and mop_config.json, nothing that can run code.
+"""Read and write the folder of a saved method: model.safetensors and mop_config.json. Neither file can run code.
 
-The weights file has the name that Trainer looks for when it resumes. There is no config.json: with one,
-from_pretrained(folder) would build a T5 with random weights. mop_config.json holds format_version, method, config (with
-the scenarios), backbone (name, shape, sha256 of its weights) and the sha256 of both files.
+Trainer looks for the name of the weights file when it resumes. There is no config.json, because from_pretrained(folder)
+would then build a T5 with random weights. mop_config.json holds format_version, method, config (with the scenarios),
+backbone (name, shape, sha256 of its weights) and the sha256 of both files.
 """
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,21 +16,30 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mop_t5.files import checksum, failure_in_a_sentence, flush, write_durably
+from mop_t5.files import StrPath, checksum, failure_in_a_sentence, flush, read_json, write_durably
 
 CONFIG_NAME = "mop_config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 2
-_NEXT = ".next"  # behind the name of a file that waits to take the place of an older one
-_KEYS = {"method": str, "config": dict, "backbone": dict}
-_BACKBONE_KEYS = {"name": (str, type(None)), "shape": dict, "sha256": str}
+_NEXT = ".next"  # suffix of a file that waits to replace an older file
+_KEYS = {"method": (str,), "config": (dict,), "backbone": (dict,)}
+_BACKBONE_KEYS = {"name": (str, type(None)), "shape": (dict,), "sha256": (str,)}
 
 
-def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch.Tensor]) -> None:
-    """Write both files; other files in the folder stay. Raises OSError, with the folder as it was.
+def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write both files of a method, and keep all other files of the folder.
 
-    A process that is killed leaves the folder as it was or with all of the new: `read` takes the description that
-    fits the weights, the waiting one if the weights have been replaced and the description has not.
+    A process that is killed leaves the folder as it was, or with all of the new content. If the new weights are in
+    place and the new description still waits, `read` takes the waiting description, because it fits the weights.
+
+    Args:
+        folder: The folder. It is made if it does not exist.
+        description: The keys method, config and backbone of mop_config.json.
+        tensors: The weights of the method by name.
+
+    Raises:
+        OSError: A file cannot be written. The folder is as it was.
+        ValueError: A layer of the method is quantised or sharded.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -50,8 +60,12 @@ def write(folder: str | os.PathLike, description: dict, tensors: dict[str, torch
         flush(folder)
 
 
-def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """Return both files by their names. Raises ValueError where a layer of the method is quantised."""
+def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """Return the content of both files by file name.
+
+    Raises:
+        ValueError: A layer of the method is quantised or sharded.
+    """
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor) or value.is_quantized or is_traceable_wrapper_subclass(value):
             raise ValueError(
@@ -66,10 +80,12 @@ def contents(description: dict, tensors: dict[str, torch.Tensor]) -> dict[str, b
     return {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode()}
 
 
-def read(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The description, without checksum, and the tensors, on the CPU. Raises ValueError for damaged files.
+def read(folder: StrPath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return the description and the tensors of a saved method. The tensors are on the CPU.
 
-    Raises FileNotFoundError where a file is missing.
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or another version of mop_t5 wrote it.
     """
     folder = Path(folder)
     descriptions = [path for path in (folder / CONFIG_NAME, folder / f"{CONFIG_NAME}{_NEXT}") if path.is_file()]
@@ -77,69 +93,69 @@ def read(folder: str | os.PathLike) -> tuple[dict, dict[str, torch.Tensor]]:
         if not found:
             raise FileNotFoundError(f"{str(folder)!r} has no {name}; expected a folder written by mop_t5.save.")
     weights = (folder / WEIGHTS_NAME).read_bytes()
-    first_error = None
+    errors = []
     for path in descriptions:
         try:
             description = _read_description(path, weights)
             break
         except ValueError as error:
-            first_error = first_error or error
+            errors.append(error)
     else:
-        raise first_error
+        raise errors[0]
     try:
         return description, from_bytes(weights)
     except SafetensorError as error:
         raise ValueError(f"{str(folder / WEIGHTS_NAME)!r} is not a safetensors file ({error}).") from error
 
 
-def check_tensors(folder: str | os.PathLike, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
-    """Raise ValueError unless tensors have exactly the names and shapes of `expected`, and finite values."""
-    wrong = sorted(
-        name
-        for name in expected.keys() | tensors.keys()
-        if name not in expected or name not in tensors or expected[name].shape != tensors[name].shape
+def check_tensors(folder: StrPath, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Check that `tensors` have the names and shapes of `expected`, and finite values.
+
+    Args:
+        folder: The folder of the tensors, for messages.
+        tensors: The tensors that were read, by name.
+        expected: Tensors of the expected names and shapes. Their values are not read.
+
+    Raises:
+        ValueError: A tensor is missing, unexpected, of another shape, or not finite.
+    """
+    shapes, expected_shapes = ({(name, one.shape) for name, one in some.items()} for some in (tensors, expected))
+    misfits = {name for name, _ in shapes ^ expected_shapes}
+    _refuse(folder, misfits, f"does not fit {CONFIG_NAME}: {{}} missing, unexpected or of another shape. Save again.")
+    infinite = {name for name, tensor in tensors.items() if not tensor.isfinite().all()}
+    _refuse(
+        folder, infinite, "holds values that are not finite: {}. Train the method again with a lower learning rate."
     )
-    if wrong:
-        raise ValueError(
-            f"{str(Path(folder) / WEIGHTS_NAME)!r} does not fit {CONFIG_NAME}: {', '.join(wrong[:4])}"
-            f"{', ...' if wrong[4:] else ''} missing, unexpected or of another shape. Save the model again."
-        )
-    wrong = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
-    if wrong:
-        raise ValueError(
-            f"{str(Path(folder) / WEIGHTS_NAME)!r} holds values that are not finite: {', '.join(wrong[:4])}"
-            f"{', ...' if wrong[4:] else ''}. Train the method again, with a lower learning rate."
-        )
 
 
-def _checksum(description: dict, weights: bytes) -> str:
-    """Of the weights and of all that the description says, whatever its layout."""
+def _refuse(folder: StrPath, names: set[str], message: str) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
+        raise ValueError(f"{str(Path(folder) / WEIGHTS_NAME)!r} {message.format(shown)}")
+
+
+def _checksum(description: dict[str, Any], weights: bytes) -> str:
+    """Return the checksum of the weights and of the content of a description. The layout of its text does not count."""
     said = {key: value for key, value in description.items() if key != "sha256"}
     return checksum(checksum(weights).encode() + json.dumps(said, sort_keys=True).encode())
 
 
-def _read_description(path: Path, weights: bytes) -> dict:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is damaged, or was not written by mop_t5.save.") from error
-    if not isinstance(description, dict) or "format_version" not in description:
-        raise ValueError(f"{str(path)!r} is damaged, or was not written by mop_t5.save.")
-    version = description["format_version"]
-    if version != FORMAT_VERSION:
+def _read_description(path: Path, weights: bytes) -> dict[str, Any]:
+    description = read_json(path, "Copy or save it again.")
+    if description.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"{str(path)!r} has format_version {version!r}; this mop_t5 reads {FORMAT_VERSION}. Use the version of "
-            "mop_t5 that wrote it."
+            f"{str(path)!r} has format_version {description.get('format_version')!r}; this mop_t5 reads "
+            f"{FORMAT_VERSION}. It is damaged, or another version of mop_t5 wrote it."
         )
     if description.get("sha256") != _checksum(description, weights):
         raise ValueError(
             f"{str(path.parent)!r} is damaged or was changed by hand: {CONFIG_NAME} and {WEIGHTS_NAME} do not have the "
             "checksum that they were saved with. Copy or save it again."
         )
-    for key, kind in _KEYS.items():
-        if not isinstance(description.get(key), kind):
-            raise ValueError(f"{str(path)!r} has no {key}, so it was not written by mop_t5.save.")
-    for key, kind in _BACKBONE_KEYS.items():
-        if key not in description["backbone"] or not isinstance(description["backbone"][key], kind):
-            raise ValueError(f"{str(path)!r} has no {key} of the backbone, so it was not written by mop_t5.save.")
+    backbone = description.get("backbone")
+    for owner, keys in ((description, _KEYS), (backbone, _BACKBONE_KEYS)):
+        for key, kinds in keys.items():
+            if not isinstance(owner, dict) or not isinstance(owner.get(key, ...), kinds):
+                of = " of the backbone" if owner is backbone else ""
+                raise ValueError(f"{str(path)!r} has no {key}{of}, so it was not written by mop_t5.save.")
     return description

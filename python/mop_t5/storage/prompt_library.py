@@ -1,58 +1,77 @@
-"""A library of source prompts on disk, for ATTEMPT and SPoT.
+"""Store source prompts for ATTEMPT and SPoT in a library on disk.
 
-It is a folder with one sub-folder a prompt, and each of these is a saved prompt_tuning of one prompt, which
-`mop_t5.load` takes, too. All prompts of a library belong to one backbone.
+A library is a folder with one sub-folder per prompt. Each sub-folder is a saved prompt_tuning with one prompt, which
+`mop_t5.load` can read, too. All prompts of a library belong to one backbone.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.identity import check_same_backbone, weights_of
-from mop_t5.files import failure_in_a_sentence, remove_folder, whole_folder, write_durably
+from mop_t5.files import (
+    StrPath,
+    content_to_replace,
+    failure_in_a_sentence,
+    remove_folder,
+    whole_folder,
+    write_durably,
+)
 from mop_t5.storage import adapter_folder
 
-METHOD = "prompt_tuning"  # whose adapters hold prompts
+METHOD = "prompt_tuning"  # the method whose adapters hold prompts
 _TENSOR = "mop.prompt"
-_NAME = re.compile(r"\w(?:[\w .+-]*[\w+])?")  # a folder's name on every system
+_NAME = re.compile(r"\w(?:[\w .+-]*[\w+])?")  # a valid folder name on every system
 
 
 @dataclass(frozen=True)
 class SourcePrompt:
-    """name: in the library. prompt: (length, d_model), on the CPU. scenarios: it was trained on. backbone: which one it
-    was trained for, as an adapter folder says it."""
+    """One prompt of a library.
+
+    Attributes:
+        name: Name of the prompt in the library.
+        prompt: Tensor (length, d_model) on the CPU.
+        scenarios: Scenarios that the prompt was trained on.
+        backbone: Description of the backbone that the prompt was trained for, as in an adapter folder.
+    """
 
     name: str
     prompt: torch.Tensor
     scenarios: tuple[str, ...]
-    backbone: dict
+    backbone: dict[str, Any]
 
 
-def read_adapter(folder: str | os.PathLike, scenario: str | None = None) -> SourcePrompt:
-    """The prompt of a saved prompt_tuning. scenario: whose, needed where it has one for each.
+def read_adapter(folder: StrPath, scenario: str | None = None) -> SourcePrompt:
+    """Return the prompt of a saved prompt_tuning.
 
-    Raises ValueError for another method, an unknown or missing scenario and for values that are not finite, and what
-    mop_t5.load raises for damaged or missing files.
+    Args:
+        folder: The adapter folder.
+        scenario: Scenario whose prompt is read. Needed if, and only if, the adapter has one prompt per scenario.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder is damaged, holds another method or values that are not finite, or `scenario` does not
+            fit the folder.
     """
     folder = Path(folder)
     description, tensors = adapter_folder.read(folder)
     if description["method"] != METHOD:
         raise ValueError(f"{str(folder)!r} holds the method {description['method']!r}; expected {METHOD!r}.")
     config, d_model = description["config"], description["backbone"]["shape"]["d_model"]
-    scenarios, own = tuple(config["scenarios"]), config["per_scenario"]
+    scenarios, per_scenario = tuple(config["scenarios"]), config["per_scenario"]
     size = (config["prefix_length"], d_model)
-    expected = torch.empty((len(scenarios), *size) if own else size, device="meta")
+    expected = torch.empty((len(scenarios), *size) if per_scenario else size, device="meta")
     adapter_folder.check_tensors(folder, tensors, {_TENSOR: expected})
     prompt = tensors[_TENSOR]
-    if own:
+    if per_scenario:
         if scenario not in scenarios:
             raise ValueError(
-                f"{str(folder)!r} has a prompt for each of {', '.join(scenarios)}; scenario must be one of them; got "
+                f"{str(folder)!r} has one prompt per scenario; scenario must be one of {', '.join(scenarios)}; got "
                 f"{scenario!r}."
             )
         prompt, scenarios = prompt[scenarios.index(scenario)].clone(), (scenario,)
@@ -62,27 +81,40 @@ def read_adapter(folder: str | os.PathLike, scenario: str | None = None) -> Sour
 
 
 def add(
-    library: str | os.PathLike,
+    library: StrPath,
     name: str,
-    adapter: str | os.PathLike,
+    adapter: StrPath,
     scenario: str | None = None,
     overwrite: bool = False,
 ) -> SourcePrompt:
-    """Copy the prompt out of the folder of a saved prompt_tuning into the library, which is made if it is not there.
+    """Copy the prompt of a saved prompt_tuning into a library.
 
-    scenario: whose prompt, where the adapter has one for each. overwrite: replace a prompt of this name. Whatever stops
-    it, the prompt is there whole or not at all. Raises what read_adapter raises, ValueError for a prompt of another
-    backbone than those in the library, and FileExistsError for a name that is taken.
+    After an interruption the library holds the whole prompt or nothing of it.
+
+    Args:
+        library: Folder of the library. It is made if it does not exist.
+        name: Name of the prompt in the library.
+        adapter: Folder of the saved prompt_tuning.
+        scenario: Scenario whose prompt is copied, if the adapter has one prompt per scenario.
+        overwrite: Whether a prompt of this name is replaced.
+
+    Returns:
+        The prompt, as the library holds it.
+
+    Raises:
+        FileExistsError: The library has a prompt of this name, and `overwrite` is false.
+        FileNotFoundError: A file of the adapter is missing.
+        OSError: The prompt cannot be written.
+        ValueError: The prompt belongs to another backbone than the library, or `read_adapter` refuses the adapter.
     """
     folder, new = _folder(library, name), read_adapter(adapter, scenario)
-    if folder.exists() and not overwrite:
-        raise FileExistsError(f"{str(folder)!r} exists. Choose another name, or pass overwrite=True (--overwrite).")
+    content_to_replace(folder, overwrite, cure="Choose another name, or pass overwrite=True (--overwrite).")
     others = [known for known in names(library) if known != name] if Path(library).is_dir() else []
     known = read(library, others[0]).backbone if others else new.backbone
     if any(known[key] != new.backbone[key] for key in ("shape", "sha256")):
         raise ValueError(
             f"{str(Path(adapter))!r} was trained on another backbone than the prompts in {str(Path(library))!r}. A "
-            "library holds prompts of one backbone; choose another."
+            "library holds prompts of one backbone; choose another library."
         )
     config = {"scenarios": new.scenarios, "prefix_length": len(new.prompt), "per_scenario": False}
     description = {"method": METHOD, "config": config, "backbone": new.backbone}
@@ -93,8 +125,12 @@ def add(
     return read(library, name)
 
 
-def names(library: str | os.PathLike) -> tuple[str, ...]:
-    """The names of the prompts of a library, in alphabetical order. Raises NotADirectoryError where there is none."""
+def names(library: StrPath) -> tuple[str, ...]:
+    """Return the names of the prompts of a library in alphabetical order.
+
+    Raises:
+        NotADirectoryError: There is no such folder.
+    """
     library = Path(library)
     if not library.is_dir():
         raise NotADirectoryError(
@@ -104,30 +140,54 @@ def names(library: str | os.PathLike) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in library.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
-def read(library: str | os.PathLike, name: str) -> SourcePrompt:
-    """One prompt. Raises ValueError for a name that the library does not have, and what read_adapter raises."""
+def read(library: StrPath, name: str) -> SourcePrompt:
+    """Return one prompt of a library.
+
+    Raises:
+        NotADirectoryError: There is no such library.
+        ValueError: The library has no prompt of this name, or the prompt is damaged.
+    """
     return read_adapter(_known(library, name))
 
 
-def remove(library: str | os.PathLike, name: str) -> None:
-    """Remove a prompt, a damaged one too. Methods that were attached with it hold a copy and go on working."""
+def remove(library: StrPath, name: str) -> None:
+    """Remove a prompt from a library, even a damaged prompt.
+
+    A method that was attached with the prompt holds a copy and keeps working.
+
+    Raises:
+        NotADirectoryError: There is no such library.
+        OSError: The prompt cannot be removed.
+        ValueError: The library has no prompt of this name.
+    """
     folder = _known(library, name)
     with failure_in_a_sentence(f"the library without {name!r}", library):
         remove_folder(folder)
 
 
-def read_for(model: PreTrainedModel, library: str | os.PathLike, chosen: Sequence[str], length: int) -> torch.Tensor:
-    """The chosen prompts of a library, in this order, for a plain backbone: (chosen, length, d_model), on the CPU.
+def read_for(model: PreTrainedModel, library: StrPath, chosen: Sequence[str], length: int) -> torch.Tensor:
+    """Return prompts of a library that fit a plain backbone.
 
-    Raises ValueError for one of another length or of another backbone and for none at all, and what read raises.
+    Args:
+        model: The plain backbone.
+        library: Folder of the library.
+        chosen: Names of the prompts.
+        length: Number of rows that each prompt must have.
+
+    Returns:
+        Tensor (len(chosen), length, d_model) on the CPU, in the order of `chosen`.
+
+    Raises:
+        NotADirectoryError: There is no such library.
+        ValueError: `chosen` is empty, or a prompt is unknown, damaged, of another length or of another backbone.
     """
     if not chosen:
         raise ValueError(f"{str(Path(library))!r} holds no prompt. Add one by `mop-t5 prompts add`.")
-    prompts, checked = [read(library, name) for name in chosen], []
+    prompts = [read(library, name) for name in chosen]
+    checked: list[dict[str, Any]] = []
     for prompt in prompts:
         if prompt.backbone not in checked:
-            parameters = weights_of(model)
-            check_same_backbone(model, prompt.backbone, parameters, Path(library) / prompt.name)
+            check_same_backbone(model, prompt.backbone, weights_of(model), Path(library) / prompt.name)
             checked.append(prompt.backbone)
     others = [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]
     if others:
@@ -138,9 +198,9 @@ def read_for(model: PreTrainedModel, library: str | os.PathLike, chosen: Sequenc
     return torch.stack([prompt.prompt for prompt in prompts])
 
 
-def _folder(library: str | os.PathLike, name: str) -> Path:
+def _folder(library: StrPath, name: str) -> Path:
     if not isinstance(name, str):
-        raise TypeError(f"name must be the name of a prompt; got {name!r}.")
+        raise TypeError(f"name must be the name of a prompt, as a string; got {name!r}.")
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"name must be letters, digits and, between them, spaces, dots, plus and minus signs; got {name!r}."
@@ -148,7 +208,7 @@ def _folder(library: str | os.PathLike, name: str) -> Path:
     return Path(library) / name
 
 
-def _known(library: str | os.PathLike, name: str) -> Path:
+def _known(library: StrPath, name: str) -> Path:
     folder, known = _folder(library, name), names(library)
     if name not in known:
         raise ValueError(

@@ -1,40 +1,48 @@
-"""Task vectors: what a router of the task-level mixture of experts reads of each task (scenario).
+"""Store task vectors: the input of a router of the task-level mixture of experts, one vector per task (scenario).
 
-A safetensors file of one tensor, "vectors" (tasks, width) in float32, with the names of the tasks and how they were
-made in its metadata. `mop-t5 task-vectors` writes it.
+The file is a safetensors file with one tensor, "vectors" (tasks, width) in float32. Its metadata holds the names of the
+tasks and how the vectors were made. `mop-t5 task-vectors` writes it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mop_t5.files import failure_in_a_sentence, replace_file
+from mop_t5.files import StrPath, failure_in_a_sentence, replace_file
 
 _TENSOR = "vectors"
+_CURE = "Make vectors for all tasks by `mop-t5 task-vectors`."
 
 
 def random_vectors(count: int, width: int, seed: int = 0) -> torch.Tensor:
-    """(count, width) float32, standard normal; the first ones do not depend on how many there are."""
+    """Return (count, width) standard normal values in float32. The first rows do not depend on `count`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randn(width, generator=generator) for _ in range(count)])
 
 
-def write(path: str | os.PathLike, tasks: Sequence[str], vectors: torch.Tensor, about: dict) -> None:
-    """Write vectors (tasks, width), whole or not at all. about: how they were made, as JSON holds it.
+def write(path: StrPath, tasks: Sequence[str], vectors: torch.Tensor, about: Mapping[str, object]) -> None:
+    """Write the vectors of tasks. An interruption leaves the old file or the new file, never a part.
 
-    Raises ValueError for another shape and for values that are not finite.
+    Args:
+        path: The file.
+        tasks: Names of the tasks.
+        vectors: Tensor (len(tasks), width).
+        about: How the vectors were made. JSON must be able to hold it.
+
+    Raises:
+        OSError: The file cannot be written.
+        ValueError: `vectors` has another shape, or a value is not finite.
     """
     if vectors.dim() != 2 or len(vectors) != len(tasks):
-        raise ValueError(f"vectors must have shape ({len(tasks)}, width), a row a task; got {tuple(vectors.shape)}.")
+        raise ValueError(f"vectors must have shape ({len(tasks)}, width), one row per task; got {(*vectors.shape,)}.")
     if not vectors.isfinite().all():
-        raise ValueError("vectors must be finite; got some that are not. Make them anew.")
+        raise ValueError("vectors must be finite; got values that are not. Make them again.")
     metadata = {"tasks": json.dumps(list(tasks)), "about": json.dumps(about)}
     content = save({_TENSOR: vectors.detach().float().cpu().contiguous()}, metadata)
     path = Path(path)
@@ -43,23 +51,22 @@ def write(path: str | os.PathLike, tasks: Sequence[str], vectors: torch.Tensor, 
         replace_file(path, content)
 
 
-def read(path: str | os.PathLike, tasks: Sequence[str]) -> torch.Tensor:
-    """(tasks, width) float32, on the CPU: the vectors of these tasks, in this order.
+def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
+    """Return the vectors of tasks: a float32 tensor (len(tasks), width) on the CPU, in the order of `tasks`.
 
-    Raises FileNotFoundError where there is no file, ValueError for another one and for a task that it does not have.
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no task vectors, or lacks a task.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no task vectors at {str(path)!r}. Make them by `mop-t5 task-vectors`.")
+        raise FileNotFoundError(f"no task vectors at {str(path)!r}. {_CURE}")
     try:
         with safe_open(path, "pt") as file:
             known, vectors = json.loads((file.metadata() or {})["tasks"]), file.get_tensor(_TENSOR)
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} holds no task vectors. Make them by `mop-t5 task-vectors`.") from error
+        raise ValueError(f"{str(path)!r} holds no task vectors. {_CURE}") from error
     missing = [task for task in tasks if task not in known]
     if missing:
-        raise ValueError(
-            f"{str(path)!r} has no vector for {', '.join(missing)}; it has {', '.join(known)}. Make vectors for all "
-            "tasks by `mop-t5 task-vectors`."
-        )
+        raise ValueError(f"{str(path)!r} has no vector for {', '.join(missing)}; it has {', '.join(known)}. {_CURE}")
     return vectors[[known.index(task) for task in tasks]]
