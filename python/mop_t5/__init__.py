@@ -16,8 +16,8 @@ from mop_t5 import methods
 _WHERE = {
     "method_names": "methods",
     "load_backbone": "backbone.load",
-    "build_backbone": "backbone.load",
-    "known_backbones": "backbone.load",
+    "build_backbone": "backbone.build",
+    "known_backbones": "backbone.build",
     "attach": "operations.attach",
     "detach": "operations.attach",
     "is_attached": "operations.attach",

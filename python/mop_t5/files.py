@@ -219,7 +219,7 @@ def read_json(path: StrPath, cure: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        cure: End of the message: what to do about a damaged file.
+        cure: End of the message: what to do about a damaged file. Empty if the caller adds it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -228,9 +228,9 @@ def read_json(path: StrPath, cure: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}). {cure}") from error
+        raise ValueError(f"{path} is damaged ({error}). {cure}".rstrip()) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object, got {type(content).__name__}. {cure}")
+        raise ValueError(f"{path} is damaged: no JSON object, but {type(content).__name__}. {cure}".rstrip())
     return content
 
 

@@ -366,7 +366,7 @@ def test_shards(tmp_path):
 def test_a_damaged_generation_config_is_said(checkpoint):
     _, folder = checkpoint()
     (folder / "generation_config.json").write_text('{"max_length": 200')
-    with pytest.raises(ValueError, match=r"cannot be read: generation_config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"cannot be read: .*generation_config.json is damaged"):
         mop_t5.load_backbone(folder)
 
 
@@ -385,7 +385,7 @@ def test_models_of_other_classes(tmp_path):
 def test_values_that_the_dtype_cannot_hold(checkpoint):
     _, folder = checkpoint(change=with_query(lambda t: t + 1e6))
     mop_t5.load_backbone(folder)
-    with pytest.raises(ValueError, match=r"not finite: .* its values do not fit into the dtype\. .*dtype='float32'"):
+    with pytest.raises(ValueError, match=r"not finite: .* the values do not fit into the dtype\. .*dtype='float32'"):
         mop_t5.load_backbone(folder, dtype="float16")
 
 
@@ -394,16 +394,15 @@ def test_imports():
     code = """
 import sys, mop_t5
 assert callable(mop_t5.methods) and "torch" not in sys.modules
+from transformers import T5ForConditionalGeneration
+names = ("jieba", "rouge", "rouge_score", "matplotlib", "rich")
+theirs = [name for name in names if name in sys.modules]  # transformers 5.15 itself imports rich
 assert mop_t5.attach(mop_t5.build_backbone("t5-small", device="meta"), "prefix_tuning")
-print([name for name in ("jieba", "rouge", "rouge_score", "matplotlib", "rich") if name in sys.modules])
+assert [name for name in names if name in sys.modules] == theirs
+import mop_t5.backbone.tokenizer, mop_t5.data, mop_t5.evaluation
+assert "jieba" not in sys.modules
 """
-    names = '("jieba", "rouge", "rouge_score", "matplotlib", "rich")'
-    of_transformers = f"import sys, transformers; print([name for name in {names} if name in sys.modules])"
-    ours, theirs = (
-        subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
-        for text in (code, of_transformers)
-    )
-    assert ours == theirs  # transformers 5.15 itself imports rich
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_folder_that_does_not_say_whether_the_backbone_is_gated_still_fits():

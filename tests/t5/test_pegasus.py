@@ -254,5 +254,5 @@ def test_errors_of_the_conversion(model, tmp_path):
     fails(ValueError, r"the vocabulary has \d+ tokens, more than the vocab_size of config.json, 7")
     output.mkdir()
     (output / "mine").write_text("")
-    with pytest.raises(FileExistsError, match="exists and is not an empty folder"):
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
         convert_checkpoint(published, output)

@@ -65,7 +65,7 @@ def test_one_prompt_of_several(tmp_path):
 
 def test_remove_and_overwrite(library, tmp_path):
     folder, models = library
-    with pytest.raises(FileExistsError, match="mnli exists .* overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"mnli exists .* overwrite=True"):
         prompt_library.add(folder, "mnli", tmp_path / "sst2")
     assert torch.equal(prompt_library.read(folder, "mnli").prompt, models["mnli"].mop.prompt)
     prompt_library.add(folder, "mnli", tmp_path / "sst2", overwrite=True)
@@ -121,7 +121,7 @@ def test_names_that_are_no_folder(name, tmp_path):
 
 
 def test_a_name_is_a_string(tmp_path):
-    with pytest.raises(TypeError, match="name .* got 3"):
+    with pytest.raises(TypeError, match=r"name .* got 3"):
         prompt_library.read(tmp_path, 3)
 
 

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
-import sys
 
 import mop_t5
 import pytest
@@ -86,11 +84,6 @@ def test_errors(tokenizer):
         tokenizer("a", "b")
     with pytest.raises(ValueError, match="no offsets"):
         tokenizer("a", return_offsets_mapping=True)
-
-
-def test_jieba_is_imported_at_the_first_text_only():
-    code = "import sys, mop_t5.backbone.tokenizer, mop_t5.data, mop_t5.evaluation; sys.exit('jieba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # added tokens
@@ -240,8 +233,8 @@ def test_a_summary_ends_where_training_ended_it(tmp_path):
             {"tokenizer_json": whole_words(words=[f"w{i}" for i in range(70)])},
             r"has 73 tokens, but the backbone has 64 embeddings .*: none for 'w61', .*resize_token_embeddings",
         ),
-        ({"tokenizer_config_json": "{"}, r"cannot be read: tokenizer_config\.json is not JSON"),
-        ({"tokenizer_config_json": []}, r"must hold a JSON object; got list"),
+        ({"tokenizer_config_json": "{"}, r"cannot be read: .*tokenizer_config.json is damaged"),
+        ({"tokenizer_config_json": []}, r"no JSON object, but list"),
         ({"tokenizer_json": "{}"}, r"the tokenizer '.*' cannot be read: "),
         ({"tokenizer_json": "nothing"}, r"the tokenizer '.*' cannot be read: "),
     ],
@@ -340,7 +333,7 @@ def test_a_spiece_model_is_read_as_sentencepiece_does(model_type, with_bytes, pi
 def test_another_order_of_special_tokens_is_refused(pieces, tmp_path):
     content, _ = pieces(pad_id=3, eos_id=2, unk_id=0, bos_id=1)
     (folder_of(tmp_path) / "spiece.model").write_bytes(content)
-    with pytest.raises(ValueError, match=r"writes </s> where it does not know a word, and not .* '<unk>'"):
+    with pytest.raises(ValueError, match=r"writes </s> for a word that it does not know, instead of .* '<unk>'"):
         load_tokenizer(tmp_path)
 
 

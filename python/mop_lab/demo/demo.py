@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.backbone.load import build_backbone, freeze
+from mop_t5.backbone.build import build_backbone
+from mop_t5.backbone.load import freeze
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import TASKS, Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
 from mop_t5.evaluation import (

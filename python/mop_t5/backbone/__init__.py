@@ -1,1 +1,1 @@
-"""Load, build, identify and tokenise for a T5 backbone."""
+"""Load, build, describe and check frozen T5 backbones and their tokenizers."""

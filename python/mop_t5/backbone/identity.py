@@ -1,11 +1,11 @@
-"""Which backbone an adapter belongs to: a name to tell people, the shape, and a hash of the weights."""
+"""Identify the backbone of an adapter by a name for people, the shape, and a hash of the weights."""
 
-import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -13,27 +13,48 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.files import StrPath, checksum
 
 _SAMPLE = 4096  # values of a parameter that enter the hash
 _ONE_HASH = (torch.float64, torch.float32, torch.bfloat16)  # dtypes in which a backbone has the same hash
 
 
-def describe_backbone(model: PreTrainedModel, parameters: Mapping[str, torch.Tensor]) -> dict:
-    """What an adapter folder says of the backbone; parameters: the backbone's by name, with its own values."""
+def describe_backbone(model: PreTrainedModel, parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the description of a backbone for an adapter folder.
+
+    Args:
+        model: The backbone.
+        parameters: The parameters and buffers of the backbone by name, with the backbone's own values.
+
+    Raises:
+        ValueError: A parameter has no values, or they cannot be read.
+    """
     name = model.config._name_or_path or None
     if name is not None and os.path.exists(name):
-        name = os.path.basename(os.path.abspath(name))  # where it lay on this machine is nobody's business
+        name = os.path.basename(os.path.abspath(name))  # the path on this machine is private
     return {"name": name, "shape": asdict(BackboneShape.of(model)), "sha256": hash_weights(parameters)}
 
 
-def check_same_backbone(model: PreTrainedModel, saved: dict, parameters: Mapping[str, torch.Tensor], folder) -> None:
-    """Raise ValueError unless the backbone has the shape and the weights that describe_backbone saved."""
+def check_same_backbone(
+    model: PreTrainedModel, saved: Mapping[str, Any], parameters: Mapping[str, torch.Tensor], folder: StrPath
+) -> None:
+    """Check that a backbone has the saved shape and weights.
+
+    Args:
+        model: The backbone.
+        saved: The description from `describe_backbone`.
+        parameters: The parameters and buffers of the backbone by name, with the backbone's own values.
+        folder: The folder of the description, for messages.
+
+    Raises:
+        ValueError: The shape or the weights differ.
+    """
     differences = BackboneShape.of(model).differences(saved["shape"])
     if not differences and hash_weights(parameters) != saved["sha256"]:
         differences = ["the same shape with other weights"]
     if differences:
         trained_on = f"another backbone than this one, {saved['name']!r}" if saved["name"] else "another backbone"
-        raise ValueError(f"{str(folder)!r} was trained on {trained_on} ({'; '.join(differences)}). Load that one.")
+        raise ValueError(f"{str(folder)!r} was trained on {trained_on} ({'; '.join(differences)}). Load that backbone.")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -43,17 +64,20 @@ def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """
     persistent = model.state_dict(keep_vars=True).keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    return dict(model.named_parameters()) | buffers
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def check_readable(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError if `hash_weights` will not be able to read a tensor subclass.
+    """Check that `hash_weights` can read every tensor subclass.
 
-    Plain tensors are not read here, nor are tensors without values (meta, fake).
+    Plain tensors are not read here, and neither are tensors without values (meta, fake).
+
+    Raises:
+        ValueError: A tensor subclass cannot be read.
     """
     for name, values in parameters.items():
         if not values.is_meta and not isinstance(values, FakeTensor) and _has_own_dispatch(values):
-            _add(hashlib.sha256(), name, values)
+            list(_content(name, values))
 
 
 def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
@@ -61,8 +85,8 @@ def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
 
     Any other checkpoint differs in many of these values. Reading them costs milliseconds, whatever the size of the
     model. A change to a few rows of a large matrix alone may not be seen. The values are rounded to bfloat16 first, so
-    a backbone has one hash in float32, float64 and bfloat16, on every device. (Not in float16: rounding twice is not
-    rounding once.)
+    a backbone has one hash in float32, float64 and bfloat16, on every device. (float16 gives another hash, because
+    rounding twice differs from rounding once.)
 
     A tensor subclass that wraps other tensors (torchao's quantised weights) enters with its class name, its metadata
     and the values of its inner tensors. A replicated DTensor enters as the tensor that it replicates.
@@ -72,21 +96,19 @@ def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
     """
     if any(values.is_meta for values in parameters.values()):
         raise ValueError("model lies on device 'meta' and has no values to save or to compare. Load its weights first.")
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        _add(digest, name, parameters[name])
-    return digest.hexdigest()
+    return checksum(b"".join(part for name in sorted(parameters) for part in _content(name, parameters[name])))
 
 
-def _add(digest, name: str, values: torch.Tensor) -> None:
+def _content(name: str, values: torch.Tensor) -> Iterator[bytes]:
+    """Yield the bytes of a parameter that enter the hash."""
     values = _whole(name, values.detach())
     if is_traceable_wrapper_subclass(values):
         inner, metadata = values.__tensor_flatten__()
-        digest.update(f"{name} {type(values).__qualname__} {tuple(values.shape)} {_as_text(metadata)}\n".encode())
+        yield f"{name} {type(values).__qualname__} {tuple(values.shape)} {_as_text(metadata)}\n".encode()
         for attribute in sorted(inner):
-            _add(digest, f"{name}.{attribute}", getattr(values, attribute))
+            yield from _content(f"{name}.{attribute}", getattr(values, attribute))
         return
-    # an odd step visits all columns of a matrix; an even one could stay in a single column
+    # an odd step visits all columns of a matrix; an even step could stay in a single column
     step = math.ceil(values.numel() / _SAMPLE) | 1
     try:
         sample = values.reshape(-1)[::step].to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
@@ -99,8 +121,8 @@ def _add(digest, name: str, values: torch.Tensor) -> None:
             f"({reason}). mop_t5 reads them to tell one backbone from another. Use a backbone of plain tensors, or of "
             "a subclass that has __tensor_flatten__."
         ) from error
-    digest.update(f"{name} {tuple(values.shape)}\n".encode())
-    digest.update(sample)
+    yield f"{name} {tuple(values.shape)}\n".encode()
+    yield sample
 
 
 def _has_own_dispatch(values: torch.Tensor) -> bool:
@@ -127,7 +149,7 @@ def _whole(name: str, values: torch.Tensor) -> torch.Tensor:
     return values.to_local()
 
 
-def _as_text(value) -> str:
+def _as_text(value: object) -> str:
     """Return the metadata of a tensor subclass as a text that is equal in every process.
 
     All of float64, float32 and bfloat16 are "float", and a device has no name: neither changes the weights. Options
@@ -137,8 +159,8 @@ def _as_text(value) -> str:
         options = {field.name: getattr(value, field.name) for field in fields(value)}
         return type(value).__qualname__ + _as_text(options)
     if isinstance(value, Mapping):
-        options = {str(key): _as_text(option) for key, option in value.items() if option is not None}
-        return str({key: text for key, text in sorted(options.items()) if text != "False"})
+        texts = {str(key): _as_text(option) for key, option in value.items() if option is not None}
+        return str({key: text for key, text in sorted(texts.items()) if text != "False"})
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_as_text, value))}]"
     if isinstance(value, torch.dtype):

@@ -1,4 +1,4 @@
-"""Chinese text cut into words by jieba, and the base of the tokenizers that do so.
+"""Cut Chinese text into words by jieba, and provide a base class for tokenizers that do so.
 
 jieba is imported at the first text.
 """
@@ -7,45 +7,62 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 
 def segment(text: str, *, hmm: bool = False) -> list[str]:
-    """Return the jieba words of a text; joined again they are the text. `hmm`: also guess unlisted words."""
+    """Return the jieba words of a text. Joined without spaces they are the text.
+
+    Args:
+        text: The text.
+        hmm: Whether jieba also guesses words that its dictionary lacks.
+
+    Raises:
+        ImportError: jieba is not installed.
+    """
     try:
         import jieba
     except ImportError as error:
         raise ImportError("cutting Chinese text into words needs jieba: pip install jieba") from error
-    jieba.setLogLevel("WARNING")  # it announces its dictionary on stderr otherwise
+    jieba.setLogLevel("WARNING")  # otherwise jieba announces its dictionary on stderr
     return list(jieba.cut(text, HMM=hmm))
 
 
-def checked_text(text) -> str:
-    """Return a text unchanged. Raises TypeError for anything else."""
+def checked_text(text: object) -> str:
+    """Return a text unchanged.
+
+    Raises:
+        TypeError: `text` is no string.
+    """
     if not isinstance(text, str):
         raise TypeError(f"texts must be strings, got {type(text).__name__}.")
     return text
 
 
 class SegmentingTokenizer(PreTrainedTokenizerFast):
-    """Base of fast tokenizers that cut text into words themselves: call them with plain text.
+    """Base of fast tokenizers that cut text into words themselves. Call them with plain text.
 
-    Tokens of `add_tokens` and `add_special_tokens` are found in the text before it is cut, so each stays whole. The
-    special tokens that a tokenizer is made with are not: what a user types is text. Offsets are not offered, since
-    they would point into the segmented text.
+    Tokens of `add_tokens` and `add_special_tokens` are found before the text is cut, so each stays whole. The special
+    tokens that a tokenizer is made with are not looked for, because a user's text is only text. Offsets are not
+    offered, because they would point into the segmented text.
+
+    Attributes:
+        ignores_case: Whether `separate` changes the case of a text.
     """
 
-    ignores_case = False  # whether `separate` changes the case of a text
+    ignores_case = False
 
     def separate(self, text: str) -> str:
-        """Return the words of a text with a space between each two, as the fast tokenizer below expects it."""
+        """Return the words of a text, separated by spaces, for the fast tokenizer below."""
         raise NotImplementedError
 
-    def _encode_plus(self, text, text_pair=None, **kwargs):
+    # the base has 18 parameters, which all pass through
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:  # type: ignore[override]
         name = type(self).__name__
         if text_pair is not None or kwargs.get("is_split_into_words"):
-            raise ValueError(f"{name} takes a text or a list of texts, no pairs and no words cut beforehand.")
+            raise ValueError(f"{name} takes a text or a list of texts, no pairs and no words that are cut already.")
         if kwargs.get("return_offsets_mapping"):
             raise ValueError(f"{name} has no offsets: they would point into the segmented text.")
         split_special = kwargs.get("split_special_tokens")
@@ -54,17 +71,17 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
         prepared = [self._prepare(checked_text(one), added) for one in texts]
         return super()._encode_plus(prepared[0] if isinstance(text, str) else prepared, **kwargs)
 
-    def _add_tokens(self, new_tokens: Iterable, special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: Iterable[Any], special_tokens: bool = False) -> int:
         new_tokens = list(new_tokens)
         spaced = [str(token) for token in new_tokens if re.search(r"\s", str(token))]
         if spaced:
             raise ValueError(
-                f"{type(self).__name__} takes no added token with white space in it, since it cuts texts there; got "
+                f"{type(self).__name__} takes no added token with white space in it, because it cuts texts there; got "
                 f"{', '.join(map(repr, spaced[:4]))}. Join the words of a token, for example by an underscore."
             )
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
-    def _added_tokens(self, split_special: bool) -> tuple[re.Pattern, list[str]] | None:
+    def _added_tokens(self, split_special: bool) -> tuple[re.Pattern[str], list[str]] | None:
         """Return a pattern with one group per added token, and the tokens. None without an added token."""
         in_model = self.backend_tokenizer.model.token_to_id
         made_with = {str(t) for t in self.special_tokens_map.values() if isinstance(t, str) and in_model(t) is not None}
@@ -83,14 +100,15 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
             parts.append((r"\s*" if token.lstrip else "") + part + (r"\s*" if token.rstrip else ""))
         return re.compile("|".join(parts)), [token.content for token in tokens]
 
-    def _prepare(self, text: str, added: tuple[re.Pattern, list[str]] | None) -> str:
-        """Return the words of a text and the added tokens in it, with a space between each two."""
+    def _prepare(self, text: str, added: tuple[re.Pattern[str], list[str]] | None) -> str:
+        """Return the words of a text and its added tokens, separated by spaces."""
         if added is None:
             return self.separate(text)
         pattern, tokens = added
         pieces, start = [], 0
         for found in pattern.finditer(text):
-            pieces += [self.separate(text[start : found.start()]), tokens[found.lastindex - 1]]
+            group = found.lastindex or 0  # never 0: each part of the pattern has a group
+            pieces += [self.separate(text[start : found.start()]), tokens[group - 1]]
             start = found.end()
         pieces.append(self.separate(text[start:]))
         return " ".join(filter(None, pieces))

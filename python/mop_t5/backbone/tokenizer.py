@@ -1,40 +1,45 @@
-"""Tokenizers for Chinese dialogues: words by jieba, pieces of words by a vocabulary.
+"""Load the tokenizer of any backbone, and make tokenizers for Chinese dialogues.
 
-`JiebaTokenizer` has a small BPE vocabulary that is trained on a corpus; a character it lacks becomes its UTF-8 bytes.
-So any value of a dialogue can be copied, and decoding gives the text back without spaces between the words.
-`T5PegasusTokenizer` has the vocabulary of T5-pegasus. Both cut text by `jieba.cut(text, HMM=False)`; jieba is imported
-at the first text.
+`JiebaTokenizer` has a small BPE vocabulary that is trained on a corpus. A character that the vocabulary lacks becomes
+its UTF-8 bytes. So any value of a dialogue can be copied, and decoding gives the text back without spaces between the
+words. `T5PegasusTokenizer` has the vocabulary of T5-pegasus. Both cut text into words by `jieba.cut(text, HMM=False)`
+and words into pieces by their vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mop_t5.backbone.hub_files import find, read_json
+from mop_t5.backbone.hub_files import find, find_json
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
-from mop_t5.backbone.tokenizer_checks import check_ids, check_size, fit_for_t5
-from mop_t5.backbone.tokenizer_files import class_of_transformers, read_sentencepiece
-from mop_t5.files import unreadable_in_a_sentence
+from mop_t5.backbone.tokenizer_files import (
+    check_ids,
+    check_size,
+    class_of_transformers,
+    fit_for_t5,
+    read_sentencepiece,
+)
+from mop_t5.files import StrPath, unreadable_in_a_sentence
 
 # files that may hold a tokenizer
 _FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.txt", "vocab.json")
 _IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _T5_CLASSES = ("", "T5Tokenizer", "MT5Tokenizer", "UMT5Tokenizer")
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
-# A space separates the words below, so a space of the text itself travels as this character.
+# A space separates the words, so this character stands for a space of the text itself.
 _SPACE = "\u2423"
-# what no space belongs beside: Chinese characters and their punctuation
+# Chinese characters and their punctuation: no space stands beside them
 _WIDE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3000-\u303f\uff00-\uffef"
 _WIDE += "\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7"
-# applied one after the other to the tokens of T5-pegasus, joined by spaces: which of these go
+# The tokens of T5-pegasus are joined by spaces. These patterns, one after the other, say which spaces are removed.
 _NO_SPACE = (
     rf"(?<=[{_WIDE}]) +| +(?=[{_WIDE}])",
     r" +(?=[\p{P}$+<=>^`|~])",
@@ -45,23 +50,31 @@ _NO_SPACE = (
 
 
 class JiebaTokenizer(SegmentingTokenizer):
-    """Make one with `train_tokenizer` and read one with `JiebaTokenizer.from_pretrained(folder)` or `load_tokenizer`.
-    A text ends with `</s>`."""
+    """Tokenizer of words by jieba and pieces by a trained BPE vocabulary. A text ends with `</s>`.
+
+    `train_tokenizer` makes one. `JiebaTokenizer.from_pretrained(folder)` and `load_tokenizer` read a saved one.
+    """
 
     def separate(self, text: str) -> str:
+        """Return the jieba words of a text, separated by spaces."""
         return _separate(text)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokenizer:
-    """A `JiebaTokenizer` whose pieces are learnt from `texts`.
+    """Train a `JiebaTokenizer` on texts.
 
-    `vocab_size` counts everything, the three special tokens and the 256 bytes too; a small corpus may give fewer.
-    Raises ValueError for a size that leaves no room for pieces.
+    Args:
+        texts: The texts.
+        vocab_size: Number of tokens, with the three special tokens and the 256 bytes. A small corpus may give fewer.
+
+    Raises:
+        TypeError: A text is no string.
+        ValueError: `vocab_size` leaves no room for pieces.
     """
     fixed = 3 + 256
     if vocab_size <= fixed:
         raise ValueError(f"vocab_size must be above {fixed} (special tokens and bytes), got {vocab_size}.")
-    # No piece may cross the space between two words, and it is no piece itself.
+    # no piece crosses the space between two words, and the space is no piece
     splitter = pre_tokenizers.Split(" ", "removed")
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.pre_tokenizer = splitter
@@ -69,7 +82,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     learner.train_from_iterator((_separate(checked_text(text)) for text in texts), trainer)
 
     learnt = json.loads(learner.to_str())["model"]
-    # The bytes join after training: as special tokens of the trainer they would be recognised in running text.
+    # the bytes are added after training, because special tokens of the trainer would be found in a text
     vocabulary = learnt["vocab"] | {f"<0x{byte:02X}>": len(learnt["vocab"]) + byte for byte in range(256)}
     merges = [tuple(merge) for merge in learnt["merges"]]
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNK, byte_fallback=True))
@@ -87,7 +100,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
 
 
 class _Specials(NamedTuple):
-    """What stands around a text, which token ends it, and which one the decoder starts from."""
+    """Special tokens of a T5-pegasus tokenizer.
+
+    Attributes:
+        source: Template of a source text.
+        target: Template of a target text.
+        end: Token that ends a text.
+        start: Token that the decoder starts from.
+    """
 
     source: str
     target: str
@@ -105,14 +125,16 @@ _BERT_SPLITTER = pre_tokenizers.BertPreTokenizer()
 
 
 class T5PegasusTokenizer(SegmentingTokenizer):
-    """The tokenizer of T5-pegasus. Make one with `read_pegasus_vocabulary` and read a saved one with `load_tokenizer`.
+    """Tokenizer of T5-pegasus. `read_pegasus_vocabulary` makes one, and `load_tokenizer` reads a saved one.
 
-    Text is lower-cased and cut by jieba. A word of the vocabulary is one token; any other is cleaned and cut as BERT
-    does, each Chinese character by itself, and then into WordPieces. `specials`, one of SPECIALS, says what stands
-    around a text: "cls_sep" is `[CLS] x [SEP]` with a decoder that starts from `[CLS]`, as the published weights were
-    trained; "sep" leaves out the `[CLS]` before a source; "eos" is `x </s>` with a decoder that starts from `[PAD]`,
-    where `[unused1]` is renamed `</s>`. A target (`text_target=`) has no start: the model puts it there. Decoding
-    leaves no space beside a Chinese character, and one between Latin words.
+    Text is lower-cased and cut by jieba. A word of the vocabulary is one token. Any other word is cleaned and cut as in
+    BERT, each Chinese character by itself, and then into WordPieces.
+
+    `specials`, a key of SPECIALS, names the special tokens around a text. "cls_sep" is `[CLS] x [SEP]` with a decoder
+    that starts from `[CLS]`, as the published weights were trained. "sep" leaves out the `[CLS]` before a source. "eos"
+    is `x </s>` with a decoder that starts from `[PAD]`, and `[unused1]` is renamed `</s>`. A target (`text_target=`)
+    has no start token, because the model adds it. Decoding leaves one space between Latin words and no space beside a
+    Chinese character.
     """
 
     ignores_case = True
@@ -129,9 +151,11 @@ class T5PegasusTokenizer(SegmentingTokenizer):
 
     @property
     def decoder_start_token_id(self) -> int:
-        return self.convert_tokens_to_ids(self._specials.start)
+        """Id of the token that the decoder starts from."""
+        return cast(int, self.convert_tokens_to_ids(self._specials.start))  # a list only for a list of tokens
 
     def separate(self, text: str) -> str:
+        """Return the words of the vocabulary and the cut pieces of other words, separated by spaces."""
         pieces = []
         for word in segment(text.lower()):
             if word in self._words:
@@ -148,10 +172,16 @@ class T5PegasusTokenizer(SegmentingTokenizer):
         _surround(self.backend_tokenizer, self._specials.target)
 
 
-def read_pegasus_vocabulary(path: str | Path, specials: str = "cls_sep") -> T5PegasusTokenizer:
-    """A `T5PegasusTokenizer` from a vocab.txt: one token a line, the number of the line is its id.
+def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5PegasusTokenizer:
+    """Return a `T5PegasusTokenizer` from a vocab.txt with one token per line. The number of the line is the id.
 
-    Raises FileNotFoundError, and ValueError for a file that is not UTF-8 or lacks a special token.
+    Args:
+        path: Path of vocab.txt.
+        specials: A key of SPECIALS, see `T5PegasusTokenizer`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not UTF-8 or lacks a special token, or `specials` is unknown.
     """
     if specials not in SPECIALS:
         raise ValueError(f"specials must be one of {', '.join(SPECIALS)}; got {specials!r}.")
@@ -189,12 +219,15 @@ def read_pegasus_vocabulary(path: str | Path, specials: str = "cls_sep") -> T5Pe
     )
 
 
-def load_tokenizer(path_or_hub_name: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a backbone, from its folder or from the hub, as a T5 needs it.
+def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a backbone as a T5 needs it.
 
-    A tokenizer.json is read as it stands, whatever class its folder names; then comes spiece.model; other files are
-    left to transformers. The batches of every tokenizer go into `forward` and `generate` alike, and its `eos_token` is
-    the token that it puts behind a text.
+    A tokenizer.json is read unchanged, whatever class its folder names. Without it a spiece.model is read, and then
+    other files by their class of transformers. `forward` and `generate` take the batches of every tokenizer, and its
+    `eos_token` is the token that it puts behind a text.
+
+    Args:
+        path_or_hub_name: Folder of the backbone, or its name on the model hub.
 
     Raises:
         FileNotFoundError: The folder holds no tokenizer.
@@ -207,12 +240,13 @@ def load_tokenizer(path_or_hub_name: str | os.PathLike) -> PreTrainedTokenizerBa
             f"{place} has no tokenizer: none of {', '.join(_FILES)}. Save the tokenizer there, too."
         )
     with unreadable_in_a_sentence("the tokenizer", place):
-        config, saved = read_json(place, "config.json"), read_json(place, "tokenizer_config.json")
+        config, saved = find_json(place, "config.json"), find_json(place, "tokenizer_config.json")
         ids = {name: config[name] for name in _IDS if name in config}
-        ids |= {name: i for name, i in read_json(place, "generation_config.json").items() if name in _IDS}
+        ids |= {name: i for name, i in find_json(place, "generation_config.json").items() if name in _IDS}
         whole, pieces = find(place, "tokenizer.json"), find(place, "spiece.model")
     named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
     vocab_size = config.get("vocab_size")
+    read: Callable[[str], PreTrainedTokenizerBase]
     if whole is not None:
         own = {own.__name__: own for own in (JiebaTokenizer, T5PegasusTokenizer)}.get(named)
         read = (own or PreTrainedTokenizerFast).from_pretrained

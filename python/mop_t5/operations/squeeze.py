@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from mop_t5.attachment.attached_model import SUBMODULE, is_attached, unwrapped
 from mop_t5.attachment.attention import point_attention
-from mop_t5.backbone.load import build_backbone, is_untied
+from mop_t5.backbone.build import build_backbone
+from mop_t5.backbone.load import is_untied
 from mop_t5.methods.task_moe.method import TaskMoE
 from mop_t5.operations.attach import scenario_ids
 

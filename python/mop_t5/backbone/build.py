@@ -1,0 +1,98 @@
+"""Build frozen backbones with random weights: for tests, demonstrations and counting parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import MT5Config, PretrainedConfig, PreTrainedModel, T5Config
+
+from mop_t5.backbone.load import MODEL_CLASSES, as_dtype, attention_of, freeze, mark_untied
+
+_MT5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "tie_word_embeddings": False}
+# name -> config class and fields. tie_word_embeddings is as in the published checkpoint.
+_KNOWN: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "t5-small": (T5Config, {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}),
+    "t5-base": (T5Config, {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
+    "t5-large": (T5Config, {"d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24, "num_heads": 16}),
+    "mt5-small": (MT5Config, {**_MT5_BASE, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6}),
+    "mt5-base": (MT5Config, _MT5_BASE),
+    "t5-pegasus-base": (MT5Config, {**_MT5_BASE, "vocab_size": 50000}),
+}
+
+
+def known_backbones() -> tuple[str, ...]:
+    """Return the names that `build_backbone` accepts."""
+    return tuple(_KNOWN)
+
+
+def build_backbone(
+    config: PretrainedConfig | str,
+    *,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    **overrides: Any,
+) -> PreTrainedModel:
+    """Return a frozen backbone with random weights in evaluation mode.
+
+    The weights depend on `seed` only, on every device. The global random state stays as it was.
+
+    Args:
+        config: A T5Config, MT5Config or UMT5Config, or a name from `known_backbones`.
+        seed: Seed of the weights.
+        device: Device of the model. "meta" allocates nothing.
+        dtype: Data type of the weights. None for float32.
+        **overrides: Fields of the config, such as num_layers=2 or tie_word_embeddings=False.
+
+    Raises:
+        TypeError: `config` is neither a config nor a name, or `dtype` is no floating type.
+        ValueError: `config` is an unknown name or has another architecture, or an override is no field.
+    """
+    dtype = as_dtype(dtype)
+    config, untied = _resolve_config(config, overrides)
+    on_meta = device is not None and torch.device(device).type == "meta"
+    with torch.device("meta" if on_meta else "cpu"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config._attn_implementation = attention_of(config)
+        model = MODEL_CLASSES[config.model_type](config)
+        if untied:
+            weight = torch.empty(config.vocab_size, config.d_model)
+            # transformers draws the head of an untied T5 so
+            weight = torch.nn.init.normal_(weight, std=config.initializer_factor)
+            model.get_output_embeddings().weight = torch.nn.Parameter(weight)
+            mark_untied(model)
+    if not (on_meta and dtype is None):
+        model.to(device=device, dtype=dtype)  # type: ignore[call-arg]  # transformers wraps `to` without its self
+    return freeze(model)
+
+
+def _resolve_config(config: PretrainedConfig | str, overrides: dict[str, Any]) -> tuple[PretrainedConfig, bool]:
+    """Return a new config with the overrides, and whether its output head is untied."""
+    if isinstance(config, str):
+        if config not in _KNOWN:
+            raise ValueError(
+                f"config {config!r} is not a known backbone; expected one of {', '.join(_KNOWN)}, or a config object. "
+                "For a checkpoint use mop_t5.load_backbone."
+            )
+        config_class, fields = _KNOWN[config]
+    elif isinstance(config, PretrainedConfig):
+        if config.model_type not in MODEL_CLASSES:
+            raise ValueError(
+                f"config must be of model_type {', '.join(MODEL_CLASSES)}; got {config.model_type!r}, which has no T5 "
+                "attention."
+            )
+        config_class, fields = type(config), config.to_dict()
+        # T5Config(tie_word_embeddings=False) says True afterwards. Only the missing rescaling shows the False.
+        if not getattr(config, "scale_decoder_outputs", True):
+            fields["tie_word_embeddings"] = False
+    else:
+        raise TypeError(f"config must be a transformers config or a name; got {type(config).__name__}.")
+    unknown = sorted(set(overrides) - set(config_class().to_dict()) - {"decoder_start_token_id"})
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not a field of {config_class.__name__}. Check the spelling.")
+    fields = {**fields, **overrides}
+    if fields.get("decoder_start_token_id") is None:  # T5Config has no default; the published checkpoints have 0
+        fields["decoder_start_token_id"] = fields.get("pad_token_id", 0)
+    fields.pop("scale_decoder_outputs", None)
+    return config_class.from_dict(fields), fields.get("tie_word_embeddings") is False
