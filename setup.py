@@ -295,7 +295,7 @@ setup(
     package_data={
         "mop_kernels": ["py.typed", "crossover/*.json"],
         "mop_kernels.triton_kernels": ["configs/*.json"],
-        "mop_t5.data": ["published/*.yaml"],
+        "mop_t5.data": ["synthetic.json", "published/*.yaml"],
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],

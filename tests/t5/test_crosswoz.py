@@ -217,7 +217,7 @@ def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no train\.json or train\.json\.zip"):
         read_clone(tmp_path)
     (inside / "val.json").write_text('{"3": {}}')
-    with pytest.raises(ValueError, match="dialogue '3' of val is in another part, too"):
+    with pytest.raises(ValueError, match="dialogue '3' of val stands in another part"):
         read_clone(folder)
     with pytest.raises(ValueError, match=r"dialogue '3' is not laid out as those of CrossWOZ \(KeyError: 'messages'"):
         crosswoz_corpus(read_clone(folder, ["val"]))

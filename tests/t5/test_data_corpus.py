@@ -103,7 +103,7 @@ def test_missing_and_empty_files(tmp_path):
     with pytest.raises(ValueError, match=r"train\.jsonl holds no examples"):
         read_examples(write_lines(tmp_path / "train.jsonl", ""))
     write_examples(tmp_path / "train.jsonl.gz", ROWS)
-    with pytest.raises(ValueError, match=r"has both train\.jsonl and train\.jsonl\.gz"):
+    with pytest.raises(ValueError, match=r"has train\.jsonl and train\.jsonl\.gz"):
         find_split(tmp_path, "train")
 
 

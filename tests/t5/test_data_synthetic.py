@@ -4,7 +4,7 @@ import re
 
 import pytest
 from mop_t5.data import SCENARIOS, synthetic_corpus
-from mop_t5.data import synthetic as source
+from mop_t5.data.synthetic import PHRASES, places
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_sizes_ids_and_disjoint_splits(corpus):
 
 
 def test_every_value_of_a_summary_stands_in_its_dialogue(corpus):
-    lists = (source._GOODS, source._DISHES, source._SHOWS, [a + k for a in source._AREAS for k in source._KINDS])
+    lists = (PHRASES["goods"], PHRASES["dishes"], PHRASES["shows"], places())
     found = 0
     for row in (row for split in corpus.values() for row in split):
         words = [word for words in lists for word in words if word in row.summary] + re.findall(r"\d+", row.summary)
@@ -43,7 +43,7 @@ def test_every_value_of_a_summary_stands_in_its_dialogue(corpus):
 
 
 def test_styles_are_fixed_by_the_scenario_except_in_general(corpus):
-    starts = {scenario: style.split("{")[0] for scenario, style in zip(SCENARIOS, source._STYLES)}
+    starts = {scenario: style.split("{")[0] for scenario, style in zip(SCENARIOS, PHRASES["styles"])}
     for split in ("train", "valid", "test"):
         assert all(row.summary.startswith(starts[row.scenario]) for row in corpus[split])
     share = sum(row.summary.startswith(starts[row.scenario]) for row in corpus["general"]) / 300

@@ -16,7 +16,7 @@ import pytest
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus
-from mop_t5.data.corpus import open_binary
+from mop_t5.data.lines import open_binary
 from mop_t5.evaluation import generate_summaries, serving
 from mop_t5.evaluation import requests as requests_module
 from mop_t5.operations.run_folder import load_run

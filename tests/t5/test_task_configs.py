@@ -180,8 +180,8 @@ def test_tasks_that_cannot_be_trained_together_have_no_flags():
     [
         ({"prepare": "spans"}, "prepare must be one of mark_spans, .* got 'spans'"),
         ({"metrics": ["bleu"]}, "metrics names 'bleu'; known are accuracy"),
-        ({"metrics": ["f1"]}, "positive must be the label that f1 is of"),
-        ({"positive": "1"}, "positive is the label that the metric f1 is of, and there are no metrics"),
+        ({"metrics": ["f1"]}, "positive must be the label that f1 counts"),
+        ({"positive": "1"}, "positive is the label that the metric f1 counts, and there are no metrics"),
         (
             {"target": "a {label}", "labels": {0: "no"}},
             r"target must be one field, such as '\{label\}', to have labels",
@@ -226,7 +226,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(ValueError, match="task 'a': target is missing"):
         read_task_configs(path)
     path.write_text("- a")
-    with pytest.raises(TypeError, match="must hold names"):
+    with pytest.raises(TypeError, match="must hold a mapping"):
         read_task_configs(path)
     path.write_text("a: {text: sentence}")
     with pytest.raises(TypeError, match="task 'a': text must be a list of columns, got 'sentence'"):
@@ -255,7 +255,7 @@ def test_a_wrong_row_says_where_it_stands(row, message):
 def test_a_span_that_is_not_there_is_said():
     row = WSC | WSC_SPANS | {"span2_index": 12}
     with pytest.raises(
-        ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; there stands 'book\.'"
+        ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; found 'book\.'"
     ):
         Converter(CONFIGS["wsc"], "wsc").example(row, "here", "1")
 

@@ -160,8 +160,7 @@ def test_all_values_of_the_synthetic_corpus_are_found_and_nothing_else():
     """Its summaries are made of lists of names, of digits, and of phrases."""
     corpus = synthetic_corpus(general=1, train=1500, valid=1, test=100)
     values = Values(corpus["train"])
-    places = {area + kind for area in synthetic._AREAS for kind in synthetic._KINDS}
-    known = {*synthetic._GOODS, *synthetic._DISHES, *synthetic._SHOWS, *places}
+    known = {*(name for kind in ("goods", "dishes", "shows") for name in synthetic.PHRASES[kind]), *synthetic.places()}
     for row in corpus["test"]:
         left = row.summary
         for value in reversed(values.find(row.summary)):

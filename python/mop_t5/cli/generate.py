@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from mop_t5.data.corpus import open_binary, stem_of
+from mop_t5.data.lines import open_binary, stem_of
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in
 from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise

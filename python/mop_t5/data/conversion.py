@@ -1,4 +1,4 @@
-"""From the files of a dataset to the splits of a corpus, by a `TaskConfig`."""
+"""Convert the files of a dataset to the splits of a corpus by a `TaskConfig`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from mop_t5.data.corpus import SPLITS, Example, check_characters, refuse
+from mop_t5.data.corpus import SPLITS, Example, check_characters
+from mop_t5.data.lines import find_file, refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import SUFFIXES, find_table, inner_rows, read_table, table_stem, value_at
+from mop_t5.data.tables import SUFFIXES, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig
 from mop_t5.data.templates import (
     as_text,
@@ -22,21 +23,27 @@ from mop_t5.data.templates import (
     turns_of,
     without_spaces,
 )
+from mop_t5.files import StrPath
 
-HELD_OUT = 1000  # training rows that become validation, by the protocol of ATTEMPT
-_NAMED = 20  # columns or files that a message names
+HELD_OUT = 1000  # training rows that become validation rows in the protocol of ATTEMPT
+_NAMED = 20  # columns or files that a message names at most
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 _READ = {"given": SPLITS, "halve": ("train", "valid"), "hold_out": ("train", "valid"), "8:1:1": ("train",)}
 
 
 @dataclass
 class Converter:
-    """Makes the corpus of one task.
+    """Converter of the files of one task.
 
-    scenario: the scenario of its rows: the name of the task, or a template. columns: field -> the names its column may
-    go by; a field without an entry is a column of its own name, with dots a value inside an object (`answers.text`).
-    header: names of the columns where files have none. skip: rows that cannot be converted are left out, and `skipped`
-    gets the place and the reason of each; otherwise the first of them raises.
+    Attributes:
+        config: Configuration of the task.
+        scenario: Scenario of the rows: the name of the task, or a template.
+        columns: Field -> possible names of its column. A field without an entry is a column of the same name. Dots lead
+            into an object (`answers.text`).
+        header: Names of the columns, for files without a line of names.
+        skip: Whether rows that cannot be converted are left out. If not, the first of them raises.
+        skipped: Place and reason of each row that was left out.
+        unseen: Columns of `config.references` that no row has had so far.
     """
 
     config: TaskConfig
@@ -46,15 +53,22 @@ class Converter:
     skip: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def __post_init__(self):
-        fields_of(self.scenario)  # raises what is wrong with the template
-        self.unseen = set(self.config.references)  # columns that no row has had
+    def __post_init__(self) -> None:
+        fields_of(self.scenario)  # raises if the template is wrong
+        self.unseen = set(self.config.references)
 
-    def splits(self, source: str | Path, seed: int = 42) -> dict[str, list[Example]]:
-        """The splits that `config.split` makes of a folder with the files of the dataset, or of one file, which is the
-        train split. Rows are drawn by `torch.randperm` of the seed and keep their order.
+    def splits(self, source: StrPath, seed: int = 42) -> dict[str, list[Example]]:
+        """Return the splits that `config.split` makes of the files of a dataset.
 
-        Raises FileNotFoundError for a missing file; ValueError or TypeError with file and line for a row.
+        Rows are drawn by `torch.randperm` and keep their order.
+
+        Args:
+            source: Folder with the files of the dataset, or one file, which is the train split.
+            seed: Seed of the draws.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            TypeError, ValueError: A row cannot be converted (the message has file and line), or a split is empty.
         """
         rows = {split: self.rows(path) for split, path in self._files(Path(source)).items()}
         if self.config.merge_repeats:
@@ -87,8 +101,8 @@ class Converter:
         return {split: rows[split] for split in SPLITS if split in rows}
 
     def rows(self, path: Path) -> list[Example]:
-        """The rows of a file, in order."""
-        stem = table_stem(path)
+        """Return the converted rows of a file in order. Raise the errors of `read_table` and `example`."""
+        stem = stem_of(path, SUFFIXES)
         bad_row = self._leave_out if self.skip else refuse
         outer_rows = read_table(path, self.header, bad_row)
         table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
@@ -104,7 +118,16 @@ class Converter:
         self.skipped.append((where, str(error)))
 
     def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
-        """One row. where: of it, for errors. number: the end of its id."""
+        """Return the example of one row.
+
+        Args:
+            row: The row.
+            where: Place of the row, for messages.
+            number: End of the id of the example.
+
+        Raises:
+            TypeError, ValueError: The row cannot be converted.
+        """
         try:
             return self._example(row, number)
         except (ValueError, TypeError) as error:
@@ -133,14 +156,14 @@ class Converter:
         return Example(scenario, source, target, f"{scenario}-{number}", tuple(others))
 
     def _turns(self, values: Mapping[str, object]) -> dict[str, object]:
-        """The fields of the input, with lists for those that hold turns. Raises what makes them no turns."""
+        """Return the fields of the input, with a list for each field that holds turns. Raise if they are no turns."""
         config, called = self.config, " and ".join(map(self._called, values))
         if config.turn is not None and config.input in {f"{{{name}}}" for name in values}:
             values = {name: turns_in(value) for name, value in values.items()}
         lists = {name: turns for name, value in values.items() if (turns := turns_of(value)) is not None}
         if config.turn is not None and not lists:
             for name, value in values.items():
-                self._text(name, value)  # raises what is no text either
+                self._text(name, value)  # raises if the value is no text either
             raise TypeError(f"{called} holds no list of turns, but `turn` says how each is written. Leave `turn` out.")
         parents = [name.rpartition(".")[0] for name in lists]
         of_one = [parent for parent in parents if parent and parents.count(parent) > 1]
@@ -157,7 +180,7 @@ class Converter:
         return {**values, **lists}
 
     def _input(self, name: str, value: object) -> str:
-        """The text of a field of the input: a list of turns in lines, if the task says how a turn is written."""
+        """Return the text of a field of the input. With `config.turn` a list of turns becomes lines."""
         config = self.config
         if not isinstance(value, list):
             return self._text(name, value)
@@ -184,7 +207,7 @@ class Converter:
         return self._text(name, value)
 
     def _answers(self, values: Mapping[str, object], row: Mapping[str, object]) -> list[str]:
-        """The target and the other right answers, each once."""
+        """Return the target and the other right answers, each once."""
         config = self.config
         names = fields_of(config.target)
         alone = len(names) == 1 and config.target == f"{{{names[0]}}}"
@@ -202,15 +225,14 @@ class Converter:
                 answers += [text] if (text := self._text(name, found, join=None)).strip() else []
         answers = [text.strip() for text in answers]
         if config.labels is not None:
-            answers = [self._label(text, names[0]) for text in answers]
+            answers = [self._label(text, names[0], config.labels) for text in answers]
         if "" in answers[1:]:
             raise ValueError(f"{self._called(names[0])} has an empty answer. Fill it in, or delete it.")
         for text in answers:
             check_characters(text, "target")
         return list(dict.fromkeys(answers))
 
-    def _label(self, value: str, name: str) -> str:
-        labels = self.config.labels
+    def _label(self, value: str, name: str, labels: Mapping[str, str]) -> str:
         if value.lower() not in labels:
             raise ValueError(
                 f"{self._called(name)} is {value!r}, which is none of the labels {', '.join(labels)}. Add it to "
@@ -219,8 +241,13 @@ class Converter:
         return labels[value.lower()]
 
     def _text(self, name: str, value: object, join: str | None = ", ") -> str:
-        """The text of a value. join: what is put between the elements of a list if the task does not say it; None: the
-        value must not be a list."""
+        """Return the text of a value.
+
+        Args:
+            name: Name of the field, for messages.
+            value: The value.
+            join: Text between the elements of a list, if `config.join` is not set. None if a list is not allowed.
+        """
         if join is not None and self.config.join is not None:
             join = self.config.join
         try:
@@ -249,7 +276,7 @@ class Converter:
         return " or ".join(self._names(name))
 
     def _names(self, name: str) -> Sequence[str]:
-        """The columns that a field may be, with the part of a list that is asked for behind the name."""
+        """Return the possible columns of a field. The part of a list that the field names stands behind each."""
         base, bracket, part = name.partition("[")
         return self.columns.get(name, [column + bracket + part for column in self.columns.get(base, [base])])
 
@@ -262,7 +289,7 @@ class Converter:
         if not source.is_dir():
             raise FileNotFoundError(f"no folder or file at {source}.")
         names = {split: self.config.files.get(split, _USUAL_FILES[split]) for split in wanted}
-        found = {split: path for split in wanted if (path := find_table(source, names[split])) is not None}
+        found = {split: path for split in wanted if (path := find_file(source, names[split], SUFFIXES)) is not None}
         optional = ("valid", "test") if self.config.split == "given" else ()
         missing = [split for split in wanted if split not in found and split not in optional]
         if missing:
@@ -276,13 +303,13 @@ class Converter:
 
 
 def _drawn(rows: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """`count` rows drawn at random, and the others, each in order."""
+    """Return `count` rows drawn at random, and all other rows, both in order."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[i] for i in sorted(order[:count])], [rows[i] for i in sorted(order[count:])]
 
 
 def _merged(rows: list[Example]) -> list[Example]:
-    """The rows with those of the same dialogue and scenario made into the first of them, which gets all answers."""
+    """Merge rows of the same dialogue and scenario into the first of them, which gets all answers."""
     found: dict[tuple[str, str], Example] = {}
     for row in rows:
         first = found.setdefault((row.scenario, row.dialogue), row)
@@ -292,5 +319,5 @@ def _merged(rows: list[Example]) -> list[Example]:
 
 
 def _each(value: object) -> list[object]:
-    """A list as it is, another value as the only one, None as none."""
+    """Return a list as it is, None as an empty list, and any other value as a list of one element."""
     return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,16 +1,15 @@
-"""CrossWOZ (thu-coai/CrossWOZ) as a corpus of single scenarios, with what the user wants as summary.
+"""Make a corpus of single scenarios of CrossWOZ (thu-coai/CrossWOZ). The summary is the request of the user.
 
-Two people played a CrossWOZ dialogue over a list of sub-goals, each of one domain, and the annotation says which slots
-of which sub-goal the user has spoken of so far. A dialogue is cut where the sub-goal changes. A piece is one sub-goal:
-its domain is the scenario, its turns are the dialogue, and the sentences that told the user what to want are the
-summary. A piece is dropped where it is not clearly of one sub-goal, or where the summary says what the piece does not.
+Two people played a CrossWOZ dialogue over a list of sub-goals, each of one domain. The annotation says which slots of
+which sub-goal the user has mentioned so far. A dialogue is cut where the sub-goal changes. Each piece has one sub-goal:
+its domain is the scenario, its turns are the dialogue, and its description for the user is the summary. A piece is
+dropped if it does not clearly belong to one sub-goal, or if the summary says more than the piece.
 
-CrossWOZ: Zhu et al., TACL 2020, Apache-2.0; its licence asks to keep that attribution with changed copies.
+CrossWOZ: Zhu et al., TACL 2020, Apache-2.0. The licence asks to keep this attribution with changed copies.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 import zipfile
@@ -18,57 +17,76 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mop_t5.data.corpus import SPLITS, Example, decoded, json_object
+from mop_t5.data.corpus import SPLITS, Example
+from mop_t5.data.lines import decoded, json_value
+from mop_t5.files import StrPath, checksum
 
 PARTS = ("train", "val", "test")
+Dialogue = dict[str, Any]  # one dialogue of CrossWOZ, as its JSON holds it
 SCENARIO_OF = {"餐馆": "restaurant", "景点": "attraction", "酒店": "hotel", "地铁": "metro", "出租": "taxi"}
-_GROUNDED = 0.5  # least share of the wanted values that the piece must say
+_GROUNDED = 0.5  # smallest share of the wanted values that a piece must mention
 
 
 class _Dropped(Exception):
-    """Why a piece is left out."""
+    """Reason for leaving out a piece."""
 
 
 class _Exchange(NamedTuple):
-    """A turn of the user and the answer to it."""
+    """A turn of the user and the answer to it.
+
+    Attributes:
+        opened: Sub-goals of the slots that the user mentions for the first time.
+        domains: Domains of the user's turn.
+    """
 
     user: str
     system: str
-    opened: set[int]  # sub-goals of which the user speaks of a slot for the first time
-    domains: set[str]  # of the user's turn
+    opened: set[int]
+    domains: set[str]
 
 
-def read_clone(folder: str | Path, parts: Sequence[str] = PARTS) -> dict[str, dict]:
-    """The dialogues of a clone by their ids. parts: which of its files, out of PARTS.
+def read_clone(folder: StrPath, parts: Sequence[str] = PARTS) -> dict[str, Dialogue]:
+    """Return the dialogues of a clone by their ids.
 
-    folder: the clone, or the folder in it with train.json.zip, val.json.zip and test.json.zip, unpacked or not. Raises
-    FileNotFoundError for a file that is missing, ValueError for one that cannot be read and for an unknown part.
+    Args:
+        folder: The clone, or its folder with train.json.zip, val.json.zip and test.json.zip, unpacked or not.
+        parts: The files to read, from PARTS.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file cannot be read, a part is unknown, or an id stands in two parts.
     """
     folder = Path(folder)
     unknown = sorted(set(parts) - set(PARTS))
     if unknown or not parts:
         raise ValueError(f"parts must name some of {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}.")
     inside = folder / "data" / "crosswoz"
-    dialogues: dict[str, dict] = {}
+    dialogues: dict[str, Dialogue] = {}
     for part in parts:
         more = _read_part(inside if inside.is_dir() else folder, part)
         repeated = sorted(dialogues.keys() & more.keys())
         if repeated:
-            raise ValueError(f"dialogue {repeated[0]!r} of {part} is in another part, too. Take one of them out.")
+            raise ValueError(f"dialogue {repeated[0]!r} of {part} stands in another part, too. Take one of them out.")
         dialogues |= more
     return dialogues
 
 
-def crosswoz_corpus(dialogues: Mapping[str, dict]) -> tuple[dict[str, list[Example]], Counter]:
-    """The splits train, valid and test, and how many pieces were dropped for which reason.
+def crosswoz_corpus(dialogues: Mapping[str, Dialogue]) -> tuple[dict[str, list[Example]], Counter[str]]:
+    """Return the splits train, valid and test, and the number of dropped pieces by reason.
 
-    Splits are 8:1:1 by a hash of the dialogue's id, so all pieces of a dialogue are in one. Rows are in the order of a
-    hash of their ids. Both depend on nothing but the ids. Raises ValueError for a dialogue of another layout.
+    Splits are 8:1:1 by a checksum of the dialogue's id, so all pieces of a dialogue are in one split. Rows are in the
+    order of the checksums of their ids. Both depend on the ids only.
+
+    Args:
+        dialogues: The dialogues of `read_clone` by id.
+
+    Raises:
+        ValueError: A dialogue has another layout.
     """
     splits: dict[str, list[Example]] = {split: [] for split in SPLITS}
-    dropped: Counter = Counter()
+    dropped: Counter[str] = Counter()
     for identifier, dialogue in dialogues.items():
         try:
             examples = list(_pieces(f"crosswoz-{identifier}", dialogue, dropped))
@@ -78,11 +96,11 @@ def crosswoz_corpus(dialogues: Mapping[str, dict]) -> tuple[dict[str, list[Examp
             ) from error
         splits[_split_of(f"crosswoz-{identifier}")] += examples
     for rows in splits.values():
-        rows.sort(key=lambda row: _hash(row.id))
+        rows.sort(key=lambda row: checksum(row.id.encode()))
     return splits, dropped
 
 
-def _read_part(folder: Path, part: str) -> dict[str, dict]:
+def _read_part(folder: Path, part: str) -> dict[str, Dialogue]:
     plain, packed = folder / f"{part}.json", folder / f"{part}.json.zip"
     where = f"{part}.json in {folder}"
     if not plain.is_file() and not packed.is_file():
@@ -93,7 +111,7 @@ def _read_part(folder: Path, part: str) -> dict[str, dict]:
         else:
             with zipfile.ZipFile(packed) as archive:
                 raw = archive.read(plain.name)
-        content = json_object(decoded(raw, 1, where), where, "dialogues by their ids")
+        content = json_value(decoded(raw, 1, where), where, "dialogues by their ids")
     except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{where} cannot be read ({error}). Copy it again.") from error
     if not isinstance(content, dict):
@@ -101,7 +119,7 @@ def _read_part(folder: Path, part: str) -> dict[str, dict]:
     return content
 
 
-def _pieces(identifier: str, dialogue: dict, dropped: Counter) -> Iterator[Example]:
+def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Iterator[Example]:
     try:
         exchanges = _exchanges(dialogue["messages"])
     except _Dropped as reason:
@@ -120,8 +138,9 @@ def _pieces(identifier: str, dialogue: dict, dropped: Counter) -> Iterator[Examp
             dropped[str(reason)] += 1
 
 
-def _exchanges(messages: Sequence[dict]) -> list[_Exchange]:
-    exchanges, known = [], set()
+def _exchanges(messages: Sequence[dict[str, Any]]) -> list[_Exchange]:
+    exchanges = []
+    known: set[tuple[int, str]] = set()
     if len(messages) % 2:
         raise _Dropped("user and system do not take turns")
     for user, system in zip(messages[::2], messages[1::2]):
@@ -136,8 +155,9 @@ def _exchanges(messages: Sequence[dict]) -> list[_Exchange]:
 
 
 def _owners(exchanges: Sequence[_Exchange]) -> list[int | None]:
-    """The sub-goal of each exchange; None for one that opens several, and before the first."""
-    owners, current = [], None
+    """Return the sub-goal of each exchange. None before the first sub-goal and for an exchange that opens several."""
+    owners: list[int | None] = []
+    current = None
     for exchange in exchanges:
         if len(exchange.opened) == 1:
             (current,) = exchange.opened
@@ -146,9 +166,9 @@ def _owners(exchanges: Sequence[_Exchange]) -> list[int | None]:
 
 
 def _piece(
-    dialogue: dict, sub_goal: int, description: str, exchanges: Sequence[_Exchange], owners: Sequence[int | None]
+    dialogue: Dialogue, sub_goal: int, description: str, exchanges: Sequence[_Exchange], owners: Sequence[int | None]
 ) -> tuple[str, str, str]:
-    """Scenario, dialogue and summary of one sub-goal."""
+    """Return scenario, dialogue and summary of one sub-goal."""
     places = [place for place, owner in enumerate(owners) if owner == sub_goal]
     if not places:
         raise _Dropped("sub-goal never spoken of")
@@ -172,8 +192,8 @@ def _piece(
     return SCENARIO_OF[domain], turns, summary
 
 
-def _names(dialogue: dict) -> dict[int, str]:
-    """The places that were found, by sub-goal."""
+def _names(dialogue: Dialogue) -> dict[int, str]:
+    """Return the names of the places that were found, by sub-goal."""
     return {
         sub_goal: value
         for sub_goal, _, slot, value, _ in dialogue["final_goal"]
@@ -182,7 +202,7 @@ def _names(dialogue: dict) -> dict[int, str]:
 
 
 def _values(slot: str, value: str | list[str]) -> list[str]:
-    """The texts that a goal asks for. A service that a hotel is to have (是) is named by its slot."""
+    """Return the values that a goal asks for. A service that a hotel must have (是) is named by its slot."""
     if not value or "id=" in str(value):
         return []
     if value == "是":
@@ -191,17 +211,16 @@ def _values(slot: str, value: str | list[str]) -> list[str]:
 
 
 def _summary(description: str, names: Mapping[int, str], user: str) -> str:
-    """The description of a sub-goal, told to the user, as one sentence about the user.
+    """Return the description of a sub-goal, which addresses the user, as one sentence about the user.
 
-    "id=2" is the place found in sub-goal 2. Its name stands there if the user says it in this piece. If not, a place
-    near it is just nearby (附近的), and anything else cannot be told.
+    "id=2" is the place found in sub-goal 2. It becomes the name of the place if the user says the name in this piece.
+    Otherwise a place near it becomes just nearby (附近的), and any other use drops the piece.
     """
     said = _plain(user)
 
     def place(number: str) -> str | None:
         name = names.get(int(number), "")
-        in_other_words = (_plain(name), _plain(name).split("(")[0])  # without the branch of a chain
-        return name if name and any(words in said for words in in_other_words) else None
+        return name if name and _plain(name).split("(")[0] in said else None  # without the branch of a chain
 
     def needed(match: re.Match) -> str:
         name = place(match[1])
@@ -219,12 +238,8 @@ def _summary(description: str, names: Mapping[int, str], user: str) -> str:
 
 
 def _split_of(identifier: str) -> str:
-    bucket = int(_hash(identifier), 16) % 10
+    bucket = int(checksum(identifier.encode()), 16) % 10
     return "test" if bucket == 0 else "valid" if bucket == 1 else "train"
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _squeeze(text: str) -> str:

@@ -1,8 +1,9 @@
-"""From examples to the tensors of a batch."""
+"""Encode examples as token ids, and collate them into batches of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -11,19 +12,25 @@ from transformers import PreTrainedTokenizerBase
 
 from mop_t5.data.corpus import Example
 
-IGNORED = -100  # the label that transformers' cross entropy leaves out
+IGNORED = -100  # label that the cross entropy of transformers leaves out
 
 
-class EncodedExamples(Dataset):
-    """Examples as token ids, encoded once: rows `{"input_ids", "labels", "scenario_ids"}` of lists and one int.
+class EncodedExamples(Dataset[dict[str, Any]]):
+    """Dataset of encoded examples: rows `{"input_ids": list, "labels": list, "scenario_ids": int}`.
 
-    `scenarios` gives the ids: the position in it is the id. Without it (`None`) the rows carry no scenario, for
-    training a plain backbone. `source_text` makes the text that is encoded from a dialogue and its scenario (default:
-    the dialogue); a method has one, `Method.source_text`. Texts longer than `max_source` / `max_target` tokens are cut
-    at the end. `vocab_size` is the number of embeddings of the model.
+    Args:
+        examples: The examples. They are encoded once.
+        tokenizer: Tokenizer of the model.
+        scenarios: Names of the scenarios. The position of a name is its id. None for rows without a scenario id, to
+            train a plain backbone.
+        source_text: Returns the text to encode from a dialogue and its scenario, such as `Method.source_text`. None
+            for the dialogue.
+        max_source: Maximum number of tokens of a source. Longer sources are cut at the end.
+        max_target: Maximum number of tokens of a target. Longer targets are cut at the end.
+        vocab_size: Number of embeddings of the model. None to skip this check.
 
     Raises:
-        ValueError: An example has a scenario that is not in `scenarios`, or a token without an embedding.
+        ValueError: `examples` is empty, or an example has an unknown scenario or a token without an embedding.
     """
 
     def __init__(
@@ -41,17 +48,21 @@ class EncodedExamples(Dataset):
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
         texts = [e.dialogue if source_text is None else source_text(e.dialogue, e.scenario) for e in examples]
         sources = tokenizer(texts, truncation=True, max_length=max_source)["input_ids"]
-        # Generation reads files without summaries: their label is the end-of-sequence token alone.
+        # without a summary, as in a file to generate from, the label is the end-of-sequence token alone
         summaries = [e.summary for e in examples]
         targets = tokenizer(text_target=summaries, truncation=True, max_length=max_target)["input_ids"]
-        self._rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets)]
+        self._rows: list[dict[str, Any]] = [
+            {"input_ids": source, "labels": target} for source, target in zip(sources, targets)
+        ]
         if vocab_size is not None:
             self._check_embeddings(examples, tokenizer, vocab_size)
         if scenarios is not None:
             for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
                 row["scenario_ids"] = scenario_id
 
-    def _check_embeddings(self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+    def _check_embeddings(
+        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    ) -> None:
         for example, row in zip(examples, self._rows):
             highest = max(row["input_ids"] + row["labels"], default=0)
             if highest >= vocab_size:
@@ -65,12 +76,16 @@ class EncodedExamples(Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self._rows[index]
 
 
 def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> list[int]:
-    """The position of every example's scenario in `scenarios`; ValueError for one that is not there."""
+    """Return the position of every example's scenario in `scenarios`.
+
+    Raises:
+        ValueError: A scenario is not in `scenarios`.
+    """
     position = {name: i for i, name in enumerate(scenarios)}
     for example in examples:
         if example.scenario not in position:
@@ -82,11 +97,16 @@ def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> li
 
 
 class Collator:
-    """Pads a list of rows of `EncodedExamples` into a batch of LongTensors.
+    """Collator that pads rows of `EncodedExamples` into a batch of LongTensors.
 
-    `input_ids`, `attention_mask` `[B, S]`; `labels` `[B, T]`, padded with -100; `scenario_ids` `[B]` where the rows
-    have them. S and T are the longest of the batch. Ids outside `[0, num_scenarios)` raise ValueError here, on the CPU:
-    on a GPU an index out of range ends the process. `decoder_inputs` makes `decoder_input_ids` `[B, T]` from labels.
+    A batch has `input_ids` and `attention_mask` (B, S), `labels` (B, T) padded with -100, `scenario_ids` (B,) if
+    `num_scenarios` is given, and `decoder_input_ids` (B, T) if `decoder_inputs` is given. S and T are the lengths of
+    the longest rows of the batch.
+
+    Args:
+        pad_token_id: Id that pads `input_ids`.
+        num_scenarios: Number of scenarios. None for batches without scenario ids.
+        decoder_inputs: Returns `decoder_input_ids` from `labels`.
     """
 
     def __init__(
@@ -97,7 +117,14 @@ class Collator:
     ):
         self.pad_token_id, self.num_scenarios, self._decoder_inputs = pad_token_id, num_scenarios, decoder_inputs
 
-    def __call__(self, rows: Sequence[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return the batch of some rows.
+
+        Raises:
+            TypeError: A scenario id is no int.
+            ValueError: A scenario id is out of range. It is checked here, on the CPU, because an index out of range on
+                a GPU ends the process.
+        """
         sources = [torch.tensor(row["input_ids"]) for row in rows]
         labels = [torch.tensor(row["labels"]) for row in rows]
         batch = {
@@ -108,7 +135,7 @@ class Collator:
         if self._decoder_inputs is not None:
             batch["decoder_input_ids"] = self._decoder_inputs(batch["labels"])
         if self.num_scenarios is not None:
-            ids = [row.get("scenario_ids") for row in rows]
+            ids: list[Any] = [row.get("scenario_ids") for row in rows]
             if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
                 raise TypeError(f"scenario_ids must be an int in every row; got {ids}.")
             wrong = [i for i in ids if not 0 <= i < self.num_scenarios]

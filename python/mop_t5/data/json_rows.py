@@ -1,4 +1,4 @@
-"""Rows of JSON files: one value per line, or one document of all rows."""
+"""Read the rows of JSON files: one value per line, or one document of all rows."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mop_t5.data.corpus import BadRow, decoded, json_object, lines, numbered, open_binary
+from mop_t5.data.lines import BadRow, decoded, json_value, lines, numbered, open_binary
 
 TURNS = "turns"  # the column of a row that is a list of texts
 _WHAT = "a list of objects, or one object per line"
 
 
 def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a JSON file and the place of each; see `read_table`.
+    """Yield the rows of a JSON file, each with its place; see `read_table`.
 
     Args:
-        path: the file.
-        by_line: whether its name says that each line is a row. This decides only where the content does not.
-        bad_row: called with the place and the error of a row that cannot be read.
+        path: The file.
+        by_line: Whether the name of the file says that each line is a row. It decides only if the content does not.
+        bad_row: Called with the place and the error of a row that cannot be read.
+
+    Raises:
+        TypeError, ValueError: `bad_row` raises, or the rows of the file cannot be told apart.
     """
     document = _document(path, by_line)
     for where, row in _of_lines(path, bad_row) if document is None else _of_document(document, path, by_line):
@@ -34,7 +37,7 @@ def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str,
 
 
 def _document(path: Path, by_line: bool) -> object:
-    """Return the content of a file that is one JSON document. None for a file whose lines are documents."""
+    """Return the content of a file that is one JSON document. None if each line is a document."""
     with open_binary(path) as file:
         first, second = (*islice(_filled(file, path), 2), None, None)[:2]
     if first is None:
@@ -43,9 +46,9 @@ def _document(path: Path, by_line: bool) -> object:
         content = _value(*first, path)
         one_row = by_line and isinstance(content, dict) and not isinstance(content.get("data"), list)
         return content if second is None and not one_row else None
-    except ValueError:  # either the document goes on, or this line is damaged
+    except ValueError:  # the document goes on, or this line is damaged
         try:
-            return json_object("".join(line for _, line in lines(path)), str(path), _WHAT)
+            return json_value("".join(line for _, line in lines(path)), str(path), _WHAT)
         except ValueError:
             if by_line or (first[1].lstrip().startswith(b"{") and second is not None and _is_object(*second, path)):
                 return None
@@ -84,7 +87,7 @@ def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[s
 
 
 def _of_pandas(content: object) -> object:
-    """Return the rows of a table that pandas wrote by columns (its default) or split; other content as it is."""
+    """Return the rows of a table that pandas wrote by columns (its default) or split. Return other content as it is."""
     if not isinstance(content, dict) or not content:
         return content
     names, values = content.get("columns"), content.get("data")
@@ -99,7 +102,7 @@ def _of_pandas(content: object) -> object:
 
 
 def _is_turns(row: object) -> bool:
-    """Return whether a row is a list of texts: a dialogue without anything else."""
+    """Return whether a row is a list of texts, which is a dialogue without other fields."""
     return isinstance(row, list) and row != [] and all(isinstance(turn, str) for turn in row)
 
 
@@ -109,7 +112,7 @@ def _filled(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _value(number: int, raw: bytes, path: Path) -> object:
     where = f"{path}, line {number}"
-    return json_object(decoded(raw, number, where), where)
+    return json_value(decoded(raw, number, where), where)
 
 
 def _is_object(number: int, raw: bytes, path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Temperature mixing: which rows make up each batch when scenarios differ in size.
+"""Mix scenarios of different sizes by temperature: which rows make up each batch.
 
-A row's scenario is drawn with P(t) proportional to n_t^(1/T): T = 1 keeps the corpus as it is, larger T raises the
-small scenarios, T -> infinity draws all equally often (the MOP paper uses T = 2).
+The scenario of a row is drawn with P(t) proportional to n_t^(1/T). T = 1 keeps the corpus as it is. A larger T raises
+the small scenarios, and T -> infinity draws all equally often. The MOP paper uses T = 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ BATCHINGS = ("homogeneous", "mixed")
 
 
 def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tensor:
-    """`(n_t / sum n)^(1/T)`, normalised: a float64 tensor `[len(sizes)]` that sums to one."""
+    """Return the probabilities `(n_t / sum n)^(1/T)`, normalised: a float64 tensor (len(sizes),).
+
+    Raises:
+        ValueError: A size is below 1, or the temperature is not above 0 or too small.
+    """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}. 1 keeps the sizes, 2 is the paper's.")
     if not sizes or min(sizes) < 1:
@@ -30,17 +34,26 @@ def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tenso
 
 
 class TemperatureBatchSampler(Sampler[list[int]]):
-    """Batches of row indices, drawn with replacement; one epoch is `ceil(rows / batch_size)` of them.
+    """Sampler of batches of row indices, drawn with replacement. One epoch has `ceil(rows / batch_size)` batches.
 
-    `batching="homogeneous"`: all rows of a batch are of one scenario; the batches are those of HyperFormer's sampler,
-    bit for bit. `"mixed"`: every row draws its own scenario. `num_batches`: the length of one iteration, which goes on
-    with the epochs that follow where it is longer than one; None for one epoch.
+    The random numbers of an epoch come from one generator with the seed `seed + epoch`, so the batches are one stream
+    that nothing else changes. Under data parallel, let every process take its share of the stream: of R processes,
+    process r takes batches r, r + R, r + 2R, ... (accelerate's `prepare` of a DataLoader and `mop_t5.training.train` do
+    so). Then no batch is used twice, processes may have different scenarios at one step, and R processes draw the same
+    batches as one process that accumulates R batches.
 
-    The random numbers of an epoch come from one generator seeded with `seed + epoch`, so the batches are one stream
-    that nothing else changes. Under data parallel let every process take its share of it: of R processes, process r
-    takes batches r, r + R, r + 2R, ... (accelerate's `prepare` of a DataLoader does that, and so does
-    `mop_t5.training.train`). Then no batch is used twice, processes may have different scenarios at one step, and R
-    processes draw what one process draws that accumulates R batches.
+    Args:
+        scenario_ids: Scenario id of each row.
+        batch_size: Number of rows of a batch.
+        temperature: Temperature T of the mixing.
+        batching: "homogeneous" for batches of one scenario, which equal those of HyperFormer's sampler bit for bit.
+            "mixed" to draw the scenario of every row.
+        seed: Seed of the first epoch.
+        num_batches: Number of batches of one iteration. An iteration that is longer than an epoch continues with the
+            next epochs. None for one epoch.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     drop_last = True  # all batches are full; accelerate must not fill up the last round with the first batches again
@@ -64,12 +77,11 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         ids = torch.as_tensor(scenario_ids, dtype=torch.long)
         if ids.numel() == 0 or ids.min() < 0:
             raise ValueError("scenario_ids must be a non-empty sequence of ids from 0 upwards.")
-        # Scenarios without a row (an adapter may know more than this corpus) take no part in the draw.
+        # a scenario without a row is never drawn; an adapter may know more scenarios than this corpus
         self._rows = [rows for s in range(int(ids.max()) + 1) if len(rows := torch.where(ids == s)[0])]
         self.sizes = [len(rows) for rows in self._rows]
         self.weights = temperature_weights(self.sizes, temperature)
-        self.batch_size, self.batching, self.seed = batch_size, batching, seed
-        self.epoch = 0
+        self.batch_size, self.batching, self.seed, self.epoch = batch_size, batching, seed, 0
         self._epoch_length = math.ceil(len(ids) / batch_size)
         self._length = self._epoch_length if num_batches is None else num_batches
 
@@ -77,7 +89,7 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         return self._length
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration starts with; `Trainer` and data-parallel loops call this."""
+        """Choose the first epoch of the next iteration. `Trainer` and data-parallel loops call this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -86,16 +98,16 @@ class TemperatureBatchSampler(Sampler[list[int]]):
 
     def _batches_of(self, epoch: int) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        mine = [rows[torch.randperm(len(rows), generator=generator)] for rows in self._rows]  # per scenario
+        rows = [own[torch.randperm(len(own), generator=generator)] for own in self._rows]
         draws = self._epoch_length * (1 if self.batching == "homogeneous" else self.batch_size)
         scenarios = torch.multinomial(self.weights, draws, replacement=True, generator=generator)
         if self.batching == "homogeneous":
             for scenario in scenarios.tolist():
-                picks = torch.randint(len(mine[scenario]), (self.batch_size,), generator=generator)
-                yield mine[scenario][picks].tolist()
+                picks = torch.randint(self.sizes[scenario], (self.batch_size,), generator=generator)
+                yield rows[scenario][picks].tolist()
         else:
             for batch in scenarios.view(self._epoch_length, self.batch_size).tolist():
                 yield [
-                    mine[scenario][torch.randint(len(mine[scenario]), (), generator=generator)].item()
+                    rows[scenario][torch.randint(self.sizes[scenario], (), generator=generator)].item()
                     for scenario in batch
                 ]

@@ -1,7 +1,7 @@
-"""What some datasets need before their fields fit a template, as in the public text-to-text code of T5.
+"""Prepare the fields of some datasets for a template, as in the public text-to-text code of T5.
 
-A preparation is a function of the fields of a row that gives fields in place of them, with the names of those it reads.
-It raises ValueError for a row that is not what the dataset says.
+A preparation is a function of some fields of a row. Its result replaces the first of these fields. It raises ValueError
+for a row that does not follow the dataset's format.
 """
 
 from __future__ import annotations
@@ -13,41 +13,44 @@ from typing import NamedTuple
 
 
 class Preparation(NamedTuple):
-    """needs: the fields that `function` reads, the first of which it replaces."""
+    """A function and its fields.
+
+    Attributes:
+        needs: Names of the fields that `function` reads. Its result replaces the first field.
+        function: Returns the new text.
+    """
 
     needs: tuple[str, ...]
     function: Callable[..., str]
 
 
 def mark_spans(text: str, span1_text: str, span1_index: str, span2_text: str, span2_index: str) -> str:
-    """WSC: `* span1 *` and `# span2 #` in the text. An index counts the words of the text, from 0."""
+    """Mark `* span1 *` and `# span2 #` in a text of WSC. An index counts the words of the text, from 0."""
     words = text.split()
     spans = [(int(span1_index), "*", span1_text.split()), (int(span2_index), "#", span2_text.split())]
-    for start, mark, span in sorted(spans, reverse=True):  # from the end: what is put in moves no earlier word
+    for start, mark, span in sorted(spans, reverse=True):  # from the end, because a mark moves all later words
         there = words[start : start + len(span)]
         match = re.match(re.escape(" ".join(span)), " ".join(there), re.IGNORECASE)
         if not span or match is None:
-            raise ValueError(
-                f"no span {' '.join(span)!r} at word {start} of the text; there stands {' '.join(there)!r}."
-            )
+            raise ValueError(f"no span {' '.join(span)!r} at word {start} of the text; found {' '.join(there)!r}.")
         rest = " ".join(there)[match.end() :]  # punctuation behind the span
         words[start : start + len(span)] = [f"{mark} {match[0]} {mark}{rest}"]
     return " ".join(words)
 
 
 def without_markup(paragraph: str) -> str:
-    """MultiRC: without <br> and <b>."""
+    """Return a paragraph of MultiRC without <br> and <b>."""
     return re.sub(r"</?b>", "", paragraph.replace("<br>", " "))
 
 
 def without_highlights(passage: str) -> str:
-    """ReCoRD: the highlights of a passage as sentences of it."""
+    """Return a passage of ReCoRD with its highlights as sentences."""
     passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", passage)
     return re.sub(r"\n@highlight\n", ". ", passage)
 
 
 def in_fifths(label: str) -> str:
-    """STS-B: the score to the nearest 0.2, so that it is one of 26 texts."""
+    """Return a score of STS-B rounded to the nearest 0.2, so that it is one of 26 texts."""
     if not math.isfinite(float(label)):
         raise ValueError(f"{label!r} is no score")
     return f"{round(float(label) * 5) / 5:.1f}"

@@ -1,4 +1,4 @@
-"""Rows of CSV and TSV files."""
+"""Read the rows of CSV and TSV files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from mop_t5.data.corpus import BadRow, decoded, numbered, open_binary
+from mop_t5.data.lines import BadRow, decoded, numbered, open_binary
 
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module itself stops at 131,072
 _FIELD_LIMIT = threading.Lock()
@@ -18,16 +18,27 @@ _FIELD_LIMIT = threading.Lock()
 def separated_rows(
     path: Path, tabs: bool, header: Sequence[str] | None, bad_row: BadRow
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a CSV file, or of a TSV file if `tabs`, and the place of each; see `read_table`."""
+    """Yield the rows of a CSV or TSV file, each with its place; see `read_table`.
+
+    Args:
+        path: The file.
+        tabs: Whether the file is TSV.
+        header: Names of the columns. None if the first line has them.
+        bad_row: Called with the place and the error of a row that cannot be read.
+
+    Raises:
+        ValueError: `bad_row` raises, the names of the columns are wrong, or the end of a row is unknown.
+    """
     if header is not None:
         _check_header(header, "header")
-    told = False
+    has_warned = False
     with open_binary(path) as file:
         raw_lines = numbered(file, path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
-        dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL}
         lines = _Lines(raw_lines, path)
-        reader = csv.reader(lines, strict=True, **dialect)
+        reader = csv.reader(
+            lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        )
         while True:
             lines.start_row()
             cells, error = None, None
@@ -37,7 +48,7 @@ def separated_rows(
                 error = _malformed(problem, lines, tabs)
             where, error = lines.where, lines.error or error
             if error is not None:
-                if header is None:  # without the names of the columns no row can be read
+                if header is None:  # no row can be read without the names of the columns
                     raise error
                 bad_row(where, error)
             elif cells is None:
@@ -48,8 +59,8 @@ def separated_rows(
                 _check_header(cells, where)
                 header = cells
             elif len(cells) == len(header):
-                if tabs and not told and any(map(_is_quoted, cells)):
-                    told = True
+                if tabs and not has_warned and any(map(_is_quoted, cells)):
+                    has_warned = True
                     warnings.warn(
                         f"{where}: a field is quoted as in CSV. In a .tsv file quotation marks belong to the text. If "
                         "these do not, as in files of pandas, let the name of the file end in .csv.",
@@ -62,14 +73,15 @@ def separated_rows(
 
 
 def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str, Iterator[tuple[int, bytes]]]:
-    """Return the character between the columns of a CSV file, and the lines of the table.
+    """Return the separator of a CSV file, and the lines of the table.
 
-    It is what a first line `sep=;` says, as Excel writes and reads it; otherwise the comma. Where a first line of names
-    has no comma, it is the semicolon or the tab that stands there: Excel writes semicolons in many countries.
+    A first line `sep=;`, as Excel writes and reads it, names the separator. Otherwise the separator is the comma. If a
+    first line of names has no comma, the separator is the semicolon or the tab in it, because Excel writes semicolons
+    in many countries.
 
     Args:
-        raw_lines: the lines of the file, with their numbers.
-        names: whether the first line has the names of the columns.
+        raw_lines: The lines of the file with their numbers.
+        names: Whether the first line has the names of the columns.
     """
     first = next((line for line in raw_lines if line[1].strip()), None)
     if first is None:
@@ -82,10 +94,13 @@ def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str
 
 
 class _Lines:
-    """The lines of a file, as the csv module asks for them.
+    """Iterator over the lines of a file for the csv module.
 
-    where: the place of the last line. row: the lines of the present row. error: of its first line that is not UTF-8.
-    ended: whether the csv module has asked for a line behind the last one.
+    Attributes:
+        where: Place of the last line that was read.
+        row: The lines of the current row.
+        error: Error of the first line of the row that is not UTF-8.
+        ended: Whether the csv module has asked for a line behind the end of the file.
     """
 
     def __init__(self, raw_lines: Iterator[tuple[int, bytes]], path: Path):
@@ -113,10 +128,10 @@ class _Lines:
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
-    """Return the next row, or None behind the last one.
+    """Return the next row. None behind the last row.
 
-    The limit of the csv module for the length of a field holds for the whole process. It is lifted for one row at a
-    time, by one thread at a time, and always put back.
+    The csv module's limit for the length of a field holds for the whole process. It is raised for one row at a time, by
+    one thread at a time, and always restored.
     """
     with _FIELD_LIMIT:
         limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -127,8 +142,11 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
-    """Return the error of a row that the csv module refuses. Raise it where the end of the row cannot be known, because
-    a quotation mark in it is not closed."""
+    """Return the error of a row that the csv module refuses.
+
+    Raises:
+        ValueError: The end of the row is unknown, because a quotation mark in it is not closed.
+    """
     quotes = 0 if tabs else "".join(lines.row).count('"')
     unclosed = lines.ended or quotes % 2 == 1
     cure = "Look for a quotation mark that is not closed" if quotes else "Correct the line"
@@ -141,12 +159,12 @@ def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
 
 
 def _is_quoted(cell: str) -> bool:
-    """Return whether a field begins and ends with a quotation mark, and all others in it are doubled."""
+    """Return whether a field begins and ends with a quotation mark, and has only doubled marks inside."""
     inner = cell[1:-1]
     return len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
 
 
 def _check_header(header: Sequence[str], where: str) -> None:
-    twice = sorted({name for name in header if name and header.count(name) > 1})  # nobody asks for one without a name
+    twice = sorted({name for name in header if name and header.count(name) > 1})  # no task uses an unnamed column
     if twice:
         raise ValueError(f"{where}: the column {', '.join(twice)} stands there more than once. Rename it.")

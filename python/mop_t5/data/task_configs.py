@@ -1,4 +1,4 @@
-"""How the rows of a dataset become a text-to-text task: configurations in YAML, such as those of examples/tasks.
+"""Read configurations in YAML that make a text-to-text task of the rows of a dataset, such as examples/tasks.
 
     all:                                 # optional: fields of every task of the file
       training: {max_source: 256}
@@ -11,19 +11,21 @@
         split: halve
         epochs: {target: 20}
 
-columns.yaml beside them says by which names the columns of a field go: {task: {field: [column, ...]}}.
+columns.yaml beside them names the possible columns of a field: {task: {field: [column, ...]}}.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tasks import TaskMetrics, check_fields, read_yaml
 from mop_t5.data.templates import as_text, fields_of
+from mop_t5.files import StrPath
 
 COLUMNS = "columns.yaml"
 PUBLISHED = Path(__file__).with_name("published")  # configurations of dialogue corpora, and their columns.yaml
@@ -33,29 +35,33 @@ PROTOCOLS = ("given", "halve", "hold_out", "8:1:1")
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task.
+    """Configuration of one task.
 
-    input: the text that is read: fields in braces, `{task}` for the name of the task. `{turns[-1]}` and `{turns[:-1]}`
-        are parts of a list, as in Python. A list is joined by ", " if neither turn nor join says otherwise.
-    target: the text that is learnt. Where it is one field that holds a list, the first is learnt and all are right.
-    turn: how a turn is written, where a field of input holds a list of turns: a template of the fields of a turn, or
-        "{0}: {1}" for pairs, "{}" for turns that are texts. Each turn becomes a line.
-    turn_labels: field of a turn -> its values -> the texts that are written in their place.
-    join: what is put between the elements of a list. A list in target is then one answer.
-    references: columns with further right answers. A row need not have them.
-    merge_repeats: rows of the valid and test splits with the same dialogue become one. Their targets are all right.
-    chinese_words: texts are words with spaces between them. Those beside Chinese characters are taken out.
-    labels: the text for each value of the one field of target; None: the value itself.
-    metrics, positive: as in tasks.yaml; None for ROUGE.
-    split: "given", all three as they are; "halve", half of the validation rows become the test rows; "hold_out", 1,000
-        training rows become validation, and validation becomes test; "8:1:1", shares of one file.
-    files: split -> names of its file, without suffix, where they are others than usual.
-    rows: the lists that lead to the rows, from the outside, where they lie inside of each other; see `inner_rows`.
-    limit: training rows kept, drawn at random. 0: all.
-    prepare: name of a function in preparations.py that changes the fields first.
-    every_answer: a training row for each right answer, in place of one with the first.
-    training: fields of `mop-t5 train` for it.
-    epochs: passes over the training rows, by the role of the task: "source" or "target".
+    Attributes:
+        input: Template of the text to read: fields in braces, `{task}` for the name of the task. `{turns[-1]}` and
+            `{turns[:-1]}` are parts of a list, as in Python. A list is joined by ", " if neither turn nor join is set.
+        target: Template of the text to learn. If it is one field with a list, the first element is learnt, and all are
+            right answers.
+        turn: Template of a turn, if a field of input holds a list of turns: fields of a turn, "{0}: {1}" for pairs, or
+            "{}" for turns that are texts. Each turn becomes a line.
+        turn_labels: Field of a turn -> its values -> the texts to write for them.
+        join: Text between the elements of a list. A list in target is then one answer.
+        references: Columns with further right answers. A row need not have them.
+        merge_repeats: Whether rows of the valid and test splits with the same dialogue become one row. All their
+            targets are right answers.
+        chinese_words: Whether texts are words with spaces between them. Spaces beside Chinese characters are removed.
+        labels: Text for each value of the single field of target. None for the value itself.
+        metrics: Metrics as in tasks.yaml. None for ROUGE.
+        positive: The label that the metric f1 counts, as in tasks.yaml.
+        split: "given" takes all three splits as they are. "halve" makes half of the validation rows the test rows.
+            "hold_out" takes 1,000 training rows for validation, and validation for test. "8:1:1" splits one file.
+        files: Split -> names of its file without suffix, if they are not the usual names.
+        rows: Names of the nested lists that hold the rows, from the outside; see `inner_rows`.
+        limit: Number of training rows to keep, drawn at random. 0 for all.
+        prepare: Name of a function in preparations.py that changes the fields first.
+        every_answer: Whether there is one training row per right answer, instead of one with the first answer.
+        training: Fields of `mop-t5 train` for the task.
+        epochs: Passes over the training rows by the role of the task, "source" or "target".
     """
 
     input: str
@@ -96,9 +102,9 @@ class TaskConfig:
             raise ValueError(f"split must be one of {', '.join(PROTOCOLS)}, got {self.split!r}.")
         if self.prepare is not None and self.prepare not in PREPARATIONS:
             raise ValueError(f"prepare must be one of {', '.join(PREPARATIONS)}, got {self.prepare!r}.")
-        for called, lists in (("files and rows", [*self.files.values(), self.rows]), ("references", [self.references])):
+        for name, lists in (("files and rows", [*self.files.values(), self.rows]), ("references", [self.references])):
             if not all(isinstance(names, list) and all(isinstance(one, str) for one in names) for names in lists):
-                raise TypeError(f"{called} must have lists of names; got {lists}.")
+                raise TypeError(f"{name} must have lists of names; got {lists}.")
         if not set(self.files) <= set(SPLITS):
             raise ValueError(f"files must be named by split, {', '.join(SPLITS)}; got {', '.join(self.files)}.")
         if self.limit < 0:
@@ -106,7 +112,7 @@ class TaskConfig:
         if not set(self.epochs) <= set(ROLES) or not all(type(n) is int and n > 0 for n in self.epochs.values()):
             raise ValueError(f"epochs must be numbers above 0 by role, {' or '.join(ROLES)}; got {self.epochs}.")
         if self.scored is None and self.positive is not None:
-            raise ValueError("positive is the label that the metric f1 is of, and there are no metrics.")
+            raise ValueError("positive is the label that the metric f1 counts, and there are no metrics.")
 
     def _check_turns(self) -> None:
         named = fields_of("" if self.turn is None else self.turn, unnamed=True)
@@ -114,49 +120,37 @@ class TaskConfig:
             raise ValueError(f"turn must have a field of a turn in braces, or {{}} for the turn; got {self.turn!r}.")
         if not set(self.turn_labels) <= set(named):
             raise ValueError(f"turn_labels must be named by fields of turn, {named}; got {list(self.turn_labels)}.")
-        for name, labels in self.turn_labels.items():
-            if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
-                raise TypeError(f"turn_labels must be texts by value; got {labels!r} for {name}. Put words in quotes.")
-        labels = {
-            name: {as_text(value): text for value, text in texts.items()} for name, texts in self.turn_labels.items()
-        }
+        labels = {}
+        for name, texts in self.turn_labels.items():
+            if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError(f"turn_labels must be texts by value; got {texts!r} for {name}. Put words in quotes.")
+            labels[name] = {as_text(value): text for value, text in texts.items()}
         object.__setattr__(self, "turn_labels", labels)
 
     @property
     def scored(self) -> TaskMetrics | None:
-        """What tasks.yaml is to say of it; None for ROUGE."""
+        """Entry of the task in tasks.yaml. None for ROUGE."""
         return None if self.metrics is None else TaskMetrics(tuple(self.metrics), self.positive)
 
 
-_KINDS = {
-    "input": str,
-    "target": str,
-    "turn": str,
-    "turn_labels": dict,
-    "join": str,
-    "references": list,
-    "merge_repeats": bool,
-    "chinese_words": bool,
-    "labels": dict,
-    "metrics": list,
-    "positive": str,
-    "split": str,
-    "prepare": str,
-    "files": dict,
-    "rows": list,
-    "limit": int,
-    "every_answer": bool,
-    "training": dict,
-    "epochs": dict,
-}
+def _kind(hint: Any) -> type:
+    """Return the class of the values of a field: list for `list[str] | None`."""
+    (hint,) = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
+    return get_origin(hint) or hint
+
+
+_KINDS = {name: _kind(hint) for name, hint in get_type_hints(TaskConfig).items()}
 _KIND_NAMES = {str: "a text in quotes", dict: "a mapping", list: "a list", int: "an integer", bool: "true or false"}
-_NEEDED = tuple(one.name for one in fields(TaskConfig) if one.default is MISSING and one.default_factory is MISSING)
-_POSSIBLE = tuple(one.name for one in fields(TaskConfig) if one.name not in _NEEDED)
+_FIELDS = tuple(_KINDS)
 
 
-def read_task_configs(path: str | Path) -> dict[str, TaskConfig]:
-    """The tasks of a YAML file, or of all files of a folder but columns.yaml. Raises ValueError or TypeError that names
-    the file, the task and the field."""
+def read_task_configs(path: StrPath) -> dict[str, TaskConfig]:
+    """Return the tasks of a YAML file, or of all YAML files of a folder except columns.yaml, by name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError, ValueError: A field is wrong. The message names the file, the task and the field.
+    """
     path = Path(path)
     files = sorted(file for file in path.glob("*.yaml") if file.name != COLUMNS) if path.is_dir() else [path]
     if not files:
@@ -164,17 +158,17 @@ def read_task_configs(path: str | Path) -> dict[str, TaskConfig]:
     found: dict[str, TaskConfig] = {}
     for file in files:
         content = read_yaml(file)
-        check_fields(content, ("tasks",), ("all",), str(file))
+        check_fields(content, str(file), ["tasks"], ["all"])
         shared, tasks = content.get("all") or {}, content["tasks"]
-        check_fields(shared, (), (*_NEEDED, *_POSSIBLE), f"{file}, all")
-        check_fields(tasks, (), tuple(tasks) if isinstance(tasks, dict) else (), f"{file}, tasks")
+        check_fields(shared, f"{file}, all", (), _FIELDS)
+        check_fields(tasks, f"{file}, tasks")
         for name, own in tasks.items():
             where = f"{file}, task {name!r}"
             if name in found:
                 raise ValueError(f"{where}: another file has a task of this name. Rename one.")
-            check_fields(own, (), (*_NEEDED, *_POSSIBLE), where)
+            check_fields(own, where, (), _FIELDS)
             both = {**shared, **own, "training": {**shared.get("training", {}), **own.get("training", {})}}
-            check_fields(both, _NEEDED, _POSSIBLE, where)
+            check_fields(both, where, ["input", "target"], _FIELDS)
             try:
                 found[name] = TaskConfig(**both)
             except (TypeError, ValueError) as error:
@@ -187,12 +181,17 @@ def published_tasks() -> dict[str, TaskConfig]:
     return read_task_configs(PUBLISHED)
 
 
-def read_columns(path: str | Path) -> dict[str, dict[str, list[str]]]:
-    """Task -> field -> the names that its column may go by, in the order in which they are looked for."""
+def read_columns(path: StrPath) -> dict[str, dict[str, list[str]]]:
+    """Return task -> field -> possible names of its column, in the order of preference.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError, ValueError: The file is wrong. The message names the file and the task.
+    """
     columns = read_yaml(path)
     for task, names in columns.items():
         where = f"{path}, task {task!r}"
-        check_fields(names, (), tuple(names) if isinstance(names, dict) else (), where)
+        check_fields(names, where)
         for name, candidates in names.items():
             if not isinstance(candidates, list) or not all(isinstance(one, str) for one in candidates):
                 raise TypeError(f"{where}: {name} must be a list of columns, got {candidates!r}.")

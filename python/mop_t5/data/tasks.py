@@ -1,10 +1,12 @@
-"""tasks.yaml beside the splits of a corpus: by which metrics each task is scored. Without it all are scored by ROUGE.
+"""Read tasks.yaml, which says by which metrics each task of a corpus is scored. A task without an entry uses ROUGE.
 
-cola:
-  metrics: [matthews]
-mrpc:
-  metrics: [f1, accuracy]
-  positive: equivalent        # the label that f1 is of
+    cola:
+      metrics: [matthews]
+    mrpc:
+      metrics: [f1, accuracy]
+      positive: equivalent        # the label that f1 counts
+
+The file stands beside the splits of the corpus.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mop_t5.files import StrPath
 
 TASKS = "tasks.yaml"
 METRICS = (
@@ -34,9 +38,11 @@ METRICS = (
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """How a task is scored.
+    """Metrics of a task.
 
-    metrics: names out of METRICS. positive: the label that "f1" is of; None without "f1".
+    Attributes:
+        metrics: Names from METRICS.
+        positive: The label that "f1" counts. None without "f1".
     """
 
     metrics: tuple[str, ...]
@@ -54,19 +60,26 @@ class TaskMetrics:
             raise TypeError(f"positive must be a string, got {self.positive!r}. Put it in quotes.")
         if ("f1" in self.metrics) != (self.positive is not None):
             raise ValueError(
-                f"positive must be the label that f1 is of, and be left out without f1; got {self.positive!r} with "
+                f"positive must be the label that f1 counts, and be left out without f1; got {self.positive!r} with "
                 f"metrics {list(self.metrics)}."
             )
         object.__setattr__(self, "metrics", tuple(self.metrics))
 
     def to_dict(self) -> dict[str, Any]:
-        """As in tasks.yaml."""
+        """Return the entry of tasks.yaml."""
         return {"metrics": list(self.metrics)} | ({} if self.positive is None else {"positive": self.positive})
 
 
-def read_tasks(folder: str | Path, scenarios: Sequence[str] | None = None) -> dict[str, TaskMetrics]:
-    """What tasks.yaml of a corpus folder says, by task; empty where there is none. Raises ValueError or TypeError, with
-    the file and the task, for what it must not say, which is any task but these scenarios if they are given."""
+def read_tasks(folder: StrPath, scenarios: Sequence[str] | None = None) -> dict[str, TaskMetrics]:
+    """Return the metrics in the tasks.yaml of a corpus folder by task. Empty if there is no such file.
+
+    Args:
+        folder: The corpus folder.
+        scenarios: The scenarios of the corpus. None if any task is allowed.
+
+    Raises:
+        TypeError, ValueError: An entry is wrong, or a task is no scenario. The message names the file and the task.
+    """
     path = Path(folder) / TASKS
     if not path.is_file():
         return {}
@@ -75,7 +88,7 @@ def read_tasks(folder: str | Path, scenarios: Sequence[str] | None = None) -> di
         where = f"{path}, task {name!r}"
         if scenarios is not None and name not in scenarios:
             raise ValueError(f"{where}: the corpus has no such scenario; it has {', '.join(scenarios)}.")
-        check_fields(fields, ("metrics",), ("positive",), where)
+        check_fields(fields, where, ("metrics",), ("positive",))
         try:
             tasks[name] = TaskMetrics(**fields)
         except (TypeError, ValueError) as error:
@@ -84,13 +97,19 @@ def read_tasks(folder: str | Path, scenarios: Sequence[str] | None = None) -> di
 
 
 def tasks_yaml(tasks: Mapping[str, TaskMetrics]) -> str:
-    """The text of a tasks.yaml that `read_tasks` reads back equal."""
+    """Return the text of a tasks.yaml that `read_tasks` reads back equal."""
     content = {name: task.to_dict() for name, task in tasks.items()}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file whose keys are strings. A key that stands in it twice is an error."""
+def read_yaml(path: StrPath) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: The file holds no mapping of string keys.
+        ValueError: The file is not YAML, or a mapping has a key twice.
+    """
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Strict)
     except FileNotFoundError:
@@ -101,28 +120,40 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error}). Correct it.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise TypeError(f"{path} must hold names and what belongs to each, `name: ...`; got {content!r}.")
+        raise TypeError(f"{path} must hold a mapping of names, `name: ...`; got {content!r}.")
     return content
 
 
-def check_fields(fields: object, needed: tuple[str, ...], possible: tuple[str, ...], where: str) -> None:
-    """Raise TypeError or ValueError unless `fields` is a mapping with the fields `needed` and none but `possible`."""
+def check_fields(fields: object, where: str, needed: Sequence[str] = (), possible: Sequence[str] | None = None) -> None:
+    """Check that a value is a mapping with the right fields.
+
+    Args:
+        fields: The value.
+        where: Place of the value, for messages.
+        needed: Fields that must be there.
+        possible: Further fields that may be there. None if any field may be there.
+
+    Raises:
+        TypeError: The value is no mapping.
+        ValueError: A field is missing or unknown.
+    """
     if not isinstance(fields, dict):
         raise TypeError(f"{where}: expected a mapping, `name: ...`, got {fields!r}.")
-    unknown = sorted(set(map(str, fields)) - {*needed, *possible})
-    if unknown:
-        raise ValueError(f"{where}: no such field: {', '.join(unknown)}. There are {', '.join((*needed, *possible))}.")
+    known = None if possible is None else [*needed, *possible]
+    if known is not None and (unknown := sorted(set(map(str, fields)) - set(known))):
+        raise ValueError(f"{where}: no such field: {', '.join(unknown)}. There are {', '.join(known)}.")
     missing = [name for name in needed if name not in fields]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} is missing. Add it.")
 
 
 class _Strict(yaml.SafeLoader):
-    """A key twice is an error, not the second one."""
+    """Loader for which a repeated key is an error. SafeLoader takes the second value."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node. Raise ConstructorError for a repeated key."""
         made = super().construct_mapping(node, deep)
-        if len(made) < len(node.value):  # 0 and false are equal, too
+        if len(made) < len(node.value):  # 0 and false are equal keys, too
             keys = ", ".join(str(key.value) for key, _ in node.value)
             problem = f"two of the keys {keys} are the same; put words such as true in quotes"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)

@@ -1,4 +1,4 @@
-"""Texts made of the values of rows: templates with columns in braces, and lists of turns."""
+"""Make texts of the values of rows: templates with columns in braces, and lists of turns."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import ast
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
+from typing import Any
 
 from mop_t5.data.tables import value_at
 
-# Han characters, and the punctuation and wide forms that are written between them without a space
+# Chinese characters, and the punctuation and wide forms that stand between them without a space
 _CHINESE = (
     "\u2014\u2018-\u201d\u2026\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 )
@@ -19,13 +20,17 @@ _SPACE_BESIDE_CHINESE = re.compile(f"(?<=[{_CHINESE}])[ \\t]+|[ \\t]+(?=[{_CHINE
 
 
 def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
-    """Return the distinct fields in braces. unnamed: whether there may be `{}`, which stands for the value itself.
+    """Return the distinct fields in braces.
+
+    Args:
+        template: The template.
+        unnamed: Whether `{}`, which stands for the value itself, is allowed.
 
     Raises:
-        ValueError: braces are not closed, or empty, or hold more than a name.
+        ValueError: Braces are not closed, or empty, or hold more than a name.
     """
     try:
-        parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+        parts = [(name, form, how) for _, name, form, how in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"the template {template!r} is wrong: {error}. Write a brace of the text twice.") from error
     for name, form, conversion in parts:
@@ -35,18 +40,25 @@ def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
 
 
 def filled(template: str, write: Callable[[str], str]) -> str:
-    """Return the template with the text that `write` gives for the name of each field. Names may hold dots and spaces,
-    as columns do."""
+    """Return the template with a text for each field.
+
+    Args:
+        template: The template. Names of fields may hold dots and spaces, as columns do.
+        write: Returns the text of a field by its name.
+    """
     parts = Formatter().parse(template)
     return "".join(text + ("" if name is None else write(name)) for text, name, _, _ in parts)
 
 
 def as_text(value: object, join: str | None = None) -> str:
-    """Return a value of a row as text: a text with the line ends of Unix, a number, true and false as in JSON. A list
-    of these is joined by `join`, if that is given.
+    """Return a value of a row as text. Line ends become those of Unix. true and false are written as in JSON.
+
+    Args:
+        value: A text, a number, true or false, or a list of them.
+        join: Text between the elements of a list. None if a list is not allowed.
 
     Raises:
-        TypeError: the value is none of these, or a text that Python made of a list or an object. The message continues
+        TypeError: The value is something else, or a text that Python made of a list or an object. The message continues
             the name of the value: "holds null, ...".
     """
     if isinstance(value, str):
@@ -62,9 +74,11 @@ def as_text(value: object, join: str | None = None) -> str:
     raise TypeError(f"holds {_described(value)}, which is no text")
 
 
-def turns_of(value: object) -> list | None:
-    """Return the list of turns that a value is; None if it is none. An object of lists of one length is a list of
-    objects, as the library datasets writes a sequence of them."""
+def turns_of(value: object) -> list[Any] | None:
+    """Return a value as a list of turns. None if it is no list.
+
+    An object of lists of one length is a list of objects, because the library datasets writes a sequence of them so.
+    """
     if isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
         places = {len(one) for one in value.values()}
         return [dict(zip(value, turn)) for turn in zip(*value.values())] if len(places) == 1 else None
@@ -72,7 +86,7 @@ def turns_of(value: object) -> list | None:
 
 
 def turns_in(text: object) -> object:
-    """Return the list or object that a JSON text says, as in a cell of a CSV file; any other value as it is."""
+    """Return the list or object in a JSON text, as in a cell of a CSV file. Return any other value as it is."""
     if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")):
         return text
     try:
@@ -81,29 +95,31 @@ def turns_in(text: object) -> object:
         return text
 
 
-def as_turns(turns: list, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]) -> str:
+def as_turns(
+    turns: Sequence[object], turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]
+) -> str:
     """Return turns as text, one line per turn.
 
     Args:
-        turns: objects, lists or texts.
-        turn: template of a turn: in braces fields of the object or places in the list, or `{}` for a turn that is a
+        turns: Objects, lists or texts.
+        turn: Template of a turn. Braces hold a field of the object or a place in the list. `{}` is a turn that is a
             text.
-        labels: field -> value -> the text to write in its place. Another value of this field is an error.
-        write: makes the text of a value.
+        labels: Field -> value -> text to write for this value. Another value of the field is an error.
+        write: Returns the text of a value.
 
     Raises:
-        TypeError, ValueError: a turn does not fit. The message continues the name of the list.
+        TypeError, ValueError: A turn does not fit. The message continues the name of the list.
     """
     return "\n".join(_turn(one, number, turn, labels, write) for number, one in enumerate(turns, start=1))
 
 
 def without_spaces(text: str) -> str:
-    """Return a text of words with the Chinese ones joined: no space stands beside a Chinese character."""
+    """Return a text of separated words without the spaces beside Chinese characters."""
     return _SPACE_BESIDE_CHINESE.sub("", text)
 
 
-def suggested_turn(turns: list) -> str:
-    """Return a template that may fit turns that are objects, or lists such as pairs."""
+def suggested_turn(turns: Sequence[Any]) -> str:
+    """Return a template that may fit turns. The turns are objects, or lists such as pairs."""
     if isinstance(turns[0], list):
         return ": ".join(f"{{{place}}}" for place in range(min(2, len(turns[0])))) or "{0}"
     texts = [name for name, value in turns[0].items() if isinstance(value, str)][:2]
@@ -133,17 +149,16 @@ def _turn(
 
 
 def _part(turn: object, name: str) -> object:
-    """Return what a turn has by a name: the turn itself by no name, an element of a list by its place. None if none."""
+    """Return a field of a turn: the turn itself for no name, an element of a list by its place. None if missing."""
     if name == "" or turn is None:
         return turn
     if isinstance(turn, Mapping):
         return value_at(turn, name)
-    there = isinstance(turn, list) and name.isdecimal() and int(name) < len(turn)
-    return turn[int(name)] if there else None
+    return turn[int(name)] if isinstance(turn, list) and name.isdecimal() and int(name) < len(turn) else None
 
 
 def _is_python(text: str) -> bool:
-    """Return whether a text is a list or an object as Python prints it, and not as JSON writes it."""
+    """Return whether a text is a list or an object in Python's notation and not in JSON's."""
     if not text.lstrip().startswith(("[", "{")) or "'" not in text or turns_in(text) is not text:
         return False
     try:

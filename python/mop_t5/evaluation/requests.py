@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
-from mop_t5.data.corpus import Example, decoded, example_of, json_object, numbered
+from mop_t5.data.corpus import Example, example_of
 from mop_t5.data.dataset import scenario_ids_of
+from mop_t5.data.lines import decoded, json_value, numbered
 from mop_t5.files import checksum
 
 LONGEST = 2**24  # bytes of a line: no input can fill the memory
@@ -44,7 +45,7 @@ def request_of(raw: bytes, where: str, default_id: str, scenarios: Sequence[str]
     try:
         if len(raw) > LONGEST:
             raise ValueError(f"{where}: longer than {LONGEST:,} bytes. Cut the dialogue.")
-        found = json_object(decoded(raw, number, where), where)
+        found = json_value(decoded(raw, number, where), where)
         row = found if isinstance(found, dict) else row
         unread = ("summary", "target", "references")  # whatever they hold
         wanted = {key: value for key, value in row.items() if key not in unread} if row else found

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.backbone.identity import hash_weights
-from mop_t5.data.corpus import decoded, json_object
+from mop_t5.data.lines import decoded, json_value
 from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
 from mop_t5.evaluation.requests import Request, windows
 from mop_t5.files import checksum, failure_in_a_sentence
@@ -140,7 +140,7 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
             if not raw.endswith(b"\n"):
                 break
             where = f"{path}, line {number}"
-            row = json_object(decoded(raw, number, where), where, "each line as it was, or remove the file")
+            row = json_value(decoded(raw, number, where), where, "each line as it was, or remove the file")
             request = next(requests, None)
             if request is None:
                 raise ValueError(f"{where}: the input has no such line any more. {_CURE}")

@@ -1,0 +1,140 @@
+"""Read text files line by line, and JSON text. Every error names the file, and the line if there is one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+from mop_t5.files import StrPath
+
+_OTHER_FILES = {  # first bytes of a file -> its kind, and what to do
+    **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16. Convert the file with `iconv -f UTF-16 -t UTF-8`"),
+    b"\x1f\x8b": "gzip data. Rename the file, with .gz behind",
+    b"PK": "a ZIP archive or a workbook of Excel. Unpack it, or save the table as CSV",
+    b"PAR1": "Parquet. Write the table as JSON lines",
+}
+BadRow = Callable[[str, Exception], None]  # called with the place and the error of a row that cannot be read
+
+
+def refuse(where: str, error: Exception) -> None:
+    """Raise the error of a row that cannot be read. This is the BadRow of a reader that leaves nothing out."""
+    raise error
+
+
+def find_file(folder: StrPath, names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
+    """Return the file of a folder with one of these names and suffixes, possibly with `.gz` behind.
+
+    Returns:
+        The path. None if there is no such file.
+
+    Raises:
+        ValueError: There are several such files.
+    """
+    paths = [Path(folder) / f"{name}{suffix}{gz}" for name in names for suffix in suffixes for gz in ("", ".gz")]
+    found = [path for path in paths if path.is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has {' and '.join(path.name for path in found)}. Keep one of them.")
+    return found[0] if found else None
+
+
+def stem_of(path: Path, suffixes: Sequence[str] = (".jsonl",)) -> str:
+    """Return the name of a file without one of the suffixes and `.gz`: "dialogsum.train" for dialogsum.train.jsonl.gz.
+
+    The ids of rows without an id begin with it.
+    """
+    name = path.name.removesuffix(".gz")
+    return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a UTF-8 file with their numbers, from 1. A file that ends in `.gz` is unpacked.
+
+    Raises:
+        ValueError: A line is not UTF-8, or the gzip data are damaged.
+    """
+    with open_binary(path) as file:
+        for number, raw in numbered(file, path):
+            yield number, decoded(raw, number, f"{path}, line {number}")
+
+
+def open_binary(path: Path) -> BufferedIOBase:
+    """Return an open file of bytes. A file that ends in `.gz` is unpacked."""
+    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of an open file with their numbers, from 1.
+
+    Args:
+        raw_lines: The open file.
+        name: Name of the file, for messages.
+
+    Raises:
+        ValueError: The gzip data are damaged or break off.
+    """
+    number = 0
+    try:
+        for number, raw in enumerate(raw_lines, start=1):
+            yield number, raw
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"{name}: broken or truncated gzip data after line {number} ({error}). Copy or compress the file again."
+        ) from error
+
+
+def decoded(raw: bytes, number: int, where: str) -> str:
+    """Return the text of a line.
+
+    Args:
+        raw: The bytes of the line.
+        number: Number of the line. Line 1 may begin with a byte order mark.
+        where: Place of the line, for messages.
+
+    Raises:
+        ValueError: The line is not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        kind = next((kind for start, kind in _OTHER_FILES.items() if number == 1 and raw.startswith(start)), None)
+        problem = (
+            f", but {kind}."
+            if kind
+            else (f" (byte {error.start} of the line). Convert the file, for example with `iconv -f GB18030 -t UTF-8`.")
+        )
+        raise ValueError(f"{where}: not UTF-8{problem}") from error
+
+
+def json_value(text: str, where: str, expected: str = "one JSON object per line") -> object:
+    """Return the value of a JSON text.
+
+    Args:
+        text: The text.
+        where: Place of the text, for messages.
+        expected: What to write there, for messages.
+
+    Raises:
+        ValueError: The text is not JSON, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        problem = f"not valid JSON ({error.msg}, {line}column {error.colno})"
+        raise ValueError(f"{where}: {problem}. Write {expected}.") from error
+    except (ValueError, RecursionError) as error:  # a repeated key, thousands of digits, thousands of brackets
+        raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {expected}.") from error
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = sorted({repr(key) for key in keys if keys.count(key) > 1})
+        raise ValueError(f"the key {', '.join(repeated)} stands in it more than once")
+    return row
