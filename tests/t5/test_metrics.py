@@ -192,14 +192,14 @@ def test_tasks_are_read_back_and_a_corpus_without_the_file_has_none(tmp_path):
         ("cola: {metrics: [bleu]}", "task 'cola': metrics names 'bleu'; known are accuracy, f1,"),
         ("cola: {metrics: []}", "task 'cola': metrics must name at least one metric, each once"),
         ("cola: {metrics: accuracy}", "task 'cola': metrics must be a list of names, got 'accuracy'"),
-        ("cola: {metrics: [f1]}", "task 'cola': positive must be the label that f1 is of"),
+        ("cola: {metrics: [f1]}", "task 'cola': positive must be the label that f1 counts"),
         ("cola: {metrics: [accuracy], positive: a}", "task 'cola': positive must be the label .* left out without f1"),
         ("cola: {metrics: [f1], positive: true}", "task 'cola': positive must be a string, got True. Put it in quotes"),
         ("cola: {metric: [f1]}", "task 'cola': no such field: metric. There are metrics, positive"),
         ("cola: {positive: a}", "task 'cola': metrics is missing"),
         ("cola: accuracy", "task 'cola': expected a mapping, `name: ...`, got 'accuracy'"),
         ("cola: [", ", line 1: not valid YAML"),
-        ("- cola", "must hold names and what belongs to each"),
+        ("- cola", "must hold a mapping"),
     ],
 )
 def test_a_wrong_tasks_file_says_where(text, message, tmp_path):
