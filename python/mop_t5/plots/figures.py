@@ -1,4 +1,4 @@
-"""What plots have in common: a figure without a display, fonts for the labels, PNG and SVG of one name."""
+"""Save figures as PNG and SVG without a display, with fonts for their labels, and choose colours and marks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 from warnings import catch_warnings, filterwarnings, warn
 
-from mop_t5.files import write_beside
+from mop_t5.files import StrPath, write_beside
 
-# families with Chinese characters, as they are called on Linux, Windows and macOS
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# font families with Chinese characters, by their names on Linux, Windows and macOS
 _CHINESE = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -24,21 +28,36 @@ _CHINESE = (
     "Arial Unicode MS",
 )
 _LATIN = "DejaVu Sans"  # comes with matplotlib
-# Okabe and Ito's, which the colour-blind tell apart, without the yellow, which is hard to see on white
+# colours of Okabe and Ito, which the colour-blind can tell apart, without yellow, which is hard to see on white
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "os^DvPX*"
 
 
-def look(number: int) -> dict[str, str]:
-    """Colour and mark of a series by its number: 56 that differ."""
+class Look(TypedDict):
+    """Colour and mark of a series."""
+
+    color: str
+    marker: str
+
+
+def look(number: int) -> Look:
+    """Return colour and mark of a series by its number. 56 series differ."""
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
 
 
-def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:
-    """Write `path` with the suffixes .png and .svg, and return both. labels: the texts that come from the data.
+def save_figure(figure: Figure, path: StrPath, labels: Iterable[str]) -> list[Path]:
+    """Write a figure as PNG and SVG.
 
-    What was there is kept, under another name (see write_beside). Text of the SVG stays text, for the fonts of whoever
-    looks at it. Warns where the PNG lacks a character, because no font here has it.
+    Earlier files of the same names are kept under other names (see `write_beside`). Text of the SVG stays text, so the
+    reader's fonts show it. Warn if the PNG lacks a character, because no font on this machine has it.
+
+    Args:
+        figure: The figure.
+        path: Path of the files without a suffix.
+        labels: Texts of the figure that come from data.
+
+    Returns:
+        The paths of the PNG and of the SVG.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -51,30 +70,31 @@ def save_figure(figure, path: str | Path, labels: Iterable[str]) -> list[Path]:
     FigureCanvasAgg(figure)
     if missing:
         warn(
-            f"no font here has {''.join(sorted(missing))}: boxes stand for them in the PNG. Install one, such as the "
-            "package fonts-noto-cjk; the SVG shows them wherever it is opened with one.",
+            f"no font here has {''.join(sorted(missing))}: the PNG shows boxes instead. Install a font, such as the "
+            "package fonts-noto-cjk. The SVG shows the characters on every machine with such a font.",
             stacklevel=2,
         )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg")]
-    # without a date and with ids that do not change, so that the same plot is the same file
+    options: dict[str, dict[str, Any]] = {"png": {"dpi": 120}, "svg": {"metadata": {"Date": None}}}
+    written = [path.with_name(f"{path.name}.{suffix}") for suffix in options]
+    # no date and fixed ids, so that the same plot is the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}), catch_warnings():
-        filterwarnings("ignore", "Glyph .* missing from font")  # said above, once for all of them
-        for place, how in zip(written, ({"format": "png", "dpi": 120}, {"format": "svg", "metadata": {"Date": None}})):
+        filterwarnings("ignore", "Glyph .* missing from font")  # the warning above names all of them
+        for place, (suffix, more) in zip(written, options.items()):
             content = io.BytesIO()
-            figure.savefig(content, **how)
+            figure.savefig(content, format=suffix, **more)
             write_beside(place, content.getvalue())
     return written
 
 
 def say_written(paths: Sequence[Path]) -> None:
-    """Print where the files of a figure are."""
+    """Print the folder and the names of the files of a figure."""
     print(f"Written to {paths[0].parent}: {', '.join(path.name for path in paths)}.")
 
 
 def _families(needed: set[str]) -> tuple[list[str], set[str]]:
-    """The fonts to draw with, and which of the characters none of them has."""
+    """Return the fonts to draw with, and the characters that none of them has."""
     from matplotlib.font_manager import fontManager, get_font
 
     latin = next(font.fname for font in fontManager.ttflist if font.name == _LATIN)
@@ -93,10 +113,10 @@ def _families(needed: set[str]) -> tuple[list[str], set[str]]:
 
 @functools.cache
 def _find_new_fonts() -> None:
-    """Tell matplotlib of fonts that were installed after it made its list of them, which it keeps for good."""
+    """Add fonts that were installed after matplotlib made its permanent list of fonts."""
     from matplotlib.font_manager import findSystemFonts, fontManager
 
     known = {font.fname for font in fontManager.ttflist}
     for path in sorted(set(findSystemFonts()) - known):
-        with suppress(OSError, RuntimeError):  # a file that FreeType cannot read is no font
+        with suppress(OSError, RuntimeError):  # FreeType cannot read the file, so it is no font
             fontManager.addfont(path)

@@ -1,17 +1,18 @@
-"""A matrix of numbers as a heat map."""
+"""Plot a matrix of numbers as a heat map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mop_t5.files import StrPath
 from mop_t5.plots.figures import save_figure
 
-_WRITTEN_CELLS = 400  # above, numbers in the cells cannot be read
+_WRITTEN_CELLS = 400  # numbers in more cells cannot be read
 
 
 def heat_map(
-    path: str | Path,
+    path: StrPath,
     rows: Sequence[str],
     columns: Sequence[str],
     values: Sequence[Sequence[float]],
@@ -20,13 +21,28 @@ def heat_map(
     x_label: str = "",
     y_label: str = "",
 ) -> list[Path]:
-    """Write PATH.png and PATH.svg and return both: values (rows, columns), dark where they are high, and in the cells
-    the numbers if these are few."""
+    """Write a heat map as PATH.png and PATH.svg. High values are dark, and few cells also show their numbers.
+
+    Args:
+        path: Path of the files without a suffix.
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        values: The values (rows, columns).
+        title: Title of the plot.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+
+    Returns:
+        The paths of the PNG and of the SVG.
+
+    Raises:
+        ValueError: `values` has another shape.
+    """
     from matplotlib.figure import Figure
 
     if len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         raise ValueError(
-            f"values must be {len(rows)} rows of {len(columns)}, one a label; got {len(values)} rows of "
+            f"values must be {len(rows)} rows of {len(columns)}, one per label; got {len(values)} rows of "
             f"{sorted({len(row) for row in values})}."
         )
     longest = max(map(len, rows))

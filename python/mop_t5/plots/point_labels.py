@@ -1,26 +1,38 @@
-"""Names beside the points of a plot, where they cover neither points nor each other."""
+"""Write names beside the points of a plot so that they cover neither points nor each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FONT_SIZE = 8
-_NEAR = 9  # points from the middle of a mark to its label; further away a line leads to it
+_NEAR = 9  # distance in points from the middle of a mark to its label; a line leads to a label that is further away
 
 
 def label_points(
-    axes, points: Sequence[tuple[float, float, float]], labels: Sequence[str], lines: Sequence[float] = ()
+    axes: Axes, points: Sequence[tuple[float, float, float]], labels: Sequence[str], lines: Sequence[float] = ()
 ) -> None:
-    """Write a label beside each (x, y, half the height of its error bar). The limits of the axes must be final. lines:
-    y of horizontal lines, which labels keep off where they can, as they do off error bars.
+    """Write a label beside each point.
 
-    One after the other each takes, of places around its point and ever further away, the one that covers least.
+    The labels are placed one after the other. Each label tries places around its point, nearer and further ones, and
+    takes the place that covers least.
+
+    Args:
+        axes: The axes. Their limits must be final.
+        points: Points (x, y, half the height of the error bar).
+        labels: One label per point.
+        lines: y of horizontal lines. Labels avoid them and the error bars if possible.
     """
+    from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
-    figure.draw_without_rendering()  # lays the axes out, which all places depend on
+    assert isinstance(figure, Figure)  # not a part of a figure
+    figure.draw_without_rendering()  # lays out the axes, on which all places depend
     scale, frame = figure.dpi / 72, axes.get_window_extent()
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -44,17 +56,15 @@ def label_points(
         text = axes.annotate(labels[number], points[number][:2], fontsize=_FONT_SIZE, zorder=4)
         text.set_in_layout(False)
         size = text.get_window_extent()
-        best = None
+        found: list[tuple[float, float, Bbox]] = []
         for distance, angle in _places():
             x, y = math.cos(angle), math.sin(angle)
-            # beside a point a label starts or ends there; above and below it is centred
+            # a label beside a point starts or ends there; a label above or below it is centred
             left = marks[number][0] + distance * scale * x - size.width * (1 - x) / 2
             bottom = marks[number][1] + distance * scale * y - size.height * (1 - y) / 2
             box = Bbox.from_bounds(left, bottom, size.width, size.height)
-            found = cost(box.expanded(1.02, 1.1), distance)
-            if best is None or found < best[0]:
-                best = found, distance, box
-        _, distance, box = best
+            found.append((cost(box.expanded(1.02, 1.1), distance), distance, box))
+        _, distance, box = min(found, key=lambda one: one[0])
         covered.append(box)
         text.remove()
         offset = ((box.x0 - marks[number][0]) / scale, (box.y0 - marks[number][1]) / scale)
@@ -72,6 +82,6 @@ def label_points(
 
 
 def _places() -> list[tuple[float, float]]:
-    """(points of distance, angle), the likeable ones first."""
+    """Return (distance in points, angle) of all places, the best places first."""
     angles = [0, math.pi, math.pi / 2, -math.pi / 2, *(math.pi * n / 8 for n in range(-7, 8) if n % 4)]
     return [(distance, angle) for distance in (_NEAR, 16, 26, 38, 52, 68) for angle in angles]
