@@ -9,7 +9,7 @@ import torch
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
-from mop_t5.files import check_writable
+from mop_t5.files import check_writable, content_to_replace
 from mop_t5.storage import task_vectors as vectors_file
 from mop_t5.training import TrainingConfig
 
@@ -70,8 +70,7 @@ def task_vectors(
         raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
     if (backbone is None) != (kind == "random"):
         raise ValueError(f"backbone must be given for text and fisher, and only there; got {backbone!r} for {kind}.")
-    if Path(output).exists() and not overwrite:
-        raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
+    content_to_replace(output, overwrite, is_folder=False)
     check_writable(Path(output).parent)
     examples = of_scenarios(read_split(corpus, "train"), scenarios)
     names = scenarios or scenarios_of(examples)

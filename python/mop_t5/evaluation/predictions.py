@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mop_t5.data import Example
 from mop_t5.data.corpus import example_of
+from mop_t5.files import json_lines
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -20,10 +21,11 @@ def write_predictions(folder: str | Path, examples: Sequence[Example], texts: Ma
         examples: The rows.
         texts: system -> one text per row.
     """
-    with open(Path(folder) / PREDICTIONS, "w", encoding="utf-8") as file:
-        for number, example in enumerate(examples):
-            row = example.row() | {"predictions": {system: given[number] for system, given in texts.items()}}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = (
+        example.row() | {"predictions": {system: given[number] for system, given in texts.items()}}
+        for number, example in enumerate(examples)
+    )
+    (Path(folder) / PREDICTIONS).write_bytes(json_lines(rows))
 
 
 def read_predictions(folder: str | Path) -> list[tuple[Example, dict[str, str]]]:

@@ -20,7 +20,7 @@ from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.data import Example, TaskMetrics
 from mop_t5.data.corpus import checksum_of
-from mop_t5.files import checksum, failure_in_a_sentence, replace_file
+from mop_t5.files import checksum, write_json
 
 CONTENTS = "contents.json"
 # a text whose tokens show how a tokenizer cleans, cuts and ends texts
@@ -81,8 +81,7 @@ def of_json(value: object) -> Content:
 
 def write_contents(folder: str | Path, contents: Mapping[str, Content]) -> None:
     """Write contents.json of a run folder."""
-    with failure_in_a_sentence(CONTENTS, folder):
-        replace_file(Path(folder) / CONTENTS, (json.dumps(contents, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(Path(folder) / CONTENTS, contents)
 
 
 def read_contents(folder: str | Path) -> dict[str, Content] | None:

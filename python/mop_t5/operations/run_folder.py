@@ -24,12 +24,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, whole_folder
+from mop_t5.files import (
+    check_writable,
+    content_to_replace,
+    failure_in_a_sentence,
+    json_lines,
+    read_json,
+    replace_file,
+    whole_folder,
+    write_json,
+)
 from mop_t5.operations import contents
 from mop_t5.operations.attach import is_attached, load, save
 
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
+_CURE = "Copy it again, or train anew."
 _EARLIER = {"normalise": "none"}  # settings that earlier versions did not write
 # settings that a resumed run may change: its length, its intervals, and the places of its files
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
@@ -74,16 +84,12 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = 
 
 def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> bool:
     """Return whether prepare_output would empty this folder. Raise the same errors, and change nothing."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file. Choose another folder.")
-    full = not keep and folder.is_dir() and any(folder.iterdir())
-    if full and not overwrite:
-        raise FileExistsError(f"{folder} exists and is not empty. Choose another folder or pass --overwrite.")
-    if full and not (folder / SETTINGS).is_file():
+    cure = "Choose another folder or pass --overwrite."
+    replaced = [] if keep and Path(folder).is_dir() else content_to_replace(folder, overwrite, cure=cure)
+    if replaced and SETTINGS not in replaced:
         raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
     check_writable(folder)
-    return full
+    return bool(replaced)
 
 
 def describe_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> str:
@@ -118,15 +124,13 @@ def save_run(
             tokenizer.save_pretrained(writing)
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
     with failure_in_a_sentence("the loss history", folder / HISTORY):
-        replace_file(folder / HISTORY, "".join(json.dumps(point) + "\n" for point in history).encode())
+        replace_file(folder / HISTORY, json_lines(history))
     write_settings(folder, settings)
 
 
 def write_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Write run.json. Call this before training, too: only a folder with run.json can be overwritten or resumed."""
-    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-    with failure_in_a_sentence(SETTINGS, folder):
-        replace_file(Path(folder) / SETTINGS, text.encode())
+    write_json(Path(folder) / SETTINGS, settings)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -139,12 +143,9 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("seeds") or [], list):
-        raise ValueError(f"{path} is damaged: it holds no settings. Copy it again, or train anew.")
+    settings = read_json(path, _CURE)
+    if not isinstance(settings.get("seeds") or [], list):
+        raise ValueError(f"{path} is damaged: it holds no settings. {_CURE}")
     return _EARLIER | settings
 
 
