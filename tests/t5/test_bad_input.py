@@ -96,7 +96,7 @@ def corpora(draw):
     return name, content
 
 
-@cases(300)
+@cases(150)
 @given(corpora())
 def test_any_file_is_read_or_refused(tmp_path, corpus):
     name, content = corpus
@@ -319,7 +319,7 @@ def test_any_ids_in_the_rows_of_a_batch(ids):
 KINDS = st.sampled_from(["add", "like", "remove", "only"])
 
 
-@cases(50)
+@cases(25)
 @given(st.lists(st.tuples(KINDS, st.sampled_from(["taxi", "food", "a", "b"]) | JUNK), min_size=1, max_size=4))
 def test_any_changes_of_scenarios(changes):
     """The names are those that a plain list would have, whatever was refused in between."""

@@ -42,15 +42,15 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_damage_is_noticed(name, saved, tmp_path):
-    """Cut off or with a bit flipped at every byte of the description, every 5th of the header of the weights and every
-    97th of their values: an error, or a description that says the same (a line break that became a space)."""
+    """Cut off or with a bit flipped at every 3rd byte of the description, every 11th of the header of the weights and
+    every 97th of their values: an error, or a description that says the same (a line break that became a space)."""
     for other in NAMES:
         (tmp_path / other).write_bytes((saved / other).read_bytes())
     whole, expected = (saved / name).read_bytes(), adapter_folder.read(saved)[0]
-    positions = range(len(whole))
+    positions = [*range(0, len(whole), 3), len(whole) - 1]
     if name == "model.safetensors":
         header = 8 + int.from_bytes(whole[:8], "little")
-        positions = [*range(0, header, 5), *range(header, len(whole), 97)]
+        positions = [*range(0, header, 11), *range(header, len(whole), 97)]
 
     def is_noticed(content):
         (tmp_path / name).write_bytes(content)
@@ -69,7 +69,7 @@ def test_every_damage_is_noticed(name, saved, tmp_path):
     assert cut in ([], [len(whole) - 1])
     unnoticed = [position for position in positions if not is_noticed(flipped(position))]
     assert all(name == "mop_config.json" and whole[position : position + 1].isspace() for position in unnoticed)
-    assert len(positions) > 500
+    assert len(positions) > 250
 
 
 @pytest.mark.parametrize("name", NAMES)

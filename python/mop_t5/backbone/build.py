@@ -63,7 +63,7 @@ def build_backbone(
             model.get_output_embeddings().weight = torch.nn.Parameter(weight)
             mark_untied(model)
     if not (on_meta and dtype is None):
-        model.to(device=device, dtype=dtype)  # type: ignore[call-arg]  # transformers wraps `to` without its self
+        torch.nn.Module.to(model, device=device, dtype=dtype)
     return freeze(model)
 
 

@@ -65,10 +65,7 @@ class Converted(NamedTuple):
 
 
 def convert_checkpoint(
-    checkpoint: StrPath,
-    output: StrPath,
-    vocabulary: StrPath | None = None,
-    specials: str = "cls_sep",
+    checkpoint: StrPath, output: StrPath, vocabulary: StrPath | None = None, specials: str = "cls_sep"
 ) -> Converted:
     """Write the model and its tokenizer to a new folder.
 

@@ -14,14 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.identity import check_same_backbone, weights_of
-from mop_t5.files import (
-    StrPath,
-    content_to_replace,
-    failure_in_a_sentence,
-    remove_folder,
-    whole_folder,
-    write_durably,
-)
+from mop_t5.files import StrPath, content_to_replace, failure_in_a_sentence, remove_folder, whole_folder, write_durably
 from mop_t5.storage import adapter_folder
 
 METHOD = "prompt_tuning"  # the method whose adapters hold prompts
@@ -81,11 +74,7 @@ def read_adapter(folder: StrPath, scenario: str | None = None) -> SourcePrompt:
 
 
 def add(
-    library: StrPath,
-    name: str,
-    adapter: StrPath,
-    scenario: str | None = None,
-    overwrite: bool = False,
+    library: StrPath, name: str, adapter: StrPath, scenario: str | None = None, overwrite: bool = False
 ) -> SourcePrompt:
     """Copy the prompt of a saved prompt_tuning into a library.
 
