@@ -189,14 +189,11 @@ class Converter:
                 return as_turns(value, config.turn, config.turn_labels, self._plain)
             except (ValueError, TypeError) as error:
                 raise type(error)(f"{self._called(name)} {error}. Correct the row, or `turn`.") from error
-        if value and all(isinstance(one, Mapping) for one in value):
+        if any(value and all(isinstance(one, kind) for one in value) for kind in (Mapping, list)):
+            is_list = isinstance(value[0], list)
+            content = "lists" if is_list else f"objects with the fields {', '.join(map(str, value[0]))}"
             raise TypeError(
-                f"{self._called(name)} holds a list of objects with the fields {', '.join(map(str, value[0]))}. If "
-                f"these are turns, say how each is written: --turn '{suggested_turn(value)}'."
-            )
-        if value and all(isinstance(one, list) for one in value):
-            raise TypeError(
-                f"{self._called(name)} holds a list of lists. If these are turns, say how each is written: --turn "
+                f"{self._called(name)} holds a list of {content}. If these are turns, say how each is written: --turn "
                 f"'{suggested_turn(value)}'."
             )
         if config.join is None and config.input == f"{{{name}}}":
