@@ -254,9 +254,7 @@ def test_a_wrong_row_says_where_it_stands(row, message):
 
 def test_a_span_that_is_not_there_is_said():
     row = WSC | WSC_SPANS | {"span2_index": 12}
-    with pytest.raises(
-        ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; found 'book\.'"
-    ):
+    with pytest.raises(ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; found 'book\.'"):
         Converter(CONFIGS["wsc"], "wsc").example(row, "here", "1")
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from mop_t5.data.corpus import SPLITS, Example, check_characters
-from mop_t5.data.lines import find_file, refuse, stem_of
+from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import SUFFIXES, inner_rows, read_table, value_at
+from mop_t5.data.tables import SUFFIXES, dataset_files, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig
 from mop_t5.data.templates import (
     as_text,
@@ -26,9 +26,7 @@ from mop_t5.data.templates import (
 from mop_t5.files import StrPath
 
 HELD_OUT = 1000  # training rows that become validation rows in the protocol of ATTEMPT
-_NAMED = 20  # columns or files that a message names at most
-_USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
-_READ = {"given": SPLITS, "halve": ("train", "valid"), "hold_out": ("train", "valid"), "8:1:1": ("train",)}
+_NAMED = 20  # columns that a message names at most
 
 
 @dataclass
@@ -70,7 +68,10 @@ class Converter:
             FileNotFoundError: A file is missing.
             TypeError, ValueError: A row cannot be converted (the message has file and line), or a split is empty.
         """
-        rows = {split: self.rows(path) for split, path in self._files(Path(source)).items()}
+        rows = {
+            split: self.rows(path)
+            for split, path in dataset_files(source, self.config.split, self.config.files).items()
+        }
         if self.config.merge_repeats:
             rows |= {split: _merged(rows[split]) for split in ("valid", "test") if split in rows}
         train, valid = rows.get("train", []), rows.get("valid", [])
@@ -276,27 +277,6 @@ class Converter:
         """Return the possible columns of a field. The part of a list that the field names stands behind each."""
         base, bracket, part = name.partition("[")
         return self.columns.get(name, [column + bracket + part for column in self.columns.get(base, [base])])
-
-    def _files(self, source: Path) -> dict[str, Path]:
-        wanted = _READ[self.config.split]
-        if source.is_file():
-            if self.config.split not in ("given", "8:1:1"):
-                raise ValueError(f"{source} is one file, and split {self.config.split!r} needs {' and '.join(wanted)}.")
-            return {"train": source}
-        if not source.is_dir():
-            raise FileNotFoundError(f"no folder or file at {source}.")
-        names = {split: self.config.files.get(split, _USUAL_FILES[split]) for split in wanted}
-        found = {split: path for split in wanted if (path := find_file(source, names[split], SUFFIXES)) is not None}
-        optional = ("valid", "test") if self.config.split == "given" else ()
-        missing = [split for split in wanted if split not in found and split not in optional]
-        if missing:
-            expected = "; ".join(f"{split}: {' or '.join(names[split])}" for split in missing)
-            there = sorted(path.name for path in source.iterdir())
-            raise FileNotFoundError(
-                f"{source} has no file for {expected}, with one of {', '.join(SUFFIXES)}. It has "
-                f"{', '.join(there[:_NAMED]) or 'nothing'}{', ...' if len(there) > _NAMED else ''}."
-            )
-        return found
 
 
 def _drawn(rows: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -8,12 +8,54 @@ from pathlib import Path
 from typing import Any
 
 from mop_t5.data.json_rows import json_rows
-from mop_t5.data.lines import BadRow, refuse
+from mop_t5.data.lines import BadRow, find_file, refuse
 from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_SHOWN = 20  # files that a message names at most
+_USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
+# protocol -> splits that are read from files
+_READ = {
+    "given": ("train", "valid", "test"),
+    "halve": ("train", "valid"),
+    "hold_out": ("train", "valid"),
+    "8:1:1": ("train",),
+}
 _INDEX = re.compile(r"(?P<name>.+)\[(?:(?P<place>-?\d+)|(?P<slice>(?:-?\d+)?:(?:-?\d+)?))\]")
+
+
+def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Return the files of a dataset by split.
+
+    Args:
+        source: Folder with the files of the dataset, or one file, which is the train split.
+        protocol: How the splits are made: `TaskConfig.split`.
+        names: Split -> possible names of its file without suffix, if they are not the usual names.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: `source` is one file, and the protocol needs several, or a split has several files.
+    """
+    source, wanted = Path(source), _READ[protocol]
+    if source.is_file():
+        if protocol not in ("given", "8:1:1"):
+            raise ValueError(f"{source} is one file, and split {protocol!r} needs {' and '.join(wanted)}.")
+        return {"train": source}
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder or file at {source}.")
+    possible = {split: names.get(split, _USUAL_FILES[split]) for split in wanted}
+    found = {split: path for split in wanted if (path := find_file(source, possible[split], SUFFIXES)) is not None}
+    optional = ("valid", "test") if protocol == "given" else ()
+    missing = [split for split in wanted if split not in found and split not in optional]
+    if missing:
+        expected = "; ".join(f"{split}: {' or '.join(possible[split])}" for split in missing)
+        there = sorted(path.name for path in source.iterdir())
+        raise FileNotFoundError(
+            f"{source} has no file for {expected}, with one of {', '.join(SUFFIXES)}. It has "
+            f"{', '.join(there[:_SHOWN]) or 'nothing'}{', ...' if len(there) > _SHOWN else ''}."
+        )
+    return found
 
 
 def read_table(
