@@ -12,7 +12,7 @@
 
 #include "dims.h"
 
-// A guard against memory errors, in one line. functional.py finds the errors of users and explains them.
+// A guard against memory errors, in one line. validation.py finds the errors of users and explains them.
 #define MOP_GUARD(condition) STD_TORCH_CHECK(condition, "mop_kernels internal guard failed: " #condition)
 
 namespace mop {

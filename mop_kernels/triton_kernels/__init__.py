@@ -1,6 +1,6 @@
 """The Triton backend: one file per operation, with `forward` and `backward` of the signatures in ops.SCHEMAS.
 
-These functions do not validate their arguments (functional.py does), differentiate, or choose a backend. `Replayed`
+These functions do not validate their arguments (validation.py does), differentiate, or choose a backend. `Replayed`
 makes tensors contiguous, except the gradients of outputs, which may have any strides. Results are contiguous. Sums are
 accumulated in float32. There are no atomics: two runs give the same bits.
 """
