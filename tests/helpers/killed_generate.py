@@ -40,7 +40,7 @@ def interrupt_at(owner, name, count):
 
 # Each attempt goes on where the one before ended. The input has 60 lines, the window is 10.
 MOMENTS = {
-    "before the output is made": lambda size: at_call(os, "fdopen", 1),
+    "before the output is made": lambda size: at_call(serving, "FileIO", 1),
     "in the second window": lambda size: at_call(serving, "generate_summaries", 2),
     "in the middle of a line of the third": lambda size: room_for(size * 27 // 60, signal.SIG_DFL),
     "no room for the fourth": lambda size: room_for(size * 37 // 60, signal.SIG_IGN),

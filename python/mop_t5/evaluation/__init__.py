@@ -1,5 +1,6 @@
-"""Generated summaries and what they are worth: ROUGE, baselines, tables."""
+"""Generation of summaries, and their scores: ROUGE, other metrics, baselines, tables."""
 
+from mop_t5.evaluation.amounts import number_recall
 from mop_t5.evaluation.baselines import (
     BASELINES,
     baseline_texts,
@@ -9,7 +10,7 @@ from mop_t5.evaluation.baselines import (
 )
 from mop_t5.evaluation.generation import generate_summaries
 from mop_t5.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
-from mop_t5.evaluation.rouge import IMPLEMENTATIONS, UNITS, Rouge, number_recall
+from mop_t5.evaluation.rouge import IMPLEMENTATIONS, UNITS, Rouge
 from mop_t5.evaluation.scorer import Scorer
 from mop_t5.evaluation.scores import (
     AVERAGE,

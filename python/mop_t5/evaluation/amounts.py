@@ -1,8 +1,10 @@
-"""Numbers of a text with what they count: prices, ratings, durations, telephone numbers, ranges of them."""
+"""Find the numbers of a text with their units: prices, ratings, durations, telephone numbers, and ranges of these."""
 
 from __future__ import annotations
 
+import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +20,7 @@ _LABELS = {
 _UNIT = "|".join(sorted("|".join(_UNITS.values()).split("|"), key=len, reverse=True))
 _NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:[.:]\d+)*)"
 _AMOUNT = re.compile(
-    # few characters of the same clause between a label and its number, as in 评分略低为3.5
+    # a few characters of the same clause may stand between a label and its number, as in 评分略低为3.5
     rf"(?:(?:(?P<price>{_LABELS['price']})|(?P<rating>{_LABELS['rating']}))[^\d,，。;；、!?\n]{{0,4}}?)?"
     rf"(?P<sign>[$€£¥]\s?)?(?<![A-Za-z\d.#])"
     rf"(?P<number>{_NUMBER}(?:\s?(?:{_UNIT})?\s?[-~至到]\s?{_NUMBER})*)(?:\s?(?P<unit>{_UNIT}))?"
@@ -30,11 +32,15 @@ _ANY_LABEL = re.compile("|".join(_LABELS.values()), re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Amount:
-    """A number, or a range, at start:end of a text with its unit.
+    """A number or a range of numbers in a text, with its unit.
 
-    number: digits, "-" between the ends of a range; 免费 or 不免费 of a price. kind: "price", "rating" or "number".
-    unit: of a "number", empty where none stands behind it. label: where a word before it that says what it counts
-    starts, such as 票价; start where there is none.
+    Attributes:
+        number: Digits, with "-" between the ends of a range. 免费 (free) or 不免费 (not free) of a price.
+        kind: "price", "rating" or "number".
+        unit: The unit of a "number". Empty if no unit follows it.
+        start: The position of the first character.
+        end: The position behind the last character.
+        label: The position of a label before the number, such as 票价 (ticket price). `start` if there is no label.
     """
 
     number: str
@@ -46,33 +52,53 @@ class Amount:
 
     @property
     def bare(self) -> bool:
-        """Whether nothing says what it counts."""
+        """Whether the number has neither a unit nor a label."""
         return self.kind == "number" and not self.unit
 
     def agrees(self, other: Amount) -> bool:
-        """Whether both can mean the same: one number, and no different units."""
+        """Return whether two amounts can mean the same: the numbers are equal, and the units do not differ."""
         same_unit = (self.kind, self.unit) == (other.kind, other.unit)
         return self.number == other.number and (same_unit or self.bare or other.bare)
 
     def free_in(self, text: str) -> bool:
-        """Whether this is 免费 or 不免费 and a text says so, of whatever."""
+        """Return whether this amount is 免费 or 不免费, and a text has the same word."""
         return not self.number[0].isdigit() and re.search(f"(?<!不){self.number}", text) is not None
 
 
 def amounts(text: str, words: Sequence[tuple[int, int]]) -> list[Amount]:
-    """All numbers of a text, in order. words: starts and ends of its words; a unit ends where a word does, so that the
-    first half of 分店 is none. Digits behind a Latin letter, such as those of A1, are a part of its word."""
+    """Return all amounts of a text, in order.
+
+    Digits behind a Latin letter, as in A1, are part of a word and no amount.
+
+    Args:
+        text: The text.
+        words: The start and the end of each word. A unit must end at the end of a word, so 分 in 分店 is no unit.
+    """
     ends = {end for _, end in words}
     found = _AMOUNT.finditer(text)
     return [_amount(match, ends) for match in found if match["free"] or match.end("number") in ends]
 
 
+def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Return the share of the numbers in the references that the hypothesis also has. NaN if there are no numbers.
+
+    A number is a run of digits. Full-width digits equal the others.
+    """
+    pairs = [(_runs_of_digits(r), _runs_of_digits(h)) for r, h in zip(references, hypotheses, strict=True)]
+    wanted = sum(len(reference) for reference, _ in pairs)
+    return sum(len(reference & hypothesis) for reference, hypothesis in pairs) / wanted if wanted else math.nan
+
+
+def _runs_of_digits(text: str) -> set[str]:
+    return {"".join(str(unicodedata.decimal(digit)) for digit in run) for run in re.findall(r"\d+", text)}
+
+
 def is_label(word: str) -> bool:
-    """Whether a word says what a number counts, such as 票价: it is no name."""
+    """Return whether a word is the label of a number, such as 票价, and so no name."""
     return _ANY_LABEL.fullmatch(word) is not None
 
 
-def _amount(match: re.Match, ends: set[int]) -> Amount:
+def _amount(match: re.Match[str], ends: set[int]) -> Amount:
     if match["free"]:
         return Amount(match["free"], "price", "", *match.span("free"), match.start())
     unit = match["unit"] if match.end("unit") in ends else None
@@ -89,12 +115,12 @@ def _kind_of(unit: str) -> str:
 
 
 def _plain(unit: str) -> str:
-    """One form of a unit: 个小时 is 小时, days is day."""
+    """Return the plain form of a unit: 小时 of 个小时, day of days."""
     return unit.lower().removeprefix("个").replace("日", "号").removesuffix("s")
 
 
 def _digits(number: str) -> str:
-    """Without units and separators: 2小时-4小时 is 2-4, 1,000 is 1000, 4.50 is 4.5."""
+    """Return a number without units and separators: 2-4 of 2小时-4小时, 1000 of 1,000, 4.5 of 4.50."""
     parts = re.findall(_NUMBER, number)
     return "-".join(_decimal(part.replace(",", "")) for part in parts)
 

@@ -19,7 +19,7 @@ def corpus_table(corpus: str | Path, tokenizer: PreTrainedTokenizerBase | None =
 
     Args:
         corpus: Folder with the splits.
-        tokenizer: Counts tokens. None: no lengths in tokens.
+        tokenizer: The tokenizer that counts tokens. None leaves out the lengths in tokens.
 
     Raises:
         FileNotFoundError: The corpus has no split.

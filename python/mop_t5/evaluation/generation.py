@@ -1,4 +1,4 @@
-"""Summaries from a model, in batches."""
+"""Generate summaries in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation.search import search_settings
 
 _LOCK = threading.Lock()
-# model -> (threads that generate from it, whether it was in training mode before the first)
+# model -> (number of threads that generate from it, whether it was in training mode before the first thread)
 _IN_EVALUATION: WeakKeyDictionary[PreTrainedModel, tuple[int, bool]] = WeakKeyDictionary()
 
 
@@ -34,24 +34,24 @@ def generate_summaries(
     max_new_tokens: int = 64,
     progress: bool | tqdm = False,
 ) -> list[str]:
-    """Return one summary per example, in the order of `examples`. The model is in evaluation mode meanwhile.
+    """Return one summary per example, in the order of `examples`. The model is in evaluation mode during the call.
 
-    A batch holds dialogues of similar length, so little is computed on padding. An attached method gets the scenario of
-    every example, in one batch as they come. A plain backbone gets none. The search is this function's own: settings of
-    a search in the checkpoint's generation_config.json or config.json are ignored, with a warning; see search_settings.
+    A batch holds dialogues of similar length, to save computation on padding. An attached method gets the scenario of
+    every example; a batch may mix scenarios. A plain backbone gets no scenario. Settings of a search in the
+    checkpoint's generation_config.json or config.json are ignored, with a warning; see search_settings.
 
     Args:
         model: A T5 with or without a method.
         tokenizer: The tokenizer of the model.
-        examples: The dialogues. Their summaries are not read.
+        examples: The dialogues. Their summaries are ignored.
         batch_size: Dialogues per batch.
         num_beams: Beams of the search. 1 is greedy.
-        max_source: Tokens kept of a dialogue.
+        max_source: Tokens kept per dialogue.
         max_new_tokens: Tokens generated at most per summary.
-        progress: True shows a bar. A bar is moved on by the rows of each batch.
+        progress: True shows a bar. A given bar is advanced by the rows of each batch.
 
     Raises:
-        ValueError: A scenario that the method was not attached with, no example, or a size below 1.
+        ValueError: A scenario is unknown to the method, there is no example, or a size is below 1.
     """
     if num_beams < 1 or batch_size < 1:
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
@@ -85,7 +85,7 @@ def generate_summaries(
 
 @contextmanager
 def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Turn dropout off for the block. Of several threads the last to leave sets the mode that the first has found."""
+    """Turn dropout off for the block. The last of several threads restores the mode from before the first thread."""
     with _LOCK:
         inside, was_training = _IN_EVALUATION.get(model, (0, model.training))
         _IN_EVALUATION[model] = inside + 1, was_training
@@ -112,7 +112,7 @@ def lengths_of(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
-    """Return the scenarios that examples must be of, or None where the scenario changes nothing."""
+    """Return the scenarios that examples may have, or None if the model ignores the scenario."""
     model = unwrapped(model)
     return model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
 
@@ -120,7 +120,7 @@ def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
 def over_long(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int = 512
 ) -> list[bool]:
-    """Return per example whether it has more than max_source tokens, so that generate_summaries cuts its end."""
+    """Return, per example, whether generate_summaries cuts the dialogue, because it has more than max_source tokens."""
     if not examples:
         return []
     model = unwrapped(model)

@@ -1,9 +1,9 @@
-"""Metrics of text-to-text tasks: name -> function of the right answers and the texts of a model, over a whole split.
+"""Metrics of text-to-text tasks. Each metric is a function of the right answers and the texts of a whole split.
 
-golds: for each row all answers that count as right, the first of which is its label or number. Labels and numbers are
-compared without regard to case and white space. A text that is no label is wrong: it is its own class for accuracy,
-f1_macro and matthews, and the opposite of the right answer for f1. A text that is no number counts as one below the
-lowest right number (on STS-B's 0 to 5: -1, as in the public code of T5 and ATTEMPT).
+The argument `golds` holds all right answers of each row. The first answer of a row is its label or its number. Labels
+and numbers are compared without case and white space. A text that is not a label is wrong: it is a class of its own for
+accuracy, f1_macro and matthews, and the opposite of the right answer for f1. A text that is not a number counts as the
+lowest right number minus one (on STS-B's scale of 0 to 5: -1, as in the public code of T5 and ATTEMPT).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 Golds = Sequence[Sequence[str]]
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -20,12 +21,12 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def accuracy(golds: Golds, texts: Sequence[str]) -> float:
-    """Share of texts that are one of their right answers."""
+    """Return the share of texts that are one of their right answers."""
     return _mean([_label(text) in map(_label, right) for right, text in zip(golds, texts)])
 
 
 def f1(golds: Golds, texts: Sequence[str], positive: str) -> float:
-    """F1 of one of two labels, as GLUE takes it of MRPC and QQP and SuperGLUE of MultiRC."""
+    """Return the F1 of one of two labels, as for MRPC and QQP in GLUE and for MultiRC in SuperGLUE."""
     from sklearn.metrics import f1_score
 
     positive = _label(positive)
@@ -36,7 +37,7 @@ def f1(golds: Golds, texts: Sequence[str], positive: str) -> float:
 
 
 def f1_macro(golds: Golds, texts: Sequence[str]) -> float:
-    """Mean over the labels among the right answers of the F1 of each, as SuperGLUE takes it of CB."""
+    """Return the mean F1 over the labels of the right answers, as for CB in SuperGLUE."""
     from sklearn.metrics import f1_score
 
     right = _firsts(golds)
@@ -45,38 +46,40 @@ def f1_macro(golds: Golds, texts: Sequence[str]) -> float:
 
 
 def matthews(golds: Golds, texts: Sequence[str]) -> float:
-    """Matthews' correlation coefficient; 0 where all texts, or all right answers, are one label."""
+    """Return Matthews' correlation coefficient. 0 if all texts, or all right answers, are the same label."""
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(_firsts(golds), [_label(text) for text in texts]))
 
 
 def pearson(golds: Golds, texts: Sequence[str]) -> float:
-    """Pearson's correlation; 0 where all numbers of one side are equal."""
+    """Return Pearson's correlation. 0 if all texts, or all right answers, are the same number."""
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, golds, texts)
 
 
 def spearman(golds: Golds, texts: Sequence[str]) -> float:
-    """Spearman's rank correlation; 0 where all numbers of one side are equal."""
+    """Return Spearman's rank correlation. 0 if all texts, or all right answers, are the same number."""
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, golds, texts)
 
 
 def exact_match(golds: Golds, texts: Sequence[str]) -> float:
-    """Share of texts that equal one of their right answers, as SQuAD counts: lower-cased, without English articles,
-    ASCII punctuation and superfluous white space."""
+    """Return the share of texts that equal one of their right answers, as in SQuAD.
+
+    Texts are compared in lower case, without English articles, ASCII punctuation and superfluous white space.
+    """
     return _mean([_answer(text) in map(_answer, right) for right, text in zip(golds, texts)])
 
 
 def token_f1(golds: Golds, texts: Sequence[str]) -> float:
-    """Mean over rows of the best F1 of the words with one of the right answers, as SQuAD counts (see exact_match)."""
+    """Return the mean over rows of the best F1 of words over the right answers, as in SQuAD (see exact_match)."""
     return _mean([max(_overlap(_answer(one), _answer(text)) for one in right) for right, text in zip(golds, texts)])
 
 
-# "f1" takes the positive label, too; ROUGE is in rouge.py
+# "f1" also takes the positive label; ROUGE is in rouge.py
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -92,8 +95,16 @@ _OF_NUMBERS = {"pearson", "spearman"}
 
 
 def strays(metrics: Sequence[str], golds: Golds, texts: Sequence[str]) -> tuple[str, int] | None:
-    """What the metrics want ("label" or "number") and how many texts are none; None if they take any text. A label is
-    what is the right answer of some row."""
+    """Return the kind of text that the metrics need, and the number of texts that are not of this kind.
+
+    Args:
+        metrics: Names of metrics.
+        golds: All right answers of each row.
+        texts: One text per row.
+
+    Returns:
+        "label" or "number", and a count. A label is the right answer of some row. None if the metrics take any text.
+    """
     if _OF_NUMBERS & set(metrics):
         return "number", sum(_number(text) is None for text in texts)
     if _OF_LABELS & set(metrics):
@@ -102,11 +113,12 @@ def strays(metrics: Sequence[str], golds: Golds, texts: Sequence[str]) -> tuple[
     return None
 
 
-def _correlation(measure: Callable, golds: Golds, texts: Sequence[str]) -> float:
-    right = [_number(first) for first, *_ in golds]
-    if None in right:
-        text = golds[right.index(None)][0]
-        raise ValueError(f"pearson and spearman need numbers, and the right answer {text!r} is none. Correct it.")
+def _correlation(measure: Callable[..., Any], golds: Golds, texts: Sequence[str]) -> float:
+    right = []
+    for text, *_ in golds:
+        if (number := _number(text)) is None:
+            raise ValueError(f"pearson and spearman need numbers; got the right answer {text!r}. Correct it.")
+        right.append(number)
     lowest = min(right) - 1
     given = [lowest if (number := _number(text)) is None else number for text in texts]
     if len(set(right)) == 1 or len(set(given)) == 1:

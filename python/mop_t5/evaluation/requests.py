@@ -1,19 +1,19 @@
-"""Lines as they come, from a file or a stream, each of them a dialogue to summarise or an error that stops nothing."""
+"""Read requests from a file or a stream. Each line is a dialogue to summarise, or has an error that stops nothing."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from mop_t5.data.corpus import Example, example_of
 from mop_t5.data.dataset import scenario_ids_of
 from mop_t5.data.lines import decoded, json_value, numbered
 from mop_t5.files import checksum
 
-LONGEST = 2**24  # bytes of a line: no input can fill the memory
-_PAUSE = 0.1  # seconds; when no line has come for so long, those that are there are answered
+LONGEST = 2**24  # bytes per line, so that no input can fill the memory
+_PAUSE = 0.1  # seconds without a new line, after which the waiting lines are answered
 
 
 class Request(NamedTuple):
@@ -27,27 +27,34 @@ class Request(NamedTuple):
 
 
 def requests_in(file: BinaryIO, name: str, stem: str, scenarios: Sequence[str] | None) -> Iterator[Request]:
-    """What the lines of a file ask for; blank lines are left out. name: of the file, for messages. stem: for the
-    ids of lines without one. scenarios: those that are known, None where any will do."""
-    with file:  # closed where it is read: closing a stream waits for whoever waits for its next line
+    """Yield the request of each line of a file, except for blank lines.
+
+    Args:
+        file: The file. It is closed at the end.
+        name: The name of the file, for messages.
+        stem: The first part of the id of a line without an id.
+        scenarios: The known scenarios. None allows any scenario.
+    """
+    with file:  # closed by the thread that reads: closing waits for a thread that waits for the next line
         for number, raw in filled_lines(file, name):
             yield request_of(raw, f"{name}, line {number}", f"{stem}-{number}", scenarios, number)
 
 
 def filled_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers; a line longer than LONGEST is cut behind it."""
+    """Return the lines that are not blank, with their numbers. A line longer than LONGEST is cut."""
     return ((number, raw) for number, raw in numbered(_bounded(file), name) if raw.strip())
 
 
 def request_of(raw: bytes, where: str, default_id: str, scenarios: Sequence[str] | None, number: int = 1) -> Request:
-    """What one line asks for. Whatever is wrong with it is the request's `error`, which begins with `where`."""
-    row, example, error = {}, None, None
+    """Return the request of one line. An error in the line becomes the request's `error`, which begins with `where`."""
+    row: dict[str, Any] = {}
+    example, error = None, None
     try:
         if len(raw) > LONGEST:
             raise ValueError(f"{where}: longer than {LONGEST:,} bytes. Cut the dialogue.")
         found = json_value(decoded(raw, number, where), where)
         row = found if isinstance(found, dict) else row
-        unread = ("summary", "target", "references")  # whatever they hold
+        unread = ("summary", "target", "references")  # these fields may hold anything
         wanted = {key: value for key, value in row.items() if key not in unread} if row else found
         read = example_of(wanted, where, default_id, need_summary=False)
         if scenarios is not None:
@@ -58,26 +65,27 @@ def request_of(raw: bytes, where: str, default_id: str, scenarios: Sequence[str]
     identifier, scenario = row.get("id", default_id), row.get("scenario", row.get("task"))
     return Request(
         _escaped(identifier if isinstance(identifier, str) else default_id),
-        _escaped(scenario if isinstance(scenario, str) else None),
+        _escaped(scenario) if isinstance(scenario, str) else None,
         example,
-        _escaped(error),
+        None if error is None else _escaped(error),
         checksum(raw.strip())[:12],
     )
 
 
-def _escaped(text: str | None) -> str | None:
-    """Without halves of surrogate pairs, which no file takes and which the errors may be about."""
-    return text and text.encode("utf-8", "backslashreplace").decode()
+def _escaped(text: str) -> str:
+    """Escape halves of surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
-    """Up to `size` requests at a time: as many as are there when the first has come and no other follows at once.
+    """Yield lists of up to `size` requests. A list is shorter if no further request arrives at once.
 
-    They are read ahead by a thread. What goes wrong in reading is raised after the requests before it.
+    A thread reads the requests ahead. An error in reading is raised after the requests before it.
     """
-    arrived = queue.Queue(maxsize=size)
+    arrived: queue.Queue[Request | BaseException] = queue.Queue(maxsize=size)
     threading.Thread(target=_read, args=(requests, arrived), daemon=True).start()
-    window, end = [], None
+    window: list[Request] = []
+    end: BaseException | None = None
     while end is None:
         try:
             item = arrived.get(timeout=_PAUSE if window else None)
@@ -97,7 +105,7 @@ def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
         raise end
 
 
-def _read(requests: Iterable[Request], arrived: queue.Queue) -> None:
+def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseException]) -> None:
     try:
         for request in requests:
             arrived.put(request)

@@ -2,13 +2,12 @@
 
 The two packages disagree on purpose. `rouge_score` clips counts, as the original ROUGE does; `rouge`, which most
 Chinese summarisation code uses, counts each distinct n-gram once and splits sentences at ".". Characters and words give
-numbers that differ by several points. So a number means something only beside what made it: `str(rouge)` says that.
-ROUGE-L is counted here, with the numbers of the packages, for texts of any length (see subsequence.py).
+numbers that differ by several points. So a score is meaningful only with its settings, which `str(rouge)` names.
+ROUGE-L is computed here, with the same results as the packages, for texts of any length (see subsequence.py).
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from mop_t5.evaluation.subsequence import common_length, common_units
 IMPLEMENTATIONS = ("rouge_score", "rouge")
 UNITS = ("char", "jieba", "jieba_hmm")
 FORMS = ("none", "nfkc")
-_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Rouge:
         return [self._pair(self.units(r), self.units(h)) for r, h in zip(references, hypotheses)]
 
     def units(self, text: str) -> list[str]:
-        """Return what is counted: the characters or words of the normalised, lower-cased text, without white space."""
+        """Return the characters or words of the normalised, lower-cased text, without white space."""
         text = normalised(text, self.normalise).lower()
         parts = text if self.unit == "char" else segment(text, hmm=self.unit == "jieba_hmm")
         return [part for part in parts if part.strip()]
@@ -87,23 +85,8 @@ def normalised(text: str, form: str) -> str:
     return text if form == "none" else unicodedata.normalize("NFKC", text)
 
 
-def number_recall(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Return the share of the numbers in the references that stand in their hypothesis; NaN where there are none.
-
-    A number is a run of digits; full-width digits equal the others. ROUGE hardly notices a wrong amount, and whoever
-    reads the summary does.
-    """
-    pairs = [(_numbers(r), _numbers(h)) for r, h in zip(references, hypotheses, strict=True)]
-    wanted = sum(len(reference) for reference, _ in pairs)
-    return sum(len(reference & hypothesis) for reference, hypothesis in pairs) / wanted if wanted else float("nan")
-
-
-def _numbers(text: str) -> set[str]:
-    return {"".join(str(unicodedata.decimal(digit)) for digit in run) for run in _NUMBER.findall(text)}
-
-
 class _SplitAtSpaces:
-    """The units are joined by spaces already; the package's own tokenizer would drop every Chinese character."""
+    """A tokenizer for units that are joined by spaces. The package's tokenizer would drop every Chinese character."""
 
     def tokenize(self, text: str) -> list[str]:
         return text.split()
@@ -138,19 +121,23 @@ def _rouge() -> Callable[[str, str], Scores]:
 
 
 def _over_sentences(reference: str, hypothesis: str) -> float:
-    """Return ROUGE-L as the package rouge counts it: the different units that a sentence of the reference and one of
-    the hypothesis have in a common subsequence, over the different units of each side."""
+    """Return ROUGE-L as the package rouge computes it.
+
+    The common units are the distinct units in a longest common subsequence of any two sentences. Recall and precision
+    divide their number by the number of distinct units of the reference and of the hypothesis.
+    """
     wanted, given = _sentences(reference), _sentences(hypothesis)
-    units_wanted, units_given, found = set().union(*wanted), set().union(*given), set()
+    units_wanted, units_given = set().union(*wanted), set().union(*given)
+    found: set[str] = set()
     for one in wanted:
         left = units_given.intersection(one) - found
         for other in given if left else ():
-            if not left.isdisjoint(other):  # else the pair has nothing to add
+            if not left.isdisjoint(other):  # otherwise the pair adds no unit
                 found |= common_units(one, other)
     recall, precision = len(found) / len(units_wanted), len(found) / len(units_given)
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
 def _sentences(text: str) -> list[tuple[str, ...]]:
-    """Return the different sentences. White space between two full stops is a sentence of one empty unit."""
+    """Return the distinct sentences. White space between two full stops is a sentence of one empty unit."""
     return list(dict.fromkeys(tuple(" ".join(part.split()).split(" ")) for part in text.split(".") if part))

@@ -1,49 +1,64 @@
-"""The scores of a split, task by task, by the metrics that its corpus names."""
+"""Score the texts of a split, task by task, by the metrics that the corpus names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from mop_t5.data import TASKS, Example, TaskMetrics
-from mop_t5.evaluation.metrics import FUNCTIONS, strays
+from mop_t5.evaluation.metrics import FUNCTIONS, Golds, strays
 from mop_t5.evaluation.rouge import Rouge, normalised
-from mop_t5.evaluation.scores import Scores, TaskScores, from_metrics, mean_scores, with_average
+from mop_t5.evaluation.scores import Scores, TaskScores, by_metric, from_metrics, mean_scores, with_average
 
 
 class Scorer:
-    """Scores texts by the metrics of their tasks.
+    """Scores of texts by the metrics of their tasks.
 
     Args:
-        rouge: For the tasks without metrics of their own, and for "rouge1", "rouge2" and "rougeL". Its `normalise` is
-            the form in which the other metrics compare, too.
-        tasks: Task -> metrics, as `read_tasks` gives them.
+        rouge: ROUGE, for tasks without metrics of their own, and for "rouge1", "rouge2" and "rougeL". Its `normalise`
+            also applies to the other metrics.
+        tasks: task -> metrics, as returned by `read_tasks`.
     """
 
     def __init__(self, rouge: Rouge | None = None, tasks: Mapping[str, TaskMetrics] | None = None):
         self.rouge, self.tasks = rouge or Rouge(), dict(tasks or {})
-        self.form: str = getattr(self.rouge, "normalise", "none")  # any function of two lists can count
+        self.form: str = getattr(self.rouge, "normalise", "none")  # rouge may be any function of two lists
 
     def __str__(self) -> str:
         return f"{TASKS}'s metrics x 100, elsewhere {self.rouge}" if self.tasks else f"{self.rouge}: R-1/R-2/R-L"
 
     def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, TaskScores]:
-        """Task -> what the texts of its rows score, in order of the names, and last "average": the mean over tasks,
-        metric by metric or, where the metrics differ, of their means. texts: one for each example."""
+        """Return the scores of each task, and their average.
+
+        Args:
+            examples: The rows.
+            texts: One text per row.
+
+        Returns:
+            task -> scores, in order of the names, with "average" at the end. The average is the mean of each metric
+            over tasks, or the mean of the means if the metrics differ.
+        """
         if len(examples) != len(texts):
             raise ValueError(f"got {len(examples)} examples and {len(texts)} texts; give one for each.")
         scores: dict[str, TaskScores] = {}
         by_rouge = self.by_rouge(examples, texts)
         for task, rows in self._rows(examples).items():
-            rouge = mean_scores([by_rouge[i] for i in rows]) if rows[0] in by_rouge else None
+            rouge = by_metric(mean_scores([by_rouge[i] for i in rows])) if rows[0] in by_rouge else {}
             if task not in self.tasks:
-                scores[task] = rouge
+                scores[task] = from_metrics(rouge)
                 continue
             golds, given = self._golds(examples, rows), [normalised(texts[i], self.form) for i in rows]
-            scores[task] = from_metrics({m: self._one(m, task, golds, given, rouge) for m in self.tasks[task].metrics})
+            scores[task] = from_metrics(
+                {m: rouge[m] if m in rouge else self._one(m, task, golds, given) for m in self.tasks[task].metrics}
+            )
         return with_average(scores)
 
     def remarks(self, examples: Sequence[Example], texts: Mapping[str, Sequence[str]]) -> list[str]:
-        """A sentence for each task and system that has texts which are no label or no number. texts: by system."""
+        """Return one sentence per task and system with texts that are not a label or not a number.
+
+        Args:
+            examples: The rows.
+            texts: system -> one text per row.
+        """
         notes = []
         for task, rows in self._rows(examples).items():
             golds = self._golds(examples, rows)
@@ -54,19 +69,18 @@ class Scorer:
                     notes.append(f"{task}: {count} of {len(rows)} texts of {system} are no {kind} and count as wrong.")
         return notes
 
-    def _one(self, metric: str, task: str, golds, texts: Sequence[str], rouge: Scores | None) -> float:
-        if metric in Scores._fields:
-            return getattr(rouge, metric)
-        more = {"positive": normalised(self.tasks[task].positive, self.form)} if metric == "f1" else {}
+    def _one(self, metric: str, task: str, golds: Golds, texts: Sequence[str]) -> float:
+        positive = self.tasks[task].positive
+        more = {} if positive is None or metric != "f1" else {"positive": normalised(positive, self.form)}
         try:
             return FUNCTIONS[metric](golds, texts, **more)
         except ValueError as error:
             raise ValueError(f"task {task!r}: {error}") from error
 
     def by_rouge(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[int, Scores]:
-        """By row, where its task wants ROUGE: the best of each of the three over all right answers."""
-        wanting = {t for t, task in self.tasks.items() if not set(task.metrics) & set(Scores._fields)}
-        rows = [i for i, example in enumerate(examples) if example.scenario not in wanting]
+        """Return row -> the best of each ROUGE score over all right answers, for rows of tasks that need ROUGE."""
+        others = {t for t, task in self.tasks.items() if not set(task.metrics) & set(Scores._fields)}
+        rows = [i for i, example in enumerate(examples) if example.scenario not in others]
         pairs = [(i, gold) for i in rows for gold in examples[i].golds]
         scores = self.rouge([gold for _, gold in pairs], [texts[i] for i, _ in pairs]) if pairs else []
         best: dict[int, Scores] = {}

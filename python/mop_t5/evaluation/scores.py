@@ -1,6 +1,6 @@
-"""What a system scored on a task, and scores.json: the mean scores of an evaluation, by system and scenario.
+"""The scores of a system on a task, and scores.json, the mean scores of an evaluation by system and scenario.
 
-`Scores` are the three of ROUGE, `MetricScores` those of a task with metrics of its own. Both have `mean`.
+`Scores` are the three ROUGE scores. `MetricScores` are the scores of a task with metrics of its own. Both have `mean`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ AVERAGE = "average"
 
 
 class Scores(NamedTuple):
-    """F1 between 0 and 1."""
+    """ROUGE F1, between 0 and 1."""
 
     rouge1: float
     rouge2: float
@@ -25,14 +25,16 @@ class Scores(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """The mean of the three scores."""
         return sum(self) / 3
 
 
 class MetricScores(dict[str, float]):
-    """What each metric of a task gave, by its name: between 0 and 1, correlations between -1 and 1."""
+    """metric -> score, between 0 and 1, or between -1 and 1 for correlations."""
 
     @property
     def mean(self) -> float:
+        """The mean of the metrics."""
         return sum(self.values()) / len(self)
 
 
@@ -40,17 +42,17 @@ TaskScores = Scores | MetricScores
 
 
 def by_metric(scores: TaskScores) -> dict[str, float]:
-    """The numbers by the names of their metrics."""
+    """Return metric -> number."""
     return scores._asdict() if isinstance(scores, Scores) else dict(scores)
 
 
 def from_metrics(numbers: Mapping[str, float]) -> TaskScores:
-    """The scores that `by_metric` gave these numbers of."""
+    """Return the scores of these numbers, the inverse of `by_metric`."""
     return Scores(**numbers) if set(numbers) == set(Scores._fields) else MetricScores(numbers)
 
 
 def combined(combine: Callable[[list[float]], float], scores: Sequence[TaskScores]) -> TaskScores:
-    """`combine` (such as statistics.mean) of each metric; of the means, called "mean", where the metrics differ."""
+    """Apply `combine`, such as statistics.mean, to each metric, or to "mean" alone if the metrics differ."""
     numbers = [by_metric(one) for one in scores]
     if any(one.keys() != numbers[0].keys() for one in numbers):
         numbers = [{"mean": one.mean} for one in scores]
@@ -58,27 +60,27 @@ def combined(combine: Callable[[list[float]], float], scores: Sequence[TaskScore
 
 
 def mean_scores(scores: Sequence[TaskScores]) -> TaskScores:
-    """The mean of each metric, or of the means where the metrics differ; ValueError for none."""
+    """Return the mean of each metric, or of the means if the metrics differ. Raise ValueError if `scores` is empty."""
     if not scores:
         raise ValueError("there are no scores to average.")
     return combined(lambda column: sum(column) / len(column), scores)
 
 
 def with_average(scores: Mapping[str, TaskScores]) -> dict[str, TaskScores]:
-    """Scenarios in order, and last `"average"`: their mean, in place of one that was there."""
+    """Return the scores in order of the scenarios, with a new "average", their mean, at the end."""
     scenarios = {name: scores[name] for name in sorted(scores) if name != AVERAGE}
     return scenarios | {AVERAGE: mean_scores(list(scenarios.values()))}
 
 
 def write_scores(folder: str | Path, means: Mapping[str, Mapping[str, TaskScores]]) -> None:
-    """Write them whole: whoever finds the file finds all of it. means: system -> scenario -> scores."""
+    """Write scores.json. A reader finds either no file or the complete file. means: system -> scenario -> scores."""
     content = {system: {name: by_metric(s) for name, s in scenarios.items()} for system, scenarios in means.items()}
     with failure_in_a_sentence(SCORES, folder):
         replace_file(Path(folder) / SCORES, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_scores(folder: str | Path) -> dict[str, dict[str, TaskScores]]:
-    """What `write_scores` wrote to this folder. Raises ValueError if the file is damaged."""
+    """Return the content of scores.json: system -> scenario -> scores. Raise ValueError if the file is damaged."""
     path = Path(folder) / SCORES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""Lines of dialogues in, as many lines of summaries out, in their order, into a file that can be continued.
+"""Write one line of output per line of dialogue, in the same order, into a file that can be continued.
 
-A line of the output is a JSON object with `id`, `scenario`, `summary` and `key`; `"truncated": true` where the end of
-the dialogue was not read; `error` where the summary is null. `key` is made of two checksums, one of the model and the
-settings and one of the input line: by it a continued run knows that a line of the output is its own.
+A line of output is a JSON object with `id`, `scenario`, `summary` and `key`. It has `"truncated": true` if the end of
+the dialogue was cut, and `error` if the summary is null. `key` consists of two checksums, the first of the model and
+the settings, the second of the input line. With it a continued run checks that it wrote the line itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,47 +33,60 @@ _CURE = "Give the input and the run that it was begun with, or choose another --
 
 @dataclass
 class Summariser:
-    """A model with all that decides what it answers.
+    """A model, with all settings that its summaries depend on.
 
-    options: the fields of its method. lengths: max_source and max_new_tokens of generate_summaries, where they are not
-    its defaults.
+    Attributes:
+        model: The model.
+        tokenizer: The tokenizer of the model.
+        options: The fields of the method.
+        lengths: max_source and max_new_tokens of generate_summaries, where they differ from the defaults.
+        num_beams: Beams of the search.
+        batch_size: Dialogues per batch.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    options: dict
+    options: Mapping[str, Any]
     lengths: dict[str, int]
     num_beams: int = 1
     batch_size: int = 32
 
     @cached_property
     def key(self) -> str:
-        """The first half of a key: of what the answers depend on. The batch size is not among it."""
-        weights = hash_weights(self.model.state_dict())
-        settings = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
-        settings |= {"weights": weights, "scenarios": list(self.scenarios or ())}
+        """The first half of `key`: a checksum of the model and the settings, without the batch size."""
+        settings: dict[str, Any] = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
+        settings |= {"weights": hash_weights(self.model.state_dict()), "scenarios": list(self.scenarios or ())}
         settings |= {"tokenizer": of_tokenizer(self.tokenizer)}
         return checksum(json.dumps(settings, sort_keys=True).encode())[:12]
 
     @property
     def scenarios(self) -> Sequence[str] | None:
+        """The known scenarios. None if the model ignores the scenario."""
         return scenarios_needed(self.model)
 
-    def answers(self, requests: Sequence[Request], bar: tqdm, *, dry_run: bool = False) -> list[dict]:
-        """The rows of the output, one a request; dry_run: with an empty text for every summary."""
-        examples = [request.example for request in requests if request.error is None]
+    def answers(self, requests: Sequence[Request], bar: tqdm[Any], *, dry_run: bool = False) -> list[dict[str, Any]]:
+        """Return one row of output per request.
+
+        Args:
+            requests: The requests.
+            bar: The bar to advance.
+            dry_run: Generate nothing, and return empty summaries.
+        """
+        examples = [request.example for request in requests if request.example is not None]
         bar.update(len(requests) - len(examples))
         if not examples:
             return [self._row(request) for request in requests]
         limit = {name: length for name, length in self.lengths.items() if name == "max_source"}
         truncated = iter(over_long(self.model, self.tokenizer, examples, **limit))
-        more = {"batch_size": self.batch_size, "num_beams": self.num_beams, "progress": bar, **self.lengths}
-        made = [""] * len(examples) if dry_run else generate_summaries(self.model, self.tokenizer, examples, **more)
+        search = {"batch_size": self.batch_size, "num_beams": self.num_beams, **self.lengths}
+        made = [""] * len(examples)
+        if not dry_run:
+            made = generate_summaries(self.model, self.tokenizer, examples, progress=bar, **search)
         texts = iter(made)
         return [self._row(r) if r.error else self._row(r, next(texts), next(truncated)) for r in requests]
 
-    def _row(self, request: Request, summary: str | None = None, truncated: bool = False) -> dict:
-        row = {"id": request.id, "scenario": request.scenario, "summary": summary}
+    def _row(self, request: Request, summary: str | None = None, truncated: bool = False) -> dict[str, Any]:
+        row: dict[str, Any] = {"id": request.id, "scenario": request.scenario, "summary": summary}
         row |= {"truncated": True} if truncated else {}
         row |= {} if request.error is None else {"error": request.error}
         return row | {"key": f"{self.key}-{request.checksum}"}
@@ -79,13 +94,20 @@ class Summariser:
 
 @dataclass
 class Counts:
-    """Of rows of the output: all, those without a summary, those of dialogues whose end was not read."""
+    """Numbers of rows of output.
+
+    Attributes:
+        lines: All rows.
+        failed: Rows without a summary.
+        truncated: Rows of dialogues whose end was cut.
+    """
 
     lines: int = 0
     failed: int = 0
     truncated: int = 0
 
-    def add(self, row: dict) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row."""
         self.lines += 1
         self.failed += "error" in row
         self.truncated += bool(row.get("truncated"))
@@ -106,13 +128,21 @@ def summarise(
     window: int,
     total: int | None,
 ) -> float:
-    """Answer requests into an output, window by window; errors are said on stderr. Returns summaries a second.
+    """Answer requests window by window. Errors of requests are printed on stderr.
 
-    output: None for a dry run, which generates nothing. counts: is kept up to date with what is written; starts at what
-    was written before. total: of all lines, those before too, if known.
+    Args:
+        summariser: The model and its settings.
+        requests: The requests.
+        output: The output. None for a dry run, which generates nothing.
+        counts: The counts of earlier lines. They are updated after each window.
+        window: Requests that are answered together.
+        total: The number of all lines, with earlier lines. None if it is unknown.
+
+    Returns:
+        Summaries per second.
     """
     dry_run, summaries, seconds = output is None, 0, 0.0
-    pause = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file keeps every line of the bar
+    pause = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file keeps each update of the bar as a line
     with tqdm(
         total=total, initial=counts.lines, desc="generating", unit="line", mininterval=pause, disable=dry_run
     ) as bar:
@@ -132,19 +162,32 @@ def summarise(
 
 
 def check_kept(path: Path, requests: Iterator[Request], settings_key: str, counts: Counts) -> int:
-    """Take from `requests` those that an output has answered. Returns how many bytes of the file these answers are;
-    half of a line may follow. They are added to counts. Raises ValueError for an answer to anything else."""
+    """Take from `requests` the requests that an output has already answered, and count their answers.
+
+    Args:
+        path: The output file.
+        requests: The requests. On return the iterator stands at the first request without an answer.
+        settings_key: `Summariser.key`.
+        counts: The counts, which are updated.
+
+    Returns:
+        The number of bytes of these answers. Half of a line may follow in the file.
+
+    Raises:
+        ValueError: An answer belongs to another request, model or setting.
+    """
     size = 0
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             if not raw.endswith(b"\n"):
                 break
             where = f"{path}, line {number}"
-            row = json_value(decoded(raw, number, where), where, "each line as it was, or remove the file")
+            found = json_value(decoded(raw, number, where), where, "each line as it was, or remove the file")
+            row: dict[str, Any] = found if isinstance(found, dict) else {}
             request = next(requests, None)
             if request is None:
                 raise ValueError(f"{where}: the input has no such line any more. {_CURE}")
-            made_with, _, made_from = str(row.get("key") if isinstance(row, dict) else None).partition("-")
+            made_with, _, made_from = str(row.get("key")).partition("-")
             if made_from != request.checksum:
                 raise ValueError(f"{where}: was not made from this line of the input, {request.id!r}. {_CURE}")
             if made_with != settings_key:
@@ -158,24 +201,30 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
 
 
 class Output:
-    """Where rows go: a file from a position on, or standard output. Each `write` is on the disk when it returns.
+    """A file that rows are written into from a position on, or standard output.
 
-    Every OSError is a sentence. The file is made if it is not there; what lies behind the position is cut off.
+    Every OSError is a sentence.
+
+    Args:
+        path: The file, which is made if it does not exist. None for standard output.
+        position: The position in the file, in bytes. The file is cut at this position.
     """
 
     def __init__(self, path: Path | None, position: int = 0):
-        self._path, self._file = path, None
+        self._path = path
+        self._file: FileIO | None = None
         if path is not None:
             with failure_in_a_sentence("the summaries", path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # unbuffered: nothing is left to write when the file is closed after an error
-                self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0)
+                # without a buffer nothing is left to write when the file is closed after an error
+                self._file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
                 self._file.truncate(position)
                 self._file.seek(position)
 
-    def write(self, rows: Iterable[dict]) -> None:
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows, and wait until the disk has them."""
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        if self._file is None:
+        if self._file is None or self._path is None:
             _to_standard_output(content)
             return
         with failure_in_a_sentence("the summaries", self._path):
@@ -198,6 +247,6 @@ def _to_standard_output(content: bytes) -> None:
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
     except OSError:
-        # else Python would try again, and complain again, when it ends
+        # otherwise Python would try again, and fail again, when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise

@@ -1,7 +1,7 @@
-"""The longest common subsequence of two texts, by the bits of integers: one row of the table is one integer.
+"""The longest common subsequence of two texts. One row of the table is one integer, and each cell is one bit.
 
-Packages fill a table of Python objects and some recurse along it, so texts of some hundred units end at the recursion
-limit, and texts of some ten thousand in gigabytes and minutes.
+rouge_score and rouge fill a table of Python objects, and some packages recurse along it. Texts of some hundred units
+then reach the recursion limit. Texts of some ten thousand units need gigabytes and minutes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ def common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def common_units(first: Sequence[str], second: Sequence[str]) -> set[str]:
-    """Return the different units of a longest common subsequence: of several, the one that the package rouge finds.
+    """Return the distinct units of the longest common subsequence that the package rouge finds.
 
-    From the end of both, the package leaves out a unit of `second` wherever the rest holds a subsequence of the same
-    length without it.
+    The package goes backwards from the ends of both sequences. It skips a unit of `second` if the rest has a
+    subsequence of the same length without this unit.
     """
     rows, found = list(_rows(first, second)), set()
     i, j = len(first), len(second)
@@ -38,7 +38,7 @@ def common_units(first: Sequence[str], second: Sequence[str]) -> set[str]:
 def _rows(first: Sequence[str], second: Sequence[str]) -> Iterator[int]:
     """Yield the rows of the table of lengths (Crochemore, Iliopoulos, Pinzon and Reid 2001).
 
-    Bit j of row i is 0 where the length for first[:i] grows from second[:j] to second[:j + 1], and 1 where it stays.
+    Bit j of row i is 0 if the length for first[:i] grows from second[:j] to second[:j + 1], and 1 if it does not.
     """
     places: dict[str, int] = {}
     for j, unit in enumerate(second):

@@ -1,4 +1,4 @@
-"""Tables of results: one object that a terminal, Markdown and CSV show alike."""
+"""Tables of results, which are shown alike in a terminal, in Markdown and in CSV."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ ROUGE_NAMES = {"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"}
 class Table:
     """A table, for `show`, `to_markdown` and `to_csv`.
 
-    title: a line above it.
-    columns: the header.
-    rows: one value a column: a text, a number, `Scores`, `MetricScores`, or None for an empty cell. `Scores` are shown
-        as R-1/R-2/R-L, `MetricScores` as their metrics in order, times 100, NaN as "-".
-    formats: format specification of the numbers of a column, by its name, such as ",d"; ".1f" is that of `Scores`.
-    notes: what has to be known to read it; lines below it.
-    labels: how many of the first columns are texts, aligned to the left.
+    Attributes:
+        title: The line above the table.
+        columns: The header.
+        rows: One value per column: a text, a number, `Scores`, `MetricScores`, or None for an empty cell. `Scores` are
+            shown as R-1/R-2/R-L and `MetricScores` as their metrics in order, both times 100. NaN is shown as "-".
+        formats: column -> format specification of its numbers, such as ",d". The default for scores is ".1f".
+        notes: Lines below the table.
+        labels: The number of first columns that are texts. They are aligned to the left.
     """
 
     title: str
@@ -43,10 +44,10 @@ class Table:
     def __post_init__(self):
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"a row must have {len(self.columns)} cells, one a column; got {len(row)}: {row!r}.")
+                raise ValueError(f"a row must have {len(self.columns)} cells, one per column; got {len(row)}: {row!r}.")
 
     def cells(self) -> list[list[str]]:
-        """The rows as they are shown."""
+        """Return the cells as texts."""
         return [[_shown(value, self.formats.get(c)) for c, value in zip(self.columns, row)] for row in self.rows]
 
 
@@ -60,7 +61,7 @@ def _shown(value: object, specification: str | None) -> str:
 
 
 def metric_names(scores: TaskScores) -> str:
-    """What the cell of these scores shows: "R-1/R-2/R-L", or the names of its metrics."""
+    """Return the names of the numbers in a cell of scores, such as "R-1/R-2/R-L"."""
     return "/".join(ROUGE_NAMES.values() if isinstance(scores, Scores) else scores)
 
 
@@ -70,31 +71,38 @@ def score_table(
     more: Mapping[str, Mapping[str, str]] | None = None,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Rows: the scenarios and their average. Columns: the systems, each cell `R-1/R-2/R-L` times 100, or the metrics
-    that a column "metric" names where a scenario has others.
+    """Return a table with one row per scenario and their average, and one column per system.
 
-    results: system -> scenario -> scores; every system has the same scenarios (see `Scorer`). more: further rows, name
-    -> system -> cell; a system without a cell gets an empty one.
+    A cell is R-1/R-2/R-L times 100. If a scenario has other metrics, a column "metric" names them.
+
+    Args:
+        title: The title.
+        results: system -> scenario -> scores. Every system must have the same scenarios (see `Scorer`).
+        more: Further rows: name -> system -> cell. A missing cell is empty.
+        notes: Lines below the table.
     """
     first = next(iter(results.values()))
     named = any(isinstance(scores, MetricScores) for scores in first.values())
-    rows = [[s, *([metric_names(first[s])] if named else []), *(m[s] for m in results.values())] for s in first]
-    rows += [
-        [name, *([None] if named else []), *(cells.get(system) for system in results)]
-        for name, cells in (more or {}).items()
-    ]
-    columns = ["scenario", *(["metric"] if named else []), *results]
+    rows: list[list[object]] = [[s, metric_names(first[s]), *(m[s] for m in results.values())] for s in first]
+    rows += [[name, None, *(cells.get(system) for system in results)] for name, cells in (more or {}).items()]
+    columns = ["scenario", "metric", *results]
+    if not named:
+        columns, rows = [columns[0], *columns[2:]], [[row[0], *row[2:]] for row in rows]
     return Table(title, columns, rows, notes=notes, labels=1 + named)
 
 
 def to_markdown(table: Table) -> str:
-    """The table as GitHub Markdown, its title above and its notes as a list below."""
+    """Return the table as GitHub Markdown, with its title above and its notes as a list below."""
     notes = "".join(f"- {note}\n" for note in table.notes)
     return f"{table.title}\n\n" + "\n".join(_lines(table, box.MARKDOWN)) + "\n" + (f"\n{notes}" if notes else "")
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Tables of the same columns as one CSV: numbers as they are, scores in one column a metric, times 100."""
+    """Return tables of the same columns as one CSV. Scores have one column per metric, and are multiplied by 100.
+
+    Raises:
+        ValueError: The tables have different columns.
+    """
     first = tables[0]
     if any(list(table.columns) != list(first.columns) for table in tables):
         raise ValueError("tables must have the same columns to stand in one CSV. Write one file for each.")
@@ -104,7 +112,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     output = io.StringIO()
     writer = csv.writer(output, lineterminator="\n")
     for column, names in zip(first.columns, metrics):
-        what = column.removesuffix(f": {'/'.join(names.values())}")  # each number has its own column now
+        what = column.removesuffix(f": {'/'.join(names.values())}")  # each number has a column of its own
         header += [f"{what} {name}".rstrip() for name in names.values()]
     writer.writerow(header)
     for row in rows:
@@ -113,7 +121,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 
 def _metrics(column: Sequence[object]) -> dict[str, str]:
-    """The metrics of the scores in a column, and what they are called; one without a name where there are no scores."""
+    """Return metric -> its name in a table, for the scores in a column. {"": ""} for a column without scores."""
     found = [name for value in column if isinstance(value, TaskScores) for name in by_metric(value)]
     return {name: ROUGE_NAMES.get(name, name) for name in found} or {"": ""}
 
@@ -126,7 +134,7 @@ def _numbers(value: object, metrics: Mapping[str, str]) -> list[object]:
 
 
 def show(table: Table, console: Console | None = None) -> None:
-    """Print a table with its title and notes, as wide as it is: a log file must not cut it."""
+    """Print a table with its title and notes. Long lines are not wrapped, so that a log file has them whole."""
     console = console or Console()
     for line in (table.title, *_lines(table, box.SIMPLE_HEAD), *table.notes):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -134,8 +142,10 @@ def show(table: Table, console: Console | None = None) -> None:
 
 
 def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> None:
-    """Print tables, and where a folder is given write them to NAME.md and NAME.csv in it. What was there is kept, under
-    another name (see write_beside)."""
+    """Print tables, and write them to NAME.md and NAME.csv if a folder is given.
+
+    Earlier files are kept under other names (see write_beside).
+    """
     for table in tables:
         show(table)
     if folder is None:
@@ -144,7 +154,7 @@ def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> No
 
 
 def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:
-    """Write files, name -> content, to a folder, and print which. What was there is kept (see write_beside)."""
+    """Write the files `texts`, name -> content, and print their names. Earlier files are kept (see write_beside)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [write_beside(folder / file, text.encode()) for file, text in texts.items()]
@@ -156,7 +166,7 @@ def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:
 
 def _lines(table: Table, style: box.Box) -> list[str]:
     shown = rich.table.Table(box=style)
-    in_markdown = style is box.MARKDOWN  # where a bar ends a cell
+    in_markdown = style is box.MARKDOWN  # there a bar ends a cell, and must be escaped
     for position, column in enumerate(table.columns):
         name = column.replace("|", r"\|") if in_markdown else column
         shown.add_column(name, justify="left" if position < table.labels else "right", no_wrap=True)

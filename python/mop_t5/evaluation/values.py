@@ -1,8 +1,8 @@
-"""Values of a text (names, prices, ratings and other numbers), and which of them a summary keeps, omits or invents.
+"""Find the values of a text (names, prices, ratings and other numbers) that a summary keeps, omits or invents.
 
-ROUGE hardly notices a wrong amount or a hotel that nobody named; whoever reads the summary does. No annotation is
-needed: numbers are found by their form, and a name is a run of words that are not wording. Wording is learnt from
-training rows: it is what stands in many references of a scenario, or in references whose dialogue does not say it.
+ROUGE hardly changes for a wrong amount or an invented hotel, which matter to a reader. No annotation is needed: numbers
+are found by their form, and a name is a run of words that are not wording. Wording is learnt from training rows. A word
+is wording if many references of a scenario have it, or if the dialogues of most references with it do not say it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from mop_t5.data import Example
 from mop_t5.evaluation.amounts import Amount, amounts, is_label
 
 KINDS = ("name", "price", "rating", "number")
-_LEAST = 5  # references that a word must stand in to be wording: fewer do not show what is common
+_LEAST = 5  # references that must have a word before it can be wording
 _LONGEST_BRACKETS = 24  # characters of brackets that belong to a name, such as the branch of a shop
 # full-width forms as ASCII, one character each so that places stay; not the comma, which ends a clause
 _ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF0C} | {0x3000: " ", 0xFFE5: "¥"}
 _ASCII |= dict.fromkeys(map(ord, "–—−"), "-")
 _LETTER, _CHINESE, _LATIN = re.compile(r"[^\W\d_]"), re.compile(r"[\u3400-\u9fff]"), re.compile(r"[a-z\d]")
-_BOUNDS = {
-    "以上",
-    "以下",
-    "以内",
-    "左右",
-}  # behind a number, and not always said
-_EDGES = "()·&'-. "  # inside a name, but not at its ends
+_BOUNDS = {"以上", "以下", "以内", "左右"}  # bounds behind a number (above, below, within, about), not always said
+_EDGES = "()·&'-. "  # characters inside a name, but not at its ends
 
 Place = tuple[int, int]  # start and end in a text
 
 
 @dataclass(frozen=True)
 class Value:
-    """text: as it stands in the text, at start:end. kind: one of KINDS."""
+    """A value in a text.
+
+    Attributes:
+        text: The characters of the value, as in the text.
+        kind: One of KINDS.
+        start: The position of the first character.
+        end: The position behind the last character.
+    """
 
     text: str
     kind: str
@@ -47,10 +49,13 @@ class Value:
 
 @dataclass(frozen=True)
 class ValueScores:
-    """What summaries keep of the values that reference and dialogue both say, and what they make up.
+    """The numbers of values that summaries keep and invent.
 
-    said, kept: how many values of each kind the references have, and the summaries of these. found: values of the
-    summaries; inventions: those of them that neither dialogue nor references have. A share of nothing is NaN.
+    Attributes:
+        said: kind -> number of values that both the reference and its dialogue say.
+        kept: kind -> number of these values that the summary also has.
+        found: The number of values in the summaries.
+        inventions: The number of values in the summaries that neither the dialogue nor a reference has.
     """
 
     said: dict[str, int]
@@ -60,24 +65,29 @@ class ValueScores:
 
     @property
     def recall(self) -> float:
-        """Share of all values said that the summaries have."""
+        """The share of said values that the summaries keep. NaN if there are none."""
         return _share(sum(self.kept.values()), sum(self.said.values()))
 
     @property
     def by_kind(self) -> dict[str, float]:
+        """kind -> recall."""
         return {kind: _share(self.kept[kind], self.said[kind]) for kind in KINDS}
 
     @property
     def invented(self) -> float:
-        """Share of the summaries' values that are invented."""
+        """The share of the summaries' values that are invented. NaN if there are no values."""
         return _share(self.inventions, self.found)
 
 
 class Values:
-    """Finds values in texts that are worded like the references of `known`, the training rows.
+    """A finder of values in texts that are worded like the training references. Case and full-width forms are ignored.
 
-    common: a word that stands in more than this share of the references of one scenario is wording; between 0 and 1.
-    Case and full-width forms make no difference.
+    Args:
+        known: The training rows.
+        common: A word is wording if more than this share of the references of one scenario have it. Between 0 and 1.
+
+    Raises:
+        ValueError: There are no rows, or `common` is not between 0 and 1.
     """
 
     def __init__(self, known: Sequence[Example], common: float = 0.15):
@@ -88,14 +98,16 @@ class Values:
         self.wording = _wording(known, common)
 
     def find(self, text: str) -> list[Value]:
-        """All values of a text, in order. No two overlap."""
+        """Return all values of a text, in order and without overlap."""
         reading = _read(text)
         runs, numbers = self._parts(reading)
         return _values(text, [reading.place(run) for run in runs], numbers)
 
     def said(self, example: Example) -> list[Value]:
-        """Values of the summary of a row that its dialogue says, each once, in order. Where the dialogue does not say a
-        name in one piece, these are the longest pieces that it says."""
+        """Return the values of a row's summary that its dialogue says, each once and in order.
+
+        If the dialogue says only pieces of a name, the longest pieces are returned.
+        """
         reading, dialogue = _read(example.summary), _read(example.dialogue)
         runs, numbers = self._parts(reading)
         names = [place for run in runs for place, there in self._pieces(reading, run, [dialogue]) if there]
@@ -104,12 +116,14 @@ class Values:
         return sorted(first.values(), key=lambda value: value.start)
 
     def omitted(self, example: Example, summary: str) -> list[Value]:
-        """What is said, but not in this summary."""
+        """Return the said values that a summary does not have."""
         return [value for value in self.said(example) if not has(summary, value)]
 
     def invented(self, example: Example, summary: str) -> list[Value]:
-        """Values of this summary, in order, that neither the dialogue nor a right answer has. Of a name of which these
-        have half or more, the words that they have not."""
+        """Return the values of a summary, in order, that neither the dialogue nor a right answer has.
+
+        If these have half of a name or more, only the other words of the name are returned.
+        """
         reading, sources = _read(summary), [_read(text) for text in (example.dialogue, *example.golds)]
         runs, numbers = self._parts(reading)
         names: list[Place] = []
@@ -120,8 +134,9 @@ class Values:
         return _values(summary, names, [n for n in numbers if not any(source.says(n) for source in sources)])
 
     def _parts(self, reading: _Reading) -> tuple[list[list[Place]], list[Amount]]:
-        """The words of each name, and the numbers that belong to none."""
-        kinds, runs, start = self._kinds(reading), [], 0
+        """Return the words of each name, and the numbers outside names."""
+        kinds, start = self._kinds(reading), 0
+        runs: list[list[Place]] = []
         while start < len(kinds):
             if kinds[start] != "name" and kinds[start : start + 2] != ["digits", "name"]:
                 start += 1
@@ -129,7 +144,7 @@ class Values:
             end = start + 1
             while kinds[end : end + 1] in (["name"], ["digits"]) or kinds[end : end + 2] == ["between", "name"]:
                 end += 1
-            # a bracket belongs to the name before it, with one word of wording between them: 全季酒店(东单店)
+            # a bracket belongs to the name before it, even behind one word of wording: 全季酒店(东单店)
             end = reading.closed(end) or (kinds[end : end + 1] == ["wording"] and reading.closed(end + 1)) or end
             if reading.letters(reading.words[start:end]) > 1:
                 runs.append(reading.words[start:end])
@@ -138,7 +153,7 @@ class Values:
         return runs, [number for number in reading.amounts if number.start not in inside]
 
     def _kinds(self, reading: _Reading) -> list[str]:
-        """What each word can be in a name: "name", "digits", "between" two words of one; else "wording", or ""."""
+        """Return the role of each word in a name: "name", "digits", or "between" two words. Others: "wording" or ""."""
         counting = {p for n in reading.amounts if not (n.bare and n.number.isdigit()) for p in range(n.label, n.end)}
         chinese = _CHINESE.search(reading.text) is not None
         kinds = []
@@ -153,7 +168,7 @@ class Values:
                 kinds.append("between" if word in "·&" or (latin and word in "'-. ") else "")
             elif is_label(word):
                 kinds.append("wording")
-            else:  # in Latin script a name has a capital letter, but for words in Chinese text, such as wifi
+            else:  # a name in Latin script has a capital letter, except in Chinese text, such as wifi
                 low = reading.folded[start:end]
                 kinds.append("wording" if low in self.wording or (word == low and not chinese) else "name")
         return kinds
@@ -161,10 +176,10 @@ class Values:
     def _pieces(
         self, reading: _Reading, run: Sequence[Place], sources: Sequence[_Reading]
     ) -> Iterator[tuple[Place, bool]]:
-        """The longest pieces of a name that a source has, with True, and the words between them, with False."""
+        """Yield the longest pieces of a name that a source has, with True, and the words between them, with False."""
         start = left = 0
         while start < len(run):
-            end = start  # of the longest piece that a source has letter by letter
+            end = start  # end of the longest piece that a source has letter by letter
             while end < len(run) and any(reading.folded[run[start][0] : run[end][1]] in s.folded for s in sources):
                 end += 1
             longest = (run[start:stop] for stop in range(end, start, -1))
@@ -187,8 +202,10 @@ class Values:
 
 
 def has(text: str, value: Value) -> bool:
-    """Whether a text has a value: a name letter by letter, a number with its unit or, where one of them has none,
-    without it."""
+    """Return whether a text has a value.
+
+    A name must be equal letter by letter. A number must have the same unit, unless one side has no unit.
+    """
     reading = _read(text)
     if value.kind == "name":
         return reading.names(_folded(_plain(value.text)))
@@ -196,10 +213,16 @@ def has(text: str, value: Value) -> bool:
 
 
 def value_recall(values: Values, examples: Sequence[Example], summaries: Sequence[str]) -> ValueScores:
-    """The values of all rows together. Raises ValueError if there is not one summary for each example."""
+    """Count the values that summaries keep and invent, over all rows.
+
+    Raises:
+        ValueError: The numbers of examples and of summaries differ.
+    """
     if len(examples) != len(summaries):
         raise ValueError(f"got {len(examples)} examples and {len(summaries)} summaries; give one for each.")
-    said, kept, found, inventions = Counter(), Counter(), 0, 0
+    said: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    found = inventions = 0
     for example, summary in zip(examples, summaries):
         wanted = values.said(example)
         said.update(value.kind for value in wanted)
@@ -213,7 +236,14 @@ def value_recall(values: Values, examples: Sequence[Example], summaries: Sequenc
 
 @dataclass(frozen=True)
 class _Reading:
-    """A text in plain form, folded: without capitals, its words, and its numbers."""
+    """A text that has been read.
+
+    Attributes:
+        text: The text in plain form.
+        folded: The text in plain form, in lower case.
+        words: The place of each word.
+        amounts: The numbers.
+    """
 
     text: str
     folded: str
@@ -221,7 +251,7 @@ class _Reading:
     amounts: list[Amount]
 
     def place(self, words: Sequence[Place]) -> Place:
-        """From the first of these words to the last, without marks at the ends."""
+        """Return the place from the first of `words` to the last, without marks at the ends."""
         start, end = words[0][0], words[-1][1]
         while start < end and self.text[start] in _EDGES:
             start += 1
@@ -237,7 +267,7 @@ class _Reading:
         return sum(len(_LETTER.findall(self.text[start:end])) for start, end in words)
 
     def closed(self, word: int) -> int | None:
-        """The word behind brackets that open with this one; None where it opens none, or long ones."""
+        """Return the word behind the brackets that `word` opens. None if it opens no brackets, or long ones."""
         if word < len(self.words) and self.text[slice(*self.words[word])] == "(":
             start = self.words[word][0]
             for position in range(word + 1, len(self.words)):
@@ -249,7 +279,7 @@ class _Reading:
         return None
 
     def names(self, name: str) -> bool:
-        """Whether this name, in plain form, stands here, and not within a longer Latin word or number."""
+        """Return whether the text has a name, given in plain form, and not inside a longer Latin word or number."""
         if name not in self.folded:
             return False
         before = r"(?<![a-z\d])" if _LATIN.match(name) else ""
@@ -260,7 +290,7 @@ class _Reading:
         return number.free_in(self.text) or any(number.agrees(own) for own in self.amounts)
 
 
-@lru_cache(maxsize=4096)  # dialogues and references are read once for every system
+@lru_cache(maxsize=4096)  # dialogues and references are read for every system
 def _read(text: str) -> _Reading:
     plain = _plain(text)
     words, end = [], 0
@@ -271,19 +301,20 @@ def _read(text: str) -> _Reading:
 
 
 def _plain(text: str) -> str:
-    """The text with full-width forms as ASCII; as long as it was."""
+    """Return the text with full-width forms as ASCII. The length does not change."""
     return text.translate(_ASCII)
 
 
 def _folded(text: str) -> str:
-    """Without capitals; as long as it was, which lower() alone is not: it makes two characters of a dotted I."""
+    """Return the text in lower case, of the same length. lower() alone makes two characters of a dotted capital I."""
     return "".join(low if len(low := character.lower()) == 1 else character for character in text)
 
 
 def _wording(known: Sequence[Example], common: float) -> frozenset[str]:
-    """Words, folded, of the references that stand in many of one scenario, or mostly without being said."""
+    """Return the folded words that are wording: see the top of this file."""
     references: dict[str, Counter[str]] = {}
-    rows, unsaid = Counter(row.scenario for row in known), Counter()
+    rows = Counter(row.scenario for row in known)
+    unsaid: Counter[str] = Counter()
     for row in known:
         reading, dialogue = _read(row.summary), _read(row.dialogue)
         words = {reading.folded[start:end] for start, end in reading.words}
