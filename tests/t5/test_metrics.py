@@ -93,7 +93,7 @@ def test_texts_that_are_no_label_or_number_are_counted():
 
 
 def test_a_right_answer_that_is_no_number_is_an_error():
-    with pytest.raises(ValueError, match="task 'sts': pearson and spearman need numbers, and the right answer 'x' is"):
+    with pytest.raises(ValueError, match="task 'sts': pearson and spearman need numbers; got the right answer 'x'"):
         Scorer(tasks={"sts": TaskMetrics(("pearson",))})([Example("sts", "", "x", "1")], ["1"])
 
 

@@ -54,10 +54,10 @@ def paired_bootstrap(differences: Mapping[str, Sequence[float]], resamples: int 
             count = min(_AT_ONCE, resamples - start)
             drawn = generator.integers(len(rows), size=(count, len(rows)))
             means[start : start + count] += rows[drawn].mean(axis=1) / len(differences)
-    mean = float(np.mean([float(np.mean(rows)) for rows in differences.values()]))
+    mean = float(np.mean([np.mean(rows) for rows in differences.values()]))
     low, high = np.percentile(means, [2.5, 97.5])
-    other_side = np.mean(means <= 0) if mean > 0 else np.mean(means >= 0)
-    return Difference(mean, float(low), float(high), float(min(1.0, max(2 * other_side, 2 / resamples))))
+    other_side = float(np.mean(means <= 0 if mean > 0 else means >= 0))
+    return Difference(mean, float(low), float(high), min(1.0, max(2 * other_side, 2 / resamples)))
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from mop_t5.attachment.attached_model import is_attached, unwrapped
+from mop_t5.attachment.attached_model import attached, is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation.search import search_settings
 
@@ -32,7 +32,7 @@ def generate_summaries(
     num_beams: int = 1,
     max_source: int = 512,
     max_new_tokens: int = 64,
-    progress: bool | tqdm = False,
+    progress: bool | tqdm[Any] = False,
 ) -> list[str]:
     """Return one summary per example, in the order of `examples`. The model is in evaluation mode during the call.
 
@@ -57,26 +57,24 @@ def generate_summaries(
         raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    model = unwrapped(model)
-    scenarios = scenarios_needed(model)
-    source_text = model.mop.source_text if is_attached(model) else None
-    vocab_size = model.get_input_embeddings().num_embeddings
-    rows = EncodedExamples(
-        examples, tokenizer, scenarios, source_text=source_text, max_source=max_source, vocab_size=vocab_size
-    )
+    inner = unwrapped(model)
+    if not isinstance(inner, PreTrainedModel) or not isinstance(inner, GenerationMixin):
+        raise TypeError(f"model must be a T5 that generates, got {type(inner).__name__}.")
+    scenarios = scenarios_needed(inner)
+    rows = encoded(inner, tokenizer, examples, scenarios, max_source=max_source)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
 
-    search = search_settings(model, tokenizer, num_beams, max_new_tokens)
+    search = search_settings(inner, tokenizer, num_beams, max_new_tokens)
     summaries = [""] * len(rows)
-    new_bar = tqdm(total=len(rows), desc="generating", disable=not progress) if isinstance(progress, bool) else None
-    with nullcontext(progress) if new_bar is None else new_bar as bar, _evaluation_mode(model):
+    new_bar = tqdm(total=len(rows), desc="generating", disable=progress is not True)
+    bar = new_bar if isinstance(progress, bool) else progress
+    with new_bar, _evaluation_mode(inner):
         for batch, indices in zip(loader, batches):
             del batch["labels"]
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            tokens = model.generate(**batch, **search)
+            tokens = inner.generate(**{name: tensor.to(inner.device) for name, tensor in batch.items()}, **search)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 summaries[index] = text.strip()
             bar.update(len(indices))
@@ -111,10 +109,44 @@ def lengths_of(settings: Mapping[str, Any]) -> dict[str, int]:
     return {argument: settings[field] for field, argument in names.items() if field in settings}
 
 
-def scenarios_needed(model: PreTrainedModel) -> Sequence[str] | None:
+def encoded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    scenarios: Sequence[str] | None,
+    *,
+    max_source: int,
+    max_target: int = 128,
+) -> EncodedExamples:
+    """Return examples as token ids for a model.
+
+    Args:
+        model: A T5 with or without a method. A method may put the scenario into the source text.
+        tokenizer: The tokenizer of the model.
+        examples: The rows.
+        scenarios: The scenarios in order of their ids. None leaves out the ids.
+        max_source: Tokens kept per dialogue.
+        max_target: Tokens kept per summary.
+    """
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    return EncodedExamples(
+        examples,
+        tokenizer,
+        scenarios,
+        source_text=attached(model).mop.source_text if is_attached(model) else None,
+        max_source=max_source,
+        max_target=max_target,
+        vocab_size=embeddings.num_embeddings,
+    )
+
+
+def scenarios_needed(model: torch.nn.Module) -> Sequence[str] | None:
     """Return the scenarios that examples may have, or None if the model ignores the scenario."""
-    model = unwrapped(model)
-    return model.scenarios if is_attached(model) and model.mop.distinguishes_scenarios else None
+    if not is_attached(model):
+        return None
+    t5 = attached(model)
+    return t5.scenarios if t5.mop.distinguishes_scenarios else None
 
 
 def over_long(
@@ -123,7 +155,5 @@ def over_long(
     """Return, per example, whether generate_summaries cuts the dialogue, because it has more than max_source tokens."""
     if not examples:
         return []
-    model = unwrapped(model)
-    source_text = model.mop.source_text if is_attached(model) else None
-    rows = EncodedExamples(examples, tokenizer, None, source_text=source_text, max_source=max_source + 1)
-    return [len(row["input_ids"]) > max_source for row in rows]
+    rows = encoded(model, tokenizer, examples, None, max_source=max_source + 1)
+    return [len(rows[number]["input_ids"]) > max_source for number in range(len(rows))]

@@ -7,27 +7,17 @@ is wording if many references of a scenario have it, or if the dialogues of most
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from mop_t5.backbone.tokenizer import segment
 from mop_t5.data import Example
-from mop_t5.evaluation.amounts import Amount, amounts, is_label
+from mop_t5.evaluation.amounts import Amount, is_label
+from mop_t5.evaluation.readings import CHINESE, LATIN, LETTER, Place, Reading, folded, read
 
 KINDS = ("name", "price", "rating", "number")
 _LEAST = 5  # references that must have a word before it can be wording
-_LONGEST_BRACKETS = 24  # characters of brackets that belong to a name, such as the branch of a shop
-# full-width forms as ASCII, one character each so that places stay; not the comma, which ends a clause
-_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF0C} | {0x3000: " ", 0xFFE5: "¥"}
-_ASCII |= dict.fromkeys(map(ord, "–—−"), "-")
-_LETTER, _CHINESE, _LATIN = re.compile(r"[^\W\d_]"), re.compile(r"[\u3400-\u9fff]"), re.compile(r"[a-z\d]")
 _BOUNDS = {"以上", "以下", "以内", "左右"}  # bounds behind a number (above, below, within, about), not always said
-_EDGES = "()·&'-. "  # characters inside a name, but not at its ends
-
-Place = tuple[int, int]  # start and end in a text
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ class ValueScores:
 
     @property
     def by_kind(self) -> dict[str, float]:
-        """kind -> recall."""
+        """Recall of each kind."""
         return {kind: _share(self.kept[kind], self.said[kind]) for kind in KINDS}
 
     @property
@@ -99,7 +89,7 @@ class Values:
 
     def find(self, text: str) -> list[Value]:
         """Return all values of a text, in order and without overlap."""
-        reading = _read(text)
+        reading = read(text)
         runs, numbers = self._parts(reading)
         return _values(text, [reading.place(run) for run in runs], numbers)
 
@@ -108,11 +98,11 @@ class Values:
 
         If the dialogue says only pieces of a name, the longest pieces are returned.
         """
-        reading, dialogue = _read(example.summary), _read(example.dialogue)
+        reading, dialogue = read(example.summary), read(example.dialogue)
         runs, numbers = self._parts(reading)
         names = [place for run in runs for place, there in self._pieces(reading, run, [dialogue]) if there]
         found = _values(example.summary, names, [number for number in numbers if dialogue.says(number)])
-        first = {(value.kind, _folded(_plain(value.text))): value for value in reversed(found)}
+        first = {(value.kind, folded(value.text)): value for value in reversed(found)}
         return sorted(first.values(), key=lambda value: value.start)
 
     def omitted(self, example: Example, summary: str) -> list[Value]:
@@ -124,7 +114,7 @@ class Values:
 
         If these have half of a name or more, only the other words of the name are returned.
         """
-        reading, sources = _read(summary), [_read(text) for text in (example.dialogue, *example.golds)]
+        reading, sources = read(summary), [read(text) for text in (example.dialogue, *example.golds)]
         runs, numbers = self._parts(reading)
         names: list[Place] = []
         for run in runs:
@@ -133,7 +123,7 @@ class Values:
             names += [reading.place(run)] if mostly else strange
         return _values(summary, names, [n for n in numbers if not any(source.says(n) for source in sources)])
 
-    def _parts(self, reading: _Reading) -> tuple[list[list[Place]], list[Amount]]:
+    def _parts(self, reading: Reading) -> tuple[list[list[Place]], list[Amount]]:
         """Return the words of each name, and the numbers outside names."""
         kinds, start = self._kinds(reading), 0
         runs: list[list[Place]] = []
@@ -152,10 +142,10 @@ class Values:
         inside = {place for run in runs for place in range(run[0][0], run[-1][1])}
         return runs, [number for number in reading.amounts if number.start not in inside]
 
-    def _kinds(self, reading: _Reading) -> list[str]:
+    def _kinds(self, reading: Reading) -> list[str]:
         """Return the role of each word in a name: "name", "digits", or "between" two words. Others: "wording" or ""."""
         counting = {p for n in reading.amounts if not (n.bare and n.number.isdigit()) for p in range(n.label, n.end)}
-        chinese = _CHINESE.search(reading.text) is not None
+        chinese = CHINESE.search(reading.text) is not None
         kinds = []
         for start, end in reading.words:
             word = reading.text[start:end]
@@ -163,8 +153,8 @@ class Values:
                 kinds.append("")
             elif word.isdigit():
                 kinds.append("digits")
-            elif not _LETTER.search(word):
-                latin = _LATIN.match(reading.folded, start - 1) and _LATIN.match(reading.folded, end)
+            elif not LETTER.search(word):
+                latin = LATIN.match(reading.folded, start - 1) and LATIN.match(reading.folded, end)
                 kinds.append("between" if word in "·&" or (latin and word in "'-. ") else "")
             elif is_label(word):
                 kinds.append("wording")
@@ -174,7 +164,7 @@ class Values:
         return kinds
 
     def _pieces(
-        self, reading: _Reading, run: Sequence[Place], sources: Sequence[_Reading]
+        self, reading: Reading, run: Sequence[Place], sources: Sequence[Reading]
     ) -> Iterator[tuple[Place, bool]]:
         """Yield the longest pieces of a name that a source has, with True, and the words between them, with False."""
         start = left = 0
@@ -191,12 +181,12 @@ class Values:
             start = max(start + 1, left)
         yield from self._left(reading, run[left:])
 
-    def _known(self, reading: _Reading, piece: Sequence[Place], sources: Sequence[_Reading]) -> bool:
+    def _known(self, reading: Reading, piece: Sequence[Place], sources: Sequence[Reading]) -> bool:
         start, end = reading.place(piece)
         own = [(a, b) for a, b in piece if reading.folded[a:b] not in self.wording]
         return reading.letters(own) > 1 and any(source.names(reading.folded[start:end]) for source in sources)
 
-    def _left(self, reading: _Reading, words: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
+    def _left(self, reading: Reading, words: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
         if reading.letters([(a, b) for a, b in words if reading.folded[a:b] not in self.wording]):
             yield reading.place(words), False
 
@@ -206,10 +196,10 @@ def has(text: str, value: Value) -> bool:
 
     A name must be equal letter by letter. A number must have the same unit, unless one side has no unit.
     """
-    reading = _read(text)
+    reading = read(text)
     if value.kind == "name":
-        return reading.names(_folded(_plain(value.text)))
-    return any(reading.says(replace(number, kind=value.kind)) for number in _read(value.text).amounts)
+        return reading.names(folded(value.text))
+    return any(reading.says(replace(number, kind=value.kind)) for number in read(value.text).amounts)
 
 
 def value_recall(values: Values, examples: Sequence[Example], summaries: Sequence[str]) -> ValueScores:
@@ -234,89 +224,13 @@ def value_recall(values: Values, examples: Sequence[Example], summaries: Sequenc
     return ValueScores({k: said[k] for k in KINDS}, {k: kept[k] for k in KINDS}, found, inventions)
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A text that has been read.
-
-    Attributes:
-        text: The text in plain form.
-        folded: The text in plain form, in lower case.
-        words: The place of each word.
-        amounts: The numbers.
-    """
-
-    text: str
-    folded: str
-    words: list[Place]
-    amounts: list[Amount]
-
-    def place(self, words: Sequence[Place]) -> Place:
-        """Return the place from the first of `words` to the last, without marks at the ends."""
-        start, end = words[0][0], words[-1][1]
-        while start < end and self.text[start] in _EDGES:
-            start += 1
-        while (
-            start < end
-            and self.text[end - 1] in _EDGES
-            and not (self.text[end - 1] == ")" and "(" in self.text[start:end])
-        ):
-            end -= 1
-        return start, end
-
-    def letters(self, words: Sequence[Place]) -> int:
-        return sum(len(_LETTER.findall(self.text[start:end])) for start, end in words)
-
-    def closed(self, word: int) -> int | None:
-        """Return the word behind the brackets that `word` opens. None if it opens no brackets, or long ones."""
-        if word < len(self.words) and self.text[slice(*self.words[word])] == "(":
-            start = self.words[word][0]
-            for position in range(word + 1, len(self.words)):
-                end = self.words[position][1]
-                if self.text[slice(*self.words[position])] == ")":
-                    return position + 1
-                if end - start > _LONGEST_BRACKETS or self.text[end - 1] in "(，。、,;:\n":
-                    break
-        return None
-
-    def names(self, name: str) -> bool:
-        """Return whether the text has a name, given in plain form, and not inside a longer Latin word or number."""
-        if name not in self.folded:
-            return False
-        before = r"(?<![a-z\d])" if _LATIN.match(name) else ""
-        behind = r"(?![a-z\d])" if _LATIN.match(name, len(name) - 1) else ""
-        return re.search(f"{before}{re.escape(name)}{behind}", self.folded) is not None
-
-    def says(self, number: Amount) -> bool:
-        return number.free_in(self.text) or any(number.agrees(own) for own in self.amounts)
-
-
-@lru_cache(maxsize=4096)  # dialogues and references are read for every system
-def _read(text: str) -> _Reading:
-    plain = _plain(text)
-    words, end = [], 0
-    for word in segment(plain):
-        words.append((end, end + len(word)))
-        end += len(word)
-    return _Reading(plain, _folded(plain), words, amounts(plain, words))
-
-
-def _plain(text: str) -> str:
-    """Return the text with full-width forms as ASCII. The length does not change."""
-    return text.translate(_ASCII)
-
-
-def _folded(text: str) -> str:
-    """Return the text in lower case, of the same length. lower() alone makes two characters of a dotted capital I."""
-    return "".join(low if len(low := character.lower()) == 1 else character for character in text)
-
-
 def _wording(known: Sequence[Example], common: float) -> frozenset[str]:
-    """Return the folded words that are wording: see the top of this file."""
+    """Return the folded words that are wording, as defined at the top of this file."""
     references: dict[str, Counter[str]] = {}
     rows = Counter(row.scenario for row in known)
     unsaid: Counter[str] = Counter()
     for row in known:
-        reading, dialogue = _read(row.summary), _read(row.dialogue)
+        reading, dialogue = read(row.summary), read(row.dialogue)
         words = {reading.folded[start:end] for start, end in reading.words}
         references.setdefault(row.scenario, Counter()).update(words)
         unsaid.update(word for word in words if word not in dialogue.folded)
