@@ -5,17 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attachment.attached_model import attached, is_attached, unwrapped
 from mop_t5.data import Collator, EncodedExamples, Example
 from mop_t5.evaluation.search import search_settings
+
+if TYPE_CHECKING:
+    from transformers._typing import GenerativePreTrainedModel
 
 _LOCK = threading.Lock()
 # model -> (number of threads that generate from it, whether it was in training mode before the first thread)
@@ -58,8 +61,8 @@ def generate_summaries(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     inner = unwrapped(model)
-    if not isinstance(inner, PreTrainedModel) or not isinstance(inner, GenerationMixin):
-        raise TypeError(f"model must be a T5 that generates, got {type(inner).__name__}.")
+    assert isinstance(inner, PreTrainedModel)
+    generates = cast("GenerativePreTrainedModel", inner)
     scenarios = scenarios_needed(inner)
     rows = encoded(inner, tokenizer, examples, scenarios, max_source=max_source)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
@@ -74,7 +77,8 @@ def generate_summaries(
     with new_bar, _evaluation_mode(inner):
         for batch, indices in zip(loader, batches):
             del batch["labels"]
-            tokens = inner.generate(**{name: tensor.to(inner.device) for name, tensor in batch.items()}, **search)
+            tokens = generates.generate(**{name: part.to(inner.device) for name, part in batch.items()}, **search)
+            assert isinstance(tokens, torch.Tensor)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 summaries[index] = text.strip()
             bar.update(len(indices))

@@ -22,6 +22,7 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mop_t5.attachment.attached_model import attached
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.files import (
@@ -211,14 +212,14 @@ def load_run(
         raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
     model = load_backbone(path)
     if (folder / "adapter").is_dir():
-        load(model, folder / "adapter")
-        if settings.get("method") not in (None, model.mop.name):
+        method = attached(load(model, folder / "adapter")).mop.name
+        if settings.get("method") not in (None, method):
             raise ValueError(
                 f"{folder} is damaged: {SETTINGS} names the method {settings['method']!r}, but its adapter is of "
-                f"{model.mop.name!r}. Copy the whole run again, or train anew."
+                f"{method!r}. Copy the whole run again, or train anew."
             )
-    if on_accelerator and torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
+    if on_accelerator and (device := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        torch.nn.Module.to(model, device)
     tokenizer, made_of = load_tokenizer(path), contents.read_contents(folder) or {}
     if "tokenizer" in made_of and made_of["tokenizer"] != contents.of_tokenizer(tokenizer):
         raise ValueError(

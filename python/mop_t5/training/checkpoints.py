@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there, and the one to go on from.
+"""Write checkpoints that are complete or absent, and find the checkpoint to resume from.
 
-Trainer writes the files of a checkpoint one after another under the name that resuming looks for. Here it writes them
-to `.writing`; once all are on the disk, a list of their checksums is added and the folder takes its name. A process
-that is killed at any moment leaves the checkpoints that were whole before, and at most one in `.writing`, which the
-next save removes.
+Trainer writes the files of a checkpoint one after another into the final folder. Here it writes them into `.writing`.
+When all files are on the disk, a list of their checksums is added and the folder gets its final name. A process that is
+killed at any moment leaves all earlier checkpoints, and at most one incomplete checkpoint in `.writing`, which the next
+save removes.
 """
 
 from __future__ import annotations
@@ -15,31 +15,36 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import PreTrainedModel, TrainerCallback
+from torch import nn
+from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mop_t5.attachment.attached_model import backbone_parameters, is_attached
+from mop_t5.attachment.attached_model import attached, backbone_parameters, is_attached
+from mop_t5.attachment.method import Method
 from mop_t5.backbone.identity import check_same_backbone
 from mop_t5.files import failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
 
-FILES = "files.json"  # {"files": {name: SHA-256}} of all others; its presence says that the checkpoint is whole
+FILES = "files.json"  # {"files": {name: SHA-256}}; its presence says that the checkpoint is complete
 _WRITING = ".writing"
 
 
-class WholeCheckpoints:
-    """Mixed into a Trainer, before it in the list of bases. Raises OSError, with earlier checkpoints untouched, where
-    one cannot be written."""
+class WholeCheckpoints(Seq2SeqTrainer):
+    """A trainer that writes complete checkpoints. It raises OSError, and keeps earlier checkpoints, if it cannot.
+
+    Attributes:
+        made_of: contents.json of each checkpoint. A resumed run must have the same contents.
+    """
 
     _writes = False
-    made_of: Mapping[str, Content] = {}  # what a resumed run must be on, too: contents.json of each checkpoint
+    made_of: Mapping[str, Content] = {}
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: object) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, _WRITING) if self._writes else folder
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with failure_in_a_sentence(name, folder):
@@ -53,7 +58,7 @@ class WholeCheckpoints:
                 if self.state.best_global_step == self.state.global_step:
                     self.state.best_model_checkpoint = str(folder / name)
                 if self.args.should_save:
-                    self.state.save_to_json(folder / _WRITING / name / "trainer_state.json")
+                    self.state.save_to_json(str(folder / _WRITING / name / "trainer_state.json"))
                     write_contents(folder / _WRITING / name, self.made_of)
                     _seal(folder / _WRITING / name)
                     put_in_place(folder / _WRITING / name, folder / name)
@@ -65,7 +70,7 @@ class WholeCheckpoints:
             self.accelerator.wait_for_everyone()
 
     def _remove_old(self, folder: Path) -> None:
-        """Keep the newest save_total_limit checkpoints and the best."""
+        """Keep the best checkpoint, and the newest ones up to save_total_limit in all."""
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
         ordered = [path for path in checkpoints(folder) if best is None or path != Path(best)]
         kept = limit - (len(ordered) < len(checkpoints(folder))) if limit else len(ordered)
@@ -73,16 +78,8 @@ class WholeCheckpoints:
             remove_folder(path)
 
 
-class LogWhenSaving(TrainerCallback):
-    """Trainer forgets the losses since the last logged point when it resumes, so a checkpoint is a logged point. Add it
-    behind the callbacks that decide when to save."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_log = control.should_log or control.should_save
-
-
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The whole checkpoints of a folder, oldest first."""
+    """Return the complete checkpoints of a folder, the oldest first."""
     found = []
     for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -92,7 +89,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def check_none(folder: str | Path) -> None:
-    """Raise FileExistsError if there are checkpoints: a new run beside them could later resume from an old one."""
+    """Raise FileExistsError if there are checkpoints. A new run beside them could later resume from an old one."""
     if checkpoints(folder):
         raise FileExistsError(
             f"{str(folder)!r} holds checkpoints of an earlier run. Resume it, choose another output, or delete them."
@@ -100,10 +97,11 @@ def check_none(folder: str | Path) -> None:
 
 
 def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
-    """The newest whole checkpoint, if it is undamaged and of this model.
+    """Return the newest complete checkpoint.
 
-    Raises FileNotFoundError if there is none, ValueError if it is damaged or was made with another backbone, another
-    method or other fields.
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: The checkpoint is damaged, or was made with another backbone, another method or other fields.
     """
     whole = checkpoints(folder)
     if not whole:
@@ -113,16 +111,17 @@ def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
         )
     newest = whole[-1]
     _check_files(newest)
-    if is_attached(model):
-        _check_is_of(model, newest)
+    method = attached(model).mop if is_attached(model) else None
+    if method is not None:
+        _check_is_of(model, method, newest)
     return str(newest)
 
 
-def _check_is_of(model: PreTrainedModel, checkpoint: Path) -> None:
+def _check_is_of(model: PreTrainedModel, method: Method, checkpoint: Path) -> None:
     description, _ = adapter_folder.read(checkpoint)
-    if description["method"] != model.mop.name:
-        raise ValueError(f"{str(checkpoint)!r} is of the method {description['method']!r}, not {model.mop.name!r}.")
-    saved, config = description["config"], json.loads(json.dumps(model.mop.config.to_dict()))
+    if description["method"] != method.name:
+        raise ValueError(f"{str(checkpoint)!r} is of the method {description['method']!r}, not {method.name!r}.")
+    saved, config = description["config"], json.loads(json.dumps(method.config.to_dict()))
     other = [
         f"{key}: saved {saved.get(key)!r}, here {config[key]!r}" for key in config if saved.get(key) != config[key]
     ]
@@ -132,7 +131,7 @@ def _check_is_of(model: PreTrainedModel, checkpoint: Path) -> None:
 
 
 def _seal(checkpoint: Path) -> None:
-    """Wait until all files are on the disk, then write the list of their checksums."""
+    """Wait until all files are on the disk, and write the list of their checksums."""
     files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     flush_tree(checkpoint)
     sums = {name: _checksum(path) for name, path in files.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
+from typing import get_origin, get_type_hints
 
 from mop_t5.checks import LARGEST_INT
 from mop_t5.data import BATCHINGS
@@ -15,32 +16,33 @@ _LOSSES = ("mean", "sum")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; the same fields for a method on a frozen backbone and for a whole backbone.
+    """How to train. The fields are the same for a method on a frozen backbone and for a whole backbone.
 
     Args:
         steps: optimizer steps in all.
-        batch_size: rows of a batch, on each device.
-        accumulation: batches a step on each device; the step is that of one batch with all their rows.
-        learning_rate: highest rate of AdamW, reached after the warm-up.
+        batch_size: rows per batch and device.
+        accumulation: batches per step and device. The step equals the step of one batch with all their rows.
+        learning_rate: highest learning rate of AdamW, reached after the warm-up.
         group_rates: factors on the learning rate for named parameter groups of the method, such as {"experts": 10}.
-        schedule: what the rate does after the warm-up: "linear" to zero, "cosine" to zero, or "constant".
+        schedule: course of the rate after the warm-up: "linear" to zero, "cosine" to zero, or "constant".
         warmup_steps: steps over which the rate rises from zero.
-        weight_decay: decoupled decay of AdamW; biases and norms are spared.
-        beta2: AdamW's decay of squared gradients. Lower follows faster, for runs of a few hundred steps.
+        weight_decay: decoupled decay of AdamW. Biases and norms have no decay.
+        beta2: AdamW's decay of squared gradients. A lower value adapts faster, for runs of a few hundred steps.
         max_grad_norm: gradients are scaled down to this norm. 0 turns it off.
         label_smoothing: share of the target's probability that is spread over the vocabulary.
-        loss: the "mean" over the target tokens of a step, or their "sum". AdamW does not see the difference; the bound
-            max_grad_norm does.
+        loss: "mean" over the target tokens of a step, or their "sum". The choice changes the effect of max_grad_norm;
+            AdamW itself is invariant to it.
         temperature: mixing temperature T, P(scenario) proportional to size^(1/T). 1 keeps the corpus as it is.
-        batching: "homogeneous", one scenario a batch, or "mixed".
-        max_source: dialogue tokens kept.
-        max_target: summary tokens kept, and generated when validating.
-        evaluate_every: validate by generated summaries every so many steps; the best checkpoint is kept. 0: never.
-        patience: stop after so many validations without a better mean score. 0: train to the end.
-        save_every: write a checkpoint every so many steps, to resume from. 0: only when validating, which always does.
-        log_every: steps whose mean loss is one point of the loss history.
-        bf16: compute in bfloat16 where autocast does; weights stay as they are.
-        seed: of everything that is random.
+        batching: "homogeneous", one scenario per batch, or "mixed".
+        max_source: tokens kept per dialogue.
+        max_target: tokens kept per summary, and generated at most when validating.
+        evaluate_every: steps between validations, which score generated summaries. The best checkpoint is kept. 0: no
+            validation.
+        patience: validations without a better mean score after which training stops. 0: train to the end.
+        save_every: steps between checkpoints. 0: only validations write a checkpoint, and they always do.
+        log_every: steps per point of the loss history. A point has the mean loss of these steps.
+        bf16: compute in bfloat16 by autocast. The dtype of the weights does not change.
+        seed: seed of everything that is random.
     """
 
     steps: int = 1000
@@ -67,8 +69,8 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for one in fields(self):
-            self._check_type(one.name, one.default_factory() if one.default is MISSING else one.default)
+        for name, kind in get_type_hints(type(self)).items():
+            self._check_type(name, get_origin(kind) or kind)
         for name in ("steps", "batch_size", "accumulation", "max_source", "max_target", "log_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         counts = ("warmup_steps", "evaluate_every", "patience", "save_every", "seed")
@@ -83,16 +85,15 @@ class TrainingConfig:
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
 
-    def _check_type(self, name: str, default) -> None:
-        value, kind = getattr(self, name), type(default)
-        allowed = (int, float) if kind is float else kind
-        if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
+    def _check_type(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}.")
         if kind is int:
-            self._require(name, abs(value) <= LARGEST_INT, f"at most {LARGEST_INT}")
-        if kind is float and not (name == "temperature" and value == math.inf):  # draws all scenarios equally often
+            self._require(name, abs(getattr(self, name)) <= LARGEST_INT, f"at most {LARGEST_INT}")
+        if kind is float and not (name == "temperature" and value == math.inf):  # inf draws all scenarios equally often
             self._require(name, _is_finite(value), "a finite number")
-        if kind is dict:
+        if isinstance(value, dict):
             holds = all(isinstance(key, str) and _is_finite(rate) and rate >= 0 for key, rate in value.items())
             self._require(name, holds, "factors of at least 0 by name of a parameter group, such as {'experts': 10}")
 
@@ -101,7 +102,7 @@ class TrainingConfig:
             raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}.")
 
 
-def _is_finite(value) -> bool:
+def _is_finite(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_INT

@@ -1,8 +1,9 @@
-"""The optimizer of a method: its parameter groups, and experts that a step does not touch."""
+"""The optimizer of a method: parameter groups, and experts that a step leaves unchanged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -14,11 +15,20 @@ def group_parameters(
     weight_decay: float,
     rates: Mapping[str, float],
     decays: Callable[[torch.nn.Parameter], bool],
-) -> list[dict]:
-    """Parameter groups for a torch optimizer, with rate `learning_rate * rates.get(name, 1)`.
+) -> list[dict[str, Any]]:
+    """Return parameter groups for a torch optimizer.
 
-    A group is split in two where `decays` differs among its parameters; the second part has no weight decay. Raises
-    ValueError for a name in `rates` that is no group.
+    A group is split if `decays` differs among its parameters. The second part has no weight decay.
+
+    Args:
+        groups: name -> parameters.
+        learning_rate: The learning rate of a group without a factor.
+        weight_decay: The weight decay of the first part of each group.
+        rates: name -> factor on the learning rate.
+        decays: Function that returns whether a parameter has weight decay.
+
+    Raises:
+        ValueError: `rates` has a name that is no group.
     """
     unknown = sorted(set(rates) - set(groups))
     if unknown:
@@ -37,18 +47,22 @@ def group_parameters(
 def hold_absent_experts(
     optimizer: torch.optim.Optimizer, expert_parameters: Iterable[tuple[torch.nn.Parameter, int]]
 ) -> None:
-    """Let an optimizer step leave alone every expert whose gradient is exactly zero.
+    """Make every optimizer step leave unchanged the experts whose gradient is exactly zero.
 
-    expert_parameters: pairs of a parameter and the dimension of it that counts the experts. Weight decay and momentum
-    would otherwise move experts that the batch did not use, the more the rarer their scenario. Before a step the slices
-    of such experts, in the parameter and in every state tensor that has the same experts, are copied; after it they are
-    put back, so this works for any optimizer. State that the optimizer makes during this very step starts at zero in
-    these slices. Adam's step counter is one for a whole parameter and goes on counting.
+    Otherwise weight decay and momentum would change experts that the batch did not use, and most those of rare
+    scenarios. Before a step, the slices of these experts are copied from the parameter and from every state tensor with
+    the same experts. After the step the slices are restored, so this works with any optimizer. State that the optimizer
+    makes during the step starts at zero in these slices. Adam has one step counter per parameter, which continues to
+    count.
+
+    Args:
+        optimizer: The optimizer.
+        expert_parameters: Pairs of a parameter and its dimension that counts the experts.
     """
     watched = list(expert_parameters)
     held: list[tuple[torch.Tensor, int, torch.Tensor, dict[str, torch.Tensor]]] = []
 
-    def before(optimizer, args, kwargs) -> None:
+    def before(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         held.clear()
         for parameter, dim in watched:
             if parameter.grad is None:  # the optimizer skips the whole parameter
@@ -59,7 +73,7 @@ def hold_absent_experts(
                 state = {key: t.index_select(dim, absent) for key, t in _slices(optimizer, parameter, dim).items()}
                 held.append((parameter, dim, absent, {"": parameter.detach().index_select(dim, absent), **state}))
 
-    def after(optimizer, args, kwargs) -> None:
+    def after(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         with torch.no_grad():
             for parameter, dim, absent, saved in held:
                 parameter.index_copy_(dim, absent, saved.pop(""))
@@ -75,7 +89,7 @@ def hold_absent_experts(
 
 
 def _slices(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
-    """The state tensors of a parameter that have its dimensions up to and with that of the experts."""
+    """Return the state tensors of a parameter that share its dimensions up to the dimension of the experts."""
     leading = parameter.shape[: dim + 1]
     state = optimizer.state.get(parameter, {})
     return {

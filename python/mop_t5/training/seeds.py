@@ -47,5 +47,6 @@ def validation_score(point: Mapping[str, Any]) -> float | None:
 def _best_of(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the last loss, and the scores of the best validation."""
     loss = next(point["loss"] for point in reversed(history) if "loss" in point)
-    validations = [point for point in history if validation_score(point) is not None]
-    return {**max(validations, key=validation_score, default={}), "loss": loss}
+    scores = [(score, point) for point in history if (score := validation_score(point)) is not None]
+    best: Mapping[str, Any] = max(scores, key=lambda scored: scored[0])[1] if scores else {}
+    return {**best, "loss": loss}

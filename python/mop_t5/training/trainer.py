@@ -1,35 +1,34 @@
-"""Training by transformers' Seq2SeqTrainer: what it is given, and what comes back."""
+"""Train a model in memory with transformers' Seq2SeqTrainer."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader
 from transformers import (
-    EarlyStoppingCallback,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
     set_seed,
 )
 
-from mop_t5.attachment.attached_model import check_not_wrapped, is_attached
-from mop_t5.data import Collator, EncodedExamples, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
+from mop_t5.attachment.attached_model import attached, check_not_wrapped, is_attached
+from mop_t5.data import Collator, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
+from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.search import search_settings
-from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.operations.contents import check_same_contents, of_rows
-from mop_t5.training.checkpoints import LogWhenSaving, WholeCheckpoints, check_none, checkpoint_to_resume, checkpoints
+from mop_t5.training.arguments import trainer_arguments
+from mop_t5.training.callbacks import BarWithoutLogs, callbacks_of
+from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint_to_resume
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.method_hooks import MethodHooks, trained_groups
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts
@@ -39,28 +38,24 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run leaves besides the trained model.
+    """The result of a training, besides the trained model.
 
-    history: one dict a logged point, as Trainer logs them: `step` with `loss` (mean since the point before),
-        `learning_rate`, `grad_norm` and `epoch` (rows drawn so far over rows of the corpus); after a validation `step`
-        with `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and their mean `eval_rouge`, all times 100 and averaged over
-        scenarios; on a corpus whose tasks have metrics of their own with `eval_TASK_mean` of each task, the mean of its
-        metrics, and `eval_mean`, the mean of these.
-    seconds_per_step: wall time of the whole run over its steps, validation included.
+    Attributes:
+        history: One dict per logged point, as Trainer logs it. It has `step`, `loss` (the mean since the last point),
+            `learning_rate`, `grad_norm` and `epoch` (rows drawn so far over rows of the corpus). After a validation it
+            has `step` and `eval_rouge1`, `eval_rouge2`, `eval_rougeL` and their mean `eval_rouge`, times 100 and
+            averaged over scenarios. If tasks have metrics of their own it has `eval_TASK_mean`, the mean of the metrics
+            of each task, and `eval_mean`, the mean over tasks.
+        seconds_per_step: Wall time of the whole run, with validations, over its steps.
     """
 
-    history: list[dict]
+    history: list[dict[str, Any]]
     seconds_per_step: float
 
     @property
     def losses(self) -> list[tuple[int, float]]:
         """(step, loss) of every logged point."""
         return [(point["step"], point["loss"]) for point in self.history if "loss" in point]
-
-    def write(self, path: str | Path) -> None:
-        """The history as JSON lines."""
-        with failure_in_a_sentence("the loss history", path):
-            replace_file(path, "".join(json.dumps(point) + "\n" for point in self.history).encode())
 
 
 def train(
@@ -75,21 +70,33 @@ def train(
     resume: bool = False,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train what of `model` asks for gradients: an attached method, or a plain backbone that was not frozen.
+    """Train the parameters of `model` that require gradients: an attached method, or a backbone that is not frozen.
 
-    A method gets the scenario of every row; a plain backbone gets none. Checkpoints go to `output/checkpoints`, from
-    the newest of which `resume=True` goes on. `valid` is needed where `config.evaluate_every` is set; `scorer` scores
-    it (default: ROUGE by rouge_score on characters), and the model ends as it was at its best validation, by the mean
-    over scenarios of the mean of each one's metrics.
+    A method gets the scenario of every row. A plain backbone gets no scenario.
 
-    Started by torchrun or `accelerate launch`, the processes train one model: a step takes `accumulation` batches of
-    every process, its loss is the mean over all their tokens, and it is the step that one process would make with
+    torchrun and `accelerate launch` train one model in several processes. A step takes `accumulation` batches of every
+    process, and its loss is the mean over all tokens of these batches. The step equals the step of one process with
     `accumulation` times as many batches. Only the first process logs and saves.
 
-    Raises ValueError if nothing asks for a gradient, if `valid` is missing, or if a row's scenario is unknown;
-    FloatingPointError at the step whose gradient is not finite, before it changes a weight; OSError, with all earlier
-    checkpoints kept, if one cannot be written; FileExistsError if there are checkpoints and `resume` is False, and with
-    `resume` what checkpoint_to_resume raises: FileNotFoundError if there is none, ValueError for one of another model.
+    Args:
+        model: The model. It ends in evaluation mode. After validations it has the weights of the best validation, by
+            the mean over scenarios of the mean of each scenario's metrics.
+        tokenizer: The tokenizer of the model.
+        examples: The training rows.
+        config: How to train.
+        output: A folder. Checkpoints are written to `output/checkpoints`.
+        valid: The validation rows. They are needed if `config.evaluate_every` is set.
+        scorer: The scorer of the validations. The default is ROUGE by rouge_score on characters.
+        resume: Continue from the newest checkpoint.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: No parameter requires a gradient, `valid` is missing, a row has an unknown scenario, or the
+            checkpoint is damaged or of another model.
+        FloatingPointError: The gradient of a step is not finite. The step has not changed a weight.
+        OSError: A checkpoint cannot be written. All earlier checkpoints are kept.
+        FileExistsError: There are checkpoints, and `resume` is False.
+        FileNotFoundError: There is no checkpoint, and `resume` is True.
     """
     check_not_wrapped(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -98,35 +105,12 @@ def train(
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
+    validated = list(valid or ()) if config.evaluate_every else []
     folder = Path(output) / CHECKPOINTS
     if not resume:
         check_none(folder)
     set_seed(config.seed)
-    scorer = scorer or Scorer()
-    scenarios, source_text = (list(model.scenarios), model.mop.source_text) if is_attached(model) else (None, None)
-    encoding = {"source_text": source_text, "max_source": config.max_source, "max_target": config.max_target}
-    encoding["vocab_size"] = model.get_input_embeddings().num_embeddings
-    mixing_ids = scenario_ids_of(examples, scenarios or scenarios_of(examples))
-    skips_parameters = is_attached(model) and model.mop.skips_parameters
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(config, folder, progress, _selection(scorer), skips_parameters),
-        data_collator=Collator(
-            tokenizer.pad_token_id,
-            None if scenarios is None else len(scenarios),
-            # Trainer smooths labels outside the model, which then cannot make the decoder's inputs from them.
-            decoder_inputs=model.prepare_decoder_input_ids_from_labels if config.label_smoothing else None,
-        ),
-        train_dataset=EncodedExamples(examples, tokenizer, scenarios, **encoding),
-        eval_dataset=EncodedExamples(valid, tokenizer, scenarios, **encoding) if config.evaluate_every else None,
-        processing_class=tokenizer,
-        compute_metrics=_metrics(tokenizer, valid, scorer) if config.evaluate_every else None,
-        callbacks=_callbacks(config),
-    )
-    trainer.set_up(config, mixing_ids)
-    if is_attached(model):
-        trainer.add_callback(MethodHooks(model, output))
-    trainer.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if config.evaluate_every else {})
+    trainer = _Trainer(model, tokenizer, examples, config, folder, validated, scorer or Scorer(), progress)
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
         check_same_contents(checkpoint, trainer.made_of)
@@ -134,10 +118,10 @@ def train(
     try:
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
-        trainer.close_bars()  # else what is said of an error stands behind them
+        trainer.close_bars()
     model.eval()
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()  # Trainer makes it even where nothing is saved
+        folder.rmdir()  # Trainer makes the folder even if it saves nothing
     steps = max(1, trainer.state.global_step)
     rows = config.batch_size * config.accumulation * trainer.args.world_size
     history = [point | {"epoch": point["step"] * rows / len(examples)} for point in trainer.state.log_history]
@@ -145,8 +129,8 @@ def train(
 
 
 def _check_processes(checkpoint: str, processes: int) -> None:
-    """Raise ValueError if a checkpoint was written by another number of processes, which had taken other batches."""
-    wrote = len(list(Path(checkpoint).glob("rng_state*.pth")))  # every process leaves one
+    """Raise ValueError if another number of processes, which took other batches, wrote a checkpoint."""
+    wrote = len(list(Path(checkpoint).glob("rng_state*.pth")))  # one file per process
     if wrote != processes:
         raise ValueError(
             f"{checkpoint} was written by {wrote} process(es) and cannot be resumed by {processes}: they would take "
@@ -154,173 +138,126 @@ def _check_processes(checkpoint: str, processes: int) -> None:
         )
 
 
-class _Trainer(WholeCheckpoints, Seq2SeqTrainer):
+class _Trainer(WholeCheckpoints):
     """Seq2SeqTrainer with the mixing sampler and the optimizer of a method."""
 
-    def set_up(self, config: TrainingConfig, mixing_ids: Sequence[int]) -> None:
-        self._config = config
-        # The whole run is one pass of the sampler: no step straddles two epochs with fewer batches than the others.
-        batches = config.steps * config.accumulation * self.args.world_size
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        config: TrainingConfig,
+        folder: Path,
+        valid: Sequence[Example],
+        scorer: Scorer,
+        progress: bool,
+    ):
+        self._t5, self._tokenizer, self._config = model, tokenizer, config
+        scenarios = list(attached(model).scenarios) if is_attached(model) else None
+        limits = {"max_source": config.max_source, "max_target": config.max_target}
+        # Trainer smooths labels outside the model, which then needs the inputs of the decoder
+        decoder_inputs: Callable[..., torch.Tensor] | None = None
+        if config.label_smoothing:
+            decoder_inputs = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  not in its type
+        skips = is_attached(model) and attached(model).mop.skips_parameters
+        self._rows = encoded(model, tokenizer, examples, scenarios, **limits)
+        super().__init__(
+            model=model,
+            args=trainer_arguments(config, folder, progress, _selection(scorer), skips),
+            data_collator=Collator(
+                tokenizer.pad_token_id, None if scenarios is None else len(scenarios), decoder_inputs=decoder_inputs
+            ),
+            train_dataset=self._rows,
+            eval_dataset=encoded(model, tokenizer, valid, scenarios, **limits) if valid else None,
+            processing_class=tokenizer,
+            compute_metrics=_validation(tokenizer, valid, scorer) if valid else None,
+            callbacks=callbacks_of(config),
+        )
+        self.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if valid else {})
+        # the whole run is one pass of the sampler, so that no step spans two epochs with fewer batches
         self._sampler = TemperatureBatchSampler(
-            mixing_ids,
+            scenario_ids_of(examples, scenarios or scenarios_of(examples)),
             config.batch_size,
             temperature=config.temperature,
             batching=config.batching,
             seed=config.seed,
-            num_batches=batches,
+            num_batches=config.steps * config.accumulation * self.args.world_size,
         )
-        self.add_callback(LogWhenSaving)
-        # The losses are in the history and on the plot; printed, they would push the results off the screen.
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(_BarWithoutLogs)
-        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of a step; see compute_loss
+            self.add_callback(BarWithoutLogs)
+        if is_attached(model):
+            self.add_callback(MethodHooks(self._t5, folder.parent))
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of a step; see compute_loss
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         share = BatchSamplerShard(self._sampler, self.args.world_size, self.args.process_index)
-        return DataLoader(self.train_dataset, batch_sampler=share, collate_fn=self.data_collator)
+        return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """num_items_in_batch: label tokens in all batches of the step, of all processes. The loss is this batch's share
-        of the mean over them, which a plain T5 would not make of it, or of their sum."""
+        """Return the share of this batch in the loss of the step: the mean over all label tokens, or their sum.
+
+        A plain T5 would return the mean over the tokens of the batch alone.
+
+        Args:
+            model: The model, which may be wrapped.
+            inputs: The batch.
+            return_outputs: Also return the outputs of the model.
+            num_items_in_batch: The number of label tokens in all batches of the step, of all processes.
+        """
         tokens = inputs["labels"].ne(IGNORED).sum()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if self.label_smoother is not None and outputs.get("loss") is not None:
-            loss = loss + outputs["loss"]  # the method's own: the labels were smoothed outside the model
+            loss = loss + outputs["loss"]  # the method's own loss: the labels were smoothed outside the model
         if num_items_in_batch is not None and self._config.loss == "sum":
             loss = loss * (self.accelerator.num_processes * tokens)
         elif num_items_in_batch is not None:
-            # times the processes, because the gradients of processes are averaged
+            # times the processes, because gradients are averaged over processes
             loss = loss * (self.accelerator.num_processes * tokens / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, *arguments, **keywords):
-        """Validate by greedy search: Trainer would search as the checkpoint of the backbone asks for."""
-        search = search_settings(self.model, self.processing_class, 1, self._config.max_target)
-        return super().evaluate(*arguments, **keywords, **search)
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
+        """Validate by greedy search, independent of the search settings in the backbone's checkpoint."""
+        search = search_settings(self._t5, self._tokenizer, 1, self._config.max_target)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs | search)
 
     def close_bars(self) -> None:
-        bars = self.pop_callback(_BarWithoutLogs)
-        if bars is not None:
+        """Close the bars, so that an error message stands on a line of its own."""
+        bars = self.pop_callback(BarWithoutLogs)
+        if isinstance(bars, BarWithoutLogs):
             bars.close()
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None and is_attached(self.model):
-            method = self.model.mop
-            decayed = self.get_decay_parameter_names(self.model)
-            spared = {id(p) for name, p in self.model.named_parameters() if name not in decayed}
-            optimizer_class, fields = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        """Return the optimizer, with the parameter groups of the method."""
+        t5 = self._t5
+        if self.optimizer is None and is_attached(self._t5):
+            decayed = self.get_decay_parameter_names(t5)
+            spared = {id(p) for name, p in t5.named_parameters() if name not in decayed}
+            optimizer_class, fields = self.get_optimizer_cls_and_kwargs(self.args, t5)
             groups = group_parameters(
-                trained_groups(self.model),
+                trained_groups(t5),
                 learning_rate=self._config.learning_rate,
                 weight_decay=self._config.weight_decay,
                 rates=self._config.group_rates,
                 decays=lambda parameter: id(parameter) not in spared,
             )
             self.optimizer = optimizer_class(groups, **fields)
-            hold_absent_experts(self.optimizer, method.expert_parameters())
+            hold_absent_experts(self.optimizer, attached(t5).mop.expert_parameters())
         return super().create_optimizer(model)
 
 
-class _BarWithoutLogs(ProgressCallback):
-    def on_log(self, *args, **kwargs):
-        pass
-
-    def close(self) -> None:
-        for bar in (self.training_bar, self.prediction_bar):
-            if bar is not None:
-                bar.close()
-
-
-class _StopWhereNotFinite(TrainerCallback):
-    """Stops before a step whose gradient is not finite. The gradient is the same on all processes, so all of them stop;
-    the loss is not."""
-
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
-            last = next(reversed(checkpoints(args.output_dir)), "none: save_every was 0")
-            raise FloatingPointError(
-                f"step {state.global_step + 1}: the loss or its gradient is not finite. Training stopped before this "
-                f"step changed a weight; the last checkpoint is {last}. Lower learning_rate, "
-                "raise warmup_steps, or turn bf16 off."
-            )
-
-
-class _SaveEvery(TrainerCallback):
-    """Checkpoints between validations; Trainer's own interval is that of the validations, which all leave one."""
-
-    def __init__(self, steps: int):
-        self._steps = steps
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self._steps == 0:
-            control.should_save = True
-
-
-def _callbacks(config: TrainingConfig) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [_StopWhereNotFinite()]
-    if config.save_every:
-        callbacks.append(_SaveEvery(config.save_every))
-    if config.patience:
-        callbacks.append(EarlyStoppingCallback(config.patience))
-    return callbacks
-
-
 def _selection(scorer: Scorer) -> str:
-    """The name of the number by which checkpoints are chosen."""
+    """Return the name of the score by which checkpoints are chosen."""
     return "mean" if scorer.tasks else "rouge"
 
 
-def _arguments(
-    config: TrainingConfig, folder: Path, progress: bool, selection: str = "rouge", skips_parameters: bool = False
-) -> Seq2SeqTrainingArguments:
-    validates = config.evaluate_every > 0
-    save_every = config.evaluate_every or config.save_every
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.beta2,
-        max_grad_norm=config.max_grad_norm,
-        label_smoothing_factor=config.label_smoothing,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else torchrun on CPUs would start runs that know no others
-        logging_steps=min(config.log_every, config.steps),  # at least one point
-        logging_nan_inf_filter=False,  # it would log the mean of earlier losses in place of a NaN
-        eval_strategy="steps" if validates else "no",
-        eval_steps=config.evaluate_every or None,
-        save_strategy="steps" if save_every else "no",
-        save_steps=save_every or 500,
-        save_total_limit=2,
-        restore_callback_states_from_checkpoint=True,  # else a resumed run starts to count its patience anew
-        load_best_model_at_end=validates,
-        metric_for_best_model=selection if validates else None,
-        predict_with_generate=True,
-        generation_max_length=config.max_target + 1,
-        seed=config.seed,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        # Every trained parameter gets a gradient at every step, of zeros where a batch lacks its scenario, so DDP need
-        # not search for unused ones, but for methods that say so.
-        ddp_find_unused_parameters=skips_parameters,
-        report_to="none",
-        disable_tqdm=not progress,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: more would be torch's old DataParallel
-    return arguments
+def _validation(
+    tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], scorer: Scorer
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return the function that scores the generated summaries of a validation."""
 
-
-def _metrics(tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], scorer: Scorer):
-    def compute(prediction) -> dict[str, float]:
-        # several processes fill their last batches up with the first rows; Seq2SeqTrainer leaves those at the end
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        # several processes fill their last batches with the first rows; Seq2SeqTrainer leaves these at the end
         tokens = torch.as_tensor(prediction.predictions)[: len(valid)]
         texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
         scores = scorer(valid, texts)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from mop_t5.attachment.attached_model import attached
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
@@ -126,7 +127,7 @@ class TrainingRun:
             warn_of_lost_characters(self._tokenizer, self._valid, self._scorer, "valid")
         # attaching raises an error for a wrong method before a folder is made
         self._model = self._new_model(training.seed if seeds is None else seeds[0])
-        config = None if method is None else self._model.mop.config
+        config = None if method is None else attached(self._model).mop.config
         self._settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge)
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
         self._made_of |= contents.of_backbone(self._model, self._tokenizer)
