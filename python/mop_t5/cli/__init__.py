@@ -1,4 +1,4 @@
-"""The command line: one file per command, in it a function of the command's name."""
+"""The command line. Each command has a file with a function of its name."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""mop-t5 corpus floors"""
+"""Score the baselines of a corpus: `mop-t5 corpus floors`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def corpus_floors(
       mop-t5 corpus floors --corpus DIR --split valid --unit jieba --output tables
 
     Args:
+        rouge: how ROUGE is counted.
         corpus: folder with train.jsonl and the split to score.
         split: "test" or "valid".
         scenarios: score the rows of these scenarios only, such as '[taxi]'; all if not given.

@@ -1,6 +1,6 @@
 """The commands of `mop-t5`: the library's own, and the commands that other packages add by entry points.
 
-A package adds commands by an entry point of the group `mop_t5.commands` that names a dict of Command, as mop_lab does.
+A package adds commands by an entry point of the group `mop_t5.commands`. It names a dict of Command, as in mop_lab.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Command(NamedTuple):
 
 
 CORPUS = Command(
-    (("convert | crosswoz | floors", "corpora of CSV, TSV and JSON files; scores without a model"),),
-    purpose="Corpora made of the files that others publish, and the scores that a corpus gives without a model.",
+    (("convert | crosswoz | floors", "corpora of CSV, TSV and JSON files; baselines"),),
+    purpose="Make corpora of published files, and score the baselines of a corpus.",
     commands={
         "convert": Command(
             (
@@ -57,11 +57,11 @@ PROMPTS = Command(
     purpose="A library of source prompts, which ATTEMPT mixes and SPoT starts from.",
     commands={
         "add": Command(
-            (("--library DIR --name NAME --adapter DIR", "copy one out of a trained prompt_tuning"),),
+            (("--library DIR --name NAME --adapter DIR", "copy the prompt of a trained prompt_tuning"),),
             "mop_t5.cli.prompts.prompts_add",
         ),
-        "list": Command((("--library DIR", "what a library holds"),), "mop_t5.cli.prompts.prompts_list"),
-        "remove": Command((("--library DIR --name NAME", "take one out"),), "mop_t5.cli.prompts.prompts_remove"),
+        "list": Command((("--library DIR", "the prompts of a library"),), "mop_t5.cli.prompts.prompts_list"),
+        "remove": Command((("--library DIR --name NAME", "remove a prompt"),), "mop_t5.cli.prompts.prompts_remove"),
     },
 )
 _OWN = {

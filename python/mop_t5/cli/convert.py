@@ -1,4 +1,4 @@
-"""mop-t5 convert"""
+"""Make a backbone folder of a published T5-pegasus checkpoint: `mop-t5 convert`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def convert(checkpoint: str, output: str, vocabulary: str | None = None, special
             (which needs tensorflow to be installed).
         output: folder for the backbone. It must be new or empty.
         vocabulary: vocab.txt, if it is not in the checkpoint's folder.
-        specials: what stands around a text. "cls_sep", as the published weights were trained: [CLS] x [SEP], and the
-            decoder starts from [CLS]; "sep": without [CLS] before a source; "eos": x </s>, from padding.
+        specials: special tokens around a text. "cls_sep", as in the training of the published weights: [CLS] x [SEP],
+            and the decoder starts from [CLS]. "sep": no [CLS] before a source. "eos": x </s>, and the decoder starts
+            from padding.
     """
     made = convert_checkpoint(checkpoint, output, vocabulary, specials)
     print(

@@ -1,4 +1,4 @@
-"""mop-t5 corpus convert: corpora of the files that others publish."""
+"""Make corpora of published files: `mop-t5 corpus convert`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mop_t5.evaluation import Table, show
 from mop_t5.training import TrainingConfig
 
 TRAINING = "train.yaml"
-_SHOWN = 20  # rows that were left out whose reasons are printed
+_SHOWN = 20  # left-out rows whose reasons are printed
 
 
 def corpus_convert(
@@ -50,66 +50,54 @@ def corpus_convert(
     skip_bad_rows: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Make a corpus of CSV, TSV, JSON or JSON-lines files: by configurations of tasks, or by what is in which column.
+    r"""Make a corpus of CSV, TSV, JSON or JSON-lines files, by configurations of tasks or by the names of columns.
 
     Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
-    Beside the splits OUTPUT gets tasks.yaml, the metrics of the tasks, and train.yaml, flags of `mop-t5 train`.
-    The published corpora of dialogues samsum, dialogsum, csds, lccc and crosswoz are known by their names.
+    Beside the splits, OUTPUT gets tasks.yaml (the metrics of the tasks) and train.yaml (flags of `mop-t5 train`). The
+    names of these published corpora of dialogues are known: samsum, dialogsum, csds, lccc and crosswoz.
 
       mop-t5 corpus convert --tasks dialogsum --input dialogsum/DialogSum_Data --output corpora/dialogsum
       mop-t5 corpus convert --tasks examples/tasks/glue.yaml --input raw --output corpora/glue
       mop-t5 corpus convert --tasks examples/tasks --names '[rte]' --input raw/rte --output corpora/rte
-      mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' \\
+      mop-t5 corpus convert --input calls.csv --scenario '{business}' --dialogue '{text}' --summary '{note}' \
           --split 8:1:1 --output corpora/calls
-      mop-t5 corpus convert --input calls.jsonl --scenario taxi --dialogue '{turns}' --turn '{speaker}: {text}' \\
+      mop-t5 corpus convert --input calls.jsonl --scenario taxi --dialogue '{turns}' --turn '{speaker}: {text}' \
           --summary '{note}' --split 8:1:1 --output corpora/calls
 
     Args:
-        input: folder with a folder of files for each task, named like it; of one task or without tasks the folder of
-            the files, or one file.
+        input: folder with one folder of files per task, with the task's name. For one task, or without tasks: the
+            folder of the files, or one file.
         output: folder for the corpus. It must be new or empty.
         tasks: YAML file of task configurations, a folder of such files, or the name of a published corpus: "samsum",
             "dialogsum", "csds", "lccc" or "crosswoz". docs/corpora.md describes these.
-        names: the tasks to convert, into one corpus; all that have the role if not given.
-        role: "target" or "source": by which number of epochs train.yaml trains.
-        columns: YAML file of the names that columns go by; columns.yaml beside the tasks if not given.
-        scenario: without tasks, what each scenario is: text with columns in braces, '{business}' or just 'taxi'.
+        names: the tasks to convert into one corpus; all tasks with the role if not given.
+        role: "target" or "source", which decides the number of epochs in train.yaml.
+        columns: YAML file of the names of columns; columns.yaml beside the tasks if not given.
+        scenario: without tasks, the scenario of a row: a text with columns in braces, '{business}', or just 'taxi'.
         dialogue: without tasks, the text to read, such as '{question} {context}'.
         summary: without tasks, the text to write, such as '{answer}'.
-        split: without tasks, how splits are made: "given", as they are; "halve", half of the validation rows become
+        split: without tasks, how splits are made: "given", unchanged; "halve", half of the validation rows become
             the test rows; "hold_out", 1,000 training rows become validation, and validation becomes test; "8:1:1".
-        limit: without tasks, how many training rows are kept, drawn at random; 0 is all.
-        turn: without tasks, how a turn is written where a column of --dialogue holds a list of turns:
-            '{speaker}: {text}' for turns that are objects, '{0}: {1}' for pairs, '{}' for turns that are texts. There
-            is one line per turn.
-        join: without tasks, what is put between the elements of a list. A list in --summary is then one summary;
-            otherwise the first of the list is learnt, and all are right.
+        limit: without tasks, the number of training rows that are drawn at random and kept. 0 keeps all.
+        turn: without tasks, the form of a turn, if a column of --dialogue holds a list of turns:
+            '{speaker}: {text}' for turns that are objects, '{0}: {1}' for pairs, '{}' for turns that are texts. Each
+            turn gets a line.
+        join: without tasks, the text between the elements of a list. A list in --summary is then one summary.
+            Otherwise the first element is learnt, and all elements are right.
         references: without tasks, columns of further right summaries. A row need not have them.
         header: names of the columns of CSV and TSV files that do not name them in the first line.
-        seed: of the rows that are drawn.
-        skip_bad_rows: leave out rows that cannot be read or converted, and say how many and why.
+        seed: seed of the rows that are drawn.
+        skip_bad_rows: leave out rows that cannot be read or converted, and print their number and the reasons.
         overwrite: replace a corpus in the output folder.
     """
-    templates = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
+    shape = {"scenario": scenario, "dialogue": dialogue, "summary": summary, "turn": turn, "join": join}
+    candidates: dict[str, dict[str, list[str]]] = {}
     if tasks is None:
-        missing = [name for name, template in templates.items() if template is None]
-        empty = [name for name, template in templates.items() if template == ""]
-        if missing:
-            raise ValueError(
-                f"without --tasks give --scenario, --dialogue and --summary; missing: {', '.join(missing)}."
-            )
-        if empty:
-            raise ValueError(f"{', '.join(empty)} must not be empty. Give a text, with columns in braces.")
+        configs = _task_of_flags(shape, references, split, limit)
         if names or columns:
             raise ValueError("names and columns go with --tasks, and there are none.")
-        for name, text in {**templates, "turn": turn, "join": join}.items():
-            _warn_of_escapes(name, text)
-        shape = {"turn": turn, "join": join, "references": references or []}
-        configs = {scenario: TaskConfig(dialogue, summary, split=split, limit=limit, **shape)}
-        candidates: dict[str, dict[str, list[str]]] = {}
     else:
-        own = (*templates.values(), turn, join, references)
-        if any(one is not None for one in own) or split != "given" or limit:
+        if any(one is not None for one in (*shape.values(), references)) or split != "given" or limit:
             raise ValueError(
                 "scenario, dialogue, summary, turn, join, references, split and limit are for use without --tasks: a "
                 "task says these."
@@ -117,7 +105,8 @@ def corpus_convert(
         known, beside = _known(tasks)
         configs = _chosen(known, names, role)
         candidates = read_columns(columns or beside) if columns or beside.is_file() else {}
-    corpora, skipped = {}, []
+    corpora: dict[str, dict[str, list[Example]]] = {}
+    skipped: list[tuple[str, str]] = []
     for name, config in configs.items():
         converter = Converter(config, name, candidates.get(name, {}), header, skip_bad_rows)
         folder = Path(input) / name
@@ -138,27 +127,58 @@ def corpus_convert(
         files[TRAINING] = yaml.safe_dump(flags, sort_keys=False)
     write_corpus(output, splits, files=files, overwrite=overwrite)
     counts = {split: Counter(example.scenario for example in examples) for split, examples in splits.items()}
-    rows = [
-        [name, *(one[name] for one in counts.values())] for name in dict.fromkeys(n for c in counts.values() for n in c)
-    ]
+    scenarios = dict.fromkeys(name for count in counts.values() for name in count)
+    rows = [[name, *(count[name] for count in counts.values())] for name in scenarios]
     show(Table(f"Rows of {output}", ["scenario", *splits], rows, dict.fromkeys(splits, ",d"), [why] if why else []))
     if skipped:
         print(f"Left out {len(skipped)} rows that could not be converted, the first of them {skipped[0][0]}.")
-        for _, why in skipped[:_SHOWN]:
-            print(f"  {why}")
+        for _, reason in skipped[:_SHOWN]:
+            print(f"  {reason}")
     print(f"Written to {output}: {', '.join((*(f'{split}.jsonl' for split in splits), *files))}.")
     if flags:
-        config = f"--config {Path(output) / TRAINING} --corpus {output}"
-        print(f"Next: mop-t5 train {config} --backbone DIR --method METHOD --learning_rate RATE --output DIR")
+        given = f"--config {Path(output) / TRAINING} --corpus {output}"
+        print(f"Next: mop-t5 train {given} --backbone DIR --method METHOD --learning_rate RATE --output DIR")
+
+
+def _task_of_flags(
+    shape: Mapping[str, str | None], references: list[str] | None, split: str, limit: int
+) -> dict[str, TaskConfig]:
+    """Return the task that the flags describe, by the text of its scenario."""
+    texts = {name: shape[name] for name in ("scenario", "dialogue", "summary")}
+    if missing := [name for name, text in texts.items() if text is None]:
+        raise ValueError(f"without --tasks give --scenario, --dialogue and --summary; missing: {', '.join(missing)}.")
+    if empty := [name for name, text in texts.items() if text == ""]:
+        raise ValueError(f"{', '.join(empty)} must not be empty. Give a text, with columns in braces.")
+    for name, text in shape.items():
+        _warn_of_escapes(name, text)
+    return {
+        str(shape["scenario"]): TaskConfig(
+            str(shape["dialogue"]),
+            str(shape["summary"]),
+            split=split,
+            limit=limit,
+            turn=shape["turn"],
+            join=shape["join"],
+            references=references or [],
+        )
+    }
 
 
 def training_flags(
     configs: Mapping[str, TaskConfig], sizes: Mapping[str, int], role: str
 ) -> tuple[dict[str, Any], str | None]:
-    """The fields of `mop-t5 train` for these tasks together, and why there are none. sizes: training rows by task.
+    """Return the flags of `mop-t5 train` for several tasks together.
 
-    The lengths are the largest of any task; each task is to be passed over as often as its own epochs say, so the steps
-    are the sum over tasks of rows times epochs, over the rows of a step.
+    The lengths are the largest of all tasks. Every task is trained for its own number of epochs, so the number of steps
+    is the sum over tasks of rows times epochs, divided by the rows per step.
+
+    Args:
+        configs: The tasks.
+        sizes: task -> training rows.
+        role: "target" or "source".
+
+    Returns:
+        The flags, and the reason if there are none.
     """
     trainings = {name: config.training for name, config in configs.items() if config.epochs}
     if len(trainings) < len(configs):
@@ -167,18 +187,18 @@ def training_flags(
     for name in dict.fromkeys(name for training in trainings.values() for name in training):
         values = [training.get(name) for training in trainings.values()]
         if name in ("max_source", "max_target") and None not in values:
-            flags[name] = max(values)
+            flags[name] = max(value for value in values if value is not None)
         elif any(value != values[0] for value in values):
             return {}, f"There is no {TRAINING}: the tasks differ in {name}. Convert those that agree together."
         else:
             flags[name] = values[0]
-    defaults = TrainingConfig(**flags)  # raises what is wrong with a field
+    defaults = TrainingConfig(**flags)  # raises an error for a wrong field
     passes = sum(sizes[name] * config.epochs[role] for name, config in configs.items())
     return {"steps": math.ceil(passes / (defaults.batch_size * defaults.accumulation)), **flags}, None
 
 
 def _known(tasks: str) -> tuple[dict[str, TaskConfig], Path]:
-    """Return the configurations that --tasks means, and where the names of their columns may be."""
+    """Return the configurations that --tasks names, and the path of the file with the names of their columns."""
     published = published_tasks()
     if tasks in published:
         return {tasks: published[tasks]}, PUBLISHED / COLUMNS
@@ -203,17 +223,17 @@ def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: st
 
 
 def _warn_of_escapes(name: str, text: str | None) -> None:
-    """Warn where a template has a line break or a tab as programs write it: in a text it stays two characters."""
+    """Warn if a template has a line break or a tab in the notation of programs, which stays two characters."""
     if text is not None and ("\\n" in text or "\\t" in text):
         warnings.warn(
             f"{name} has a backslash, which stays as it is in every text: {text!r}. For a line break or a tab write "
             f"--{name} $'...' in bash.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
 def _alone(input: str, configs: Mapping[str, TaskConfig], folder: Path) -> Path:
-    """The input itself, where it can only be that of one task."""
+    """Return the input itself, if there is only one task."""
     if len(configs) > 1:
         raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
     return Path(input)

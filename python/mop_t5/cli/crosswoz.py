@@ -1,4 +1,4 @@
-"""mop-t5 corpus crosswoz"""
+"""Make a corpus of CrossWOZ: `mop-t5 corpus crosswoz`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from mop_t5.evaluation.corpus_statistics import corpus_table
 
 
 def corpus_crosswoz(clone: str, output: str, parts: list[str] | None = None, overwrite: bool = False) -> None:
-    """Make a corpus of a clone of thu-coai/CrossWOZ: single-scenario pieces, with what the user wants as summary.
+    """Make a corpus of a clone of thu-coai/CrossWOZ: pieces of one scenario, with the goal of the user as summary.
 
-    Pieces of one dialogue are in one split, 8:1:1 by a hash of its id. docs/corpora.md says what is cut and dropped.
+    Pieces of one dialogue are in one split, 8:1:1 by a hash of its id. docs/corpora.md describes how dialogues are cut,
+    and which pieces are dropped.
 
       git clone https://github.com/thu-coai/CrossWOZ
       mop-t5 corpus crosswoz --clone CrossWOZ --output corpora/crosswoz
@@ -21,7 +22,7 @@ def corpus_crosswoz(clone: str, output: str, parts: list[str] | None = None, ove
         clone: folder of the clone, or the folder in it that has train.json.zip, val.json.zip and test.json.zip, packed
             or not.
         output: folder for the corpus. It must be new or empty.
-        parts: the files to take, of "train", "val" and "test"; all if not given. Each of them gives rows of all splits.
+        parts: the files to take, out of "train", "val" and "test"; all if not given. Each gives rows of all splits.
         overwrite: replace a corpus in the output folder.
     """
     splits, dropped = crosswoz_corpus(read_clone(clone, PARTS if parts is None else parts))

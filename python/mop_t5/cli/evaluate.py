@@ -1,4 +1,4 @@
-"""mop-t5 evaluate"""
+"""Score a trained run: `mop-t5 evaluate`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def evaluate(
       mop-t5 evaluate --run runs/mop --split valid --num_beams 4 --unit jieba --overwrite
 
     Args:
+        rouge: how ROUGE is counted.
         run: folder that `mop-t5 train` wrote.
         corpus: corpus folder, if not the one of the run.
         split: "train", "valid" or "test".

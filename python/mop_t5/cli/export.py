@@ -1,11 +1,12 @@
-"""mop-t5 export"""
+"""Write generated prefixes: `mop-t5 export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import mop_t5
+from mop_t5.operations.attach import is_attached
 from mop_t5.operations.contents import read_contents, write_contents
+from mop_t5.operations.export import export as export_prefixes
 from mop_t5.operations.run_folder import load_run, prepare_output, write_settings
 from mop_t5.storage.adapter_folder import WEIGHTS_NAME
 
@@ -13,8 +14,8 @@ from mop_t5.storage.adapter_folder import WEIGHTS_NAME
 def export(run: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:
     """Write the prefixes that a trained method generates, without the network that generates them.
 
-    For mop, prefix_tuning and hyper_prefix. The output is a run folder, for `evaluate` and `generate`; its adapter is
-    loaded by mop_t5.load as the method fixed_prefix, with the same results and without the kernels.
+    The methods are mop, prefix_tuning and hyper_prefix. The output is a run folder, for `evaluate` and `generate`.
+    mop_t5.load loads its adapter as the method fixed_prefix, with the same results and without the kernels.
 
       mop-t5 export --run runs/mop --output runs/mop-prefixes
 
@@ -25,10 +26,10 @@ def export(run: str, output: str, backbone: str | None = None, overwrite: bool =
         overwrite: empty the output folder first if it holds an earlier run or export.
     """
     model, _, settings = load_run(run, backbone)
-    if not mop_t5.is_attached(model):
+    if not is_attached(model):
         raise ValueError(f"{run} trained all weights of its backbone: there are no prefixes to export.")
     folder = prepare_output(output, overwrite=overwrite)
-    made = mop_t5.export(model, folder / "adapter")
+    made = export_prefixes(model, folder / "adapter")
     write_settings(folder, settings | {"method": "fixed_prefix", "options": {}})
     if (made_of := read_contents(run)) is not None:
         write_contents(folder, made_of)

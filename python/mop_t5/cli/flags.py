@@ -1,5 +1,8 @@
-"""Flags made from functions: the parameters are the flags, the docstring is the help, dataclasses stand for their
-fields. A parameter annotated Annotated[list[str], "positional"] takes words without a flag, one or more."""
+"""Make flags from functions. The parameters are the flags, and the docstring is the help.
+
+A parameter that is a dataclass stands for the fields of that class. A parameter annotated
+Annotated[list[str], "positional"] takes one or more words without a flag.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from mop_t5.cli.commands import Command
 from mop_t5.methods import get, method_names
 
 _OPTION = "--options."
-# jsonargparse reads a text as YAML where its type is not just `str`: "#x", "~" and "null" become None. It reads the
-# texts in a dict[str, Any] once more. It leaves a `str` as typed, and takes None for it as a default or from a file.
-_TYPES = {
+# jsonargparse reads a text as YAML unless its type is `str`: "#x", "~" and "null" become None. It reads the texts in a
+# dict[str, Any] twice. It does not change a `str`, and accepts None for it as a default or from a file.
+_TYPES: dict[Any, Any] = {
     str | None: str,
     dict[str, Any]: dict,
     dict[str, Any] | None: dict | None,
@@ -30,32 +33,34 @@ _TYPES = {
 
 
 class _Parser(ArgumentParser):
-    """Flags are written in full: `--seed` is not short for `--seeds`."""
+    """A parser that needs full flags: `--seed` does not abbreviate `--seeds`."""
 
-    def __init__(self, **keywords):
+    def __init__(self, **keywords: Any):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
 
 
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The examples in a description keep their lines."""
+    """A formatter that keeps the lines of the examples in a description."""
 
 
-def function_of(where: str) -> Callable:
+def function_of(where: str) -> Callable[..., Any]:
     """Return the function of a command. where: "package.module.function"."""
     module, _, function = where.rpartition(".")
     return getattr(import_module(module), function)
 
 
-def parse(arguments: Sequence[str], program: Command, name: str, notes: str = "") -> tuple[Callable, dict]:
+def parse(
+    arguments: Sequence[str], program: Command, name: str, notes: str = ""
+) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return the function that the arguments call, and its keywords.
 
-    Exits as argparse does: with 0 for --help, with 2 for a wrong flag. Only the function that is called is imported, so
-    that the help is there at once.
+    Like argparse, exit with 0 for --help and with 2 for a wrong flag. Only the called function is imported, so that the
+    help is fast.
 
     Args:
         arguments: The words after the program's name.
         program: All commands, under `commands`.
-        name: Of the program.
+        name: The name of the program.
         notes: The last lines of the program's help.
     """
     parser = _Parser(prog=name, description="\n\n".join(filter(None, [program.purpose, _lines(name, program), notes])))
@@ -63,10 +68,10 @@ def parse(arguments: Sequence[str], program: Command, name: str, notes: str = ""
     others, options = _options(arguments)
     if called is not None:
         _check_config_files(called, others)
-    given, command = parser.parse_args(others), program
+    namespace, command = parser.parse_args(others), program
     while command.function is None:
-        command, given = command.commands[given.command], given[given.command]
-    function, given = function_of(command.function), given.as_dict()
+        command, namespace = command.commands[namespace.command], namespace[namespace.command]
+    function, given = function_of(command.function), namespace.as_dict()
     given.pop("config", None)
     for path, value in options:
         if "options" not in given:
@@ -76,7 +81,7 @@ def parse(arguments: Sequence[str], program: Command, name: str, notes: str = ""
 
 
 def _lines(words: str, command: Command) -> str:
-    """Return the lines of help of the commands under a name, with the purposes in one column where they fit."""
+    """Return the lines of help of the commands under a name, with the purposes in one column if they fit."""
     lines = [(f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help]
     width = max(len(flags) for flags, purpose in lines if purpose and len(flags) < 60)
     return "\n".join(f"  {flags:{width}}  {purpose}".rstrip() for flags, purpose in lines)
@@ -88,26 +93,30 @@ def _add(parser: _Parser, above: Command, words: str, arguments: Sequence[str]) 
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in above.commands.items():
         called = name == next(iter(arguments), None)
-        if not called:  # its flags are not asked for
+        if not called:  # its flags are not needed
             subcommands.add_subcommand(name, _Parser())
         elif command.function is not None:
             found = _command_parser(function_of(command.function))
             subcommands.add_subcommand(name, found)
         else:
             one = _Parser(description=f"{command.purpose}\n\n{_lines(f'{words} {name}', command)}")
-            subcommands.add_subcommand(name, one)  # jsonargparse wants the outer one first
+            subcommands.add_subcommand(name, one)  # jsonargparse needs the outer parser first
             found = _add(one, command, f"{words} {name}", arguments[1:])
-    parser._action_groups.remove(parser._subparsers)  # the description lists the commands
+    # the description lists the commands
+    parser._action_groups = [group for group in parser._action_groups if group is not parser._subparsers]
     return found
 
 
 def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
-    """Raise what is wrong with the files of --config, but for values. Exit, as for a wrong flag, for a wrong name.
+    """Check the names in the files of --config. Exit, as for a wrong flag, for an unknown name.
 
-    jsonargparse takes the second of two equal keys without a word, and has no message for a key that a command under a
-    name does not know.
+    jsonargparse silently takes the second of two equal keys, and has no message for an unknown key of a command under a
+    name.
+
+    Raises:
+        ValueError: A file is no YAML or JSON, or has a setting twice.
     """
-    from mop_t5.data.tasks import read_yaml  # here: help is there without torch
+    from mop_t5.data.tasks import read_yaml  # imported here, so that the help needs no torch
 
     parts = [argument.partition("=") for argument in arguments]
     paths = [value for flag, joined, value in parts if flag == "--config" and joined]
@@ -122,8 +131,8 @@ def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
             raise ValueError(f"{path}: {', '.join(twice)} stands in it as a whole and in parts. Write it once.")
 
 
-def _command_parser(command: Callable) -> _Parser:
-    description = inspect.getdoc(command).split("\nArgs:")[0].rstrip()
+def _command_parser(command: Callable[..., Any]) -> _Parser:
+    description = _documentation(command).split("\nArgs:")[0].rstrip()
     parser = _Parser(description=description)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
     dataclasses, positionals = dataclasses_of(command), positionals_of(command)
@@ -135,19 +144,20 @@ def _command_parser(command: Callable) -> _Parser:
     if any(action.dest == "options" for action in parser._actions):
         parser.epilog = _method_fields()
     for action in parser._actions:
-        if getattr(action, "_typehint", None) in _TYPES:
-            action._typehint = _TYPES[action._typehint]
+        if (hint := getattr(action, "_typehint", None)) in _TYPES:
+            vars(action)["_typehint"] = _TYPES[hint]
         if isinstance(action.default, bool):
             action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
-    """Return the arguments without those for single options of a method, and these: (path of names, value).
+    """Return the arguments without the single options of a method, and these options as (path of names, value).
 
-    Only the methods know which options are texts. jsonargparse would read each as YAML.
+    jsonargparse would read each option as YAML, but only the methods know which options are texts.
     """
-    others, options = [], []
+    others: list[str] = []
+    options: list[tuple[list[str], Any]] = []
     places = iter(range(len(arguments)))
     for place in places:
         flag, joined, value = arguments[place].partition("=")
@@ -161,8 +171,10 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str],
 
 
 def _option(name: str, value: str) -> Any:
-    """Return the value of an option: as it was typed if the fields of this name are texts, and read as YAML if not. A
-    text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`."""
+    """Return the value of an option. It is read as YAML, unless the fields of this name are texts.
+
+    A text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`.
+    """
     kinds: set[Any] = set()
     for config in (get(method).Config for method in method_names()):
         hint = get_type_hints(config).get(name)
@@ -178,36 +190,45 @@ def _option(name: str, value: str) -> Any:
     return read if texts and value.startswith("{") and kinds - {str, NoneType} else value
 
 
-def _put(values: dict, path: Sequence[str], value: Any) -> None:
-    """Set the value that a path of names leads to, in mappings inside of each other."""
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value in nested mappings, at a path of names."""
     for name in path[:-1]:
         values[name] = values = dict(values.get(name) or {})
     values[path[-1]] = value
 
 
 def _method_fields() -> str:
-    """The documentation of every method's fields, for the help of commands with options."""
-    return "\n\n".join(inspect.getdoc(get(name).Config) for name in method_names())
+    """Return the documentation of every method's fields, for the help of commands with options."""
+    return "\n\n".join(_documentation(get(name).Config) for name in method_names())
 
 
-def dataclasses_of(command: Callable) -> dict[str, tuple[type, tuple[str, ...]]]:
-    """The parameters of a command whose fields are flags of their own, but for those that Annotated names: parameter ->
-    (dataclass, fields without a flag)."""
+def _documentation(item: object) -> str:
+    return inspect.getdoc(item) or ""
+
+
+def dataclasses_of(command: Callable[..., Any]) -> dict[str, tuple[type[Any], tuple[str, ...]]]:
+    """Return the parameters of a command whose fields are flags: parameter -> (dataclass, fields without a flag).
+
+    Annotated names the fields without a flag.
+    """
     hints = get_type_hints(command, include_extras=True)
-    found = {name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()}
-    return {name: (hint, left_out) for name, (hint, left_out) in found.items() if is_dataclass(hint)}
+    found: dict[str, tuple[Any, tuple[str, ...]]] = {
+        name: (getattr(h, "__origin__", h), getattr(h, "__metadata__", ())) for name, h in hints.items()
+    }
+    return {name: pair for name, pair in found.items() if is_dataclass(pair[0])}
 
 
-def positionals_of(command: Callable) -> dict[str, str]:
-    """The parameters of a command that take words without a flag, and their help."""
+def positionals_of(command: Callable[..., Any]) -> dict[str, str]:
+    """Return the parameters of a command that take words without a flag, and their help."""
     hints = get_type_hints(command, include_extras=True)
-    described = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(command)).params}
+    parameters = docstring_parser.parse(_documentation(command)).params
+    described = {one.arg_name: one.description or "" for one in parameters}
     return {name: described[name] for name, h in hints.items() if "positional" in getattr(h, "__metadata__", ())}
 
 
-def _gather(command: Callable, given: dict) -> dict:
-    """Flags that are fields of a dataclass, made into that dataclass."""
-    made = {}
+def _gather(command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a command, with flags that are fields of a dataclass put into that dataclass."""
+    made: dict[str, Any] = {}
     for name, (dataclass, left_out) in dataclasses_of(command).items():
         flags = [field.name for field in fields(dataclass) if field.name not in left_out]
         made[name] = dataclass(**{flag: given.pop(flag) for flag in flags})

@@ -1,4 +1,4 @@
-"""mop-t5 generate"""
+"""Write summaries of new dialogues: `mop-t5 generate`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mop_t5.evaluation.requests import Request, filled_lines, request_of, reques
 from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise
 from mop_t5.operations.run_folder import load_run
 
-NOT_ALL = 3  # exit code: all lines were read, and some have no summary
+NOT_ALL = 3  # exit code if some lines have no summary
 _STREAM = "-"
 
 
@@ -34,9 +34,10 @@ def generate(
 ) -> int:
     """Write summaries of the dialogues in a file or a stream, or of one dialogue.
 
-    Each line of the input is a JSON object with scenario and dialogue, possibly with an id. It gives one line of the
-    output, in the same order: a JSON object with id, scenario and summary, or with an error and "summary": null. No
-    line ends the run. Exit code: 0, all have a summary; 3, some have none; 1, the run could not go on; 130, Ctrl-C.
+    Each line of the input is a JSON object with scenario and dialogue, possibly with an id. Each line gives one line of
+    output, in the same order: a JSON object with id, scenario and summary, or with an error and "summary": null. A
+    wrong line does not end the run. Exit codes: 0, all lines have a summary; 3, some have none; 1, the run failed; 130,
+    Ctrl-C.
 
       mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl
       mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl --resume
@@ -51,11 +52,11 @@ def generate(
         output: file for the result; standard output if not given.
         backbone: folder of the backbone, if it has moved since the run.
         num_beams: beams of the search; 1 is greedy.
-        batch_size: dialogues generated from at once.
-        window: dialogues that are read ahead, sorted by length into batches, and written together.
-        resume: keep the complete lines of the output, if it is there, and go on behind them.
+        batch_size: dialogues per batch.
+        window: dialogues that are read together, sorted by length into batches, and written together.
+        resume: keep the complete lines of an existing output, and continue behind them.
         overwrite: replace the output file if it exists.
-        dry_run: read and check all of the input, say what would be done, and write nothing.
+        dry_run: read and check the whole input, print what would be done, and write nothing.
     """
     target = None if output is None else Path(output)
     if (input is None) == (dialogue is None):
@@ -72,7 +73,7 @@ def generate(
     summariser = Summariser(model, tokenizer, options, lengths_of(settings), num_beams, batch_size)
     requests = _requests(input, dialogue, scenario, summariser.scenarios)
     counts, position, where = Counts(), 0, output or "standard output"
-    if resume and target.exists():
+    if resume and target is not None and target.exists():
         position = check_kept(target, requests, summariser.key, counts)
         print(f"{counts.lines:,} lines are in {target} already.", file=sys.stderr)
     try:
@@ -116,14 +117,14 @@ def _requests(
         if request.error is not None:
             raise ValueError(request.error)
         return iter([request])
-    if input == _STREAM:
-        # not sys.stdin.buffer, which Python locks when it ends: the thread that waits for a line would hold it
+    if input is None or input == _STREAM:
+        # Python locks sys.stdin.buffer when it ends, and the thread that waits for a line would hold this lock
         return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known)
     return requests_in(open_binary(Path(input)), input, stem_of(Path(input)), known)
 
 
 def _total(input: str | None) -> int | None:
-    """How many lines are to be answered; None where only answering them tells, as in a stream."""
+    """Return the number of lines. None if it is unknown, as for a stream."""
     if input is None:
         return 1
     if input == _STREAM or not Path(input).is_file():
@@ -131,5 +132,5 @@ def _total(input: str | None) -> int | None:
     try:
         with open_binary(Path(input)) as file:
             return sum(1 for _ in filled_lines(file, input))
-    except ValueError:  # broken gzip data: said when the lines before are answered
+    except ValueError:  # damaged gzip data is reported behind the lines before it
         return None

@@ -1,7 +1,7 @@
-"""The command `mop-t5`: train, evaluate, generate, params, table, prompts, attempt and others.
+"""Run the command `mop-t5`: train, evaluate, generate, params, table, prompts, attempt and others.
 
-The flags of a command are made from its function (commands.py, flags.py). An error is one sentence on stderr and exit
-code 1 (2 for a wrong flag, 130 where Ctrl-C stopped it); with MOP_T5_DEBUG=1 it shows where it was raised.
+The flags of a command are made from its function (commands.py, flags.py). An error is one sentence on stderr, with exit
+code 1 (2 for a wrong flag, 130 for Ctrl-C). With MOP_T5_DEBUG=1 the traceback is shown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mop_t5.cli.commands import Command, all_commands
@@ -21,7 +21,7 @@ _NOTES = """A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.
 Flags can stand in a YAML or JSON file under the same names: mop-t5 train --config train.yaml
 `mop-t5 COMMAND --help` explains the flags of a command."""
 _PROGRAM = "mop-t5"
-_STOPPED = 130  # as a shell reports what Ctrl-C ended
+_STOPPED = 130  # the exit code of a shell after Ctrl-C
 _CURES = {
     errno.ENOENT: "Check the path",
     errno.ENOTDIR: "Choose another folder",
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         finally:
-            sys.stdout.flush()  # a reader that is gone shows here, and not after the last line of Python
+            sys.stdout.flush()  # raises BrokenPipeError here, and not after the last line of Python
     except KeyboardInterrupt as stop:
         _say(arguments, str(stop) or "interrupted. What it had written is whole; the same command starts anew.")
         return _STOPPED
-    except BrokenPipeError:  # as of `| head`, which has what it wanted
+    except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from mop_t5.cli.flags import parse  # here, so that a package that is missing is one sentence, too
+    from mop_t5.cli.flags import parse  # imported here, so that a missing package is one sentence, too
 
     command, given = parse(arguments, Command((), None, all_commands(), _PURPOSE), _PROGRAM, _NOTES)
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -68,9 +68,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def _say(arguments: Sequence[str], sentence: str) -> None:
-    """One line on stderr, by the first of several processes."""
+    """Print one line on stderr, in the first of several processes."""
     if int(os.environ.get("RANK", 0)) == 0:
-        words, below = [], all_commands()
+        words: list[str] = []
+        below: Mapping[str, Command] = all_commands()
         for word in arguments:
             if word not in below:
                 break
@@ -79,11 +80,11 @@ def _say(arguments: Sequence[str], sentence: str) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """What was wrong and what to do."""
+    """Return a sentence on the error and its cure."""
     said = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return f'the package {error.name.split(".")[0]} is not installed. Install it: pip install "mop-kernels[t5]"'
-    if isinstance(error, OSError) and error.errno and error.strerror == os.strerror(error.errno):  # Python's own words
+    if isinstance(error, OSError) and error.errno and error.strerror == os.strerror(error.errno):  # a message of Python
         where = "" if error.filename is None else f"{error.filename}: "
         return f"{where}{error.strerror}. {_CURES.get(error.errno, 'Try again, or choose another place')}."
     if isinstance(error, OSError) and error.strerror:

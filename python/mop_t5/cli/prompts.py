@@ -1,4 +1,4 @@
-"""mop-t5 prompts add | list | remove: the source prompts of ATTEMPT and SPoT."""
+"""Keep the source prompts of ATTEMPT and SPoT: `mop-t5 prompts add | list | remove`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from mop_t5.storage import prompt_library
 
 
 def prompts_add(library: str, name: str, adapter: str, scenario: str | None = None, overwrite: bool = False) -> None:
-    """Copy the prompt of a trained prompt_tuning into a library. The library is made if it is not there.
+    """Copy the prompt of a trained prompt_tuning into a library. The library is made if it does not exist.
 
       mop-t5 prompts add --library prompts --name mnli --adapter runs/mnli/adapter
       mop-t5 prompts add --library prompts --name taxi --adapter runs/all/adapter --scenario taxi
 
     Args:
         library: folder of the library.
-        name: of the prompt in the library.
+        name: name of the prompt in the library.
         adapter: folder of the saved prompt_tuning.
-        scenario: whose prompt, where the adapter has one for each.
+        scenario: the scenario of the prompt, if the adapter has one prompt per scenario.
         overwrite: replace a prompt of this name.
     """
     added = prompt_library.add(library, name, adapter, scenario, overwrite)
@@ -25,7 +25,7 @@ def prompts_add(library: str, name: str, adapter: str, scenario: str | None = No
 
 
 def prompts_list(library: str, like: str | None = None, scenario: str | None = None, output: str | None = None) -> None:
-    """List the prompts of a library, and how like a trained prompt each of them is.
+    """List the prompts of a library, and their similarity to a trained prompt.
 
       mop-t5 prompts list --library prompts
       mop-t5 prompts list --library prompts --like runs/cola/adapter
@@ -33,11 +33,11 @@ def prompts_list(library: str, like: str | None = None, scenario: str | None = N
     Args:
         library: folder of the library.
         like: folder of a saved prompt_tuning to compare with, by the similarities of SPoT.
-        scenario: whose prompt, where `like` has one for each.
+        scenario: the scenario of the prompt, if `like` has one prompt per scenario.
         output: folder for prompts.md and prompts.csv; only printed if not given.
     """
     prompts = [prompt_library.read(library, name) for name in prompt_library.names(library)]
-    rows = [[p.name, ", ".join(p.scenarios), p.backbone["name"], *p.prompt.shape] for p in prompts]
+    rows: list[list[object]] = [[p.name, ", ".join(p.scenarios), p.backbone["name"], *p.prompt.shape] for p in prompts]
     columns = ["prompt", "trained on", "backbone", "rows", "width"]
     if like is not None:
         target = prompt_library.read_adapter(like, scenario)
@@ -49,13 +49,13 @@ def prompts_list(library: str, like: str | None = None, scenario: str | None = N
 
 
 def prompts_remove(library: str, name: str) -> None:
-    """Remove a prompt from a library. Methods that were attached with it hold a copy and go on working.
+    """Remove a prompt from a library. Methods that were attached with it have a copy, and keep working.
 
       mop-t5 prompts remove --library prompts --name mnli
 
     Args:
         library: folder of the library.
-        name: of the prompt.
+        name: name of the prompt.
     """
     prompt_library.remove(library, name)
     print(f"Removed from {library}: {name}.")

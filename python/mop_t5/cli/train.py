@@ -1,4 +1,4 @@
-"""mop-t5 train"""
+"""Train a run: `mop-t5 train`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def train(
       torchrun --nproc_per_node 2 -m mop_t5.cli.main train --config train.yaml
 
     Args:
+        training: how to train.
+        rouge: how ROUGE is counted when validating.
         corpus: folder with train.jsonl, and valid.jsonl if evaluate_every is set.
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: folder for the result. It must be new or empty.
