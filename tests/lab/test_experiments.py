@@ -4,11 +4,9 @@ import csv
 import json
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from killed import report_of
 from mop_lab.suites.systems import SYSTEMS, all_systems, table_2_systems
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
@@ -43,11 +41,9 @@ OF_MOP = {name: OPTIONS[name] for name in ("prefix_length", "d_mid", "terms_down
 @pytest.fixture(scope="module")
 def killed(place):
     """A folder with the suite run in one go, "straight", and another one that was killed five times, "killed"."""
-    worker = Path(__file__).parents[1] / "helpers" / "killed_table.py"
     folder = place / "suites"
     folder.mkdir()
-    command = [sys.executable, str(worker), str(folder), *flags(place, *TWO, options=OF_MOP)]
-    subprocess.run(command, check=True, timeout=600)
+    report_of("table", folder, *flags(place, *TWO, options=OF_MOP))
     return folder
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mop_t5
 import pytest
+from killed import report_of
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus
@@ -127,19 +128,9 @@ def test_a_file_without_errors_exits_with_zero_and_gzip_says_where_it_breaks_off
     assert (tmp_path / "c.jsonl").read_bytes() == b""
 
 
-@pytest.fixture(scope="module")
-def killed(run, mixed, place):
-    folder = place / "served"
-    folder.mkdir()
-    worker = Path(__file__).parents[1] / "helpers" / "killed_generate.py"
-    flags = ["--run", str(run), "--input", str(mixed)]
-    subprocess.run([sys.executable, str(worker), str(folder), *flags], check=True, timeout=600)
-    return folder
-
-
 @pytest.mark.slow
-def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(killed):
-    report = json.loads((killed / "report.json").read_text())
+def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(run, mixed, tmp_path):
+    report = report_of("generate", tmp_path, "--run", run, "--input", mixed)
     stdout = report.pop("no room on standard output")
     assert stdout["code"] == 1
     assert "could not be written to 'standard output': No space left on device" in stdout["said"]
@@ -156,9 +147,9 @@ def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(killed):
     full = report["no room for the fourth"]["said"]
     assert "the summaries could not be written to" in full
     assert "File too large" in full
-    stopped = f"interrupted; {lines[4]} lines are in {killed / 'killed.jsonl'}, and the same command goes on"
+    stopped = f"interrupted; {lines[4]} lines are in {tmp_path / 'killed.jsonl'}, and the same command goes on"
     assert report["Ctrl-C in the fifth"]["said"] == f"mop-t5 generate: {stopped} with --resume."
-    assert (killed / "killed.jsonl").read_bytes() == (killed / "straight.jsonl").read_bytes()
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
     assert "lines: 60; summaries: 53" in report["after the end"]["said"]
 
 

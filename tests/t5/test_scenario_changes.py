@@ -4,7 +4,7 @@ import copy
 
 import mop_t5
 import pytest
-import test_training_checkpoints as setting
+import small_training as setting
 import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.training import hold_absent_experts

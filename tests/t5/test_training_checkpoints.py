@@ -5,44 +5,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import mop_t5
 import pytest
 import torch
-from mop_t5.backbone.tokenizer import train_tokenizer
-from mop_t5.data import synthetic_corpus
+from killed import report_of
 from mop_t5.operations.run_folder import load_run, save_run
-from mop_t5.training import TrainingConfig, TrainingResult, train
+from mop_t5.training import TrainingResult
 from mop_t5.training.checkpoints import checkpoint_to_resume, checkpoints
-from transformers import T5Config
-
-CORPUS = synthetic_corpus(2, general=60, train=60, valid=5, test=5)
-SCENARIOS = ["e-commerce", "food", "take-out", "taxi", "ticket"]
-MOP = {"scenarios": SCENARIOS, "prefix_length": 3, "d_mid": 8, "terms_down": 4, "terms_up": 4}
+from small_training import CORPUS, SCENARIOS, new_model, new_tokenizer, run
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([text for row in CORPUS["general"] for text in (row.dialogue, row.summary)], 600)
-
-
-def new_model(tokenizer, method="mop", seed=0, **fields):
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4, dropout_rate=0.1
-    )
-    config.pad_token_id, config.eos_token_id = 0, 1
-    model = mop_t5.build_backbone(config, seed=seed)
-    torch.manual_seed(0)
-    return mop_t5.attach(model, method, **{**MOP, **fields}) if method == "mop" else model.requires_grad_(True)
-
-
-def run(model, tokenizer, folder, resume=False, **changes):
-    fields = {"steps": 4, "batch_size": 2, "warmup_steps": 0, "save_every": 2, "max_source": 24, "max_target": 12}
-    config = TrainingConfig(**fields | {"log_every": 3} | changes)
-    valid = CORPUS["valid"] if config.evaluate_every else None
-    return train(model, tokenizer, CORPUS["train"], config, output=folder, resume=resume, valid=valid, progress=False)
+    return new_tokenizer()
 
 
 def names(folder):
@@ -207,18 +183,10 @@ def test_a_new_run_does_not_mix_its_checkpoints_with_old_ones(trained, tokenizer
         run(new_model(tokenizer), tokenizer, trained.parent)
 
 
-KILLED_RUN = Path(__file__).parents[1] / "helpers" / "killed_training.py"
-
-
 def test_a_killed_run_ends_as_an_unbroken_one(tmp_path):
-    """Processes killed by signal 9 in a step, at every stage of writing a checkpoint, and by a timer; each is resumed
-    in a process of its own and must log the losses of a run that was let be, bit for bit."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, KILLED_RUN, tmp_path], capture_output=True, text=True, env=environment, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((tmp_path / "report.json").read_text())
+    """Kill processes in a step, at every stage of writing a checkpoint, and by a timer. Resume each in a process of its
+    own. It must log the losses of an unbroken run, bit for bit."""
+    report = report_of("training", tmp_path)
     straight = report.pop("straight")
     assert [point["step"] for point in straight["history"] if "loss" in point] == list(range(1, 10))
     assert len(report) >= 9
