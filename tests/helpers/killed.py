@@ -4,6 +4,7 @@
 imports anything anew, and returns a report: how each attempt ended, and what it left.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -59,6 +60,7 @@ def at_call(owner, name, condition, act=kill_now, after=False):
 
 def attempt(function, log, arm=None):
     """Call a function in a process of its own, with its output in a log. Return the exit code, or minus the signal."""
+    gc.freeze()  # each training collects; what is imported need not be looked at
     child = os.fork()
     if not child:
         code = 1
@@ -121,6 +123,7 @@ def generate(folder, flags):
 
 def table(folder, flags):
     """`mop-t5 table 2`, in one go and killed: four runs of 6 steps, with a checkpoint every two."""
+    import rouge_score.rouge_scorer  # noqa: F401  imported once, for all attempts
     from mop_lab.suites import suite
 
     moments = {

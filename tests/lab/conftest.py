@@ -1,3 +1,3 @@
-from t5_fixtures import place, poisoned_memory
+from t5_fixtures import frozen_modules, place, poisoned_memory
 
-__all__ = ["place", "poisoned_memory"]
+__all__ = ["frozen_modules", "place", "poisoned_memory"]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from mop_t5.backbone.tokenizer import segment
 from mop_t5.evaluation.scores import Scores
@@ -49,7 +50,9 @@ class Rouge:
         for name, known in {"implementation": IMPLEMENTATIONS, "unit": UNITS, "normalise": FORMS}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
-        self._score  # noqa: B018 (a package that is missing must raise here, before any work)
+        # importing rouge_score takes seconds, so only its presence is checked here, before any work
+        if find_spec(self.implementation) is None:
+            raise ModuleNotFoundError(f"No module named {self.implementation!r}", name=self.implementation)
 
     @cached_property
     def _score(self) -> Callable[[str, str], Scores]:
