@@ -200,9 +200,9 @@ def test_help_is_there_without_torch():
     assert "\n  mop-t5 table 4 " in done.stdout
 
 
-def test_a_reader_that_goes_ends_the_command_quietly():
+def test_a_reader_that_goes_ends_the_command_quietly(tmp_path):
     process = subprocess.Popen(
-        [*COMMAND, "params", "--methods", "[bitfit]"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "prompts", "list", "--library", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.wait(60) == 1
