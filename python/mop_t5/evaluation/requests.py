@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from io import BufferedIOBase
+from typing import Any, NamedTuple
 
 from mop_t5.data.corpus import Example, example_of
 from mop_t5.data.dataset import scenario_ids_of
@@ -26,7 +27,7 @@ class Request(NamedTuple):
     checksum: str
 
 
-def requests_in(file: BinaryIO, name: str, stem: str, scenarios: Sequence[str] | None) -> Iterator[Request]:
+def requests_in(file: BufferedIOBase, name: str, stem: str, scenarios: Sequence[str] | None) -> Iterator[Request]:
     """Yield the request of each line of a file, except for blank lines.
 
     Args:
@@ -40,7 +41,7 @@ def requests_in(file: BinaryIO, name: str, stem: str, scenarios: Sequence[str] |
             yield request_of(raw, f"{name}, line {number}", f"{stem}-{number}", scenarios, number)
 
 
-def filled_lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def filled_lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, bytes]]:
     """Return the lines that are not blank, with their numbers. A line longer than LONGEST is cut."""
     return ((number, raw) for number, raw in numbered(_bounded(file), name) if raw.strip())
 
@@ -115,7 +116,7 @@ def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseExcept
         arrived.put(StopIteration())
 
 
-def _bounded(file: BinaryIO) -> Iterator[bytes]:
+def _bounded(file: BufferedIOBase) -> Iterator[bytes]:
     """The lines of a file; of one that is longer than LONGEST only so much that this shows."""
     while raw := file.readline(LONGEST + 1):
         rest = raw

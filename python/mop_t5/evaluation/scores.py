@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.files import failure_in_a_sentence, replace_file
+from mop_t5.files import write_json
 
 SCORES = "scores.json"
 AVERAGE = "average"
@@ -75,8 +75,7 @@ def with_average(scores: Mapping[str, TaskScores]) -> dict[str, TaskScores]:
 def write_scores(folder: str | Path, means: Mapping[str, Mapping[str, TaskScores]]) -> None:
     """Write scores.json. A reader finds either no file or the complete file. means: system -> scenario -> scores."""
     content = {system: {name: by_metric(s) for name, s in scenarios.items()} for system, scenarios in means.items()}
-    with failure_in_a_sentence(SCORES, folder):
-        replace_file(Path(folder) / SCORES, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(Path(folder) / SCORES, content)
 
 
 def read_scores(folder: str | Path) -> dict[str, dict[str, TaskScores]]:

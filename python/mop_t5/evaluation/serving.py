@@ -25,7 +25,7 @@ from mop_t5.backbone.identity import hash_weights
 from mop_t5.data.lines import decoded, json_value
 from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
 from mop_t5.evaluation.requests import Request, windows
-from mop_t5.files import checksum, failure_in_a_sentence
+from mop_t5.files import checksum, failure_in_a_sentence, json_lines
 from mop_t5.operations.contents import of_tokenizer
 
 _CURE = "Give the input and the run that it was begun with, or choose another --output."
@@ -223,7 +223,7 @@ class Output:
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows, and wait until the disk has them."""
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        content = json_lines(rows)
         if self._file is None or self._path is None:
             _to_standard_output(content)
             return

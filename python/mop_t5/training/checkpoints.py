@@ -8,7 +8,6 @@ save removes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mop_t5.attachment.attached_model import attached, backbone_parameters, is_attached
 from mop_t5.attachment.method import Method
 from mop_t5.backbone.identity import check_same_backbone
-from mop_t5.files import failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
+from mop_t5.files import checksum, failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
 
@@ -134,7 +133,7 @@ def _seal(checkpoint: Path) -> None:
     """Wait until all files are on the disk, and write the list of their checksums."""
     files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     flush_tree(checkpoint)
-    sums = {name: _checksum(path) for name, path in files.items()}
+    sums = {name: checksum(path) for name, path in files.items()}
     write_durably(checkpoint / FILES, (json.dumps({"files": sums}, indent=2) + "\n").encode())
     flush(checkpoint)
 
@@ -148,13 +147,5 @@ def _check_files(checkpoint: Path) -> None:
     for name, expected in sums:
         if not (checkpoint / name).is_file():
             raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is missing. {cure}")
-        if _checksum(checkpoint / name) != expected:
+        if checksum(checkpoint / name) != expected:
             raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is not as it was saved. {cure}")
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
