@@ -10,7 +10,7 @@ from mop_lab.commands.cases import _of_ids
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_split
 from mop_t5.evaluation import BASELINES, Values, read_scores, value_recall
-from test_value_recall import NAMES, visit
+from visits import NAMES, visit
 
 SUITE = ["--systems", "[MTL-vanilla, prefix-tuning]", "--seeds", "[0, 1]", "--steps", "1", "--batch_size", "2"]
 SUITE += ["--max_target", "4", "--options", '{"prefix_length": 2, "d_mid": 4}']
