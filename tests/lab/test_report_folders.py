@@ -44,7 +44,7 @@ def test_what_is_not_finished_is_named_and_left_out(suite, tmp_path):
     assert left_out == [
         "prefix-tuning, seed 1: not finished: food, ticket",
         "binary.md: " + left_out[1].split(": ", 1)[1],
-        "ragged.md: its tables cannot be read (a row must have 2 cells, one a column; got 3: ['1', '2', '3'].)",
+        "ragged.md: its tables cannot be read (a row must have 2 cells, one per column; got 3: ['1', '2', '3'].)",
         f"{second}: trained, not evaluated on the test split",
         f"{untrained}: not trained to its end",
         f"{copy / 'rates'}: 2 runs with evaluation-valid only",

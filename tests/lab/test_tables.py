@@ -72,7 +72,7 @@ def test_tables_of_one_csv_have_the_same_columns():
     assert len(read_csv(to_csv([TABLE, TABLE]))) == 4
     with pytest.raises(ValueError, match="tables must have the same columns"):
         to_csv([TABLE, Table("other", ["system"], [])])
-    with pytest.raises(ValueError, match="a row must have 1 cells, one a column; got 2"):
+    with pytest.raises(ValueError, match="a row must have 1 cells, one per column; got 2"):
         Table("t", ["a"], [["x", "y"]])
 
 
