@@ -1,24 +1,78 @@
-"""Checks of config fields: each raises TypeError or ValueError that names the field and its value."""
+"""Checks of configuration fields. Each raises TypeError or ValueError that names the field and the value it got."""
 
+import dataclasses
 import math
+import types
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-LARGEST_INT = 2**31 - 1  # of a field; what torch and the tokenizers count with
-
-
-def check_scenarios(value, argument: str = "scenarios") -> tuple[str, ...]:
-    """value as a tuple of distinct names, with something in each that can be written as UTF-8."""
-    if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
-        raise TypeError(f"{argument} must be a list of names; got {value!r}.")
-    unwritable = [s for s in value if not s.strip() or any("\ud800" <= c <= "\udfff" for c in s)]
-    if unwritable:
-        raise ValueError(f"{argument} must be names with text in them, of whole characters; got {unwritable[0]!r}.")
-    repeated = sorted({s for s in value if value.count(s) > 1})
-    if repeated:
-        raise ValueError(f"{argument} must be distinct; got {', '.join(repeated)} more than once.")
-    return tuple(value)
+LARGEST_INT = 2**31 - 1  # of a field: torch and the tokenizers count in 32 bits
+_WORDS = {bool: "True or False", int: "an int", float: "a number", str: "a string", dict: "a dict"}
+_PLURALS = {int: "ints", float: "numbers", str: "names", dict: "dicts"}
 
 
-def check_int(name: str, value, minimum: int) -> None:
+def check_types(config: Any, infinite: Collection[str] = ()) -> None:
+    """Check the fields of a dataclass against their annotations.
+
+    An int counts as a float, and a list as a tuple. Numbers must be finite.
+
+    Args:
+        config: An instance of a dataclass.
+        infinite: Names of the fields that may be infinite.
+
+    Raises:
+        TypeError: A value is not of the annotated type.
+        ValueError: An int has more than 31 bits, or a number is not finite.
+    """
+    annotations = get_type_hints(type(config))
+    for name in (field.name for field in dataclasses.fields(config)):
+        value, annotation = getattr(config, name), annotations[name]
+        if not _fits(value, annotation):
+            raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
+        if isinstance(value, float) and not math.isfinite(value) and name not in infinite:
+            raise ValueError(f"{name} must be finite; got {value}.")
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(element, inside[0]) for element in value)
+    if origin is dict:
+        return isinstance(value, Mapping) and all(
+            _fits(key, inside[0]) and _fits(element, inside[1]) for key, element in value.items()
+        )
+    if annotation in (int, float):
+        return isinstance(value, (int, annotation)) and not isinstance(value, bool)
+    return not isinstance(annotation, type) or isinstance(value, annotation)
+
+
+def _described(annotation: Any) -> str:
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_described(one) for one in inside)
+    if origin in (list, tuple):
+        return f"a list of {_PLURALS.get(inside[0], 'values')}"
+    if annotation is types.NoneType:
+        return "None"
+    return _WORDS.get(origin or annotation, str(annotation))
+
+
+def check_least(config: object, minimum: int, *names: str) -> None:
+    """Raise ValueError for a field, or an element of a field, below `minimum`. None passes."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+            check_int(name, number, minimum)
+
+
+def check_int(name: str, value: object, minimum: int) -> None:
+    """Raise unless `value` is an int of at most 31 bits, at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}.")
     if value < minimum:
@@ -27,41 +81,54 @@ def check_int(name: str, value, minimum: int) -> None:
         raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
 
 
-def check_bool(name: str, value) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r}.")
+def check_number(
+    name: str, value: object, minimum: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> None:
+    """Raise unless `value` is a finite number with minimum <= value and above < value < below."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number; got {value!r}.")
+    if not (minimum <= value < below and above < value < math.inf):
+        bounds = [f"above {above:g}"] if above > -math.inf else []
+        bounds += [f"at least {minimum:g}"] if minimum > -math.inf else []
+        bounds.append("finite" if below == math.inf else f"below {below:g}")
+        raise ValueError(f"{name} must be {' and '.join(bounds)}; got {value}.")
 
 
-def check_choice(name: str, value, options) -> None:
-    """value must be one of options, which are strings or None."""
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{name} must be a string; got {value!r}.")
+def check_choice(name: str, value: str | None, options: Collection[str | None]) -> None:
+    """Raise ValueError unless `value` is one of `options`."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
 
 
-def check_probability(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1; got {value}.")
+def check_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Return a list of names as a tuple.
+
+    Raises:
+        TypeError: `value` is not a list of strings.
+        ValueError: A name is blank, has half a surrogate pair, or stands twice.
+    """
+    if not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
+        raise TypeError(f"{name} must be a list of names; got {value!r}.")
+    unwritable = [s for s in value if not s.strip() or any("\ud800" <= c <= "\udfff" for c in s)]
+    if unwritable:
+        raise ValueError(f"{name} must be names with text in them, of whole characters; got {unwritable[0]!r}.")
+    repeated = sorted({s for s in value if value.count(s) > 1})
+    if repeated:
+        raise ValueError(f"{name} must be distinct; got {', '.join(repeated)} more than once.")
+    return tuple(value)
 
 
-def check_positive(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite; got {value}.")
+def check_subset(name: str, value: Sequence[str], options: Sequence[str], hint: str = "") -> tuple[str, ...]:
+    """Return the names in `value` in the order of `options`; raise ValueError for an unknown name or no name."""
+    unknown = sorted(set(value) - set(options))
+    if unknown or not value:
+        raise ValueError(
+            f"{name} must be a non-empty subset of {', '.join(options)}; got {', '.join(unknown) or 'none'}.{hint}"
+        )
+    return tuple(option for option in options if option in value)
 
 
-def check_number(name: str, value, minimum: float = -math.inf) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not math.isfinite(value) or value < minimum:
-        least = "" if minimum == -math.inf else f"at least {minimum:g} and "
-        raise ValueError(f"{name} must be {least}finite; got {value}.")
-
-
-def check_some_scenario(scenarios: tuple[str, ...]) -> None:
+def check_some_scenario(scenarios: Sequence[str]) -> None:
+    """Raise ValueError for an empty list of scenarios."""
     if not scenarios:
         raise ValueError("scenarios must name at least one scenario; got none. Pass scenarios=[...].")

@@ -138,9 +138,9 @@ def test_sizes_on_t5_base(fields, trained):
     [
         (ValueError, r"scenarios must name at least one scenario; got none", {"per_scenario": True}),
         (TypeError, r"per_scenario must be True or False; got 1", {"per_scenario": 1}),
-        (TypeError, r"places must be a list of names out of self_attention, .*; got 'cross", {"places": "cross"}),
-        (ValueError, r"places must name some of self_attention, .*; got head", {"places": ["feed_forward", "head"]}),
-        (ValueError, r"places must name some of .*; got none", {"places": []}),
+        (TypeError, r"places must be a list of names; got 'cross", {"places": "cross"}),
+        (ValueError, r"places must be .* self_attention, .*; got head", {"places": ["feed_forward", "head"]}),
+        (ValueError, r"places must be .*; got none", {"places": []}),
         (ValueError, r"reduction must be at least 1; got 0", {"reduction": 0}),
         (ValueError, r"activation must be one of .*; got 'gelu_new'", {"activation": "gelu_new"}),
         (TypeError, r"layer_norms must be True or False; got 'no'", {"layer_norms": "no"}),

@@ -215,9 +215,9 @@ def test_templates_are_read_in_training_validation_and_generation_and_saved(toke
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (TypeError, r"templates must be None, a text or \{scenario: text\}; got 3", {"templates": 3}),
+        (TypeError, r"templates must be .*; got 3", {"templates": 3}),
         (ValueError, r"templates must be 'default' or have '\{scenario\}' in it.*got 'Chat'", {"templates": "Chat"}),
-        (TypeError, r"templates must map names of scenarios to texts; got \{'taxi': 3\}", {"templates": {"taxi": 3}}),
+        (TypeError, r"templates must be .*; got \{'taxi': 3\}", {"templates": {"taxi": 3}}),
         (
             ValueError,
             r"templates must have a text for each scenario; got none for food, take-out\. Write one",

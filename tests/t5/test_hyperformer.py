@@ -287,7 +287,7 @@ def test_errors_that_need_the_model():
     with pytest.raises(ValueError, match=r"reduction must be at most d_model = 24; got 32. Choose a smaller one"):
         mop_t5.attach(tiny(), "hyperformer", scenarios=["a"])
     model = mop_t5.attach(tiny(), "hyperformer", **SMALL)
-    with pytest.raises(ValueError, match=r"scenario_ids is missing; hyperformer needs one id an example"):
+    with pytest.raises(ValueError, match=r"scenario_ids is missing; hyperformer needs one id per example"):
         model(**batch())
     with pytest.raises(RuntimeError, match=r"scenario_ids is missing, but the method differs between 3 scenarios"):
         model.mop.additions().adapter("encoder", "feed_forward", 0)(torch.zeros(1, 1, 24, dtype=torch.float64), None)

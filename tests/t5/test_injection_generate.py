@@ -233,9 +233,9 @@ def test_an_assistant_is_refused():
 
 def test_errors():
     model, inputs = mop_model(), inputs_of()
-    with pytest.raises(ValueError, match=r"scenario_ids is missing; mop needs one id an example, 0 to 2 for a, b, c"):
+    with pytest.raises(ValueError, match=r"scenario_ids is missing; mop needs one id per example, 0 to 2 for a, b, c"):
         model.generate(**inputs)
-    with pytest.raises(ValueError, match=r"scenario_ids must have shape \(4,\), one id an example; got \(3,\)"):
+    with pytest.raises(ValueError, match=r"scenario_ids must have shape \(4,\), one id per example; got \(3,\)"):
         model.generate(**inputs, scenario_ids=[0, 1, 2])
     with pytest.raises(ValueError, match=r"scenario_ids must lie in 0 to 2 \(a, b, c\); got 3"):
         model.generate(**inputs, scenario_ids=3)

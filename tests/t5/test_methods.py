@@ -118,11 +118,11 @@ def test_prefix_tuning_config_errors(error, message, given):
         (TypeError, r"share_lorl must be True or False; got 1", {"share_lorl": 1}),
         (TypeError, r"drop_lorl must be True or False; got 'yes'", {"drop_lorl": "yes"}),
         (ValueError, r"preset must be one of None, 'paper', 'xmoe_top2'; got 'papers'", {"preset": "papers"}),
-        (TypeError, r"attention must be a list of names out of encoder_self, .*; got 'cross'", {"attention": "cross"}),
+        (TypeError, r"attention must be a list of names; got 'cross'", {"attention": "cross"}),
         (ValueError, r"non-empty subset of .*; got decoder", {"attention": ["decoder"]}),
         (ValueError, r"non-empty subset of .*; got none. For no MOP at all", {"attention": []}),
         (ValueError, r"num_experts must be None, 2 \(one a scenario\) or 1 .*; got 3", {"num_experts": 3}),
-        (TypeError, r"layers must be a list of layer indices or None; got 6", {"layers": 6}),
+        (TypeError, r"layers must be a list of ints or None; got 6", {"layers": 6}),
         (ValueError, r"layers must name at least one layer", {"layers": []}),
         (ValueError, r"layers must be at least 0; got -1", {"layers": [-1]}),
     ],
@@ -162,7 +162,7 @@ def test_scenario_ids_from_names():
     assert mop_t5.scenario_ids(model, "ticket").tolist() == [1]
     with pytest.raises(ValueError, match=r"unknown scenario hotel; expected one of taxi, ticket, food"):
         mop_t5.scenario_ids(model, ["taxi", "hotel"])
-    with pytest.raises(RuntimeError, match="no method attached, so it knows no scenarios"):
+    with pytest.raises(RuntimeError, match="no method attached"):
         mop_t5.scenario_ids(tiny(), ["taxi"])
 
 

@@ -292,18 +292,18 @@ def test_a_saved_prompt_needs_no_file_to_load(tmp_path):
         (TypeError, r"prefix_length must be an int; got 4.0", {"prefix_length": 4.0}),
         (ValueError, r"prefix_length must be at least 0; got -1", {"prefix_length": -1}),
         (TypeError, r"per_scenario must be True or False; got 1", {"per_scenario": 1}),
-        (ValueError, r"scenarios must name at least one scenario where per_scenario=True", {"per_scenario": True}),
+        (ValueError, r"scenarios must name at least one scenario", {"per_scenario": True}),
         (ValueError, r"init must be one of 'uniform', .*'file', 'spot'; got 'zeros'", {"init": "zeros"}),
         (TypeError, r"init_scale must be a number; got '1'", {"init_scale": "1"}),
         (ValueError, r"init_scale must be above 0 and finite; got 0", {"init_scale": 0}),
-        (ValueError, r"init_scale must be above 0 and finite; got inf", {"init_scale": float("inf")}),
-        (ValueError, r"init_scale must be above 0 and finite; got nan", {"init_scale": float("nan")}),
+        (ValueError, r"init_scale must be finite; got inf", {"init_scale": float("inf")}),
+        (ValueError, r"init_scale must be finite; got nan", {"init_scale": float("nan")}),
         (
             ValueError,
             r"init_vocabulary must be at least prefix_length = 40; got 39",
             {"init": "vocabulary", "init_vocabulary": 39},
         ),
-        (TypeError, r"init_words must be a list of words; got '医院'", {"init": "words", "init_words": "医院"}),
+        (TypeError, r"init_words must be a list of names; got '医院'", {"init": "words", "init_words": "医院"}),
         (ValueError, r"init_words must be given where init='words', and only there", {"init": "words"}),
         (ValueError, r"init_words must be given where .*; got init='uniform'", {"init_words": ["医院"]}),
         (
@@ -312,7 +312,7 @@ def test_a_saved_prompt_needs_no_file_to_load(tmp_path):
             {"init": "words", "init_words": ["a", "b"], "prefix_length": 1},
         ),
         (ValueError, r"init_file must be given where init='file', and only there", {"init": "file"}),
-        (TypeError, r"init_file must be a path as a string; got 3", {"init": "file", "init_file": 3}),
+        (TypeError, r"init_file must be a string or None; got 3", {"init": "file", "init_file": 3}),
     ],
 )
 def test_config_errors(error, message, given):

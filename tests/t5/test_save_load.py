@@ -206,7 +206,7 @@ def test_a_backbone_is_known_in_another_dtype(dtype, tmp_path):
 
 
 def test_other_errors(tmp_path):
-    with pytest.raises(RuntimeError, match=r"no method attached. Use model.save_pretrained\(folder\)"):
+    with pytest.raises(RuntimeError, match=r"no method attached"):
         mop_t5.save(tiny(), tmp_path)
     mop_t5.save(attached(), tmp_path)
     with pytest.raises(RuntimeError, match=r"has the method 'mop' attached already"):

@@ -157,7 +157,7 @@ def test_what_does_not_fit(library, tmp_path):
         (ValueError, r"init_library must be given where init='spot', and only there", {"init_target": "t"}),
         (ValueError, r"init_target must be given where init='spot', and only there", {"init_library": "l"}),
         (ValueError, r"init_library must be .*; got init='uniform'", {"init": "uniform", "init_library": "l"}),
-        (TypeError, r"init_library must be a path as a string; got 3", {"init_library": 3}),
+        (TypeError, r"init_library must be a string or None; got 3", {"init_library": 3}),
         (TypeError, r"init_prompts must be a list of names; got 'a'", {"init_prompts": "a"}),
         (ValueError, r"init_similarity must be one of 'avgpool_cosine', .*; got 'dot'", {"init_similarity": "dot"}),
         (ValueError, r"init_top must be at least 0; got -1", {"init_top": -1}),

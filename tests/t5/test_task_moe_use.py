@@ -221,7 +221,7 @@ def test_the_command_squeezes_a_run(corpus, tmp_path, capsys):
             {"selection": "hard"},
         ),
         (ValueError, "routes must be 'learned', 'average', 'instance' or 'random_N' .* 1 to 3", {"routes": "random_4"}),
-        (TypeError, "encoder_layers must be a list of block indices or None; got 3", {"encoder_layers": 3}),
+        (TypeError, "encoder_layers must be a list of ints or None; got 3", {"encoder_layers": 3}),
         (ValueError, r"decoder_layers must be distinct; got \[1, 1\]", {"decoder_layers": [1, 1]}),
         (ValueError, "both empty. Name a block", {"encoder_layers": [], "decoder_layers": []}),
         (ValueError, "temperature must be above 0 and finite; got 0", {"temperature": 0}),
@@ -231,7 +231,7 @@ def test_the_command_squeezes_a_run(corpus, tmp_path, capsys):
         (ValueError, "exploration must be at least 0 and below 1; got 1", {"exploration": 1}),
         (ValueError, "routes_from needs routes='learned'; got 'average'", {"routes": "average", "routes_from": "x"}),
         (ValueError, "alternate needs a router that is trained", {"routes": "average", "alternate": True}),
-        (TypeError, "experts_from must be a path or None; got 3", {"experts_from": 3}),
+        (TypeError, "experts_from must be a string or None; got 3", {"experts_from": 3}),
     ],
 )
 def test_config_errors(error, message, given):

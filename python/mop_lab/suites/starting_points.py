@@ -63,11 +63,11 @@ class FirstVersion:
 
 def systems_from(starts: StartingPoints) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the systems that start from `starts`: method -> label -> the fields to attach with."""
-    own = {"prefix_length": starts.length, "per_scenario": True}
+    own: dict[str, Any] = {"prefix_length": starts.length, "per_scenario": True}
     plain = {**own, "init": "vocabulary"}
-    like = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
+    like: dict[str, Any] = {**own, "init": "spot", "init_library": starts.library, "init_prompts": starts.prompts}
     like["init_target"] = FirstVersion(plain, starts.first_steps)
-    prompts = {
+    prompts: dict[str, dict[str, Any]] = {
         "frozen backbone": {"prefix_length": 0},
         "PT": plain,
         "SPoT-t": like,
@@ -79,7 +79,7 @@ def systems_from(starts: StartingPoints) -> dict[str, dict[str, dict[str, Any]]]
     sources = {"library": starts.library, "source_prompts": starts.prompts, "prompt_length": starts.length}
     learnt = {**sources, "prior": starts.prior}
     without_library = {"library": None, "source_prompts": (), "untrained_sources": len(starts.prompts)}
-    mixtures = {
+    mixtures: dict[str, dict[str, Any]] = {
         "ATTEMPT": learnt,
         "ATTEMPT (token)": {**learnt, "attention": "token"},
         "ATTEMPT (constant)": {**sources, "attention": "constant"},

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import mop_t5
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.checks import check_int, check_positive
+from mop_t5.checks import check_int, check_least, check_number
 from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
 from mop_t5.operations.contents import write_contents
@@ -59,12 +59,12 @@ class Adaptation:
     shots: int | None = None
 
     def __post_init__(self):
-        for name, check in (("rates", check_positive), ("batch_sizes", lambda n, v: check_int(n, v, 1))):
-            values = getattr(self, name)
+        for name, values in (("rates", self.rates), ("batch_sizes", self.batch_sizes)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must be different numbers, at least one; got {values}.")
             for value in values:
-                check(name, value)
+                check_number(name, value, above=0)
+        check_least(self, 1, "batch_sizes")
         if self.shots is not None:
             check_int("shots", self.shots, 1)
 

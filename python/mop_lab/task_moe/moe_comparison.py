@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from mop_t5.checks import check_choice, check_positive
+from mop_t5.checks import check_choice, check_number
 from mop_t5.data import BATCHINGS, read_split, scenarios_of
 from mop_t5.evaluation import AVERAGE, Table
 from mop_t5.methods.task_moe.routers import ROUTERS
@@ -83,7 +83,7 @@ class MoEGrid:
         if "random" in self.representations:
             raise ValueError("representations has 'random', which is there without a file. Choose another name.")
         for name in ("learning_rate", "router_speed", "vectors_speed"):
-            check_positive(name, getattr(self, name))
+            check_number(name, getattr(self, name), above=0)
 
 
 class Cell(NamedTuple):

@@ -1,73 +1,89 @@
 """What a method adds to a T5 for one batch: prefixes, a prompt, adapters, experts, a loss.
 
-Made by `Method.additions` at the start of a forward pass, it travels through the model as the keyword argument
+`Method.additions` makes it at the start of a forward pass. It travels through the model as the keyword argument
 `mop_additions` and never as state on modules.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
 from mop_t5.attachment.mixture import Mixture
 from mop_t5.attachment.places import ATTENTIONS, INNER_PLACES, PLACES
 
+# keys and values, each (rows, heads, prefix, d_kv)
+Prefix: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+# (hidden (batch, tokens, width), scenario_ids (batch,) or None) -> the new hidden
+Adapter: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+# (embeddings (batch, source, d_model), mask (batch, source) or None, scenario_ids or None) -> longer embeddings
+Prompt: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+
 
 class Additions:
-    """Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict.
+    """The additions of one batch.
 
-    prefixes: {attention: one (keys, values) a layer}, each (rows, heads, prefix, d_kv). An attention that is not named
-        has no prefix. rows is 1 where all scenarios share the prefix.
-    scenarios: (rows,) the scenario of each prefix row, ascending, or None: row s belongs to scenario s.
-    prompt: function of (embeddings (batch, source, d_model), mask (batch, source) or None, scenario_ids (batch,) or
-        None) that gives longer embeddings (batch, prompt + source, d_model), the prompt on the left. The encoder runs
-        on them, and the decoder attends to all of its outputs.
-    adapters: {(stack, place): one function a layer, or None for none there}, stack and place out of PLACES, where
-        hidden is the output of the sub-layer before its dropout and residual, or out of INNER_PLACES (the head counts
-        as one layer). Each takes (hidden (batch, tokens, width), scenario_ids) and gives what replaces hidden.
-    dtype: the dtype in which the adapters compute; hidden states come in it. None: that of the backbone, but at least
-        float32.
-    experts: what the blocks named by the method's expert_places run, or None where there are none.
-    loss: scalar that is added to the model's loss in training, or None.
+    Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict.
+
+    Args:
+        prefixes: Attention -> one (keys, values) per layer, each (rows, heads, prefix, d_kv). An attention without an
+            entry has no prefix. rows is 1 where all scenarios share the prefix.
+        scenarios: (rows,) the scenario of each prefix row, ascending. None: row s belongs to scenario s.
+        prompt: Function that puts a prompt on the left of the embeddings: (batch, prompt + source, d_model). The
+            encoder runs on the result, and the decoder attends to all outputs of the encoder.
+        adapters: (stack, place) -> one function per layer, or None for a layer without one. The place is one of PLACES:
+            hidden is the output of the sub-layer before its dropout and residual. Or it is one of INNER_PLACES; the
+            head counts as one layer. The function returns the replacement of hidden.
+        dtype: The dtype in which the adapters compute: hidden states come in it. None: that of the backbone, but at
+            least float32.
+        experts: The experts of the blocks named by the method's expert_places, or None.
+        loss: Scalar that training adds to the model's loss, or None.
+
+    Raises:
+        ValueError: prefixes or adapters has an unknown key.
     """
 
     def __init__(
         self,
-        prefixes: Mapping[str, tuple] | None = None,
+        prefixes: Mapping[str, Sequence[Prefix]] | None = None,
         scenarios: torch.Tensor | None = None,
         *,
-        prompt: Callable | None = None,
-        adapters: Mapping[tuple[str, str], tuple] | None = None,
+        prompt: Prompt | None = None,
+        adapters: Mapping[tuple[str, str], Sequence[Adapter | None]] | None = None,
         dtype: torch.dtype | None = None,
         experts: Mixture | None = None,
         loss: torch.Tensor | None = None,
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
         self.scenarios, self.prompt, self.dtype, self.experts, self.loss = scenarios, prompt, dtype, experts, loss
-        places = PLACES + INNER_PLACES
-        for argument, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, places)):
-            unknown = sorted(map(str, set(given) - set(known)))
+        for argument, unknown, known in (
+            ("prefixes", set(self.prefixes) - set(ATTENTIONS), ATTENTIONS),
+            ("adapters", set(self.adapters) - {*PLACES, *INNER_PLACES}, PLACES + INNER_PLACES),
+        ):
             if unknown:
-                raise ValueError(f"{argument} has unknown keys {', '.join(unknown)}; expected a subset of {known}.")
+                keys = ", ".join(sorted(map(str, unknown)))
+                raise ValueError(f"{argument} has unknown keys {keys}; expected a subset of {known}.")
 
-    def prefix(self, attention: str, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(keys, values) of one attention, or None."""
+    def prefix(self, attention: str, layer: int) -> Prefix | None:
+        """Return keys and values of one attention, or None."""
         layers = self.prefixes.get(attention)
         return None if layers is None else layers[layer]
 
-    def adapter(self, stack: str, place: str, layer: int) -> Callable | None:
+    def adapter(self, stack: str, place: str, layer: int) -> Adapter | None:
+        """Return the adapter at one place of one layer, or None."""
         layers = self.adapters.get((stack, place))
         return None if layers is None else layers[layer]
 
     def precision(self, hidden: torch.Tensor) -> torch.dtype:
-        """The dtype in which the adapters take these hidden states."""
+        """Return the dtype in which the adapters take these hidden states."""
         return self.dtype or wide(hidden.dtype)
 
     def row_index(self, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
-        """(batch,) the prefix row of each example, or None where one row serves the whole batch."""
+        """Return the prefix row of each example, (batch,). None where one row serves the whole batch."""
         return row_index(self.scenarios, scenario_ids, rows)
 
     def check_holds(self, scenario_ids: torch.Tensor | None) -> None:
-        """Raise ValueError if a scenario of the batch is not among those this object was made for."""
+        """Raise ValueError if the batch has a scenario that these additions were not made for."""
         if self.scenarios is None or scenario_ids is None:
             return
         missing = sorted(set(scenario_ids.tolist()) - set(self.scenarios.tolist()))
@@ -79,7 +95,7 @@ class Additions:
 
 
 def row_index(scenarios: torch.Tensor | None, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
-    """(batch,) which of the rows, made for these scenarios, each example takes; None where one serves them all."""
+    """Return which of the rows, made for `scenarios`, each example takes: (batch,). None where one row serves all."""
     if rows == 1:
         return None
     if scenario_ids is None:

@@ -1,128 +1,132 @@
 """The class of a model with a method attached: its forward and generate take scenario_ids."""
 
-import difflib
 import functools
 import inspect
+import os
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 import torch
-import torch.nn.functional as F
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import TransformersKwargs
 
+from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
 from mop_t5.attachment.caches import CACHE, rename_cache
 from mop_t5.attachment.hooks import check_hooks, own_slots
+from mop_t5.attachment.inputs import (
+    TARGETS,
+    batch_of,
+    check_arguments,
+    mask_padding,
+    prepend_prompt,
+    takes_dynamic_cache,
+)
 from mop_t5.attachment.kept_weights import KeptWeights
+from mop_t5.attachment.method import Method
+from mop_t5.attachment.mixin import RuntimeMixin
+from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
 from mop_t5.backbone.identity import describe_backbone, weights_of
 from mop_t5.storage import adapter_folder
 
 SUBMODULE = "mop"
 # what T5 reads of **kwargs, beside the arguments that its forward names
 _MORE_ARGUMENTS = {"return_dict", *TransformersKwargs.__annotations__}
-_TARGETS = ("labels", "decoder_input_ids", "decoder_inputs_embeds")
 
 
-def is_attached(model) -> bool:
-    """Return whether a method is attached. A wrapper of an attached model (torch.compile, DDP) counts as one."""
+def is_attached(model: nn.Module) -> TypeGuard["AttachedT5"]:
+    """Return whether a method is attached. A wrapper of an attached model (torch.compile, DDP) counts as one.
+
+    The type is right for a T5 itself: use `attached` for a model that may be wrapped.
+    """
     return isinstance(unwrapped(model), AttachedT5)
 
 
-def unwrapped(model):
-    """Return the T5 in a wrapper: of torch.compile, DistributedDataParallel, DeepSpeed, AveragedModel, PEFT."""
-    while not isinstance(model, PreTrainedModel):
-        inside = (getattr(model, "_orig_mod", None), getattr(model, "module", None), _in_peft(model))
-        inner = next((module for module in inside if isinstance(module, torch.nn.Module)), None)
-        if inner is None:
-            break
-        model = inner
-    return model
-
-
-def _in_peft(model):
-    """Return the T5 in whose layers a PeftModel has put adapters. One that puts a prompt before the input is no mere
-    wrapper: the T5 alone would run without the prompt."""
-    tuner = getattr(model, "base_model", None)
-    return getattr(tuner, "model", None) if hasattr(tuner, "peft_config") else None
-
-
-def attached(model) -> "AttachedT5":
-    """Return model, an attached T5 that is to be changed.
+def attached(model: nn.Module) -> "AttachedT5":
+    """Return the attached T5 that `model` is or wraps.
 
     Raises:
         RuntimeError: No method is attached.
-        TypeError: model is a wrapper, see check_not_wrapped.
     """
+    model = unwrapped(model)
     if not is_attached(model):
-        raise RuntimeError("model has no method attached. Call mop_t5.attach(model, name) first.")
-    check_not_wrapped(model)
+        raise RuntimeError("model has no method attached. Call mop_t5.attach or mop_t5.load first.")
     return model
 
 
-def check_not_wrapped(model) -> None:
-    """Raise TypeError if model is a wrapper: its list of parameters would not follow a change."""
-    if unwrapped(model) is not model:
-        raise TypeError(f"model is a {type(model).__name__} around a T5. Pass the T5 itself, and wrap it afterwards.")
+def changeable(model: nn.Module) -> "AttachedT5":
+    """Return `model`, an attached T5 whose parameters may be changed.
+
+    Raises:
+        RuntimeError: No method is attached.
+        TypeError: `model` is a wrapper, see check_not_wrapped.
+    """
+    t5 = attached(model)
+    check_not_wrapped(model)
+    return t5
 
 
-def backbone_parameters(model) -> dict[str, torch.Tensor]:
+def backbone_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the backbone's weights by name. Parameters that the method trains have the values from before attach."""
     mine = {n: t for n, t in weights_of(model).items() if not n.startswith(f"{SUBMODULE}.")}
     return mine | (model._mop_record.trained if is_attached(model) else {})
 
 
-@functools.cache
-def attached_class(plain: type) -> type:
-    """A subclass of a transformers class, made once. It keeps the name and module: transformers reads the source file
-    of the module to decide what the class can do."""
-    signature = inspect.signature(plain.forward)
-    names = list(signature.parameters)[1:]  # of positional arguments, without self
+@dataclass
+class Record:
+    """The state of the model before attach, which detach restores."""
 
-    @functools.wraps(plain.forward)
-    def forward(self, *args, scenario_ids=None, mop_additions=None, **kwargs):
-        return self._forward_with_additions(kwargs | dict(zip(names, args)), scenario_ids, mop_additions)
-
-    # Trainer and generate read the names of the arguments that forward takes
-    parameters = list(signature.parameters.values())
-    for name in ("scenario_ids", "mop_additions"):
-        parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
-    forward.__signature__ = signature.replace(parameters=parameters)
-    namespace = {
-        "forward": forward,
-        "_plain_class": plain,
-        "_arguments": frozenset(names[:-1]) | _MORE_ARGUMENTS,  # the last is **kwargs
-        "__module__": plain.__module__,
-        "__doc__": plain.__doc__,
-    }
-    return type(plain.__name__, (AttachedT5, plain), namespace)
+    attention: list[str]  # of encoder, decoder, model
+    requires_grad: dict[str, bool]
+    keys_to_ignore_on_save: set[str] | list[str] | None
+    trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
 
 
-def _new_attached(plain: type):
-    attached = attached_class(plain)
-    return attached.__new__(attached)
-
-
-class AttachedT5(KeptWeights):
+class AttachedT5(RuntimeMixin, KeptWeights):
     """Mixed into the class of an attached model."""
+
+    mop: Method
+    _mop_record: Record
+    _arguments: frozenset[str]
 
     # Trainer then passes num_items_in_batch, which T5's own forward would swallow and ignore.
     accepts_loss_kwargs = True
+
+    @classmethod
+    def namespace_of(cls, plain: type) -> dict[str, Any]:
+        """Return forward with the signature of the plain class, and the names of the arguments that T5 reads."""
+        plain_forward = getattr(plain, "forward")  # noqa: B009  a type has no such attribute
+        signature = inspect.signature(plain_forward)
+        names = list(signature.parameters)[1:]  # of positional arguments, without self
+
+        @functools.wraps(plain_forward)
+        def forward(self, *args, scenario_ids=None, mop_additions=None, **kwargs):
+            return self._forward_with_additions(kwargs | dict(zip(names, args)), scenario_ids, mop_additions)
+
+        # Trainer and generate read the names of the arguments that forward takes
+        parameters = list(signature.parameters.values())
+        for name in ("scenario_ids", "mop_additions"):
+            parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        vars(forward)["__signature__"] = signature.replace(parameters=parameters)
+        return {"forward": forward, "_arguments": frozenset(names[:-1]) | _MORE_ARGUMENTS}  # the last is **kwargs
 
     @property
     def scenarios(self) -> tuple[str, ...]:
         """Names of the scenarios; scenario s has id s. Empty if the method does not tell scenarios apart."""
         return self.mop.scenarios
 
-    def _forward_with_additions(self, kwargs, scenario_ids, additions):
+    def _forward_with_additions(self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None) -> Any:
         rename_cache(kwargs)
-        self._check_arguments(kwargs)
+        check_arguments(kwargs, self._arguments)
         self._check_attention()
         if self.training:
             self._check_checkpointing()
             if kwargs.get("use_cache") is None:
                 kwargs["use_cache"] = False  # else decoder.config.use_cache fills a cache that nobody reads
-        batch, device = _batch_of(kwargs)
-        if all(kwargs.get(name) is None for name in _TARGETS):
+        batch, device = batch_of(kwargs)
+        if all(kwargs.get(name) is None for name in TARGETS):
             raise ValueError(
                 "the batch has neither labels nor decoder_input_ids. Trainer takes the labels out with "
                 "label_smoothing_factor and with compute_loss_func; let the collator make decoder_input_ids beside "
@@ -138,7 +142,7 @@ class AttachedT5(KeptWeights):
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             additions.check_holds(scenario_ids)
         if additions.prompt is not None:
-            self._prepend_prompt(additions.prompt, kwargs, scenario_ids)
+            prepend_prompt(self, self.mop, additions.prompt, kwargs, scenario_ids)
         if additions.experts is not None:
             additions.experts.prepare(scenario_ids, batch)
             use_cache = self.decoder.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
@@ -155,7 +159,14 @@ class AttachedT5(KeptWeights):
             output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
         return output
 
-    def generate(self, inputs=None, *args, scenario_ids=None, mop_additions=None, **kwargs):
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,
+        scenario_ids: Any = None,
+        mop_additions: Additions | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Generate as transformers does. The additions of the batch are made once.
 
         Without an attention_mask, padding in input_ids is masked, as transformers 4 did (5 attends to it).
@@ -175,7 +186,7 @@ class AttachedT5(KeptWeights):
         self._check_attention()
         if inputs is not None and kwargs.get("input_ids") is None:
             kwargs["input_ids"], inputs = inputs, None
-        batch, device = _batch_of(kwargs if inputs is None else {"inputs": inputs})
+        batch, device = batch_of(kwargs if inputs is None else {"inputs": inputs})
         # a tensor (batch,) is what transformers repeats for the beams
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
         check_hooks(self, self.mop.adapter_places)
@@ -184,81 +195,19 @@ class AttachedT5(KeptWeights):
                 mop_additions = self.mop(scenario_ids)
         else:
             mop_additions.check_holds(scenario_ids)
-        self._mask_padding(kwargs)
+        mask_padding(self, kwargs)
         if mop_additions.prompt is not None:
             with torch.no_grad():
-                self._prepend_prompt(mop_additions.prompt, kwargs, scenario_ids)
-        if self._takes_dynamic_cache(kwargs):
+                prepend_prompt(self, self.mop, mop_additions.prompt, kwargs, scenario_ids)
+        if takes_dynamic_cache(self, kwargs):
             if mop_additions.experts is not None:
                 kwargs[CACHE] = mop_additions.experts.new_cache()
-            elif self.config.num_decoder_layers > self.config.num_layers:
+            elif (self.config.num_decoder_layers or 0) > self.config.num_layers:
                 # transformers sizes the cache by num_layers, too short for a deeper decoder
                 kwargs[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
         with own_slots():
-            return super().generate(inputs, *args, scenario_ids=scenario_ids, mop_additions=mop_additions, **kwargs)
-
-    def _prepend_prompt(self, prompt, kwargs, scenario_ids) -> None:
-        """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs.
-
-        Of encoder_outputs, which have the prompt already, only the mask gets it.
-        """
-        mask = kwargs.get("attention_mask")
-        if kwargs.get("encoder_outputs") is not None:
-            missing = 0 if mask is None else kwargs["encoder_outputs"][0].shape[1] - mask.shape[-1]
-            if missing > 0:
-                kwargs["attention_mask"] = F.pad(mask, (missing, 0), value=1)
-            return
-        ids, embeddings = kwargs.pop("input_ids", None), kwargs.get("inputs_embeds")
-        if (ids is None) == (embeddings is None):
-            raise ValueError("give either input_ids or inputs_embeds; got both or none.")
-        if embeddings is None:
-            embeddings = self.get_input_embeddings()(ids)
-        if mask is not None and mask.dim() != 2:
-            raise ValueError(
-                f"attention_mask must have shape (batch, source) for {self.mop.name}; got {tuple(mask.shape)}."
-            )
-        longer = prompt(embeddings.to(self.mop.dtype), mask, scenario_ids).to(embeddings.dtype)
-        kwargs["inputs_embeds"] = longer
-        if mask is not None:
-            kwargs["attention_mask"] = F.pad(mask, (longer.shape[1] - embeddings.shape[1], 0), value=1)
-
-    def _mask_padding(self, kwargs) -> None:
-        """Mask the padding of input_ids where no mask is given. A pad token that also ends texts is not padding."""
-        ids = kwargs.get("input_ids")
-        if ids is None or ids.is_meta or kwargs.get("attention_mask") is not None:
-            return
-        pad, ends = (self._generation_setting(kwargs, name) for name in ("pad_token_id", "eos_token_id"))
-        ends = ends if isinstance(ends, (list, tuple)) else [ends]
-        if pad is None or pad in ends:
-            return
-        mask = ids.ne(pad)
-        if not mask.all():
-            kwargs["attention_mask"] = mask.long()
-
-    def _generation_setting(self, kwargs, name: str):
-        """What generate uses for a setting: of the call, of its generation_config, of the model's, of its config."""
-        if name in kwargs:
-            return kwargs[name]
-        places = (kwargs.get("generation_config"), self.generation_config, self.config)
-        return next((v for v in (getattr(place, name, None) for place in places) if v is not None), None)
-
-    def _takes_dynamic_cache(self, kwargs) -> bool:
-        """Whether generate is to use a cache, and none is given or named."""
-        if kwargs.get(CACHE) is not None:
-            return False
-        use_cache, implementation = (
-            self._generation_setting(kwargs, name) for name in ("use_cache", "cache_implementation")
-        )
-        return use_cache is not False and implementation is None
-
-    def _check_arguments(self, kwargs) -> None:
-        """Raise TypeError for names that T5 would take without reading them."""
-        unknown = sorted(name for name in kwargs if name not in self._arguments)
-        if unknown:
-            known = {*self._arguments, "scenario_ids"}
-            close = [match for name in unknown for match in difflib.get_close_matches(name, known, 1)]
-            hint = f"Is {', '.join(close)} meant?" if close else "Leave it out of the batch."
-            raise TypeError(f"forward got {', '.join(unknown)}, which no T5 reads. {hint}")
+            mine = {"scenario_ids": scenario_ids, "mop_additions": mop_additions}
+            return super().generate(inputs, *args, **mine, **kwargs)  # type: ignore[misc]  # T5 lacks their protocol
 
     def _check_attention(self) -> None:
         for owner in (self.encoder, self.decoder):
@@ -281,7 +230,7 @@ class AttachedT5(KeptWeights):
                     "it with gradient_checkpointing_kwargs={'use_reentrant': False}."
                 )
 
-    def set_attn_implementation(self, attn_implementation: str, *args, **kwargs) -> None:
+    def set_attn_implementation(self, attn_implementation: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # fewer kinds
         """Switch between "sdpa" and "eager" (which returns attention weights) with the prefix kept."""
         if attn_implementation not in PREFIXED:
             raise ValueError(
@@ -291,8 +240,18 @@ class AttachedT5(KeptWeights):
         point_attention(self, [PREFIXED[attn_implementation]] * 3)
         self._mop_record.attention = [attn_implementation] * 3
 
-    def save_pretrained(
-        self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs
+    def description_of(self, method: Method) -> dict[str, Any]:
+        """Return the description of an adapter folder of `method` for this backbone."""
+        backbone = describe_backbone(self, backbone_parameters(self))
+        return {"method": method.name, "config": method.config.to_dict(), "backbone": backbone}
+
+    def save_pretrained(  # type: ignore[override]  # arguments about shards and tokens are ignored
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Write the method only, as mop_t5.save does; Trainer calls it. The backbone is saved from a detached model.
 
@@ -302,11 +261,6 @@ class AttachedT5(KeptWeights):
             raise ValueError("push_to_hub=True is not supported with a method attached. Upload the saved folder.")
         if not is_main_process:
             return
-        description = {
-            "method": self.mop.name,
-            "config": self.mop.config.to_dict(),
-            "backbone": describe_backbone(self, backbone_parameters(self)),
-        }
         state_dict = self.state_dict() if state_dict is None else state_dict
         # the names they have in the attached model, because Trainer loads them back with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
@@ -316,28 +270,11 @@ class AttachedT5(KeptWeights):
                 f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model has no more: "
                 "the layer was changed after attach, as by LoRA or pruning. Undo that, then save."
             )
-        adapter_folder.write(save_directory, description, mine)
-
-    def __reduce_ex__(self, protocol):
-        # the class is made at run time, so pickle has to be told how
-        return _new_attached, (type(self)._plain_class,), self.__getstate__()
+        adapter_folder.write(save_directory, self.description_of(self.mop), mine)
 
 
-def _with_loss(output, loss, labels):
-    """The output with this loss, in the place of its own if it had labels."""
+def _with_loss(output: Any, loss: torch.Tensor, labels: torch.Tensor | None) -> Any:
+    """Return the output with this loss in the place of its own. Without labels it has no loss of its own."""
     if isinstance(output, tuple):  # return_dict=False
         return (loss, *output[labels is not None :])
     return type(output)(**{**output, "loss": loss})
-
-
-def _batch_of(kwargs) -> tuple[int, torch.device]:
-    """Batch size and device, from whichever input the call has."""
-    names = ("input_ids", "inputs", "inputs_embeds", "encoder_outputs")
-    names += ("decoder_input_ids", "decoder_inputs_embeds", "labels")
-    for name in names:
-        value = kwargs.get(name)
-        if name == "encoder_outputs" and value is not None:
-            value = value[0]
-        if isinstance(value, torch.Tensor):
-            return value.shape[0], value.device
-    raise ValueError("no input found; pass input_ids, inputs_embeds or encoder_outputs.")

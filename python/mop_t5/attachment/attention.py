@@ -2,20 +2,25 @@
 
 T5 does not scale by 1/sqrt(d). Prefix columns have bias 0 and mask 0; real tokens keep the bias they have without a
 prefix, because the prefix is joined here, after T5 has computed it and after the cache update: the prefix is in
-neither. Two ways, the same softmax: split_attention writes out prefix and token scores and copies no real keys and
-values, which is what counts at a decoding step; joined_attention copies them into one fused call, which pays for long
-queries. docs/injection.md has the measurements.
+neither. Two functions compute the same softmax. split_attention writes out prefix and token scores and copies no real
+keys and values: the fast way at a decoding step. joined_attention copies keys and values into one fused call: the fast
+way for long queries. docs/injection.md has the measurements.
 """
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from mop_t5.attachment.additions import wide
+from mop_t5.attachment.additions import Additions, wide
 
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
@@ -23,49 +28,68 @@ PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
 _LONG_QUERY = 64
 
 
-def point_attention(model, implementations) -> None:
+def point_attention(model: T5, implementations: Sequence[str]) -> None:
     """Set the attention implementations of the encoder, the decoder and the model."""
-    for owner, implementation in zip((model.encoder, model.decoder, model), implementations, strict=True):
+    owners: tuple[Any, ...] = (model.encoder, model.decoder, model)
+    for owner, implementation in zip(owners, implementations, strict=True):
         owner.config._attn_implementation_internal = implementation
 
 
-def point_back(module: torch.nn.Module) -> None:
+def point_back(module: nn.Module) -> None:
     """Set the attention implementation of one module to the plain one. A copied layer has a config of its own."""
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     implementation = getattr(config, "_attn_implementation_internal", None)
     if implementation in PLAIN:
         config._attn_implementation_internal = PLAIN[implementation]
 
 
 def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Each example times its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
+    """Multiply each example by its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
 
-    rows: (batch,) the row of each example, or None if the only row serves them all.
+    rows: (batch,) the row of each example, or None if the only row serves all.
     """
     batch, heads, q, _ = x.shape
     if rows is not None and q > 1:
         # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
         return x @ prefix[rows]
-    # Every prefix is read once: times all examples, of which each then picks its own. At one query an example a copy
-    # of its prefix would cost more than the products that are not picked.
+    # Read every prefix once: multiply it by all examples, then pick the product of each example. At one query per
+    # example, copies of the prefixes would cost more than the products that are not picked.
     every = x.transpose(0, 1).reshape(heads, batch * q, -1) @ prefix
     every = every.view(-1, heads, batch, q, prefix.shape[-1])
     return every[0].transpose(0, 1) if rows is None else every[rows, :, torch.arange(batch, device=x.device)]
 
 
 def split_attention(
-    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
-):
-    """Attention over a prefix and real tokens, whose keys and values are not copied. Returns output and weights.
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix_key: torch.Tensor,
+    prefix_value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    rows: torch.Tensor | None = None,
+    scaling: float = 1.0,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend to a prefix and to real tokens, without a copy of the tokens' keys and values.
 
-    query (batch, heads, q, d); key, value (batch, heads, k, d); prefix_key, prefix_value (rows, heads, p, d);
-    mask: added to the scores, broadcastable to (batch, heads, q, p + k), or None; rows: (batch,) the row of each
-    example, or None if the only row serves them all. Output (batch, q, heads, d), contiguous; weights (batch, heads,
-    q, p + k). Prefix columns come first.
+    Args:
+        query: (batch, heads, q, d).
+        key: (batch, heads, k, d).
+        value: (batch, heads, k, d).
+        prefix_key: (rows, heads, p, d).
+        prefix_value: (rows, heads, p, d).
+        mask: Added to the scores; broadcastable to (batch, heads, q, p + k).
+        rows: (batch,) the prefix row of each example, or None if the only row serves all.
+        scaling: Factor on the scores.
+        dropout: Probability, of the weights.
+
+    Returns:
+        Output (batch, q, heads, d), contiguous, and weights (batch, heads, q, p + k). Prefix columns come first.
     """
     query = query if scaling == 1 else query * scaling
-    scores = [_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2)]
-    scores = torch.cat([block.to(wide(query.dtype)) for block in scores], dim=-1)
+    blocks = (_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2))
+    scores = torch.cat([block.to(wide(query.dtype)) for block in blocks], dim=-1)
     if mask is not None:
         scores += mask
     weights = scores.softmax(-1).to(query.dtype)
@@ -77,9 +101,18 @@ def split_attention(
 
 
 def joined_attention(
-    query, key, value, prefix_key, prefix_value, mask=None, *, rows=None, scaling: float = 1.0, dropout: float = 0.0
-):
-    """split_attention by scaled_dot_product_attention on concatenated keys and values; gives no weights (None)."""
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    prefix_key: torch.Tensor,
+    prefix_value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    rows: torch.Tensor | None = None,
+    scaling: float = 1.0,
+    dropout: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute split_attention by scaled_dot_product_attention on concatenated keys and values. The weights are None."""
     prefix_key, prefix_value = (
         t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
     )
@@ -94,7 +127,9 @@ def joined_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _additive_mask(bias, allowed, prefix: int, dtype) -> torch.Tensor | None:
+def _additive_mask(
+    bias: torch.Tensor | None, allowed: torch.Tensor | None, prefix: int, dtype: torch.dtype
+) -> torch.Tensor | None:
     """[0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
 
     bias (1, heads, q, k) or None; allowed: boolean, or a float mask to add, or None; (batch, 1, q, k) or of fewer
@@ -109,11 +144,20 @@ def _additive_mask(bias, allowed, prefix: int, dtype) -> torch.Tensor | None:
     return None if mask is None else F.pad(mask, (prefix, 0))
 
 
-def _mask_of_stack(module, query, key, attention_mask, position_bias, prefix: int, dtype, causal: bool):
-    """_additive_mask, made once for all layers of a stack.
+def _mask_of_stack(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_bias: Any,
+    prefix: int,
+    dtype: torch.dtype,
+    causal: bool,
+) -> torch.Tensor | None:
+    """Return _additive_mask, made once for all layers of a stack.
 
-    T5 and mT5 hand the same bias object to every layer, so what is made of it is kept on it, and goes when it goes.
-    Made in every layer, it would be most of what a long padded batch saves for backward.
+    T5 and mT5 hand the same bias object to every layer, so the mask is an attribute of this object and goes with it.
+    Masks made in every layer would be most of the memory that a long padded batch keeps for backward.
     """
     compiling = torch.compiler.is_compiling()  # the compiler merges equal subgraphs by itself
     kept = None if compiling else getattr(position_bias, "_mop_mask", None)
@@ -130,16 +174,25 @@ def _mask_of_stack(module, query, key, attention_mask, position_bias, prefix: in
     return mask
 
 
-def _plain(implementation: str, module):
+def _plain(implementation: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
     if implementation == "sdpa":
         return sdpa_attention_forward
     # every T5 variant has its own eager function beside its attention class
-    return sys.modules[type(module).__module__].eager_attention_forward
+    return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
 
 
 def _forward(
-    implementation, module, query, key, value, attention_mask, *, mop_additions=None, scenario_ids=None, **kwargs
-):
+    implementation: str,
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    mop_additions: Additions | None = None,
+    scenario_ids: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     attention = getattr(module, "_mop_attention", None)
     if attention is None:
         raise RuntimeError(
@@ -184,26 +237,20 @@ def _forward(
     return out, None if implementation == "sdpa" else weights
 
 
-def _is_causal(module, kwargs: dict) -> bool:
+def _is_causal(module: Any, kwargs: Mapping[str, Any]) -> bool:
     asked = kwargs.get("is_causal")
     return module.is_causal if asked is None else asked
 
 
-def _causal(q: int, k: int, device) -> torch.Tensor:
+def _causal(q: int, k: int, device: torch.device) -> torch.Tensor:
     """(q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache."""
     return torch.arange(q, device=device)[:, None] >= torch.arange(k, device=device)[None, :]
 
 
-def mop_sdpa(module, query, key, value, attention_mask, **kwargs):
-    """Attention function "mop_sdpa": T5's own sdpa where there is no prefix; where there is, one of the two ways."""
-    return _forward("sdpa", module, query, key, value, attention_mask, **kwargs)
-
-
-def mop_eager(module, query, key, value, attention_mask, **kwargs):
-    """Attention function "mop_eager": also returns the attention weights, prefix columns on the left."""
-    return _forward("eager", module, query, key, value, attention_mask, **kwargs)
-
-
+# T5's own sdpa where there is no prefix, one of the two functions above where there is
+mop_sdpa = partial(_forward, "sdpa")
+# also returns the attention weights, prefix columns on the left
+mop_eager = partial(_forward, "eager")
 # A mask function of the same name is needed: without one transformers makes no mask at all, and padding is attended to.
 for _name, _function, _mask in (("mop_sdpa", mop_sdpa, sdpa_mask), ("mop_eager", mop_eager, eager_mask)):
     AttentionInterface.register(_name, _function)

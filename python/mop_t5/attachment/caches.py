@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
+from transformers.cache_utils import DynamicLayer
 
 _NAMES = ("cache", "past_key_values")
 CACHE = next(name for name in _NAMES if name in inspect.signature(T5ForConditionalGeneration.forward).parameters)
@@ -29,7 +30,7 @@ def rename_cache(arguments: dict[str, Any]) -> None:
 
 
 class ExpertCache(EncoderDecoderCache):
-    """A cache for every expert number, beside one for the blocks that have no experts.
+    """One cache per expert number, and one for the blocks without experts.
 
     An expert's layers hold the rows of the batch that it runs. All beams of an example run the same experts, so a beam
     search never moves a row to another expert.
@@ -41,37 +42,44 @@ class ExpertCache(EncoderDecoderCache):
         super().__init__(_SelfAttentionCache(self.experts), DynamicCache())
 
     def of_expert(self, layer: int, expert: int, rows: torch.Tensor | None) -> EncoderDecoderCache:
-        """The cache that an expert of a layer is to use; rows: those that it runs, ascending, or None for all."""
+        """Return the cache that an expert of a layer uses. rows: the rows that it runs, ascending, or None for all."""
         self._rows[layer, expert] = rows
         return self.experts[expert]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        """Give each row the keys and values of the beam that it continues."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # transformers says LongTensor, gets a Tensor
         for expert, cache in enumerate(self.experts):
             for half in (cache.self_attention_cache, cache.cross_attention_cache):
                 for index, layer in enumerate(half.layers):
                     rows = self._rows.get((index, expert))
-                    layer.reorder_cache(beam_idx if rows is None else torch.searchsorted(rows, beam_idx[rows]))
+                    order = beam_idx if rows is None else torch.searchsorted(rows, beam_idx[rows])
+                    layer.reorder_cache(order)  # type: ignore[arg-type]  # as above
 
     def reset(self) -> None:
-        for cache in (super(), *self.experts):
+        """Empty all caches."""
+        super().reset()
+        for cache in self.experts:
             cache.reset()
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens."""
         for cache in (self, *self.experts):
             for layer in cache.self_attention_cache.layers:
-                if layer.get_seq_length() > 0:  # an expert that runs no row has nothing
+                if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:  # none where an expert runs no row
                     layer.crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Raise NotImplementedError."""
         raise NotImplementedError("a cache of experts cannot be repeated. Give generate the repeated inputs instead.")
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Raise NotImplementedError."""
         raise NotImplementedError("a cache of experts cannot drop rows. Give generate the chosen inputs instead.")
 
 
 class _SelfAttentionCache(DynamicCache):
-    """Its own layers are those of blocks without experts; it is as long as the experts' where those hold the tokens."""
+    """The layers of blocks without experts. It is as long as the experts' caches where these hold the tokens."""
 
     def __init__(self, experts: tuple[EncoderDecoderCache, ...]):
         super().__init__()

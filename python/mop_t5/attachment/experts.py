@@ -1,35 +1,55 @@
 """Blocks of one T5 instance that are several experts each: h' = sum_e weight[row, e] * Block_e(h).
 
-An expert is a complete block, with residuals, LayerNorms, attentions and caches of its own; the method owns it. While
+An expert is a complete block, with residuals, LayerNorms, attentions and caches of its own. The method owns it. While
 the method is attached, the class of the block in whose place the experts stand is a subclass of its own class, whose
-forward runs them: which, on which rows and with what weights, the Additions of the running forward say. The block's own
-weights rest, but for the table of relative positions, which its experts share unless they have tables of their own.
+forward runs the experts: the Additions of the running forward say which, on which rows and with what weights. The
+block's own weights rest, except the table of relative positions, which its experts share unless they have own tables.
 """
 
 import copy
-import functools
 import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.caches import CACHE, ExpertCache
+from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
 from mop_t5.attachment.mixture import mix
 
-# the arguments of a block that have a row an example
+if TYPE_CHECKING:
+    from transformers.models.t5.modeling_t5 import T5Block  # the blocks of MT5 and UMT5 have the same attributes
+else:
+    T5Block = object
+
+# the arguments of a block that have one row per example
 _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
 
 
-def new_expert(block: nn.Module, stack: str, *, own_table: bool, device, dtype) -> nn.Module:
-    """A block of the same structure with parameters of its own, without values. It shares the config, so that it
-    follows what is set there. own_table: with a table of relative positions, where the block has one (always in
-    umT5, where every block has)."""
-    known = {id(p): nn.Parameter(torch.empty(p.shape, device=device, dtype=dtype)) for p in block.parameters()}
+def new_expert(
+    block: nn.Module, stack: str, *, own_table: bool, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Module:
+    """Return a block of the same structure with parameters of its own, without values.
+
+    It shares the config, so that it follows what is set there.
+
+    Args:
+        block: The block whose structure the expert has.
+        stack: "encoder" or "decoder".
+        own_table: With a table of relative positions, where the block has one. In umT5 every block has one, always.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+    """
+    known: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty(p.shape, device=device, dtype=dtype)) for p in block.parameters()
+    }
     known |= {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
-    expert = copy.deepcopy(block, known)
+    expert: Any = copy.deepcopy(block, known)
     if isinstance(expert, MixedBlock):
-        expert.__class__ = expert._plain_class
+        expert.__class__ = plain_class(expert)
         del expert._mop_block
     attention = expert.layer[0].SelfAttention
     if attention.has_relative_attention_bias and _hands_on_positions(block) and not own_table:
@@ -44,9 +64,10 @@ def new_expert(block: nn.Module, stack: str, *, own_table: bool, device, dtype) 
 def values_of(block: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters of a block by name, those of a quantiser in floating point.
 
-    Raises ValueError for a tensor subclass that does not say its values.
+    Raises:
+        ValueError: A parameter is of a tensor subclass that does not say its values.
     """
-    values = {}
+    values: dict[str, torch.Tensor] = {}
     for name, parameter in block.named_parameters():
         try:
             values[name] = parameter.dequantize() if is_traceable_wrapper_subclass(parameter) else parameter
@@ -59,24 +80,25 @@ def values_of(block: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _hands_on_positions(block: nn.Module) -> bool:
-    """Whether the first block has the table and hands on the bias (T5, mT5); in umT5 every block has a table."""
-    return "position_bias" in _arguments(getattr(block, "_plain_class", type(block)))
+    """Return whether the first block has the table and hands on the bias (T5, mT5). In umT5 every block has a table."""
+    return "position_bias" in _arguments(plain_class(block))
 
 
 def _arguments(plain: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(plain.forward).parameters)[1:]
+    return tuple(inspect.signature(vars(plain)["forward"]).parameters)[1:]
 
 
-def insert_experts(model, places) -> None:
+def insert_experts(model: T5, places: Iterable[tuple[str, int]]) -> None:
     """Let the blocks at these places, (stack, layer), run experts.
 
-    Raises RuntimeError if the forward of one was replaced: the forward of its class, and the experts, would not run.
+    Raises:
+        RuntimeError: The forward of a block was replaced: the forward of its class, and the experts, would not run.
     """
     for stack, layer in places:
         block = getattr(model, stack).block[layer]
         check_forward(block, f"{stack}.block[{layer}]", "attach a method")
         block._mop_block = (stack, layer)
-        block.__class__ = _mixed_class(type(block))
+        block.__class__ = combined(MixedBlock, type(block))
 
 
 def check_forward(module: nn.Module, name: str, what: str) -> None:
@@ -88,35 +110,30 @@ def check_forward(module: nn.Module, name: str, what: str) -> None:
         )
 
 
-def remove_experts(model) -> None:
+def remove_experts(model: T5) -> None:
+    """Give the blocks their own class back."""
     for block in (*model.encoder.block, *model.decoder.block):
         if isinstance(block, MixedBlock):
-            block.__class__ = type(block)._plain_class
+            block.__class__ = plain_class(block)
             del block._mop_block
 
 
-@functools.cache
-def _mixed_class(plain: type) -> type:
-    namespace = {
-        "_plain_class": plain,
-        "_plain_arguments": _arguments(plain),
-        # without the checkpoint that transformers puts around it: there is one around the block already
-        "_plain_forward": staticmethod(inspect.unwrap(plain.forward)),
-        "__module__": plain.__module__,
-        "__doc__": plain.__doc__,
-    }
-    return type(plain.__name__, (MixedBlock, plain), namespace)
-
-
-def _new_mixed(plain: type):
-    mixed = _mixed_class(plain)
-    return mixed.__new__(mixed)
-
-
-class MixedBlock:
+class MixedBlock(RuntimeMixin, T5Block):
     """Mixed into the class of a block that runs experts."""
 
-    def forward(self, *args, **kwargs):
+    _mop_block: tuple[str, int]
+    _plain_arguments: ClassVar[tuple[str, ...]]
+    _plain_forward: ClassVar[Any]
+
+    @classmethod
+    def namespace_of(cls, plain: type) -> dict[str, Any]:
+        """Return the forward of the plain class and the names of its arguments."""
+        # without the checkpoint that transformers puts around it: there is one around the block already
+        forward = staticmethod(inspect.unwrap(vars(plain)["forward"]))
+        return {"_plain_arguments": _arguments(plain), "_plain_forward": forward}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the block hands on, from the weighted sum of its experts."""
         call = dict(zip(self._plain_arguments, args)) | kwargs
         additions = call.get("mop_additions")
         if additions is None or additions.experts is None:
@@ -138,7 +155,7 @@ class MixedBlock:
             )
         if "position_bias" in call:
             call["position_bias"] = self._positions(experts, call)
-        outputs = []
+        outputs: list[Any] = []
 
         def run(expert: int, rows: torch.Tensor | None) -> torch.Tensor:
             of_expert = call if rows is None else call | _chosen(call, rows)
@@ -156,7 +173,7 @@ class MixedBlock:
         # what blocks hand on beside: the bias of positions, and that of the cross-attention, which is zero
         return (mixed, call["position_bias"], *outputs[0][2:])
 
-    def _positions(self, experts, call) -> torch.Tensor:
+    def _positions(self, experts: Sequence[Any], call: Mapping[str, Any]) -> torch.Tensor:
         """(1 or experts, heads, queries, keys), made by the first block and handed on."""
         if call["position_bias"] is not None:
             return call["position_bias"]
@@ -169,13 +186,9 @@ class MixedBlock:
         bias = [t.compute_bias(length, seen + length, device=hidden.device, past_seen_tokens=seen) for t in tables]
         return torch.cat(bias).to(hidden.dtype)
 
-    def __reduce_ex__(self, protocol):
-        # the class is made at run time, so pickle has to be told how
-        return _new_mixed, (type(self)._plain_class,), self.__getstate__()
 
-
-def _chosen(call, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The arguments that have a row an example, of these rows."""
+def _chosen(call: Mapping[str, Any], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the arguments that have one row per example, of these rows."""
     batch = len(call["hidden_states"])
     tensors = {name: call[name] for name in _BY_ROW if torch.is_tensor(call.get(name))}
     # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order

@@ -11,20 +11,24 @@ A hook knows its place and its slot by itself: a library that replaces a layer m
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.places import PLACES
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.places import HEAD, PLACES, STACKS
 
 _SUB_LAYERS = (
     ("self_attention", 0, "SelfAttention"),
     ("cross_attention", 1, "EncDecAttention"),
     ("feed_forward", -1, "DenseReluDense"),
 )
-_HEAD = ("decoder", "lm_head")
+Place: TypeAlias = tuple[str, str, int]  # stack, place, layer
 _SLOTS = ("block", "head")
 
 # Slot -> (Additions, scenario ids) of the forward pass that this thread runs. A plain thread-local object:
@@ -43,36 +47,39 @@ def own_slots() -> Iterator[None]:
             setattr(_HANDED, slot, handed)
 
 
-def add_hooks(model, places, *, has_prompt: bool) -> None:
-    """Hook the outputs named in places, (stack, place) out of additions.PLACES and INNER_PLACES.
+def add_hooks(model: T5, places: Collection[tuple[str, str]], *, has_prompt: bool) -> None:
+    """Hook the outputs at `places`.
 
-    has_prompt: Let the encoder refuse an input that the model has not put the prompt in front of.
+    Args:
+        model: The backbone.
+        places: (stack, place) out of PLACES and INNER_PLACES.
+        has_prompt: Let the encoder refuse an input without the prompt in front of it.
     """
     if has_prompt:
         model.encoder.register_forward_pre_hook(_before_encoder, with_kwargs=True)
     for stack, index, block, modules in _blocks(model, places):
-        takers = {}
+        takers: dict[Place, nn.Module] = {}
         for place, module in modules.items():
             if place in ("self_attention", "cross_attention"):
                 module.register_forward_hook(partial(_after_attention, (stack, place, index)), with_kwargs=True)
             else:
                 takers[stack, place, index] = module
         _hand("block", block.layer[0], takers, block.layer[-1].DenseReluDense)
-    if _HEAD in places:
-        _hand("head", model.decoder, {(*_HEAD, 0): model.lm_head}, model.lm_head)
+    if HEAD in places:
+        _hand("head", model.decoder, {(*HEAD, 0): model.lm_head}, model.lm_head)
 
 
-def check_hooks(model, places) -> None:
+def check_hooks(model: T5, places: Collection[tuple[str, str]]) -> None:
     """Raise RuntimeError if a module at one of the places has no hook: it was replaced, and would lose its adapter."""
     for stack, index, _, modules in _blocks(model, places):
         for place, module in modules.items():
             _check_hook((stack, place, index), module)
-    if _HEAD in places:
-        _check_hook((*_HEAD, 0), model.lm_head)
+    if HEAD in places:
+        _check_hook((*HEAD, 0), model.lm_head)
 
 
-def remove_hooks(model) -> None:
-    """Remove the hooks of add_hooks, those of copied layers too."""
+def remove_hooks(model: nn.Module) -> None:
+    """Remove the hooks of add_hooks, also from copied layers."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
@@ -81,17 +88,17 @@ def remove_hooks(model) -> None:
                     options.pop(key, None)
 
 
-def _blocks(model, places) -> Iterator[tuple[str, int, torch.nn.Module, dict[str, torch.nn.Module]]]:
-    """Stack, index, block, and its modules at the places, by the place that their output is."""
-    for stack in ("encoder", "decoder"):
+def _blocks(model: T5, places: Collection[tuple[str, str]]) -> Iterator[tuple[str, int, Any, dict[str, nn.Module]]]:
+    """Yield stack, index, block, and its modules at the places, by the place of their output."""
+    for stack in STACKS:
         here = [place for of, place in places if of == stack]
         for index, block in enumerate(getattr(model, stack).block if here else ()):
             found = _modules(stack, block)
             yield stack, index, block, {place: module for place, module in found.items() if place in here}
 
 
-def _modules(stack: str, block) -> dict[str, torch.nn.Module]:
-    modules = {}
+def _modules(stack: str, block: Any) -> dict[str, nn.Module]:
+    modules: dict[str, nn.Module] = {}
     for place, position, name in _SUB_LAYERS:
         if (stack, place) in PLACES:
             layer = block.layer[position]
@@ -101,7 +108,7 @@ def _modules(stack: str, block) -> dict[str, torch.nn.Module]:
     return modules
 
 
-def _hand(slot: str, giver, takers: dict[tuple, torch.nn.Module], last) -> None:
+def _hand(slot: str, giver: nn.Module, takers: Mapping[Place, nn.Module], last: nn.Module) -> None:
     """Let `giver`, which is called with the Additions, leave them in a slot for `takers` until `last` was called."""
     if not takers:
         return
@@ -111,15 +118,15 @@ def _hand(slot: str, giver, takers: dict[tuple, torch.nn.Module], last) -> None:
     last.register_forward_hook(partial(_after_last, slot))
 
 
-def _is_ours(hook) -> bool:
+def _is_ours(hook: Any) -> bool:
     function = getattr(hook, "func", hook)
     return function in (_before_encoder, _after_attention, _before_giver, _after_taker, _after_last)
 
 
-def _check_hook(place: tuple, module: torch.nn.Module) -> None:
+def _check_hook(place: Place, module: nn.Module) -> None:
     # a wrapper, as of LoRA, has the hooked module inside
     hooks = (hook for inside in module.modules() for hook in inside._forward_hooks.values() if _is_ours(hook))
-    if not any(place in hook.args for hook in hooks):
+    if not any(isinstance(hook, partial) and place in hook.args for hook in hooks):
         stack, name, index = place
         raise RuntimeError(
             f"the {name} of {stack} layer {index} was replaced by a {type(module).__name__} after attach, so it would "
@@ -127,7 +134,9 @@ def _check_hook(place: tuple, module: torch.nn.Module) -> None:
         )
 
 
-def _adapted(place: tuple, hidden, additions, scenario_ids):
+def _adapted(
+    place: Place, hidden: torch.Tensor, additions: Additions | None, scenario_ids: torch.Tensor | None
+) -> torch.Tensor | None:
     if additions is None:
         stack, name, layer = place
         raise RuntimeError(
@@ -140,7 +149,7 @@ def _adapted(place: tuple, hidden, additions, scenario_ids):
     return adapter(hidden.to(additions.precision(hidden)), scenario_ids).to(hidden.dtype)
 
 
-def _before_encoder(module, args, kwargs):
+def _before_encoder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     additions = kwargs.get("mop_additions")
     has_ids = bool(args) or kwargs.get("input_ids") is not None
     if has_ids and additions is not None and additions.prompt is not None:
@@ -150,19 +159,21 @@ def _before_encoder(module, args, kwargs):
         )
 
 
-def _after_attention(place, module, args, kwargs, output):
+def _after_attention(
+    place: Place, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple
+) -> tuple | None:
     adapted = _adapted(place, output[0], kwargs.get("mop_additions"), kwargs.get("scenario_ids"))
     return None if adapted is None else (adapted, *output[1:])
 
 
-def _before_giver(slot, module, args, kwargs):
+def _before_giver(slot: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     setattr(_HANDED, slot, (kwargs.get("mop_additions"), kwargs.get("scenario_ids")))
 
 
-def _after_taker(slot, place, module, args, output):
+def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
     additions, scenario_ids = getattr(_HANDED, slot, None) or (None, None)
     return _adapted(place, output, additions, scenario_ids)
 
 
-def _after_last(slot, module, args, output):
+def _after_last(slot: str, module: nn.Module, args: tuple, output: Any) -> None:
     setattr(_HANDED, slot, None)  # kept, the Additions would keep the graph of this forward alive

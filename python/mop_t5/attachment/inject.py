@@ -10,35 +10,27 @@ before a backward, the recomputation of activation checkpointing, and several th
 saw. mop_t5.attachment.attached_model has that subclass.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from packaging.version import Version
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
+from transformers import T5ForConditionalGeneration as T5
 from transformers import __version__ as transformers_version
 
-from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, attached_class
+from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, Record
 from mop_t5.attachment.attention import PREFIXED, point_attention, point_back
 from mop_t5.attachment.experts import check_forward, insert_experts, remove_experts
 from mop_t5.attachment.hooks import add_hooks, remove_hooks
+from mop_t5.attachment.method import Method
+from mop_t5.attachment.mixin import combined, plain_class
 
 
-@dataclass
-class _Record:
-    """The state of the model before attach, which detach restores."""
-
-    attention: list[str | None]  # of encoder, decoder, model
-    requires_grad: dict[str, bool]
-    keys_to_ignore_on_save: set | None
-    trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
-
-
-def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrainedModel:
+def attach_method(model: T5, method: Method) -> AttachedT5:
     """Attach method to a plain backbone and freeze everything that it does not train. Changes nothing on an error."""
     check_forward(model, "model", "attach a method")
-    stacks = (model.encoder, model.decoder)
-    plain = [_plain_implementation(stack) for stack in stacks]
+    plain = [_plain_implementation(stack) for stack in (model.encoder, model.decoder)]
     base_state = model.state_dict(keep_vars=True)
     trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
     quantised = sorted(name for name in trained if is_traceable_wrapper_subclass(model.get_parameter(name)))
@@ -48,7 +40,7 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
             f"({type(model.get_parameter(quantised[0])).__name__}). Use a backbone in floating point, or a method with "
             "parameters of its own."
         )
-    record = _Record(
+    record = Record(
         attention=[*plain, model.config._attn_implementation],
         requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
@@ -64,24 +56,24 @@ def attach_method(model: PreTrainedModel, method: torch.nn.Module) -> PreTrained
             module._mop_attention = attention
         # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
         model._keys_to_ignore_on_save = set(base_state) - trained
-        model._mop_record = record
+        vars(model)["_mop_record"] = record
         insert_experts(model, method.expert_places)
         model.add_module(SUBMODULE, method)
         method.train(model.training)
-        model.__class__ = attached_class(type(model))
+        model.__class__ = combined(AttachedT5, type(model))
     except BaseException:
         _take_off(model, record)
         raise
-    return model
+    return cast(AttachedT5, model)
 
 
 def _kept(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy to restore, in the host's memory: fine-tuning keeps one of the whole backbone."""
+    """Return a copy to restore, in the host's memory: fine-tuning keeps one of the whole backbone."""
     values = parameter.detach()
     return values.clone() if values.is_meta else values.to("cpu", copy=True)
 
 
-def detach_method(model: PreTrainedModel) -> PreTrainedModel:
+def detach_method(model: AttachedT5) -> T5:
     """Undo attach_method and return the same object, plain again. Keep model.mop before if it is still wanted.
 
     On an error the model is as it was before the call.
@@ -119,10 +111,9 @@ def _rehearse(name: str, parameter: torch.Tensor | None, values: torch.Tensor) -
         ) from error
 
 
-def _take_off(model: PreTrainedModel, record: _Record) -> None:
+def _take_off(model: T5, record: Record) -> None:
     """Remove whatever attach_method has put on a model, and set the parameters' requires_grad as it was."""
-    if isinstance(model, AttachedT5):
-        model.__class__ = type(model)._plain_class
+    model.__class__ = plain_class(model)
     model._modules.pop(SUBMODULE, None)
     model.__dict__.pop("_mop_record", None)
     model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
@@ -137,16 +128,18 @@ def _take_off(model: PreTrainedModel, record: _Record) -> None:
             parameter.requires_grad_(record.requires_grad[name])
 
 
-def attention_modules(model):
-    """(attention, module) of every attention in the model, attention being one of additions.ATTENTIONS."""
-    for block in model.encoder.block:
+def attention_modules(model: T5) -> Iterator[tuple[str, Any]]:
+    """Yield (attention, module) of every attention in the model, by its name in ATTENTIONS."""
+    encoder: Any = model.encoder.block
+    decoder: Any = model.decoder.block
+    for block in encoder:
         yield "encoder_self", block.layer[0].SelfAttention
-    for block in model.decoder.block:
+    for block in decoder:
         yield "decoder_self", block.layer[0].SelfAttention
         yield "cross", block.layer[1].EncDecAttention
 
 
-def _plain_implementation(stack) -> str:
+def _plain_implementation(stack: Any) -> str:
     # read from the stack itself: encoder and decoder own copies of the config, the model's may say something else
     implementation = stack.config._attn_implementation
     if implementation not in PREFIXED:

@@ -1,15 +1,23 @@
-"""What keeps the embeddings and the output head of a T5 as they are while a method is attached."""
+"""The embeddings and the output head of a T5 stay as they are while a method is attached."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mop_t5.backbone.checkpoint_weights import EMBEDDINGS, HEAD
 from mop_t5.backbone.load import is_untied
 
+if TYPE_CHECKING:
+    from transformers import T5ForConditionalGeneration as _T5  # MT5 and UMT5 have the same attributes
+else:
+    _T5 = object
 
-class KeptWeights:
+
+class KeptWeights(_T5):
     """Mixed into the class of an attached model, before the class of transformers."""
 
-    def tie_weights(self, *args, **kwargs) -> None:
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Tie what the backbone ties. A head of its own stays: transformers would replace it by the embeddings.
 
         Trainer calls this after it has loaded a checkpoint.
@@ -19,7 +27,9 @@ class KeptWeights:
         if head is not None:
             self.lm_head.weight = head
 
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, *args, **kwargs) -> torch.nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> torch.nn.Embedding:
         """Return the embeddings if their size is right already, and raise RuntimeError otherwise."""
         rows = self.shared.num_embeddings
         wanted = rows if new_num_tokens is None else new_num_tokens
@@ -30,9 +40,9 @@ class KeptWeights:
                 f"the embeddings have {rows} rows and cannot get {wanted} while a method is attached: it was made for "
                 "this backbone. Call mop_t5.detach, resize_token_embeddings, then mop_t5.attach."
             )
-        return self.get_input_embeddings()
+        return self.shared
 
-    def set_input_embeddings(self, *args, **kwargs) -> None:
+    def set_input_embeddings(self, *args: Any, **kwargs: Any) -> None:
         """Raise RuntimeError: the method was made for this backbone. set_output_embeddings does the same."""
         raise RuntimeError(
             "embeddings and head cannot be replaced while a method is attached: it was made for this backbone. Call "
@@ -41,7 +51,7 @@ class KeptWeights:
 
     set_output_embeddings = set_input_embeddings
 
-    def load_state_dict(self, state_dict, *args, **kwargs):
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load values as torch does.
 
         Raises:

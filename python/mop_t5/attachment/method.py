@@ -1,16 +1,30 @@
-"""What every method has in common: a config that checks itself, and a module that makes additions to a T5."""
+"""The base of all methods: a config that checks itself, and a module that makes additions to a T5."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypedDict, TypeVar
 
 import torch
 from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import LARGEST_INT, check_choice, check_scenarios
+from mop_t5.checks import LARGEST_INT, check_choice, check_names, check_types
+
+Device: TypeAlias = torch.device | str | None
+DType: TypeAlias = torch.dtype | None
+
+
+class Where(TypedDict):
+    """Keyword arguments of torch's factories."""
+
+    device: Device
+    dtype: DType
+
+
+ConfigT = TypeVar("ConfigT", bound="MethodConfig")
 
 
 @dataclass(frozen=True)
@@ -22,64 +36,83 @@ class MethodConfig:
 
     scenarios: tuple[str, ...] = ()
 
-    def __post_init__(self):
-        self._set("scenarios", check_scenarios(self.scenarios))
+    def __post_init__(self) -> None:
+        check_types(self)
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), list):
+                self._set(field.name, tuple(value))
+        check_names("scenarios", self.scenarios)
 
-    def _set(self, name: str, value) -> None:
+    def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # only while the frozen config is being made
 
-    def _fill_in(self, presets: dict[str, dict], unasked: str | None = None) -> None:
-        """Give the fields that the config's `preset` (where there is none, `unasked`) names its values, where they have
-        their default."""
-        check_choice("preset", self.preset, (None, *presets))
-        for name, value in presets.get(self.preset or unasked, {}).items():
+    def _fill_in(self, presets: Mapping[str, Mapping[str, Any]], preset: str | None, otherwise: str = "") -> None:
+        """Give the fields that have their default the values of a preset, or of `otherwise` where it is None."""
+        check_choice("preset", preset, (None, *presets))
+        for name, value in presets.get(preset or otherwise, {}).items():
             if getattr(self, name) == type(self).__dataclass_fields__[name].default:
                 self._set(name, value)
 
     @classmethod
-    def make(cls, given: dict) -> "MethodConfig":
-        """From a dict, with an error that lists the valid fields if one is unknown."""
+    def make(cls: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
+        """Return the config with the given fields.
+
+        Raises:
+            ValueError: A field is unknown (the message lists the valid fields), or has a wrong value.
+            TypeError: A field has a value of a wrong type.
+        """
         valid = [f.name for f in fields(cls)]
         unknown = sorted(set(given) - set(valid))
         if unknown:
             raise ValueError(f"unknown field {', '.join(unknown)} for {cls.__name__}; expected {', '.join(valid)}.")
         return cls(**given)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
         return asdict(self)
 
     def sources(self) -> dict[str, list[Path]]:
         """Return the files and folders that attach reads, by the field that names them."""
         return {}
 
-    def with_scenarios(self, scenarios) -> "MethodConfig":
-        """The same config for other scenarios."""
-        return replace(self, scenarios=scenarios)
+    def with_scenarios(self: ConfigT, scenarios: Sequence[str]) -> ConfigT:
+        """Return the same config for other scenarios."""
+        return replace(self, scenarios=tuple(scenarios))
 
 
-class Method(nn.Module):
+class Method(nn.Module, Generic[ConfigT]):
     """Base of the methods. A subclass sets `name` and `Config` and overrides what it needs.
 
-    Constructed as Method(config, shape, device=, dtype=): config an instance of Config, shape the BackboneShape.
+    Args:
+        config: An instance of Config.
+        shape: The sizes of the backbone.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     attachable: ClassVar[bool] = True  # False: there is nothing to start from, it is only loaded
-    adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters, out of additions.PLACES
+    config: ConfigT
+    adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters: of PLACES and INNER_PLACES
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
     has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
     # whether a batch may leave parameters without a gradient; all others get one of zeros where they have no part
     skips_parameters: bool = False
+    # parameter group -> the first parts of the names of its parameters; see parameter_groups
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # first part of a parameter's name -> the dimension that counts the scenarios; see expert_parameters
+    scenario_dimensions: ClassVar[Mapping[str, int]] = {}
     trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only
 
-    def __init__(self, config: MethodConfig, shape: BackboneShape):
+    def __init__(self, config: ConfigT, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__()
         self.config = config
         self.shape = shape
 
     @property
     def scenarios(self) -> tuple[str, ...]:
+        """Names of the scenarios."""
         return self.config.scenarios
 
     @property
@@ -93,55 +126,85 @@ class Method(nn.Module):
         return False
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        """What a batch of these scenarios needs, of all if None. scenario_ids: (batch,) int64, repetitions allowed."""
+        """Return the additions for a batch of these scenarios, or for all scenarios if None.
+
+        Args:
+            scenario_ids: (batch,) int64, repetitions allowed.
+        """
         return Additions()
 
     def forward(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return additions(scenario_ids)."""
         return self.additions(scenario_ids)
 
-    def build(self, model, device, dtype) -> None:
-        """Make the modules whose structure only the model tells, without values. Called once, after construction."""
+    def build(self, model: T5, device: Device, dtype: DType) -> None:
+        """Make the modules whose structure depends on the model, without values. Called once, after construction."""
 
-    def initialise(self, model) -> dict[str, torch.Tensor] | None:
+    def initialise(self, model: T5) -> dict[str, torch.Tensor] | None:
         """Set initial values that come from the backbone. Called once by attach, not where values are loaded.
 
-        Returns those of parameters of the backbone that the method trains, by name, where they are not the backbone's.
+        Returns:
+            The initial values of backbone parameters that the method trains and that start elsewhere, by name.
         """
 
     def source_text(self, dialogue: str, scenario: str) -> str:
-        """What the encoder is to read of a dialogue."""
+        """Return the text that the encoder reads for a dialogue."""
         return dialogue
 
     def trains_backbone(self, parameter_name: str) -> bool:
-        """Whether the method trains this parameter of the backbone. It is then saved with it and restored by detach."""
-        return False
+        """Return whether the method trains this parameter of the backbone.
+
+        It is then saved with the method and restored by detach. By default: the weights of LayerNorms, if the config
+        has a field `layer_norms` that is true.
+        """
+        return getattr(self.config, "layer_norms", False) and parameter_name.endswith("layer_norm.weight")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Named groups of the method's parameters, for an optimizer; each parameter is in exactly one."""
-        return {"method": list(self.parameters())}
+        """Return named groups of the method's parameters, for an optimizer. Each parameter is in exactly one.
+
+        By default: the groups in `groups` that have parameters, or one group "method".
+        """
+        if not self.groups:
+            return {"method": list(self.parameters())}
+        found = {group: [p for name in names for p in self._below(name)] for group, names in self.groups.items()}
+        return {group: parameters for group, parameters in found.items() if parameters}
+
+    def _below(self, first: str) -> Iterator[nn.Parameter]:
+        return (p for name, p in self.named_parameters() if name.partition(".")[0] == first)
 
     def idle_groups(self, step: int) -> tuple[str, ...]:
-        """The parameter groups, "backbone" among them, that this optimizer step (from 0) leaves alone."""
+        """Return the parameter groups, "backbone" among them, that this optimizer step (from 0) leaves alone."""
         return ()
 
     def after_step(self, step: int) -> None:
-        """Called in training when so many optimizer steps are done, and at its start, with 0 or where it is resumed."""
+        """Act after `step` optimizer steps. Training also calls it at its start, with 0 or the step it resumes at."""
 
-    def records(self) -> dict[str, dict]:
-        """What training is to log of the method at each validation and at the end: {file: an object}, which becomes a
-        line of this file of the run folder, with the step."""
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return what training logs of the method at each validation and at the end.
+
+        Returns:
+            File name -> an object. The object and the step become one line of this file in the run folder.
+        """
         return {}
 
     def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """(parameter, dimension that counts the experts) of every parameter that belongs to single experts.
+        """Yield (parameter, dimension that counts the experts) of every parameter that belongs to single experts.
 
-        A slice whose scenario a batch lacks has gradient zero; training keeps it free of decay and momentum.
+        A slice whose scenario a batch lacks has gradient zero; training keeps it free of decay and momentum. By
+        default: the parameters in `scenario_dimensions`. Nothing for a single scenario, which is never absent.
         """
-        return iter(())
+        for name, dimension in self.scenario_dimensions.items():
+            for parameter in self._below(name) if self.distinguishes_scenarios else ():
+                yield parameter, dimension
 
     def only_trained(self, rows: torch.Tensor, needed: torch.Tensor | None = None, dim: int = 0) -> torch.Tensor:
-        """rows, of which a gradient reaches only those in trained_scenarios. Their dimension dim counts the scenarios:
-        those in needed (see needed_scenarios), or all."""
+        """Return `rows` so that gradients reach only those of trained_scenarios.
+
+        Args:
+            rows: Tensor with one slice per scenario.
+            needed: The scenarios of the slices (see needed_scenarios), or None for all.
+            dim: The dimension that counts the scenarios.
+        """
         if self.trained_scenarios is None or not torch.is_grad_enabled():
             return rows
         here = torch.arange(rows.shape[dim], device=rows.device) if needed is None else needed
@@ -151,24 +214,33 @@ class Method(nn.Module):
         return torch.where(trained.view(shape), rows, rows.detach())
 
     def needed_scenarios(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
-        """The scenarios of a batch, ascending, or None to compute all of them.
+        """Return the scenarios of a batch, ascending, or None to compute all of them.
 
-        On an accelerator the host would have to wait to learn which these are; while training that costs more than the
-        work for a moderate number of scenarios.
+        On an accelerator the host would have to wait for the ids. While training that costs more than the work for a
+        moderate number of scenarios.
         """
         count = len(self.scenarios)
-        if scenario_ids is None or count == 1 or torch.compiler.is_compiling() or scenario_ids.is_meta:
+        if scenario_ids is None or not self.distinguishes_scenarios or torch.compiler.is_compiling():
             return None
-        if scenario_ids.device.type != "cpu" and torch.is_grad_enabled() and count <= 64:
+        if scenario_ids.is_meta or (scenario_ids.device.type != "cpu" and torch.is_grad_enabled() and count <= 64):
             return None
         needed = torch.unique(scenario_ids)
         return None if len(needed) == count else needed
 
-    def check_scenario_ids(self, scenario_ids, batch: int, device, on_device: bool = False) -> torch.Tensor | None:
-        """scenario_ids as an int64 tensor (batch,) on device. Takes a tensor, a list or one id for the whole batch.
+    def check_scenario_ids(
+        self, scenario_ids: Any, batch: int, device: torch.device | str, on_device: bool = False
+    ) -> torch.Tensor | None:
+        """Return scenario_ids as an int64 tensor (batch,) on `device`; None if the method does not tell them apart.
 
-        The range is checked for ids that live on the CPU; reading others back would make the host wait, so they are
-        checked only if on_device.
+        Args:
+            scenario_ids: A tensor, a list, or one id for the whole batch.
+            batch: Number of examples.
+            device: Device of the result.
+            on_device: Check the range of ids that are not on the CPU, too. The host then waits for them.
+
+        Raises:
+            TypeError: The ids are not integers, or names.
+            ValueError: They are missing, of a wrong shape or out of range.
         """
         if scenario_ids is None:
             if not self.distinguishes_scenarios:
@@ -177,8 +249,8 @@ class Method(nn.Module):
                 scenario_ids = 0
             else:
                 raise ValueError(
-                    f"scenario_ids is missing; {self.name} needs one id an example, 0 to {len(self.scenarios) - 1} for "
-                    f"{', '.join(self.scenarios)}."
+                    f"scenario_ids is missing; {self.name} needs one id per example, 0 to {len(self.scenarios) - 1} "
+                    f"for {', '.join(self.scenarios)}."
                 )
         if not isinstance(scenario_ids, torch.Tensor):
             scenario_ids = _tensor_of_ids(scenario_ids)
@@ -193,7 +265,7 @@ class Method(nn.Module):
             scenario_ids = scenario_ids.expand(batch)
         if scenario_ids.shape != (batch,):
             raise ValueError(
-                f"scenario_ids must have shape ({batch},), one id an example; got {tuple(scenario_ids.shape)}."
+                f"scenario_ids must have shape ({batch},), one id per example; got {tuple(scenario_ids.shape)}."
             )
         readable = scenario_ids.device.type == "cpu" or (on_device and not scenario_ids.is_meta)
         if readable and self.scenarios and batch and not torch.compiler.is_compiling():
@@ -206,7 +278,7 @@ class Method(nn.Module):
         return scenario_ids.to(device=device, dtype=torch.int64)
 
 
-def _tensor_of_ids(scenario_ids) -> torch.Tensor:
+def _tensor_of_ids(scenario_ids: Any) -> torch.Tensor:
     if isinstance(scenario_ids, str) or (
         isinstance(scenario_ids, (list, tuple)) and any(isinstance(i, str) for i in scenario_ids)
     ):
@@ -217,8 +289,3 @@ def _tensor_of_ids(scenario_ids) -> torch.Tensor:
     if any(abs(i) > LARGEST_INT for i in valid):
         raise ValueError("scenario_ids must be positions in the list of scenarios; got a number of more than 31 bits.")
     return torch.tensor(scenario_ids, dtype=torch.int64)
-
-
-def is_layer_norm(parameter_name: str) -> bool:
-    """Whether a parameter of the backbone is the weight of one of its LayerNorms."""
-    return parameter_name.endswith("layer_norm.weight")

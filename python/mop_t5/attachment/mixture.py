@@ -1,7 +1,8 @@
-"""The experts of a batch: which ones each block runs, on which rows and with what weights."""
+"""The experts of a batch: which experts each block runs, on which rows and with what weights."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -9,43 +10,51 @@ from torch import nn
 from mop_t5.attachment.caches import ExpertCache
 
 # (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None where all are one)
-Part = tuple[int, torch.Tensor | None, torch.Tensor | None]
+Part: TypeAlias = tuple[int, torch.Tensor | None, torch.Tensor | None]
 
 
 class Mixture:
     """The experts of a batch and their weights, as Additions holds them.
 
-    blocks: {(stack, layer): its experts}; weights: (layers, rows, experts), layers in the order of blocks.
-    by_scenario: whether a row is a scenario; else it is an example of the batch (and of its beams).
-    sparse: leave out, row by row, the experts whose weight is zero, for which the host waits for the weights once a
-        forward. Weights that are to get gradients need all experts.
+    Args:
+        blocks: (stack, layer) -> the experts in the place of this block.
+        weights: (layers, rows, experts), layers in the order of blocks.
+        by_scenario: Whether a row of the weights is a scenario. Else it is an example of the batch (and of its beams).
+        sparse: Leave out, row by row, the experts whose weight is zero. The host then waits for the weights once per
+            forward pass. Weights that need gradients need all experts.
     """
 
     def __init__(
         self,
-        blocks: Mapping[tuple[str, int], Sequence[nn.Module]],
+        blocks: Mapping[tuple[str, int], Iterable[nn.Module]],
         weights: torch.Tensor,
         *,
         by_scenario: bool,
         sparse: bool,
     ):
-        self._blocks, self._weights, self._by_scenario, self._sparse = dict(blocks), weights, by_scenario, sparse
+        self._blocks = {place: list(experts) for place, experts in blocks.items()}
+        self._weights, self._by_scenario, self._sparse = weights, by_scenario, sparse
         self._order = {place: index for index, place in enumerate(self._blocks)}
-        self._made = None  # (scenario ids, batch, parts): one object, which another thread replaces as a whole
+        # (scenario ids, batch, parts): one object, which another thread replaces as a whole
+        self._made: tuple[torch.Tensor | None, int, list[list[Part]]] | None = None
 
     def new_cache(self) -> ExpertCache:
+        """Return an empty cache for these experts."""
         return ExpertCache(self._weights.shape[-1])
 
     def blocks(self, place: tuple[str, int]) -> Sequence[nn.Module]:
+        """Return the experts in the place of a block."""
         return self._blocks[place]
 
     def parts(self, place: tuple[str, int], scenario_ids: torch.Tensor | None, batch: int) -> list[Part]:
-        """What a layer runs for a batch."""
+        """Return the parts that one layer runs for a batch."""
         return self.prepare(scenario_ids, batch)[self._order[place]]
 
     def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> list[list[Part]]:
-        """Make the parts of all layers. Before a forward pass, because in a checkpoint of a block they would be made
-        once, but not again where it is recomputed."""
+        """Return the parts of all layers, made once per batch.
+
+        Call it before the forward pass: inside a checkpoint of a block, the recomputation would not find them.
+        """
         # the same object comes back in every layer, and at every step of a generation
         made = self._made
         if made is None or made[0] is not scenario_ids or made[1] != batch:
@@ -55,8 +64,8 @@ class Mixture:
             self._made = made = scenario_ids, batch, parts
         return made[2]
 
-    def _rows(self, scenario_ids, batch: int) -> torch.Tensor:
-        """(layers, batch, experts)"""
+    def _rows(self, scenario_ids: torch.Tensor | None, batch: int) -> torch.Tensor:
+        """(layers, batch, experts)."""
         if not self._by_scenario:
             return self._weights.repeat_interleave(batch // self._weights.shape[1], dim=1)
         if scenario_ids is None:
@@ -72,7 +81,7 @@ def _sparse(weights: torch.Tensor) -> list[list[Part]]:
     on_host = weights.detach().to("cpu")
     used, ones = on_host != 0, on_host == 1
     index = functools.cache(lambda rows: torch.tensor(rows, device=weights.device))
-    parts = []
+    parts: list[list[Part]] = []
     for layer, of_layer in enumerate(weights):
         parts.append([])
         for expert in used[layer].any(0).nonzero().flatten().tolist():
@@ -83,15 +92,25 @@ def _sparse(weights: torch.Tensor) -> list[list[Part]]:
     return parts
 
 
-def mix(run: Callable[[int, torch.Tensor | None], torch.Tensor], hidden: torch.Tensor, parts: Sequence[Part]):
-    """The weighted sum of what experts make of hidden (batch, tokens, d_model); run(expert, rows) is that of an expert
-    on these rows."""
+def mix(
+    run: Callable[[int, torch.Tensor | None], torch.Tensor], hidden: torch.Tensor, parts: Sequence[Part]
+) -> torch.Tensor:
+    """Return the weighted sum of the experts' outputs.
+
+    Args:
+        run: Function of (expert, rows or None for all) that returns the output of this expert on these rows.
+        hidden: (batch, tokens, d_model).
+        parts: The experts, their rows and weights.
+    """
     mixed = None if all(rows is None for _, rows, _ in parts) else torch.zeros_like(hidden)
     for expert, rows, weight in parts:
         out = run(expert, rows)
         out = out if weight is None else out * weight
-        if rows is not None:
-            mixed.index_add_(0, rows, out.to(mixed.dtype))
+        if mixed is None:
+            mixed = out
+        elif rows is None:
+            mixed = mixed + out
         else:
-            mixed = out if mixed is None else mixed + out
+            mixed.index_add_(0, rows, out.to(mixed.dtype))
+    assert mixed is not None  # a mixture has at least one part
     return mixed

@@ -1,21 +1,32 @@
 """The registry of methods: the only place that knows their names.
 
-A method is one file below this folder, of the method's name (`method.py` in a folder of its name where it has several
-files), with a class decorated by `register`. It is found by being there. The package can be called: `mop_t5.methods()`
-returns the names, as `mop_t5.method_names()` does.
+A method is one file of its name in this folder, or `method.py` in a folder of its name, with a class decorated by
+`register`. The registry finds the file by its place. `mop_t5.method_names()` returns the names.
 """
+
+from __future__ import annotations
 
 import importlib
 import pkgutil
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
-_METHODS: dict[str, type] = {}
+if TYPE_CHECKING:  # importing the base of methods imports torch
+    from mop_t5.attachment.method import Method, MethodConfig
+
+    MethodT = TypeVar("MethodT", bound=type[Method])
+
+_METHODS: dict[str, type[Method]] = {}
 _discovered = False
 
 
-def register(method: type) -> type:
-    """Class decorator: make a Method subclass known under its `name`."""
+def register(method: MethodT) -> MethodT:
+    """Make a Method subclass known under its `name`; a class decorator.
+
+    Raises:
+        ValueError: Another class has this name.
+    """
     known = _METHODS.get(method.name)
     if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
         raise ValueError(f"method name {method.name!r} is taken by {known.__module__}.{known.__qualname__}.")
@@ -24,13 +35,18 @@ def register(method: type) -> type:
 
 
 def method_names() -> tuple[str, ...]:
-    """Names of all methods that can be attached, in alphabetical order."""
+    """Return the names of all methods that can be attached, in alphabetical order."""
     _discover()
     return tuple(sorted(name for name, method in _METHODS.items() if method.attachable))
 
 
-def get(name: str) -> type:
-    """The Method subclass of this name."""
+def get(name: str) -> type[Method]:
+    """Return the Method subclass of this name.
+
+    Raises:
+        TypeError: `name` is not a string.
+        ValueError: No method has this name.
+    """
     if not isinstance(name, str):
         raise TypeError(f"method must be a name or a config object; got {type(name).__name__}.")
     if name not in _METHODS and name in _files():
@@ -42,8 +58,12 @@ def get(name: str) -> type:
     return _METHODS[name]
 
 
-def of_config(config) -> type:
-    """The Method subclass that a config object belongs to."""
+def of_config(config: MethodConfig) -> type[Method]:
+    """Return the Method subclass that a config object belongs to.
+
+    Raises:
+        TypeError: `config` is not the config of a registered method.
+    """
     _discover()
     for method in _METHODS.values():
         if type(config) is method.Config:
@@ -61,7 +81,7 @@ def _discover() -> None:
         _discovered = True
 
 
-class _Registry(ModuleType):
+class _Registry(ModuleType):  # so that mop_t5.methods() returns the names
     def __call__(self) -> tuple[str, ...]:
         return method_names()
 

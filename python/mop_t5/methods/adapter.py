@@ -4,27 +4,33 @@ y = x + W_up activation(W_down x + b) + b, after self-attention and feed-forward
 of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT), whose start is kept: W N(0, 0.01^2), b 0.
 """
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
+from mop_t5.attachment.additions import Adapter as AdapterFunction
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import MethodConfig, is_layer_norm
+from mop_t5.attachment.method import Device, DType
 from mop_t5.attachment.places import PLACES
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_choice, check_int
+from mop_t5.checks import check_choice, check_int, check_least, check_subset
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, bottleneck, check_per_scenario, depth, hidden_width
+from mop_t5.methods.parts.adapter_method import (
+    PerScenarioAdapters,
+    PerScenarioConfig,
+    bottleneck,
+    depth,
+    hidden_width,
+)
 
 _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
 
 
 @dataclass(frozen=True)
-class AdapterConfig(MethodConfig):
+class AdapterConfig(PerScenarioConfig):
     """Fields of the method "adapter".
 
     scenarios: names of the scenarios, at least one with per_scenario.
@@ -41,7 +47,6 @@ class AdapterConfig(MethodConfig):
         sets another.
     """
 
-    per_scenario: bool = False
     places: tuple[str, ...] = ("self_attention", "feed_forward")
     reduction: int = 32
     activation: str = "gelu_tanh"
@@ -51,34 +56,22 @@ class AdapterConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_per_scenario(self)
-        self._set("places", _check_places(self.places))
-        check_int("reduction", self.reduction, 1)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_bool("layer_norms", self.layer_norms)
-        check_int("drop_layers", self.drop_layers, 0)
-        if self.drop_up_to is not None:
-            check_int("drop_up_to", self.drop_up_to, max(self.drop_layers, 1))
-
-
-def _check_places(value: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        raise TypeError(f"places must be a list of names out of {', '.join(_PLACES)}; got {value!r}.")
-    unknown = [str(place) for place in value if place not in _PLACES]
-    if unknown or not value:
-        raise ValueError(f"places must name some of {', '.join(_PLACES)}; got {', '.join(unknown) or 'none'}.")
-    return tuple(place for place in _PLACES if place in value)
+        self._set("places", check_subset("places", self.places, _PLACES))
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_least(self, 1, "reduction")
+        check_least(self, 0, "drop_layers")
+        check_least(self, max(self.drop_layers, 1), "drop_up_to")
 
 
 @register
-class Adapter(PerScenarioAdapters):
+class Adapter(PerScenarioAdapters[AdapterConfig]):
     """adapters[stack][place]: down (layers, rows, d_mid, d_model), up (layers, rows, d_model, d_mid), their biases;
     layers without the dropped ones, rows the scenarios that have an adapter of their own, or 1."""
 
     name = "adapter"
     Config = AdapterConfig
 
-    def __init__(self, config: AdapterConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: AdapterConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         c, d_mid = config, hidden_width(shape, config.reduction)
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
@@ -104,9 +97,10 @@ class Adapter(PerScenarioAdapters):
                 nn.init.normal_(self.adapters[stack][place][name], std=0.01)
 
     def drop(self, layers: int) -> None:
-        """Robust AdapterDrop: evaluate without the adapters of the first `layers` layers. It is saved with the method.
+        """Evaluate without the adapters of the first `layers` layers (robust AdapterDrop). Saved with the method.
 
-        Raises ValueError where training did not leave out so many.
+        Raises:
+            ValueError: Training did not leave out so many layers.
         """
         check_int("layers", layers, 0)
         most = self.config.drop_up_to
@@ -117,22 +111,23 @@ class Adapter(PerScenarioAdapters):
         self.config = replace(self.config, drop_layers=layers)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        additions = self.additions_of(functools.partial(bottleneck, activation=self.config.activation), scenario_ids)
-        adapters = additions.adapters
+        """Return the adapters of all layers but the dropped ones."""
+        adapt = partial(bottleneck, activation=self.config.activation)
+        made, needed = self.adapters_for(scenario_ids, adapt)
+        adapters: dict[tuple[str, str], list[AdapterFunction | None]] = {}
         if self.config.drop_up_to and self.training:
             # a choice on the device, and a gradient for every parameter: what compilers and parallel training need
             dropped = torch.randint(self.config.drop_up_to + 1, (), device=next(self.parameters()).device)
-            for place, layers in adapters.items():
-                adapters[place] = tuple(functools.partial(_keep, f, dropped <= i) for i, f in enumerate(layers))
+            for place, layers in made.items():
+                adapters[place] = [partial(_keep, adapter, dropped <= i) for i, adapter in enumerate(layers)]
         else:
-            for place, layers in adapters.items():
-                none = (None,) * self.config.drop_layers
-                adapters[place] = none + layers[len(none) - self.dropped :]
-        return additions
-
-    def trains_backbone(self, parameter_name: str) -> bool:
-        return self.config.layer_norms and is_layer_norm(parameter_name)
+            absent = self.config.drop_layers
+            for place, layers in made.items():
+                adapters[place] = [*[None] * absent, *layers[absent - self.dropped :]]
+        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
 
 
-def _keep(adapter, kept, hidden, scenario_ids):
+def _keep(
+    adapter: AdapterFunction, kept: torch.Tensor, hidden: torch.Tensor, scenario_ids: torch.Tensor | None
+) -> torch.Tensor:
     return torch.where(kept, adapter(hidden, scenario_ids), hidden)

@@ -8,23 +8,23 @@ the scenarios here; each has a target prompt.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
 import mop_kernels
-from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import Method, MethodConfig
-from mop_t5.backbone.identity import check_same_backbone, weights_of
+from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_choice, check_int, check_positive, check_scenarios
+from mop_t5.checks import check_choice, check_least, check_names, check_number
 from mop_t5.methods import register
-from mop_t5.methods.prompt_tuning import vocabulary_rows
-from mop_t5.storage import adapter_folder, prompt_library
+from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
+from mop_t5.methods.parts.saved import read_saved
+from mop_t5.storage import prompt_library
 
 _FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code
 _G = "mop.attention."
@@ -74,12 +74,13 @@ class AttemptConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._set("source_prompts", check_scenarios(self.source_prompts, "source_prompts"))
-        for name in ("library", "init_source", "prior"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} must be a string or None; got {value!r}.")
-        check_int("untrained_sources", self.untrained_sources, 0)
+        check_names("source_prompts", self.source_prompts)
+        check_least(self, 0, "untrained_sources")
+        check_least(self, 1, "prompt_length", "bottleneck")
+        check_choice("attention", self.attention, ("sub", "token", "constant", "none"))
+        check_choice("init", self.init, ("source", "vocabulary", "uniform"))
+        if self.temperature is not None:
+            check_number("temperature", self.temperature, above=0)
         if bool(self.source_prompts) == bool(self.untrained_sources):
             raise ValueError(
                 "source_prompts must name at least one prompt of the library, unless untrained_sources is given in its "
@@ -90,14 +91,6 @@ class AttemptConfig(MethodConfig):
                 f"library must be given where source_prompts are, and only there; got {self.library!r}. See `mop-t5 "
                 "prompts list`."
             )
-        check_int("prompt_length", self.prompt_length, 1)
-        check_choice("attention", self.attention, ("sub", "token", "constant", "none"))
-        for name in ("use_target", "pool_padding", "train_attention"):
-            check_bool(name, getattr(self, name))
-        if self.temperature is not None:
-            check_positive("temperature", self.temperature)
-        check_int("bottleneck", self.bottleneck, 1)
-        check_choice("init", self.init, ("source", "vocabulary", "uniform"))
         if self.init_source is not None and (self.init != "source" or self.init_source not in self.source_prompts):
             raise ValueError(
                 f"init_source must be one of source_prompts ({', '.join(self.source_prompts)}), with init='source'; "
@@ -111,19 +104,21 @@ class AttemptConfig(MethodConfig):
             raise ValueError("use_target=False leaves nothing to train without a G that is trained.")
 
     def sources(self) -> dict[str, list[Path]]:
+        """Return the folders of the source prompts and of the prior, by their field."""
         prompts = [Path(self.library) / name for name in self.source_prompts] if self.library else []
         named = {"library": prompts, "prior": [Path(self.prior)] if self.prior else []}
         return {name: paths for name, paths in named.items() if paths}
 
     @property
     def has_attention(self) -> bool:
+        """Whether G weights the prompts."""
         return self.attention in ("sub", "token")
 
 
 class PromptAttention(nn.Module):
     """G: (batch, d) -> (batch, d)."""
 
-    def __init__(self, d: int, bottleneck: int, device, dtype):
+    def __init__(self, d: int, bottleneck: int, device: Device, dtype: DType):
         super().__init__()
         self.down = nn.Linear(d, bottleneck, bias=False, device=device, dtype=dtype)
         self.up = nn.Linear(bottleneck, d, bias=False, device=device, dtype=dtype)
@@ -132,19 +127,28 @@ class PromptAttention(nn.Module):
             nn.init.normal_(linear.weight, std=0.01)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return h, (batch, d), of the pooled text (batch, d)."""
         return self.norm(self.up(F.silu(self.down(pooled))))
 
 
 @register
-class Attempt(Method):
-    """source_prompts: (sources, length, d_model), a buffer: frozen, and saved with the method.
-    target_prompts: (tasks, length, d_model), or None. attention: G, or None."""
+class Attempt(PromptMethod[AttemptConfig]):
+    """The prompts and G.
+
+    source_prompts: (sources, length, d_model), a buffer: frozen, and saved with the method. target_prompts: (tasks,
+    length, d_model), or None. attention: G, or None.
+    """
+
+    source_prompts: torch.Tensor
+    target_prompts: nn.Parameter | None
+    attention: PromptAttention | None
 
     name = "attempt"
     Config = AttemptConfig
-    has_prompt = True
+    groups: ClassVar = {"prompts": ("target_prompts",), "attention": ("attention",)}
+    scenario_dimensions: ClassVar = {"target_prompts": 0}
 
-    def __init__(self, config: AttemptConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: AttemptConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         self.temperature = shape.d_model * math.e if config.temperature is None else float(config.temperature)
         sources, tasks = len(config.source_prompts) or config.untrained_sources, len(config.scenarios) or 1
@@ -161,30 +165,29 @@ class Attempt(Method):
                 _make_buffers(self.attention)
 
     @torch.no_grad()
-    def initialise(self, model) -> None:
-        config = self.config
-        if config.source_prompts:
-            names = config.source_prompts
-            self.source_prompts.copy_(prompt_library.read_for(model, config.library, names, config.prompt_length))
+    def initialise(self, model: T5) -> None:
+        """Copy the source prompts, and set the start of the target prompts and of G."""
+        c = self.config
+        if c.library is not None:
+            sources = prompt_library.read_for(model, c.library, c.source_prompts, c.prompt_length)
+            self.source_prompts.copy_(sources)
         else:
-            for prompt in self.source_prompts:
-                prompt.copy_(vocabulary_rows(model, "prompt_length", config.prompt_length, _FREQUENT))
-        if config.use_target and config.init == "source":
-            first = 0 if config.init_source is None else config.source_prompts.index(config.init_source)
+            self._draw(self.source_prompts, model)
+        if self.target_prompts is not None and c.init == "source":
+            first = 0 if c.init_source is None else c.source_prompts.index(c.init_source)
             self.target_prompts.copy_(self.source_prompts[first])
-        elif config.use_target and config.init == "vocabulary":
-            for prompt in self.target_prompts:
-                prompt.copy_(vocabulary_rows(model, "prompt_length", config.prompt_length, _FREQUENT))
-        if config.prior is not None:
-            self.attention.load_state_dict(self._prior(model))
+        elif self.target_prompts is not None and c.init == "vocabulary":
+            self._draw(self.target_prompts, model)
+        if self.attention is not None and c.prior is not None:
+            self.attention.load_state_dict(self._prior(model, c.prior))
 
-    def _prior(self, model) -> dict[str, torch.Tensor]:
-        """The state of the prior's G."""
-        folder = self.config.prior
-        description, tensors = adapter_folder.read(folder)
-        if description["method"] != self.name:
-            raise ValueError(f"prior {folder!r} holds the method {description['method']!r}; expected {self.name!r}.")
-        check_same_backbone(model, description["backbone"], weights_of(model), folder)
+    def _draw(self, prompts: torch.Tensor, model: T5) -> None:
+        for prompt in prompts:
+            prompt.copy_(vocabulary_rows(model, "prompt_length", self.config.prompt_length, _FREQUENT))
+
+    def _prior(self, model: T5, folder: str) -> dict[str, torch.Tensor]:
+        """Return the state of the prior's G."""
+        _, tensors = read_saved(model, self.name, "prior", folder)
         found = {name.removeprefix(_G): tensor for name, tensor in tensors.items() if name.startswith(_G)}
         if not found:
             raise ValueError(f"prior {folder!r} has no G, because its attention is fixed. Name another.")
@@ -195,51 +198,65 @@ class Attempt(Method):
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return self.config.use_target and len(self.scenarios) > 1
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """What the attention weights belong to, in their order."""
+        """Names of the prompts that have an attention weight, in order."""
         untrained = (f"untrained {i + 1}" for i in range(self.config.untrained_sources))
         return (*self.config.source_prompts, *untrained, *(["target"] if self.config.use_target else []))
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        return Additions(prompt=self._prepend)
-
-    def _prepend(self, embeddings, mask, scenario_ids) -> torch.Tensor:
-        """(batch, prompt + source, d_model)"""
+    def prepend(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         return self._mix(embeddings, mask, scenario_ids)[0]
 
     @torch.no_grad()
-    def attention_of(self, embeddings, mask=None, scenario_ids=None) -> torch.Tensor:
-        """The weights a_j of the prompts for each example: (batch, candidates), or (batch, candidates, length) where
-        each row has its own. That of the target is without the 1 which it has besides.
+    def attention_of(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None = None, scenario_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the weights a_j of the prompts for each example.
 
-        embeddings: of the text, model.get_input_embeddings()(input_ids); mask: (batch, source) or None.
+        Args:
+            embeddings: Embeddings of the text, model.get_input_embeddings()(input_ids).
+            mask: (batch, source) or None.
+            scenario_ids: (batch,), or None for the only task.
+
+        Returns:
+            (batch, candidates), or (batch, candidates, length) where each row has its own weights. P(X) adds the target
+            once more with weight 1, which is not in these weights.
         """
         scenario_ids = self.check_scenario_ids(scenario_ids, len(embeddings), embeddings.device)
         return self._mix(embeddings, mask, scenario_ids)[1]
 
-    def _mix(self, embeddings, mask, scenario_ids) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prompts in front of the embeddings, and the weights."""
-        mask = None if mask is None or self.config.pool_padding else mask.bool()
+    def _mix(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the prompts in front of the embeddings, and the weights."""
+        token_mask = None if mask is None or self.config.pool_padding else mask.bool()
         # in the parameters' own precision: autocast would round the text, too
         with torch.autocast(embeddings.device.type, enabled=False):
             x = embeddings.to(self.source_prompts.dtype)
             if scenario_ids is None:
                 scenario_ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            by_kernel = self.config.attention == "sub" and self.config.use_target
-            prefixed, weights = (self._fused if by_kernel else self._plain)(x, mask, scenario_ids)
+            g, targets = self.attention, self.target_prompts
+            if g is not None and targets is not None and self.config.attention == "sub":
+                maps = (g.down.weight.T, g.up.weight.T, g.norm.weight, g.norm.bias)
+                prompts = (self.source_prompts, self.only_trained(targets))
+                prefixed, weights = mop_kernels.attempt_mix(
+                    x, token_mask, *prompts, scenario_ids, *maps, self.temperature
+                )
+            else:
+                prefixed, weights = self._plain(x, token_mask, scenario_ids)
             return prefixed.to(embeddings.dtype), weights
 
-    def _fused(self, x, mask, scenario_ids) -> tuple[torch.Tensor, torch.Tensor]:
-        g, targets = self.attention, self.only_trained(self.target_prompts)
-        maps = (g.down.weight.T, g.up.weight.T, g.norm.weight, g.norm.bias)
-        return mop_kernels.attempt_mix(x, mask, self.source_prompts, targets, scenario_ids, *maps, self.temperature)
-
-    def _plain(self, x, mask, scenario_ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plain(
+        self, x: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         sources, targets = self.source_prompts, None
-        if self.config.use_target:
+        if self.target_prompts is not None:
             # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
             targets = self.only_trained(self.target_prompts)[scenario_ids]
         weights = self._weights(x, mask, targets)
@@ -249,10 +266,13 @@ class Attempt(Method):
             prompt = prompt + (1 + by_row[:, -1, :, None]) * targets
         return torch.cat([prompt, x], dim=1), weights
 
-    def _weights(self, x, mask, targets) -> torch.Tensor:
-        """(batch, candidates), or (batch, candidates, length) of the attention "token"; targets: (batch, length, d)"""
+    def _weights(self, x: torch.Tensor, mask: torch.Tensor | None, targets: torch.Tensor | None) -> torch.Tensor:
+        """Return (batch, candidates), or (batch, candidates, length) of the attention "token".
+
+        targets: (batch, length, d).
+        """
         sources, attention = self.source_prompts, self.config.attention
-        if not self.config.has_attention:
+        if self.attention is None:
             count = len(sources)
             share, own = (1 / (count + 1), 1 / (count + 1)) if attention == "constant" else (1 / count, 0.0)
             return x.new_tensor([share] * count + [own]).expand(len(x), -1)
@@ -265,20 +285,9 @@ class Attempt(Method):
         weights = (scores / self.temperature).softmax(1)
         return weights if attention == "token" else weights[..., 0]
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = {
-            "prompts": [] if self.target_prompts is None else [self.target_prompts],
-            "attention": [] if self.attention is None else list(self.attention.parameters()),
-        }
-        return {name: parameters for name, parameters in groups.items() if parameters}
-
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        if self.distinguishes_scenarios:  # a task that is alone is never absent
-            yield self.target_prompts, 0
-
 
 def _pooled(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(batch, d): the maximum of x over the positions that count; 0 where none does."""
+    """Return the maximum of x over the positions that count, (batch, d); 0 where none does."""
     if mask is None:
         return x.amax(1)
     counts = mask.bool()[..., None]

@@ -12,18 +12,15 @@ import torch
 from torch import nn
 
 from mop_t5.attachment.additions import Additions, row_index
-from mop_t5.attachment.method import MethodConfig
-from mop_t5.attachment.places import INNER_PLACES, PLACES
+from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.places import HEAD, INNER_PLACES, PLACES
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, check_per_scenario, depth, own_row
-
-_HEAD = ("decoder", "lm_head")
+from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, Tensors, depth, own_row
 
 
 @dataclass(frozen=True)
-class BitFitConfig(MethodConfig):
+class BitFitConfig(PerScenarioConfig):
     """Fields of the method "bitfit".
 
     scenarios: names of the scenarios, at least one with per_scenario.
@@ -31,37 +28,33 @@ class BitFitConfig(MethodConfig):
     lm_head: a bias on the head, too: as many numbers as the vocabulary has tokens.
     """
 
-    per_scenario: bool = False
     lm_head: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_per_scenario(self)
-        check_bool("lm_head", self.lm_head)
 
 
 @register
-class BitFit(PerScenarioAdapters):
+class BitFit(PerScenarioAdapters[BitFitConfig]):
     """adapters[stack][place]["bias"]: (layers, rows, width), rows the scenarios that have their own, or 1."""
 
     name = "bitfit"
     Config = BitFitConfig
 
-    def __init__(self, config: BitFitConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: BitFitConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         absent = {"feed_forward_wi"} if shape.is_gated_act else {"feed_forward_wi_0", "feed_forward_wi_1"}
         if not config.lm_head:
             absent.add("lm_head")
 
         def make(stack: str, place: str) -> nn.ParameterDict:
-            layers = 1 if (stack, place) == _HEAD else depth(shape, stack)
+            layers = 1 if (stack, place) == HEAD else depth(shape, stack)
             bias = torch.zeros(layers, self.rows, _width(place, shape), device=device, dtype=dtype)
             return nn.ParameterDict({"bias": nn.Parameter(bias)})
 
         self.place_adapters([p for p in PLACES + INNER_PLACES if p[1] not in absent], make)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        return self.additions_of(_shift, scenario_ids)
+        """Return one shift per place and layer."""
+        adapters, needed = self.adapters_for(scenario_ids, _shift)
+        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
 
 
 def _width(place: str, shape: BackboneShape) -> int:
@@ -72,6 +65,8 @@ def _width(place: str, shape: BackboneShape) -> int:
     return shape.d_ff if "_wi" in place else shape.d_model
 
 
-def _shift(tensors, scenarios, hidden, scenario_ids):
+def _shift(
+    tensors: Tensors, scenarios: torch.Tensor | None, hidden: torch.Tensor, scenario_ids: torch.Tensor | None
+) -> torch.Tensor:
     bias = tensors["bias"]
     return hidden + own_row(bias, row_index(scenarios, scenario_ids, len(bias)))

@@ -4,21 +4,23 @@ y = x + ( activation(x W_down + b) W_up + b ), after self-attention and feed-for
 sum_i rule_i (x) (left_i right_i), the terms x terms matrices rule_i being the same in all of them (mop_kernels).
 """
 
-import functools
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from mop_kernels import phm_weight
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import MethodConfig, is_layer_norm
+from mop_t5.attachment.additions import Adapter, Additions
+from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_choice, check_int, check_positive
+from mop_t5.checks import check_choice, check_least, check_number
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, depth
+from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, by_layer, depth
 
 _PLACES = {"compacter": ("self_attention", "feed_forward"), "plus_plus": ("feed_forward",)}
 
@@ -48,20 +50,18 @@ class CompacterConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("variant", self.variant, tuple(_PLACES))
-        check_int("terms", self.terms, 1)
-        check_int("reduction", self.reduction, 1)
-        if self.local_rank is not None:
-            check_int("local_rank", self.local_rank, 1)
-        check_positive("rule_std", self.rule_std)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_bool("layer_norms", self.layer_norms)
+        check_choice("variant", self.variant, _PLACES)
+        check_least(self, 1, "terms", "reduction", "local_rank")
+        check_number("rule_std", self.rule_std, above=0)
+        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 class _Locals(nn.Module):
     """The locals and the biases of one map in every layer of one place."""
 
-    def __init__(self, layers: int, d_in: int, d_out: int, terms: int, local_rank: int | None, device, dtype):
+    def __init__(
+        self, layers: int, d_in: int, d_out: int, terms: int, local_rank: int | None, device: Device, dtype: DType
+    ):
         super().__init__()
         loc_in, loc_out = d_in // terms, d_out // terms
         shapes = [(loc_in, loc_out)] if local_rank is None else [(loc_in, local_rank), (local_rank, loc_out)]
@@ -72,7 +72,7 @@ class _Locals(nn.Module):
             nn.init.uniform_(factor, -bound, bound)
 
     def weights(self, rule: torch.Tensor) -> torch.Tensor:
-        """(layers, d_out, d_in), as F.linear takes them."""
+        """Return the weights (layers, d_out, d_in), as F.linear takes them."""
         local = self.factors[0] if len(self.factors) == 1 else self.factors[0] @ self.factors[1]
         return phm_weight(rule, local).mT
 
@@ -80,30 +80,30 @@ class _Locals(nn.Module):
 class _Adapters(nn.Module):
     """The adapters of every layer of one place."""
 
-    def __init__(self, layers: int, d_model: int, config: CompacterConfig, device, dtype):
+    def __init__(self, layers: int, d_model: int, config: CompacterConfig, device: Device, dtype: DType):
         super().__init__()
         d_mid, factors = d_model // config.reduction, (config.terms, config.local_rank, device, dtype)
         self.down = _Locals(layers, d_model, d_mid, *factors)
         self.up = _Locals(layers, d_mid, d_model, *factors)
 
-    def functions(self, rule: torch.Tensor, activation: str) -> tuple:
-        """One adapter a layer, as Additions takes them. All W of the place are built in two calls, once a batch."""
+    def functions(self, rule: torch.Tensor, activation: str) -> tuple[Adapter, ...]:
+        """Return one adapter per layer. All W of the place are built in two calls, once per batch."""
         parts = {"down": self.down.weights(rule), "down_bias": self.down.bias}
         parts |= {"up": self.up.weights(rule), "up_bias": self.up.bias}
         # one row, which serves all scenarios
-        layers = zip(*(part.unsqueeze(1).unbind(0) for part in parts.values()), strict=True)
-        adapt = functools.partial(bottleneck, activation=activation)
-        return tuple(functools.partial(adapt, dict(zip(parts, layer)), None) for layer in layers)
+        layers = by_layer({name: part.unsqueeze(1) for name, part in parts.items()})
+        return tuple(partial(bottleneck, tensors, None, activation=activation) for tensors in layers)
 
 
 @register
-class Compacter(AdapterMethod):
+class Compacter(AdapterMethod[CompacterConfig, _Adapters]):
     """The rule and, place by place, the locals and biases of all adapters."""
 
     name = "compacter"
     Config = CompacterConfig
+    groups: ClassVar = {"rule": ("rule",), "adapters": ("adapters",)}
 
-    def __init__(self, config: CompacterConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: CompacterConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         c, d_mid = config, shape.d_model // config.reduction
         for what, width in (("d_model", shape.d_model), ("d_model // reduction", d_mid)):
             if width == 0 or width % c.terms:
@@ -114,11 +114,12 @@ class Compacter(AdapterMethod):
         self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, device=device, dtype=dtype))
         nn.init.normal_(self.rule, std=c.rule_std)
         self.place_adapters(
-            [(stack, place) for stack in ("encoder", "decoder") for place in _PLACES[c.variant]],
+            [(stack, place) for stack in STACKS for place in _PLACES[c.variant]],
             lambda stack, place: _Adapters(depth(shape, stack), shape.d_model, c, device, dtype),
         )
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return the adapters, which all scenarios share."""
         return Additions(
             adapters={
                 (stack, place): self.adapters[stack][place].functions(self.rule, self.config.activation)
@@ -126,9 +127,3 @@ class Compacter(AdapterMethod):
             },
             dtype=self.dtype,
         )
-
-    def trains_backbone(self, parameter_name: str) -> bool:
-        return self.config.layer_norms and is_layer_norm(parameter_name)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"rule": [self.rule]} | super().parameter_groups()

@@ -4,11 +4,10 @@ Without templates it is "MTL-vanilla", with them "MTL": every dialogue begins wi
 from. The paper says that MOP stays below models that are tuned on one scenario each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mop_t5.attachment.method import Method, MethodConfig
-from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 
 # "The conversation comes from the ... business." is what the paper prints of its templates
@@ -35,8 +34,6 @@ class FineTuningConfig(MethodConfig):
         if templates is None or templates == "default":
             return
         if isinstance(templates, Mapping):
-            if any(not isinstance(text, str) for pair in templates.items() for text in pair):
-                raise TypeError(f"templates must map names of scenarios to texts; got {templates!r}.")
             self._set("templates", dict(templates))
             missing = [name for name in self.scenarios if name not in templates]
             if missing:
@@ -44,35 +41,33 @@ class FineTuningConfig(MethodConfig):
                     f"templates must have a text for each scenario; got none for {', '.join(missing)}. Write one, or "
                     f"use one text for all, with {_PLACE!r} in it."
                 )
-        elif not isinstance(templates, str):
-            raise TypeError(f"templates must be None, a text or {{scenario: text}}; got {templates!r}.")
         elif _PLACE not in templates:
             raise ValueError(
                 f"templates must be 'default' or have {_PLACE!r} in it, or it would say nothing of the scenario; got "
                 f"{templates!r}."
             )
 
-    def with_scenarios(self, scenarios) -> "FineTuningConfig":
+    def with_scenarios(self, scenarios: Sequence[str]) -> "FineTuningConfig":
+        """Return the same config for other scenarios. A new scenario gets the default sentence."""
         templates = self.templates
         if isinstance(templates, dict):  # nobody has written a text for a scenario that is new
             templates = {name: templates.get(name, _DEFAULT_TEMPLATE.replace(_PLACE, name)) for name in scenarios}
-        return replace(self, scenarios=scenarios, templates=templates)
+        return replace(self, scenarios=tuple(scenarios), templates=templates)
 
 
 @register
-class FineTuning(Method):
+class FineTuning(Method[FineTuningConfig]):
     """No parameters of its own: all those of the backbone are trained, saved, and restored by detach."""
 
     name = "fine_tuning"
     Config = FineTuningConfig
 
-    def __init__(self, config: FineTuningConfig, shape: BackboneShape, device=None, dtype=None):
-        super().__init__(config, shape)
-
     def trains_backbone(self, parameter_name: str) -> bool:
+        """Return True."""
         return True
 
     def source_text(self, dialogue: str, scenario: str) -> str:
+        """Return the dialogue behind the sentence of its scenario."""
         templates = self.config.templates
         if templates is None:
             return dialogue

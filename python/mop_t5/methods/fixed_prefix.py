@@ -4,17 +4,21 @@ A prefix depends on the scenario only, never on the text (MOP, Eq. 4), so once t
 a table. It needs no kernels: loading it imports torch and transformers alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import Method, MethodConfig, is_layer_norm
+from mop_t5.attachment.method import Device, DType, Method, MethodConfig
 from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_int
+from mop_t5.checks import check_least
 from mop_t5.methods import register
+from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 
 
 @dataclass(frozen=True)
@@ -33,58 +37,65 @@ class FixedPrefixConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_int("prefix_length", self.prefix_length, 0)
-        check_bool("layer_norms", self.layer_norms)
-        if not isinstance(self.rows, dict) or not self.rows or not set(self.rows) <= set(ATTENTIONS):
+        check_least(self, 0, "prefix_length")
+        if not self.rows or not set(self.rows) <= set(ATTENTIONS):
             raise ValueError(
                 f"rows must be a dict of numbers of prefixes, by attention out of {', '.join(ATTENTIONS)}; got "
                 f"{self.rows!r}. Use mop_t5.export, which makes this config of a trained prefix method."
             )
         for layers in self.rows.values():
-            if not isinstance(layers, list) or any(count not in (1, len(self.scenarios)) for count in layers):
+            if any(count not in (1, len(self.scenarios)) for count in layers):
                 raise ValueError(
                     f"rows must be a list of 1 or {len(self.scenarios)}, the number of scenarios; got {layers!r}."
                 )
 
-    def with_scenarios(self, scenarios) -> "FixedPrefixConfig":
+    def with_scenarios(self, scenarios: Sequence[str]) -> "FixedPrefixConfig":
+        """Raise ValueError: the prefixes of a new scenario are not known."""
         raise ValueError("an exported prefix has the scenarios it was made for. Change the method's and export again.")
 
 
 class _Pair(nn.Module):
     """Keys and values of one attention, each (rows, heads, prefix, d_kv)."""
 
-    def __init__(self, *size: int, device=None, dtype=None):
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, *size: int, device: Device = None, dtype: DType = None):
         super().__init__()
         self.register_buffer("keys", torch.empty(size, device=device, dtype=dtype))
         self.register_buffer("values", torch.empty(size, device=device, dtype=dtype))
 
 
 @register
-class FixedPrefix(Method):
+class FixedPrefix(Method[FixedPrefixConfig]):
     """The keys and values are buffers: nothing in them is trained."""
 
     name = "fixed_prefix"
     Config = FixedPrefixConfig
+    groups: ClassVar = {"prefixes": ("prefixes",)}  # none: they are buffers
     attachable = False
 
-    def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
-        self.prefixes = nn.ModuleDict()
-        for attention, rows in config.rows.items():
+        self.prefixes: ModuleDictOf[ModuleListOf[_Pair]] = ModuleDictOf()
+        for attention, rows in (config.rows or {}).items():
             if len(rows) != shape.layers(attention):
                 raise ValueError(f"rows must name {shape.layers(attention)} layers of {attention}; got {len(rows)}.")
             size = (shape.num_heads, config.prefix_length, shape.d_kv)
-            self.prefixes[attention] = nn.ModuleList(_Pair(count, *size, device=device, dtype=dtype) for count in rows)
+            self.prefixes[attention] = ModuleListOf(_Pair(count, *size, device=device, dtype=dtype) for count in rows)
 
     @property
     def distinguishes_scenarios(self) -> bool:
-        return any(count > 1 for rows in self.config.rows.values() for count in rows)
+        """Whether scenario_ids change what the method computes."""
+        return any(count > 1 for rows in (self.config.rows or {}).values() for count in rows)
 
-    def initialise(self, model) -> None:
+    def initialise(self, model: T5) -> None:
+        """Raise ValueError: there is nothing to start from."""
         raise ValueError("fixed_prefix has nothing to start from: mop_t5.export makes it of a trained prefix method.")
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        needed = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None
+        """Return the prefixes of the scenarios of a batch."""
+        needed = self.needed_scenarios(scenario_ids)
         prefixes = {
             attention: tuple((self._rows(pair.keys, needed), self._rows(pair.values, needed)) for pair in pairs)
             for attention, pairs in self.prefixes.items()
@@ -94,9 +105,3 @@ class FixedPrefix(Method):
     @staticmethod
     def _rows(rows: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
         return rows if needed is None or len(rows) == 1 else rows[needed]
-
-    def trains_backbone(self, parameter_name: str) -> bool:
-        return self.config.layer_norms and is_layer_norm(parameter_name)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {}

@@ -8,23 +8,24 @@ of Table 2, gives no sizes. Sizes and start are our choice: N(0, 1) for the embe
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import MethodConfig
+from mop_t5.attachment.method import Device, DType, MethodConfig, Where
 from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_int, check_some_scenario
+from mop_t5.checks import check_least, check_some_scenario
 from mop_t5.methods import register
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 
 _PRESETS = {
-    "small": {"prefix_length": 40, "d_embedding": 64, "d_hidden": 128, "d_projected": 64},
+    "small": {},
     # all widths of "small" times 12.375: five scenarios on T5-pegasus train 6,919,752 parameters, and 6,914,176 with
     # MOP's preset "paper"
-    "matched": {"prefix_length": 40, "d_embedding": 792, "d_hidden": 1584, "d_projected": 792},
+    "matched": {"d_embedding": 792, "d_hidden": 1584, "d_projected": 792},
 }
 
 
@@ -51,23 +52,26 @@ class HyperPrefixConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._fill_in(_PRESETS)
+        self._fill_in(_PRESETS, self.preset)
         check_some_scenario(self.scenarios)
-        check_int("prefix_length", self.prefix_length, 0)
-        for name in ("d_embedding", "d_hidden", "d_projected"):
-            check_int(name, getattr(self, name), 1)
-        check_bool("layer_norms", self.layer_norms)
+        check_least(self, 0, "prefix_length")
+        check_least(self, 1, "d_embedding", "d_hidden", "d_projected")
 
 
 @register
-class HyperPrefix(HypernetworkMethod):
+class HyperPrefix(HypernetworkMethod[HyperPrefixConfig]):
     """The embeddings, the network and its last map. Encoder layer i and decoder layer i share their embedding."""
 
     name = "hyper_prefix"
     Config = HyperPrefixConfig
+    groups: ClassVar = {
+        "scenario_embeddings": ("scenario_embeddings",),
+        "hypernetworks": ("layer_embeddings", "attention_embeddings", "hidden", "projection", "prefix"),
+    }
 
-    def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, device=None, dtype=None):
-        c, of = config, {"device": device, "dtype": dtype}
+    def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+        c = config
+        of: Where = {"device": device, "dtype": dtype}
         super().__init__(c, shape, (c.prefix_length, c.d_embedding), device, dtype)
         deepest = max(shape.num_layers, shape.num_decoder_layers)
         self.layer_embeddings = nn.Parameter(torch.empty(deepest, c.prefix_length, c.d_embedding, **of))
@@ -79,6 +83,7 @@ class HyperPrefix(HypernetworkMethod):
         self.prefix = nn.Linear(c.d_projected, 2 * shape.inner, **of)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return the prefixes of all attentions for the scenarios of a batch."""
         scenarios, needed = self.embeddings(scenario_ids)
         # [z; l; b] W_1 is a sum of three products, of which two are the same for every scenario
         of_scenario, of_layer, of_attention = self.hidden.weight.split(self.config.d_embedding, dim=1)

@@ -8,28 +8,30 @@ sub-layer. Encoder and decoder have networks of their own and share z_s.
 Source: Mahabadi et al. 2021 and rabeehk/hyperformer, whose start is kept: maps N(0, 0.01^2) with bias 0.
 """
 
-import functools
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import MethodConfig
+from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_choice, check_int, check_some_scenario
+from mop_t5.checks import check_choice, check_least, check_some_scenario
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import bottleneck, hidden_width
+from mop_t5.methods.parts.adapter_method import bottleneck, by_layer, depth, hidden_width
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
+from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 
 _PLACES = ("feed_forward", "self_attention")  # in the order of the kinds
-_STACKS = ("encoder", "decoder")
 _PRESETS = {
-    "published": {"variant": "plus_plus", "d_embedding": 64, "d_hidden": 128, "d_projected": 64, "reduction": 32},
+    "published": {},
     # the one fit to Table 4 of the MOP paper (2.320 % of T5-pegasus) that keeps the published reduction and d_projected
-    "table4": {"variant": "plus_plus", "d_embedding": 768, "d_hidden": 256, "d_projected": 64, "reduction": 32},
+    "table4": {"d_embedding": 768, "d_hidden": 256},
 }
 
 
@@ -70,14 +72,11 @@ class HyperFormerConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self._fill_in(_PRESETS)
+        self._fill_in(_PRESETS, self.preset)
         check_some_scenario(self.scenarios)
         check_choice("variant", self.variant, ("plus_plus", "unique", "per_layer"))
-        for name in ("d_embedding", "d_hidden", "d_projected", "reduction"):
-            check_int(name, getattr(self, name), 1)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        for name in ("pre_norm", "conditional_layer_norm", "embedding_network", "layer_norms"):
-            check_bool(name, getattr(self, name))
+        check_least(self, 1, "d_embedding", "d_hidden", "d_projected", "reduction")
+        check_choice("activation", self.activation, ACTIVATIONS)
         for name, elsewhere in (("conditional_layer_norm", True), ("embedding_network", False)):
             if getattr(self, name) != elsewhere and self.variant != "per_layer":
                 raise ValueError(
@@ -92,10 +91,10 @@ class _AdapterMaps(nn.Module):
     The LNs' gain and bias are parameters where they are not conditional.
     """
 
-    def __init__(self, d_in: int, config: HyperFormerConfig, d_model: int, device, dtype):
+    def __init__(self, d_in: int, config: HyperFormerConfig, d_model: int, device: Device, dtype: DType):
         super().__init__()
         d_mid = d_model // config.reduction
-        self.shapes = {
+        self.shapes: dict[str, tuple[int, ...]] = {
             "down": (d_mid, d_model),
             "down_bias": (d_mid,),
             "up": (d_model, d_mid),
@@ -113,6 +112,7 @@ class _AdapterMaps(nn.Module):
         )
 
     def forward(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the tensors of the adapters, each (..., *its shape)."""
         made = {name: self.maps[name](embedding).unflatten(-1, shape) for name, shape in self.shapes.items()}
         return made | {name: p.expand(*embedding.shape[:-1], -1) for name, p in self.norms.items()}
 
@@ -120,7 +120,7 @@ class _AdapterMaps(nn.Module):
 class _StackHypernetwork(nn.Module):
     """All adapters of the encoder or of the decoder, from scenario embeddings (rows, d_embedding or d_projected)."""
 
-    def __init__(self, config: HyperFormerConfig, d_in: int, d_model: int, layers: int, device, dtype):
+    def __init__(self, config: HyperFormerConfig, d_in: int, d_model: int, layers: int, device: Device, dtype: DType):
         super().__init__()
         c, self.variant, self.layers = config, config.variant, layers
         if c.variant != "per_layer":
@@ -133,23 +133,24 @@ class _StackHypernetwork(nn.Module):
             d_in = c.d_projected
         count = {"plus_plus": 1, "unique": len(_PLACES), "per_layer": len(_PLACES) * layers}[c.variant]
         # unique: in the order of the kinds; per_layer: kind by kind, in each layer by layer
-        self.adapters = nn.ModuleList(_AdapterMaps(d_in, c, d_model, device, dtype) for _ in range(count))
+        self.adapters: ModuleListOf[_AdapterMaps] = ModuleListOf(
+            _AdapterMaps(d_in, c, d_model, device, dtype) for _ in range(count)
+        )
 
     def forward(self, scenarios: torch.Tensor) -> dict[str, list[dict[str, torch.Tensor]]]:
-        """{place: the tensors of the adapter of each layer, each (rows, ...)}."""
+        """Return place -> the tensors of the adapter of each layer, each (rows, ...)."""
         made = {}
         for kind, place in enumerate(_PLACES):
             if self.variant == "per_layer":
-                maps = self.adapters[kind * self.layers : (kind + 1) * self.layers]
-                made[place] = [each(scenarios) for each in maps]
+                first = kind * self.layers
+                made[place] = [self.adapters[first + layer](scenarios) for layer in range(self.layers)]
             else:
                 maps = self.adapters[0 if self.variant == "plus_plus" else kind]
-                all_layers = {name: t.unbind(0) for name, t in maps(self._condition(scenarios, kind)).items()}
-                made[place] = [{n: t[layer] for n, t in all_layers.items()} for layer in range(self.layers)]
+                made[place] = by_layer(maps(self._condition(scenarios, kind)))
         return made
 
     def _condition(self, scenarios: torch.Tensor, kind: int) -> torch.Tensor:
-        """e of every layer and scenario: (layers, rows, d_projected)."""
+        """Return e of every layer and scenario: (layers, rows, d_projected)."""
         parts = [scenarios.unsqueeze(0), self.layer_embeddings.weight.unsqueeze(1)]
         if self.variant == "plus_plus":
             parts.append(self.kind_embeddings.weight[kind])
@@ -157,45 +158,51 @@ class _StackHypernetwork(nn.Module):
         return self.norm(self.network(joined))
 
 
-def _linear(d_in: int, d_out: int, device, dtype) -> nn.Linear:
+def _linear(d_in: int, d_out: int, device: Device, dtype: DType) -> nn.Linear:
     linear = nn.Linear(d_in, d_out, device=device, dtype=dtype)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def _two_layers(d_in: int, d_hidden: int, d_out: int, device, dtype) -> nn.Sequential:
+def _two_layers(d_in: int, d_hidden: int, d_out: int, device: Device, dtype: DType) -> nn.Sequential:
     return nn.Sequential(_linear(d_in, d_hidden, device, dtype), nn.ReLU(), _linear(d_hidden, d_out, device, dtype))
 
 
 @register
-class HyperFormer(HypernetworkMethod):
+class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
     """The scenarios' embeddings and the networks that make adapters of them."""
 
     name = "hyperformer"
     Config = HyperFormerConfig
-    adapter_places = tuple((stack, place) for stack in _STACKS for place in _PLACES)
+    groups: ClassVar = {
+        "scenario_embeddings": ("scenario_embeddings",),
+        "hypernetworks": ("embedding_network", "hypernetworks"),
+    }
+    adapter_places = tuple((stack, place) for stack in STACKS for place in _PLACES)
 
-    def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         hidden_width(shape, config.reduction)  # raises where it would be 0
         c = config
         super().__init__(c, shape, (c.d_embedding,), device, dtype)
         d_in = c.d_embedding
-        self.embedding_network = None
+        self.embedding_network: nn.Sequential | None = None
         if c.embedding_network:
             self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, device, dtype)
             d_in = c.d_projected
-        layers = {"encoder": shape.num_layers, "decoder": shape.num_decoder_layers}
-        self.hypernetworks = nn.ModuleDict(
-            {s: _StackHypernetwork(c, d_in, shape.d_model, layers[s], device, dtype) for s in _STACKS}
+        self.hypernetworks: ModuleDictOf[_StackHypernetwork] = ModuleDictOf(
+            {s: _StackHypernetwork(c, d_in, shape.d_model, depth(shape, s), device, dtype) for s in STACKS}
         )
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return the adapters that the networks make for the scenarios of a batch."""
         rows, needed = self.embeddings(scenario_ids)
         if self.embedding_network is not None:
             rows = self.embedding_network(rows)
-        adapters, adapt = {}, functools.partial(bottleneck, activation=self.config.activation)
-        for stack, hypernetwork in self.hypernetworks.items():
-            for place, layers in hypernetwork(rows).items():
-                adapters[stack, place] = tuple(functools.partial(adapt, tensors, needed) for tensors in layers)
+        adapt = partial(bottleneck, activation=self.config.activation)
+        adapters = {
+            (stack, place): tuple(partial(adapt, tensors, needed) for tensors in layers)
+            for stack, hypernetwork in self.hypernetworks.items()
+            for place, layers in hypernetwork(rows).items()
+        }
         return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)

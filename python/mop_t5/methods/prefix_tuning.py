@@ -1,17 +1,18 @@
 """Prefix-tuning with an MLP: one generator an attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import Method, MethodConfig
+from mop_t5.attachment.method import Device, DType, Method, MethodConfig
 from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_int, check_probability
+from mop_t5.checks import check_choice, check_least, check_number
 from mop_t5.methods import register
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS, MLPGenerator
+from mop_t5.methods.parts.modules import ModuleDictOf
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,24 @@ class PrefixTuningConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_int("prefix_length", self.prefix_length, 0)
-        check_int("d_mid", self.d_mid, 1)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_probability("dropout", self.dropout)
+        check_least(self, 0, "prefix_length")
+        check_least(self, 1, "d_mid")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_number("dropout", self.dropout, 0, below=1)
 
 
 @register
-class PrefixTuning(Method):
+class PrefixTuning(Method[PrefixTuningConfig]):
     """Three independent generators: encoder self-attention, decoder self-attention, cross-attention."""
 
     name = "prefix_tuning"
     Config = PrefixTuningConfig
+    groups: ClassVar = {"generators": ("generators",)}
 
-    def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         c = config
-        self.generators = nn.ModuleDict(
+        self.generators: ModuleDictOf[MLPGenerator] = ModuleDictOf(
             {
                 a: MLPGenerator(
                     shape, shape.layers(a), c.prefix_length, c.d_mid, c.activation, c.dropout, device, dtype
@@ -58,7 +60,5 @@ class PrefixTuning(Method):
         )
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return the prefixes, which all scenarios share."""
         return Additions({attention: generator.pairs() for attention, generator in self.generators.items()})
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"generators": list(self.generators.parameters())}

@@ -4,24 +4,25 @@ The encoder runs on prompt and text, so the prompt takes part in the relative po
 encoder's outputs at the prompt, too.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import Method, MethodConfig
-from mop_t5.backbone.identity import check_same_backbone, weights_of
+from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.checks import check_bool, check_choice, check_int, check_positive, check_scenarios
+from mop_t5.checks import check_choice, check_least, check_names, check_number, check_some_scenario
 from mop_t5.methods import register
 from mop_t5.methods.parts import spot
-from mop_t5.storage import adapter_folder, prompt_library
+from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
+from mop_t5.methods.parts.saved import read_saved
+from mop_t5.storage import prompt_library
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
 # fields that go with one init
@@ -72,34 +73,28 @@ class PromptTuningConfig(MethodConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_int("prefix_length", self.prefix_length, 0)
-        check_bool("per_scenario", self.per_scenario)
-        if self.per_scenario and not self.scenarios:
-            raise ValueError("scenarios must name at least one scenario where per_scenario=True; got none.")
+        check_least(self, 0, "prefix_length", "init_top")
+        check_least(self, 1, "init_vocabulary")
+        if self.per_scenario:
+            check_some_scenario(self.scenarios)
         check_choice("init", self.init, _INITS)
-        check_positive("init_scale", self.init_scale)
-        check_int("init_vocabulary", self.init_vocabulary, 1)
+        check_number("init_scale", self.init_scale, above=0)
+        check_choice("init_similarity", self.init_similarity, spot.SIMILARITIES)
         if self.init == "vocabulary" and self.init_vocabulary < self.prefix_length:
             raise ValueError(
                 f"init_vocabulary must be at least prefix_length = {self.prefix_length}; got {self.init_vocabulary}."
             )
-        self._set("init_words", _check_words(self.init_words))
         if len(self.init_words) > self.prefix_length:
             raise ValueError(
                 f"init_words must hold at most prefix_length = {self.prefix_length} words; got {len(self.init_words)}."
             )
-        for name in ("init_file", "init_library", "init_target"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} must be a path as a string; got {value!r}.")
-        self._set("init_prompts", check_scenarios(self.init_prompts, "init_prompts"))
+        check_names("init_prompts", self.init_prompts)
         for name, init in _NEEDS.items():
             if bool(getattr(self, name)) != (self.init == init):
                 raise ValueError(f"{name} must be given where init={init!r}, and only there; got init={self.init!r}.")
-        check_choice("init_similarity", self.init_similarity, tuple(spot.SIMILARITIES))
-        check_int("init_top", self.init_top, 0)
 
     def sources(self) -> dict[str, list[Path]]:
+        """Return the files and folders that the prompt starts from, by their field."""
         files = {name: [Path(path)] for name in ("init_file", "init_target") if (path := getattr(self, name))}
         if self.init_library is None:
             return files
@@ -108,35 +103,19 @@ class PromptTuningConfig(MethodConfig):
         return files | {"init_library": [library / name for name in chosen]}
 
 
-def _check_words(value) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, (list, tuple)) or any(not isinstance(w, str) for w in value):
-        raise TypeError(f"init_words must be a list of words; got {value!r}.")
-    return tuple(value)
-
-
-def vocabulary_rows(model, argument: str, length: int, first: int) -> torch.Tensor:
-    """(length, d_model): embeddings of distinct tokens drawn from the first ids. argument: the field that set length,
-    for the error where there are too few."""
-    table = model.get_input_embeddings().weight
-    known = min(first, len(table))
-    if known < length:
-        raise ValueError(f"{argument} must be at most the vocabulary's {known} with init='vocabulary'; got {length}.")
-    return table[torch.randperm(known)[:length].to(table.device)]
-
-
 @register
-class PromptTuning(Method):
+class PromptTuning(PromptMethod[PromptTuningConfig]):
     """prompt: (prefix_length, d_model), or (scenarios, prefix_length, d_model) with per_scenario."""
 
     name = "prompt_tuning"
     Config = PromptTuningConfig
-    has_prompt = True
+    groups: ClassVar = {"prompt": ("prompt",)}
+    scenario_dimensions: ClassVar = {"prompt": 0}
 
-    def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
-        size = (config.prefix_length, shape.d_model)
-        if config.per_scenario:
-            size = (len(config.scenarios), *size)
+        leading = (len(config.scenarios),) if config.per_scenario else ()
+        size = (*leading, config.prefix_length, shape.d_model)
         self.prompt = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         if config.init == "normal":
             nn.init.normal_(self.prompt, std=config.init_scale)
@@ -145,20 +124,22 @@ class PromptTuning(Method):
             nn.init.uniform_(self.prompt, low, config.init_scale)
 
     @torch.no_grad()
-    def initialise(self, model) -> None:
-        if self.config.init == "file":
-            self.prompt.copy_(self._stored("init_file")[0])
-        elif self.config.init == "spot":
-            self.prompt.copy_(self._rows_of_spot(model))
-        elif self.config.init in ("vocabulary", "words"):
-            rows = self._rows_of_vocabulary if self.config.init == "vocabulary" else self._rows_of_words
-            for prompt in self.prompt if self.config.per_scenario else [self.prompt]:
+    def initialise(self, model: T5) -> None:
+        """Set the prompt where it starts elsewhere than at random numbers."""
+        c = self.config
+        if c.init_file:
+            self.prompt.copy_(self._stored("init_file", c.init_file, None))
+        elif c.init_library and c.init_target:
+            self.prompt.copy_(self._rows_of_spot(model, c.init_library, c.init_target))
+        elif c.init in ("vocabulary", "words"):
+            rows = self._rows_of_vocabulary if c.init == "vocabulary" else self._rows_of_words
+            for prompt in self.prompt if c.per_scenario else self.prompt[None]:
                 prompt.copy_(rows(model))
 
-    def _rows_of_vocabulary(self, model) -> torch.Tensor:
+    def _rows_of_vocabulary(self, model: T5) -> torch.Tensor:
         return vocabulary_rows(model, "prefix_length", self.config.prefix_length, self.config.init_vocabulary)
 
-    def _rows_of_words(self, model) -> torch.Tensor:
+    def _rows_of_words(self, model: T5) -> torch.Tensor:
         table, name = model.get_input_embeddings().weight, model.config._name_or_path
         if not name:
             raise ValueError(
@@ -173,27 +154,20 @@ class PromptTuning(Method):
             rows.append(table[tokens].to(self.prompt.dtype).mean(0))
         return torch.stack([rows[i % len(rows)] for i in range(self.config.prefix_length)])
 
-    def _rows_of_spot(self, model) -> torch.Tensor:
-        config = self.config
-        target, backbone = self._stored("init_target")
-        if backbone is not None:
-            check_same_backbone(model, backbone, weights_of(model), config.init_target)
-        names = config.init_prompts or prompt_library.names(config.init_library)
-        sources = prompt_library.read_for(model, config.init_library, names, config.prefix_length)
-        targets = target if target.dim() == 3 else [target]
-        made = [spot.start(one, sources, config.init_similarity, config.init_top) for one in targets]
+    def _rows_of_spot(self, model: T5, library: str, first_version: str) -> torch.Tensor:
+        c = self.config
+        target = self._stored("init_target", first_version, model)
+        names = c.init_prompts or prompt_library.names(library)
+        sources = prompt_library.read_for(model, library, names, c.prefix_length)
+        targets = target if target.dim() == 3 else target[None]
+        made = [spot.start(one, sources, c.init_similarity, c.init_top) for one in targets]
         return torch.stack(made) if target.dim() == 3 else made[0]
 
-    def _stored(self, argument: str) -> tuple[torch.Tensor, dict | None]:
-        """The prompt at the path that a field gives, and which backbone it was trained for, if that is known."""
-        path, backbone = Path(getattr(self.config, argument)), None
+    def _stored(self, argument: str, value: str, model: T5 | None) -> torch.Tensor:
+        """Return the prompt at the path that a field gives; of a folder, for this backbone unless model is None."""
+        path = Path(value)
         if path.is_dir():
-            description, tensors = adapter_folder.read(path)
-            backbone = description["backbone"]
-            if description["method"] != self.name:
-                raise ValueError(
-                    f"{argument} {str(path)!r} holds the method {description['method']!r}; expected {self.name!r}."
-                )
+            _, tensors = read_saved(model, self.name, argument, value)
         elif path.is_file():
             try:
                 tensors = load_file(path)
@@ -209,27 +183,20 @@ class PromptTuning(Method):
                 f"{argument} {str(path)!r} must hold one tensor of shape {expected}; got {found}. Choose "
                 "prefix_length and per_scenario as they were there."
             )
-        return next(iter(tensors.values())), backbone
+        return next(iter(tensors.values()))
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return self.config.per_scenario and len(self.scenarios) > 1
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        return Additions(prompt=self._prepend)
-
-    def _prepend(self, embeddings, mask, scenario_ids) -> torch.Tensor:
-        """(batch, prompt + source, d_model)"""
+    def prepend(
+        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         rows = self.only_trained(self.prompt)
         if self.config.per_scenario:
             # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
             rows = rows[0] if scenario_ids is None else rows[scenario_ids]
         rows = rows.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         return torch.cat([rows, embeddings], dim=1)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"prompt": [self.prompt]}
-
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        if self.distinguishes_scenarios:  # a scenario that is alone is never absent
-            yield self.prompt, 0

@@ -1,14 +1,23 @@
 """The public calls on one model: attach, detach, save, load, count_parameters, scenario_ids."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
+from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.attached_model import SUBMODULE, attached, check_not_wrapped, is_attached, unwrapped
+from mop_t5.attachment.attached_model import (
+    SUBMODULE,
+    AttachedT5,
+    attached,
+    changeable,
+    check_not_wrapped,
+    is_attached,
+    unwrapped,
+)
 from mop_t5.attachment.inject import attach_method, detach_method
-from mop_t5.attachment.method import Method, MethodConfig
+from mop_t5.attachment.method import Device, Method, MethodConfig, Where
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.methods import get, of_config
@@ -18,20 +27,35 @@ __all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attache
 
 
 class ParameterCount(NamedTuple):
+    """Numbers of parameters."""
+
     trained: int  # parameters that ask for a gradient
     total: int  # backbone and method, with what is frozen in it
     backbone: int
     share: float  # trained / backbone
 
 
-def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreTrainedModel:
-    """Attach a method, by name and fields or by config object, and return the same model object.
+def attach(model: PreTrainedModel, method: str | MethodConfig, **fields: Any) -> AttachedT5:
+    """Attach a method to a plain backbone.
 
     The backbone is frozen; only the method's parameters ask for gradients. They are made on the model's device, in
-    float32, or in float64 if the model is. Raises ValueError if the backbone has a weight that `save` cannot read.
+    float32, or in float64 if the model is.
+
+    Args:
+        model: The backbone.
+        method: Name of the method, or a config object.
+        fields: Fields of the config, with a name.
+
+    Returns:
+        The same model object.
+
+    Raises:
+        ValueError: A field is wrong, or the backbone has a weight that `save` cannot read.
+        RuntimeError: A method is attached already.
+        TypeError: model is not a T5, or is a wrapper.
     """
-    _check_plain(model)
-    check_readable(weights_of(model))
+    backbone = _plain(model)
+    check_readable(weights_of(backbone))
     if isinstance(method, MethodConfig):
         if fields:
             raise ValueError(
@@ -41,27 +65,31 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields) -> PreT
     else:
         method_class = get(method)
         config = method_class.Config.make(fields)
-    method = build_method(method_class, config, model)
-    started = {} if model.shared.weight.is_meta else method.initialise(model) or {}
-    attach_method(model, method)
-    model.load_state_dict(started, strict=False)
-    return model
+    made = build_method(method_class, config, backbone)
+    started = {} if backbone.shared.weight.is_meta else made.initialise(backbone) or {}
+    t5 = attach_method(backbone, made)
+    t5.load_state_dict(started, strict=False)
+    return t5
 
 
-def _check_plain(model) -> None:
+def _plain(model: PreTrainedModel) -> T5:
+    """Return model; raise unless it is a T5, mT5 or umT5 itself without a method."""
     check_not_wrapped(model)
     if is_attached(model):
         raise RuntimeError(f"model has the method {model.mop.name!r} attached already. Call mop_t5.detach first.")
     check_backbone(model)
+    return cast(T5, model)
 
 
 def build_method(
-    method_class: type[Method], config: MethodConfig, model: PreTrainedModel, device: torch.device | str | None = None
+    method_class: type[Method], config: MethodConfig, model: T5, device: torch.device | str | None = None
 ) -> Method:
-    """The method's module with fresh parameters that fit model, on its device unless one is given; model stays as it
-    is."""
+    """Return the method's module with fresh parameters that fit model. model stays as it is.
+
+    device: Device of the parameters. None: the model's.
+    """
     weight = model.shared.weight
-    where = {
+    where: Where = {
         "device": weight.device if device is None else device,
         "dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32,
     }
@@ -77,63 +105,69 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         RuntimeError: No method is attached, or the backbone was changed since. The model stays as it was.
         TypeError: model is a wrapper, as of torch.compile.
     """
-    return detach_method(attached(model))
+    return detach_method(changeable(model))
 
 
 def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Write the attached method to folder: its parameters, its config, and which backbone it was trained on.
 
-    Raises OSError if the disk is full or the folder cannot be written, with what was in it untouched.
+    Raises:
+        RuntimeError: No method is attached. model.save_pretrained(folder) saves a plain backbone.
+        OSError: The disk is full or the folder cannot be written. Files that were in it stay as they were.
     """
-    model = unwrapped(model)
-    if not is_attached(model):
-        raise RuntimeError("model has no method attached. Use model.save_pretrained(folder) for a plain backbone.")
-    model.save_pretrained(folder)
+    attached(model).save_pretrained(folder)
 
 
-def load(model: PreTrainedModel, folder: str | os.PathLike) -> PreTrainedModel:
-    """Attach the method saved in folder to a plain backbone, with its weights. Returns the same model object.
+def load(model: PreTrainedModel, folder: str | os.PathLike) -> AttachedT5:
+    """Attach the method saved in folder to a plain backbone, with its weights. Return the same model object.
 
-    Raises ValueError for another backbone than the one it was trained on (other sizes or other weights, see
-    backbone_identity.hash_weights) and for damaged files, FileNotFoundError where a file is missing. On an error the
-    model is unchanged.
+    On an error the model is unchanged.
+
+    Raises:
+        ValueError: The adapter belongs to a backbone of other sizes or other weights (see
+            backbone.identity.hash_weights), or a file is damaged.
+        FileNotFoundError: A file is missing.
     """
-    _check_plain(model)
+    backbone = _plain(model)
     description, tensors = adapter_folder.read(folder)
-    check_same_backbone(model, description["backbone"], weights_of(model), folder)
+    check_same_backbone(backbone, description["backbone"], weights_of(backbone), folder)
     method_class = get(description["method"])
-    method = build_method(method_class, method_class.Config.make(description["config"]), model)
+    method = build_method(method_class, method_class.Config.make(description["config"]), backbone)
     expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}
-    expected |= {name: p for name, p in model.named_parameters() if method.trains_backbone(name)}
+    expected |= {name: p for name, p in backbone.named_parameters() if method.trains_backbone(name)}
     adapter_folder.check_tensors(folder, tensors, expected)
-    attach_method(model, method)
-    model.load_state_dict(tensors, strict=False)
-    return model
+    t5 = attach_method(backbone, method)
+    t5.load_state_dict(tensors, strict=False)
+    return t5
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:
     """Count trained parameters, all, and the backbone's; works on device="meta". A tied weight counts once."""
-    model = unwrapped(model)
+    t5 = unwrapped(model)
     backbone = trained = total = 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in t5.named_parameters():
         total += parameter.numel()
         trained += parameter.numel() if parameter.requires_grad else 0
         backbone += 0 if name.startswith(f"{SUBMODULE}.") else parameter.numel()
-    if is_attached(model):
-        total += sum(buffer.numel() for buffer in model.mop.buffers())
+    if is_attached(t5):
+        total += sum(buffer.numel() for buffer in t5.mop.buffers())
     return ParameterCount(trained, total, backbone, trained / backbone)
 
 
-def scenario_ids(model: PreTrainedModel, names: str | list[str], device=None) -> torch.Tensor:
-    """Ids of scenario names, int64 (len(names),); (1,) for a single name. Raises ValueError for an unknown one."""
-    model = unwrapped(model)
-    if not is_attached(model):
-        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
+def scenario_ids(model: PreTrainedModel, names: str | list[str], device: Device = None) -> torch.Tensor:
+    """Return the ids of scenario names, int64 (len(names),); (1,) for a single name.
+
+    Raises:
+        RuntimeError: No method is attached.
+        TypeError: `names` is not a name or a list of names.
+        ValueError: A name is unknown.
+    """
+    t5 = attached(model)
     if isinstance(names, str):
         names = [names]
     if not isinstance(names, (list, tuple)) or any(not isinstance(name, str) for name in names):
         raise TypeError(f"names must be a scenario or a list of scenarios; got {names!r}.")
-    known = {name: i for i, name in enumerate(model.scenarios)}
+    known = {name: i for i, name in enumerate(t5.scenarios)}
     unknown = sorted({name for name in names if name not in known})
     if unknown:
         raise ValueError(

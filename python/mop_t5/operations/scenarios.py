@@ -1,92 +1,107 @@
-"""Scenarios come and go: list them, add one to a trained method, remove one, train a few of them alone."""
+"""The scenarios of a trained method: list them, add one, remove one, train a few of them alone."""
+
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached, unwrapped
+from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, attached, changeable
 from mop_t5.attachment.method import Method
-from mop_t5.checks import check_scenarios
+from mop_t5.checks import check_names
 from mop_t5.operations.attach import build_method
 
 
 def scenarios(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the scenarios of the attached method; the scenario at position s has id s."""
-    model = unwrapped(model)
-    if not is_attached(model):
-        raise RuntimeError("model has no method attached, so it knows no scenarios. Call mop_t5.attach first.")
-    return model.scenarios
+    """Return the names of the scenarios of the attached method; the scenario at position s has id s.
+
+    Raises:
+        RuntimeError: No method is attached.
+    """
+    return attached(model).scenarios
 
 
 def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> None:
     """Add a scenario to an attached method, as the last id, and train it alone (train_only), for few-shot tuning.
 
-    like: the scenario whose expert the new one starts as; None for the mean of all experts, parameter by parameter.
     The other scenarios' outputs stay as they are, bit for bit. The parameters that grow are new objects: make the
     optimizer afterwards.
 
-    Raises ValueError for a name that is known already, an unknown `like`, and a method whose scenarios share all
-    parameters (prefix_tuning, MOP with num_experts=1), where there is nothing to add.
+    Args:
+        model: The attached T5 itself.
+        name: The new scenario.
+        like: The scenario whose expert the new scenario starts as. None: the mean of all experts, parameter by
+            parameter.
+
+    Raises:
+        ValueError: `name` is known already, `like` is unknown, or the method's scenarios share all parameters
+            (prefix_tuning, MOP with num_experts=1), so that there is nothing to add.
     """
-    method = attached(model).mop
+    t5 = changeable(model)
+    method = t5.mop
     known = method.scenarios
     _check_name("name", name)
     if name in known:
         raise ValueError(f"name {name!r} is a scenario of the model already; known are {', '.join(known)}.")
     everyone = list(range(len(known)))
     start = everyone if like is None else [_id(method, "like", like)]
-    new = _with_scenarios(model, [*known, name], [*([scenario] for scenario in everyone), start])
-    setattr(model, SUBMODULE, new)
+    new = _with_scenarios(t5, [*known, name], [*([scenario] for scenario in everyone), start])
+    t5.mop = new
     train_only(model, [name])
 
 
 def remove_scenario(model: PreTrainedModel, name: str) -> None:
     """Remove a scenario and its expert from an attached method. Ids above its own become one smaller.
 
-    The other scenarios' outputs stay as they are, bit for bit, and what was trained (train_only) still is. The
-    parameters that shrink are new objects: make the optimizer afterwards. Raises ValueError for an unknown name, for
-    the last scenario, and for a method whose scenarios share all parameters.
+    The other scenarios' outputs stay as they are, bit for bit, and train_only keeps its effect. The parameters that
+    shrink are new objects: make the optimizer afterwards.
+
+    Raises:
+        ValueError: `name` is unknown or the last scenario, or the method's scenarios share all parameters.
     """
-    method = attached(model).mop
+    t5 = changeable(model)
+    method = t5.mop
     gone = _id(method, "name", name)
     if len(method.scenarios) == 1:
         raise ValueError(f"name {name!r} is the last scenario of the method. Detach the method instead.")
     kept = [scenario for scenario in range(len(method.scenarios)) if scenario != gone]
-    new = _with_scenarios(model, [method.scenarios[s] for s in kept], [[s] for s in kept])
+    new = _with_scenarios(t5, [method.scenarios[s] for s in kept], [[s] for s in kept])
     if method.trained_scenarios is not None:
         new.trained_scenarios = tuple(kept.index(s) for s in method.trained_scenarios if s != gone)
-    setattr(model, SUBMODULE, new)
+    t5.mop = new
 
 
 def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
     """Train the experts of these scenarios alone; None trains all of the method again.
 
-    Whatever scenarios share asks for no gradient (MOP: LoRE, X', layer biases, MLP generators), and the gradients of
+    Parameters that scenarios share ask for no gradient (MOP: LoRE, X', layer biases, MLP generators). The gradients of
     other scenarios' experts are exactly zero, in mixed batches too. The experts of all scenarios lie in one tensor, so
-    an optimizer with weight decay or old momentum would still move the others: mop_t5.training.train holds them; in a
+    an optimizer with weight decay or old momentum would still move the others. mop_t5.training.train holds them; in a
     loop of your own call hold_absent_experts(optimizer, model.mop.expert_parameters()). Not saved with the method.
 
-    Raises ValueError for no name or an unknown one, and for a method whose scenarios share all parameters.
+    Raises:
+        ValueError: There is no name or an unknown one, or the method's scenarios share all parameters.
     """
-    method = attached(model).mop
+    t5 = changeable(model)
+    method = t5.mop
+    ids: tuple[int, ...] | None = None
     if names is None:
-        trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | model._mop_record.trained.keys()
-        ids = None
+        trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | t5._mop_record.trained.keys()
     else:
-        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(model)}
-        ids = tuple(_id(method, "names", name) for name in check_scenarios(names, "names"))
+        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(t5)}
+        ids = tuple(_id(method, "names", name) for name in check_names("names", names))
         if not ids:
             raise ValueError("names must hold at least one scenario; got none. Use None to train all of the method.")
-    for parameter_name, parameter in model.named_parameters():
+    for parameter_name, parameter in t5.named_parameters():
         parameter.requires_grad_(parameter_name in trained)
         if not parameter.requires_grad:
             parameter.grad = None
     method.trained_scenarios = ids
 
 
-def _check_name(argument: str, name) -> None:
+def _check_name(argument: str, name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"{argument} must be the name of a scenario; got {name!r}.")
-    check_scenarios([name], argument)
+    check_names(argument, [name])
 
 
 def _id(method: Method, argument: str, name: str) -> int:
@@ -97,13 +112,13 @@ def _id(method: Method, argument: str, name: str) -> int:
     return method.scenarios.index(name)
 
 
-def _empty(model, names) -> Method:
-    """The attached method for other scenarios, without values."""
+def _empty(model: AttachedT5, names: Sequence[str]) -> Method:
+    """Return the attached method for other scenarios, without values."""
     return build_method(type(model.mop), model.mop.config.with_scenarios(names), model, device="meta")
 
 
-def _scenario_dimensions(model) -> dict[str, int]:
-    """Of every parameter that holds something of each scenario's own: its name, and the dimension that counts them."""
+def _scenario_dimensions(model: AttachedT5) -> dict[str, int]:
+    """Return parameter name -> the dimension that counts scenarios, for every parameter that has one."""
     method = model.mop
     another = "".join(method.scenarios) + "+"  # longer than any, so it is none of them
     larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
@@ -120,8 +135,8 @@ def _scenario_dimensions(model) -> dict[str, int]:
     return dimensions
 
 
-def _with_scenarios(model, names, sources: list[list[int]]) -> Method:
-    """The attached method for `names`: scenario s starts as the mean of the scenarios sources[s] of the old one.
+def _with_scenarios(model: AttachedT5, names: Sequence[str], sources: list[list[int]]) -> Method:
+    """Return the attached method for `names`. Scenario s starts as the mean of the scenarios sources[s] of the old one.
 
     Parameters that scenarios share are the same objects in both.
     """

@@ -1,41 +1,25 @@
 """The config of the method "mop": fields, presets, checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_choice, check_int, check_probability, check_some_scenario
+from mop_t5.checks import check_choice, check_least, check_number, check_some_scenario, check_subset
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS
 
 _ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")
 _PRESETS = {
-    # fits Table 4 (2.514 % of T5-pegasus) with the text of section 2: Reading A, rank one, 16 and 8 terms
-    "paper": {
-        "prefix_length": 40,
-        "d_mid": 128,
-        "terms_down": 16,
-        "terms_up": 8,
-        "rank": 1,
-        "reading": "A",
-        "routing": "scenario",
-        "attention": ("decoder_self",),
-        "bias": "layer",
-        "activation": "relu",
-    },
+    # the defaults fit Table 4 (2.514 % of T5-pegasus) with the text of section 2: Reading A, rank one, 16 and 8 terms
+    "paper": {},
     # public code that is very probably the authors' own, and that fits Table 4 as well
     "xmoe_top2": {
-        "prefix_length": 40,
-        "d_mid": 128,
         "terms_down": 32,
         "terms_up": 32,
-        "rank": 1,
-        "reading": "A",
         "routing": "xmoe_top2",
-        "attention": ("decoder_self",),
         "num_experts": 8,
         "bias": "layer_expert",
-        "activation": "relu",
         "generator_activation": "relu",
         "init": "zero_up",
     },
@@ -110,11 +94,13 @@ class MOPConfig(MethodConfig):
     preset: str | None = None
 
     def __post_init__(self):
+        if isinstance(self.attention, (set, frozenset)):
+            self._set("attention", tuple(self.attention))
         super().__post_init__()
         check_choice("routing", self.routing, ("scenario", "xmoe_top2"))
-        self._fill_in(_PRESETS, unasked=self.routing)
-        for name, minimum in (("prefix_length", 0), ("d_mid", 1), ("terms_down", 1), ("terms_up", 1), ("rank", 1)):
-            check_int(name, getattr(self, name), minimum)
+        self._fill_in(_PRESETS, self.preset, otherwise=self.routing)
+        check_least(self, 0, "prefix_length", "layers")
+        check_least(self, 1, "d_mid", "terms_down", "terms_up", "rank")
         for name, options in (
             ("reading", ("A", "B")),
             ("kv_maps", ("separate", "joint", "separate_down")),
@@ -124,20 +110,15 @@ class MOPConfig(MethodConfig):
             ("bias", ("layer", "expert", "layer_expert", None)),
             ("init", ("variance_matched", "compacter", "zero_up")),
             ("activation", _ACTIVATIONS),
-            ("generator_activation", tuple(GENERATOR_ACTIVATIONS)),
+            ("generator_activation", GENERATOR_ACTIVATIONS),
         ):
             check_choice(name, getattr(self, name), options)
-        for name in ("share_lorl", "drop_lorl", "share_lore"):
-            check_bool(name, getattr(self, name))
-        check_probability("dropout", self.dropout)
-        _check_weight("balance_weight", self.balance_weight)
-        self._set("attention", _check_attention(self.attention))
+        check_number("dropout", self.dropout, 0, below=1)
+        check_number("balance_weight", self.balance_weight, 0)
+        hint = " For no MOP at all use the method 'prefix_tuning'."
+        self._set("attention", check_subset("attention", self.attention, ATTENTIONS, hint))
         self._check_experts()
         if self.layers is not None:
-            if not isinstance(self.layers, (list, tuple)):
-                raise TypeError(f"layers must be a list of layer indices or None; got {self.layers!r}.")
-            for layer in self.layers:
-                check_int("layers", layer, 0)
             if not self.layers:
                 raise ValueError("layers must name at least one layer; got none. Use None for all layers.")
             self._set("layers", tuple(sorted(set(self.layers))))
@@ -146,7 +127,7 @@ class MOPConfig(MethodConfig):
         if self.routed:
             if self.num_experts is None:
                 self._set("num_experts", 8)
-            check_int("num_experts", self.num_experts, 2)
+            check_least(self, 2, "num_experts")
             if self.input_scope == "expert":
                 raise ValueError(
                     "input_scope must be 'shared' where routing='xmoe_top2', whose gates route the rows of one X'; got "
@@ -155,16 +136,17 @@ class MOPConfig(MethodConfig):
             return
         check_some_scenario(self.scenarios)
         if self.num_experts is not None:
-            check_int("num_experts", self.num_experts, 1)
+            check_least(self, 1, "num_experts")
             if self.num_experts not in (1, len(self.scenarios)):
                 raise ValueError(
                     f"num_experts must be None, {len(self.scenarios)} (one a scenario) or 1 (shared by all) where "
                     f"routing='scenario'; got {self.num_experts}."
                 )
 
-    def with_scenarios(self, scenarios) -> "MOPConfig":
+    def with_scenarios(self, scenarios: Sequence[str]) -> "MOPConfig":
+        """Return the same config for other scenarios, with one expert per scenario if it has that."""
         one_a_scenario = not self.routed and self.num_experts is not None and self.num_experts > 1
-        return replace(self, scenarios=scenarios, num_experts=None if one_a_scenario else self.num_experts)
+        return replace(self, scenarios=tuple(scenarios), num_experts=None if one_a_scenario else self.num_experts)
 
     @property
     def routed(self) -> bool:
@@ -173,10 +155,11 @@ class MOPConfig(MethodConfig):
 
     @property
     def experts(self) -> int:
+        """Number of experts."""
         return len(self.scenarios) if self.num_experts is None else self.num_experts
 
     def mop_layers(self, attention: str, shape: BackboneShape) -> tuple[int, ...]:
-        """Indices of the layers of this attention that get MOP, ascending."""
+        """Return the indices of the layers of this attention that get MOP, ascending."""
         if attention not in self.attention:
             return ()
         count = shape.layers(attention)
@@ -204,22 +187,3 @@ class MOPConfig(MethodConfig):
             last = shape.layers(attention) - 1
             if self.layers is not None and self.layers[-1] > last:
                 raise ValueError(f"layers must lie in 0 to {last} for {attention}; got {self.layers[-1]}.")
-
-
-def _check_attention(value) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
-        raise TypeError(f"attention must be a list of names out of {', '.join(ATTENTIONS)}; got {value!r}.")
-    unknown = sorted(str(a) for a in value if a not in ATTENTIONS)
-    if unknown or not value:
-        raise ValueError(
-            f"attention must be a non-empty subset of {', '.join(ATTENTIONS)}; got {', '.join(unknown) or 'none'}. "
-            "For no MOP at all use the method 'prefix_tuning'."
-        )
-    return tuple(a for a in ATTENTIONS if a in value)
-
-
-def _check_weight(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be at least 0 and finite; got {value}.")

@@ -12,42 +12,47 @@ import torch
 from torch import nn
 
 from mop_kernels import MOPFeedForward
-from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.method import Method
+from mop_t5.attachment.additions import Additions, Prefix
+from mop_t5.attachment.method import Device, DType, Method, Where
 from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.mop.config import MOPConfig
 from mop_t5.methods.mop.routing import ResidualNorm, Top2Gate
 from mop_t5.methods.parts.mlp_generator import MLPGenerator
+from mop_t5.methods.parts.modules import ModuleDictOf
 
 __all__ = ["MOP", "MOPConfig"]
 
 
 @register
-class MOP(Method):
+class MOP(Method[MOPConfig]):
     """The experts of the named attentions, the MLP generators of the others, and X'."""
 
     name = "mop"
     Config = MOPConfig
 
-    def __init__(self, config: MOPConfig, shape: BackboneShape, device=None, dtype=None):
+    def __init__(self, config: MOPConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         config.check_shape(shape)
         super().__init__(config, shape)
-        c, made = config, {"device": device, "dtype": dtype}
+        c = config
+        made: Where = {"device": device, "dtype": dtype}
         scope = (c.experts,) if c.input_scope == "expert" else ()
         self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **made))  # X'
         nn.init.normal_(self.input)
         dropout = 0.0 if c.routed else c.dropout  # with gates it acts in ResidualNorm
         self.dropout = nn.Dropout(dropout)
-        self.experts, self.value_experts = nn.ModuleDict(), nn.ModuleDict()  # the latter for kv_maps="separate_down"
-        self.generators, self.gates, self.norms = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.experts: ModuleDictOf[MOPFeedForward] = ModuleDictOf()
+        self.value_experts: ModuleDictOf[MOPFeedForward] = ModuleDictOf()  # for kv_maps="separate_down"
+        self.generators: ModuleDictOf[MLPGenerator] = ModuleDictOf()
+        self.gates: ModuleDictOf[Top2Gate] = ModuleDictOf()
+        self.norms: ModuleDictOf[ResidualNorm] = ModuleDictOf()
         for attention in ATTENTIONS:
             layers, mop_layers = shape.layers(attention), len(c.mop_layers(attention, shape))
             if mop_layers:
-                self.experts[attention] = self._bank(mop_layers, **made)
+                self.experts[attention] = self._bank(mop_layers, made)
                 if c.kv_maps == "separate_down":
-                    self.value_experts[attention] = self._bank(mop_layers, **made)
+                    self.value_experts[attention] = self._bank(mop_layers, made)
                 if c.routed:
                     self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **made)
             if layers > mop_layers:
@@ -60,7 +65,7 @@ class MOP(Method):
             if c.routed:
                 self.norms[attention] = ResidualNorm(shape, c.dropout, **made)
 
-    def _bank(self, layers: int, **made) -> MOPFeedForward:
+    def _bank(self, layers: int, made: Where) -> MOPFeedForward:
         c, inner = self.config, self.shape.inner
         d_out, num_maps = {"separate": (inner, 2), "joint": (2 * inner, 1), "separate_down": (inner, 1)}[c.kv_maps]
         return MOPFeedForward(
@@ -87,14 +92,17 @@ class MOP(Method):
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return self.config.experts > 1 and not self.config.routed
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
-        active = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None
+        """Return the prefixes of all attentions, and in training the loss that balances routed experts."""
+        active = self.needed_scenarios(scenario_ids)
         prefixes, balance = {}, []
         for attention in ATTENTIONS:
             layers = self.config.mop_layers(attention, self.shape)
-            by_experts = by_generator = iter(())
+            by_experts: Iterator[Prefix] = iter(())
+            by_generator: Iterator[Prefix] = iter(())
             if layers:
                 keys, values = self._expert_rows(attention, active)
                 if attention in self.gates:
@@ -105,16 +113,17 @@ class MOP(Method):
                 by_experts = self._pairs(attention, self._heads(keys), self._heads(values), self.input)
             if attention in self.generators:
                 generator = self.generators[attention]
-                rows = self.input if generator.embedding is None else generator.embedding
-                by_generator = self._pairs(attention, *generator(rows).unbind(1), rows)
+                rows: torch.Tensor = self.input if generator.embedding is None else generator.embedding
+                keys, values = generator(rows).unbind(1)
+                by_generator = self._pairs(attention, keys, values, rows)
             prefixes[attention] = tuple(
                 next(by_experts if layer in layers else by_generator) for layer in range(self.shape.layers(attention))
             )
-        loss = self.config.balance_weight * sum(balance) if balance and self.training else None
+        loss = self.config.balance_weight * sum(balance[1:], balance[0]) if balance and self.training else None
         return Additions(prefixes, active, loss=loss)
 
     def _expert_rows(self, attention: str, active: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, each (layers, experts or active, prefix, inner)."""
+        """Return keys and values, each (layers, experts or active, prefix, inner)."""
         banks = [banks[attention] for banks in (self.experts, self.value_experts) if attention in banks]
         maps = [rows for bank in banks for rows in bank(self.input, experts=active)]
         keys, values = maps[0].chunk(2, dim=-1) if self.config.kv_maps == "joint" else maps
@@ -126,13 +135,14 @@ class MOP(Method):
         # contiguous: one copy here, not one in every layer at every decoding step
         return rows.unflatten(-1, (self.shape.num_heads, self.shape.d_kv)).transpose(2, 3).contiguous()
 
-    def _pairs(self, attention: str, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> Iterator[tuple]:
-        """One (keys, values) a layer, of (layers, ...) generated from rows."""
+    def _pairs(self, attention: str, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> Iterator[Prefix]:
+        """Return one (keys, values) per layer, of (layers, ...) generated from rows."""
         if attention in self.norms:
             keys, values = (self.norms[attention](generated, rows) for generated in (keys, values))
         return zip(keys.unbind(0), values.unbind(0), strict=True)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the groups "experts", "shared" (by the experts) and "generators"."""
         own = [p for p, _ in self._of_single_experts()]
         generators = list(self.generators.parameters())
         ids = {id(p) for p in own + generators}
@@ -143,11 +153,11 @@ class MOP(Method):
         }
 
     def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        # experts that a gate chooses are not those of scenarios
+        """Yield the parameters of single experts. Nothing where a gate chooses the experts."""
         return self._of_single_experts() if self.distinguishes_scenarios else iter(())
 
     def _of_single_experts(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """(parameter, dimension that counts the experts); none of an expert that is alone, which is never absent."""
+        """Yield (parameter, dimension that counts the experts). Nothing for a single expert, which is never absent."""
         if self.config.experts == 1:
             return
         if self.config.input_scope == "expert":

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
 
 _WIDTH = 4  # of the space of the centroids
@@ -27,7 +28,7 @@ class Top2Gate(nn.Module):
     balance loss, experts^2 * mean over experts of (mean p * share of rows that have it first), summed over layers.
     """
 
-    def __init__(self, layers: int, experts: int, d_model: int, device=None, dtype=None):
+    def __init__(self, layers: int, experts: int, d_model: int, device: Device = None, dtype: DType = None):
         super().__init__()
         self.projection = nn.Parameter(torch.empty(layers, d_model, _WIDTH, device=device, dtype=dtype))
         self.centroids = nn.Parameter(torch.empty(layers, experts, _WIDTH, device=device, dtype=dtype))
@@ -38,7 +39,7 @@ class Top2Gate(nn.Module):
             self.centroids.copy_(_CENTROID_NORM * F.normalize(self.centroids, dim=-1))
 
     def probabilities(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and softmax, each (layers, n, experts)."""
+        """Return logits and softmax, each (layers, n, experts)."""
         # The source rescales the centroids in place before each use. Here their values are rescaled and the gradient
         # passes by, which is the same gradient, and leaves a forward pass without effects.
         rescaled = _CENTROID_NORM * F.normalize(self.centroids, dim=-1)
@@ -51,6 +52,7 @@ class Top2Gate(nn.Module):
             return logits, logits.softmax(-1)
 
     def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights and the balance loss."""
         logits, probabilities = self.probabilities(rows)
         experts = torch.arange(logits.shape[-1], device=logits.device)
         first = logits.argmax(-1, keepdim=True) == experts
@@ -67,12 +69,12 @@ class Top2Gate(nn.Module):
 class ResidualNorm(nn.Module):
     """LayerNorm over the head width of dropout(generated + X'), one for keys, values and all layers of an attention."""
 
-    def __init__(self, shape: BackboneShape, dropout: float, device=None, dtype=None):
+    def __init__(self, shape: BackboneShape, dropout: float, device: Device = None, dtype: DType = None):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(shape.d_kv, device=device, dtype=dtype)
 
     def forward(self, generated: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """generated (..., heads, prefix, d_kv), rows (prefix, heads*d_kv) -> as generated."""
+        """Normalise generated (..., heads, prefix, d_kv) plus rows (prefix, heads*d_kv)."""
         residual = rows.unflatten(-1, (-1, generated.shape[-1])).transpose(0, 1)
         return self.norm(self.dropout(generated + residual))

@@ -1,103 +1,137 @@
-"""What the methods with adapters in the sub-layers have in common: where they lie, and what a bottleneck computes."""
+"""Shared code of the methods with adapters in the sub-layers: their places, and what a bottleneck computes."""
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import Additions, row_index
-from mop_t5.attachment.method import Method, MethodConfig
+from mop_t5.attachment.additions import Adapter, row_index
+from mop_t5.attachment.method import ConfigT, Device, DType, Method, MethodConfig
+from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_bool, check_some_scenario
+from mop_t5.checks import check_some_scenario
+from mop_t5.methods.parts.modules import ModuleDictOf, ModuleT
+
+Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
 
-class AdapterMethod(Method):
-    """Base of the methods whose parameters are those of adapters: self.adapters[stack][place] has them for the layers.
+class AdapterMethod(Method[ConfigT], Generic[ConfigT, ModuleT]):
+    """Base of the methods whose parameters are those of adapters.
 
-    Which places it has, out of mop_t5.attachment.additions, is what `place_adapters` was given.
+    self.adapters[stack][place] holds the adapters of all layers of one place.
     """
 
-    def place_adapters(self, places: Iterable[tuple[str, str]], make: Callable[[str, str], nn.Module]) -> None:
-        """Set self.adapters[stack][place] = make(stack, place)."""
-        self.adapters = nn.ModuleDict({stack: nn.ModuleDict() for stack in ("encoder", "decoder")})
+    groups: ClassVar = {"adapters": ("adapters",)}
+
+    def place_adapters(self, places: Iterable[tuple[str, str]], make: Callable[[str, str], ModuleT]) -> None:
+        """Set self.adapters[stack][place] = make(stack, place) for places out of PLACES and INNER_PLACES."""
+        self.adapters: ModuleDictOf[ModuleDictOf[ModuleT]] = ModuleDictOf({stack: ModuleDictOf() for stack in STACKS})
         for stack, place in places:
             self.adapters[stack][place] = make(stack, place)
-
-    @property
-    def adapter_places(self) -> tuple[tuple[str, str], ...]:
-        return tuple((stack, place) for stack in self.adapters for place in self.adapters[stack])
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"adapters": list(self.adapters.parameters())}
+        self.adapter_places = tuple((stack, place) for stack in STACKS for place in self.adapters[stack])
 
 
-class PerScenarioAdapters(AdapterMethod):
-    """Base of those whose parameters are (layers, rows, ...): with config.per_scenario a row for each scenario, else
-    one row that all share."""
+@dataclass(frozen=True)
+class PerScenarioConfig(MethodConfig):
+    """Base of the configs of PerScenarioAdapters.
 
-    def __init__(self, config: MethodConfig, shape: BackboneShape):
+    per_scenario: an adapter of its own for each scenario; else all share theirs.
+    """
+
+    per_scenario: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_scenario:
+            check_some_scenario(self.scenarios)
+
+
+PerScenarioT = TypeVar("PerScenarioT", bound=PerScenarioConfig)
+
+
+class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
+    """Base of the methods whose parameters are (layers, rows, ...).
+
+    With config.per_scenario there is one row per scenario, else one row that all scenarios share.
+    """
+
+    scenario_dimensions: ClassVar = {"adapters": 1}
+
+    def __init__(self, config: PerScenarioT, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         self.rows = len(config.scenarios) if config.per_scenario else 1
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return self.rows > 1
 
-    def additions_of(self, adapt: Callable, scenario_ids: torch.Tensor | None) -> Additions:
-        """In every layer adapt(tensors, scenarios, hidden, scenario_ids), tensors being its own (rows, ...) by name and
-        scenarios (rows,) what these belong to, or None: in order."""
-        needed = self.needed_scenarios(scenario_ids) if self.distinguishes_scenarios else None
-        adapters = {}
+    def adapters_for(
+        self,
+        scenario_ids: torch.Tensor | None,
+        adapt: Callable[[Tensors, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    ) -> tuple[dict[tuple[str, str], tuple[Adapter, ...]], torch.Tensor | None]:
+        """Return one adapter per place and layer, and the scenarios that they are made for, or None for all.
+
+        Args:
+            scenario_ids: (batch,), or None for all scenarios.
+            adapt: Function of (tensors, scenarios, hidden, scenario_ids). tensors are those of one adapter, each
+                (rows, ...). scenarios (rows,) are the scenarios of these rows, or None: in order.
+        """
+        needed = self.needed_scenarios(scenario_ids)
+        adapters: dict[tuple[str, str], tuple[Adapter, ...]] = {}
         for stack, place in self.adapter_places:
-            tensors = {name: self._picked(p, needed).unbind(0) for name, p in self.adapters[stack][place].items()}
-            layers = [dict(zip(tensors, layer, strict=True)) for layer in zip(*tensors.values(), strict=True)]
-            adapters[stack, place] = tuple(functools.partial(adapt, layer, needed) for layer in layers)
-        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
+            tensors = {name: self._picked(p, needed) for name, p in self.adapters[stack][place].items()}
+            adapters[stack, place] = tuple(partial(adapt, of_layer, needed) for of_layer in by_layer(tensors))
+        return adapters, needed
 
     def _picked(self, parameter: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
         if not self.distinguishes_scenarios:
             return parameter
         return self.only_trained(parameter if needed is None else parameter[:, needed], needed, dim=1)
 
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        if self.distinguishes_scenarios:  # a scenario that is alone is never absent
-            for parameter in self.adapters.parameters():
-                yield parameter, 1
+
+def by_layer(tensors: Tensors) -> list[dict[str, torch.Tensor]]:
+    """Split tensors (layers, ...) into one dict per layer."""
+    # unbind, not indexing: one stack in backward instead of a zero-filled tensor per layer
+    layers = zip(*(tensor.unbind(0) for tensor in tensors.values()), strict=True)
+    return [dict(zip(tensors, layer, strict=True)) for layer in layers]
 
 
 def depth(shape: BackboneShape, stack: str) -> int:
+    """Return the number of layers of a stack."""
     return shape.num_layers if stack == "encoder" else shape.num_decoder_layers
 
 
 def hidden_width(shape: BackboneShape, reduction: int) -> int:
-    """d_model // reduction, if anything is left of it."""
+    """Return d_model // reduction; raise ValueError if it is 0."""
     if reduction > shape.d_model:
         raise ValueError(f"reduction must be at most d_model = {shape.d_model}; got {reduction}. Choose a smaller one.")
     return shape.d_model // reduction
 
 
-def check_per_scenario(config: MethodConfig) -> None:
-    check_bool("per_scenario", config.per_scenario)
-    if config.per_scenario:
-        check_some_scenario(config.scenarios)
-
-
 def bottleneck(
-    tensors: dict[str, torch.Tensor],
+    tensors: Tensors,
     scenarios: torch.Tensor | None,
     hidden: torch.Tensor,
     scenario_ids: torch.Tensor | None,
     *,
     activation: str,
 ) -> torch.Tensor:
-    """x + up(activation(down(x))), of each example by the adapter of its scenario: (batch, tokens, d_model) as hidden.
+    """Return x + up(activation(down(x))), each example by the adapter of its scenario: (batch, tokens, d_model).
 
-    tensors: of one adapter, each (rows, ...): down (rows, d_mid, d_model) and up (rows, d_model, d_mid), their biases,
-    and the gains and biases of a LayerNorm before down ("pre") and after up ("post"), where there are any.
-    scenarios: (rows,) what the rows belong to, or None: in order.
+    Args:
+        tensors: Tensors of one adapter, each (rows, ...): down (rows, d_mid, d_model) and up (rows, d_model, d_mid),
+            their biases, and optionally gain and bias of a LayerNorm before down ("pre") and after up ("post").
+        scenarios: (rows,) the scenarios of the rows, or None: in order.
+        hidden: (batch, tokens, d_model).
+        scenario_ids: (batch,), or None.
+        activation: Name of the activation.
     """
     rows = row_index(scenarios, scenario_ids, len(tensors["down"]))
     x = _normed(hidden, tensors, "pre", rows)
@@ -106,7 +140,7 @@ def bottleneck(
     return hidden + _normed(x, tensors, "post", rows)
 
 
-def _normed(x: torch.Tensor, tensors: dict[str, torch.Tensor], norm: str, rows: torch.Tensor | None) -> torch.Tensor:
+def _normed(x: torch.Tensor, tensors: Tensors, norm: str, rows: torch.Tensor | None) -> torch.Tensor:
     if norm not in tensors:
         return x
     gain, bias = (own_row(tensors[name], rows) for name in (norm, f"{norm}_bias"))
@@ -114,20 +148,20 @@ def _normed(x: torch.Tensor, tensors: dict[str, torch.Tensor], norm: str, rows: 
 
 
 def own_row(vectors: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """What each example adds or multiplies: vectors (rows, n) -> (batch, 1, n), or (n,) where one row serves all."""
+    """Return the vector of each example: vectors (rows, n) -> (batch, 1, n), or (n,) where one row serves all."""
     return vectors.squeeze(0) if rows is None else vectors[rows].unsqueeze(1)
 
 
 def _affine(x: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """Each example times its matrix: x (batch, tokens, n) -> (batch, tokens, m).
+    """Multiply each example by its matrix: x (batch, tokens, n) -> (batch, tokens, m).
 
-    weights (rows, m, n), biases (rows, m). rows: (batch,) the one of each example, or None if one serves them all.
+    weights (rows, m, n), biases (rows, m). rows: (batch,) the row of each example, or None if one row serves all.
     """
     if rows is None:
         return F.linear(x, weights.squeeze(0), biases.squeeze(0))
     if x.shape[1] > 1:
         # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
         return x @ weights[rows].mT + own_row(biases, rows)
-    # at a decoding step a copy of its matrix an example would cost more than the products that are not picked
+    # at a decoding step, one copy of a matrix per example would cost more than the products that are not picked
     every = F.linear(x.squeeze(1), weights.flatten(0, 1), biases.flatten()).unflatten(1, weights.shape[:2])
     return every[torch.arange(len(x), device=x.device), rows].unsqueeze(1)

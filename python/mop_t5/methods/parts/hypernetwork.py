@@ -1,21 +1,28 @@
-"""What HyperFormer and HyperPrefix share: one trained embedding a scenario, from which networks make all else."""
+"""Shared code of HyperFormer and HyperPrefix: one trained embedding per scenario, from which networks make all else."""
 
-from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from mop_t5.attachment.method import Method, MethodConfig, is_layer_norm
+from mop_t5.attachment.method import ConfigT, Device, DType, Method
 from mop_t5.backbone.load import BackboneShape
 
 
-class HypernetworkMethod(Method):
-    """Base of both. The config says in `layer_norms` whether the backbone's LayerNorms are trained.
+class HypernetworkMethod(Method[ConfigT]):
+    """Base of both.
 
-    embedding: shape of one scenario's embedding, drawn from N(0, 1).
+    Args:
+        config: The config.
+        shape: The sizes of the backbone.
+        embedding: Shape of the embedding of one scenario, drawn from N(0, 1).
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
     """
 
-    def __init__(self, config: MethodConfig, shape: BackboneShape, embedding: tuple[int, ...], device, dtype):
+    scenario_dimensions: ClassVar = {"scenario_embeddings": 0}
+
+    def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], device: Device, dtype: DType):
         super().__init__(config, shape)
         size = (len(config.scenarios), *embedding)
         self.scenario_embeddings = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
@@ -23,21 +30,11 @@ class HypernetworkMethod(Method):
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return len(self.scenarios) > 1
 
     def embeddings(self, scenario_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The embeddings (rows, ...) of the scenarios that a batch needs, and these (rows,), or None for all."""
+        """Return the embeddings (rows, ...) of the scenarios of a batch, and these scenarios (rows,), or None: all."""
         needed = self.needed_scenarios(scenario_ids)
         rows = self.scenario_embeddings if needed is None else self.scenario_embeddings[needed]
         return self.only_trained(rows, needed), needed
-
-    def trains_backbone(self, parameter_name: str) -> bool:
-        return self.config.layer_norms and is_layer_norm(parameter_name)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        others = [p for p in self.parameters() if p is not self.scenario_embeddings]
-        return {"scenario_embeddings": [self.scenario_embeddings], "hypernetworks": others}
-
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        if len(self.scenarios) > 1:  # one that is alone is never absent
-            yield self.scenario_embeddings, 0

@@ -6,6 +6,8 @@ Source: Li and Liang 2021 for the reparameterisation; HKUNLP/UnifiedSKG for T5 a
 import torch
 from torch import nn
 
+from mop_t5.attachment.additions import Prefix
+from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "identity": nn.Identity}
@@ -15,8 +17,18 @@ class MLPGenerator(nn.Module):
     """Prefix keys and values of all layers of one attention.
 
     embedding (prefix, d_model) -> down (d_mid) -> activation -> up (layers * 2 * heads * d_kv): layer-major, key before
-    value, then head. Initialised as PyTorch does: embedding N(0, 1), linear layers uniform. own_rows=False: no
-    embedding, forward is given the rows.
+    value, then head. Initialised as PyTorch does: embedding N(0, 1), linear layers uniform.
+
+    Args:
+        shape: The sizes of the backbone.
+        layers: Number of layers.
+        prefix_length: Rows of the prefix.
+        d_mid: Width of the hidden layer.
+        activation: Name of the activation of the hidden layer.
+        dropout: Probability, after the last layer.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+        own_rows: Have an embedding. Else the caller gives the rows.
     """
 
     def __init__(
@@ -27,28 +39,33 @@ class MLPGenerator(nn.Module):
         d_mid: int,
         activation: str,
         dropout: float,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: DType = None,
         own_rows: bool = True,
     ):
         super().__init__()
         self.layers, self.heads, self.d_kv = layers, shape.num_heads, shape.d_kv
-        embedding = torch.empty(prefix_length, shape.d_model, device=device, dtype=dtype) if own_rows else None
-        self.register_parameter("embedding", None if embedding is None else nn.Parameter(embedding))
+        self.embedding: nn.Parameter | None = None
+        if own_rows:
+            self.embedding = nn.Parameter(torch.empty(prefix_length, shape.d_model, device=device, dtype=dtype))
         self.down = nn.Linear(shape.d_model, d_mid, device=device, dtype=dtype)
         self.up = nn.Linear(d_mid, layers * 2 * shape.inner, device=device, dtype=dtype)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
-        if own_rows:
+        if self.embedding is not None:
             nn.init.normal_(self.embedding)
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows (prefix, d_model) -> (layers, 2, 1, heads, prefix, d_kv), keys before values."""
-        rows = self.dropout(self.up(self.activation(self.down(rows))))
+    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Return keys and values (layers, 2, 1, heads, prefix, d_kv).
+
+        rows: (prefix, d_model), or None for the embedding.
+        """
+        rows = self.dropout(self.up(self.activation(self.down(self.embedding if rows is None else rows))))
         rows = rows.view(-1, self.layers, 2, self.heads, self.d_kv)
         return rows.permute(1, 2, 3, 0, 4).unsqueeze(2).contiguous()
 
-    def pairs(self) -> tuple:
-        """One (keys, values) a layer, each (1, heads, prefix, d_kv), from the embedding."""
-        # unbind, not indexing: one stack in backward instead of a zero-filled tensor a layer
-        return tuple(pair.unbind(0) for pair in self(self.embedding).unbind(0))
+    def pairs(self) -> tuple[Prefix, ...]:
+        """Return one (keys, values) per layer, each (1, heads, prefix, d_kv), from the embedding."""
+        # unbind, not indexing: one stack in backward instead of a zero-filled tensor per layer
+        keys, values = self().unbind(1)
+        return tuple(zip(keys.unbind(0), values.unbind(0), strict=True))

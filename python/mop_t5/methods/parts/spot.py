@@ -1,13 +1,15 @@
 """SPoT: a prompt starts as the source prompts that are most like it (Vu et al. 2022; its use in ATTEMPT, sec. 4).
 
-How alike they are is measured on a first version of the prompt, trained for a few epochs on its own task.
+The similarity is measured on a first version of the prompt, trained for a few epochs on its own task.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 # (length, d), (sources, length, d) -> (sources,)
-SIMILARITIES = {
+SIMILARITIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     # of the mean rows, as the paper of SPoT compares tasks
     "avgpool_cosine": lambda target, sources: F.cosine_similarity(sources.mean(1), target.mean(0)[None], dim=-1),
     # of every row with every row, averaged: the other measure of that paper
@@ -22,9 +24,10 @@ SIMILARITIES = {
 
 
 def similarities(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine") -> torch.Tensor:
-    """(sources,): how like a prompt (length, d) each of the source prompts (sources, length, d) is.
+    """Return the similarity of a prompt (length, d) to each of the source prompts (sources, length, d): (sources,).
 
-    Raises ValueError for shapes that do not fit and for a measure that is not in SIMILARITIES.
+    Raises:
+        ValueError: The shapes do not fit, or `measure` is not in SIMILARITIES.
     """
     if measure not in SIMILARITIES:
         raise ValueError(f"measure must be one of {', '.join(SIMILARITIES)}; got {measure!r}.")
@@ -37,10 +40,13 @@ def similarities(target: torch.Tensor, sources: torch.Tensor, measure: str = "av
 
 
 def start(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine", top: int = 1) -> torch.Tensor:
-    """(length, d): the `top` source prompts most like the target (0: all), mixed in proportion to their similarity.
+    """Return the `top` most similar source prompts (0: all), mixed in proportion to their similarity: (length, d).
 
-    With top=1 that is the most similar one itself (SPoT-t); with 0 and "sum_token_cosine" the mixture of ATTEMPT's
-    public code. Raises ValueError where the similarities do not sum to more than 0, and what similarities raises.
+    top=1 returns the most similar prompt itself (SPoT-t). top=0 and "sum_token_cosine" give the mixture of ATTEMPT's
+    public code.
+
+    Raises:
+        ValueError: The similarities do not sum to more than 0, or `similarities` raises.
     """
     similarity = similarities(target, sources, measure)
     best = similarity.topk(min(top or len(sources), len(sources))).indices

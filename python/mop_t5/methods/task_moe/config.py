@@ -5,15 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mop_t5.attachment.method import MethodConfig
-from mop_t5.checks import (
-    check_bool,
-    check_choice,
-    check_int,
-    check_number,
-    check_positive,
-    check_probability,
-    check_some_scenario,
-)
+from mop_t5.checks import check_choice, check_least, check_number, check_some_scenario
 from mop_t5.methods.task_moe.routers import ROUTERS
 from mop_t5.methods.task_moe.selection import SELECTIONS
 
@@ -92,52 +84,33 @@ class TaskMoEConfig(MethodConfig):
     def __post_init__(self):
         super().__post_init__()
         check_some_scenario(self.scenarios)
-        self._fill_in(_PRESETS)
-        for name in ("experts", "hidden", "d_task"):
-            check_int(name, getattr(self, name), 1)
+        self._fill_in(_PRESETS, self.preset)
+        check_least(self, 1, "experts", "hidden", "d_task")
+        check_least(self, 0, "encoder_layers", "decoder_layers")
         for name in ("encoder_layers", "decoder_layers"):
-            self._check_layers(name)
+            if (layers := getattr(self, name)) is not None:
+                if len(set(layers)) != len(layers):
+                    raise ValueError(f"{name} must be distinct; got {list(layers)}.")
+                self._set(name, tuple(sorted(layers)))
         if self.encoder_layers == self.decoder_layers == ():
             raise ValueError("encoder_layers and decoder_layers are both empty. Name a block, or None for all.")
         check_choice("router", self.router, ROUTERS)
         check_choice("selection", self.selection, SELECTIONS)
         for name in ("temperature", "minimum_temperature"):
-            check_positive(name, getattr(self, name))
+            check_number(name, getattr(self, name), above=0)
         for name in ("temperature_rate", "noise"):
             check_number(name, getattr(self, name), 0)
-        check_probability("exploration", self.exploration)
-        for name in ("noise_in_evaluation", "train_task_vectors", "own_tables", "train_shared", "alternate"):
-            check_bool(name, getattr(self, name))
-        check_number("expert_regulariser", self.expert_regulariser)
+        check_number("exploration", self.exploration, 0, below=1)
         if self.expert_regulariser and self.experts == 1:
             raise ValueError("expert_regulariser needs two experts or more; got experts=1.")
-        for name in ("routes_from", "experts_from", "task_vectors"):
-            self._check_path(name)
         self._check_routes()
 
     def sources(self) -> dict[str, list[Path]]:
+        """Return the folders and files that the routes and experts start from, by their field."""
         named = ("routes_from", "experts_from", "task_vectors")
         return {name: [Path(path)] for name in named if (path := getattr(self, name))}
 
-    def _check_layers(self, name: str) -> None:
-        layers = getattr(self, name)
-        if layers is None:
-            return
-        if not isinstance(layers, (list, tuple)):
-            raise TypeError(f"{name} must be a list of block indices or None; got {layers!r}.")
-        for layer in layers:
-            check_int(name, layer, 0)
-        if len(set(layers)) != len(layers):
-            raise ValueError(f"{name} must be distinct; got {list(layers)}.")
-        self._set(name, tuple(sorted(layers)))
-
-    def _check_path(self, name: str) -> None:
-        if not isinstance(getattr(self, name), (str, type(None))):
-            raise TypeError(f"{name} must be a path or None; got {getattr(self, name)!r}.")
-
     def _check_routes(self) -> None:
-        if not isinstance(self.routes, str):
-            raise TypeError(f"routes must be a string; got {self.routes!r}.")
         count = re.fullmatch(r"random_(\d+)", self.routes)
         known = self.routes in ("learned", "average", "instance")
         if not known and not (count and 1 <= int(count[1]) <= self.experts):
@@ -152,5 +125,5 @@ class TaskMoEConfig(MethodConfig):
 
     @property
     def has_router(self) -> bool:
-        """Whether routes are learned here; else they are fixed."""
+        """Whether routes are learned here. Else they are fixed."""
         return self.routes == "learned" and self.routes_from is None

@@ -5,56 +5,66 @@ vector)[layer] / temperature). The router reads the task and neither tokens nor 
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.experts import new_expert, values_of
-from mop_t5.attachment.method import Method
+from mop_t5.attachment.method import Device, DType, Method, Where
 from mop_t5.attachment.mixture import Mixture
-from mop_t5.backbone.identity import check_same_backbone, weights_of
+from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
+from mop_t5.methods.parts.adapter_method import depth
+from mop_t5.methods.parts.modules import ModuleListOf
+from mop_t5.methods.parts.saved import read_saved
 from mop_t5.methods.task_moe import selection as route_selection
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.routers import make_router
-from mop_t5.storage import adapter_folder
 from mop_t5.storage.task_vectors import read as read_vectors
-
-_STACKS = ("encoder", "decoder")
 
 
 @register
-class TaskMoE(Method):
+class TaskMoE(Method[TaskMoEConfig]):
     """The experts of every chosen block, and either a router and the vectors of the tasks, or fixed routes."""
 
     name = "task_moe"
     Config = TaskMoEConfig
+    groups: ClassVar = {"experts": ("experts",), "router": ("router",), "task_vectors": ("task_vectors",)}
+    scenario_dimensions: ClassVar = {"task_vectors": 0}
 
-    def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device=None, dtype=None):
+    temperature: torch.Tensor
+    fixed: torch.Tensor  # logits of a router that is not trained here, or else routes
+    task_vectors: torch.Tensor
+
+    def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
-        c, where = config, {"device": device, "dtype": dtype}
-        chosen = {"encoder": c.encoder_layers, "decoder": c.decoder_layers}
-        depth = {"encoder": shape.num_layers, "decoder": shape.num_decoder_layers}
-        for stack, layers in chosen.items():
-            wrong = [layer for layer in layers or () if layer >= depth[stack]]
-            if wrong:
-                raise ValueError(f"{stack}_layers must lie in 0 to {depth[stack] - 1}; got {wrong[0]}.")
-            chosen[stack] = range(depth[stack]) if layers is None else layers
-            if c.own_tables and 0 < len(chosen[stack]) < depth[stack]:
+        c = config
+        where: Where = {"device": device, "dtype": dtype}
+        places = []
+        for stack, layers in zip(STACKS, (c.encoder_layers, c.decoder_layers), strict=True):
+            count = depth(shape, stack)
+            chosen = range(count) if layers is None else layers
+            if chosen and chosen[-1] >= count:
+                raise ValueError(f"{stack}_layers must lie in 0 to {count - 1}; got {chosen[-1]}.")
+            if c.own_tables and 0 < len(chosen) < count:
                 raise ValueError(
-                    f"own_tables needs experts in all {depth[stack]} blocks of the {stack}, or in none; got "
-                    f"{list(chosen[stack])}. Leave {stack}_layers or own_tables out."
+                    f"own_tables needs experts in all {count} blocks of the {stack}, or in none; got {list(chosen)}. "
+                    f"Leave {stack}_layers or own_tables out."
                 )
-        self.expert_places = tuple((stack, layer) for stack in _STACKS for layer in chosen[stack])
+            places += [(stack, layer) for layer in chosen]
+        self.expert_places = tuple(places)
         size = (len(self.expert_places), len(c.scenarios), c.experts)
         self.disabled: tuple[tuple[int, int], ...] = ()  # see disable
-        self.experts = nn.ModuleList()  # of each place, in their order; made by build
+        self.skips_parameters = not c.has_router
+        # of each place, in their order; made by build
+        self.experts: ModuleListOf[ModuleListOf[nn.Module]] = ModuleListOf()
         self.register_buffer("temperature", torch.tensor(float(c.temperature), **where))
         if not c.has_router:
-            # logits where they come from a router, else routes
             self.register_buffer("fixed", torch.zeros(size, **where))
             return
         self.router = make_router(c.router, c.d_task, c.hidden, size[0], c.experts, **where)
@@ -64,20 +74,23 @@ class TaskMoE(Method):
         else:
             self.register_buffer("task_vectors", vectors)
 
-    def build(self, model, device, dtype) -> None:
+    def build(self, model: T5, device: Device, dtype: DType) -> None:
+        """Make the experts."""
         for stack, layer in self.expert_places:
-            block = getattr(model, stack).block[layer]
             copies = (
-                new_expert(block, stack, own_table=self.config.own_tables, device=device, dtype=dtype)
+                new_expert(
+                    _block(model, stack, layer), stack, own_table=self.config.own_tables, device=device, dtype=dtype
+                )
                 for _ in range(self.config.experts)
             )
-            self.experts.append(nn.ModuleList(copies))
+            self.experts.append(ModuleListOf(copies))
 
     @torch.no_grad()
-    def initialise(self, model) -> dict[str, torch.Tensor] | None:
+    def initialise(self, model: T5) -> dict[str, torch.Tensor] | None:
+        """Set the experts, the routes and the task vectors. Return the shared parameters of `experts_from`."""
         c = self.config
         for (stack, layer), experts in zip(self.expert_places, self.experts, strict=True):
-            values = values_of(getattr(model, stack).block[layer])
+            values = values_of(_block(model, stack, layer))
             for expert in experts:
                 for name, parameter in expert.named_parameters():
                     parameter.copy_(values[name])
@@ -85,12 +98,12 @@ class TaskMoE(Method):
                         parameter.add_(torch.randn_like(parameter), alpha=c.noise)
         start = None if c.experts_from is None else self._saved(model, "experts_from", c.experts_from)
         if c.has_router:
-            known = start is not None and start[0].has_router
-            self.task_vectors.copy_(self._vectors_of(*start) if known else self._first_vectors())
+            vectors = self._vectors_of(*start) if start is not None and start[0].has_router else self._first_vectors()
+            self.task_vectors.copy_(vectors)
         elif c.routes_from is not None:
             self.fixed.copy_(self._routes_of(model, c.routes_from))
         else:
-            seed = int(torch.randint(2**31, ()))
+            seed = int(torch.randint(2**31, ()).item())
             kind, tasks = ("random_1", 1) if c.routes == "instance" else (c.routes, len(c.scenarios))
             routes = route_selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
             self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # a third is another number in float64
@@ -105,13 +118,9 @@ class TaskMoE(Method):
             raise ValueError(f"d_task must be the width of {c.task_vectors!r}, {vectors.shape[1]}; got {c.d_task}.")
         return vectors
 
-    def _saved(self, model, argument: str, folder: str) -> tuple[TaskMoEConfig, dict[str, torch.Tensor]]:
-        """The config of a saved task_moe that fits model and this config, and its tensors."""
-        description, tensors = adapter_folder.read(folder)
-        if description["method"] != self.name:
-            holds = description["method"]
-            raise ValueError(f"{argument} {folder!r} holds the method {holds!r}; expected {self.name!r}.")
-        check_same_backbone(model, description["backbone"], weights_of(model), folder)
+    def _saved(self, model: T5, argument: str, folder: str) -> tuple[TaskMoEConfig, dict[str, torch.Tensor]]:
+        """Return the config of a saved task_moe that fits model and this config, and its tensors."""
+        description, tensors = read_saved(model, self.name, argument, folder)
         config = TaskMoEConfig.make(description["config"])
         fields = ["experts", "encoder_layers", "decoder_layers"]
         if argument == "experts_from":
@@ -123,8 +132,8 @@ class TaskMoE(Method):
                 raise ValueError(f"{field} must be that of {argument} {folder!r}, {there!r}; got {here!r}.")
         return config, tensors
 
-    def _routes_of(self, model, folder: str) -> torch.Tensor:
-        """(layers, tasks, experts): the logits of a saved router for the tasks of this one."""
+    def _routes_of(self, model: T5, folder: str) -> torch.Tensor:
+        """Return the logits of a saved router for the tasks of this one: (layers, tasks, experts)."""
         config, tensors = self._saved(model, "routes_from", folder)
         if config.routes != "learned":
             raise ValueError(f"routes_from {folder!r} has routes={config.routes!r}; expected learned ones.")
@@ -141,8 +150,8 @@ class TaskMoE(Method):
         router.load_state_dict(_below("mop.router.", tensors))
         return router(self._vectors_of(config, tensors))
 
-    def _vectors_of(self, config: TaskMoEConfig, tensors) -> torch.Tensor:
-        """(tasks, d_task): those of a saved task_moe where it knows the task, else those of `task_vectors`."""
+    def _vectors_of(self, config: TaskMoEConfig, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the vectors (tasks, d_task) of a saved task_moe. Those of new tasks come from `task_vectors`."""
         vectors = tensors["mop.task_vectors"]
         saved = dict(zip(config.scenarios, vectors, strict=True))
         new = [name for name in self.scenarios if name not in saved]
@@ -155,8 +164,8 @@ class TaskMoE(Method):
             saved |= dict(zip(new, read.to(vectors.dtype), strict=True))
         return torch.stack([saved[name] for name in self.scenarios])
 
-    def _start_from(self, config: TaskMoEConfig, tensors) -> dict[str, torch.Tensor]:
-        """Take over the experts of another one, and its router. Returns its values of shared parameters."""
+    def _start_from(self, config: TaskMoEConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take over the experts and the router of a saved task_moe. Return its values of shared parameters."""
         self.experts.load_state_dict(_below("mop.experts.", tensors))
         if self.config.has_router and config.has_router:
             self.router.load_state_dict(_below("mop.router.", tensors))
@@ -165,23 +174,28 @@ class TaskMoE(Method):
 
     @property
     def distinguishes_scenarios(self) -> bool:
+        """Whether scenario_ids change what the method computes."""
         return self.config.routes != "average"
 
-    @property
-    def skips_parameters(self) -> bool:
-        return not self.config.has_router or bool(self.disabled)
-
     def disable(self, experts: Sequence[tuple[int, int]]) -> None:
-        """Take out these experts, (layer, expert), and share their weight among the others as the logits say. Layers
-        count the blocks with experts, the encoder's first. Not saved; an empty list brings all back."""
+        """Take experts out, and share their weight among the others as the logits say.
+
+        Args:
+            experts: Pairs (layer, expert). Layers count the blocks with experts, the encoder's first. An empty list
+                brings all experts back. Not saved.
+
+        Raises:
+            ValueError: Routes are not learned, a pair does not exist, or a layer would have no expert left.
+        """
         if experts and self.config.routes != "learned":
             raise ValueError(f"experts can be disabled where routes are learned; here they are {self.config.routes!r}.")
         pairs = tuple((int(layer), int(expert)) for layer, expert in experts)
         route_selection.expert_mask(pairs, len(self.experts), self.config.experts)  # raises what is wrong with them
         self.disabled = pairs
+        self.skips_parameters = not self.config.has_router or bool(pairs)
 
     def logits(self) -> torch.Tensor | None:
-        """(layers, tasks, experts), without the experts that are disabled; None where routes are not learned."""
+        """Return (layers, tasks, experts), without the disabled experts. None where routes are not learned."""
         if self.config.routes != "learned":
             return None
         if self.config.has_router:
@@ -190,50 +204,57 @@ class TaskMoE(Method):
                 logits = self.router(vectors)
         else:
             logits = self.fixed
-        return logits if not self.disabled else route_selection.masked(logits, self._mask(logits.device))
+        mask = self._mask(logits.device)
+        return logits if mask is None else route_selection.masked(logits, mask)
 
-    def _mask(self, device) -> torch.Tensor | None:
+    def _mask(self, device: torch.device) -> torch.Tensor | None:
         if not self.disabled:
             return None
         return route_selection.expert_mask(self.disabled, len(self.experts), self.config.experts, device)
 
     @torch.no_grad()
     def route_weights(self, temperature: float | None = None) -> torch.Tensor:
-        """(layers, tasks, experts): the weights of evaluation, without noise; at another temperature than the present
-        one if given."""
-        if self.config.routes != "learned":
-            return self.fixed.clone()
+        """Return the weights of evaluation, without noise: (layers, tasks, experts).
+
+        Args:
+            temperature: In place of the present one.
+        """
         training = self.training
         logits = self.eval().logits()  # a router may have dropout
         self.train(training)
-        temperature = self.temperature if temperature is None else temperature
-        return route_selection.select(logits, self.config.selection, temperature, deterministic=True)
+        if logits is None:
+            return self.fixed.clone()
+        now = self.temperature if temperature is None else temperature
+        return route_selection.select(logits, self.config.selection, now, deterministic=True)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+        """Return the experts and their weights, and in training the loss of expert_regulariser."""
         weights, by_scenario = self._weights(scenario_ids)
-        # zeros of which no gradient is wanted; a softmax alone has none
+        # whether some weights are exactly zero and need no gradient; a plain softmax has no zeros
         some_zero = self.config.routes not in ("learned", "average") or bool(self.disabled)
         some_zero = some_zero or self.config.selection == "straight_through" or self._explores
         sparse = some_zero and not weights.requires_grad and not weights.is_meta
         blocks = dict(zip(self.expert_places, self.experts, strict=True))
         loss = None
         if self.training and self.config.expert_regulariser:
-            loss = self.config.expert_regulariser * sum(expert_distance(experts) for experts in self.experts)
+            distances = [expert_distance(experts) for experts in self.experts]
+            loss = self.config.expert_regulariser * sum(distances[1:], distances[0])
         return Additions(experts=Mixture(blocks, weights, by_scenario=by_scenario, sparse=sparse), loss=loss)
 
     @property
     def _explores(self) -> bool:
         return self.training and self.config.exploration > 0
 
-    def _weights(self, scenario_ids) -> tuple[torch.Tensor, bool]:
-        """Weights (layers, rows, experts), and whether a row is a scenario or else an example."""
+    def _weights(self, scenario_ids: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+        """Return weights (layers, rows, experts), and whether a row is a scenario. Else it is an example."""
         c, logits = self.config, self.logits()
         noisy = logits is not None and c.selection != "softmax" and (self.training or c.noise_in_evaluation)
         drawn = logits is None and c.routes == "instance" and self.training
         # what is random is drawn for every example
         by_example = scenario_ids is not None and (noisy or drawn or self._explores)
         start = self.fixed if logits is None else logits
-        start = start[:, scenario_ids] if by_example else start
+        if by_example:
+            start = start[:, scenario_ids]
         if logits is not None:
             weights = route_selection.select(start, c.selection, self.temperature, deterministic=not noisy)
         else:
@@ -243,6 +264,7 @@ class TaskMoE(Method):
         return weights, not by_example
 
     def trains_backbone(self, parameter_name: str) -> bool:
+        """Return whether all experts share this parameter, and train_shared trains it."""
         stack, inside, rest = parameter_name.partition(".block.")
         if not self.config.train_shared or not inside or (stack, int(rest.split(".")[0])) not in self.expert_places:
             return self.config.train_shared
@@ -250,29 +272,20 @@ class TaskMoE(Method):
         is_table = rest.endswith("relative_attention_bias.weight") and self.shape.model_type != "umt5"
         return is_table and not self.config.own_tables
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        groups = {"experts": list(self.experts.parameters())}
-        if self.config.has_router:
-            groups["router"] = list(self.router.parameters())
-            if self.config.train_task_vectors:
-                groups["task_vectors"] = [self.task_vectors]
-        return groups
-
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        if self.config.has_router and self.config.train_task_vectors and len(self.scenarios) > 1:
-            yield self.task_vectors, 0
-
     def idle_groups(self, step: int) -> tuple[str, ...]:
+        """Return the groups that an alternating step leaves alone."""
         if not self.config.alternate:
             return ()
         return ("experts", "backbone") if step % 2 == 0 else ("router", "task_vectors")
 
     def after_step(self, step: int) -> None:
+        """Set the temperature."""
         c = self.config
         now = route_selection.temperature_at(step, c.temperature, c.temperature_rate, c.minimum_temperature)
         self.temperature.fill_(now)
 
-    def records(self) -> dict[str, dict]:
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return temperature, routes and their entropy for routes.jsonl."""
         weights = self.route_weights()
         record = {"temperature": float(self.temperature), **_described("", weights)}
         if self.config.routes == "learned":
@@ -280,8 +293,12 @@ class TaskMoE(Method):
         return {"routes.jsonl": {"scenarios": list(self.scenarios), **record}}
 
 
-def _described(suffix: str, weights: torch.Tensor) -> dict:
-    """For the log: the weights (layers, tasks, experts) as nested lists, and the mean entropy of a route in nats."""
+def _block(model: T5, stack: str, layer: int) -> nn.Module:
+    return (model.encoder if stack == "encoder" else model.decoder).block[layer]
+
+
+def _described(suffix: str, weights: torch.Tensor) -> dict[str, Any]:
+    """Return the weights (layers, tasks, experts) as nested lists, and the mean entropy of a route in nats."""
     rounded = (weights.double() * 1e6).round() / 1e6
     return {f"entropy{suffix}": float(route_selection.entropy(weights).mean()), f"routes{suffix}": rounded.tolist()}
 
@@ -290,11 +307,12 @@ def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def expert_distance(experts: Sequence[nn.Module]) -> torch.Tensor:
-    """Mean over pairs of experts of the sum over parameters of |p - p'|, the Euclidean norm."""
+def expert_distance(experts: Iterable[nn.Module]) -> torch.Tensor:
+    """Return the mean over pairs of experts of the sum over parameters of |p - p'|, the Euclidean norm."""
     pairs = list(itertools.combinations(experts, 2))
-    return sum(
+    norms = [
         torch.linalg.vector_norm(p - q)
         for one, other in pairs
         for p, q in zip(one.parameters(), other.parameters(), strict=True)
-    ) / len(pairs)
+    ]
+    return sum(norms[1:], norms[0]) / len(pairs)

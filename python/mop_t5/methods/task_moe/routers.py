@@ -8,6 +8,8 @@ same input, told apart by a learned position.
 import torch
 from torch import nn
 
+from mop_t5.attachment.method import Device, DType, Where
+
 _HEADS, _FEED_FORWARD, _DROPOUT = 4, 64, 0.1  # of the transformers
 _RECURRENT = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 ROUTERS = tuple(
@@ -15,12 +17,24 @@ ROUTERS = tuple(
 )
 
 
-def make_router(name: str, d_in: int, hidden: int, layers: int, experts: int, *, device=None, dtype=None) -> nn.Module:
-    """The router of this name, with PyTorch's initial values: a module of task vectors (tasks, d_in) that gives logits
-    (layers, tasks, experts). The transformers have dropout.
+def make_router(
+    name: str, d_in: int, hidden: int, layers: int, experts: int, *, device: Device = None, dtype: DType = None
+) -> nn.Module:
+    """Return a module from task vectors (tasks, d_in) to logits (layers, tasks, experts), initialised as PyTorch does.
 
-    hidden: width of the MLP or of each direction of the recurrent net; of "transformer_layer_specific" the width.
-    Raises ValueError for an unknown name and for a width that the heads of a transformer do not divide.
+    The transformers have dropout.
+
+    Args:
+        name: One of ROUTERS.
+        d_in: Width of the task vectors.
+        hidden: Width of the MLP or of each direction of the recurrent net; of "transformer_layer_specific" the width.
+        layers: Number of layers.
+        experts: Number of experts.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+
+    Raises:
+        ValueError: The name is unknown, or the heads of a transformer do not divide its width.
     """
     if name not in ROUTERS:
         raise ValueError(f"router must be one of {', '.join(ROUTERS)}; got {name!r}.")
@@ -31,7 +45,7 @@ def make_router(name: str, d_in: int, hidden: int, layers: int, experts: int, *,
 
 
 class _MLP(nn.Module):
-    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType):
         super().__init__()
         self.linear1 = nn.Linear(d_in, hidden, device=device, dtype=dtype)
         self.linear2 = nn.Linear(hidden, layers * experts, device=device, dtype=dtype)
@@ -43,7 +57,7 @@ class _MLP(nn.Module):
 
 
 class _LayerMLPs(nn.Module):
-    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType):
         super().__init__()
         self.linear1 = _LayerLinear(layers, d_in, hidden, device, dtype)
         self.linear2 = _LayerLinear(layers, hidden, experts, device, dtype)
@@ -56,7 +70,7 @@ class _LayerMLPs(nn.Module):
 class _LayerLinear(nn.Module):
     """An nn.Linear a layer, all in one product: (layers, n, d_in) -> (layers, n, d_out)."""
 
-    def __init__(self, layers: int, d_in: int, d_out: int, device, dtype):
+    def __init__(self, layers: int, d_in: int, d_out: int, device: Device, dtype: DType):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(layers, d_out, d_in, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(layers, d_out, device=device, dtype=dtype))
@@ -70,9 +84,12 @@ class _LayerLinear(nn.Module):
 class _Sequence(nn.Module):
     """The layers as a sequence that a recurrent net reads in both directions, or a transformer's layer."""
 
-    def __init__(self, kind: str, specific: bool, d_in: int, hidden: int, layers: int, experts: int, device, dtype):
+    def __init__(
+        self, kind: str, specific: bool, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType
+    ):
         super().__init__()
-        where, self.layers = {"device": device, "dtype": dtype}, layers
+        where: Where = {"device": device, "dtype": dtype}
+        self.layers = layers
         width = hidden if specific else d_in
         self.layer_specific_proj = nn.Linear(d_in, layers * hidden, **where) if specific else None
         self.pos_embed = None if specific else nn.Embedding(layers, d_in, **where)
@@ -89,9 +106,9 @@ class _Sequence(nn.Module):
         self.proj = nn.Linear(width, experts, **where)
 
     def forward(self, tasks: torch.Tensor) -> torch.Tensor:
-        if self.layer_specific_proj is None:
+        if self.pos_embed is not None:
             x = tasks + self.pos_embed.weight[:, None]
-        else:
+        elif self.layer_specific_proj is not None:
             x = self.layer_specific_proj(tasks).unflatten(-1, (self.layers, -1)).transpose(0, 1)
         mixed = self.mixer(x)
         return self.proj(mixed[0] if isinstance(mixed, tuple) else mixed)

@@ -1,5 +1,5 @@
-"""From a router's logits to routes, the weights of the experts: softmax, Gumbel-softmax, straight-through; routes that
-are fixed; experts that are taken out; exploration.
+"""Routes, the weights of the experts, from a router's logits: softmax, Gumbel-softmax, straight-through; fixed routes;
+disabled experts; exploration.
 
 Logits and routes are (layers, tasks, experts); a route is a row of the last dimension, and sums to one.
 """
@@ -17,18 +17,25 @@ SELECTIONS = ("softmax", "gumbel", "straight_through")
 def select(
     logits: torch.Tensor,
     kind: str = "softmax",
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     *,
     noise: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
 ) -> torch.Tensor:
-    """Routes, of the shape of the logits.
+    """Return routes, of the shape of the logits.
 
-    kind: "softmax" of logits / temperature; "gumbel", that of (logits + Gumbel noise) / temperature;
-    "straight_through", the best expert of "gumbel" alone, with the gradient of "gumbel".
-    noise: in place of noise that is drawn, of `generator` or else of torch's own random state. deterministic: no noise,
-    so that "gumbel" is the softmax and "straight_through" the expert of the largest logit.
+    Args:
+        logits: (layers, tasks, experts).
+        kind: "softmax": softmax(logits / temperature). "gumbel": softmax((logits + Gumbel noise) / temperature).
+            "straight_through": the best expert of "gumbel" alone, with the gradient of "gumbel".
+        temperature: Divides the logits.
+        noise: Gumbel noise to use. None: noise drawn from `generator`.
+        generator: None: torch's own random state.
+        deterministic: No noise: "gumbel" is then the softmax, "straight_through" the expert of the largest logit.
+
+    Raises:
+        ValueError: `kind` is not one of SELECTIONS.
     """
     if kind not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {kind!r}.")
@@ -42,13 +49,18 @@ def select(
 
 
 def masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Logits of which no route takes the experts where mask (bool, broadcast) is True. Each row must keep one."""
+    """Return logits without the experts where mask (bool, broadcast) is True. Each row must keep one."""
     return logits.masked_fill(mask, -torch.inf)
 
 
-def expert_mask(disabled: Sequence[Sequence[int]], layers: int, experts: int, device=None) -> torch.Tensor:
-    """The mask of (layer, expert) pairs: bool (layers, 1, experts). Raises ValueError for a pair that does not exist
-    and for a layer that would have no expert left."""
+def expert_mask(
+    disabled: Sequence[Sequence[int]], layers: int, experts: int, device: torch.device | None = None
+) -> torch.Tensor:
+    """Return the mask of (layer, expert) pairs: bool (layers, 1, experts).
+
+    Raises:
+        ValueError: A pair does not exist, or a layer would have no expert left.
+    """
     mask = torch.zeros(layers, 1, experts, dtype=torch.bool)
     for layer, expert in disabled:
         if not (0 <= layer < layers and 0 <= expert < experts):
@@ -69,7 +81,10 @@ def explore(
     generator: torch.Generator | None = None,
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Routes of which each is, with probability epsilon, a random expert alone; one out of those that mask leaves."""
+    """Return routes of which each is, with probability epsilon, one random expert alone.
+
+    mask: True for the experts that must not be drawn.
+    """
     draws = torch.rand(routes.shape[:-1], generator=generator, device=routes.device)[..., None] < epsilon
     return torch.where(draws, random_experts(routes, generator, mask), routes)
 
@@ -77,16 +92,28 @@ def explore(
 def random_experts(
     routes: torch.Tensor, generator: torch.Generator | None = None, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Routes of one random expert each, out of those that mask leaves; of the shape, dtype and device of `routes`."""
+    """Return routes of one random expert each, of the shape, dtype and device of `routes`.
+
+    mask: True for the experts that must not be drawn.
+    """
     draws = torch.rand(routes.shape, generator=generator, device=routes.device)
     return _one_hot(draws if mask is None else draws.masked_fill(mask, -1)).to(routes.dtype)
 
 
 def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0) -> torch.Tensor:
-    """Routes that nothing is learnt of, float32 on the CPU.
+    """Return fixed routes (layers, tasks, experts), float32 on the CPU.
 
-    kind: "average", 1/experts each; "random_N", for each task and layer N experts drawn with the seed, 1/N each. Tasks
-    are drawn one after another, so further tasks do not change the routes of the first ones.
+    Tasks are drawn one after another, so further tasks do not change the routes of the first tasks.
+
+    Args:
+        kind: "average": 1/experts each. "random_N": N experts drawn per task and layer, 1/N each.
+        layers: Number of layers.
+        tasks: Number of tasks.
+        experts: Number of experts.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: `kind` is unknown, or N is not in 1 to experts.
     """
     routes = torch.zeros(layers, tasks, experts)
     if kind == "average":
@@ -103,12 +130,12 @@ def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0
 
 
 def temperature_at(step: int, start: float, rate: float, minimum: float) -> float:
-    """The temperature after so many optimizer steps."""
+    """Return the temperature after `step` optimizer steps."""
     return max(start * math.exp(-rate * step), minimum)
 
 
 def entropy(routes: torch.Tensor) -> torch.Tensor:
-    """Of each route, in nats: 0 for one expert alone, log(experts) for all alike."""
+    """Return the entropy of each route in nats: 0 for one expert alone, log(experts) for all alike."""
     return torch.special.entr(routes).sum(-1)
 
 
