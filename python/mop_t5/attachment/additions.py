@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from mop_t5.attachment.mixture import Mixture
 from mop_t5.attachment.places import ATTENTIONS, INNER_PLACES, PLACES
 
 # keys and values, each (rows, heads, prefix, d_kv)
-Prefix: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+Prefix: TypeAlias = tuple[Tensor, Tensor]
 # (hidden (batch, tokens, width), scenario_ids (batch,) or None) -> the new hidden
-Adapter: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+Adapter: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 # (embeddings (batch, source, d_model), mask (batch, source) or None, scenario_ids or None) -> longer embeddings
-Prompt: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+Prompt: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 class Additions:
@@ -46,13 +47,13 @@ class Additions:
     def __init__(
         self,
         prefixes: Mapping[str, Sequence[Prefix]] | None = None,
-        scenarios: torch.Tensor | None = None,
+        scenarios: Tensor | None = None,
         *,
         prompt: Prompt | None = None,
         adapters: Mapping[tuple[str, str], Sequence[Adapter | None]] | None = None,
         dtype: torch.dtype | None = None,
         experts: Mixture | None = None,
-        loss: torch.Tensor | None = None,
+        loss: Tensor | None = None,
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
         self.scenarios, self.prompt, self.dtype, self.experts, self.loss = scenarios, prompt, dtype, experts, loss
@@ -74,15 +75,15 @@ class Additions:
         layers = self.adapters.get((stack, place))
         return None if layers is None else layers[layer]
 
-    def precision(self, hidden: torch.Tensor) -> torch.dtype:
+    def precision(self, hidden: Tensor) -> torch.dtype:
         """Return the dtype in which the adapters take these hidden states."""
         return self.dtype or wide(hidden.dtype)
 
-    def row_index(self, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+    def row_index(self, scenario_ids: Tensor | None, rows: int) -> Tensor | None:
         """Return the prefix row of each example, (batch,). None where one row serves the whole batch."""
         return row_index(self.scenarios, scenario_ids, rows)
 
-    def check_holds(self, scenario_ids: torch.Tensor | None) -> None:
+    def check_holds(self, scenario_ids: Tensor | None) -> None:
         """Raise ValueError if the batch has a scenario that these additions were not made for."""
         if self.scenarios is None or scenario_ids is None:
             return
@@ -94,7 +95,7 @@ class Additions:
             )
 
 
-def row_index(scenarios: torch.Tensor | None, scenario_ids: torch.Tensor | None, rows: int) -> torch.Tensor | None:
+def row_index(scenarios: Tensor | None, scenario_ids: Tensor | None, rows: int) -> Tensor | None:
     """Return which of the rows, made for `scenarios`, each example takes: (batch,). None where one row serves all."""
     if rows == 1:
         return None

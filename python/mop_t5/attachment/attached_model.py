@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import TransformersKwargs
 
@@ -68,7 +68,7 @@ def changeable(model: nn.Module) -> "AttachedT5":
     return t5
 
 
-def backbone_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
+def backbone_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return the backbone's weights by name. Parameters that the method trains have the values from before attach."""
     mine = {n: t for n, t in weights_of(model).items() if not n.startswith(f"{SUBMODULE}.")}
     return mine | (model._mop_record.trained if is_attached(model) else {})
@@ -81,7 +81,7 @@ class Record:
     attention: list[str]  # of encoder, decoder, model
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set[str] | list[str] | None
-    trained: dict[str, torch.Tensor]  # the backbone parameters that the method trains, as they were
+    trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
 
 
 class AttachedT5(RuntimeMixin, KeptWeights):
@@ -161,7 +161,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
 
     def generate(
         self,
-        inputs: torch.Tensor | None = None,
+        inputs: Tensor | None = None,
         *args: Any,
         scenario_ids: Any = None,
         mop_additions: Additions | None = None,
@@ -249,7 +249,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
+        state_dict: dict[str, Tensor] | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -273,7 +273,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         adapter_folder.write(save_directory, self.description_of(self.mop), mine)
 
 
-def _with_loss(output: Any, loss: torch.Tensor, labels: torch.Tensor | None) -> Any:
+def _with_loss(output: Any, loss: Tensor, labels: Tensor | None) -> Any:
     """Return the output with this loss in the place of its own. Without labels it has no loss of its own."""
     if isinstance(output, tuple):  # return_dict=False
         return (loss, *output[labels is not None :])

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -43,7 +43,7 @@ def point_back(module: nn.Module) -> None:
         config._attn_implementation_internal = PLAIN[implementation]
 
 
-def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+def _times_prefix(x: Tensor, prefix: Tensor, rows: Tensor | None) -> Tensor:
     """Multiply each example by its prefix: x (batch, heads, q, a), prefix (rows, heads, a, b) -> (batch, heads, q, b).
 
     rows: (batch,) the row of each example, or None if the only row serves all.
@@ -60,17 +60,17 @@ def _times_prefix(x: torch.Tensor, prefix: torch.Tensor, rows: torch.Tensor | No
 
 
 def split_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor,
-    prefix_value: torch.Tensor,
-    mask: torch.Tensor | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    mask: Tensor | None = None,
     *,
-    rows: torch.Tensor | None = None,
+    rows: Tensor | None = None,
     scaling: float = 1.0,
     dropout: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Attend to a prefix and to real tokens, without a copy of the tokens' keys and values.
 
     Args:
@@ -101,17 +101,17 @@ def split_attention(
 
 
 def joined_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix_key: torch.Tensor,
-    prefix_value: torch.Tensor,
-    mask: torch.Tensor | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
+    mask: Tensor | None = None,
     *,
-    rows: torch.Tensor | None = None,
+    rows: Tensor | None = None,
     scaling: float = 1.0,
     dropout: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Compute split_attention by scaled_dot_product_attention on concatenated keys and values. The weights are None."""
     prefix_key, prefix_value = (
         t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
@@ -127,9 +127,7 @@ def joined_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _additive_mask(
-    bias: torch.Tensor | None, allowed: torch.Tensor | None, prefix: int, dtype: torch.dtype
-) -> torch.Tensor | None:
+def _additive_mask(bias: Tensor | None, allowed: Tensor | None, prefix: int, dtype: torch.dtype) -> Tensor | None:
     """[0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
 
     bias (1, heads, q, k) or None; allowed: boolean, or a float mask to add, or None; (batch, 1, q, k) or of fewer
@@ -146,14 +144,14 @@ def _additive_mask(
 
 def _mask_of_stack(
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
     position_bias: Any,
     prefix: int,
     dtype: torch.dtype,
     causal: bool,
-) -> torch.Tensor | None:
+) -> Tensor | None:
     """Return _additive_mask, made once for all layers of a stack.
 
     T5 and mT5 hand the same bias object to every layer, so the mask is an attribute of this object and goes with it.
@@ -174,7 +172,7 @@ def _mask_of_stack(
     return mask
 
 
-def _plain(implementation: str, module: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+def _plain(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if implementation == "sdpa":
         return sdpa_attention_forward
     # every T5 variant has its own eager function beside its attention class
@@ -184,15 +182,15 @@ def _plain(implementation: str, module: nn.Module) -> Callable[..., tuple[torch.
 def _forward(
     implementation: str,
     module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     *,
     mop_additions: Additions | None = None,
-    scenario_ids: torch.Tensor | None = None,
+    scenario_ids: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     attention = getattr(module, "_mop_attention", None)
     if attention is None:
         raise RuntimeError(
@@ -242,7 +240,7 @@ def _is_causal(module: Any, kwargs: Mapping[str, Any]) -> bool:
     return module.is_causal if asked is None else asked
 
 
-def _causal(q: int, k: int, device: torch.device) -> torch.Tensor:
+def _causal(q: int, k: int, device: torch.device) -> Tensor:
     """(q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache."""
     return torch.arange(q, device=device)[:, None] >= torch.arange(k, device=device)[None, :]
 

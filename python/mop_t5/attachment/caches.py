@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
@@ -38,15 +39,15 @@ class ExpertCache(EncoderDecoderCache):
 
     def __init__(self, experts: int):
         self.experts = tuple(EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(experts))
-        self._rows: dict[tuple[int, int], torch.Tensor | None] = {}
+        self._rows: dict[tuple[int, int], Tensor | None] = {}
         super().__init__(_SelfAttentionCache(self.experts), DynamicCache())
 
-    def of_expert(self, layer: int, expert: int, rows: torch.Tensor | None) -> EncoderDecoderCache:
+    def of_expert(self, layer: int, expert: int, rows: Tensor | None) -> EncoderDecoderCache:
         """Return the cache that an expert of a layer uses. rows: the rows that it runs, ascending, or None for all."""
         self._rows[layer, expert] = rows
         return self.experts[expert]
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give each row the keys and values of the beam that it continues."""
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # transformers says LongTensor, gets a Tensor
         for expert, cache in enumerate(self.experts):
@@ -73,7 +74,7 @@ class ExpertCache(EncoderDecoderCache):
         """Raise NotImplementedError."""
         raise NotImplementedError("a cache of experts cannot be repeated. Give generate the repeated inputs instead.")
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
+    def batch_select_indices(self, indices: Tensor) -> None:
         """Raise NotImplementedError."""
         raise NotImplementedError("a cache of experts cannot drop rows. Give generate the chosen inputs instead.")
 

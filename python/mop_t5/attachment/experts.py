@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5ForConditionalGeneration as T5
 
@@ -61,13 +61,13 @@ def new_expert(
     return expert
 
 
-def values_of(block: nn.Module) -> dict[str, torch.Tensor]:
+def values_of(block: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a block by name, those of a quantiser in floating point.
 
     Raises:
         ValueError: A parameter is of a tensor subclass that does not say its values.
     """
-    values: dict[str, torch.Tensor] = {}
+    values: dict[str, Tensor] = {}
     for name, parameter in block.named_parameters():
         try:
             values[name] = parameter.dequantize() if is_traceable_wrapper_subclass(parameter) else parameter
@@ -157,7 +157,7 @@ class MixedBlock(RuntimeMixin, T5Block):
             call["position_bias"] = self._positions(experts, call)
         outputs: list[Any] = []
 
-        def run(expert: int, rows: torch.Tensor | None) -> torch.Tensor:
+        def run(expert: int, rows: Tensor | None) -> Tensor:
             of_expert = call if rows is None else call | _chosen(call, rows)
             if cache is not None:
                 of_expert = of_expert | {CACHE: cache.of_expert(self._mop_block[1], expert, rows)}
@@ -173,7 +173,7 @@ class MixedBlock(RuntimeMixin, T5Block):
         # what blocks hand on beside: the bias of positions, and that of the cross-attention, which is zero
         return (mixed, call["position_bias"], *outputs[0][2:])
 
-    def _positions(self, experts: Sequence[Any], call: Mapping[str, Any]) -> torch.Tensor:
+    def _positions(self, experts: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
         """(1 or experts, heads, queries, keys), made by the first block and handed on."""
         if call["position_bias"] is not None:
             return call["position_bias"]
@@ -187,7 +187,7 @@ class MixedBlock(RuntimeMixin, T5Block):
         return torch.cat(bias).to(hidden.dtype)
 
 
-def _chosen(call: Mapping[str, Any], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+def _chosen(call: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
     """Return the arguments that have one row per example, of these rows."""
     batch = len(call["hidden_states"])
     tensors = {name: call[name] for name in _BY_ROW if torch.is_tensor(call.get(name))}

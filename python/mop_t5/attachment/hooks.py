@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
@@ -134,9 +133,7 @@ def _check_hook(place: Place, module: nn.Module) -> None:
         )
 
 
-def _adapted(
-    place: Place, hidden: torch.Tensor, additions: Additions | None, scenario_ids: torch.Tensor | None
-) -> torch.Tensor | None:
+def _adapted(place: Place, hidden: Tensor, additions: Additions | None, scenario_ids: Tensor | None) -> Tensor | None:
     if additions is None:
         stack, name, layer = place
         raise RuntimeError(
@@ -170,7 +167,7 @@ def _before_giver(slot: str, module: nn.Module, args: tuple, kwargs: dict[str, A
     setattr(_HANDED, slot, (kwargs.get("mop_additions"), kwargs.get("scenario_ids")))
 
 
-def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
     additions, scenario_ids = getattr(_HANDED, slot, None) or (None, None)
     return _adapted(place, output, additions, scenario_ids)
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from packaging.version import Version
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5ForConditionalGeneration as T5
 from transformers import __version__ as transformers_version
@@ -67,7 +68,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
     return cast(AttachedT5, model)
 
 
-def _kept(parameter: torch.Tensor) -> torch.Tensor:
+def _kept(parameter: Tensor) -> Tensor:
     """Return a copy to restore, in the host's memory: fine-tuning keeps one of the whole backbone."""
     values = parameter.detach()
     return values.clone() if values.is_meta else values.to("cpu", copy=True)
@@ -98,7 +99,7 @@ def detach_method(model: AttachedT5) -> T5:
     return model
 
 
-def _rehearse(name: str, parameter: torch.Tensor | None, values: torch.Tensor) -> None:
+def _rehearse(name: str, parameter: Tensor | None, values: Tensor) -> None:
     """Raise RuntimeError if the values of a parameter cannot be restored, before anything is changed."""
     try:
         if parameter is None or parameter.shape != values.shape or parameter.is_inference():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Prompt
@@ -22,13 +23,13 @@ def batch_of(kwargs: Mapping[str, Any]) -> tuple[int, torch.device]:
         value = kwargs.get(name)
         if name == "encoder_outputs" and value is not None:
             value = value[0]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             return value.shape[0], value.device
     raise ValueError("no input found; pass input_ids, inputs_embeds or encoder_outputs.")
 
 
 def prepend_prompt(
-    model: T5, method: Method, prompt: Prompt, kwargs: dict[str, Any], scenario_ids: torch.Tensor | None
+    model: T5, method: Method, prompt: Prompt, kwargs: dict[str, Any], scenario_ids: Tensor | None
 ) -> None:
     """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mop_t5.backbone.checkpoint_weights import EMBEDDINGS, HEAD
 from mop_t5.backbone.load import is_untied
@@ -67,7 +68,7 @@ class KeptWeights(_T5):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
 
-def _equal(embeddings: torch.Tensor, head: torch.Tensor) -> bool:
+def _equal(embeddings: Tensor, head: Tensor) -> bool:
     if embeddings is head or embeddings.is_meta or head.is_meta:
         return True
     return embeddings.shape == head.shape and torch.equal(embeddings, head.to(embeddings))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypedDict, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
@@ -125,7 +125,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Whether scenario_ids change what the method computes."""
         return False
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the additions for a batch of these scenarios, or for all scenarios if None.
 
         Args:
@@ -133,14 +133,14 @@ class Method(nn.Module, Generic[ConfigT]):
         """
         return Additions()
 
-    def forward(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def forward(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return additions(scenario_ids)."""
         return self.additions(scenario_ids)
 
     def build(self, model: T5, device: Device, dtype: DType) -> None:
         """Make the modules whose structure depends on the model, without values. Called once, after construction."""
 
-    def initialise(self, model: T5) -> dict[str, torch.Tensor] | None:
+    def initialise(self, model: T5) -> dict[str, Tensor] | None:
         """Set initial values that come from the backbone. Called once by attach, not where values are loaded.
 
         Returns:
@@ -197,7 +197,7 @@ class Method(nn.Module, Generic[ConfigT]):
             for parameter in self._below(name) if self.distinguishes_scenarios else ():
                 yield parameter, dimension
 
-    def only_trained(self, rows: torch.Tensor, needed: torch.Tensor | None = None, dim: int = 0) -> torch.Tensor:
+    def only_trained(self, rows: Tensor, needed: Tensor | None = None, dim: int = 0) -> Tensor:
         """Return `rows` so that gradients reach only those of trained_scenarios.
 
         Args:
@@ -213,7 +213,7 @@ class Method(nn.Module, Generic[ConfigT]):
         shape[dim] = -1
         return torch.where(trained.view(shape), rows, rows.detach())
 
-    def needed_scenarios(self, scenario_ids: torch.Tensor | None) -> torch.Tensor | None:
+    def needed_scenarios(self, scenario_ids: Tensor | None) -> Tensor | None:
         """Return the scenarios of a batch, ascending, or None to compute all of them.
 
         On an accelerator the host would have to wait for the ids. While training that costs more than the work for a
@@ -229,7 +229,7 @@ class Method(nn.Module, Generic[ConfigT]):
 
     def check_scenario_ids(
         self, scenario_ids: Any, batch: int, device: torch.device | str, on_device: bool = False
-    ) -> torch.Tensor | None:
+    ) -> Tensor | None:
         """Return scenario_ids as an int64 tensor (batch,) on `device`; None if the method does not tell them apart.
 
         Args:
@@ -252,7 +252,7 @@ class Method(nn.Module, Generic[ConfigT]):
                     f"scenario_ids is missing; {self.name} needs one id per example, 0 to {len(self.scenarios) - 1} "
                     f"for {', '.join(self.scenarios)}."
                 )
-        if not isinstance(scenario_ids, torch.Tensor):
+        if not isinstance(scenario_ids, Tensor):
             scenario_ids = _tensor_of_ids(scenario_ids)
         if scenario_ids.layout != torch.strided or (scenario_ids.is_meta and torch.device(device).type != "meta"):
             raise TypeError(
@@ -278,7 +278,7 @@ class Method(nn.Module, Generic[ConfigT]):
         return scenario_ids.to(device=device, dtype=torch.int64)
 
 
-def _tensor_of_ids(scenario_ids: Any) -> torch.Tensor:
+def _tensor_of_ids(scenario_ids: Any) -> Tensor:
     if isinstance(scenario_ids, str) or (
         isinstance(scenario_ids, (list, tuple)) and any(isinstance(i, str) for i in scenario_ids)
     ):

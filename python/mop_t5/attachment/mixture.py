@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.caches import ExpertCache
 
 # (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None where all are one)
-Part: TypeAlias = tuple[int, torch.Tensor | None, torch.Tensor | None]
+Part: TypeAlias = tuple[int, Tensor | None, Tensor | None]
 
 
 class Mixture:
@@ -25,18 +25,13 @@ class Mixture:
     """
 
     def __init__(
-        self,
-        blocks: Mapping[tuple[str, int], Iterable[nn.Module]],
-        weights: torch.Tensor,
-        *,
-        by_scenario: bool,
-        sparse: bool,
+        self, blocks: Mapping[tuple[str, int], Iterable[nn.Module]], weights: Tensor, *, by_scenario: bool, sparse: bool
     ):
         self._blocks = {place: list(experts) for place, experts in blocks.items()}
         self._weights, self._by_scenario, self._sparse = weights, by_scenario, sparse
         self._order = {place: index for index, place in enumerate(self._blocks)}
         # (scenario ids, batch, parts): one object, which another thread replaces as a whole
-        self._made: tuple[torch.Tensor | None, int, list[list[Part]]] | None = None
+        self._made: tuple[Tensor | None, int, list[list[Part]]] | None = None
 
     def new_cache(self) -> ExpertCache:
         """Return an empty cache for these experts."""
@@ -46,11 +41,11 @@ class Mixture:
         """Return the experts in the place of a block."""
         return self._blocks[place]
 
-    def parts(self, place: tuple[str, int], scenario_ids: torch.Tensor | None, batch: int) -> list[Part]:
+    def parts(self, place: tuple[str, int], scenario_ids: Tensor | None, batch: int) -> list[Part]:
         """Return the parts that one layer runs for a batch."""
         return self.prepare(scenario_ids, batch)[self._order[place]]
 
-    def prepare(self, scenario_ids: torch.Tensor | None, batch: int) -> list[list[Part]]:
+    def prepare(self, scenario_ids: Tensor | None, batch: int) -> list[list[Part]]:
         """Return the parts of all layers, made once per batch.
 
         Call it before the forward pass: inside a checkpoint of a block, the recomputation would not find them.
@@ -64,7 +59,7 @@ class Mixture:
             self._made = made = scenario_ids, batch, parts
         return made[2]
 
-    def _rows(self, scenario_ids: torch.Tensor | None, batch: int) -> torch.Tensor:
+    def _rows(self, scenario_ids: Tensor | None, batch: int) -> Tensor:
         """(layers, batch, experts)."""
         if not self._by_scenario:
             return self._weights.repeat_interleave(batch // self._weights.shape[1], dim=1)
@@ -73,11 +68,11 @@ class Mixture:
         return self._weights[:, scenario_ids]
 
 
-def _dense(weights: torch.Tensor) -> list[Part]:
+def _dense(weights: Tensor) -> list[Part]:
     return [(expert, None, weight[:, None, None]) for expert, weight in enumerate(weights.unbind(1))]
 
 
-def _sparse(weights: torch.Tensor) -> list[list[Part]]:
+def _sparse(weights: Tensor) -> list[list[Part]]:
     on_host = weights.detach().to("cpu")
     used, ones = on_host != 0, on_host == 1
     index = functools.cache(lambda rows: torch.tensor(rows, device=weights.device))
@@ -92,9 +87,7 @@ def _sparse(weights: torch.Tensor) -> list[list[Part]]:
     return parts
 
 
-def mix(
-    run: Callable[[int, torch.Tensor | None], torch.Tensor], hidden: torch.Tensor, parts: Sequence[Part]
-) -> torch.Tensor:
+def mix(run: Callable[[int, Tensor | None], Tensor], hidden: Tensor, parts: Sequence[Part]) -> Tensor:
     """Return the weighted sum of the experts' outputs.
 
     Args:

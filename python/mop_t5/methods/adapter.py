@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Adapter as AdapterFunction
@@ -110,7 +110,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
             )
         self.config = replace(self.config, drop_layers=layers)
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the adapters of all layers but the dropped ones."""
         adapt = partial(bottleneck, activation=self.config.activation)
         made, needed = self.adapters_for(scenario_ids, adapt)
@@ -127,7 +127,5 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
         return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
 
 
-def _keep(
-    adapter: AdapterFunction, kept: torch.Tensor, hidden: torch.Tensor, scenario_ids: torch.Tensor | None
-) -> torch.Tensor:
+def _keep(adapter: AdapterFunction, kept: Tensor, hidden: Tensor, scenario_ids: Tensor | None) -> Tensor:
     return torch.where(kept, adapter(hidden, scenario_ids), hidden)

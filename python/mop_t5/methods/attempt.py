@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 import mop_kernels
@@ -126,7 +126,7 @@ class PromptAttention(nn.Module):
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=0.01)
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+    def forward(self, pooled: Tensor) -> Tensor:
         """Return h, (batch, d), of the pooled text (batch, d)."""
         return self.norm(self.up(F.silu(self.down(pooled))))
 
@@ -139,7 +139,7 @@ class Attempt(PromptMethod[AttemptConfig]):
     length, d_model), or None. attention: G, or None.
     """
 
-    source_prompts: torch.Tensor
+    source_prompts: Tensor
     target_prompts: nn.Parameter | None
     attention: PromptAttention | None
 
@@ -181,11 +181,11 @@ class Attempt(PromptMethod[AttemptConfig]):
         if self.attention is not None and c.prior is not None:
             self.attention.load_state_dict(self._prior(model, c.prior))
 
-    def _draw(self, prompts: torch.Tensor, model: T5) -> None:
+    def _draw(self, prompts: Tensor, model: T5) -> None:
         for prompt in prompts:
             prompt.copy_(vocabulary_rows(model, "prompt_length", self.config.prompt_length, _FREQUENT))
 
-    def _prior(self, model: T5, folder: str) -> dict[str, torch.Tensor]:
+    def _prior(self, model: T5, folder: str) -> dict[str, Tensor]:
         """Return the state of the prior's G."""
         _, tensors = read_saved(model, self.name, "prior", folder)
         found = {name.removeprefix(_G): tensor for name, tensor in tensors.items() if name.startswith(_G)}
@@ -207,16 +207,14 @@ class Attempt(PromptMethod[AttemptConfig]):
         untrained = (f"untrained {i + 1}" for i in range(self.config.untrained_sources))
         return (*self.config.source_prompts, *untrained, *(["target"] if self.config.use_target else []))
 
-    def prepend(
-        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def prepend(self, embeddings: Tensor, mask: Tensor | None, scenario_ids: Tensor | None) -> Tensor:
         """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         return self._mix(embeddings, mask, scenario_ids)[0]
 
     @torch.no_grad()
     def attention_of(
-        self, embeddings: torch.Tensor, mask: torch.Tensor | None = None, scenario_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
+        self, embeddings: Tensor, mask: Tensor | None = None, scenario_ids: Tensor | None = None
+    ) -> Tensor:
         """Return the weights a_j of the prompts for each example.
 
         Args:
@@ -231,9 +229,7 @@ class Attempt(PromptMethod[AttemptConfig]):
         scenario_ids = self.check_scenario_ids(scenario_ids, len(embeddings), embeddings.device)
         return self._mix(embeddings, mask, scenario_ids)[1]
 
-    def _mix(
-        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mix(self, embeddings: Tensor, mask: Tensor | None, scenario_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the prompts in front of the embeddings, and the weights."""
         token_mask = None if mask is None or self.config.pool_padding else mask.bool()
         # in the parameters' own precision: autocast would round the text, too
@@ -252,9 +248,7 @@ class Attempt(PromptMethod[AttemptConfig]):
                 prefixed, weights = self._plain(x, token_mask, scenario_ids)
             return prefixed.to(embeddings.dtype), weights
 
-    def _plain(
-        self, x: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plain(self, x: Tensor, mask: Tensor | None, scenario_ids: Tensor) -> tuple[Tensor, Tensor]:
         sources, targets = self.source_prompts, None
         if self.target_prompts is not None:
             # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
@@ -266,7 +260,7 @@ class Attempt(PromptMethod[AttemptConfig]):
             prompt = prompt + (1 + by_row[:, -1, :, None]) * targets
         return torch.cat([prompt, x], dim=1), weights
 
-    def _weights(self, x: torch.Tensor, mask: torch.Tensor | None, targets: torch.Tensor | None) -> torch.Tensor:
+    def _weights(self, x: Tensor, mask: Tensor | None, targets: Tensor | None) -> Tensor:
         """Return (batch, candidates), or (batch, candidates, length) of the attention "token".
 
         targets: (batch, length, d).
@@ -286,7 +280,7 @@ class Attempt(PromptMethod[AttemptConfig]):
         return weights if attention == "token" else weights[..., 0]
 
 
-def _pooled(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:
     """Return the maximum of x over the positions that count, (batch, d); 0 where none does."""
     if mask is None:
         return x.amax(1)

@@ -9,7 +9,7 @@ counted there, and here, without an effect.
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.additions import Additions, row_index
 from mop_t5.attachment.method import Device, DType
@@ -51,7 +51,7 @@ class BitFit(PerScenarioAdapters[BitFitConfig]):
 
         self.place_adapters([p for p in PLACES + INNER_PLACES if p[1] not in absent], make)
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return one shift per place and layer."""
         adapters, needed = self.adapters_for(scenario_ids, _shift)
         return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
@@ -65,8 +65,6 @@ def _width(place: str, shape: BackboneShape) -> int:
     return shape.d_ff if "_wi" in place else shape.d_model
 
 
-def _shift(
-    tensors: Tensors, scenarios: torch.Tensor | None, hidden: torch.Tensor, scenario_ids: torch.Tensor | None
-) -> torch.Tensor:
+def _shift(tensors: Tensors, scenarios: Tensor | None, hidden: Tensor, scenario_ids: Tensor | None) -> Tensor:
     bias = tensors["bias"]
     return hidden + own_row(bias, row_index(scenarios, scenario_ids, len(bias)))

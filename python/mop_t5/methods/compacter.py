@@ -10,7 +10,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_kernels import phm_weight
 from mop_kernels.functional import ACTIVATIONS
@@ -71,7 +71,7 @@ class _Locals(nn.Module):
             bound = math.sqrt(12 / sum(factor.shape[-2:]))  # Glorot's, with gain sqrt(2)
             nn.init.uniform_(factor, -bound, bound)
 
-    def weights(self, rule: torch.Tensor) -> torch.Tensor:
+    def weights(self, rule: Tensor) -> Tensor:
         """Return the weights (layers, d_out, d_in), as F.linear takes them."""
         local = self.factors[0] if len(self.factors) == 1 else self.factors[0] @ self.factors[1]
         return phm_weight(rule, local).mT
@@ -86,7 +86,7 @@ class _Adapters(nn.Module):
         self.down = _Locals(layers, d_model, d_mid, *factors)
         self.up = _Locals(layers, d_mid, d_model, *factors)
 
-    def functions(self, rule: torch.Tensor, activation: str) -> tuple[Adapter, ...]:
+    def functions(self, rule: Tensor, activation: str) -> tuple[Adapter, ...]:
         """Return one adapter per layer. All W of the place are built in two calls, once per batch."""
         parts = {"down": self.down.weights(rule), "down_bias": self.down.bias}
         parts |= {"up": self.up.weights(rule), "up_bias": self.up.bias}
@@ -118,7 +118,7 @@ class Compacter(AdapterMethod[CompacterConfig, _Adapters]):
             lambda stack, place: _Adapters(depth(shape, stack), shape.d_model, c, device, dtype),
         )
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the adapters, which all scenarios share."""
         return Additions(
             adapters={

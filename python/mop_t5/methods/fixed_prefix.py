@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
@@ -57,8 +57,8 @@ class FixedPrefixConfig(MethodConfig):
 class _Pair(nn.Module):
     """Keys and values of one attention, each (rows, heads, prefix, d_kv)."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, *size: int, device: Device = None, dtype: DType = None):
         super().__init__()
@@ -93,7 +93,7 @@ class FixedPrefix(Method[FixedPrefixConfig]):
         """Raise ValueError: there is nothing to start from."""
         raise ValueError("fixed_prefix has nothing to start from: mop_t5.export makes it of a trained prefix method.")
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the prefixes of the scenarios of a batch."""
         needed = self.needed_scenarios(scenario_ids)
         prefixes = {
@@ -103,5 +103,5 @@ class FixedPrefix(Method[FixedPrefixConfig]):
         return Additions(prefixes, needed)
 
     @staticmethod
-    def _rows(rows: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
+    def _rows(rows: Tensor, needed: Tensor | None) -> Tensor:
         return rows if needed is None or len(rows) == 1 else rows[needed]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Additions
@@ -111,7 +111,7 @@ class _AdapterMaps(nn.Module):
             {name: _linear(d_in, math.prod(shape), device, dtype) for name, shape in self.shapes.items()}
         )
 
-    def forward(self, embedding: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the adapters, each (..., *its shape)."""
         made = {name: self.maps[name](embedding).unflatten(-1, shape) for name, shape in self.shapes.items()}
         return made | {name: p.expand(*embedding.shape[:-1], -1) for name, p in self.norms.items()}
@@ -137,7 +137,7 @@ class _StackHypernetwork(nn.Module):
             _AdapterMaps(d_in, c, d_model, device, dtype) for _ in range(count)
         )
 
-    def forward(self, scenarios: torch.Tensor) -> dict[str, list[dict[str, torch.Tensor]]]:
+    def forward(self, scenarios: Tensor) -> dict[str, list[dict[str, Tensor]]]:
         """Return place -> the tensors of the adapter of each layer, each (rows, ...)."""
         made = {}
         for kind, place in enumerate(_PLACES):
@@ -149,7 +149,7 @@ class _StackHypernetwork(nn.Module):
                 made[place] = by_layer(maps(self._condition(scenarios, kind)))
         return made
 
-    def _condition(self, scenarios: torch.Tensor, kind: int) -> torch.Tensor:
+    def _condition(self, scenarios: Tensor, kind: int) -> Tensor:
         """Return e of every layer and scenario: (layers, rows, d_projected)."""
         parts = [scenarios.unsqueeze(0), self.layer_embeddings.weight.unsqueeze(1)]
         if self.variant == "plus_plus":
@@ -194,7 +194,7 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
             {s: _StackHypernetwork(c, d_in, shape.d_model, depth(shape, s), device, dtype) for s in STACKS}
         )
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the adapters that the networks make for the scenarios of a batch."""
         rows, needed = self.embeddings(scenario_ids)
         if self.embedding_network is not None:

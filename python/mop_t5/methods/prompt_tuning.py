@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.method import Device, DType, MethodConfig
@@ -136,10 +136,10 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
             for prompt in self.prompt if c.per_scenario else self.prompt[None]:
                 prompt.copy_(rows(model))
 
-    def _rows_of_vocabulary(self, model: T5) -> torch.Tensor:
+    def _rows_of_vocabulary(self, model: T5) -> Tensor:
         return vocabulary_rows(model, "prefix_length", self.config.prefix_length, self.config.init_vocabulary)
 
-    def _rows_of_words(self, model: T5) -> torch.Tensor:
+    def _rows_of_words(self, model: T5) -> Tensor:
         table, name = model.get_input_embeddings().weight, model.config._name_or_path
         if not name:
             raise ValueError(
@@ -154,7 +154,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
             rows.append(table[tokens].to(self.prompt.dtype).mean(0))
         return torch.stack([rows[i % len(rows)] for i in range(self.config.prefix_length)])
 
-    def _rows_of_spot(self, model: T5, library: str, first_version: str) -> torch.Tensor:
+    def _rows_of_spot(self, model: T5, library: str, first_version: str) -> Tensor:
         c = self.config
         target = self._stored("init_target", first_version, model)
         names = c.init_prompts or prompt_library.names(library)
@@ -163,7 +163,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         made = [spot.start(one, sources, c.init_similarity, c.init_top) for one in targets]
         return torch.stack(made) if target.dim() == 3 else made[0]
 
-    def _stored(self, argument: str, value: str, model: T5 | None) -> torch.Tensor:
+    def _stored(self, argument: str, value: str, model: T5 | None) -> Tensor:
         """Return the prompt at the path that a field gives; of a folder, for this backbone unless model is None."""
         path = Path(value)
         if path.is_dir():
@@ -190,9 +190,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         """Whether scenario_ids change what the method computes."""
         return self.config.per_scenario and len(self.scenarios) > 1
 
-    def prepend(
-        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def prepend(self, embeddings: Tensor, mask: Tensor | None, scenario_ids: Tensor | None) -> Tensor:
         """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         rows = self.only_trained(self.prompt)
         if self.config.per_scenario:

@@ -9,7 +9,7 @@ of X' instead, and the prefixes are those of all scenarios.
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_kernels import MOPFeedForward
 from mop_t5.attachment.additions import Additions, Prefix
@@ -95,7 +95,7 @@ class MOP(Method[MOPConfig]):
         """Whether scenario_ids change what the method computes."""
         return self.config.experts > 1 and not self.config.routed
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the prefixes of all attentions, and in training the loss that balances routed experts."""
         active = self.needed_scenarios(scenario_ids)
         prefixes, balance = {}, []
@@ -113,7 +113,7 @@ class MOP(Method[MOPConfig]):
                 by_experts = self._pairs(attention, self._heads(keys), self._heads(values), self.input)
             if attention in self.generators:
                 generator = self.generators[attention]
-                rows: torch.Tensor = self.input if generator.embedding is None else generator.embedding
+                rows: Tensor = self.input if generator.embedding is None else generator.embedding
                 keys, values = generator(rows).unbind(1)
                 by_generator = self._pairs(attention, keys, values, rows)
             prefixes[attention] = tuple(
@@ -122,7 +122,7 @@ class MOP(Method[MOPConfig]):
         loss = self.config.balance_weight * sum(balance[1:], balance[0]) if balance and self.training else None
         return Additions(prefixes, active, loss=loss)
 
-    def _expert_rows(self, attention: str, active: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _expert_rows(self, attention: str, active: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return keys and values, each (layers, experts or active, prefix, inner)."""
         banks = [banks[attention] for banks in (self.experts, self.value_experts) if attention in banks]
         maps = [rows for bank in banks for rows in bank(self.input, experts=active)]
@@ -130,12 +130,12 @@ class MOP(Method[MOPConfig]):
         keys, values = (self.only_trained(rows, active, dim=1) for rows in (keys, values))
         return self.dropout(keys), self.dropout(values)
 
-    def _heads(self, rows: torch.Tensor) -> torch.Tensor:
+    def _heads(self, rows: Tensor) -> Tensor:
         """(layers, rows, prefix, inner) -> (layers, rows, heads, prefix, d_kv)"""
         # contiguous: one copy here, not one in every layer at every decoding step
         return rows.unflatten(-1, (self.shape.num_heads, self.shape.d_kv)).transpose(2, 3).contiguous()
 
-    def _pairs(self, attention: str, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> Iterator[Prefix]:
+    def _pairs(self, attention: str, keys: Tensor, values: Tensor, rows: Tensor) -> Iterator[Prefix]:
         """Return one (keys, values) per layer, of (layers, ...) generated from rows."""
         if attention in self.norms:
             keys, values = (self.norms[attention](generated, rows) for generated in (keys, values))

@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
@@ -38,7 +38,7 @@ class Top2Gate(nn.Module):
                 nn.init.orthogonal_(centroids, gain=0.32)
             self.centroids.copy_(_CENTROID_NORM * F.normalize(self.centroids, dim=-1))
 
-    def probabilities(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def probabilities(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and softmax, each (layers, n, experts)."""
         # The source rescales the centroids in place before each use. Here their values are rescaled and the gradient
         # passes by, which is the same gradient, and leaves a forward pass without effects.
@@ -51,7 +51,7 @@ class Top2Gate(nn.Module):
             logits = rows @ self.projection @ centroids.mT
             return logits, logits.softmax(-1)
 
-    def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights and the balance loss."""
         logits, probabilities = self.probabilities(rows)
         experts = torch.arange(logits.shape[-1], device=logits.device)
@@ -74,7 +74,7 @@ class ResidualNorm(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(shape.d_kv, device=device, dtype=dtype)
 
-    def forward(self, generated: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, generated: Tensor, rows: Tensor) -> Tensor:
         """Normalise generated (..., heads, prefix, d_kv) plus rows (prefix, heads*d_kv)."""
         residual = rows.unflatten(-1, (-1, generated.shape[-1])).transpose(0, 1)
         return self.norm(self.dropout(generated + residual))

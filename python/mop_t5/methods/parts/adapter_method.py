@@ -7,7 +7,7 @@ from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import Adapter, row_index
@@ -17,7 +17,7 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_some_scenario
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleT
 
-Tensors: TypeAlias = Mapping[str, torch.Tensor]
+Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 class AdapterMethod(Method[ConfigT], Generic[ConfigT, ModuleT]):
@@ -72,10 +72,8 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
         return self.rows > 1
 
     def adapters_for(
-        self,
-        scenario_ids: torch.Tensor | None,
-        adapt: Callable[[Tensors, torch.Tensor | None, torch.Tensor, torch.Tensor | None], torch.Tensor],
-    ) -> tuple[dict[tuple[str, str], tuple[Adapter, ...]], torch.Tensor | None]:
+        self, scenario_ids: Tensor | None, adapt: Callable[[Tensors, Tensor | None, Tensor, Tensor | None], Tensor]
+    ) -> tuple[dict[tuple[str, str], tuple[Adapter, ...]], Tensor | None]:
         """Return one adapter per place and layer, and the scenarios that they are made for, or None for all.
 
         Args:
@@ -90,13 +88,13 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
             adapters[stack, place] = tuple(partial(adapt, of_layer, needed) for of_layer in by_layer(tensors))
         return adapters, needed
 
-    def _picked(self, parameter: torch.Tensor, needed: torch.Tensor | None) -> torch.Tensor:
+    def _picked(self, parameter: Tensor, needed: Tensor | None) -> Tensor:
         if not self.distinguishes_scenarios:
             return parameter
         return self.only_trained(parameter if needed is None else parameter[:, needed], needed, dim=1)
 
 
-def by_layer(tensors: Tensors) -> list[dict[str, torch.Tensor]]:
+def by_layer(tensors: Tensors) -> list[dict[str, Tensor]]:
     """Split tensors (layers, ...) into one dict per layer."""
     # unbind, not indexing: one stack in backward instead of a zero-filled tensor per layer
     layers = zip(*(tensor.unbind(0) for tensor in tensors.values()), strict=True)
@@ -116,13 +114,8 @@ def hidden_width(shape: BackboneShape, reduction: int) -> int:
 
 
 def bottleneck(
-    tensors: Tensors,
-    scenarios: torch.Tensor | None,
-    hidden: torch.Tensor,
-    scenario_ids: torch.Tensor | None,
-    *,
-    activation: str,
-) -> torch.Tensor:
+    tensors: Tensors, scenarios: Tensor | None, hidden: Tensor, scenario_ids: Tensor | None, *, activation: str
+) -> Tensor:
     """Return x + up(activation(down(x))), each example by the adapter of its scenario: (batch, tokens, d_model).
 
     Args:
@@ -140,19 +133,19 @@ def bottleneck(
     return hidden + _normed(x, tensors, "post", rows)
 
 
-def _normed(x: torch.Tensor, tensors: Tensors, norm: str, rows: torch.Tensor | None) -> torch.Tensor:
+def _normed(x: Tensor, tensors: Tensors, norm: str, rows: Tensor | None) -> Tensor:
     if norm not in tensors:
         return x
     gain, bias = (own_row(tensors[name], rows) for name in (norm, f"{norm}_bias"))
     return F.layer_norm(x, x.shape[-1:]) * gain + bias
 
 
-def own_row(vectors: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+def own_row(vectors: Tensor, rows: Tensor | None) -> Tensor:
     """Return the vector of each example: vectors (rows, n) -> (batch, 1, n), or (n,) where one row serves all."""
     return vectors.squeeze(0) if rows is None else vectors[rows].unsqueeze(1)
 
 
-def _affine(x: torch.Tensor, weights: torch.Tensor, biases: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+def _affine(x: Tensor, weights: Tensor, biases: Tensor, rows: Tensor | None) -> Tensor:
     """Multiply each example by its matrix: x (batch, tokens, n) -> (batch, tokens, m).
 
     weights (rows, m, n), biases (rows, m). rows: (batch,) the row of each example, or None if one row serves all.

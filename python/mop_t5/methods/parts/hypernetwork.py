@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.method import ConfigT, Device, DType, Method
 from mop_t5.backbone.load import BackboneShape
@@ -33,7 +33,7 @@ class HypernetworkMethod(Method[ConfigT]):
         """Whether scenario_ids change what the method computes."""
         return len(self.scenarios) > 1
 
-    def embeddings(self, scenario_ids: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def embeddings(self, scenario_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings (rows, ...) of the scenarios of a batch, and these scenarios (rows,), or None: all."""
         needed = self.needed_scenarios(scenario_ids)
         rows = self.scenario_embeddings if needed is None else self.scenario_embeddings[needed]

@@ -4,7 +4,7 @@ Source: Li and Liang 2021 for the reparameterisation; HKUNLP/UnifiedSKG for T5 a
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.additions import Prefix
 from mop_t5.attachment.method import Device, DType
@@ -55,7 +55,7 @@ class MLPGenerator(nn.Module):
         if self.embedding is not None:
             nn.init.normal_(self.embedding)
 
-    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, rows: Tensor | None = None) -> Tensor:
         """Return keys and values (layers, 2, 1, heads, prefix, d_kv).
 
         rows: (prefix, d_model), or None for the embedding.

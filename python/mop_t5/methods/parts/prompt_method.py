@@ -1,6 +1,7 @@
 """Shared code of the methods that put a prompt in front of the encoder's input."""
 
 import torch
+from torch import Tensor
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
@@ -12,18 +13,16 @@ class PromptMethod(Method[ConfigT]):
 
     has_prompt = True
 
-    def prepend(
-        self, embeddings: torch.Tensor, mask: torch.Tensor | None, scenario_ids: torch.Tensor | None
-    ) -> torch.Tensor:
+    def prepend(self, embeddings: Tensor, mask: Tensor | None, scenario_ids: Tensor | None) -> Tensor:
         """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         raise NotImplementedError
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the function that puts the prompt in front of the embeddings."""
         return Additions(prompt=self.prepend)
 
 
-def vocabulary_rows(model: T5, argument: str, length: int, first: int) -> torch.Tensor:
+def vocabulary_rows(model: T5, argument: str, length: int, first: int) -> Tensor:
     """Return embeddings of distinct tokens drawn from the first ids, (length, d_model).
 
     Args:

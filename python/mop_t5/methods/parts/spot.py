@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # (length, d), (sources, length, d) -> (sources,)
-SIMILARITIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # of the mean rows, as the paper of SPoT compares tasks
     "avgpool_cosine": lambda target, sources: F.cosine_similarity(sources.mean(1), target.mean(0)[None], dim=-1),
     # of every row with every row, averaged: the other measure of that paper
@@ -23,7 +24,7 @@ SIMILARITIES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 }
 
 
-def similarities(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine") -> torch.Tensor:
+def similarities(target: Tensor, sources: Tensor, measure: str = "avgpool_cosine") -> Tensor:
     """Return the similarity of a prompt (length, d) to each of the source prompts (sources, length, d): (sources,).
 
     Raises:
@@ -39,7 +40,7 @@ def similarities(target: torch.Tensor, sources: torch.Tensor, measure: str = "av
     return SIMILARITIES[measure](target, sources)
 
 
-def start(target: torch.Tensor, sources: torch.Tensor, measure: str = "avgpool_cosine", top: int = 1) -> torch.Tensor:
+def start(target: Tensor, sources: Tensor, measure: str = "avgpool_cosine", top: int = 1) -> Tensor:
     """Return the `top` most similar source prompts (0: all), mixed in proportion to their similarity: (length, d).
 
     top=1 returns the most similar prompt itself (SPoT-t). top=0 and "sum_token_cosine" give the mixture of ATTEMPT's

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
@@ -37,9 +37,9 @@ class TaskMoE(Method[TaskMoEConfig]):
     groups: ClassVar = {"experts": ("experts",), "router": ("router",), "task_vectors": ("task_vectors",)}
     scenario_dimensions: ClassVar = {"task_vectors": 0}
 
-    temperature: torch.Tensor
-    fixed: torch.Tensor  # logits of a router that is not trained here, or else routes
-    task_vectors: torch.Tensor
+    temperature: Tensor
+    fixed: Tensor  # logits of a router that is not trained here, or else routes
+    task_vectors: Tensor
 
     def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
@@ -86,7 +86,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             self.experts.append(ModuleListOf(copies))
 
     @torch.no_grad()
-    def initialise(self, model: T5) -> dict[str, torch.Tensor] | None:
+    def initialise(self, model: T5) -> dict[str, Tensor] | None:
         """Set the experts, the routes and the task vectors. Return the shared parameters of `experts_from`."""
         c = self.config
         for (stack, layer), experts in zip(self.expert_places, self.experts, strict=True):
@@ -109,7 +109,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # a third is another number in float64
         return None if start is None else self._start_from(*start)
 
-    def _first_vectors(self) -> torch.Tensor:
+    def _first_vectors(self) -> Tensor:
         c = self.config
         if c.task_vectors is None:
             return torch.randn(len(c.scenarios), c.d_task)
@@ -118,7 +118,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             raise ValueError(f"d_task must be the width of {c.task_vectors!r}, {vectors.shape[1]}; got {c.d_task}.")
         return vectors
 
-    def _saved(self, model: T5, argument: str, folder: str) -> tuple[TaskMoEConfig, dict[str, torch.Tensor]]:
+    def _saved(self, model: T5, argument: str, folder: str) -> tuple[TaskMoEConfig, dict[str, Tensor]]:
         """Return the config of a saved task_moe that fits model and this config, and its tensors."""
         description, tensors = read_saved(model, self.name, argument, folder)
         config = TaskMoEConfig.make(description["config"])
@@ -132,7 +132,7 @@ class TaskMoE(Method[TaskMoEConfig]):
                 raise ValueError(f"{field} must be that of {argument} {folder!r}, {there!r}; got {here!r}.")
         return config, tensors
 
-    def _routes_of(self, model: T5, folder: str) -> torch.Tensor:
+    def _routes_of(self, model: T5, folder: str) -> Tensor:
         """Return the logits of a saved router for the tasks of this one: (layers, tasks, experts)."""
         config, tensors = self._saved(model, "routes_from", folder)
         if config.routes != "learned":
@@ -150,7 +150,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         router.load_state_dict(_below("mop.router.", tensors))
         return router(self._vectors_of(config, tensors))
 
-    def _vectors_of(self, config: TaskMoEConfig, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _vectors_of(self, config: TaskMoEConfig, tensors: dict[str, Tensor]) -> Tensor:
         """Return the vectors (tasks, d_task) of a saved task_moe. Those of new tasks come from `task_vectors`."""
         vectors = tensors["mop.task_vectors"]
         saved = dict(zip(config.scenarios, vectors, strict=True))
@@ -164,7 +164,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             saved |= dict(zip(new, read.to(vectors.dtype), strict=True))
         return torch.stack([saved[name] for name in self.scenarios])
 
-    def _start_from(self, config: TaskMoEConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _start_from(self, config: TaskMoEConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take over the experts and the router of a saved task_moe. Return its values of shared parameters."""
         self.experts.load_state_dict(_below("mop.experts.", tensors))
         if self.config.has_router and config.has_router:
@@ -194,7 +194,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         self.disabled = pairs
         self.skips_parameters = not self.config.has_router or bool(pairs)
 
-    def logits(self) -> torch.Tensor | None:
+    def logits(self) -> Tensor | None:
         """Return (layers, tasks, experts), without the disabled experts. None where routes are not learned."""
         if self.config.routes != "learned":
             return None
@@ -207,13 +207,13 @@ class TaskMoE(Method[TaskMoEConfig]):
         mask = self._mask(logits.device)
         return logits if mask is None else route_selection.masked(logits, mask)
 
-    def _mask(self, device: torch.device) -> torch.Tensor | None:
+    def _mask(self, device: torch.device) -> Tensor | None:
         if not self.disabled:
             return None
         return route_selection.expert_mask(self.disabled, len(self.experts), self.config.experts, device)
 
     @torch.no_grad()
-    def route_weights(self, temperature: float | None = None) -> torch.Tensor:
+    def route_weights(self, temperature: float | None = None) -> Tensor:
         """Return the weights of evaluation, without noise: (layers, tasks, experts).
 
         Args:
@@ -227,7 +227,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         now = self.temperature if temperature is None else temperature
         return route_selection.select(logits, self.config.selection, now, deterministic=True)
 
-    def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
+    def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the experts and their weights, and in training the loss of expert_regulariser."""
         weights, by_scenario = self._weights(scenario_ids)
         # whether some weights are exactly zero and need no gradient; a plain softmax has no zeros
@@ -245,7 +245,7 @@ class TaskMoE(Method[TaskMoEConfig]):
     def _explores(self) -> bool:
         return self.training and self.config.exploration > 0
 
-    def _weights(self, scenario_ids: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+    def _weights(self, scenario_ids: Tensor | None) -> tuple[Tensor, bool]:
         """Return weights (layers, rows, experts), and whether a row is a scenario. Else it is an example."""
         c, logits = self.config, self.logits()
         noisy = logits is not None and c.selection != "softmax" and (self.training or c.noise_in_evaluation)
@@ -297,17 +297,17 @@ def _block(model: T5, stack: str, layer: int) -> nn.Module:
     return (model.encoder if stack == "encoder" else model.decoder).block[layer]
 
 
-def _described(suffix: str, weights: torch.Tensor) -> dict[str, Any]:
+def _described(suffix: str, weights: Tensor) -> dict[str, Any]:
     """Return the weights (layers, tasks, experts) as nested lists, and the mean entropy of a route in nats."""
     rounded = (weights.double() * 1e6).round() / 1e6
     return {f"entropy{suffix}": float(route_selection.entropy(weights).mean()), f"routes{suffix}": rounded.tolist()}
 
 
-def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def expert_distance(experts: Iterable[nn.Module]) -> torch.Tensor:
+def expert_distance(experts: Iterable[nn.Module]) -> Tensor:
     """Return the mean over pairs of experts of the sum over parameters of |p - p'|, the Euclidean norm."""
     pairs = list(itertools.combinations(experts, 2))
     norms = [

@@ -6,7 +6,7 @@ same input, told apart by a learned position.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mop_t5.attachment.method import Device, DType, Where
 
@@ -51,7 +51,7 @@ class _MLP(nn.Module):
         self.linear2 = nn.Linear(hidden, layers * experts, device=device, dtype=dtype)
         self.layers = layers
 
-    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+    def forward(self, tasks: Tensor) -> Tensor:
         out = self.linear2(nn.functional.gelu(self.linear1(tasks)))
         return out.unflatten(-1, (self.layers, -1)).transpose(0, 1)
 
@@ -62,7 +62,7 @@ class _LayerMLPs(nn.Module):
         self.linear1 = _LayerLinear(layers, d_in, hidden, device, dtype)
         self.linear2 = _LayerLinear(layers, hidden, experts, device, dtype)
 
-    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+    def forward(self, tasks: Tensor) -> Tensor:
         layers = len(self.linear1.weight)
         return self.linear2(nn.functional.gelu(self.linear1(tasks.expand(layers, -1, -1))))
 
@@ -77,7 +77,7 @@ class _LayerLinear(nn.Module):
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -(d_in**-0.5), d_in**-0.5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
 
 
@@ -105,7 +105,7 @@ class _Sequence(nn.Module):
             width = 2 * hidden
         self.proj = nn.Linear(width, experts, **where)
 
-    def forward(self, tasks: torch.Tensor) -> torch.Tensor:
+    def forward(self, tasks: Tensor) -> Tensor:
         if self.pos_embed is not None:
             x = tasks + self.pos_embed.weight[:, None]
         elif self.layer_specific_proj is not None:

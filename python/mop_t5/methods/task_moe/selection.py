@@ -10,19 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 SELECTIONS = ("softmax", "gumbel", "straight_through")
 
 
 def select(
-    logits: torch.Tensor,
+    logits: Tensor,
     kind: str = "softmax",
-    temperature: float | torch.Tensor = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
-    noise: torch.Tensor | None = None,
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Return routes, of the shape of the logits.
 
     Args:
@@ -48,14 +49,14 @@ def select(
     return hard + (soft - soft.detach())  # in this order exact zeros and ones
 
 
-def masked(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked(logits: Tensor, mask: Tensor) -> Tensor:
     """Return logits without the experts where mask (bool, broadcast) is True. Each row must keep one."""
     return logits.masked_fill(mask, -torch.inf)
 
 
 def expert_mask(
     disabled: Sequence[Sequence[int]], layers: int, experts: int, device: torch.device | None = None
-) -> torch.Tensor:
+) -> Tensor:
     """Return the mask of (layer, expert) pairs: bool (layers, 1, experts).
 
     Raises:
@@ -76,11 +77,8 @@ def expert_mask(
 
 
 def explore(
-    routes: torch.Tensor,
-    epsilon: float,
-    generator: torch.Generator | None = None,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    routes: Tensor, epsilon: float, generator: torch.Generator | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Return routes of which each is, with probability epsilon, one random expert alone.
 
     mask: True for the experts that must not be drawn.
@@ -89,9 +87,7 @@ def explore(
     return torch.where(draws, random_experts(routes, generator, mask), routes)
 
 
-def random_experts(
-    routes: torch.Tensor, generator: torch.Generator | None = None, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def random_experts(routes: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
     """Return routes of one random expert each, of the shape, dtype and device of `routes`.
 
     mask: True for the experts that must not be drawn.
@@ -100,7 +96,7 @@ def random_experts(
     return _one_hot(draws if mask is None else draws.masked_fill(mask, -1)).to(routes.dtype)
 
 
-def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0) -> torch.Tensor:
+def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0) -> Tensor:
     """Return fixed routes (layers, tasks, experts), float32 on the CPU.
 
     Tasks are drawn one after another, so further tasks do not change the routes of the first tasks.
@@ -134,15 +130,15 @@ def temperature_at(step: int, start: float, rate: float, minimum: float) -> floa
     return max(start * math.exp(-rate * step), minimum)
 
 
-def entropy(routes: torch.Tensor) -> torch.Tensor:
+def entropy(routes: Tensor) -> Tensor:
     """Return the entropy of each route in nats: 0 for one expert alone, log(experts) for all alike."""
     return torch.special.entr(routes).sum(-1)
 
 
-def _gumbel_like(logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+def _gumbel_like(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     return -torch.empty_like(logits).exponential_(generator=generator).log()
 
 
-def _one_hot(scores: torch.Tensor) -> torch.Tensor:
+def _one_hot(scores: Tensor) -> Tensor:
     best = scores.argmax(-1, keepdim=True)
     return torch.zeros_like(scores).scatter(-1, best, 1)
