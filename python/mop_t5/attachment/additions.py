@@ -79,10 +79,6 @@ class Additions:
         """Return the dtype in which the adapters take these hidden states."""
         return self.dtype or wide(hidden.dtype)
 
-    def row_index(self, scenario_ids: Tensor | None, rows: int) -> Tensor | None:
-        """Return the prefix row of each example, (batch,). None where one row serves the whole batch."""
-        return row_index(self.scenarios, scenario_ids, rows)
-
     def check_holds(self, scenario_ids: Tensor | None) -> None:
         """Raise ValueError if the batch has a scenario that these additions were not made for."""
         if self.scenarios is None or scenario_ids is None:

@@ -20,7 +20,7 @@ from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from mop_t5.attachment.additions import Additions, wide
+from mop_t5.attachment.additions import Additions, row_index, wide
 
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
@@ -228,7 +228,7 @@ def _forward(
         prefix_key,
         prefix_value,
         mask,
-        rows=mop_additions.row_index(scenario_ids, prefix_key.shape[0]),
+        rows=row_index(mop_additions.scenarios, scenario_ids, len(prefix_key)),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=kwargs.get("dropout", 0.0),
     )

@@ -1,17 +1,21 @@
 """The T5 inside the wrappers of torch.compile, DistributedDataParallel, DeepSpeed, AveragedModel and PEFT."""
 
+from typing import TypeVar, cast
+
 from torch import nn
 from transformers import PreTrainedModel
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the T5 in a wrapper; any other module as it is."""
+
+def unwrapped(model: ModelT) -> ModelT:
+    """Return the T5 in a wrapper; any other module as it is. A wrapper has the type of its T5 for type checkers."""
     while not isinstance(model, PreTrainedModel):
         inside = (getattr(model, "_orig_mod", None), getattr(model, "module", None), _in_peft(model))
         inner = next((module for module in inside if isinstance(module, nn.Module)), None)
         if inner is None:
             break
-        model = inner
+        model = cast(ModelT, inner)
     return model
 
 

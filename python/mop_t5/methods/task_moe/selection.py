@@ -21,7 +21,6 @@ def select(
     temperature: float | Tensor = 1.0,
     *,
     noise: Tensor | None = None,
-    generator: torch.Generator | None = None,
     deterministic: bool = False,
 ) -> Tensor:
     """Return routes, of the shape of the logits.
@@ -31,8 +30,7 @@ def select(
         kind: "softmax": softmax(logits / temperature). "gumbel": softmax((logits + Gumbel noise) / temperature).
             "straight_through": the best expert of "gumbel" alone, with the gradient of "gumbel".
         temperature: Divides the logits.
-        noise: Gumbel noise to use. None: noise drawn from `generator`.
-        generator: None: torch's own random state.
+        noise: Gumbel noise to use. None: noise is drawn.
         deterministic: No noise: "gumbel" is then the softmax, "straight_through" the expert of the largest logit.
 
     Raises:
@@ -41,7 +39,7 @@ def select(
     if kind not in SELECTIONS:
         raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {kind!r}.")
     if kind != "softmax" and not deterministic:
-        logits = logits + (_gumbel_like(logits, generator) if noise is None else noise)
+        logits = logits + (-torch.empty_like(logits).exponential_().log() if noise is None else noise)
     soft = (logits / temperature).softmax(-1)
     if kind != "straight_through":
         return soft
@@ -76,23 +74,21 @@ def expert_mask(
     return mask.to(device)
 
 
-def explore(
-    routes: Tensor, epsilon: float, generator: torch.Generator | None = None, mask: Tensor | None = None
-) -> Tensor:
+def explore(routes: Tensor, epsilon: float, mask: Tensor | None = None) -> Tensor:
     """Return routes of which each is, with probability epsilon, one random expert alone.
 
     mask: True for the experts that must not be drawn.
     """
-    draws = torch.rand(routes.shape[:-1], generator=generator, device=routes.device)[..., None] < epsilon
-    return torch.where(draws, random_experts(routes, generator, mask), routes)
+    draws = torch.rand(routes.shape[:-1], device=routes.device)[..., None] < epsilon
+    return torch.where(draws, random_experts(routes, mask), routes)
 
 
-def random_experts(routes: Tensor, generator: torch.Generator | None = None, mask: Tensor | None = None) -> Tensor:
+def random_experts(routes: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return routes of one random expert each, of the shape, dtype and device of `routes`.
 
     mask: True for the experts that must not be drawn.
     """
-    draws = torch.rand(routes.shape, generator=generator, device=routes.device)
+    draws = torch.rand(routes.shape, device=routes.device)
     return _one_hot(draws if mask is None else draws.masked_fill(mask, -1)).to(routes.dtype)
 
 
@@ -133,10 +129,6 @@ def temperature_at(step: int, start: float, rate: float, minimum: float) -> floa
 def entropy(routes: Tensor) -> Tensor:
     """Return the entropy of each route in nats: 0 for one expert alone, log(experts) for all alike."""
     return torch.special.entr(routes).sum(-1)
-
-
-def _gumbel_like(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    return -torch.empty_like(logits).exponential_(generator=generator).log()
 
 
 def _one_hot(scores: Tensor) -> Tensor:
