@@ -9,9 +9,29 @@
 torch and transformers are imported on first use.
 """
 
+# ruff: noqa: F401  the imports of the public names are for type checkers
+
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mop_t5 import methods
+
+if TYPE_CHECKING:  # the same names as _WHERE, for type checkers
+    from mop_t5.backbone.load import build_backbone, known_backbones, load_backbone
+    from mop_t5.methods import method_names
+    from mop_t5.operations.attach import (
+        ParameterCount,
+        attach,
+        count_parameters,
+        detach,
+        is_attached,
+        load,
+        save,
+        scenario_ids,
+    )
+    from mop_t5.operations.export import export
+    from mop_t5.operations.scenarios import add_scenario, remove_scenario, scenarios, train_only
+    from mop_t5.operations.squeeze import squeeze
 
 _WHERE = {
     "method_names": "methods",
@@ -37,11 +57,11 @@ _WHERE = {
 __all__ = ["methods", *_WHERE]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -4,7 +4,6 @@ import mop_t5
 import pytest
 import torch
 from t5_oracle import batch, randomised, same_gradients, tiny
-from test_tables import SHAPES
 
 SCENARIOS = ["a", "b", "c"]
 IDS = torch.tensor([2, 0, 2, 1])
@@ -84,13 +83,13 @@ def test_each_example_of_a_mixed_batch_has_the_biases_of_its_scenario():
     assert tensors["bias"].shape == (2, 32)
 
 
-@pytest.mark.parametrize("backbone", SHAPES)
-def test_without_the_head(backbone):
+@pytest.mark.parametrize(("backbone", "tokens"), [("t5-base", 32128), ("mt5-base", 250112), ("t5-pegasus-base", 50000)])
+def test_without_the_head(backbone, tokens):
     sizes = []
     for lm_head in (True, False):
         model = mop_t5.attach(mop_t5.build_backbone(backbone, device="meta"), "bitfit", lm_head=lm_head)
         sizes.append(mop_t5.count_parameters(model).trained)
-    assert sizes[0] - sizes[1] == SHAPES[backbone]["V"]
+    assert sizes[0] - sizes[1] == tokens
 
 
 def test_size_of_the_public_code_on_t5_base():

@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import mop_t5
 import pytest
 import torch
+from method_cases import SCENARIOS, SMALL, backbone, run
+from method_cases import corpus as corpus
 from mop_lab.suites.systems import all_systems
-from mop_t5.backbone.tokenizer import train_tokenizer
-from mop_t5.data import Collator, EncodedExamples, synthetic_corpus
+from mop_t5.data import Collator, EncodedExamples
 from mop_t5.methods import method_names
 from mop_t5.operations.attach import build_method
-from mop_t5.training import TrainingConfig, train
-from t5_oracle import batch, tiny
-from test_methods import SCENARIOS, SMALL
+from t5_oracle import batch
 
 IDS = torch.tensor([0, 2, 1, 2])
 CASES = {name: (name, SMALL[name]) for name in method_names() if name in SMALL} | {
@@ -29,11 +28,6 @@ CASES = {name: (name, SMALL[name]) for name in method_names() if name in SMALL} 
 # with the small sizes in the place of the table's
 SYSTEMS = {label: (s.method, {**s.options, **SMALL.get(s.method, {})}) for label, s in all_systems().items()}
 TRAINED = SYSTEMS | {label: case for label, case in CASES.items() if case not in SYSTEMS.values()}
-
-
-def backbone(**options):
-    # X-MoE's residual needs heads that are as wide together as the model
-    return tiny(**{"d_kv": 6, "num_decoder_layers": 2, "dropout_rate": 0.0, **options})
 
 
 def attached(case, model=None):
@@ -70,23 +64,7 @@ def of_case(parametrised):
 
 
 def test_every_method_is_here():
-    assert set(SMALL) == set(method_names()), "a method needs small fields in test_methods.SMALL"
-
-
-@pytest.fixture(scope="module")
-def corpus():
-    rows = synthetic_corpus(2, general=60, train=60, valid=5, test=5)
-    tokenizer = train_tokenizer([text for row in rows["general"] for text in (row.dialogue, row.summary)], 500)
-    chosen = [row for name in SCENARIOS for row in [r for r in rows["train"] if r.scenario == name][:5]]
-    return tokenizer, chosen
-
-
-def run(model, corpus, folder, rows=None, resume=False, **changes):
-    tokenizer, chosen = corpus
-    fields = {"steps": 20, "batch_size": 8, "learning_rate": 0.05, "warmup_steps": 0, "max_source": 40}
-    config = TrainingConfig(**fields | {"max_target": 20, "batching": "mixed", "schedule": "constant"} | changes)
-    valid = chosen[::5] if config.evaluate_every else None
-    return train(model, tokenizer, rows or chosen, config, output=folder, valid=valid, resume=resume, progress=False)
+    assert set(SMALL) == set(method_names()), "a method needs small fields in method_cases.SMALL"
 
 
 @pytest.mark.parametrize("case", TRAINED.values(), ids=TRAINED)

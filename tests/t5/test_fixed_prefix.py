@@ -7,6 +7,7 @@ import sys
 import mop_t5
 import pytest
 import torch
+from method_cases import SCENARIOS, SMALL
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
@@ -14,7 +15,6 @@ from mop_t5.methods import get
 from mop_t5.methods.fixed_prefix import FixedPrefixConfig
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
-from test_methods import SCENARIOS, SMALL
 
 from mop_kernels import available_backends, use_backend
 

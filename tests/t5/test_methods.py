@@ -1,10 +1,13 @@
 """The registry, the configs, and what every method must offer."""
 
+import ast
+import inspect
 from dataclasses import dataclass, fields
 
 import mop_t5
 import pytest
 import torch
+from method_cases import SMALL
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.methods import _METHODS, get, method_names, register
@@ -12,27 +15,18 @@ from mop_t5.methods.mop.method import MOPConfig
 from mop_t5.methods.prefix_tuning import PrefixTuningConfig
 from t5_oracle import batch, tiny
 
-SCENARIOS = ["taxi", "ticket", "food"]
-SMALL = {
-    "mop": {"scenarios": SCENARIOS, "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 4},
-    "prefix_tuning": {"prefix_length": 5, "d_mid": 8},
-    "prompt_tuning": {"prefix_length": 5},
-    "fine_tuning": {},
-    "hyperformer": {"scenarios": SCENARIOS, "d_embedding": 8, "d_hidden": 10, "d_projected": 6, "reduction": 4},
-    "hyper_prefix": {"scenarios": SCENARIOS, "prefix_length": 5, "d_embedding": 8, "d_hidden": 10, "d_projected": 6},
-    "compacter": {"reduction": 3},
-    "adapter": {"reduction": 4, "drop_layers": 0},
-    "bitfit": {},
-    "task_moe": {"scenarios": SCENARIOS, "experts": 2, "d_task": 8, "hidden": 4, "noise": 0.1},
-    "attempt": {"scenarios": SCENARIOS, "untrained_sources": 2, "prompt_length": 5, "init": "uniform"},
-}
-
 
 def test_names():
     assert mop_t5.methods() == method_names()
     assert {"mop", "prefix_tuning"} <= set(mop_t5.methods())
     assert all(get(name).name == name for name in method_names())
     assert mop_t5.methods.get("mop").Config is get("mop").Config  # the package, which can be called
+
+
+def test_type_checkers_see_the_public_names():
+    (block,) = (node for node in ast.parse(inspect.getsource(mop_t5)).body if isinstance(node, ast.If))
+    seen = {alias.name: node.module.removeprefix("mop_t5.") for node in block.body for alias in node.names}
+    assert seen == mop_t5._WHERE
 
 
 @pytest.mark.parametrize("name", method_names())

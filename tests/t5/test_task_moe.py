@@ -11,16 +11,8 @@ from mop_t5.attachment.mixture import Mixture, mix
 from mop_t5.methods.task_moe.method import expert_distance
 from safetensors.torch import load_file
 from t5_oracle import attend, batch, feed_forward, norm, position_bias, tiny
+from task_moe_cases import FIXED, IDS, ROUTES, SMALL, attached, logits
 
-SCENARIOS = ["taxi", "ticket", "food"]
-IDS = torch.tensor([0, 2, 1, 2])
-SMALL = {"scenarios": SCENARIOS, "d_task": 8, "hidden": 4}
-FIXED = {"one": {"routes": "random_1"}, "two": {"routes": "random_2"}, "all": {"routes": "average"}}
-ROUTES = FIXED | {
-    "learned": {},
-    "hard": {"selection": "straight_through"},
-    "instance": {"routes": "instance"},
-}
 PLACES = {
     "everywhere": {},
     "own tables": {"own_tables": True},
@@ -28,21 +20,6 @@ PLACES = {
     "some": {"encoder_layers": [1], "decoder_layers": [2, 0]},
     "encoder alone": {"decoder_layers": []},
 }
-
-
-def attached(fields, model=None, spread=0.1):
-    """Not a trained one, but one whose experts and tables all differ."""
-    torch.manual_seed(3)
-    model = mop_t5.attach(tiny() if model is None else model, "task_moe", **SMALL | fields)
-    with torch.no_grad():
-        for parameter in model.mop.experts.parameters():
-            parameter.add_(torch.randn_like(parameter) * spread)
-    return model
-
-
-def logits(model, ids=IDS, **inputs):
-    with torch.no_grad():
-        return model(**(inputs or batch()), scenario_ids=ids).logits
 
 
 # the equations, from scratch

@@ -5,15 +5,15 @@ import json
 import mop_t5
 import pytest
 import torch
+from method_cases import backbone, run
+from method_cases import corpus as corpus
 from mop_t5.cli.main import main
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.selection import entropy
 from mop_t5.operations.run_folder import load_run, read_history
 from mop_t5.storage import task_vectors
 from t5_oracle import batch, tiny
-from test_every_method import backbone, run
-from test_every_method import corpus as corpus
-from test_task_moe import FIXED, ROUTES, SCENARIOS, SMALL, attached, logits
+from task_moe_cases import FIXED, ROUTES, SCENARIOS, SMALL, attached, logits
 
 # where it starts from
 

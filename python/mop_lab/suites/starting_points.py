@@ -54,8 +54,12 @@ class StartingPoints:
 
 @dataclass(frozen=True)
 class FirstVersion:
-    """Stands among the fields of a row for the folder of an adapter that is trained first, on the same examples: the
-    same method with `fields`, for so many steps."""
+    """A field of a system whose value is the folder of an adapter that is trained first.
+
+    Args:
+        fields: Fields of the same method, which is trained on the same examples.
+        steps: Optimizer steps of this training.
+    """
 
     fields: dict[str, Any]
     steps: int

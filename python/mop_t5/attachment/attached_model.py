@@ -172,7 +172,11 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         Without an attention_mask, padding in input_ids is masked, as transformers 4 did (5 attends to it).
 
         Args:
+            inputs: Token ids (batch, source), as `input_ids`.
+            args: Further positional arguments of transformers.
             scenario_ids: (batch,), a list, or one id for the whole batch.
+            mop_additions: Additions made before, by model.mop.additions. None: made here.
+            kwargs: Further arguments of transformers.
 
         Raises:
             ValueError: An assistant_model is given, or scenario_ids do not fit the batch and the method.

@@ -65,8 +65,11 @@ class AdapterConfig(PerScenarioConfig):
 
 @register
 class Adapter(PerScenarioAdapters[AdapterConfig]):
-    """adapters[stack][place]: down (layers, rows, d_mid, d_model), up (layers, rows, d_model, d_mid), their biases;
-    layers without the dropped ones, rows the scenarios that have an adapter of their own, or 1."""
+    """One bottleneck per place, layer and row.
+
+    adapters[stack][place] has down (layers, rows, d_mid, d_model), up (layers, rows, d_model, d_mid) and their biases.
+    layers: those of the stack without the dropped layers. rows: the scenarios with an adapter of their own, or 1.
+    """
 
     name = "adapter"
     Config = AdapterConfig

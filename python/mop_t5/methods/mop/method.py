@@ -131,7 +131,7 @@ class MOP(Method[MOPConfig]):
         return self.dropout(keys), self.dropout(values)
 
     def _heads(self, rows: Tensor) -> Tensor:
-        """(layers, rows, prefix, inner) -> (layers, rows, heads, prefix, d_kv)"""
+        """Split heads: (layers, rows, prefix, inner) -> (layers, rows, heads, prefix, d_kv)."""
         # contiguous: one copy here, not one in every layer at every decoding step
         return rows.unflatten(-1, (self.shape.num_heads, self.shape.d_kv)).transpose(2, 3).contiguous()
 

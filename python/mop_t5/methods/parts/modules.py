@@ -1,6 +1,6 @@
 """Containers of modules of one class, for type checkers: torch's containers say Module."""
 
-from collections.abc import ItemsView, Iterator, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
@@ -12,10 +12,10 @@ class ModuleDictOf(nn.ModuleDict, Generic[ModuleT]):
     """An nn.ModuleDict whose modules are of one class."""
 
     if TYPE_CHECKING:
+        items: Callable[[], ItemsView[str, ModuleT]]
+        values: Callable[[], ValuesView[ModuleT]]
 
         def __getitem__(self, key: str) -> ModuleT: ...
-        def items(self) -> ItemsView[str, ModuleT]: ...
-        def values(self) -> ValuesView[ModuleT]: ...
 
 
 class ModuleListOf(nn.ModuleList, Generic[ModuleT]):

@@ -1,5 +1,4 @@
-"""Routes, the weights of the experts, from a router's logits: softmax, Gumbel-softmax, straight-through; fixed routes;
-disabled experts; exploration.
+"""Routes, the weights of the experts, from a router's logits; fixed routes; disabled experts; exploration.
 
 Logits and routes are (layers, tasks, experts); a route is a row of the last dimension, and sums to one.
 """
