@@ -115,7 +115,7 @@ def test_prefix_tuning_config_errors(error, message, given):
         (TypeError, r"attention must be a list of names; got 'cross'", {"attention": "cross"}),
         (ValueError, r"non-empty subset of .*; got decoder", {"attention": ["decoder"]}),
         (ValueError, r"non-empty subset of .*; got none. For no MOP at all", {"attention": []}),
-        (ValueError, r"num_experts must be None, 2 \(one a scenario\) or 1 .*; got 3", {"num_experts": 3}),
+        (ValueError, r"num_experts must be None, 2 \(one per scenario\) or 1 .*; got 3", {"num_experts": 3}),
         (TypeError, r"layers must be a list of ints or None; got 6", {"layers": 6}),
         (ValueError, r"layers must name at least one layer", {"layers": []}),
         (ValueError, r"layers must be at least 0; got -1", {"layers": [-1]}),

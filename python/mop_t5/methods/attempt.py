@@ -36,26 +36,26 @@ class AttemptConfig(MethodConfig):
 
     scenarios: names of the tasks. Each has a target prompt; none means one task.
     library: folder of a prompt library (mop_t5.storage.prompt_library) that holds the source prompts.
-    source_prompts: their names there, in the order of the attention weights. They are copied: what is attached or saved
-        does not need the library any more.
-    untrained_sources: in place of a library, so many source prompts of random words; a control, which shows what it is
-        worth that the others were trained.
+    source_prompts: names of the source prompts in the library, in the order of the attention weights. They are copied,
+        so that an attached or saved method does not need the library.
+    untrained_sources: number of source prompts of random words, in place of a library. A control: it shows the value of
+        trained source prompts.
     prompt_length: rows of every prompt.
     attention: how the prompts are weighted:
         "sub", by G, all rows of a prompt alike;
-        "token", by G, each row on its own: a_jl is the softmax over j of p_jl . h / T, p_jl being row l of P_j;
+        "token", by G, each row on its own: a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j;
         "constant", 1/(sources + 1) each, the target too, as in the public code;
         "none", 1/sources each and the target not, the paper's ablation.
     use_target: whether there is a target prompt. Without one G alone is trained, and P(X) = sum_j a_j P_j over sources.
-    pool_padding: whether the maximum over positions takes in padding, as in the public code. With it the prompt of an
-        example depends on what else is in its batch.
+    pool_padding: whether the maximum over positions includes padding, as in the public code. The prompt of an example
+        then depends on the other examples of its batch.
     temperature: T; d_model * e if None.
     bottleneck: width between W_down and W_up.
     init: where target prompts start: "source", as a source prompt; "vocabulary", embeddings of distinct tokens out of
         the first 5,000; "uniform", between -0.5 and 0.5.
     init_source: name of that source prompt; the first if None.
     prior: folder of a saved "attempt" on the same backbone, whose G is the start of this one's.
-    train_attention: whether G is trained. Without, it stays what prior holds.
+    train_attention: whether G is trained. False: G stays as `prior` holds it.
     """
 
     library: str | None = None

@@ -1,9 +1,9 @@
 """BitFit (Ben Zaken et al. 2022): only biases are trained. T5 has none, so they are added and start at 0.
 
 As in the code of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT): a bias on q, k, v and o of every
-attention, on the maps of every feed-forward network, on the LayerNorm of every sub-layer, not on the last one of a
-stack, and on the head. That of k is the same for all scores of a query, so the softmax cancels it: it is trained and
-counted there, and here, without an effect.
+attention, on the maps of every feed-forward network, on the LayerNorm of every sub-layer, and on the head. The last
+LayerNorm of a stack has no bias. The bias of k adds the same number to all scores of a query, so the softmax cancels
+it. The published code trains and counts it without an effect, and so does this method.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class BitFitConfig(PerScenarioConfig):
     """Fields of the method "bitfit".
 
     scenarios: names of the scenarios, at least one with per_scenario.
-    per_scenario: biases of its own for each scenario; else all share theirs.
+    per_scenario: one set of biases per scenario. False: all scenarios share the biases.
     lm_head: a bias on the head, too: as many numbers as the vocabulary has tokens.
     """
 

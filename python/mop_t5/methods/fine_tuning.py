@@ -1,7 +1,7 @@
 """Fine-tuning of all the backbone's weights, the baseline of MOP's Table 2.
 
-Without templates it is "MTL-vanilla", with them "MTL": every dialogue begins with a sentence that says where it comes
-from. The paper says that MOP stays below models that are tuned on one scenario each.
+Without templates it is "MTL-vanilla". With templates it is "MTL": every dialogue begins with a sentence that names its
+scenario. The paper reports lower scores for MOP than for models that are tuned on one scenario each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ class FineTuningConfig(MethodConfig):
     """Fields of the method "fine_tuning".
 
     scenarios: names of the scenarios. They share all weights.
-    templates: what is put in front of a dialogue, as it stands, in training and in generation. None for nothing. A text
-        with "{scenario}" in it, where the name of the scenario goes. {scenario: text}, a text for each of them.
-        "default" for a Chinese sentence, in which the paper's five scenarios have Chinese names.
+    templates: text in front of a dialogue, in training and in generation. None: no text. A text with "{scenario}" in
+        it: the name of the scenario replaces it. {scenario: text}: one text per scenario. "default": a Chinese
+        sentence, in which the paper's five scenarios have Chinese names.
     """
 
     templates: str | dict[str, str] | None = None

@@ -1,4 +1,4 @@
-"""Prefixes as they are, without the network that made them: what mop_t5.export leaves of a trained prefix method.
+"""Prefixes without the network that made them: the result of mop_t5.export on a trained prefix method.
 
 A prefix depends on the scenario only, never on the text (MOP, Eq. 4), so once training is over its keys and values are
 a table. It needs no kernels: loading it imports torch and transformers alone.
@@ -27,7 +27,7 @@ class FixedPrefixConfig(MethodConfig):
 
     scenarios: names of the scenarios.
     prefix_length: rows of the prefix, in every attention.
-    rows: for each attention that has prefixes, how many each of its layers has: one a scenario, or 1 for all.
+    rows: attention -> number of prefixes in each of its layers: one per scenario, or 1 for all.
     layer_norms: whether LayerNorms of the backbone come with the prefixes, as hyper_prefix trains them.
     """
 

@@ -35,9 +35,9 @@ class HyperPrefixConfig(MethodConfig):
 
     scenarios: names of the scenarios, at least one.
     prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
-    d_embedding: width of the embeddings of scenario, layer and attention, each with one row a prefix row.
+    d_embedding: width of the embeddings of scenario, layer and attention. Each has one row per prefix row.
     d_hidden: hidden width of the network.
-    d_projected: width of what it hands to the map that makes keys and values.
+    d_projected: width of the network's output, from which the last map makes keys and values.
     layer_norms: train the backbone's own LayerNorms too.
     preset: "small", the sizes of HyperFormer++'s public configuration, or "matched", with as many parameters as MOP's
         preset "paper"; a field given another value than its default wins.

@@ -1,4 +1,4 @@
-"""HyperFormer: adapters whose weights a hypernetwork makes for every scenario, layer and kind of sub-layer.
+"""HyperFormer: adapters whose weights come from a hypernetwork, for every scenario, layer and kind of sub-layer.
 
 Adapter: y = x + LN(activation(x W_down + b) W_up + b), after self-attention and feed-forward, LN with eps 1e-5.
 HyperFormer++: e = LN(relu([z_s; l_i; k_j] W_1 + b) W_2 + b) with eps 1e-6, and each tensor of an adapter, gain and bias
@@ -40,11 +40,11 @@ class HyperFormerConfig(MethodConfig):
     """Fields of the method "hyperformer".
 
     scenarios: names of the scenarios, at least one.
-    variant: "plus_plus": one network a stack makes all adapters from scenario, layer and kind. "unique": without the
-        kind, with linear maps of its own for each kind. "per_layer": linear maps of its own for each layer and kind,
-        from the scenario alone.
+    variant: "plus_plus": one network per stack makes all adapters from scenario, layer and kind. "unique": the network
+        does not see the kind, and each kind has its own linear maps. "per_layer": each layer and kind has its own
+        linear maps, from the scenario alone.
     d_embedding: width of the embeddings of scenarios, layers and kinds.
-    d_hidden: hidden width of the network that makes e of them.
+    d_hidden: hidden width of the network that makes e.
     d_projected: width of e.
     reduction: the adapters' hidden width is d_model // reduction.
     activation: of the adapters: "gelu_tanh", "relu", "gelu", "silu" (swish), "tanh" or "identity".

@@ -41,9 +41,9 @@ class PromptTuningConfig(MethodConfig):
         "uniform_positive", between 0 and init_scale (its published code: 0.5, and 0.01 in its bare helper);
         "normal", mean 0 and standard deviation init_scale;
         "vocabulary", embeddings of distinct tokens drawn from the first init_vocabulary ids;
-        "words", embeddings of the words in init_words, in turn, that of a word of several tokens being their mean;
-        "file", what init_file holds;
-        "spot", the source prompts of init_library that are most like init_target (SPoT).
+        "words", embeddings of the words in init_words, in turn; a word of several tokens has the mean of theirs;
+        "file", the prompt in init_file;
+        "spot", the source prompts of init_library that are most similar to init_target (SPoT).
         Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
     init_scale: see init.
     init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent 5,000.
@@ -53,7 +53,7 @@ class PromptTuningConfig(MethodConfig):
         (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
     init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).
     init_prompts: names of the prompts of init_library to choose from; all if empty.
-    init_target: see init. A first version of the prompt, trained for a few epochs; of the kinds that init_file is.
+    init_target: see init. A first version of the prompt, trained for a few epochs; a folder or file as init_file.
     init_similarity: how prompts are compared, one of mop_t5.methods.parts.spot.SIMILARITIES.
     init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
     """

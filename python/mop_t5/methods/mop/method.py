@@ -1,4 +1,4 @@
-"""MOP: a mixture of PHM experts generates the prefixes, one expert a scenario (MOP, Eqs. 1 to 5).
+"""MOP: a mixture of PHM experts generates the prefixes, one expert per scenario (MOP, Eqs. 1 to 5).
 
 For expert x in layer l: P_K[l, x], P_V[l, x] = f(X' W_down[l, x] + b) W_up[l, x] + b, every W a sum of Kronecker
 products with low-rank shared rules (mop_kernels.MOPFeedForward). X' is one matrix, shared by all layers and experts, so

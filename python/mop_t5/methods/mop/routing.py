@@ -1,7 +1,7 @@
-"""X-MoE routing of prefix rows (Chi et al. 2022, as public code that is very probably the MOP authors' own uses it).
+"""X-MoE routing of prefix rows (Chi et al. 2022, as used in public code that is very probably the MOP authors' own).
 
-A gate a layer projects a row of X' to a few dimensions and compares it with one unit vector an expert. The two experts
-of a row are mixed by their renormalised probabilities. Rows are those of X', so they are routed once a batch, and no
+Each layer has a gate. It projects a row of X' to a few dimensions and compares it with one unit vector per expert. The
+two experts of a row are mixed by their renormalised probabilities. The rows of X' are routed once per batch, and no
 expert has a capacity.
 """
 
@@ -22,10 +22,11 @@ class Top2Gate(nn.Module):
     """The gates of several layers on the same rows.
 
     logits = (rows W) . c / |c|, p = softmax over experts. In training the second expert is drawn from p without the
-    first (Gumbel-max), in evaluation it is the second best.
+    first expert (Gumbel-max). In evaluation it is the second best.
 
-    forward(rows (n, d_model)) -> weights (layers, n, experts), in each row two that sum to one and zeros; and the
-    balance loss, experts^2 * mean over experts of (mean p * share of rows that have it first), summed over layers.
+    forward(rows (n, d_model)) returns the weights (layers, n, experts) and the balance loss. Each row has two weights
+    that sum to one; the others are zero. The loss is experts^2 * mean over experts of (mean p * share of rows whose
+    first expert it is), summed over layers.
     """
 
     def __init__(self, layers: int, experts: int, d_model: int, device: Device = None, dtype: DType = None):

@@ -40,7 +40,7 @@ class AdapterMethod(Method[ConfigT], Generic[ConfigT, ModuleT]):
 class PerScenarioConfig(MethodConfig):
     """Base of the configs of PerScenarioAdapters.
 
-    per_scenario: an adapter of its own for each scenario; else all share theirs.
+    per_scenario: one adapter per scenario. False: all scenarios share the adapters.
     """
 
     per_scenario: bool = False

@@ -1,8 +1,8 @@
-"""The routers of the task-level mixture of experts: task vectors in, a row of logits a layer and task out.
+"""The routers of the task-level mixture of experts: task vectors in, one row of logits per layer and task out.
 
-Ten of them, of the poster's code: a small MLP, or a recurrent net or a transformer that reads the layers of the model
-as a sequence. In the "layer_specific" ones every layer has a map of its own in front; in the others all layers see the
-same input, told apart by a learned position.
+There are ten routers, from the poster's code: a small MLP, or a recurrent net or a transformer that reads the layers of
+the model as a sequence. In the "layer_specific" routers every layer has a map of its own in front. In the others all
+layers see the same input and a learned position.
 """
 
 import torch
@@ -68,7 +68,7 @@ class _LayerMLPs(nn.Module):
 
 
 class _LayerLinear(nn.Module):
-    """An nn.Linear a layer, all in one product: (layers, n, d_in) -> (layers, n, d_out)."""
+    """One nn.Linear per layer, all in one product: (layers, n, d_in) -> (layers, n, d_out)."""
 
     def __init__(self, layers: int, d_in: int, d_out: int, device: Device, dtype: DType):
         super().__init__()
