@@ -49,7 +49,7 @@ def _fits(value: object, annotation: Any) -> bool:
         )
     if annotation in (int, float):
         return isinstance(value, (int, annotation)) and not isinstance(value, bool)
-    return not isinstance(annotation, type) or isinstance(value, annotation)
+    return origin is not None or not isinstance(annotation, type) or isinstance(value, annotation)
 
 
 def _described(annotation: Any) -> str:

@@ -230,7 +230,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
             options = getattr(block._gradient_checkpointing_func, "keywords", None) or {}
             if options.get("use_reentrant", False):
                 raise RuntimeError(
-                    "use_reentrant=True checkpointing runs backward through the prefix network once per layer. Enable "
+                    "use_reentrant=True checkpointing runs backward through the prefix network once a layer. Enable "
                     "it with gradient_checkpointing_kwargs={'use_reentrant': False}."
                 )
 
