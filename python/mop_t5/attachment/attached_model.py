@@ -95,13 +95,12 @@ class AttachedT5(RuntimeMixin, KeptWeights):
     accepts_loss_kwargs = True
 
     @classmethod
-    def namespace_of(cls, plain: type) -> dict[str, Any]:
+    def namespace_of(cls, plain: Any) -> dict[str, Any]:
         """Return forward with the signature of the plain class, and the names of the arguments that T5 reads."""
-        plain_forward = getattr(plain, "forward")  # noqa: B009  a type has no such attribute
-        signature = inspect.signature(plain_forward)
+        signature = inspect.signature(plain.forward)
         names = list(signature.parameters)[1:]  # of positional arguments, without self
 
-        @functools.wraps(plain_forward)
+        @functools.wraps(plain.forward)
         def forward(self, *args, scenario_ids=None, mop_additions=None, **kwargs):
             return self._forward_with_additions(kwargs | dict(zip(names, args)), scenario_ids, mop_additions)
 

@@ -84,8 +84,8 @@ def _hands_on_positions(block: nn.Module) -> bool:
     return "position_bias" in _arguments(plain_class(block))
 
 
-def _arguments(plain: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(vars(plain)["forward"]).parameters)[1:]
+def _arguments(plain: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(plain.forward).parameters)[1:]
 
 
 def insert_experts(model: T5, places: Iterable[tuple[str, int]]) -> None:
@@ -126,10 +126,10 @@ class MixedBlock(RuntimeMixin, T5Block):
     _plain_forward: ClassVar[Any]
 
     @classmethod
-    def namespace_of(cls, plain: type) -> dict[str, Any]:
+    def namespace_of(cls, plain: Any) -> dict[str, Any]:
         """Return the forward of the plain class and the names of its arguments."""
         # without the checkpoint that transformers puts around it: there is one around the block already
-        forward = staticmethod(inspect.unwrap(vars(plain)["forward"]))
+        forward = staticmethod(inspect.unwrap(plain.forward))
         return {"_plain_arguments": _arguments(plain), "_plain_forward": forward}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -47,6 +47,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
         trained={name: _kept(p) for name, p in model.named_parameters() if name in trained},
     )
+    t5 = cast(AttachedT5, model)  # its class from here on
     try:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -57,7 +58,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
             module._mop_attention = attention
         # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
         model._keys_to_ignore_on_save = set(base_state) - trained
-        vars(model)["_mop_record"] = record
+        t5._mop_record = record
         insert_experts(model, method.expert_places)
         model.add_module(SUBMODULE, method)
         method.train(model.training)
@@ -65,7 +66,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
     except BaseException:
         _take_off(model, record)
         raise
-    return cast(AttachedT5, model)
+    return t5
 
 
 def _kept(parameter: Tensor) -> Tensor:
