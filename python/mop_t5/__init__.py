@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mop_t5 import methods
 
 if TYPE_CHECKING:  # the same names as _WHERE, for type checkers
-    from mop_t5.backbone.load import build_backbone, known_backbones, load_backbone
+    from mop_t5.backbone.build import build_backbone, known_backbones
+    from mop_t5.backbone.load import load_backbone
     from mop_t5.methods import method_names
     from mop_t5.operations.attach import (
         ParameterCount,
