@@ -8,7 +8,7 @@ import mop_t5
 import pytest
 import torch
 from mop_t5.attachment.mixture import Mixture, mix
-from mop_t5.methods.task_moe.method import expert_distance
+from mop_t5.methods.task_moe.selection import expert_distance
 from safetensors.torch import load_file
 from t5_oracle import attend, batch, feed_forward, norm, position_bias, tiny
 from task_moe_cases import FIXED, IDS, ROUTES, SMALL, attached, logits

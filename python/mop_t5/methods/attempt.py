@@ -23,7 +23,7 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_names, check_number
 from mop_t5.methods import register
 from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
-from mop_t5.methods.parts.saved import read_saved
+from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.storage import prompt_library
 
 _FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code
@@ -188,7 +188,7 @@ class Attempt(PromptMethod[AttemptConfig]):
     def _prior(self, model: T5, folder: str) -> dict[str, Tensor]:
         """Return the state of the prior's G."""
         _, tensors = read_saved(model, self.name, "prior", folder)
-        found = {name.removeprefix(_G): tensor for name, tensor in tensors.items() if name.startswith(_G)}
+        found = below(_G, tensors)
         if not found:
             raise ValueError(f"prior {folder!r} has no G, because its attention is fixed. Name another.")
         width = len(found["down.weight"])

@@ -1,6 +1,6 @@
 """Adapters of the same method that a config names as a start."""
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.identity import check_same_backbone, weights_of
@@ -9,7 +9,7 @@ from mop_t5.storage import adapter_folder
 
 def read_saved(
     model: PreTrainedModel | None, method: str, argument: str, folder: str
-) -> tuple[dict, dict[str, torch.Tensor]]:
+) -> tuple[dict, dict[str, Tensor]]:
     """Return the description and the tensors of an adapter folder.
 
     Args:
@@ -27,3 +27,8 @@ def read_saved(
     if model is not None:
         check_same_backbone(model, description["backbone"], weights_of(model), folder)
     return description, tensors
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, named without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

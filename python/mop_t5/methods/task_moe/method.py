@@ -4,8 +4,7 @@ h' = sum_e w[layer, task, e] * Block_e(h), over complete copies of a block, and 
 vector)[layer] / temperature). The router reads the task and neither tokens nor examples.
 """
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import depth
 from mop_t5.methods.parts.modules import ModuleListOf
-from mop_t5.methods.parts.saved import read_saved
+from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.methods.task_moe import selection as route_selection
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.routers import make_router
@@ -147,7 +146,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             return tensors["mop.fixed"][:, [config.scenarios.index(name) for name in self.scenarios]]
         router = make_router(config.router, config.d_task, config.hidden, len(self.experts), config.experts)
         router = router.to(tensors["mop.task_vectors"].dtype).eval()
-        router.load_state_dict(_below("mop.router.", tensors))
+        router.load_state_dict(below("mop.router.", tensors))
         return router(self._vectors_of(config, tensors))
 
     def _vectors_of(self, config: TaskMoEConfig, tensors: dict[str, Tensor]) -> Tensor:
@@ -166,9 +165,9 @@ class TaskMoE(Method[TaskMoEConfig]):
 
     def _start_from(self, config: TaskMoEConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take over the experts and the router of a saved task_moe. Return its values of shared parameters."""
-        self.experts.load_state_dict(_below("mop.experts.", tensors))
+        self.experts.load_state_dict(below("mop.experts.", tensors))
         if self.config.has_router and config.has_router:
-            self.router.load_state_dict(_below("mop.router.", tensors))
+            self.router.load_state_dict(below("mop.router.", tensors))
         shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("mop.")}
         return {name: tensor for name, tensor in shared.items() if self.trains_backbone(name)}
 
@@ -237,7 +236,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         blocks = dict(zip(self.expert_places, self.experts, strict=True))
         loss = None
         if self.training and self.config.expert_regulariser:
-            distances = [expert_distance(experts) for experts in self.experts]
+            distances = [route_selection.expert_distance(experts) for experts in self.experts]
             loss = self.config.expert_regulariser * sum(distances[1:], distances[0])
         return Additions(experts=Mixture(blocks, weights, by_scenario=by_scenario, sparse=sparse), loss=loss)
 
@@ -287,32 +286,11 @@ class TaskMoE(Method[TaskMoEConfig]):
     def records(self) -> dict[str, dict[str, Any]]:
         """Return temperature, routes and their entropy for routes.jsonl."""
         weights = self.route_weights()
-        record = {"temperature": float(self.temperature), **_described("", weights)}
+        record = {"temperature": float(self.temperature), **route_selection.described("", weights)}
         if self.config.routes == "learned":
-            record |= _described("_at_1", self.route_weights(1.0))
+            record |= route_selection.described("_at_1", self.route_weights(1.0))
         return {"routes.jsonl": {"scenarios": list(self.scenarios), **record}}
 
 
 def _block(model: T5, stack: str, layer: int) -> nn.Module:
     return (model.encoder if stack == "encoder" else model.decoder).block[layer]
-
-
-def _described(suffix: str, weights: Tensor) -> dict[str, Any]:
-    """Return the weights (layers, tasks, experts) as nested lists, and the mean entropy of a route in nats."""
-    rounded = (weights.double() * 1e6).round() / 1e6
-    return {f"entropy{suffix}": float(route_selection.entropy(weights).mean()), f"routes{suffix}": rounded.tolist()}
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def expert_distance(experts: Iterable[nn.Module]) -> Tensor:
-    """Return the mean over pairs of experts of the sum over parameters of |p - p'|, the Euclidean norm."""
-    pairs = list(itertools.combinations(experts, 2))
-    norms = [
-        torch.linalg.vector_norm(p - q)
-        for one, other in pairs
-        for p, q in zip(one.parameters(), other.parameters(), strict=True)
-    ]
-    return sum(norms[1:], norms[0]) / len(pairs)

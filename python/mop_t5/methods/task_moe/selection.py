@@ -1,15 +1,17 @@
-"""Routes, the weights of the experts, from a router's logits; fixed routes; disabled experts; exploration.
+"""Routes, the weights of the experts, from a router's logits; fixed routes; disabled experts; exploration; the log.
 
 Logits and routes are (layers, tasks, experts); a route is a row of the last dimension, and sums to one.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SELECTIONS = ("softmax", "gumbel", "straight_through")
 
@@ -128,6 +130,23 @@ def temperature_at(step: int, start: float, rate: float, minimum: float) -> floa
 def entropy(routes: Tensor) -> Tensor:
     """Return the entropy of each route in nats: 0 for one expert alone, log(experts) for all alike."""
     return torch.special.entr(routes).sum(-1)
+
+
+def described(suffix: str, weights: Tensor) -> dict[str, Any]:
+    """Return the weights (layers, tasks, experts) as nested lists, and the mean entropy of a route in nats."""
+    rounded = (weights.double() * 1e6).round() / 1e6
+    return {f"entropy{suffix}": float(entropy(weights).mean()), f"routes{suffix}": rounded.tolist()}
+
+
+def expert_distance(experts: Iterable[nn.Module]) -> Tensor:
+    """Return the mean over pairs of experts of the sum over parameters of |p - p'|, the Euclidean norm."""
+    pairs = list(itertools.combinations(experts, 2))
+    norms = [
+        torch.linalg.vector_norm(p - q)
+        for one, other in pairs
+        for p, q in zip(one.parameters(), other.parameters(), strict=True)
+    ]
+    return sum(norms[1:], norms[0]) / len(pairs)
 
 
 def _one_hot(scores: Tensor) -> Tensor:
