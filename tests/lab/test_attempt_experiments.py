@@ -17,7 +17,7 @@ from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import Collator, EncodedExamples, read_examples, read_split
 from mop_t5.evaluation import Scorer, generate_summaries, read_scores
-from mop_t5.methods.prompt import spot
+from mop_t5.methods.parts import spot
 from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.heat_map import heat_map
 from mop_t5.plots.points import plot_points
