@@ -50,7 +50,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # The Triton kernels without a GPU: its interpreter is chosen when triton is imported, so in processes of its own
-BANK_TESTS := $(addprefix tests/kernels/test_,mop_ffn.py experts.py gradients.py)
+BANK_TESTS := $(addprefix tests/kernels/test_,mop_ffn.py mop_ffn_experts.py gradients.py)
 interpret-banks interpret-layers: export TRITON_INTERPRET := 1
 interpret-banks interpret-layers emulate-cuda: export OMP_NUM_THREADS := 1
 
@@ -73,6 +73,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -type f)
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .
