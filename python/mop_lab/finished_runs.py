@@ -1,5 +1,6 @@
-"""The evaluated runs under some folders, by system and seed, whoever made them: `mop-t5 train` and `evaluate`, a table,
-a suite. Nothing is written.
+"""Find the evaluated runs under folders, grouped by system and seed. Nothing is written.
+
+The runs may come from `mop-t5 train` and `evaluate`, from a table or from a suite.
 """
 
 from __future__ import annotations
@@ -10,53 +11,68 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mop_t5.data import Example
-from mop_t5.evaluation import PREDICTIONS, SCORES, TaskScores, read_predictions, read_scores, with_average
+from mop_t5.data import Example, TaskMetrics
+from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
+from mop_t5.evaluation.predictions import PREDICTIONS, read_predictions
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
 
-SYSTEM = "system.json"  # in the folder of a system: what a suite calls it and trains
+SYSTEM = "system.json"  # in the folder of a system: its label and its parameters
 _SCORING = ("num_beams", "implementation", "unit")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One training and its evaluation. folder: the run folder. split: what was scored."""
+    """One training and its evaluation on a split.
+
+    Args:
+        folder: The run folder.
+        split: The split that was scored.
+    """
 
     folder: Path
     split: str
 
     @property
     def evaluation(self) -> Path:
+        """Return the folder of the evaluation."""
         return evaluation_folder(self.folder, self.split)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """run.json: the configuration, every default filled in."""
+        """Return run.json: the configuration with every default filled in."""
         return read_settings(self.folder)
 
     @property
     def method(self) -> str:
+        """Return the name of the method, as scores.json and predictions.jsonl have it."""
         return self.settings.get("method") or ALL_WEIGHTS
 
     @property
     def seed(self) -> int:
+        """Return the seed of the training. Raise ValueError if run.json has none."""
         if "seed" not in self.settings:
             raise ValueError(f"{self.folder / SETTINGS} is damaged: it names no seed. Copy it again, or train anew.")
         return self.settings["seed"]
 
     @property
     def says_how(self) -> bool:
-        """Whether the evaluation has, beside its scores, what was scored and in which way."""
+        """Return whether the evaluation has run.json and the predictions beside its scores."""
         return all((self.evaluation / name).is_file() for name in (SETTINGS, PREDICTIONS))
 
     @cached_property
     def scoring(self) -> dict[str, Any]:
-        """run.json of the evaluation: corpus, split, num_beams, implementation, unit, normalise, and metrics where
-        tasks have some. Raises ValueError where it does not say how texts were made and scored."""
+        """Return run.json of the evaluation.
+
+        It has corpus, split, num_beams, implementation, unit and normalise, and metrics if tasks have their own.
+
+        Raises:
+            ValueError: The file lacks a setting of the search or of ROUGE.
+        """
         settings = read_settings(self.evaluation)
         if missing := [name for name in _SCORING if name not in settings]:
             raise ValueError(
@@ -65,17 +81,30 @@ class FinishedRun:
             )
         return settings
 
+    @property
+    def scorer(self) -> Scorer:
+        """Return the scorer of the evaluation.
+
+        The metrics of the tasks are those of the evaluation, because tasks.yaml of the corpus may have changed since.
+        """
+        how = self.scoring
+        tasks = {name: TaskMetrics(**task) for name, task in how.get("metrics", {}).items()}
+        return Scorer(Rouge(how["implementation"], how["unit"], how["normalise"]), tasks)
+
     @cached_property
     def made_of(self) -> dict[str, contents.Content] | None:
-        """What was scored: the rows of the split and the training. Of an evaluation by an earlier version the rows
-        are those beside its predictions, and the training is not known. None where there is nothing to know it by."""
+        """Return the contents that were scored: the rows of the split, and the training.
+
+        An evaluation by an earlier version did not record its contents. Its rows are read from the predictions, and its
+        training is unknown. None if there are no predictions either.
+        """
         recorded = contents.read_contents(self.evaluation)
         if recorded is not None or not self.says_how:
             return recorded
         return {self.split: contents.of_rows([example for example, _ in read_predictions(self.evaluation)])}
 
     def check_is_of_its_weights(self) -> None:
-        """Raise ValueError if the run was trained on since it was evaluated, where that is known."""
+        """Raise ValueError if the run is known to have been trained on since its evaluation."""
         recorded = contents.read_contents(self.evaluation)
         if recorded is not None and contents.changes(recorded, content_of_weights(self.folder)):
             raise ValueError(
@@ -84,19 +113,23 @@ class FinishedRun:
             )
 
     def scores(self) -> dict[str, TaskScores]:
-        """Scenario -> scores, and their average last. Raises ValueError where they are of another method."""
+        """Return scenario -> scores, with the average last. Raise ValueError if the file lacks the run's method."""
         return self._own(read_scores(self.evaluation), SCORES)
 
-    def floors(self) -> dict[str, dict[str, TaskScores]]:
-        """Those that were scored beside it: floor -> scenario -> scores."""
+    def baselines(self) -> dict[str, dict[str, TaskScores]]:
+        """Return the baselines that were scored with the run: baseline -> scenario -> scores."""
         return {name: means for name, means in read_scores(self.evaluation).items() if name != self.method}
 
     def predictions(self) -> list[tuple[Example, str]]:
-        """The rows of the split, and what the run says of each. Raises ValueError if the file is damaged, or of another
-        method."""
+        """Return each row of the split with the text of the run.
+
+        Raises:
+            FileNotFoundError: There are no predictions.
+            ValueError: The file is damaged, or lacks the run's method.
+        """
         return [(example, self._own(texts, PREDICTIONS)) for example, texts in read_predictions(self.evaluation)]
 
-    def _own(self, systems: Mapping[str, Any], file: str) -> Any:
+    def _own(self, systems: Mapping[str, _T], file: str) -> _T:
         if self.method not in systems:
             raise ValueError(
                 f"{self.evaluation / file} has nothing of {self.method!r}, the method of its run; it has "
@@ -107,8 +140,15 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class FinishedSystem:
-    """What is one row of a table. trained, backbone: parameters, None where no suite has counted them. seeds: seed ->
-    its run, or its runs where each scenario has one of its own."""
+    """One row of a table: a system and its finished runs.
+
+    Args:
+        label: The name of the system. No two systems share one.
+        method: The method of the system.
+        trained: Trained parameters. None if no suite has counted them.
+        backbone: Parameters of the backbone. None if no suite has counted them.
+        seeds: seed -> its run, or its runs if each scenario has its own.
+    """
 
     label: str
     method: str
@@ -116,47 +156,64 @@ class FinishedSystem:
     backbone: int | None
     seeds: dict[int, list[FinishedRun]]
 
+    @property
+    def runs(self) -> list[FinishedRun]:
+        """Return the runs of all seeds."""
+        return [run for runs in self.seeds.values() for run in runs]
+
     def scores(self) -> dict[int, dict[str, TaskScores]]:
-        """Seed -> scenario -> scores, their average last."""
+        """Return seed -> scenario -> scores, with the average last."""
         return {
             seed: with_average({name: scores for run in runs for name, scores in run.scores().items()})
             for seed, runs in self.seeds.items()
         }
 
     def predictions(self, seed: int) -> list[tuple[Example, str]]:
-        """The rows of the split in order of their scenarios and ids, and what the system says of each."""
+        """Return each row of the split with the text of the system, in order of scenarios and ids."""
         rows = [row for run in self.seeds[seed] for row in run.predictions()]
         return sorted(rows, key=lambda row: (row[0].scenario, row[0].id or "", row[0].dialogue))
 
 
-def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list[FinishedSystem]:
-    """The systems with evaluated runs in or under these folders, in order of the folders' names.
+def scored_folders(folder: str | Path, split: str) -> list[Path]:
+    """Return the run folders in or under a folder that have scores of a split. Raise FileNotFoundError if missing."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is no folder. Give one that `mop-t5 train` or `mop-t5 table` wrote.")
+    return sorted(path.parent.parent for path in Path(folder).rglob(f"evaluation-{split}/{SCORES}"))
 
-    A run belongs to the system whose system.json lies above it; one without is a system of its own, called by the
-    folders that lead to it. Equal labels have a folder behind them, so that no two systems share one. A seed counts
-    when all its runs are evaluated. Raises FileNotFoundError for a folder that does not exist or holds no evaluation of
-    `split`, ValueError for a damaged one.
+
+def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list[FinishedSystem]:
+    """Return the systems with evaluated runs in or under these folders, in order of the folders' names.
+
+    A run belongs to the system whose system.json lies above the run. A run without one is a system of its own, named by
+    the folders that lead to the run. Systems of equal labels get a folder behind the label, so that no two systems
+    share a label. A seed counts if all its runs are evaluated.
+
+    Args:
+        folders: Output folders of suites, or folders of runs.
+        split: The split that was scored.
+
+    Raises:
+        FileNotFoundError: A folder does not exist, or has no evaluation of the split.
+        ValueError: No folder is given, or a run is damaged.
     """
     if not folders:
         raise ValueError("no folders are given. Name at least one that `mop-t5 train` or `mop-t5 table` wrote.")
-    found: dict[Path, list[FinishedRun]] = {}  # by the folder of the system
+    found: dict[Path, list[FinishedRun]] = {}  # folder of a system -> its runs
     labels: dict[Path, str] = {}
-    given: dict[Path, Path] = {}  # the folder that a system was found in
+    given: dict[Path, Path] = {}  # folder of a system -> the given folder in which it was found
     for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder. Give one that `mop-t5 train` or `mop-t5 table` wrote.")
-        scored = sorted(path.parent.parent for path in folder.rglob(f"evaluation-{split}/{SCORES}"))
+        scored = scored_folders(folder, split)
         if not scored:
             raise FileNotFoundError(
                 f"{folder} holds no run that was evaluated on the {split} split. Run `mop-t5 evaluate` first."
             )
         for path in scored:
-            above = next((p for p in path.parents if (p / SYSTEM).is_file()), None)
+            above = system_folder(path)
             run = FinishedRun(path, split)
             run.check_is_of_its_weights()
             several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
             key = above or (path.parent if several else path)
-            labels[key] = _read_system(above)["label"] if above else _name(key, folder)
+            labels[key] = read_system(above)["label"] if above else _name(key, folder)
             given.setdefault(key, folder)
             if run.folder not in {known.folder for known in found.setdefault(key, [])}:
                 found[key].append(run)
@@ -167,18 +224,46 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     return list(_told_apart(finished, given))
 
 
-def _system(label: str, key: Path, runs: Sequence[FinishedRun]) -> FinishedSystem:
+def system_folder(run: Path) -> Path | None:
+    """Return the nearest folder above a run folder that has a system.json. None without one."""
+    return next((folder for folder in run.parents if (folder / SYSTEM).is_file()), None)
+
+
+def read_system(folder: Path) -> dict[str, Any]:
+    """Return system.json of a folder. Raise ValueError if the file is damaged."""
+    path = folder / SYSTEM
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not isinstance(known.get("label"), str):
+            raise ValueError("it names no label")
+        return known
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Take it away, and the suite writes it again.") from error
+
+
+def suite_baselines(folder: str | Path, split: str) -> dict[str, dict[str, TaskScores]]:
+    """Return the baselines that a suite has scored on a split: baseline -> scenario -> scores, the average last.
+
+    Args:
+        folder: The output folder of the suite.
+        split: The split. Baselines of another split are left out.
+    """
+    place = Path(folder) / "floors"
+    scored = (place / SCORES).is_file() and read_settings(place).get("split") == split
+    return read_scores(place) if scored else {}
+
+
+def _system(label: str, folder: Path, runs: Sequence[FinishedRun]) -> FinishedSystem:
     seeds: dict[int, list[FinishedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
-    known = _read_system(key) if (key / SYSTEM).is_file() else {}
+    known = read_system(folder) if (folder / SYSTEM).is_file() else {}
     whole = {seed: seeds[seed] for seed in sorted(seeds) if len(seeds[seed]) >= known.get("runs", 1)}
     return FinishedSystem(label, runs[0].method, known.get("trained"), known.get("backbone"), whole)
 
 
 def _told_apart(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Path]) -> Iterator[FinishedSystem]:
-    """Systems of equal labels get behind theirs the folder that was given or, where one holds several of them, their
-    own."""
+    """Yield the systems. Add a folder to equal labels: the given folder, or the system's if that holds several."""
     labels = Counter(system.label for system in systems.values())
     in_folder = Counter((system.label, given[key]) for key, system in systems.items())
     for key, system in systems.items():
@@ -188,14 +273,3 @@ def _told_apart(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Pat
 
 def _name(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path != folder else folder.resolve().name
-
-
-def _read_system(folder: Path) -> dict[str, Any]:
-    path = folder / SYSTEM
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, dict) or not isinstance(known.get("label"), str):
-            raise ValueError("it names no label")
-        return known
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Take it away, and the suite writes it again.") from error

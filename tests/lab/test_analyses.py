@@ -1,6 +1,5 @@
 """`mop-t5 analyse variance` and `share` on finished suites whose scores are known: numbers by hand, plots, errors."""
 
-import csv
 import json
 import re
 import shutil
@@ -8,9 +7,10 @@ from itertools import combinations
 from statistics import mean
 
 import pytest
+from command_results import csv_rows, last_error
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from mop_lab.analysis.share import floors_in, measured, plot_share
+from mop_lab.analysis.share import baselines_in, measured, plot_share
 from mop_lab.finished_runs import FinishedRun, finished_systems
 from mop_t5.cli.main import main
 from mop_t5.evaluation import Scores, with_average, write_scores
@@ -58,18 +58,9 @@ def analyse(what, output, *folders):
     return main(["analyse", what, *map(str, folders), "--output", str(output)])
 
 
-def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def said(capsys):
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 def test_variances_are_those_counted_by_hand(suite, tmp_path, capsys):
     assert analyse("variance", tmp_path / "out", suite) == 0
-    rows = {(row["system"], row["quantity"]): row for row in rows_of(tmp_path / "out" / "variance.csv")}
+    rows = {(row["system"], row["quantity"]): row for row in csv_rows(tmp_path / "out" / "variance.csv")}
     assert list(rows) == [
         (label, f"variance ({e})") for label in ("MOP", "prefix-tuning") for e in ("n - 1", "n")
     ]  # the frozen backbone has one seed
@@ -87,16 +78,16 @@ def test_variances_are_those_counted_by_hand(suite, tmp_path, capsys):
     assert "frozen" not in svg
     assert (tmp_path / "out" / "variance.png").read_bytes().startswith(b"\x89PNG")
     assert analyse("variance", tmp_path / "alone", suite / "runs" / "frozen backbone") == 1
-    assert "needs at least two of them, and frozen backbone has one seed each. Train with --seeds" in said(capsys)
+    assert "frozen backbone has one seed" in last_error(capsys)
     put(suite / "runs" / "frozen backbone" / "seed-1", 1, with_average({"出租": Scores(0, 0, 0)}))
     assert analyse("variance", tmp_path / "alone", suite) == 1
-    assert "the seeds of frozen backbone were not scored on the same scenarios" in said(capsys)
+    assert "seeds of frozen backbone" in last_error(capsys)
     assert not (tmp_path / "alone").exists()
 
 
 def test_the_share_of_a_system_and_its_score(suite, tmp_path, capsys):
     assert analyse("share", tmp_path / "out", suite) == 0
-    rows = {row["system"]: row for row in rows_of(tmp_path / "out" / "share.csv")}
+    rows = {row["system"]: row for row in csv_rows(tmp_path / "out" / "share.csv")}
     assert list(rows) == ["frozen backbone", "MOP", "prefix-tuning", "nearest reference"]
     score = mean([0.45, 0.48]) * 100 * 2.5 / 3
     assert float(rows["MOP"]["score"]) == pytest.approx(score)
@@ -118,15 +109,15 @@ def test_the_share_of_a_system_and_its_score(suite, tmp_path, capsys):
     assert ">MOP (second)<" in svg
     with pytest.raises(SystemExit):
         analyse("share", tmp_path / "never")
-    assert "runs" in said(capsys)
-    with pytest.raises(ValueError, match=r"no folders are given\. Name at least one"):
+    assert "runs" in last_error(capsys)
+    with pytest.raises(ValueError, match="no folders"):
         finished_systems([])
     put_floors(suite, {"nearest reference": scores(0.9, 0.9)})
     assert analyse("share", tmp_path / "never", suite, second) == 1
-    assert "has another score of 'nearest reference' than an earlier suite" in said(capsys)
+    assert "another score of the baseline 'nearest reference'" in last_error(capsys)
     assert not (tmp_path / "never").exists()
-    assert floors_in([suite], "valid") == {}
-    assert list(floors_in([suite], "test")) == ["nearest reference"]
+    assert baselines_in([suite], "valid") == {}
+    assert list(baselines_in([suite], "test")) == ["nearest reference"]
 
 
 def test_folders_of_one_name_are_told_apart(suite, tmp_path):
@@ -160,18 +151,19 @@ def damaged(change, what, file, suite):
 def test_what_a_run_lacks_is_said(suite):
     row = {"scenario": "taxi", "id": "1", "dialogue": "d", "summary": "s", "predictions": {"prompt": "t"}}
     said = damaged(json.dumps(row), FinishedRun.predictions, "evaluation-test/predictions.jsonl", suite)
-    assert "nothing of 'mop', the method of its run; it has 'prompt'. Evaluate again" in said
+    assert "'mop'" in said
+    assert "'prompt'" in said
     said = damaged('{"corpus": "c", "unit": "char"}', lambda run: run.scoring, "evaluation-test/run.json", suite)
-    assert "it has no num_beams, implementation. Evaluate again" in said
+    assert "num_beams, implementation" in said
     write_scores(suite / "runs" / "MOP" / "seed-1" / "evaluation-test", {"prompt": scores(0.1, 0.1)})
-    with pytest.raises(ValueError, match=r"scores\.json has nothing of 'mop', the method of its run; it has 'prompt'"):
+    with pytest.raises(ValueError, match=r"scores\.json .*'mop'.*'prompt'"):
         finished_systems([suite / "runs" / "MOP"])[0].scores()
     said = damaged('{"loss": 1.0}', lambda run: read_history(run.folder), "loss.jsonl", suite)
-    assert "names no step" in said
+    assert "step" in said
     said = damaged('{"method": "mop"}', lambda run: finished_systems([suite]), "run.json", suite)
-    assert "it names no seed" in said
+    assert "seed" in said
     (suite / "runs" / "MOP" / "system.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"system\.json is damaged \(it names no label"):
+    with pytest.raises(ValueError, match=r"system\.json .*label"):
         finished_systems([suite])
 
 
@@ -189,7 +181,7 @@ def test_a_floor_far_from_all_systems_is_named_in_the_legend_alone(suite, tmp_pa
 def test_a_seed_counts_when_all_its_runs_are_evaluated(suite):
     (suite / "runs" / "MOP" / "system.json").write_text('{"label": "MOP", "trained": 1, "backbone": 2, "runs": 2}')
     assert [one.label for one in finished_systems([suite])] == ["frozen backbone", "prefix-tuning"]
-    with pytest.raises(FileNotFoundError, match="no seed has all its runs evaluated"):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(suite / "runs" / "MOP"))):
         finished_systems([suite / "runs" / "MOP"])
     put(suite / "runs" / "MOP" / "seed-1" / "2-地铁", 1, scores(0.1, 0.2))
     found = {one.label: list(one.seeds) for one in finished_systems([suite])}

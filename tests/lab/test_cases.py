@@ -1,10 +1,10 @@
 """Values and cases of finished runs: a small suite whose predictions are then written by hand."""
 
-import csv
 import json
 import shutil
 
 import pytest
+from command_results import csv_rows
 from mop_lab.analysis.cases import Segment, case_of, marked, most_different, to_markdown, to_row, to_text
 from mop_lab.commands.cases import _of_ids
 from mop_t5.cli.main import main
@@ -53,7 +53,7 @@ def test_a_name_that_is_half_right_is_marked_half(values):
 
 def test_a_case_in_three_forms(values):
     hostile = Example("attraction", f"{ROW.dialogue}\n用户：<b>*a*|b</b>", ROW.summary, "<i>_1_")
-    case = case_of(hostile, [(("MOP", 0), SUMMARY), (("p|q", 3), "")], values)
+    case = case_of(hostile, {("MOP", 0): SUMMARY, ("p|q", 3): ""}, values)
     lines = to_markdown([case]).splitlines()
     assert "## 1. attraction, &lt;i&gt;\\_1\\_" in lines
     assert "> 用户：&lt;b&gt;\\*a\\*\\|b&lt;/b&gt;  " in lines
@@ -77,7 +77,7 @@ def test_cases_are_chosen_by_how_much_they_differ(values):
     def case(scenario, name, *texts):
         row = visit(name, "30元", "5分")
         row = Example(scenario, row.dialogue, row.summary, name)
-        return case_of(row, [((f"s{i}", 0), text) for i, text in enumerate(texts)], values)
+        return case_of(row, {(f"s{i}", 0): text for i, text in enumerate(texts)}, values)
 
     cases = [
         case("b", "one", "", ""),
@@ -121,8 +121,7 @@ def call(capsys, *words):
 
 
 def table(folder):
-    with open(folder / "values.csv", encoding="utf-8") as file:
-        return {row["system"]: row for row in csv.DictReader(file)}
+    return {row["system"]: row for row in csv_rows(folder / "values.csv")}
 
 
 def test_the_table_of_values(suite, place, tmp_path, capsys):
@@ -183,40 +182,40 @@ def test_bad_input(command, suite, place, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(suite, copy)
     words = [command, copy, "--output", tmp_path / "out"]
-    assert "no corpus folder at" in call(capsys, *words, "--corpus", tmp_path / "none")[2]
+    assert str(tmp_path / "none") in call(capsys, *words, "--corpus", tmp_path / "none")[2]
     (settings,) = (copy / "runs").glob("mtl-vanilla/seed-1/run.json")
     other = json.loads(settings.read_text()) | {"corpus": "elsewhere"}
     settings.write_text(json.dumps(other))
-    assert "do not name one corpus that all were trained on" in call(capsys, *words)[2]
+    assert "elsewhere" in call(capsys, *words)[2]
     words += ["--corpus", place / "corpus"]
     (predictions,) = (copy / "runs").glob("prefix-tuning/seed-0/evaluation-test/predictions.jsonl")
     lines = predictions.read_text().splitlines(keepends=True)
     predictions.write_text("".join(lines[1:]))
-    assert "were not evaluated on the same rows (9 and 8)" in call(capsys, *words)[2]
+    assert "(9 and 8)" in call(capsys, *words)[2]
     predictions.write_text("{")
-    assert f"{predictions} is damaged" in call(capsys, *words)[2]
+    assert str(predictions) in call(capsys, *words)[2]
     predictions.unlink()
-    assert f"{predictions} is missing. Evaluate again" in call(capsys, *words)[2]
-    assert "holds no run that was evaluated on the valid split" in call(capsys, *words, "--split", "valid")[2]
+    assert f"{predictions} is missing" in call(capsys, *words)[2]
+    assert "valid split" in call(capsys, *words, "--split", "valid")[2]
     assert not (tmp_path / "out").exists()
 
 
 def test_more_bad_input(suite, tmp_path, capsys):
     words = ["cases", suite, "--output", tmp_path / "out"]
     code, _, said = call(capsys, *words, "--ids", "[nobody, test-x]")
-    assert (code, "ids names nobody, test-x, which no evaluated row has. There are" in said) == (1, True)
+    assert (code, "ids names nobody, test-x" in said) == (1, True)
     assert "count must be at least 1, got 0" in call(capsys, *words, "--count", 0)[2]
     copy = tmp_path / "copy"
     shutil.copytree(suite, copy)
     path = next(copy.rglob("evaluation-test/run.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"unit": "jieba"}))
     said = call(capsys, "values", copy, "--output", tmp_path / "out")[2]
-    assert "were scored in different ways (rouge_score on char, rouge_score on jieba)" in said
+    assert "unit jieba" in said
+    assert "unit char" in said
     assert not (tmp_path / "out").exists()
 
 
 def test_an_id_of_several_rows_is_refused():
-    rows = [(Example("taxi", dialogue, "y", name), []) for dialogue, name in (("x", "a"), ("z", "a"), ("x", "b"))]
-    assert _of_ids(rows, ["b"]) == rows[2:]
-    with pytest.raises(ValueError, match="ids names a, which several rows have"):
-        _of_ids(rows, ["b", "a"])
+    assert _of_ids(["a", "a", "b", "c"], ["c", "b"]) == [3, 2]
+    with pytest.raises(ValueError, match="ids names a,"):
+        _of_ids(["a", "a", "b"], ["b", "a"])

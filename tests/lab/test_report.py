@@ -194,10 +194,10 @@ def test_other_corpora_and_ways_of_scoring_are_warned_of(suite, tmp_path):
         write_scores(folder, {name: {s: v for s, v in scores.items() if s != "food"} for name, scores in means.items()})
     page = Page(report_page([copy]))
     warnings = [text for text, a in zip(page.texts["p"], page.all("p")) if a.get("class") == "warning"]
-    assert [text.split(":")[0] for text in warnings[:2]] == [
-        "Not all systems were scored in the same way or on the same corpus (see Configurations)",
-        "Not all systems were scored on the same scenarios",
-    ]
+    ways, scenarios = warnings[:-1]  # the last: what is missing without JavaScript
+    assert "num_beams 1" in ways
+    assert "num_beams 4" in ways
+    assert "scenarios" in scenarios
     overview = next(row for row in page.rows if row[0][1] == "MTL-vanilla")
     assert not any("best" in a["class"] for a, _ in overview[1:])
 

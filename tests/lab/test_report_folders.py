@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from command_results import last_error
 from mop_lab.report import report_page
 from mop_lab.report.found import tables_of
 from mop_t5.cli.main import main
@@ -104,21 +105,21 @@ def test_the_command(suite, tmp_path, capsys):
 
 def fails(capsys, *words):
     assert main(["report", *map(str, words)]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return last_error(capsys)
 
 
 def test_what_goes_wrong_is_one_sentence(suite, tmp_path, monkeypatch, capsys):
     copy, output = copy_of(suite, tmp_path), ["--output", tmp_path / "page.html"]
     (tmp_path / "empty").mkdir()
     said = fails(capsys, tmp_path / "empty", *output)
-    assert f"{tmp_path / 'empty'} holds no run that was evaluated on the test split" in said
-    said = fails(capsys, suite, tmp_path / "empty", *output)
-    assert said.endswith("no table and no plot. Leave it out.")
+    assert str(tmp_path / "empty") in said
+    assert "test split" in said
+    assert f"{tmp_path / 'empty'} holds no" in fails(capsys, suite, tmp_path / "empty", *output)
     assert f"{tmp_path / 'none'} is no folder" in fails(capsys, suite, tmp_path / "none", *output)
-    assert "evaluated on the valid split" in fails(capsys, suite, "--split", "valid", *output)
+    assert "valid split" in fails(capsys, suite, "--split", "valid", *output)
     assert "split must be 'test' or 'valid', got 'train'" in fails(capsys, suite, "--split", "train", *output)
     assert str(tmp_path / "none") in fails(capsys, suite, "--corpus", tmp_path / "none", *output)
-    assert "is a folder. Name a file in it, such as" in fails(capsys, suite, "--output", tmp_path)
+    assert f"{tmp_path} is a folder" in fails(capsys, suite, "--output", tmp_path)
     (folder, _) = evaluations(copy, "mtl-vanilla")
     assert "is a file" in fails(capsys, suite, "--output", folder / "scores.json" / "page.html")
     history = (folder.parent / "loss.jsonl").read_text()

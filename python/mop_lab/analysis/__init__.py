@@ -1,1 +1,1 @@
-"""What finished runs show: scores over seeds, values said and lost, generated prefixes, single cases."""
+"""Analyse finished runs: scores over seeds, values kept and lost, generated prefixes, single cases."""

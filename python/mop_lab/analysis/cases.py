@@ -1,13 +1,13 @@
-"""Cases: a dialogue, its reference, and what several systems say of it, with the values that these omit and invent."""
+"""Show cases: a dialogue, its reference and the summaries of several systems, with the values they omit and invent."""
 
 from __future__ import annotations
 
 import html
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mop_t5.data import Example
 from mop_t5.evaluation.values import Value, Values, has
@@ -23,8 +23,13 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 class Segment(NamedTuple):
-    """A piece of a text. mark: "kept" for a value that reference and dialogue say, "invented" for one that neither
-    has, else empty."""
+    """A piece of a text.
+
+    Attributes:
+        text: The piece.
+        mark: "kept" for a value that both reference and dialogue say, "invented" for a value that neither has, else
+            empty.
+    """
 
     text: str
     mark: str
@@ -32,7 +37,16 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a system says of a row. system: its label. segments: of its text. omitted: values that it lacks."""
+    """The summary of a row by a system.
+
+    Args:
+        system: The label of the system.
+        seed: The seed of the training.
+        text: The summary.
+        segments: The segments of the summary.
+        omitted: Values that reference and dialogue say and the summary lacks.
+        invented: Values that neither reference nor dialogue has.
+    """
 
     system: str
     seed: int
@@ -44,7 +58,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Case:
-    """A row. said: the values of its reference that its dialogue says. reference: in segments, with these as kept."""
+    """A row with the summaries of several systems.
+
+    Args:
+        example: The row.
+        said: Values of the reference that the dialogue says.
+        reference: The segments of the reference, in which these values are marked as kept.
+        summaries: The summaries.
+    """
 
     example: Example
     said: list[Value]
@@ -53,7 +74,7 @@ class Case:
 
 
 def marked(example: Example, text: str, values: Values) -> list[Segment]:
-    """A summary of a row, or its reference, in segments that joined are the text."""
+    """Cut a summary of a row, or its reference, into segments. Joined, the segments are the text."""
     strange = values.invented(example, text)
     said = values.said(example)
     places = [(value.start, value.end, INVENTED) for value in strange]
@@ -68,8 +89,14 @@ def marked(example: Example, text: str, values: Values) -> list[Segment]:
     return [segment for segment in (*segments, Segment(text[end:], "")) if segment.text]
 
 
-def case_of(example: Example, texts: Sequence[tuple[tuple[str, int], str]], values: Values) -> Case:
-    """texts: system and seed, and what they say of the row."""
+def case_of(example: Example, texts: Mapping[tuple[str, int], str], values: Values) -> Case:
+    """Return the case of a row.
+
+    Args:
+        example: The row.
+        texts: (label of a system, seed) -> the summary of the row.
+        values: Finds the values of texts.
+    """
     summaries = [
         Summary(
             system,
@@ -79,14 +106,21 @@ def case_of(example: Example, texts: Sequence[tuple[tuple[str, int], str]], valu
             values.omitted(example, text),
             values.invented(example, text),
         )
-        for (system, seed), text in texts
+        for (system, seed), text in texts.items()
     ]
     return Case(example, values.said(example), marked(example, example.summary, values), summaries)
 
 
 def most_different(cases: Sequence[Case], count: int) -> list[Case]:
-    """`count` cases, or all, whose summaries differ most in how many values they omit: the first of each scenario, then
-    the second and so on, and last those without a difference. Of equals, those with more values."""
+    """Return the cases whose summaries differ most in the number of values they omit.
+
+    The order is: the first case of each scenario, then the second of each, and so on. Cases without a difference come
+    last. Of equal cases, the case with more values comes first.
+
+    Args:
+        cases: The cases to choose from.
+        count: How many cases are returned at most.
+    """
 
     def differing(case: Case) -> tuple[int, int]:
         omitted = [len(summary.omitted) for summary in case.summaries]
@@ -102,7 +136,7 @@ def most_different(cases: Sequence[Case], count: int) -> list[Case]:
 
 
 def to_markdown(cases: Sequence[Case]) -> str:
-    """A section a case: the dialogue, and a table of reference and summaries."""
+    """Return Markdown with one section per case: the dialogue, and a table of reference and summaries."""
     sections = [f"# Cases\n\n{_LEGEND.format('<b>+invented+</b>', '<del>omitted</del>')}\n"]
     for number, case in enumerate(cases, start=1):
         turns = "\n".join(f"> {_escaped(turn)}  " for turn in case.example.dialogue.splitlines())
@@ -118,7 +152,7 @@ def to_markdown(cases: Sequence[Case]) -> str:
 
 
 def to_text(cases: Sequence[Case]) -> Text:
-    """For a terminal: in colours, and readable without."""
+    """Return the cases for a terminal, with colours. The marks can be read without colours, too."""
     shown = Text(f"{_LEGEND.format('+invented+', 'omitted')}\n")
     for number, case in enumerate(cases, start=1):
         shown.append(f"\n{number}. {case.example.scenario}, {case.example.id}\n", style="bold")
@@ -131,8 +165,8 @@ def to_text(cases: Sequence[Case]) -> Text:
     return shown
 
 
-def to_row(case: Case) -> dict:
-    """For a line of JSON: the row, the values said, and by system what it keeps, omits and invents."""
+def to_row(case: Case) -> dict[str, Any]:
+    """Return a case for a line of JSON: the row, its values, and each summary with its omitted and invented values."""
     return case.example.row() | {
         "said": [asdict(value) for value in case.said],
         "summaries": [
@@ -165,5 +199,5 @@ def _in_markdown(segment: Segment) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As it stands, on one line: neither Markdown nor HTML."""
+    """Return the text on one line, with the characters of Markdown and HTML escaped."""
     return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split("\n")), quote=False))

@@ -1,4 +1,4 @@
-"""Whether the scores of finished systems can stand side by side: scored in one way, and on the same rows."""
+"""Check whether the scores of finished systems are comparable: scored in one way, on the same scenarios and rows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from mop_t5.operations.contents import of_rows
 
 from mop_lab.finished_runs import FinishedSystem
 
-_WAYS = ("implementation", "unit", "normalise", "num_beams")
+WAYS_OF_TEXTS = ("implementation", "unit", "normalise")  # how given texts are scored
+_WAYS = (*WAYS_OF_TEXTS, "num_beams")
 
 
 def not_comparable(systems: Sequence[FinishedSystem]) -> list[str]:
-    """Return a sentence for each reason why scores of these systems must not be compared. Empty where there is none.
+    """Return one sentence per reason why the scores of the systems must not be compared. Empty without a reason.
 
-    Evaluations without predictions or run.json, of which scores alone are left, are passed over.
+    Evaluations of which only the scores are left, without run.json or predictions, are passed over in the checks of
+    settings and rows.
     """
-    return scored_differently(systems) + of_different_rows(systems)
+    return [*scored_differently(systems), *_of_different_rows(systems), *of_different_scenarios(systems)]
 
 
-def scored_differently(systems: Sequence[FinishedSystem]) -> list[str]:
-    """Return a sentence where the systems were not all scored in one way."""
-    ways: dict[tuple, str] = {}
+def scored_differently(systems: Sequence[FinishedSystem], settings: Sequence[str] = _WAYS) -> list[str]:
+    """Return a sentence if these settings, or the metrics of tasks, differ between evaluations.
+
+    Args:
+        systems: The systems.
+        settings: The settings to compare, by their names in run.json of an evaluation.
+    """
+    ways: dict[tuple[str, ...], str] = {}
     for system in systems:
-        for run in (run for runs in system.seeds.values() for run in runs if run.says_how):
-            way = [f"{name} {run.scoring[name]}" for name in _WAYS]
-            way += [f"{task}: {', '.join(own['metrics'])}" for task, own in run.scoring.get("metrics", {}).items()]
+        for how in (run.scoring for run in system.runs if run.says_how):
+            way = [f"{name} {how[name]}" for name in settings]
+            for task, own in how.get("metrics", {}).items():
+                positive = f" of {own['positive']}" if "positive" in own else ""
+                way.append(f"{task}: {', '.join(own['metrics'])}{positive}")
             ways.setdefault(tuple(way), system.label)
     if len(ways) < 2:
         return []
@@ -34,12 +43,19 @@ def scored_differently(systems: Sequence[FinishedSystem]) -> list[str]:
     return [f"Not all systems were scored in the same way ({'; '.join(named)}): their scores are not comparable."]
 
 
-def of_different_rows(systems: Sequence[FinishedSystem]) -> list[str]:
-    """Return a sentence for each scenario of whose rows the systems were not all evaluated on the same.
+def of_different_scenarios(systems: Sequence[FinishedSystem]) -> list[str]:
+    """Return a sentence if the averages of the systems are over different scenarios."""
+    if len({frozenset(next(iter(system.scores().values()))) for system in systems}) < 2:
+        return []
+    return ["Not all systems were scored on the same scenarios: their averages are not comparable."]
 
-    So it is where a corpus changed and not every run was evaluated again.
+
+def _of_different_rows(systems: Sequence[FinishedSystem]) -> list[str]:
+    """Return one sentence per scenario on whose rows the systems differ.
+
+    Rows differ if a corpus changed and not every run was evaluated again.
     """
-    first: dict[str, tuple[str, str]] = {}  # scenario -> a system and the checksum of its rows
+    first: dict[str, tuple[str, object]] = {}  # scenario -> a system and the checksum of its rows
     found: dict[str, str] = {}
     for system in systems:
         for runs in system.seeds.values():
@@ -47,7 +63,7 @@ def of_different_rows(systems: Sequence[FinishedSystem]) -> list[str]:
             for example, _ in (row for run in runs if run.says_how for row in run.predictions()):
                 rows.setdefault(example.scenario, []).append(example)
             for scenario, examples in rows.items():
-                # the order of the rows is that of their ids, which may have changed alone
+                # rows are in the order of their ids, which may have changed without the rows
                 own = of_rows(sorted(examples, key=lambda e: (e.dialogue, e.golds)))["sha256"]
                 label, theirs = first.setdefault(scenario, (system.label, own))
                 if own != theirs:
@@ -57,3 +73,34 @@ def of_different_rows(systems: Sequence[FinishedSystem]) -> list[str]:
                         "not comparable. Evaluate them again on one corpus.",
                     )
     return list(found.values())
+
+
+def common_rows(
+    trainings: Sequence[tuple[FinishedSystem, int]],
+) -> tuple[list[Example], dict[tuple[str, int], list[str]]]:
+    """Read the predictions of trainings on the same rows.
+
+    Args:
+        trainings: System and seed of each training.
+
+    Returns:
+        The rows in order, and (label of the system, seed) -> one text per row.
+
+    Raises:
+        FileNotFoundError: A run has no predictions.
+        ValueError: Predictions are damaged, or the trainings were evaluated on different rows.
+    """
+    rows: list[Example] | None = None
+    texts: dict[tuple[str, int], list[str]] = {}
+    for system, seed in trainings:
+        predictions = system.predictions(seed)
+        mine = [example for example, _ in predictions]
+        if rows is None:
+            rows, first = mine, f"{system.label}, seed {seed}"
+        if mine != rows:
+            raise ValueError(
+                f"{first} and {system.label}, seed {seed} were not evaluated on the same rows ({len(rows)} and "
+                f"{len(mine)}), so they cannot be compared. Give runs on one corpus, split and choice of scenarios."
+            )
+        texts[system.label, seed] = [text for _, text in predictions]
+    return rows or [], texts

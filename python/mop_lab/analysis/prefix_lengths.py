@@ -1,8 +1,8 @@
-"""The prefix-length sweep (MOP, Fig. 6): systems that are trained with one prefix length after the other."""
+"""Sweep over prefix lengths (MOP paper, Fig. 6): train and score systems with one prefix length after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,13 +23,13 @@ _SYSTEMS = ("MOP", "prefix-tuning")
 
 @dataclass(frozen=True)
 class Lengths:
-    """Which prefix lengths are tried.
+    """The prefix lengths that are tried.
 
     Args:
-        lengths: prefix rows, such as '[10, 40]'; one table row a length and system.
+        lengths: prefix rows, such as '[10, 40]'. Each length and system has one table row.
     """
 
-    # the paper does not say which it tried, only that 40 was best
+    # the paper does not say which lengths it tried, only that 40 was best
     lengths: list[int] = field(default_factory=lambda: [5, 10, 20, 30, 40, 50, 60, 80])
 
     def __post_init__(self):
@@ -39,7 +39,15 @@ class Lengths:
 
 
 class Point(NamedTuple):
-    """A system with one prefix length. trained: parameters. scores: the average over scenarios, one a finished seed."""
+    """A system with one prefix length.
+
+    Attributes:
+        system: The label of the system.
+        length: Prefix rows.
+        trained: Trained parameters.
+        backbone: Parameters of the backbone.
+        scores: The average over scenarios of each finished seed.
+    """
 
     system: str
     length: int
@@ -49,7 +57,16 @@ class Point(NamedTuple):
 
 
 class LengthSweep:
-    """Systems (config.systems; MOP and prefix-tuning if not given) with every length and seed; see Rows."""
+    """The runs of systems with every prefix length and seed.
+
+    Args:
+        config: The suite. Without systems, MOP and prefix-tuning are trained.
+        training: The settings of every training, without learning rate and seed.
+        lengths: The prefix lengths.
+
+    Raises:
+        ValueError: A method has no prefix length, or `config.options` sets it.
+    """
 
     def __init__(self, config: SuiteConfig, training: TrainingConfig, lengths: Sequence[int]):
         systems = choose(config.systems, _SYSTEMS, learning_rates=config.learning_rates)
@@ -69,7 +86,7 @@ class LengthSweep:
         )
 
     def points(self) -> list[Point]:
-        """What is finished, by system and length."""
+        """Return the finished points, ordered by system and length."""
         sizes = {row.label: (sum(r.trained for r in runs), runs[0].backbone) for row, _, _, runs in self.rows.plan()}
         scores = self.rows.scores()
         points = [
@@ -81,7 +98,7 @@ class LengthSweep:
         return sorted(points, key=lambda point: (order.index(point.system), point.length))
 
     def table(self) -> Table:
-        """A row a system and length, of what is finished."""
+        """Return a table with one row per finished system and length."""
         points, config = self.points(), self.config
         metrics = metric_names(points[0].scores[0])
         score, deviation = f"average: {metrics}", f"deviation: {metrics}"
@@ -97,51 +114,53 @@ class LengthSweep:
         columns = ["system", "N", "trained", "trained, %", "seeds", score, deviation]
         notes = ["N: prefix rows in every attention. trained, %: of the parameters of the backbone."]
         if any(len(point.scores) > 1 for point in points):
-            notes.append("Scores are means over the seeds, deviations theirs (n - 1).")
+            notes.append("Scores are means over the seeds, with their deviations (n - 1).")
         missing = len(self._places) * len(config.seeds) - sum(len(point.scores) for point in points)
         if missing:
             notes.append(f"Of {len(self._places) * len(config.seeds)} runs {missing} are not finished.")
         return Table(title, columns, rows, formats, notes)
 
     def plot(self, path: str | Path) -> list[Path]:
-        """Write PATH.png and PATH.svg and return both: the scores of what is finished against the length, a panel a
-        metric, with the deviation over seeds."""
+        """Plot the finished scores against the length: one panel per metric, with the deviation over seeds.
+
+        Args:
+            path: The path of the files without a suffix.
+
+        Returns:
+            PATH.png and PATH.svg.
+        """
+        from matplotlib.figure import Figure
+
+        every = self.points()
         by_system: dict[str, list[Point]] = {}
-        for point in self.points():
+        for point in every:
             by_system.setdefault(point.system, []).append(point)
-        return plot_lengths(path, by_system)
-
-
-def plot_lengths(path: str | Path, by_system: Mapping[str, Sequence[Point]]) -> list[Path]:
-    """As LengthSweep.plot, of these points."""
-    from matplotlib.figure import Figure
-
-    first = next(iter(by_system.values()))[0].scores[0]
-    titles = dict(zip(by_metric(first), metric_names(first).split("/")))
-    figure = Figure(figsize=(1.2 + 3.1 * len(titles), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(titles), squeeze=False)[0]
-    tried = sorted({point.length for points in by_system.values() for point in points})
-    for axes, (metric, title) in zip(panels, titles.items()):
-        for number, points in enumerate(by_system.values()):
-            values = [[100 * by_metric(scores)[metric] for scores in point.scores] for point in points]
-            spread = [stdev(seeds) if len(seeds) > 1 else 0 for seeds in values]
-            axes.errorbar(
-                [point.length for point in points],
-                [mean(seeds) for seeds in values],
-                spread if any(spread) else None,
-                **look(number),
-                capsize=3,
-                markersize=5,
-                linewidth=1.5,
-            )
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("prefix length N")
-        axes.set_xticks(tried, [str(length) for length in tried], fontsize=8)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("average over scenarios x 100")
-    seeds = max(len(point.scores) for points in by_system.values() for point in points)
-    bars = f"; bars: deviation over {seeds} seeds" if seeds > 1 else ""
-    figure.suptitle(f"Scores by prefix length{bars}", fontsize=11)
-    lines = [container.lines[0] for container in panels[0].containers]
-    figure.legend(lines, list(by_system), loc="outside lower center", ncols=min(4, len(by_system)))
-    return save_figure(figure, path, by_system)
+        first = every[0].scores[0]
+        titles = dict(zip(by_metric(first), metric_names(first).split("/")))
+        figure = Figure(figsize=(1.2 + 3.1 * len(titles), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(titles), squeeze=False)[0]
+        tried = sorted({point.length for point in every})
+        for axes, (metric, title) in zip(panels, titles.items()):
+            for number, points in enumerate(by_system.values()):
+                values = [[100 * by_metric(scores)[metric] for scores in point.scores] for point in points]
+                spread = [stdev(seeds) if len(seeds) > 1 else 0 for seeds in values]
+                axes.errorbar(
+                    [point.length for point in points],
+                    [mean(seeds) for seeds in values],
+                    spread if any(spread) else None,
+                    **look(number),
+                    capsize=3,
+                    markersize=5,
+                    linewidth=1.5,
+                )
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("prefix length N")
+            axes.set_xticks(tried, [str(length) for length in tried], fontsize=8)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("average over scenarios x 100")
+        most = max(len(point.scores) for point in every)
+        bars = f"; bars: deviation over {most} seeds" if most > 1 else ""
+        figure.suptitle(f"Scores by prefix length{bars}", fontsize=11)
+        lines = [container.lines[0] for container in panels[0].containers]
+        figure.legend(lines, list(by_system), loc="outside lower center", ncols=min(4, len(by_system)))
+        return save_figure(figure, path, by_system)

@@ -1,4 +1,4 @@
-"""Generated prefixes in two dimensions: a row of panels a run, coloured by layer and by scenario."""
+"""Plot generated prefixes in two dimensions: one row of panels per run, coloured by layer and by scenario."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from mop_t5.plots.figures import look, save_figure
 from mop_lab.analysis.prefixes import Prefixes, joint_pca
 
 _SHARED = "all scenarios share it"
-_POINT = {"s": 12, "linewidths": 0, "alpha": 0.6, "rasterized": True}  # an SVG of thousands of marks opens slowly
+_POINT = {"s": 12, "linewidths": 0, "alpha": 0.6, "rasterized": True}  # an SVG with thousands of marks opens slowly
 
 
 def plot_prefixes(path: str | Path, prefixes: Sequence[Prefixes], kind: str, title: str) -> list[Path]:
-    """Write PATH.png and PATH.svg and return both. All panels have the axes of one PCA of all runs together, with the
-    share of their variance that each axis has."""
+    """Plot the prefixes of runs. All panels share the axes of one PCA of all runs, each with its share of variance.
+
+    Args:
+        path: The path of the files without a suffix.
+        prefixes: The prefixes of each run.
+        kind: "keys" or "values".
+        title: The title of the plot.
+
+    Returns:
+        PATH.png and PATH.svg.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm
@@ -32,10 +41,10 @@ def plot_prefixes(path: str | Path, prefixes: Sequence[Prefixes], kind: str, tit
     longest = max(len(name) for name in looks)
     figure = Figure(figsize=(9 + 0.09 * longest, 1.4 + 3.4 * len(prefixes)), layout="constrained")
     panels = figure.subplots(len(prefixes), 2, sharex=True, sharey=True, squeeze=False)
-    # bounds between the numbers of layers, so that each has one colour
+    # bounds between the numbers of layers give each layer one colour
     norm, colours = BoundaryNorm(np.arange(0.5, layers + 1), 256), colormaps["viridis"]
     for (by_layer, by_scenario), one, place in zip(panels, prefixes, points):
-        mixed = np.random.default_rng(0).permutation(len(place))  # none is drawn on top of all others
+        mixed = np.random.default_rng(0).permutation(len(place))  # no scenario is drawn on top of all others
         by_layer.scatter(*place[mixed].T, c=one.layer[mixed] + 1, cmap=colours, norm=norm, **_POINT)
         for some in np.array_split(mixed, 10):
             for index in np.unique(one.scenario[some]):

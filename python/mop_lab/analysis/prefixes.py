@@ -1,13 +1,11 @@
-"""Where the prefixes lie that trained methods generate: one PCA of their single vectors, and how far these spread (MOP,
-Figs. 3 and 4).
+"""Measure where the prefixes of trained methods lie: one PCA of their vectors, and their spread (MOP, Figs. 3 and 4).
 
-A prefix depends on the scenario only, never on the text, so the points are its rows: for each layer, scenario and place
-one key vector and one value vector, over all heads. A method whose scenarios share a prefix has one row for all.
+A prefix depends on the scenario and not on the text. The points are the rows of the prefix: one key vector and one
+value vector, over all heads, per layer, scenario and place. If scenarios share a prefix, one row serves all.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,24 @@ from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel
 
-from mop_lab.finished_runs import SYSTEM
+from mop_lab.finished_runs import read_system, system_folder
 
 KINDS = ("keys", "values")
-_BLOCK = 1024  # rows whose distances are held at once
+_BLOCK = 1024  # rows whose distances are in memory together
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """What a run generates for one attention. vectors: "keys", "values" -> (vectors, heads * d_kv), float64. layer,
-    scenario, place: (vectors,) of each; scenario is -1 where all share the row, otherwise an index into scenarios."""
+    """The prefix vectors of a run for one attention.
+
+    Args:
+        label: The label of the run.
+        scenarios: The names of the scenarios.
+        vectors: "keys" or "values" -> (vectors, heads * d_kv), float64.
+        layer: The layer of each vector, (vectors,).
+        scenario: The scenario of each vector, (vectors,): an index into `scenarios`, or -1 if all share the vector.
+        place: The place of each vector in the prefix, (vectors,).
+    """
 
     label: str
     scenarios: tuple[str, ...]
@@ -40,7 +46,7 @@ class Prefixes:
     place: np.ndarray
 
     def parts(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, which vectors are of it) of each layer, and of each scenario with rows of its own."""
+        """Yield (name, mask of its vectors) of each layer, and of each scenario with rows of its own."""
         for layer in np.unique(self.layer):
             yield f"layer {layer + 1}", self.layer == layer
         for scenario in np.unique(self.scenario[self.scenario >= 0]):
@@ -49,8 +55,16 @@ class Prefixes:
 
 @torch.no_grad()
 def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
-    """The prefixes that the attached method generates for an attention (additions.ATTENTIONS), of all scenarios. Raises
-    ValueError where there are none; label: what the message calls the run."""
+    """Return the prefixes of all scenarios that the attached method generates for an attention.
+
+    Args:
+        model: A model with an attached method.
+        attention: One of `places.ATTENTIONS`.
+        label: The name of the run, for messages.
+
+    Raises:
+        ValueError: The model has no method, or its method generates no prefixes for this attention.
+    """
     model = unwrapped(model)
     if not is_attached(model):
         raise ValueError(f"{label} trained all weights of its backbone: it generates no prefixes. Leave it out.")
@@ -61,7 +75,8 @@ def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
             f"{label} holds the method {method.name!r}, which generates no prefixes for {attention}. Give a run of "
             "mop, prefix_tuning or hyper_prefix."
         )
-    vectors, where = {kind: [] for kind in KINDS}, []
+    vectors: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    where = []
     for layer, pair in enumerate(pairs):
         rows, _, length, _ = pair[0].shape
         for kind, tensor in zip(KINDS, pair):  # (rows, heads, places, d_kv) -> (rows * places, heads * d_kv)
@@ -73,8 +88,20 @@ def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
 
 
 def read_prefixes(runs: Sequence[str | Path], attention: str, backbone: str | None = None) -> list[Prefixes]:
-    """Those of run folders. A run is called what its suite calls it, otherwise as its folder; runs of one name are told
-    apart by their seeds. Raises what load_run and prefixes_of do, and ValueError for none and for several widths."""
+    """Return the prefixes of run folders.
+
+    A run has the label that its suite gives it, otherwise the name of its folder. If runs share a name, their seeds
+    stand behind the label.
+
+    Args:
+        runs: The run folders.
+        attention: One of `places.ATTENTIONS`.
+        backbone: The folder of the backbone, if it has moved since the runs.
+
+    Raises:
+        FileNotFoundError: A run does not exist, or has no trained weights.
+        ValueError: No run is given, a run is damaged or generates no prefixes, or their vectors differ in width.
+    """
     if not runs:
         raise ValueError("runs must name at least one run folder; got none.")
     names = [_name(Path(run)) for run in runs]
@@ -91,21 +118,20 @@ def read_prefixes(runs: Sequence[str | Path], attention: str, backbone: str | No
 
 
 def _name(run: Path) -> str:
-    above = next((place / SYSTEM for place in run.resolve().parents if (place / SYSTEM).is_file()), None)
-    if above is not None:
-        return json.loads(above.read_text(encoding="utf-8"))["label"]
     run = run.resolve()
+    if (system := system_folder(run)) is not None:
+        return read_system(system)["label"]
     return run.parent.name if run.name.startswith("seed-") else run.name
 
 
 def joint_pca(prefixes: Sequence[Prefixes], kind: str) -> tuple[PCA, list[np.ndarray]]:
-    """One PCA of two components, fitted to the vectors of all runs together, and each run's (vectors, 2)."""
+    """Return a PCA of two components, fitted to the vectors of all runs, and per run its points (vectors, 2)."""
     fitted = PCA(2, svd_solver="full").fit(np.concatenate([one.vectors[kind] for one in prefixes]))
     return fitted, [fitted.transform(one.vectors[kind]) for one in prefixes]
 
 
 def mean_distance(vectors: np.ndarray) -> float | None:
-    """The mean Euclidean distance of all pairs of different rows; None for fewer than two."""
+    """Return the mean Euclidean distance of all pairs of different rows. None for fewer than two rows."""
     count = len(vectors)
     if count < 2:
         return None
@@ -114,15 +140,22 @@ def mean_distance(vectors: np.ndarray) -> float | None:
 
 
 def first_share(vectors: np.ndarray) -> float | None:
-    """The share of the variance of these vectors in their own first principal component; None where none varies."""
+    """Return the share of the variance that the first principal component has. None if the vectors do not vary."""
     if len(vectors) < 2 or not vectors.var(axis=0).any():
         return None
     return float(PCA(1, svd_solver="full").fit(vectors).explained_variance_ratio_[0])
 
 
 def distance_between_scenarios(prefixes: Prefixes, kind: str, among: np.ndarray | None = None) -> float | None:
-    """The mean distance of the vectors of two scenarios in one layer and place, over all pairs of scenarios, layers and
-    places; None where scenarios share them. among: which vectors count, all if not given."""
+    """Return the mean distance of the vectors of two scenarios in one layer and place.
+
+    The mean is over all pairs of scenarios, layers and places. None if the scenarios share their vectors.
+
+    Args:
+        prefixes: The prefixes of a run.
+        kind: "keys" or "values".
+        among: Mask of the vectors that count, (vectors,). All if not given.
+    """
     counts = prefixes.scenario >= 0 if among is None else among & (prefixes.scenario >= 0)
     found = []
     for layer in np.unique(prefixes.layer[counts]):
@@ -150,13 +183,13 @@ _FORMATS = {
 }
 _NOTES = (
     "mean distance: Euclidean, of all pairs of vectors. between scenarios: of vectors of two scenarios in one layer "
-    "and place; empty where scenarios share them. mean norm: what distances are to be compared with.",
-    "first component, %: share of these vectors' variance in the first principal component of their own.",
+    "and place; empty if scenarios share the vectors. mean norm: the scale to compare distances with.",
+    "first component, %: share of the variance of the vectors in their own first principal component.",
 )
 
 
 def spread_tables(prefixes: Sequence[Prefixes], attention: str) -> tuple[Table, Table]:
-    """A row a run and kind; and the same of each layer and of each scenario by itself."""
+    """Return a table with one row per run and kind, and a table of each layer and each scenario by itself."""
     every, parts = [], []
     for one in prefixes:
         for kind in KINDS:

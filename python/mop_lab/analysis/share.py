@@ -1,4 +1,4 @@
-"""What finished systems say about size: scores against trained parameters, and against the size of the backbone."""
+"""Compare the scores of finished systems with their trained parameters, and with the size of the backbone."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from statistics import mean, stdev
 from textwrap import fill
 from typing import NamedTuple
 
-import mop_t5
-from mop_t5.evaluation import AVERAGE, SCORES, Table, read_scores
-from mop_t5.operations.run_folder import load_run, read_settings
+from mop_t5.evaluation import AVERAGE, Table
+from mop_t5.operations.attach import count_parameters, is_attached
+from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.figures import look, save_figure
 from mop_t5.plots.point_labels import label_points
 
-from mop_lab.finished_runs import FinishedSystem, finished_systems
+from mop_lab.finished_runs import FinishedSystem, finished_systems, suite_baselines
 
 
 class Measured(NamedTuple):
-    """A finished system. folder: that it was found in. trained, backbone: parameters. scores: the averages of its
-    seeds, times 100."""
+    """A finished system.
+
+    Attributes:
+        folder: The given folder in which the system was found.
+        system: The label of the system.
+        trained: Trained parameters.
+        backbone: Parameters of the backbone.
+        scores: The average of each seed, times 100.
+    """
 
     folder: str
     system: str
@@ -28,10 +35,28 @@ class Measured(NamedTuple):
     backbone: int
     scores: list[float]
 
+    @property
+    def share(self) -> float:
+        """Return the trained parameters in % of the backbone's."""
+        return 100 * self.trained / self.backbone
+
+    @property
+    def deviation(self) -> float | None:
+        """Return the deviation (n - 1) of the scores over seeds. None for a single seed."""
+        return stdev(self.scores) if len(self.scores) > 1 else None
+
 
 def measured(folder: str | Path, split: str = "test") -> list[Measured]:
-    """The systems in a folder, such as the output of a suite, fewest trained parameters first. Raises what
-    finished_systems does."""
+    """Return the systems in a folder, fewest trained parameters first.
+
+    Args:
+        folder: A folder with evaluated runs, such as the output of a suite.
+        split: The split that was scored.
+
+    Raises:
+        FileNotFoundError: The folder does not exist, or has no evaluation of the split.
+        ValueError: A run is damaged.
+    """
     found = [
         Measured(str(folder), one.label, *_sizes(one), [100 * seed[AVERAGE].mean for seed in one.scores().values()])
         for one in finished_systems([folder], split)
@@ -40,27 +65,32 @@ def measured(folder: str | Path, split: str = "test") -> list[Measured]:
 
 
 def _sizes(system: FinishedSystem) -> tuple[int, int]:
-    """Trained parameters and those of the backbone; counted here where no suite has."""
-    if system.trained is not None:
+    """Return trained parameters and parameters of the backbone. Load a run to count them if no suite has."""
+    if system.trained is not None and system.backbone is not None:
         return system.trained, system.backbone
-    model, _, _ = load_run(next(iter(system.seeds.values()))[0].folder)
-    count = mop_t5.count_parameters(model)
-    return (count.trained if mop_t5.is_attached(model) else count.backbone), count.backbone
+    model, _, _ = load_run(system.runs[0].folder)
+    count = count_parameters(model)
+    return (count.trained if is_attached(model) else count.backbone), count.backbone
 
 
-def floors_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, float]:
-    """Floor -> its average times 100, as suites have scored them on this split. Raises ValueError where two say
-    different things."""
+def baselines_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, float]:
+    """Return baseline -> average, times 100, as suites have scored the baselines.
+
+    Args:
+        folders: Output folders of suites. Others have no baselines.
+        split: The split that was scored.
+
+    Raises:
+        ValueError: Two suites have different scores of one baseline.
+    """
     found: dict[str, float] = {}
     for folder in folders:
-        place = Path(folder) / "floors"
-        scored = (place / SCORES).is_file() and read_settings(place).get("split") == split
-        for name, scores in (read_scores(place) if scored else {}).items():
+        for name, scores in suite_baselines(folder, split).items():
             score = 100 * scores[AVERAGE].mean
             if found.setdefault(name, score) != score:
                 raise ValueError(
-                    f"{place} has another score of {name!r} than an earlier suite. Give suites that were scored on the "
-                    "same rows."
+                    f"{folder} has another score of the baseline {name!r} than an earlier suite. Give suites that were "
+                    "scored on the same rows."
                 )
     return found
 
@@ -68,42 +98,49 @@ def floors_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, f
 def scale_table(
     title: str,
     systems: Sequence[Measured],
-    floors: Mapping[str, float] | None = None,
+    baselines: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
 ) -> Table:
-    """Return a table with one row per folder and system, and below them the floors.
+    """Return a table with one row per folder and system, and below them one row per baseline.
 
-    remarks: Notes to stand before the table's own. Raises ValueError where there is no system.
+    Args:
+        title: The title of the table.
+        systems: The systems.
+        baselines: baseline -> score.
+        remarks: Notes before the notes of the table.
+
+    Raises:
+        ValueError: There is no system.
     """
     if not systems:
         raise ValueError("no folders are given. Name at least one with runs that were evaluated.")
-    rows: list[list[object]] = []
-    for one in sorted(systems, key=lambda one: (one.backbone, one.folder, one.trained)):
-        deviation = stdev(one.scores) if len(one.scores) > 1 else None
-        share = 100 * one.trained / one.backbone
-        seeds = len(one.scores)
-        rows.append([one.folder, one.system, one.backbone, one.trained, share, seeds, mean(one.scores), deviation])
-    rows += [["", name, *[None] * 4, score, None] for name, score in (floors or {}).items()]
+    rows: list[list[object]] = [
+        [s.folder, s.system, s.backbone, s.trained, s.share, len(s.scores), mean(s.scores), s.deviation]
+        for s in sorted(systems, key=lambda one: (one.backbone, one.folder, one.trained))
+    ]
+    rows += [["", name, *[None] * 4, score, None] for name, score in (baselines or {}).items()]
     formats = {"backbone": ",d", "trained": ",d", "trained, %": ".4f", "score": ".2f", "deviation (n - 1)": ".2f"}
     columns = ["folder", "system", "backbone", "trained", "trained, %", "seeds", "score", "deviation (n - 1)"]
     notes = [
         *remarks,
-        "trained, %: of the parameters of the backbone; of a system that is trained once a scenario those of all its "
-        "models.",
+        "trained, %: of the parameters of the backbone. For a system that is trained once per scenario, the parameters "
+        "of all its models count.",
         "score: mean of a task's metrics x 100, average over tasks, mean over seeds.",
     ]
-    if floors:
-        notes.append("Rows without parameters are floors: what no model made.")
+    if baselines:
+        notes.append("Rows without parameters are baselines, computed without a model.")
     return Table(title, columns, rows, formats, notes, labels=2)
 
 
 def against_trained(systems: Sequence[Measured]) -> dict[str, list[tuple[float, float]]]:
-    """System -> (trained parameters, score), of one folder."""
+    """Return system -> (trained parameters, score), for systems of one folder."""
     return {one.system: [(one.trained, mean(one.scores))] for one in systems if one.trained}
 
 
-def against_backbone(systems: Sequence[Measured]) -> tuple[dict, dict]:
-    """System -> (parameters of the backbone, score), and system -> (parameters of the backbone, trained ones)."""
+def against_backbone(
+    systems: Sequence[Measured],
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[tuple[float, float]]]]:
+    """Return system -> (parameters of the backbone, score), and system -> (the same, trained parameters)."""
     scores: dict[str, list[tuple[float, float]]] = {}
     trained: dict[str, list[tuple[float, float]]] = {}
     for one in systems:
@@ -113,10 +150,20 @@ def against_backbone(systems: Sequence[Measured]) -> tuple[dict, dict]:
     return scores, trained
 
 
-def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[str, float], title: str) -> list[Path]:
-    """Write PATH.png and PATH.svg and return both: scores against the trained share, a labelled point a system, with
-    the deviation over seeds. What trains nothing, which a logarithmic axis cannot show, is a line, as the floors are;
-    one far from all systems stands in the legend alone.
+def plot_share(path: str | Path, systems: Sequence[Measured], baselines: Mapping[str, float], title: str) -> list[Path]:
+    """Plot scores against the trained share: one labelled point per system, with the deviation over seeds.
+
+    A logarithmic axis cannot show a system that trains nothing. Such a system is a horizontal line, as the baselines
+    are. A line far from all points stands in the legend only.
+
+    Args:
+        path: The path of the files without a suffix.
+        systems: The systems.
+        baselines: baseline -> score.
+        title: The title of the plot.
+
+    Returns:
+        PATH.png and PATH.svg.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
@@ -125,16 +172,13 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
     folders = {s.folder: Path(s.folder).name for s in systems}
     if len(set(folders.values())) < len(folders):
         folders = {folder: folder for folder in folders}  # a/tables and b/tables
-    names = [f"{s.system} ({folders[s.folder]})" if several[s.system] > 1 else s.system for s in systems]
-    lines = {name: mean(s.scores) for name, s in zip(names, systems) if not s.trained} | dict(floors)
-    shown = [(name, s) for name, s in zip(names, systems) if s.trained]
+    named = [(f"{s.system} ({folders[s.folder]})" if several[s.system] > 1 else s.system, s) for s in systems]
+    lines = {name: mean(s.scores) for name, s in named if not s.trained} | dict(baselines)
+    shown = {name: (s.share, mean(s.scores), s.deviation or 0) for name, s in named if s.trained}
+    points = list(shown.values())
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
-    points = [
-        (100 * one.trained / one.backbone, mean(one.scores), stdev(one.scores) if len(one.scores) > 1 else 0)
-        for _, one in shown
-    ]
     for number, (x, y, bar) in enumerate(points):
         axes.errorbar(x, y, bar or None, **look(number), linestyle="", capsize=3, markersize=7, zorder=3)
     low, high = min((y - bar for _, y, bar in points), default=0), max((y + bar for _, y, bar in points), default=100)
@@ -143,7 +187,7 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
         label = f"{name}, {score:.1f}"
         if score in near:
             axes.axhline(score, color="0.45", linestyle=style, linewidth=1.2, label=label, zorder=1)
-        else:  # it would press the points into a corner
+        else:  # a far line would press the points into a corner
             axes.plot([], linestyle="", label=f"{label} (below or above the picture)")
     axes.set_title(title, fontsize=11)
     axes.set(
@@ -157,5 +201,5 @@ def plot_share(path: str | Path, systems: Sequence[Measured], floors: Mapping[st
     axes.xaxis.set_minor_formatter("")
     if lines:
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    label_points(axes, points, [fill(name, 36) for name, _ in shown], near)
-    return save_figure(figure, path, [*names, *lines, title])
+    label_points(axes, points, [fill(name, 36) for name in shown], near)
+    return save_figure(figure, path, [*(name for name, _ in named), *lines, title])

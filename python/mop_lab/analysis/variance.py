@@ -1,4 +1,4 @@
-"""How much scores vary over seeds (MOP, Fig. 5): the variance of each metric on each scenario, and their mean."""
+"""Measure how much scores vary over seeds: the variance of each metric on each scenario (MOP paper, Fig. 5)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,42 @@ _ESTIMATORS: dict[str, Callable[[list[float]], float]] = {"n - 1": variance, "n"
 
 
 class Varied(NamedTuple):
-    """A system with several seeds. seeds: one result a seed, scenario -> scores, the average last."""
+    """A system with several seeds.
+
+    Attributes:
+        label: The label of the system.
+        seeds: Per seed scenario -> scores, with the average last.
+    """
 
     label: str
     seeds: Repetitions
 
     def by_scenario(self, estimator: str) -> dict[str, TaskScores]:
-        """Scenario -> variance of each metric x 100 over the seeds, over 100 (as tables show scores times 100); last
-        the mean over scenarios."""
+        """Return scenario -> variance over the seeds of each metric x 100, with the mean over scenarios last.
+
+        The variances are divided by 100, because tables show scores times 100.
+
+        Args:
+            estimator: "n - 1" or "n".
+        """
         alone = [{name: scores for name, scores in one.items() if name != AVERAGE} for one in self.seeds]
         return with_average(over_seeds(alone, lambda numbers: 100 * _ESTIMATORS[estimator](numbers)))
 
     def mean(self, estimator: str) -> float:
-        """The mean over scenarios and metrics of the variance of F1 x 100: what Fig. 5 shows."""
+        """Return the mean over scenarios and metrics of the variance of F1 x 100, as Fig. 5 shows it."""
         return 100 * self.by_scenario(estimator)[AVERAGE].mean
 
     def averages(self) -> list[float]:
-        """The seeds' average over scenarios and metrics, times 100."""
+        """Return per seed the average over scenarios and metrics, times 100."""
         return [100 * one[AVERAGE].mean for one in self.seeds]
 
 
 def varied(systems: Sequence[FinishedSystem]) -> tuple[list[Varied], list[str]]:
-    """The systems with several seeds, and the labels of the others. Raises ValueError where none has two seeds, and
-    for a system whose seeds were not scored on the same scenarios."""
+    """Return the systems with several seeds, and the labels of the other systems.
+
+    Raises:
+        ValueError: No system has two seeds, or the seeds of a system were not scored on the same scenarios.
+    """
     found = [Varied(one.label, list(one.scores().values())) for one in systems]
     several = [one for one in found if len(one.seeds) > 1]
     if not several:
@@ -57,8 +70,14 @@ def varied(systems: Sequence[FinishedSystem]) -> tuple[list[Varied], list[str]]:
 def variance_table(
     title: str, systems: Sequence[Varied], left_out: Sequence[str], remarks: Sequence[str] = ()
 ) -> Table:
-    """Return a table with one row per system and estimator: the variance on each scenario, its mean over them, and over
-    metrics too. remarks: Notes to stand before the table's own."""
+    """Return a table with one row per system and estimator: the variance on each scenario, and its means.
+
+    Args:
+        title: The title of the table.
+        systems: The systems with several seeds.
+        left_out: Labels of the systems with one seed.
+        remarks: Notes before the notes of the table.
+    """
     scenarios = list(dict.fromkeys(name for one in systems for name in one.seeds[0] if name != AVERAGE))
     rows = []
     for one in systems:
@@ -69,11 +88,11 @@ def variance_table(
     notes = [
         *remarks,
         "Variance of F1 x 100 over the seeds, in points squared, of each metric on each scenario by itself. average: "
-        "mean over scenarios. all: mean over scenarios and metrics, which is Fig. 5 of the MOP paper.",
-        "(n - 1) estimates the variance of seeds that were not tried; (n) is that of those tried, (n - 1) / n of it. "
-        "The paper does not say which it has.",
-        "Variances of few seeds are themselves uncertain: with three seeds each, that of one system's score can be 39 "
-        "times that of another by chance (F test, 5 %, two-sided).",
+        "mean over scenarios. all: mean over scenarios and metrics, as in Fig. 5 of the MOP paper.",
+        "(n - 1) estimates the variance of seeds that were not tried. (n) is the variance of the seeds that were "
+        "tried, (n - 1) / n of the estimate. The paper does not say which of the two it shows.",
+        "Variances of few seeds are themselves uncertain: with three seeds each, the variance of one system can be 39 "
+        "times the variance of another by chance (F test, 5 %, two-sided).",
     ]
     if left_out:
         notes.append(f"Left out, with one seed: {'; '.join(left_out)}.")
@@ -82,8 +101,16 @@ def variance_table(
 
 
 def plot_variance(path: str | Path, systems: Sequence[Varied], title: str) -> list[Path]:
-    """Write PATH.png and PATH.svg and return both: bars of the variance by both estimators, and beside them the average
-    score of each seed."""
+    """Plot the variance by both estimators as bars, and beside the bars the average score of each seed.
+
+    Args:
+        path: The path of the files without a suffix.
+        systems: The systems with several seeds.
+        title: The title of the plot.
+
+    Returns:
+        PATH.png and PATH.svg.
+    """
     from matplotlib.figure import Figure
 
     longest = max(len(one.label) for one in systems)
@@ -105,7 +132,7 @@ def plot_variance(path: str | Path, systems: Sequence[Varied], title: str) -> li
     bars.set_ylim(len(systems) - 0.4, -0.6)  # the first on top
     bars.margins(x=0.12)
     bars.set_xlabel("mean over scenarios and metrics of the variance\nof F1 x 100 over seeds (points squared)")
-    points.set_xlabel("average score x 100: a dot a seed, | their mean")
+    points.set_xlabel("average score x 100: one dot per seed, | their mean")
     for axes in (bars, points):
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)

@@ -16,7 +16,7 @@ from mop_lab.analysis.comparability import not_comparable
 from mop_lab.analysis.prefix_lengths import Lengths, LengthSweep
 from mop_lab.analysis.prefix_plot import plot_prefixes
 from mop_lab.analysis.prefixes import KINDS, read_prefixes, spread_tables
-from mop_lab.analysis.share import floors_in, measured, plot_share, scale_table
+from mop_lab.analysis.share import baselines_in, measured, plot_share, scale_table
 from mop_lab.analysis.variance import plot_variance, variance_table, varied
 from mop_lab.commands.table import Shared
 from mop_lab.finished_runs import finished_systems
@@ -74,7 +74,7 @@ def analyse_variance(runs: Words, output: str, split: str = "test") -> None:
 def analyse_share(runs: Words, output: str, split: str = "test") -> None:
     """Set the scores of finished systems against how large a share of the backbone they train.
 
-    Writes OUTPUT/share.md, .csv, .png and .svg, with the floors that suites have scored.
+    Writes OUTPUT/share.md, .csv, .png and .svg, with the baselines that suites have scored.
 
       mop-t5 analyse share runs/tables --output analyses
 
@@ -84,11 +84,11 @@ def analyse_share(runs: Words, output: str, split: str = "test") -> None:
         split: the split that was scored, "test" or "valid".
     """
     check_writable(output)
-    systems, floors = [one for folder in runs for one in measured(folder, split)], floors_in(runs, split)
+    systems, baselines = [one for folder in runs for one in measured(folder, split)], baselines_in(runs, split)
     title = f"Score against the share of parameters that is trained, {split} split"
     remarks = not_comparable(finished_systems(runs, split))
-    present([scale_table(title, systems, floors, remarks)], "share", output)
-    say_written(plot_share(Path(output) / "share", systems, floors, title))
+    present([scale_table(title, systems, baselines, remarks)], "share", output)
+    say_written(plot_share(Path(output) / "share", systems, baselines, title))
 
 
 def analyse_lengths(

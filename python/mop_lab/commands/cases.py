@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 
 from mop_t5.cli import Words
 from mop_t5.data import read_split
@@ -12,7 +11,8 @@ from mop_t5.files import check_writable
 from rich.console import Console
 
 from mop_lab.analysis.cases import case_of, most_different, to_markdown, to_row, to_text
-from mop_lab.analysis.value_table import same_rows, training_corpus, value_table
+from mop_lab.analysis.comparability import common_rows
+from mop_lab.analysis.value_table import training_corpus, value_table
 from mop_lab.finished_runs import finished_systems
 
 
@@ -68,11 +68,9 @@ def analyse_cases(
     check_writable(output)
     values = Values(read_split(corpus or training_corpus(systems), "train"))
     shown = [(system, seed if seed in system.seeds else next(iter(system.seeds))) for system in systems]
-    predictions = [(f"{system.label}, seed {own}", system.predictions(own)) for system, own in shown]
-    rows = list(zip(same_rows(predictions), *([text for _, text in mine] for _, mine in predictions)))
-    if ids:
-        rows = _of_ids(rows, ids)
-    cases = [case_of(row, list(zip([(s.label, own) for s, own in shown], texts)), values) for row, *texts in rows]
+    rows, texts = common_rows(shown)
+    chosen = _of_ids([row.id for row in rows], ids) if ids else range(len(rows))
+    cases = [case_of(rows[i], {said: given[i] for said, given in texts.items()}, values) for i in chosen]
     if not ids:
         cases = most_different(cases, count)
     Console().print(to_text(cases), soft_wrap=True)
@@ -80,21 +78,23 @@ def analyse_cases(
     write_texts(output, {"cases.md": to_markdown(cases), "cases.jsonl": "".join(lines)})
 
 
-def _of_ids(rows: list[tuple], ids: list[str]) -> list[tuple]:
-    """Return the rows of these ids, in their order. A row is an example and texts.
+def _of_ids(known: list[str | None], ids: list[str]) -> list[int]:
+    """Return the places of rows.
+
+    Args:
+        known: The id of each row.
+        ids: The ids of the rows that are wanted, in the order of the result.
 
     Raises:
-        ValueError: no row has one of the ids, or several rows have it.
+        ValueError: No row has one of the ids, or several rows have it.
     """
-    by_id = {row[0].id: row for row in rows}
-    counts = Counter(row[0].id for row in rows)
-    several = [one for one in ids if counts[one] > 1]
+    several = [one for one in ids if known.count(one) > 1]
     if several:
         raise ValueError(f"ids names {', '.join(several)}, which several rows have. Give the rows ids of their own.")
-    missing = [one for one in ids if one not in by_id]
+    missing = [one for one in ids if one not in known]
     if missing:
         raise ValueError(
-            f"ids names {', '.join(missing)}, which no evaluated row has. There are {len(by_id)} ids, such as "
-            f"{', '.join(list(by_id)[:3])}."
+            f"ids names {', '.join(missing)}, which no evaluated row has. There are {len(set(known))} ids, such as "
+            f"{', '.join(map(str, known[:3]))}."
         )
-    return [by_id[one] for one in ids]
+    return [known.index(one) for one in ids]

@@ -1,32 +1,32 @@
-"""What runs were made with: the settings that all have in common, and those in which systems differ."""
+"""Collect the settings of runs: the settings that all runs share, and the settings in which systems differ."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mop_lab.finished_runs import FinishedRun, FinishedSystem
 
 _SCORING = "evaluation."
-_OF_ONE_RUN = {"seed", "seeds", "scenarios", f"{_SCORING}run"}  # the page says them elsewhere
+_OF_ONE_RUN = {"seed", "seeds", "scenarios", f"{_SCORING}run"}  # other parts of the page show them
 
 
 class Configurations(NamedTuple):
-    """shared: setting -> value, of all runs. own: system -> setting -> its values, those of its runs that differ."""
+    """The settings of finished systems.
+
+    Attributes:
+        shared: setting -> the value that all runs have.
+        own: system -> setting -> the different values of its runs.
+    """
 
     shared: Mapping[str, str]
     own: Mapping[str, Mapping[str, Sequence[str]]]
 
-    @property
-    def scored_alike(self) -> bool:
-        """Whether all were scored on the same split in the same way."""
-        return not any(name.startswith(_SCORING) for settings in self.own.values() for name in settings)
-
 
 def configurations(systems: Sequence[FinishedSystem]) -> Configurations:
-    """Raises ValueError for a damaged run.json."""
-    of_runs = {s.label: [_settings(run) for runs in s.seeds.values() for run in runs] for s in systems}
+    """Return the settings of systems, as text. Raise ValueError for a damaged run.json."""
+    of_runs = {s.label: [_settings(run) for run in s.runs] for s in systems}
     every = [settings for runs in of_runs.values() for settings in runs]
     names = dict.fromkeys(name for settings in every for name in settings)
     shared = {n: every[0][n] for n in names if all(n in s and s[n] == every[0].get(n) for s in every)}
@@ -38,19 +38,17 @@ def configurations(systems: Sequence[FinishedSystem]) -> Configurations:
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:
-    """Setting -> its value as it is shown; a setting within another has the names of both, with a point between."""
-    found: dict[str, str] = {}
+    settings = {**dict(_flat(run.settings, "")), **dict(_flat(run.scoring, _SCORING))}
+    return {name: value for name, value in settings.items() if name not in _OF_ONE_RUN}
 
-    def add(settings: Mapping[str, Any], prefix: str) -> None:
-        for name, value in settings.items():
-            if isinstance(value, dict) and value:
-                add(value, f"{prefix}{name}.")
-            elif prefix + name not in _OF_ONE_RUN:
-                found[prefix + name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    add(run.settings, "")
-    add(run.scoring, _SCORING)
-    return found
+def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield each setting and its value as text. A setting within another has both names, joined by a point."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _values(runs: Sequence[Mapping[str, str]], name: str) -> list[str]:

@@ -1,78 +1,118 @@
-"""What lies in folders of runs: systems that are finished, tables and plots beside them, and what is not shown."""
+"""Find the content of folders: finished systems, the tables and plots beside them, and all that the page leaves out."""
 
 from __future__ import annotations
 
+import html
 import os
 import re
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.evaluation import AVERAGE, SCORES, Table, TaskScores, read_scores, with_average
+from mop_t5.evaluation import AVERAGE, SCORES, Table, TaskScores, with_average
 from mop_t5.operations.run_folder import SETTINGS, read_history, read_settings
 
-from mop_lab.finished_runs import FinishedRun, FinishedSystem, finished_systems
+from mop_lab.finished_runs import FinishedRun, FinishedSystem, finished_systems, scored_folders, suite_baselines
 
+NUMBER = re.compile(r"[-+−]?[\d.,]+( ?[±/] ?[-+−]?[\d.,]+)*( ?%)?|-|nan")  # a cell with a number
 _BAR = re.compile(r"(?<!\\)\|")  # ends a cell
-_EARLIER = re.compile(r"(.+)\.\d+")  # how write_beside calls what it keeps
+_EARLIER = re.compile(r"(.+)\.\d+")  # the names that write_beside gives to earlier files
+_LONGEST_ALT = 20  # texts of a plot that its description repeats
 _NOT_RESULTS = ("adapter", "backbone", "checkpoints")
 
 
 class LeftOut(NamedTuple):
-    """Something in the folders that the page does not show, and why."""
+    """Something in the folders that the page does not show.
+
+    Attributes:
+        what: Its name.
+        why: The reason.
+    """
 
     what: str
     why: str
 
 
 class Plot(NamedTuple):
-    """name: where it lies, without the suffix. media_type: such as "image/svg+xml"."""
+    """An image of the page.
+
+    Attributes:
+        name: The path of the file without the suffix. It is the heading of the plot.
+        media_type: The type of the image, such as "image/svg+xml".
+        content: The bytes of the image.
+    """
 
     name: str
     media_type: str
     content: bytes
 
+    @property
+    def source(self) -> str:
+        """Return the image as a data URI."""
+        return f"data:{self.media_type};base64,{b64encode(self.content).decode()}"
+
+    @property
+    def alt(self) -> str:
+        """Return a description: the name, and the texts of an SVG that are no numbers."""
+        words: list[str] = []
+        if self.media_type == "image/svg+xml":
+            texts = re.findall(r"<text[^>]*>([^<]+)</text>", self.content.decode("utf-8", "replace"))
+            words += dict.fromkeys(html.unescape(text).strip() for text in texts if not NUMBER.fullmatch(text.strip()))
+        return f"Plot {self.name}" + (f": {', '.join(words[:_LONGEST_ALT])}" if words else "")
+
 
 @dataclass(frozen=True)
 class Found:
-    """tables: by the name of their file. floors: name -> scenario -> scores."""
+    """The content of folders.
+
+    Args:
+        systems: The finished systems.
+        baselines: baseline -> scenario -> scores.
+        tables: name of a Markdown file -> its tables.
+        plots: The plots.
+        left_out: Everything that the page does not show.
+    """
 
     systems: Sequence[FinishedSystem]
-    floors: Mapping[str, Mapping[str, TaskScores]]
+    baselines: Mapping[str, Mapping[str, TaskScores]]
     tables: Mapping[str, Sequence[Table]]
     plots: Sequence[Plot]
     left_out: Sequence[LeftOut]
 
 
 def find(folders: Sequence[str | Path], split: str) -> Found:
-    """What is in these folders. One of them may hold tables and plots only.
+    """Return the content of folders. A folder may also hold tables and plots only.
 
-    Raises FileNotFoundError for a folder that does not exist or holds nothing of this, ValueError for a damaged run.
+    Args:
+        folders: The folders. At least one must hold evaluated runs.
+        split: The split that was scored.
+
+    Raises:
+        FileNotFoundError: A folder does not exist or holds nothing to show.
+        ValueError: No folder is given, or a run is damaged.
     """
     places = list(dict.fromkeys(map(Path, folders)))
-    with_runs = [place for place in places if any(place.rglob(f"evaluation-{split}/{SCORES}"))]
-    if not with_runs:
-        finished_systems(places, split)  # raises what is missing
+    with_runs = [place for place in places if scored_folders(place, split)]
     left_out: list[LeftOut] = []
-    systems = [_complete(system, left_out) for system in finished_systems(with_runs, split)]
+    systems = [_complete(system, left_out) for system in finished_systems(with_runs or places, split)]
     tables: dict[str, list[Table]] = {}
     plots: dict[str, Plot] = {}
-    names, seen = _names(places), set()
+    prefixes = _prefixes(places)
+    seen: set[Path] = set()
     for place in places:
-        if not place.is_dir():
-            raise FileNotFoundError(f"{place} is no folder. Give one with runs, tables or plots.")
         files = list(_beside_runs(place))
         if place not in with_runs and not files:
             raise FileNotFoundError(
                 f"{place} holds no run that was evaluated on the {split} split, no table and no plot. Leave it out."
             )
         for path in files:
-            if path.resolve() in seen:  # of two folders one may hold the other
+            if path.resolve() in seen:  # one folder may lie in another
                 continue
             seen.add(path.resolve())
-            name = names[place] + path.with_suffix("").relative_to(place).as_posix()
+            name = prefixes[place] + path.with_suffix("").relative_to(place).as_posix()
             if path.suffix == ".svg":
                 plots[name] = Plot(name, "image/svg+xml", path.read_bytes())
             elif path.suffix == ".png":
@@ -80,13 +120,19 @@ def find(folders: Sequence[str | Path], split: str) -> Found:
             else:
                 tables |= _tables(path, name, left_out)
     left_out += dict.fromkeys(one for place in places for one in _unfinished(place, split))
-    return Found(systems, _floors(systems, places, split), tables, list(plots.values()), left_out)
+    return Found(systems, _baselines(systems, places, split), tables, list(plots.values()), left_out)
 
 
 def tables_of(markdown: str) -> list[Table]:
-    """The tables that `to_markdown` wrote, their cells as texts; none of a document, which begins with #. Other
-    paragraphs are passed over. Raises ValueError for a row with more or fewer cells than its header."""
-    tables, before = [], ""
+    """Return the tables that `to_markdown` wrote, with their cells as texts.
+
+    A document, which begins with #, has no such tables. Other paragraphs are passed over.
+
+    Raises:
+        ValueError: A row has more or fewer cells than its header.
+    """
+    tables: list[Table] = []
+    before = ""
     if markdown.startswith("#"):
         return tables
     for block in re.split(r"\n\s*\n", markdown.strip()):
@@ -107,14 +153,14 @@ def _cells(line: str) -> list[str]:
 def _tables(path: Path, name: str, left_out: list[LeftOut]) -> dict[str, list[Table]]:
     try:
         tables = tables_of(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # another's file, or one that is no text
+    except ValueError as error:  # another program's table, or no text
         left_out.append(LeftOut(f"{name}{path.suffix}", f"its tables cannot be read ({error})"))
         return {}
     return {name: tables} if tables else {}
 
 
 def _complete(system: FinishedSystem, left_out: list[LeftOut]) -> FinishedSystem:
-    """The system without the seeds that lack the run of a scenario."""
+    """Return the system without the seeds that lack the run of a scenario."""
     scenarios = {seed: set(scores) for seed, scores in system.scores().items()}
     most = max(scenarios.values(), key=len)
     for seed in [seed for seed in scenarios if scenarios[seed] != most]:
@@ -123,15 +169,16 @@ def _complete(system: FinishedSystem, left_out: list[LeftOut]) -> FinishedSystem
     return replace(system, seeds={s: runs for s, runs in system.seeds.items() if scenarios[s] == most})
 
 
-def _floors(systems: Sequence[FinishedSystem], places: Sequence[Path], split: str) -> dict[str, dict[str, TaskScores]]:
-    """Those that were scored beside runs or for a suite. Equal ones are one; others of a name are numbered."""
-    found = [run.floors() for system in systems for runs in system.seeds.values() for run in runs]
-    for folder in sorted(path.parent for place in places for path in place.rglob(f"floors/{SCORES}")):
-        if read_settings(folder).get("split") == split:
-            found.append(read_scores(folder))
+def _baselines(
+    systems: Sequence[FinishedSystem], places: Sequence[Path], split: str
+) -> dict[str, dict[str, TaskScores]]:
+    """Return the baselines of runs and suites. Merge equal baselines, and number different ones that share a name."""
+    suites = sorted(path.parent.parent for place in places for path in place.rglob(f"floors/{SCORES}"))
+    found = [run.baselines() for system in systems for run in system.runs]
+    found += [suite_baselines(suite, split) for suite in suites]
     merged: dict[str, dict[str, TaskScores]] = {}
-    for floors in found:
-        for name, scores in floors.items():
+    for baselines in found:
+        for name, scores in baselines.items():
             scores = {scenario: one for scenario, one in scores.items() if scenario != AVERAGE}
             number = 1
             while any(merged.get(_numbered(name, number), {}).get(s, one) != one for s, one in scores.items()):
@@ -145,7 +192,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _beside_runs(place: Path) -> Iterator[Path]:
-    """Markdown files and plots in and under a folder, but for what is in runs and the earlier ones that were kept."""
+    """Yield the Markdown files and plots in and under a folder, without the content of runs and earlier versions."""
     for folder, inner, names in os.walk(place):
         here = Path(folder)
         if here != place and SETTINGS in names:  # a run or an evaluation
@@ -161,17 +208,18 @@ def _beside_runs(place: Path) -> Iterator[Path]:
 
 
 def _unfinished(place: Path, split: str) -> Iterator[LeftOut]:
-    """Runs without an evaluation of the split. Those with one of another split, such as the trials of a grid, are
-    counted by the folder in `place` that holds them."""
+    """Yield the runs without an evaluation of the split.
+
+    Runs with an evaluation of another split, such as the trials of a rate grid, are counted per folder in `place`.
+    """
     elsewhere: Counter[tuple[Path, str]] = Counter()
     for path in sorted(place.rglob(SETTINGS)):
         settings, run = read_settings(path.parent), FinishedRun(path.parent, split)
-        trains = "steps" in settings and not settings.get("seeds")  # elsewhere: an evaluation, or the folder of seeds
+        trains = "steps" in settings and not settings.get("seeds")  # otherwise an evaluation, or the folder of seeds
         if trains and not (run.evaluation / SCORES).is_file():
-            others = [path.parent.name for path in sorted(run.folder.glob(f"evaluation-*/{SCORES}"))]
+            others = ", ".join(scores.parent.name for scores in sorted(run.folder.glob(f"evaluation-*/{SCORES}")))
             if others:
-                inner = run.folder.relative_to(place).parts[:1]
-                elsewhere[place.joinpath(*inner), ", ".join(others)] += 1
+                elsewhere[place.joinpath(*run.folder.relative_to(place).parts[:1]), others] += 1
                 continue
             ended = read_history(run.folder)
             why = f"trained, not evaluated on the {split} split" if ended else "not trained to its end"
@@ -180,8 +228,8 @@ def _unfinished(place: Path, split: str) -> Iterator[LeftOut]:
         yield LeftOut(str(folder), f"{count} run{'' if count == 1 else 's'} with {others} only")
 
 
-def _names(places: Sequence[Path]) -> dict[Path, str]:
-    """What the names of files begin with on the page: the folder's, where there are several."""
-    last = [place.resolve().name for place in places]
+def _prefixes(places: Sequence[Path]) -> dict[Path, str]:
+    """Return what the names of files begin with on the page: the name of the folder, if there are several folders."""
+    names = [place.resolve().name for place in places]
     several = len(places) > 1
-    return {p: (f"{name if last.count(name) == 1 else p}/" if several else "") for p, name in zip(places, last)}
+    return {p: (f"{name if names.count(name) == 1 else p}/" if several else "") for p, name in zip(places, names)}

@@ -10,7 +10,7 @@
     return made;
   }
 
-  // Tables of scores: a click on a header sorts by it, highest numbers first; floors stay below.
+  // Tables of scores: a click on a header sorts by it, highest numbers first; baselines stay below.
 
   function sortable(table) {
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];

@@ -1,49 +1,54 @@
-"""The rows of the split with what every system says of them, as the page's script reads them."""
+"""Collect the rows of the split with the texts of every system, as the script of the page reads them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from mop_t5.data import Example, TaskMetrics, read_split
-from mop_t5.evaluation import Rouge, Scorer
+from mop_t5.data import Example, read_split
 from mop_t5.evaluation.values import Values
 
 from mop_lab.analysis.cases import marked
 from mop_lab.finished_runs import FinishedRun, FinishedSystem
 
-_Key = tuple[str, str, str, str, int]  # scenario, id, dialogue, summary, which of several like it
-_Part = str | tuple[str, str]  # of a text: without a mark, or with the mark behind it
+_Row = tuple[str, str | None, str, str, int]  # scenario, id, dialogue, summary, number among equal rows
+_Part = str | tuple[str, str]  # part of a text: without a mark, or with the mark behind it
 
 
 def predictions(systems: Sequence[FinishedSystem], values_of: Callable[[FinishedRun], Values | None]) -> dict[str, Any]:
-    """What the page holds as JSON.
+    """Return the content of the page's JSON.
 
-    systems: label and seeds of each. scenarios: their names. rows: for each scenario, id, dialogue, references, texts
-    (each different one once: its parts, its ROUGE times 100 where the row is scored by ROUGE, and the values it omits),
-    and said: for each system and seed the place of its text in texts, None where it has none. values_of: what finds the
-    values of the texts of a run, None where nothing does.
+    Args:
+        systems: The systems.
+        values_of: Returns what finds the values in texts of a run, or None if nothing does.
+
+    Returns:
+        "systems": label and seeds of each system. "scenarios": their names. "rows": per row its scenario, id, dialogue
+        and references, "texts" and "said". "texts" has each different text once: its parts, its ROUGE times 100 (None
+        if the task has other metrics) and the values it omits. "said" has, per system and seed, the place of the text
+        in "texts", or None without one.
     """
-    cards: dict[_Key, dict[str, Any]] = {}
-    places: dict[tuple[_Key, str, tuple[float, ...] | None], int] = {}
+    cards: dict[_Row, dict[str, Any]] = {}
+    places: dict[tuple[_Row, str, tuple[float, ...] | None], int] = {}
     for number, system in enumerate(systems):
-        for which, (seed, runs) in enumerate(system.seeds.items()):
-            scores, values = _scores(runs), values_of(runs[0])
-            seen: Counter = Counter()
-            for example, text in system.predictions(seed):
-                row = (example.scenario, example.id, example.dialogue, example.summary)
-                key = (*row, seen[row])
-                seen[row] += 1
-                if key not in cards:
-                    cards[key] = _card(example, values) | {"said": [[None] * len(s.seeds) for s in systems]}
-                texts, score = cards[key]["texts"], scores[example, text]
-                place = places.setdefault((key, text, score), len(texts))
-                if place == len(texts):
-                    texts.append(
-                        {"parts": _parts(example, text, values), "rouge": score} | _lost(example, text, values)
-                    )
-                cards[key]["said"][number][which] = place
+        for which, runs in enumerate(system.seeds.values()):
+            seen: Counter[tuple[str, str | None, str, str]] = Counter()
+            for run in runs:
+                values = values_of(run)
+                for example, text, score in _scored(run):
+                    row = (example.scenario, example.id, example.dialogue, example.summary)
+                    key = (*row, seen[row])
+                    seen[row] += 1
+                    if key not in cards:
+                        cards[key] = _card(example, values) | {"said": [[None] * len(s.seeds) for s in systems]}
+                    texts = cards[key]["texts"]
+                    place = places.setdefault((key, text, score), len(texts))
+                    if place == len(texts):
+                        texts.append(
+                            {"parts": _parts(example, text, values), "rouge": score} | _omitted(example, text, values)
+                        )
+                    cards[key]["said"][number][which] = place
     return {
         "systems": [{"label": system.label, "seeds": list(system.seeds)} for system in systems],
         "scenarios": sorted({key[0] for key in cards}),
@@ -52,23 +57,33 @@ def predictions(systems: Sequence[FinishedSystem], values_of: Callable[[Finished
 
 
 class KnownValues:
-    """Finds the values of runs by the training rows of their corpora.
+    """Finds the values of texts by the training rows of their corpora.
 
-    corpus: in place of those that the runs name. missing: the corpora that could not be read, and why.
+    Attributes:
+        missing: corpus -> why it could not be read.
     """
 
     def __init__(self, corpus: str | None = None):
+        """Start without any corpus read.
+
+        Args:
+            corpus: The corpus folder, in place of the folders that the runs name.
+        """
         self._corpus = corpus
         self._found: dict[str, Values | None] = {}
         self.missing: dict[str, str] = {}
 
     @property
     def marked(self) -> bool:
-        """Whether the values of some run have been found."""
+        """Return whether the values of some run have been found."""
         return any(self._found.values())
 
     def __call__(self, run: FinishedRun) -> Values | None:
-        """Raises what read_split raises where the corpus was given; a run's own may have gone since."""
+        """Return what finds the values in texts of a run. None if the corpus of the run cannot be read.
+
+        Raises:
+            FileNotFoundError, ValueError, TypeError: The corpus that was given cannot be read.
+        """
         corpus = self._corpus or str(run.settings.get("corpus"))
         if corpus not in self._found:
             try:
@@ -79,6 +94,14 @@ class KnownValues:
                 self._found[corpus] = None
                 self.missing[corpus] = str(error)
         return self._found[corpus]
+
+
+def _scored(run: FinishedRun) -> list[tuple[Example, str, tuple[float, ...] | None]]:
+    """Return each row with its text and its ROUGE times 100, as the evaluation counted it. None for other metrics."""
+    rows = run.predictions()
+    scores = run.scorer.by_rouge([example for example, _ in rows], [text for _, text in rows])
+    rounded = {i: tuple(round(100 * value, 2) for value in one) for i, one in scores.items()}
+    return [(example, text, rounded.get(i)) for i, (example, text) in enumerate(rows)]
 
 
 def _card(example: Example, values: Values | None) -> dict[str, Any]:
@@ -97,21 +120,6 @@ def _parts(example: Example, text: str, values: Values | None) -> list[_Part]:
     return [(part, mark) if mark else part for part, mark in marked(example, text, values)]
 
 
-def _lost(example: Example, text: str, values: Values | None) -> dict[str, list[str]]:
+def _omitted(example: Example, text: str, values: Values | None) -> dict[str, list[str]]:
     omitted = [] if values is None else [value.text for value in values.omitted(example, text)]
     return {"omitted": omitted} if omitted else {}
-
-
-def _scores(runs: Sequence[FinishedRun]) -> Mapping[tuple[Example, str], tuple[float, ...] | None]:
-    """ROUGE of each row and text as its evaluation counted it, times 100; None where its task has other metrics."""
-    found = {}
-    for run in runs:
-        how, rows = run.scoring, run.predictions()
-        tasks = {name: TaskMetrics(**task) for name, task in how.get("metrics", {}).items()}
-        scorer = Scorer(Rouge(how["implementation"], how["unit"], how["normalise"]), tasks)
-        scores = scorer.by_rouge([example for example, _ in rows], [text for _, text in rows])
-        found |= {
-            row: tuple(round(100 * value, 2) for value in scores[i]) if i in scores else None
-            for i, row in enumerate(rows)
-        }
-    return found
