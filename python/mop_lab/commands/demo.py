@@ -1,6 +1,7 @@
 """mop-t5 demo"""
 
-from mop_lab.demo.demo import DemoConfig, run_demo
+from mop_lab.demo.config import DemoConfig
+from mop_lab.demo.demo import run_demo
 
 
 def demo(config: DemoConfig) -> None:

@@ -1,1 +1,1 @@
-"""The demo: a backbone, a corpus and a tuned method in a few minutes on a CPU."""
+"""Show the library at work: a backbone, a corpus and tuned methods in a few minutes on a CPU."""

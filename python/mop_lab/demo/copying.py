@@ -1,5 +1,7 @@
-"""Rows that teach a small T5 to copy what a dialogue says. A backbone that starts from nothing and sees few pairs would
-rather learn their values by heart: a summary names a hotel, and the hotel is one of some hundred.
+"""Make rows that teach a small T5 to copy from a dialogue.
+
+A backbone that is trained from random weights on few pairs learns their values by heart instead: a summary names a
+hotel, and the corpus has only a hundred hotels.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ _SHORTEST, _LONGEST = 4, 45  # characters of a turn to repeat
 
 
 def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -> list[Example]:
-    """`copies` of each row, whose dialogue and summary have other values in place of those that both say: names are
-    those of other rows, numbers have other digits. A row without such a value stays as it is.
+    """Return copies of rows with other values in place of the values that dialogue and summary both say.
 
-    examples: training rows, from which `Values` learns what is a value. seed: of the draws.
+    Names are replaced by names of other rows, and the digits of numbers by other digits. A row without such a value
+    stays as it is.
+
+    Args:
+        examples: The training rows. `Values` learns from them what a value is.
+        copies: Copies of each row.
+        seed: The seed of the draws.
     """
     if not copies:
         return []
@@ -35,8 +42,14 @@ def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -
 
 
 def turns_to_repeat(examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """A row for each different turn of the dialogues, which is its own summary, in a random order; turns are cut to 45
-    characters, and those under 4 left out."""
+    """Return one row per different turn of the dialogues, in a random order. The turn is its own summary.
+
+    Turns are cut to 45 characters. Shorter turns than 4 characters are left out.
+
+    Args:
+        examples: The rows with the dialogues.
+        seed: The seed of the order.
+    """
     turns = {turn[:_LONGEST].strip(): e for e in examples for turn in e.dialogue.splitlines()}
     rows = [replace(e, dialogue=turn, summary=turn) for turn, e in turns.items() if len(turn) >= _SHORTEST]
     random.Random(seed).shuffle(rows)
