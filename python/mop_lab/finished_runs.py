@@ -5,7 +5,6 @@ The runs may come from `mop-t5 train` and `evaluate`, from a table or from a sui
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from mop_t5.data import Example, TaskMetrics
 from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
 from mop_t5.evaluation.predictions import PREDICTIONS, read_predictions
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
+from mop_t5.files import read_json
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
 
@@ -231,14 +231,11 @@ def system_folder(run: Path) -> Path | None:
 
 def read_system(folder: Path) -> dict[str, Any]:
     """Return system.json of a folder. Raise ValueError if the file is damaged."""
-    path = folder / SYSTEM
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, dict) or not isinstance(known.get("label"), str):
-            raise ValueError("it names no label")
-        return known
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Take it away, and the suite writes it again.") from error
+    cure = "Remove it, and the suite writes it again."
+    known = read_json(folder / SYSTEM, cure)
+    if not isinstance(known.get("label"), str):
+        raise ValueError(f"{folder / SYSTEM} is damaged: it names no label. {cure}")
+    return known
 
 
 def suite_baselines(folder: str | Path, split: str) -> dict[str, dict[str, TaskScores]]:

@@ -11,7 +11,8 @@ from mop_t5.operations.run_folder import load_run, read_history
 
 def test_short_demo(tmp_path, capsys):
     output = tmp_path / "demo"
-    assert main(["demo", "--short", "--output", str(output)]) == 0
+    small = ["--batch_size", "8", "--layers", "1", "--max_target", "32"]
+    assert main(["demo", "--short", *small, "--output", str(output)]) == 0
     text = capsys.readouterr().out
     for part in ("too few steps for any number to mean something", f"Written to {output}", "The corpus is synthetic"):
         assert part in text
@@ -62,8 +63,8 @@ def test_a_corpus_of_ones_own(tmp_path, capsys):
     for split in ("train", "valid", "test"):
         write_examples(tmp_path / "corpus" / f"{split}.jsonl", corpus[split])
     command = ["demo", "--short", "--corpus", str(tmp_path / "corpus"), "--methods", "[prefix_tuning]"]
-    copying = ["--copying_steps", "3", "--copies", "1"]
-    assert main([*command, *copying, "--output", str(tmp_path / "out"), "--unit", "jieba"]) == 0
+    command += ["--copying_steps", "3", "--copies", "1", "--batch_size", "4", "--layers", "1", "--max_target", "16"]
+    assert main([*command, "--output", str(tmp_path / "out"), "--unit", "jieba"]) == 0
     text = capsys.readouterr().out
     turns = int(re.search(r"it repeats (\d+) turns", text)[1])
     assert turns > 100

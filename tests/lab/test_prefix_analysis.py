@@ -29,13 +29,16 @@ def attached(method, d_kv=8, **fields):
 
 @pytest.fixture(scope="module")
 def runs(place):
-    """Run folders of two seeds of mop, of prefix_tuning, of prompt_tuning and of all weights; the first in a suite."""
+    """Run folders: two seeds of mop, one of prefix_tuning in a suite, one of prompt_tuning, and all weights."""
     base = ["train", "--corpus", str(place / "corpus"), "--backbone", str(place / "backbone"), "--steps", "1"]
     base += ["--batch_size", "2", "--max_target", "4"]
-    own = {"mop": MOP, "prefix_tuning": {"prefix_length": 5, "d_mid": 8}, "prompt_tuning": {"prefix_length": 2}}
-    for method, fields in own.items():
-        more = ["--method", method, "--options", json.dumps(fields), "--seeds", "[0, 1]"]
-        assert main([*base, *more, "--output", str(place / method)]) == 0
+    for folder, method, fields in (
+        ("mop", "mop", {"options": MOP, "seeds": [0, 1]}),
+        ("prefix_tuning/seed-0", "prefix_tuning", {"options": {"prefix_length": 5, "d_mid": 8}}),
+        ("prompt", "prompt_tuning", {"options": {"prefix_length": 2}}),
+    ):
+        more = [word for name, value in fields.items() for word in (f"--{name}", json.dumps(value))]
+        assert main([*base, "--method", method, *more, "--output", str(place / folder)]) == 0
     assert main([*base, "--output", str(place / "full")]) == 0
     (place / "prefix_tuning" / "system.json").write_text('{"label": "prefix-tuning"}')
     return place
@@ -128,7 +131,7 @@ def test_tables_and_plots_of_several_runs(runs, tmp_path, capsys):
 
 def test_runs_without_prefixes(runs, tmp_path, capsys):
     for folder, more, message in (
-        ("prompt_tuning/seed-0", (), "'prompt_tuning', which generates no prefixes for decoder_self"),
+        ("prompt", (), "'prompt_tuning', which generates no prefixes for decoder_self"),
         ("full", (), "full trained all weights"),
         ("mop", (), "seed-0, seed-1"),
         ("mop/seed-0", ("--attention", "encoder"), "attention must be"),

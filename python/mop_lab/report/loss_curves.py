@@ -1,4 +1,4 @@
-"""The loss curves of runs, and the scores of their validations, as one SVG."""
+"""Plot the losses of runs, and the scores of their validations, as one SVG."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def loss_curves(systems: Sequence[FinishedSystem]) -> Plot | None:
         return None
     labels = [system.label for system in systems]
     with TemporaryDirectory() as folder, catch_warnings():
-        simplefilter("ignore")  # a font that the PNG lacks: only the SVG is used
+        simplefilter("ignore")  # the PNG may lack a font, but only the SVG is used
         _, svg = save_figure(curve_figure(panels, labels), Path(folder) / "loss-curves", labels)
         return Plot("loss curves", "image/svg+xml", svg.read_bytes())
 
 
 def _curves(system: FinishedSystem, keys: Sequence[str]) -> list[Curve]:
     """Return the points (step, value) of each run, for the first of these keys that a point has."""
-    histories = [read_history(run.folder) for runs in system.seeds.values() for run in runs]
-    values = [
-        [(point["step"], point[key]) for point in history for key in [key for key in keys if key in point][:1]]
-        for history in histories
+    curves = [
+        [
+            (point["step"], point[key])
+            for point in read_history(run.folder)
+            for key in [k for k in keys if k in point][:1]
+        ]
+        for run in system.runs
     ]
-    return [points for points in values if points]
+    return [points for points in curves if points]
