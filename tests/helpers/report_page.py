@@ -1,4 +1,4 @@
-"""What the tests of `mop-t5 report` share: a parser of its page with what holds of every page, and a finished suite."""
+"""A finished suite, and a parser of the page of `mop-t5 report` with what holds of every page."""
 
 import base64
 import hashlib
@@ -9,27 +9,36 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from mop_t5.cli.main import main
+from t5_fixtures import make_place
 
 SUITE = ["--systems", "[MTL-vanilla, prefix-tuning]", "--seeds", "[0, 1]", "--steps", "2", "--batch_size", "2"]
 SUITE += ["--max_target", "8", "--log_every", "1", "--options", '{"prefix_length": 2, "d_mid": 4}']
 VOID = {"meta", "img", "input", "link", "br"}
 
 
-def make_suite(place):
-    """A finished suite of two systems and two seeds."""
-    out = place / "suite"
-    base = ["--corpus", str(place / "corpus"), "--backbone", str(place / "backbone"), "--output", str(out)]
-    assert main(["table", "2", *base, *SUITE]) == 0
-    return out
+@pytest.fixture(scope="session")
+def suite_place(tmp_path_factory):
+    """A folder with a corpus, a backbone, and `suite`: a finished suite of two systems and two seeds."""
+    place = make_place(tmp_path_factory.mktemp("suites"))
+    base = ["--corpus", str(place / "corpus"), "--backbone", str(place / "backbone")]
+    assert main(["table", "2", *base, *SUITE, "--output", str(place / "suite")]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def suite_copy(suite_place, tmp_path_factory):
+    """A copy of the suite for one module."""
+    return copy_of(suite_place / "suite", tmp_path_factory.mktemp("suite"), "suite")
 
 
 def evaluations(suite, system):
     return [suite / "runs" / system / f"seed-{seed}" / "evaluation-test" for seed in (0, 1)]
 
 
-def copy_of(suite, folder):
-    return Path(shutil.copytree(suite, folder / "copy"))
+def copy_of(suite, folder, name="copy"):
+    return Path(shutil.copytree(suite, folder / name))
 
 
 def rewrite(path, change):

@@ -28,7 +28,11 @@ def frozen_modules():
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a corpus of three scenarios and a backbone."""
-    folder = tmp_path_factory.mktemp("experiments")
+    return make_place(tmp_path_factory.mktemp("experiments"))
+
+
+def make_place(folder):
+    """Write the corpus and the backbone of `place` to a folder, and return the folder."""
     corpus = synthetic_corpus(5, general=1, train=60, valid=20, test=15)
     names = ("taxi", "food", "ticket")
     corpus = {split: [row for row in rows if row.scenario in names] for split, rows in corpus.items()}

@@ -12,9 +12,6 @@ from mop_t5.data import Example, read_split
 from mop_t5.evaluation import BASELINES, Values, read_scores, value_recall
 from visits import NAMES, visit
 
-SUITE = ["--systems", "[MTL-vanilla, prefix-tuning]", "--seeds", "[0, 1]", "--steps", "1", "--batch_size", "2"]
-SUITE += ["--max_target", "4", "--options", '{"prefix_length": 2, "d_mid": 4}']
-
 
 @pytest.fixture(scope="module")
 def values():
@@ -92,12 +89,10 @@ def test_cases_are_chosen_by_how_much_they_differ(values):
 
 
 @pytest.fixture(scope="module")
-def suite(place):
+def suite(suite_place, suite_copy):
     """MTL-vanilla says the references with seed 0 and nothing with seed 1; prefix-tuning the random references."""
-    flags = ["--corpus", str(place / "corpus"), "--backbone", str(place / "backbone")]
-    assert main(["table", "2", *flags, *SUITE, "--output", str(place / "suite")]) == 0
-    random = dict(zip(*_said(place, BASELINES["random reference"])))
-    for path in (place / "suite").rglob("predictions.jsonl"):
+    random = dict(zip(*_said(suite_place, BASELINES["random reference"])))
+    for path in suite_copy.rglob("predictions.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         for row in rows:
             if "fine_tuning" in row["predictions"]:
@@ -105,11 +100,11 @@ def suite(place):
             else:
                 row["predictions"]["prefix_tuning"] = random[row["id"]]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return place / "suite"
+    return suite_copy
 
 
-def _said(place, make):
-    train, test = read_split(place / "corpus", "train"), read_split(place / "corpus", "test")
+def _said(suite_place, make):
+    train, test = read_split(suite_place / "corpus", "train"), read_split(suite_place / "corpus", "test")
     return [row.id for row in test], make(test, train)
 
 
@@ -124,7 +119,7 @@ def table(folder):
     return {row["system"]: row for row in csv_rows(folder / "values.csv")}
 
 
-def test_the_table_of_values(suite, place, tmp_path, capsys):
+def test_the_table_of_values(suite, suite_place, tmp_path, capsys):
     code, printed, _ = call(capsys, "values", suite, "--output", tmp_path)
     assert (code, "Written to" in printed) == (0, True)
     rows = table(tmp_path)
@@ -139,15 +134,15 @@ def test_the_table_of_values(suite, place, tmp_path, capsys):
     floors = read_scores(suite / "floors")
     for name, scores in floors.items():
         assert float(rows[name]["average R-1"]) == pytest.approx(100 * scores["average"].rouge1)
-    test = read_split(place / "corpus", "test")
-    values = Values(read_split(place / "corpus", "train"))
-    nearest = value_recall(values, test, _said(place, BASELINES["nearest reference"])[1])
+    test = read_split(suite_place / "corpus", "test")
+    values = Values(read_split(suite_place / "corpus", "train"))
+    nearest = value_recall(values, test, _said(suite_place, BASELINES["nearest reference"])[1])
     assert float(rows["nearest reference"]["values kept"]) == pytest.approx(100 * nearest.recall)
     assert float(rows["nearest reference"]["invented"]) == pytest.approx(100 * nearest.invented)
     assert f"% of the {sum(nearest.said.values())} values" in printed
 
 
-def test_cases_of_a_suite(suite, place, tmp_path, capsys):
+def test_cases_of_a_suite(suite, suite_place, tmp_path, capsys):
     words = ["cases", suite, "--output", tmp_path]
     code, printed, _ = call(capsys, *words, "--count", 4)
     assert code == 0
@@ -164,7 +159,7 @@ def test_cases_of_a_suite(suite, place, tmp_path, capsys):
     code, printed, _ = call(capsys, *words, "--count", 4)
     assert (code, "earlier" in printed, (tmp_path / "cases.md").read_bytes() == before) == (0, False, True)
 
-    ids = [row.id for row in read_split(place / "corpus", "test")]
+    ids = [row.id for row in read_split(suite_place / "corpus", "test")]
     wanted = [ids[5], ids[2]]
     assert call(capsys, *words, "--ids", f"[{', '.join(wanted)}]", "--seed", 1)[0] == 0
     assert (tmp_path / "cases.1.md").read_bytes() == before
@@ -178,7 +173,7 @@ def test_cases_of_a_suite(suite, place, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", ["values", "cases"])
-def test_bad_input(command, suite, place, tmp_path, capsys):
+def test_bad_input(command, suite, suite_place, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(suite, copy)
     words = [command, copy, "--output", tmp_path / "out"]
@@ -187,7 +182,7 @@ def test_bad_input(command, suite, place, tmp_path, capsys):
     other = json.loads(settings.read_text()) | {"corpus": "elsewhere"}
     settings.write_text(json.dumps(other))
     assert "elsewhere" in call(capsys, *words)[2]
-    words += ["--corpus", place / "corpus"]
+    words += ["--corpus", suite_place / "corpus"]
     (predictions,) = (copy / "runs").glob("prefix-tuning/seed-0/evaluation-test/predictions.jsonl")
     lines = predictions.read_text().splitlines(keepends=True)
     predictions.write_text("".join(lines[1:]))

@@ -12,16 +12,16 @@ import pytest
 from mop_lab.report import report_page
 from mop_t5.evaluation import Scores, Table, present, read_scores, to_markdown, write_scores
 from mop_t5.plots.points import plot_points
-from report_page import Page, check_structure, copy_of, evaluations, make_suite, rewrite
+from report_page import Page, check_structure, copy_of, evaluations, rewrite
 
 HOSTILE = "</script><script>alert(1)</script>&amp;<!-- \"'> \u2028 <img src=https://evil.example/x>"
 NOTED = Table("Of two", ["system", "F1"], [["a", Scores(0.5, 0.25, 1)], ["b", None]], notes=["One.", "2"])
 
 
 @pytest.fixture(scope="module")
-def suite(place):
+def suite(suite_copy):
     """A finished suite with its tables, a plot, and files that do not belong on the page."""
-    out = make_suite(place)
+    out = suite_copy
     present([NOTED, NOTED], "own", out / "analyses")
     plot_points(
         out / "analyses" / "curve", {"a & b": [(0, 1), (1, 2)], "c": [(0, 2)]}, "t", x_label="length", y_label="score"
@@ -146,7 +146,7 @@ def test_hostile_texts_stay_texts(suite, tmp_path):
     assert [whole(one["parts"]) for one in row["texts"]] == [f"p{HOSTILE}"]
 
 
-def test_values_are_marked_by_the_training_rows(suite, tmp_path):
+def test_values_are_marked_by_the_training_rows(suite, suite_place, tmp_path):
     copy = copy_of(suite, tmp_path)
     (folder, _) = evaluations(copy, "prefix-tuning")
     lines = (folder / "predictions.jsonl").read_text().splitlines()
@@ -170,7 +170,7 @@ def test_values_are_marked_by_the_training_rows(suite, tmp_path):
     assert all(isinstance(part, str) for row in page.data["rows"] for one in row["texts"] for part in one["parts"])
     (left_out,) = [text for text in page.texts["li"] if "not marked" in text]
     assert str(tmp_path / "gone") in left_out
-    again = Page(report_page([copy], corpus=str(suite.parent / "corpus")))
+    again = Page(report_page([copy], corpus=str(suite_place / "corpus")))
     said = next(row for row in again.data["rows"] if row["id"] == row_id)
     assert said["texts"][said["said"][1][0]]["parts"] == [["987654", "invented"]]
 

@@ -8,12 +8,12 @@ from mop_lab.report import report_page
 from mop_lab.report.found import tables_of
 from mop_t5.cli.main import main
 from mop_t5.evaluation import Table, present, read_scores, to_markdown, write_scores
-from report_page import Page, check_structure, copy_of, evaluations, make_suite, rewrite
+from report_page import Page, check_structure, copy_of, evaluations, rewrite
 
 
 @pytest.fixture(scope="module")
-def suite(place):
-    out = make_suite(place)
+def suite(suite_copy):
+    out = suite_copy
     present([Table("An analysis", ["a"], [["b"]])], "own", out / "analyses")
     (out / "only.png").write_bytes(b"not looked into")
     return out
