@@ -215,7 +215,7 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
             key = above or (path.parent if several else path)
             labels[key] = read_system(above)["label"] if above else _name(key, folder)
             given.setdefault(key, folder)
-            if run.folder not in {known.folder for known in found.setdefault(key, [])}:
+            if run not in found.setdefault(key, []):
                 found[key].append(run)
     systems = {key: _system(labels[key], key, runs) for key, runs in found.items()}
     finished = {key: system for key, system in systems.items() if system.seeds}

@@ -1,10 +1,12 @@
 """mop-t5 demo"""
 
+from mop_t5.evaluation import Rouge
+
 from mop_lab.demo.config import DemoConfig
 from mop_lab.demo.demo import run_demo
 
 
-def demo(config: DemoConfig) -> None:
+def demo(config: DemoConfig, rouge: Rouge) -> None:
     """Train a small T5 from nothing, freeze it, tune it by each method, and compare: a few minutes on two CPU cores.
 
     The corpus is a synthetic one unless --corpus names another. The backbone is trained on half of the training pairs
@@ -14,4 +16,4 @@ def demo(config: DemoConfig) -> None:
       mop-t5 demo --corpus DIR --output runs/mine --vocab_size 4000 --max_source 256
       mop-t5 demo --short --output runs/short
     """
-    run_demo(config)
+    run_demo(config, rouge)

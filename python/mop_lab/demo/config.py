@@ -37,10 +37,6 @@ class DemoConfig:
         vocab_size: size of the vocabulary that is learnt from the training split.
         max_source: dialogue tokens kept.
         max_target: summary tokens kept and generated.
-        implementation: package that counts ROUGE, "rouge_score" or "rouge".
-        unit: unit that ROUGE counts, "char", "jieba" or "jieba_hmm".
-        normalise: form in which both sides are compared, "none" or "nfkc" (full-width punctuation and digits equal the
-            others).
         seed: seed of everything that is random.
     """
 
@@ -68,9 +64,6 @@ class DemoConfig:
     vocab_size: int = 1100
     max_source: int = 128
     max_target: int = 64
-    implementation: str = "rouge_score"
-    unit: str = "char"
-    normalise: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -41,20 +41,17 @@ from mop_lab.demo.config import DemoConfig
 from mop_lab.demo.copying import turns_to_repeat, with_other_values
 
 
-class _System(NamedTuple):
-    """One column of the table. trained: Trained parameters. result: The training of a method."""
-
-    summaries: list[str]
-    trained: int | None = None
-    result: TrainingResult | None = None
-
-
 class _Splits(NamedTuple):
     general: list[Example]  # the backbone is trained on these rows
     tuning: list[Example]  # the methods are tuned on these rows
     valid: list[Example]
     test: list[Example]
     known: list[Example]  # the baselines may use the references of these rows
+
+    @property
+    def scenarios(self) -> list[str]:
+        """Return the scenarios of the rows that are trained on."""
+        return scenarios_of(self.general + self.tuning)
 
     def write(self, folder: Path) -> None:
         """Write a corpus to tune on, and beside it the rows that the backbone has seen."""
@@ -63,33 +60,31 @@ class _Splits(NamedTuple):
             write_examples(folder / f"{name}.jsonl", examples)
 
 
-def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
-    """Run the demo, report its stages, and return the output folder.
+def run_demo(config: DemoConfig, rouge: Rouge) -> None:
+    """Run the demo, and print its stages and its table.
 
     Args:
         config: The settings.
-        console: Where the stages and the table are printed.
+        rouge: Scores the tasks without metrics of their own.
 
     Raises:
         FileExistsError: The output folder has content.
         FileNotFoundError, ValueError: The corpus cannot be read, or a setting is wrong.
     """
-    console = console or Console()
-    tasks = read_tasks(config.corpus) if config.corpus else None
-    scorer = Scorer(Rouge(config.implementation, config.unit, config.normalise), tasks)
+    console = Console()
+    scorer = Scorer(rouge, read_tasks(config.corpus) if config.corpus else None)
     config = config.shortened()
     splits = _synthetic(config) if config.corpus is None else _halved(config, config.corpus)
-    scenarios = scenarios_of(splits.general + splits.tuning)
     for method in config.methods:  # a wrong method or option must raise before the backbone is trained
         shape = build_backbone(config.backbone(config.vocab_size), device="meta")
-        attach(shape, method, scenarios=scenarios, **config.options.get(method, {}))
+        attach(shape, method, scenarios=splits.scenarios, **config.options.get(method, {}))
     if config.dry_run:
         for line in (_plan(config, splits), describe_output(config.output, overwrite=config.overwrite)):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
-        return Path(config.output)
+        return
 
     output = prepare_output(config.output, overwrite=config.overwrite)
-    write_settings(output, asdict(config))
+    write_settings(output, asdict(config) | asdict(rouge))
     splits.write(output / "corpus")
     if config.corpus is not None and (Path(config.corpus) / TASKS).is_file():
         shutil.copy(Path(config.corpus) / TASKS, output / "corpus")
@@ -97,20 +92,20 @@ def run_demo(config: DemoConfig, console: Console | None = None) -> Path:
     console.print(f"[bold]backbone[/bold]: all weights of a new T5 on {len(splits.general)} pairs, scenario not given")
     stages = _Stages(config, splits, output)
     backbone = stages.train_backbone(console)
-    systems = {name: _System(texts) for name, texts in baseline_texts(splits.test, splits.known).items()}
-    systems["frozen backbone"] = _System(stages.summaries())
+    texts = baseline_texts(splits.test, splits.known) | {"frozen backbone": stages.summaries()}
+    tuned: dict[str, _Tuned] = {}
     for method in config.methods:
-        systems[method] = stages.tune(method, scenarios, console)
+        tuned[method] = stages.tune(method, console)
+        texts[method] = tuned[method].summaries
 
-    table = _table(scorer, splits.test, systems)
+    table = _table(scorer, splits.test, texts, tuned)
     (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
-    write_predictions(output, splits.test, {name: system.summaries for name, system in systems.items()})
-    tuned = {name: system.result.losses for name, system in systems.items() if system.result is not None}
-    panels = {"training the backbone": {"all weights": backbone.losses}, "tuning, backbone frozen": tuned}
+    write_predictions(output, splits.test, texts)
+    losses = {method: one.result.losses for method, one in tuned.items()}
+    panels = {"training the backbone": {"all weights": backbone.losses}, "tuning, backbone frozen": losses}
     plot_losses(output / "loss.png", panels)
     show(table, console)
     console.print(_explanation(config, output, stages.model), soft_wrap=True, highlight=False)
-    return output
 
 
 def _synthetic(config: DemoConfig) -> _Splits:
@@ -120,14 +115,19 @@ def _synthetic(config: DemoConfig) -> _Splits:
 
 
 def _halved(config: DemoConfig, folder: str) -> _Splits:
-    corpus = read_corpus(folder)
-    train, valid, test = (corpus[split] for split in ("train", "valid", "test"))
+    train, valid, test = read_corpus(folder).values()
     random.Random(config.seed).shuffle(train)
     if config.short:
         train = train[:400]
         valid, test = ([e for e in rows if e.scenario in scenarios_of(train)][:30] for rows in (valid, test))
     half = len(train) // 2
     return _Splits(train[:half], train[half:], valid, test, train)
+
+
+class _Tuned(NamedTuple):
+    summaries: list[str]
+    trained: int  # parameters
+    result: TrainingResult
 
 
 class _Stages:
@@ -152,21 +152,21 @@ class _Stages:
         freeze(self.model)
         return result
 
-    def tune(self, method: str, scenarios: Sequence[str], console: Console) -> _System:
+    def tune(self, method: str, console: Console) -> _Tuned:
         """Tune the frozen backbone by a method, generate the summaries, and detach the method."""
-        config, tuning = self._config, self._splits.tuning
+        config, splits = self._config, self._splits
         set_seed(config.seed)
-        attach(self.model, method, scenarios=scenarios, **config.options.get(method, {}))
+        attach(self.model, method, scenarios=splits.scenarios, **config.options.get(method, {}))
         count = count_parameters(self.model)
         console.print(
             f"[bold]{method}[/bold]: {count.trained:,} parameters ({100 * count.share:.1f} % of the backbone) on "
-            f"{len(tuning)} other pairs"
+            f"{len(splits.tuning)} other pairs"
         )
         settings = {"backbone": str((self._output / "backbone" / "backbone").resolve()), "method": method}
-        result = self._train(method, tuning, config.training(config.tuning_steps, tunes=True), settings)
-        system = _System(self.summaries(), count.trained, result)
+        result = self._train(method, splits.tuning, config.training(config.tuning_steps, tunes=True), settings)
+        tuned = _Tuned(self.summaries(), count.trained, result)
         detach(self.model)
-        return system
+        return tuned
 
     def summaries(self) -> list[str]:
         """Return the model's summaries of the test rows."""
@@ -196,15 +196,17 @@ def _plan(config: DemoConfig, splits: _Splits) -> str:
     )
 
 
-def _table(scorer: Scorer, test: Sequence[Example], systems: Mapping[str, _System]) -> Table:
+def _table(
+    scorer: Scorer, test: Sequence[Example], texts: Mapping[str, Sequence[str]], tuned: Mapping[str, _Tuned]
+) -> Table:
     references = [e.summary for e in test]
     return score_table(
         f"{scorer} on {len(test)} test rows",
-        {name: scorer(test, system.summaries) for name, system in systems.items()},
+        {name: scorer(test, given) for name, given in texts.items()},
         {
-            "numbers kept, %": {n: f"{100 * number_recall(references, s.summaries):.1f}" for n, s in systems.items()},
-            "trained parameters": {name: f"{s.trained:,}" for name, s in systems.items() if s.trained is not None},
-            "seconds per step": {n: f"{s.result.seconds_per_step:.3f}" for n, s in systems.items() if s.result},
+            "numbers kept, %": {n: f"{100 * number_recall(references, given):.1f}" for n, given in texts.items()},
+            "trained parameters": {method: f"{one.trained:,}" for method, one in tuned.items()},
+            "seconds per step": {method: f"{one.result.seconds_per_step:.3f}" for method, one in tuned.items()},
         },
     )
 
