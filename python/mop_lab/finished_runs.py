@@ -60,7 +60,7 @@ class FinishedRun:
         return self.settings["seed"]
 
     @property
-    def says_how(self) -> bool:
+    def is_documented(self) -> bool:
         """Return whether the evaluation has run.json and the predictions beside its scores."""
         return all((self.evaluation / name).is_file() for name in (SETTINGS, PREDICTIONS))
 
@@ -99,7 +99,7 @@ class FinishedRun:
         training is unknown. None if there are no predictions either.
         """
         recorded = contents.read_contents(self.evaluation)
-        if recorded is not None or not self.says_how:
+        if recorded is not None or not self.is_documented:
             return recorded
         return {self.split: contents.of_rows([example for example, _ in read_predictions(self.evaluation)])}
 
@@ -221,7 +221,7 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     finished = {key: system for key, system in systems.items() if system.seeds}
     if not finished:
         raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
-    return list(_told_apart(finished, given))
+    return list(_distinct_labels(finished, given))
 
 
 def system_folder(run: Path) -> Path | None:
@@ -259,7 +259,7 @@ def _system(label: str, folder: Path, runs: Sequence[FinishedRun]) -> FinishedSy
     return FinishedSystem(label, runs[0].method, known.get("trained"), known.get("backbone"), whole)
 
 
-def _told_apart(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Path]) -> Iterator[FinishedSystem]:
+def _distinct_labels(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Path]) -> Iterator[FinishedSystem]:
     """Yield the systems. Add a folder to equal labels: the given folder, or the system's if that holds several."""
     labels = Counter(system.label for system in systems.values())
     in_folder = Counter((system.label, given[key]) for key, system in systems.items())

@@ -31,7 +31,7 @@ def scored_differently(systems: Sequence[FinishedSystem], settings: Sequence[str
     """
     ways: dict[tuple[str, ...], str] = {}
     for system in systems:
-        for how in (run.scoring for run in system.runs if run.says_how):
+        for how in (run.scoring for run in system.runs if run.is_documented):
             way = [f"{name} {how[name]}" for name in settings]
             for task, own in how.get("metrics", {}).items():
                 positive = f" of {own['positive']}" if "positive" in own else ""
@@ -60,7 +60,7 @@ def _of_different_rows(systems: Sequence[FinishedSystem]) -> list[str]:
     for system in systems:
         for runs in system.seeds.values():
             rows: dict[str, list[Example]] = {}
-            for example, _ in (row for run in runs if run.says_how for row in run.predictions()):
+            for example, _ in (row for run in runs if run.is_documented for row in run.predictions()):
                 rows.setdefault(example.scenario, []).append(example)
             for scenario, examples in rows.items():
                 # rows are in the order of their ids, which may have changed without the rows
@@ -90,17 +90,12 @@ def common_rows(
         FileNotFoundError: A run has no predictions.
         ValueError: Predictions are damaged, or the trainings were evaluated on different rows.
     """
-    rows: list[Example] | None = None
-    texts: dict[tuple[str, int], list[str]] = {}
-    for system, seed in trainings:
-        predictions = system.predictions(seed)
-        mine = [example for example, _ in predictions]
-        if rows is None:
-            rows, first = mine, f"{system.label}, seed {seed}"
+    said = {(system.label, seed): system.predictions(seed) for system, seed in trainings}
+    ((first, first_seed), rows), *others = ((key, [example for example, _ in mine]) for key, mine in said.items())
+    for (label, seed), mine in others:
         if mine != rows:
             raise ValueError(
-                f"{first} and {system.label}, seed {seed} were not evaluated on the same rows ({len(rows)} and "
-                f"{len(mine)}), so they cannot be compared. Give runs on one corpus, split and choice of scenarios."
+                f"{first}, seed {first_seed} and {label}, seed {seed} were not evaluated on the same rows ({len(rows)} "
+                f"and {len(mine)}), so they cannot be compared. Give runs on one corpus, split and choice of scenarios."
             )
-        texts[system.label, seed] = [text for _, text in predictions]
-    return rows or [], texts
+    return rows, {key: [text for _, text in mine] for key, mine in said.items()}

@@ -17,6 +17,8 @@ from mop_t5.plots.point_labels import label_points
 
 from mop_lab.finished_runs import FinishedSystem, finished_systems, suite_baselines
 
+Series = dict[str, list[tuple[float, float]]]  # system -> points (x, y)
+
 
 class Measured(NamedTuple):
     """A finished system.
@@ -132,17 +134,15 @@ def scale_table(
     return Table(title, columns, rows, formats, notes, labels=2)
 
 
-def against_trained(systems: Sequence[Measured]) -> dict[str, list[tuple[float, float]]]:
+def against_trained(systems: Sequence[Measured]) -> Series:
     """Return system -> (trained parameters, score), for systems of one folder."""
     return {one.system: [(one.trained, mean(one.scores))] for one in systems if one.trained}
 
 
-def against_backbone(
-    systems: Sequence[Measured],
-) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[tuple[float, float]]]]:
+def against_backbone(systems: Sequence[Measured]) -> tuple[Series, Series]:
     """Return system -> (parameters of the backbone, score), and system -> (the same, trained parameters)."""
-    scores: dict[str, list[tuple[float, float]]] = {}
-    trained: dict[str, list[tuple[float, float]]] = {}
+    scores: Series = {}
+    trained: Series = {}
     for one in systems:
         scores.setdefault(one.system, []).append((one.backbone, mean(one.scores)))
         if one.trained:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mop_lab.finished_runs import FinishedRun, FinishedSystem
 
@@ -12,20 +12,15 @@ _SCORING = "evaluation."
 _OF_ONE_RUN = {"seed", "seeds", "scenarios", f"{_SCORING}run"}  # other parts of the page show them
 
 
-class Configurations(NamedTuple):
-    """The settings of finished systems.
+def configurations(systems: Sequence[FinishedSystem]) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
+    """Return the settings of systems, as text.
 
-    Attributes:
-        shared: setting -> the value that all runs have.
-        own: system -> setting -> the different values of its runs.
+    Returns:
+        setting -> the value that all runs have, and system -> setting -> the different values of its runs.
+
+    Raises:
+        ValueError: A run.json is damaged.
     """
-
-    shared: Mapping[str, str]
-    own: Mapping[str, Mapping[str, Sequence[str]]]
-
-
-def configurations(systems: Sequence[FinishedSystem]) -> Configurations:
-    """Return the settings of systems, as text. Raise ValueError for a damaged run.json."""
     of_runs = {s.label: [_settings(run) for run in s.runs] for s in systems}
     every = [settings for runs in of_runs.values() for settings in runs]
     names = dict.fromkeys(name for settings in every for name in settings)
@@ -34,7 +29,7 @@ def configurations(systems: Sequence[FinishedSystem]) -> Configurations:
         label: {n: values for n in names if n not in shared and (values := _values(runs, n))}
         for label, runs in of_runs.items()
     }
-    return Configurations(shared, own)
+    return shared, own
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:

@@ -24,18 +24,6 @@ _LONGEST_ALT = 20  # texts of a plot that its description repeats
 _NOT_RESULTS = ("adapter", "backbone", "checkpoints")
 
 
-class LeftOut(NamedTuple):
-    """Something in the folders that the page does not show.
-
-    Attributes:
-        what: Its name.
-        why: The reason.
-    """
-
-    what: str
-    why: str
-
-
 class Plot(NamedTuple):
     """An image of the page.
 
@@ -73,14 +61,14 @@ class Found:
         baselines: baseline -> scenario -> scores.
         tables: name of a Markdown file -> its tables.
         plots: The plots.
-        left_out: Everything that the page does not show.
+        left_out: Everything that the page does not show -> the reason.
     """
 
     systems: Sequence[FinishedSystem]
     baselines: Mapping[str, Mapping[str, TaskScores]]
     tables: Mapping[str, Sequence[Table]]
     plots: Sequence[Plot]
-    left_out: Sequence[LeftOut]
+    left_out: Mapping[str, str]
 
 
 def find(folders: Sequence[str | Path], split: str) -> Found:
@@ -96,7 +84,7 @@ def find(folders: Sequence[str | Path], split: str) -> Found:
     """
     places = list(dict.fromkeys(map(Path, folders)))
     with_runs = [place for place in places if scored_folders(place, split)]
-    left_out: list[LeftOut] = []
+    left_out: dict[str, str] = {}
     systems = [_complete(system, left_out) for system in finished_systems(with_runs or places, split)]
     tables: dict[str, list[Table]] = {}
     plots: dict[str, Plot] = {}
@@ -119,7 +107,8 @@ def find(folders: Sequence[str | Path], split: str) -> Found:
                 plots.setdefault(name, Plot(name, "image/png", path.read_bytes()))
             else:
                 tables |= _tables(path, name, left_out)
-    left_out += dict.fromkeys(one for place in places for one in _unfinished(place, split))
+    for place in places:
+        left_out |= _unfinished(place, split)
     return Found(systems, _baselines(systems, places, split), tables, list(plots.values()), left_out)
 
 
@@ -150,22 +139,22 @@ def _cells(line: str) -> list[str]:
     return [cell.strip().replace(r"\|", "|") for cell in _BAR.split(line.removeprefix("|").removesuffix("|"))]
 
 
-def _tables(path: Path, name: str, left_out: list[LeftOut]) -> dict[str, list[Table]]:
+def _tables(path: Path, name: str, left_out: dict[str, str]) -> dict[str, list[Table]]:
     try:
         tables = tables_of(path.read_text(encoding="utf-8"))
     except ValueError as error:  # another program's table, or no text
-        left_out.append(LeftOut(f"{name}{path.suffix}", f"its tables cannot be read ({error})"))
+        left_out[f"{name}{path.suffix}"] = f"its tables cannot be read ({error})"
         return {}
     return {name: tables} if tables else {}
 
 
-def _complete(system: FinishedSystem, left_out: list[LeftOut]) -> FinishedSystem:
+def _complete(system: FinishedSystem, left_out: dict[str, str]) -> FinishedSystem:
     """Return the system without the seeds that lack the run of a scenario."""
     scenarios = {seed: set(scores) for seed, scores in system.scores().items()}
     most = max(scenarios.values(), key=len)
     for seed in [seed for seed in scenarios if scenarios[seed] != most]:
         missing = ", ".join(sorted(most - scenarios[seed])) or "other scenarios than the first seed"
-        left_out.append(LeftOut(f"{system.label}, seed {seed}", f"not finished: {missing}"))
+        left_out[f"{system.label}, seed {seed}"] = f"not finished: {missing}"
     return replace(system, seeds={s: runs for s, runs in system.seeds.items() if scenarios[s] == most})
 
 
@@ -207,11 +196,12 @@ def _beside_runs(place: Path) -> Iterator[Path]:
                 yield path
 
 
-def _unfinished(place: Path, split: str) -> Iterator[LeftOut]:
-    """Yield the runs without an evaluation of the split.
+def _unfinished(place: Path, split: str) -> dict[str, str]:
+    """Return the runs without an evaluation of the split -> the reason.
 
     Runs with an evaluation of another split, such as the trials of a rate grid, are counted per folder in `place`.
     """
+    found: dict[str, str] = {}
     elsewhere: Counter[tuple[Path, str]] = Counter()
     for path in sorted(place.rglob(SETTINGS)):
         settings, run = read_settings(path.parent), FinishedRun(path.parent, split)
@@ -222,10 +212,12 @@ def _unfinished(place: Path, split: str) -> Iterator[LeftOut]:
                 elsewhere[place.joinpath(*run.folder.relative_to(place).parts[:1]), others] += 1
                 continue
             ended = read_history(run.folder)
-            why = f"trained, not evaluated on the {split} split" if ended else "not trained to its end"
-            yield LeftOut(str(run.folder), why)
+            found[str(run.folder)] = (
+                f"trained, not evaluated on the {split} split" if ended else "not trained to its end"
+            )
     for (folder, others), count in elsewhere.items():
-        yield LeftOut(str(folder), f"{count} run{'' if count == 1 else 's'} with {others} only")
+        found[str(folder)] = f"{count} run{'' if count == 1 else 's'} with {others} only"
+    return found
 
 
 def _prefixes(places: Sequence[Path]) -> dict[Path, str]:

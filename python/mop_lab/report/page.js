@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 20; // cards on a page
+  const PAGE = 20; // cards per page
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
 
@@ -10,7 +10,7 @@
     return made;
   }
 
-  // Tables of scores: a click on a header sorts by it, highest numbers first; baselines stay below.
+  // Tables of scores: a click on a header sorts by the column, highest numbers first. Baselines stay below.
 
   function sortable(table) {
     const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
@@ -34,12 +34,12 @@
     });
   }
 
-  // Predictions: what is asked for stands in the address (#q=...&scenario=...&seed=...&hidden=0,3&page=2).
+  // Predictions: the address holds the search (#q=...&scenario=...&seed=...&hidden=0,3&page=2).
 
   const state = { q: "", scenario: "", seed: "", hidden: new Set(), page: 1 };
 
   function readAddress() {
-    if (location.hash && !location.hash.includes("=")) return false; // a link of the contents
+    if (location.hash && !location.hash.includes("=")) return false; // a link in the table of contents
     const given = new URLSearchParams(location.hash.slice(1));
     const known = (select, name) => [...$(select).options].some((option) => option.value === given.get(name));
     state.q = given.get("q") ?? "";
@@ -64,17 +64,17 @@
     history.replaceState(null, "", `#${String(asked) || "predictions"}`);
   }
 
-  /** Of the systems that are shown and have a text for the row: system, seed and text. */
+  /** Returns system, seed and text of each system that is shown and has a text for the row. */
   function said(row) {
     return data.systems.flatMap((system, number) => {
       if (state.hidden.has(number)) return [];
-      const chosen = Math.max(0, system.seeds.indexOf(Number(state.seed))); // its first where it lacks the seed
+      const chosen = Math.max(0, system.seeds.indexOf(Number(state.seed))); // a system without the seed shows its first seed
       const place = row.said[number][chosen];
       return place === null ? [] : [{ system, seed: system.seeds[chosen], ...row.texts[place] }];
     });
   }
 
-  /** A text comes in parts: strings, or pairs of a string and its mark. */
+  /** Joins the parts of a text: strings, or pairs of a string and its mark. */
   const whole = (parts) => parts.map((part) => (Array.isArray(part) ? part[0] : part)).join("");
 
   const words = () => state.q.toLowerCase().split(/\s+/).filter(Boolean);
@@ -88,7 +88,7 @@
     return wanted.every((word) => all.includes(word));
   }
 
-  /** A text as nodes, with the words of the search marked. */
+  /** Returns a text as nodes, with the words of the search marked. */
   function marked(text) {
     const wanted = words().map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
     if (!wanted.length) return [text];
@@ -189,7 +189,7 @@
     if (readAddress()) show();
   });
   window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
-  state.seed = $("seed").options[0].value; // an address such as #overview does not say it
+  state.seed = $("seed").options[0].value; // an address such as #overview names no seed
   $("browser").hidden = false;
   const asked = readAddress();
   show();

@@ -17,7 +17,7 @@ from mop_t5.evaluation import Table
 from mop_lab.analysis.comparability import not_comparable, of_different_scenarios, scored_differently
 from mop_lab.finished_runs import FinishedSystem
 from mop_lab.report.configurations import configurations
-from mop_lab.report.found import NUMBER, Found, LeftOut, find
+from mop_lab.report.found import NUMBER, Found, find
 from mop_lab.report.loss_curves import loss_curves
 from mop_lab.report.predictions import KnownValues, predictions
 from mop_lab.report.score_grids import by_scenario, overview
@@ -47,10 +47,13 @@ def report_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style, script = (_part(name) for name in ("page.css", "page.js"))
+    style, script = ((files("mop_lab.report") / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     values = KnownValues(corpus)
     shown = predictions(systems, values)
-    unmarked = [LeftOut("values in the predictions", f"not marked: {why}") for why in values.missing.values()]
+    unmarked = {
+        f"values by {corpus}": f"not marked in the predictions: {why}" for corpus, why in values.missing.items()
+    }
+    shared, own = configurations(systems)
     return environment.get_template("page.html").render(
         title=title or f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}",
         style=Markup(style),
@@ -59,7 +62,7 @@ def report_page(
         counts=_counts(found, len(shown["rows"]), len(shown["scenarios"]), split),
         scoring=None if scored_differently(systems) else _scoring(systems),
         warnings=not_comparable(systems),
-        left_out=[*found.left_out, *unmarked],
+        left_out={**found.left_out, **unmarked},
         overview=overview(systems, found.baselines),
         by_scenario=by_scenario(systems, found.baselines),
         several_seeds=any(len(system.seeds) > 1 for system in systems),
@@ -68,14 +71,11 @@ def report_page(
         tables={name: [(table, _aligned_right(table)) for table in own] for name, own in found.tables.items()},
         plots=found.plots,
         losses=loss_curves(systems),
-        configurations=configurations(systems),
+        shared=shared,
+        own=own,
         marked=values.marked,
         data=_json(shown),
     )
-
-
-def _part(name: str) -> str:
-    return (files("mop_lab.report") / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:

@@ -21,7 +21,7 @@ def predictions(systems: Sequence[FinishedSystem], values_of: Callable[[Finished
 
     Args:
         systems: The systems.
-        values_of: Returns what finds the values in texts of a run, or None if nothing does.
+        values_of: Returns the finder of values in the texts of a run, or None without one.
 
     Returns:
         "systems": label and seeds of each system. "scenarios": their names. "rows": per row its scenario, id, dialogue
@@ -79,7 +79,7 @@ class KnownValues:
         return any(self._found.values())
 
     def __call__(self, run: FinishedRun) -> Values | None:
-        """Return what finds the values in texts of a run. None if the corpus of the run cannot be read.
+        """Return the finder of values in the texts of a run. None if the corpus of the run cannot be read.
 
         Raises:
             FileNotFoundError, ValueError, TypeError: The corpus that was given cannot be read.
