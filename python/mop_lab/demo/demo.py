@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mop_t5.backbone.build import build_backbone
 from mop_t5.backbone.load import freeze
@@ -147,8 +147,8 @@ class _Stages:
         if config.copying_steps:
             turns = turns_to_repeat(pairs, config.seed)
             console.print(f"[bold]copying[/bold]: it repeats {len(turns)} turns of their dialogues first")
-            self._train("copying", turns, config.training(config.copying_steps, tunes=False))
-        result = self._train("backbone", pairs, config.training(config.backbone_steps, tunes=False))
+            self._run("copying", turns, config.training(config.copying_steps, tunes=False))
+        result = self._run("backbone", pairs, config.training(config.backbone_steps, tunes=False))
         freeze(self.model)
         return result
 
@@ -162,8 +162,8 @@ class _Stages:
             f"[bold]{method}[/bold]: {count.trained:,} parameters ({100 * count.share:.1f} % of the backbone) on "
             f"{len(splits.tuning)} other pairs"
         )
-        settings = {"backbone": str((self._output / "backbone" / "backbone").resolve()), "method": method}
-        result = self._train(method, splits.tuning, config.training(config.tuning_steps, tunes=True), settings)
+        training, backbone = config.training(config.tuning_steps, tunes=True), self._output / "backbone" / "backbone"
+        result = self._run(method, splits.tuning, training, backbone=str(backbone.resolve()), method=method)
         tuned = _Tuned(self.summaries(), count.trained, result)
         detach(self.model)
         return tuned
@@ -173,17 +173,11 @@ class _Stages:
         lengths = {"max_source": self._config.max_source, "max_new_tokens": self._config.max_target}
         return generate_summaries(self.model, self._tokenizer, self._splits.test, progress=True, **lengths)
 
-    def _train(
-        self,
-        name: str,
-        examples: Sequence[Example],
-        training: TrainingConfig,
-        settings: Mapping[str, Any] | None = None,
-    ) -> TrainingResult:
+    def _run(self, name: str, rows: Sequence[Example], training: TrainingConfig, **settings: str) -> TrainingResult:
         """Train the plain backbone or the attached method, and write the run folder."""
         folder = self._output / name
-        result = train(self.model, self._tokenizer, examples, training, output=folder)
-        save_run(folder, self.model, self._tokenizer, result.history, dict(settings or {}) | asdict(training))
+        result = train(self.model, self._tokenizer, rows, training, output=folder)
+        save_run(folder, self.model, self._tokenizer, result.history, settings | asdict(training))
         return result
 
 
