@@ -15,26 +15,12 @@ from mop_lab.finished_runs import FinishedSystem
 Baselines = Mapping[str, Mapping[str, TaskScores]]  # baseline -> scenario -> scores
 
 
-class Column(NamedTuple):
-    """A column of a grid.
-
-    Attributes:
-        name: The header.
-        group: The header above several columns, such as a scenario.
-        number: Whether the column is aligned to the right.
-    """
-
-    name: str
-    group: str = ""
-    number: bool = True
-
-
 class Cell(NamedTuple):
     """A cell of a grid.
 
     Attributes:
         text: The text that is shown.
-        value: The value by which the column is sorted. None for an empty cell.
+        value: The value by which the column is sorted. None for an empty cell. Numbers are aligned to the right.
         spread: The deviation, shown behind the text.
         best: Whether the value is the highest of the systems.
     """
@@ -49,12 +35,12 @@ class Grid(NamedTuple):
     """A table of scores.
 
     Attributes:
-        columns: The columns behind the labels.
+        columns: (group, header) of each column behind the labels. Columns of one scenario are a group.
         rows: Label and cells of each system.
         baselines: Label and cells of each baseline. They stand below the systems.
     """
 
-    columns: Sequence[Column]
+    columns: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, list[Cell]]]
     baselines: Sequence[tuple[str, list[Cell]]]
 
@@ -71,10 +57,9 @@ def overview(systems: Sequence[FinishedSystem], baselines: Baselines) -> Grid:
     compete = not of_different_scenarios(systems)
     scores = _grid(systems, baselines, average=True, compete=compete)
     counted = any(system.trained is not None for system in systems)
-    columns = [Column("method", number=False), Column("seeds")]
-    columns += [Column("trained"), Column("% of backbone")] if counted else []
+    columns = ["method", "seeds", *(["trained", "% of backbone"] if counted else [])]
     return Grid(
-        [*columns, *(Column(column.name) for column in scores.columns)],
+        [("", name) for name in (*columns, *(metric for _, metric in scores.columns))],
         [(s.label, [*_about(s)[: len(columns)], *cells]) for s, (_, cells) in zip(systems, scores.rows)],
         [(name, [*[_EMPTY] * len(columns), *cells]) for name, cells in scores.baselines],
     )
@@ -118,7 +103,7 @@ def _grid(
         return [_cell(own[key], best.get(key)) if key in own else _EMPTY for key in keys]
 
     return Grid(
-        [Column(ROUGE_NAMES.get(metric, metric), scenario) for scenario, metric in keys],
+        [(scenario, ROUGE_NAMES.get(metric, metric)) for scenario, metric in keys],
         [(label, cells(own, best)) for label, own in of_systems],
         [(name, cells(own, {})) for name, own in of_baselines],
     )
