@@ -157,11 +157,11 @@ def distance_between_scenarios(prefixes: Prefixes, kind: str, among: np.ndarray 
         among: Mask of the vectors that count, (vectors,). All if not given.
     """
     counts = prefixes.scenario >= 0 if among is None else among & (prefixes.scenario >= 0)
-    found = []
-    for layer in np.unique(prefixes.layer[counts]):
-        for place in np.unique(prefixes.place[counts]):
-            chosen = counts & (prefixes.layer == layer) & (prefixes.place == place)
-            found.append(mean_distance(prefixes.vectors[kind][chosen]))
+    found = [
+        mean_distance(prefixes.vectors[kind][counts & (prefixes.layer == layer) & (prefixes.place == place)])
+        for layer in np.unique(prefixes.layer[counts])
+        for place in np.unique(prefixes.place[counts])
+    ]
     known = [distance for distance in found if distance is not None]
     return float(np.mean(known)) if known else None
 

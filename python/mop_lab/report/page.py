@@ -50,10 +50,9 @@ def report_page(
     style, script = ((files("mop_lab.report") / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     values = KnownValues(corpus)
     shown = predictions(systems, values)
-    unmarked = {
-        f"values by {corpus}": f"not marked in the predictions: {why}" for corpus, why in values.missing.items()
-    }
+    unmarked = {f"values of runs on {folder}": f"not marked: {why}" for folder, why in values.missing.items()}
     shared, own = configurations(systems)
+    mark_best = not of_different_scenarios(systems)  # averages over different scenarios do not compete
     return environment.get_template("page.html").render(
         title=title or f"Report on {', '.join(Path(folder).resolve().name for folder in folders)}",
         style=Markup(style),
@@ -63,12 +62,12 @@ def report_page(
         scoring=None if scored_differently(systems) else _scoring(systems),
         warnings=not_comparable(systems),
         left_out={**found.left_out, **unmarked},
-        overview=overview(systems, found.baselines),
+        overview=overview(systems, found.baselines, mark_best),
         by_scenario=by_scenario(systems, found.baselines),
         several_seeds=any(len(system.seeds) > 1 for system in systems),
-        best_marked=not of_different_scenarios(systems),
+        best_marked=mark_best,
         uncounted=any(system.trained is None for system in systems),
-        tables={name: [(table, _aligned_right(table)) for table in own] for name, own in found.tables.items()},
+        tables={name: [(table, _aligned_right(table)) for table in group] for name, group in found.tables.items()},
         plots=found.plots,
         losses=loss_curves(systems),
         shared=shared,

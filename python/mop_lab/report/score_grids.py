@@ -9,7 +9,6 @@ from typing import NamedTuple
 from mop_t5.evaluation import AVERAGE, TaskScores, by_metric
 from mop_t5.evaluation.tables import ROUGE_NAMES
 
-from mop_lab.analysis.comparability import of_different_scenarios
 from mop_lab.finished_runs import FinishedSystem
 
 Baselines = Mapping[str, Mapping[str, TaskScores]]  # baseline -> scenario -> scores
@@ -49,13 +48,15 @@ _EMPTY = Cell("", None)
 _Numbers = dict[tuple[str, str], list[float]]  # (scenario, metric) -> scores times 100, one per seed
 
 
-def overview(systems: Sequence[FinishedSystem], baselines: Baselines) -> Grid:
+def overview(systems: Sequence[FinishedSystem], baselines: Baselines, mark_best: bool) -> Grid:
     """Return method, parameters and average scores of each system.
 
-    No score is marked as the best if the averages are over different scenarios.
+    Args:
+        systems: The systems.
+        baselines: The baselines.
+        mark_best: Mark the best of several systems in each column.
     """
-    compete = not of_different_scenarios(systems)
-    scores = _grid(systems, baselines, average=True, compete=compete)
+    scores = _grid(systems, baselines, average=True, mark_best=mark_best)
     counted = any(system.trained is not None for system in systems)
     columns = ["method", "seeds", *(["trained", "% of backbone"] if counted else [])]
     return Grid(
@@ -71,7 +72,7 @@ def by_scenario(systems: Sequence[FinishedSystem], baselines: Baselines) -> Grid
 
 
 def _grid(
-    systems: Sequence[FinishedSystem], baselines: Baselines, *, average: bool = False, compete: bool = True
+    systems: Sequence[FinishedSystem], baselines: Baselines, *, average: bool = False, mark_best: bool = True
 ) -> Grid:
     """Return the scores of the scenarios.
 
@@ -79,7 +80,7 @@ def _grid(
         systems: The systems.
         baselines: The baselines.
         average: Return the average in place of the scenarios.
-        compete: Mark the best of several systems in each column.
+        mark_best: Mark the best of several systems in each column.
     """
 
     def numbers(seeds: Iterable[Mapping[str, TaskScores]]) -> _Numbers:
@@ -95,7 +96,7 @@ def _grid(
     every = dict.fromkeys(key for _, own in [*of_systems, *of_baselines] for key in own)
     keys = sorted(every, key=lambda key: key[0])
     best = {}
-    if compete and len(systems) > 1:
+    if mark_best and len(systems) > 1:
         means = {key: [mean(own[key]) for _, own in of_systems if key in own] for key in keys}
         best = {key: _text(max(found)) for key, found in means.items() if found}
 
