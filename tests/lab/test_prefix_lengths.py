@@ -78,7 +78,7 @@ def test_an_interrupted_sweep_leaves_what_it_has_and_is_gone_on_with(place, swee
     ]
     assert "Of 8 runs 5 are not finished" in (output / "lengths-so-far.md").read_text()
     for name in ("mop-n-2", "prefix-tuning-n-2"):  # of the next two rows all is finished, too
-        shutil.copytree(sweep / "runs" / name, output / "runs" / name)
+        shutil.copytree(sweep / "runs" / name, output / "runs" / name, dirs_exist_ok=True)
     assert main(words(place, output)) == 0
     assert len(begun) == 4
     names = sorted(path.name for path in output.iterdir() if path.is_file())
