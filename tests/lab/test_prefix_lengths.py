@@ -6,10 +6,10 @@ from statistics import mean, stdev
 
 import pytest
 from mop_lab.analysis.prefix_lengths import LengthSweep
-from mop_lab.suites import rows as rows_module
 from mop_lab.suites.sizes import size_of, skeleton
-from mop_lab.suites.suite import SuiteConfig
+from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, all_systems
+from mop_lab.suites.trial import Trial
 from mop_t5.cli.main import main
 from mop_t5.evaluation import read_scores
 from mop_t5.training import TrainingConfig
@@ -62,16 +62,16 @@ def test_a_row_has_the_mean_and_deviation_of_its_runs(sweep):
 
 def test_an_interrupted_sweep_leaves_what_it_has_and_is_gone_on_with(place, sweep, monkeypatch, capsys):
     output = place / "interrupted"
-    real, done = rows_module.Suite.run, []
+    real, done = Trial.run, []
 
-    def run(suite, runs):
-        done.append(runs)
+    def run(trial):
+        done.append(trial)
         if len(done) == 4:  # the second seed of the second row
             raise KeyboardInterrupt("stopped")
-        real(suite, runs)
+        real(trial)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows_module.Suite, "run", run)
+        patch.setattr(Trial, "run", run)
         assert main(words(place, output)) == 130
     assert sorted(path.name for path in output.iterdir() if path.is_file()) == [
         f"lengths-so-far.{suffix}" for suffix in ("csv", "md", "png", "svg")
@@ -117,9 +117,9 @@ def test_what_a_sweep_refuses(place, capsys, tmp_path):
 def test_the_plan_has_every_length_with_every_seed_and_writes_nothing(place, capsys, tmp_path):
     assert main([*words(place, tmp_path / "out"), "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("8 runs\n")
+    assert printed.startswith("8 runs of 2 steps\n")
     assert printed.count(", N = 4  ") == 4
     assert not (tmp_path / "out").exists()
     config = SuiteConfig(str(place / "corpus"), str(place / "backbone"), str(tmp_path), systems=["HyperPrefix (small)"])
-    planned = list(LengthSweep(config, TrainingConfig(), [7]).rows.plan())
-    assert [(one.row.label, one.seed, one.finished) for one in planned] == [("HyperPrefix (small), N = 7", 0, False)]
+    planned = LengthSweep(config, TrainingConfig(), [7]).suite.trials
+    assert [(one.system.label, one.seed, one.finished) for one in planned] == [("HyperPrefix (small), N = 7", 0, False)]

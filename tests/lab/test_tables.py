@@ -10,7 +10,7 @@ from statistics import mean
 import mop_t5
 import pytest
 import torch
-from mop_lab.suites import comparison, paper
+from mop_lab.suites import paper, paper_tables
 from mop_lab.suites.compared_systems import default_systems
 from mop_lab.suites.sizes import OVERVIEW, size_of, skeleton
 from mop_lab.suites.systems import SYSTEMS, all_systems, choose, table_2_systems, table_3_systems
@@ -112,8 +112,8 @@ def test_the_tables_of_the_paper_agree_where_they_say_the_same():
 
 
 def test_relative_gains_are_those_of_the_papers_text():
-    over_baseline = comparison.relative_gains(paper.TABLE_2, [paper.BASELINE])["MOP"]
-    over_best = comparison.relative_gains(paper.TABLE_2, paper.HYPERNETWORKS)["MOP"]
+    over_baseline = paper_tables.relative_gains(paper.TABLE_2, [paper.BASELINE])["MOP"]
+    over_best = paper_tables.relative_gains(paper.TABLE_2, paper.HYPERNETWORKS)["MOP"]
     # to what rounding of the scores to 0.01 leaves
     assert over_baseline["Ticket"] == pytest.approx((0.0928, 0.1328, 0.0989), abs=5e-4)
     assert over_best["Ticket"] == pytest.approx((0.0773, 0.1057, 0.0827), abs=5e-4)
@@ -125,12 +125,12 @@ def test_relative_gains_are_those_of_the_papers_text():
 
 def test_gains_where_something_is_missing():
     one = {"a": {"x": Scores(0.5, 0, 0.2), "y": None}, "b": {"x": Scores(0.25, 0, 0.4), "y": Scores(1, 1, 1)}}
-    gains = comparison.relative_gains(one, ["b"])
+    gains = paper_tables.relative_gains(one, ["b"])
     assert gains["a"]["x"][::2] == pytest.approx((1.0, -0.5))
     assert math.isnan(gains["a"]["x"].rouge2)  # of nothing
     assert gains["a"]["y"] is None
-    assert comparison.relative_gains(one, ["b", "c"]) == {}
-    assert comparison.differences(one, "a")["b"] == {"x": Scores(-0.25, 0, 0.2), "y": None}
+    assert paper_tables.relative_gains(one, ["b", "c"]) == {}
+    assert paper_tables.differences(one, "a")["b"] == {"x": Scores(-0.25, 0, 0.2), "y": None}
 
 
 def runs_of(*labels, seeds=2):
@@ -146,7 +146,7 @@ def runs_of(*labels, seeds=2):
 def test_table_2_of_results_that_equal_the_papers():
     runs = runs_of("MTL-vanilla", "HyperFormer++", "HyperPrefix", "MOP")
     floor = {"nearest reference": runs["MOP"][0]}
-    tables = comparison.table_2("what", runs, floor, ["mine"])
+    tables = paper_tables.PaperTables("what", runs, floor, ["mine"]).table_2()
     rows = {(row["system"], row["quantity"]): row for row in read_csv(to_csv(tables))}
     assert rows["MOP", "mean of 2"]["ticket R-1"] == pytest.approx(45.05)
     assert rows["MOP", "deviation (n - 1)"]["ticket R-1"] == pytest.approx(2 / math.sqrt(2))
@@ -162,7 +162,7 @@ def test_table_2_of_results_that_equal_the_papers():
 
 
 def test_table_2_without_the_systems_to_compare_with_says_so():
-    tables = comparison.table_2("what", runs_of("MOP", seeds=1), {}, [])
+    tables = paper_tables.PaperTables("what", runs_of("MOP", seeds=1), {}, []).table_2()
     rows = read_csv(to_csv(tables))
     assert {row["quantity"] for row in rows} == {
         "ours",
@@ -176,7 +176,7 @@ def test_table_2_without_the_systems_to_compare_with_says_so():
 def test_table_3_gives_differences_from_the_whole():
     results = runs_of("MOP", "MOP w/o low-rank", seeds=1)
     results["MOP w/o LoRL"] = results["MOP w/o low-rank"]
-    tables = comparison.table_3("what", results, {}, [])
+    tables = paper_tables.PaperTables("what", results, {}, []).table_3()
     rows = {(row["system"], row["quantity"]): row for row in read_csv(to_csv(tables))}
     assert rows["MOP w/o low-rank", "minus MOP, ours"]["take-out R-1"] == pytest.approx(38.04 - 37.30)
     assert rows["MOP w/o LoRL", "minus MOP, paper"]["average R-1"] == pytest.approx(-1.02)  # not 3.03
