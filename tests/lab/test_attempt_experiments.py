@@ -324,7 +324,7 @@ def test_peak_memory_of_training(tmp_path, capsys):
     assert weights < prompt < 2 * weights
     assert "ATTEMPT 13.7 -> 16.1 GB" in capsys.readouterr().out
     assert "batch_sizes must be one for each of 1 backbones" in fails(capsys, *words, "--batch_sizes", "[1, 2]")
-    assert "device must be 'cpu' or 'cuda', got 'tpu'" in fails(capsys, *words, "--device", "tpu")
+    assert "device must be one of 'cpu', 'cuda'; got 'tpu'" in fails(capsys, *words, "--device", "tpu")
 
 
 @pytest.mark.filterwarnings("ignore:no font here has 出租")

@@ -432,7 +432,7 @@ def test_table_4_of_another_backbone_number_of_scenarios_and_fields(tmp_path, ca
     capsys.readouterr()
     for wrong, message in (
         (["--backbone", "t6"], "backbone must be a folder or one of"),
-        (["--scenarios", "0"], "scenarios must be at least 1, got 0"),
+        (["--scenarios", "0"], "scenarios must be at least 1; got 0"),
         (["--systems", "[MTL-plain]"], "systems names MTL-plain; known are MTL-vanilla"),
         (["--options.d_mod", "1"], "options names d_mod"),
     ):

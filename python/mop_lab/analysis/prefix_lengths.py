@@ -69,11 +69,11 @@ class LengthSweep:
 
     def points(self) -> list[Point]:
         """What is finished, by system and length."""
-        scores = self.suite.results()
+        results = self.suite.results()
         points = [
-            Point(system, length, size["trained"], size["backbone"], [one[AVERAGE] for one in scores[label]])
+            Point(system, length, *self.suite.parameters(label)[:2], [one[AVERAGE] for one in results[label]])
             for (system, length), label in self._places.items()
-            if label in scores and (size := self.suite.parameters(label))
+            if label in results
         ]
         order = list(dict.fromkeys(system for system, _ in self._places))
         return sorted(points, key=lambda point: (order.index(point.system), point.length))

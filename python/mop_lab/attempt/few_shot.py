@@ -18,7 +18,7 @@ from mop_t5.evaluation import Table, TaskScores
 from mop_t5.plots.points import plot_points
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.score_rows import Repetitions, average_of, score_rows
+from mop_lab.suites.score_rows import Repetitions, average_of, scores_table
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System
@@ -133,12 +133,8 @@ def few_shot_results(suites: Mapping[tuple[int, int], Suite]) -> Results:
 
 def few_shot_table(title: str, results: Results, notes: Sequence[str]) -> Table:
     """Return a table with one row per system and number of rows. Its columns are the tasks and their average."""
-    columns = list(next(iter(next(iter(results.values())).values()))[0])
-    rows = []
-    for label, by_shots in results.items():
-        for shots, repetitions in by_shots.items():
-            rows += score_rows([label, shots], repetitions, columns)
-    return Table(title, ["system", "rows", "quantity", *columns], rows, dict.fromkeys(columns, ".2f"), notes, labels=3)
+    cells = (([label, shots], repetitions) for label, found in results.items() for shots, repetitions in found.items())
+    return scores_table(title, ["system", "rows"], cells, notes)
 
 
 def plot_few_shot(path: Path, results: Results, draws: Draws) -> list[Path]:

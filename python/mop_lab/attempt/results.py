@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mop_t5.evaluation import Table
 from mop_t5.plots.points import plot_points
 
-from mop_lab.suites.score_rows import Repetitions, average_of, score_rows
+from mop_lab.suites.score_rows import Repetitions, average_of, scores_table
 from mop_lab.suites.suite import Suite, baseline_scores
 from mop_lab.suites.suite_config import SuiteConfig
 
@@ -22,15 +23,13 @@ def notes_of(config: SuiteConfig, suite: Suite) -> list[str]:
 
 def results_table(what: str, config: SuiteConfig, suite: Suite) -> Table:
     """Return the scores of a finished suite and of the baselines. Its columns are the tasks and their average."""
-    results = suite.results()
-    columns = list(next(iter(results.values()))[0])
-    rows = [row for label, repetitions in results.items() for row in score_rows([label], repetitions, columns)]
-    for name, scores in baseline_scores(config).items():
-        ((_, _, *cells),) = score_rows([name], [scores], columns)
-        rows.append([name, "floor", *cells])
     title = f"{what}, {task_scores(config)}"
-    formats = dict.fromkeys(columns, ".2f")
-    return Table(title, ["system", "quantity", *columns], rows, formats, notes_of(config, suite), labels=2)
+    table = scores_table(title, ["system"], (([n], s) for n, s in suite.results().items()), notes_of(config, suite))
+    baselines = [
+        [name, "floor", *(100 * scores[column].mean for column in table.columns[2:])]
+        for name, scores in baseline_scores(config).items()
+    ]
+    return replace(table, rows=[*table.rows, *baselines])
 
 
 def task_scores(config: SuiteConfig) -> str:

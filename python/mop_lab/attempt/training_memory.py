@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 
 import mop_t5
 import torch
+from mop_t5.checks import check_choice, check_int
 from mop_t5.evaluation import Table
 from mop_t5.methods import get
 from transformers import PreTrainedModel
@@ -51,10 +52,8 @@ class Step:
 
     def __post_init__(self):
         for name in ("batch_size", "source", "target"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}.")
+            check_int(name, getattr(self, name), 1)
+        check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("device 'cuda' was asked for, but torch finds no GPU. Choose 'cpu'.")
 
@@ -115,7 +114,7 @@ def memory_table(
 def _measure(backbone: str, method: str, options: dict, scenarios: int, step: Step) -> int:
     config = get(method).Config.make({"scenarios": [f"task {i + 1}" for i in range(scenarios)], **options})
     model = skeleton(backbone, step.device)
-    model.to(torch.device(step.device))
+    torch.nn.Module.to(model, step.device)
 
     def train() -> object:
         mop_t5.attach(model, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+from mop_t5.checks import check_int
 from mop_t5.cli import Words
 from mop_t5.data import read_split
 from mop_t5.evaluation import Values, present, write_texts
@@ -62,8 +63,7 @@ def analyse_cases(
         count: number of rows that are chosen without ids.
         seed: seed of the training whose summaries are shown. A system without it shows its first seed.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}.")
+    check_int("count", count, 1)
     systems = finished_systems(runs, split)
     check_writable(output)
     values = Values(read_split(corpus or training_corpus(systems), "train"))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from mop_t5.checks import check_int
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, generate_summaries, present, show
 from mop_t5.evaluation.generation import lengths_of
@@ -193,9 +194,8 @@ def moe_disable(
         backbone: folder of the backbone, if it has moved since the run.
         seed: seed of the random experts.
     """
-    for name, value in (("top", top), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+    check_int("top", top, 1)
+    check_int("draws", draws, 1)
     check_writable(output or Path(run) / "routes")
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     method, data = method_of(model), corpus or settings["corpus"]
@@ -205,12 +205,13 @@ def moe_disable(
     if unknown:
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
     examples = of_scenarios(read_split(data, split), tasks)
+    lengths = lengths_of(settings)
     scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(data))
     warn_of_lost_characters(tokenizer, examples, scorer, split)
 
     def score() -> dict[str, float]:
         texts = generate_summaries(
-            model, tokenizer, examples, batch_size=batch_size, num_beams=num_beams, **lengths_of(settings)
+            *(model, tokenizer, examples), progress=False, batch_size=batch_size, num_beams=num_beams, **lengths
         )
         scores = scorer(examples, texts)
         return {task: one.mean for task, one in scores.items() if task != AVERAGE}

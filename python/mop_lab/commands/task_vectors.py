@@ -7,6 +7,7 @@ from pathlib import Path
 import mop_t5
 import torch
 from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.checks import check_choice, check_int
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
 from mop_t5.files import check_writable, content_to_replace
@@ -15,8 +16,6 @@ from mop_t5.training import TrainingConfig
 
 from mop_lab.attempt.few_shot import draw
 from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
-
-KINDS = ("random", "text", "fisher")
 
 
 def task_vectors(
@@ -61,11 +60,10 @@ def task_vectors(
         seed: seed of everything that is random.
         overwrite: replace the file if it exists.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    check_choice("kind", kind, ("random", "text", "fisher"))
     for name, value in (("width", width), ("rows", rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+        if value is not None:
+            check_int(name, value, 1)
     if width is not None and kind == "text":
         raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
     if (backbone is None) != (kind == "random"):

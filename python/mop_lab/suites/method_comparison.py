@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple, TypeVar
@@ -30,9 +30,8 @@ from mop_t5.evaluation import (
 from mop_t5.evaluation.bootstrap import Difference, holm, paired_bootstrap
 from mop_t5.training import TrainingConfig
 
-from mop_lab.finished_runs import FinishedRun
 from mop_lab.suites.compared_systems import FROZEN, CompareConfig, default_systems, known_systems
-from mop_lab.suites.score_rows import average_of, score_rows
+from mop_lab.suites.score_rows import average_of, scores_table
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import choose
@@ -73,29 +72,24 @@ class MethodComparison:
         self._rows, self._known = (
             self._inputs.rows(config, split, config.scenarios) for split in (config.split, "train")
         )
-        self._tried: dict[str, dict[float, Suite]] = {}
-        self._suites: dict[str, Suite] = {}
-        self._entries: dict[str, _Entry] = {}  # the entry of a finished system does not change
+        # finished trials do not change
+        self.tried, self.suite, self._entry = cache(self._find_tried), cache(self._best), cache(self._score_texts)
 
     @cached_property
     def _values(self) -> Values:
         return Values(self._known)
 
-    def tried(self, label: str) -> dict[float, Suite]:
+    def _find_tried(self, label: str) -> dict[float, Suite]:
         """Return the trials of a system: rate -> trials. Empty without a grid, and for the frozen backbone."""
+        training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
         rates = () if label == FROZEN else self.grid.rates
-        if label not in self._tried:
-            training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
-            self._tried[label] = {rate: self._planned(label, rate, training, trial=True) for rate in rates}
-        return self._tried[label]
+        return {rate: self._planned(label, rate, training, trial=True) for rate in rates}
 
-    def suite(self, label: str) -> Suite:
+    def _best(self, label: str) -> Suite:
         """Return the trials of a system with every seed, at its best rate. The trials of the grid must be finished."""
-        if label not in self._suites:
-            scores = {rate: _score(suite, label) for rate, suite in self.tried(label).items()}
-            rate = max(scores, key=scores.__getitem__, default=self.systems[label].learning_rate)
-            self._suites[label] = self._planned(label, rate, self.training)
-        return self._suites[label]
+        scores = {rate: _score(suite, label) for rate, suite in self.tried(label).items()}
+        rate = max(scores, key=scores.__getitem__, default=self.systems[label].learning_rate)
+        return self._planned(label, rate, self.training)
 
     def _planned(self, label: str, rate: float, training: TrainingConfig, trial: bool = False) -> Suite:
         config = self.config
@@ -176,29 +170,22 @@ class MethodComparison:
 
     def _finished(self, labels: Sequence[str]) -> list[_Entry]:
         """Return the entries of some systems, and the entries of the baselines."""
-        for label in [*labels, *BASELINES]:
-            if label not in self._entries:
-                self._entries[label] = self._baseline(label) if label in BASELINES else self._entry(label)
-        return [self._entries[label] for label in [*labels, *BASELINES]]
+        return [self._entry(label) for label in [*labels, *BASELINES]]
 
-    def _baseline(self, name: str) -> _Entry:
-        return self._scored(name, [BASELINES[name](self._rows, self._known)])
-
-    def _entry(self, label: str) -> _Entry:
-        suite = self.suite(label)
-        first, size = suite.trials[0], suite.parameters(label)
-        seeds: dict[int, dict[tuple, str]] = {}
-        for trial in suite.trials:
-            said = FinishedRun(trial.folder, self.config.split).predictions()
-            seeds.setdefault(trial.seed, {}).update({_key(example): text for example, text in said})
-        if any(_key(example) not in texts for texts in seeds.values() for example in self._rows):
+    def _score_texts(self, label: str) -> _Entry:
+        """Return the entry of a baseline, or of a finished system."""
+        if label in BASELINES:
+            return self._scored(label, [BASELINES[label](self._rows, self._known)])
+        system, first = self.suite(label).systems()[label], self.suite(label).trials[0]
+        seeds = [{_key(example): text for example, text in system.predictions(seed)} for seed in system.seeds]
+        if any(_key(example) not in said for said in seeds for example in self._rows):
             raise ValueError(
                 f"{first.folder.parent} was evaluated on other rows than the {self.config.split} split now has. Take "
                 "the corpus back as it was, or give another --output."
             )
         rate = None if label == FROZEN else first.system.learning_rate
-        texts = [[of_seed[_key(example)] for example in self._rows] for of_seed in seeds.values()]
-        return self._scored(label, texts)._replace(trained=size["trained"], backbone=size["backbone"], rate=rate)
+        entry = self._scored(label, [[said[_key(example)] for example in self._rows] for said in seeds])
+        return entry._replace(trained=system.trained, backbone=system.backbone, rate=rate)
 
     def _scored(self, label: str, seeds: Sequence[Sequence[str]]) -> _Entry:
         """Return the entry of a system. seeds: for each seed, one text per row."""
@@ -220,7 +207,7 @@ class MethodComparison:
 
     def _differences(self, entries: Sequence[_Entry]) -> dict[str, Difference]:
         """Return, by label, the mean of a system minus the mean of the reference, in points."""
-        reference = self._entries[self.grid.reference]
+        reference = self._entry(self.grid.reference)
         return {
             entry.label: paired_bootstrap(
                 self._by_scenario([a - b for a, b in zip(entry.points, reference.points)]), self.grid.resamples
@@ -230,11 +217,8 @@ class MethodComparison:
         }
 
     def _scenarios(self) -> Table:
-        entries = self._finished(list(self.systems))
-        columns = list(entries[0].means[0])
-        cells = [row for entry in entries for row in score_rows([entry.label], entry.means, columns)]
-        title = "By scenario: the mean of R-1, R-2 and R-L"
-        return Table(title, ["system", "quantity", *columns], cells, dict.fromkeys(columns, ".2f"), labels=2)
+        entries = (([entry.label], entry.means) for entry in self._finished(list(self.systems)))
+        return scores_table("By scenario: the mean of R-1, R-2 and R-L", ["system"], entries)
 
     def _rates(self) -> Table:
         cells = [

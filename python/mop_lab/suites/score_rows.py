@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
 
-from mop_t5.evaluation import AVERAGE, TaskScores, combined
+from mop_t5.evaluation import AVERAGE, Table, TaskScores, combined
 
 Repetitions = Sequence[Mapping[str, TaskScores]]  # one per seed or draw: task -> scores, the average among them
 
@@ -30,6 +30,27 @@ def score_rows(labels: Sequence[object], repetitions: Repetitions, columns: Sequ
         [*labels, f"mean of {len(repetitions)}", *(mean(points[c]) for c in columns)],
         [*labels, "deviation (n - 1)", *(stdev(points[c]) for c in columns)],
     ]
+
+
+def scores_table(
+    title: str,
+    headers: Sequence[str],
+    results: Iterable[tuple[Sequence[object], Repetitions]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table of scores. Its columns are the tasks and their average.
+
+    Args:
+        title: The title of the table.
+        headers: The headers of the labels.
+        results: The labels of each row, and its scores.
+        notes: The notes of the table.
+    """
+    given = list(results)
+    columns = list(given[0][1][0])
+    rows = [row for labels, repetitions in given for row in score_rows(labels, repetitions, columns)]
+    header = [*headers, "quantity"]
+    return Table(title, [*header, *columns], rows, dict.fromkeys(columns, ".2f"), notes, labels=len(header))
 
 
 def average_of(repetitions: Repetitions, column: str = AVERAGE) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import mop_t5
+from mop_t5.checks import check_int
 from mop_t5.evaluation import Table
 from transformers import PreTrainedModel
 
@@ -14,26 +14,6 @@ from mop_lab.suites import paper
 from mop_lab.suites.systems import System
 
 OVERVIEW = ("t5-base", "t5-large", "mt5-base", "t5-pegasus-base")
-
-
-class Size(NamedTuple):
-    """Numbers of parameters.
-
-    Attributes:
-        trained: Trained parameters.
-        total: Parameters of the backbone and of the method. A system that trains one model per scenario counts the
-            parameters of all its models, here and in `trained`.
-        backbone: Parameters of the backbone.
-    """
-
-    trained: int
-    total: int
-    backbone: int
-
-    @property
-    def percent(self) -> float:
-        """Trained parameters in % of the backbone's."""
-        return 100 * self.trained / self.backbone
 
 
 def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
@@ -54,16 +34,17 @@ def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
     return mop_t5.load_backbone(backbone)
 
 
-def size_of(system: System, model: PreTrainedModel, scenarios: int) -> Size:
-    """Attach a system to a plain backbone, count its parameters, and detach it."""
-    if scenarios < 1:
-        raise ValueError(f"scenarios must be at least 1, got {scenarios}.")
-    names = [f"scenario {i + 1}" for i in range(scenarios)]
-    mop_t5.attach(model, system.config(names))
+def size_of(system: System, model: PreTrainedModel, scenarios: int) -> mop_t5.ParameterCount:
+    """Attach a system to a plain backbone, count its parameters, and detach it.
+
+    A system that trains one model per scenario counts the trained parameters and all parameters of all its models.
+    """
+    check_int("scenarios", scenarios, 1)
+    mop_t5.attach(model, system.config([f"scenario {i + 1}" for i in range(scenarios)]))
     count = mop_t5.count_parameters(model)
     mop_t5.detach(model)
     copies = scenarios if system.separate else 1
-    return Size(copies * count.trained, copies * count.total, count.backbone)
+    return mop_t5.ParameterCount(copies * count.trained, copies * count.total, count.backbone, copies * count.share)
 
 
 def parameter_table(backbones: Sequence[str], systems: Sequence[System], scenarios: int) -> Table:
@@ -81,9 +62,11 @@ def parameter_table(backbones: Sequence[str], systems: Sequence[System], scenari
     for backbone in backbones:
         formats |= {backbone: ",d", f"{backbone}, %": ".4f"}
         model = skeleton(backbone)
-        count = mop_t5.count_parameters(model).backbone
-        for row, size in zip(rows, [*(size_of(s, model, scenarios) for s in systems), Size(count, count, count)]):
-            row += [size.trained, size.percent, *([size.total / size.backbone] if len(backbones) == 1 else [])]
+        count = mop_t5.count_parameters(model)
+        itself = count._replace(trained=count.backbone)
+        for row, size in zip(rows, [*(size_of(system, model, scenarios) for system in systems), itself]):
+            row += [size.trained, 100 * size.trained / size.backbone]
+            row += [size.total / size.backbone] if len(backbones) == 1 else []
     if len(backbones) == 1:
         formats["total, x"] = ".4f"
     title = f"Trained parameters, and these in % of the backbone's; {scenarios} scenarios"

@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mop_t5.evaluation import SCORES, Table, TaskScores, baseline_texts, read_scores, show, with_average, write_scores
+from mop_t5.evaluation import SCORES, Table, TaskScores, baseline_texts, read_scores, show, write_scores
 from mop_t5.files import check_writable, replace_file
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import prepare_output, write_settings
 from mop_t5.training import TrainingConfig
 
-from mop_lab.finished_runs import SYSTEM
+from mop_lab.finished_runs import SYSTEM, FinishedRun, FinishedSystem
+from mop_lab.suites.score_rows import Repetitions
+from mop_lab.suites.starting_points import FirstVersion
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, choose
 from mop_lab.suites.trial import Inputs, Start, Trial, check_scored_as_before, file_name, scoring_of
@@ -32,10 +34,9 @@ class Suite:
 
     def __init__(self, trials: Sequence[Trial]):
         self.trials = list(trials)
-        self._checked: set[int] = set()
 
     def plan(self) -> Suite:
-        """Check all trials that do not wait for another trial. Nothing is written.
+        """Check all trials that do not wait for another trial. Call this before `run`. Nothing is written.
 
         Returns:
             The suite itself.
@@ -46,11 +47,12 @@ class Suite:
         """
         ready = [trial for trial in self.trials if not trial.waits]
         for trial in ready:
-            self._check(trial)
+            trial.check()
         given = {name for trial in ready for name in trial.config.group_rates}
         if unused := sorted(given - {name for trial in ready for name in trial.training.group_rates}):
             raise ValueError(f"group_rates names {', '.join(unused)}, which is no parameter group of these systems.")
-        self._release()
+        for trial in self.trials:
+            trial.inputs.release()
         return self
 
     @property
@@ -82,14 +84,14 @@ class Suite:
         Raises:
             KeyboardInterrupt: Ctrl-C, with a sentence on what was kept.
         """
-        waiting = {trial.system.label for trial in self.trials if trial.waits}
+        waiting = [trial for trial in self.trials if trial.waits]
         for label in dict.fromkeys(trial.system.label for trial in self.trials):
-            if label not in waiting:
+            if label not in {trial.system.label for trial in waiting}:
                 self._describe(label)
         for number, trial in enumerate(self.trials, start=1):
-            if id(trial) not in self._checked:  # its starting point is finished now
-                self._check(trial)
-                self._release()
+            if trial in waiting:  # its starting point is finished now
+                trial.check()
+                trial.inputs.release()
                 self._describe(trial.system.label)
             state = trial.state
             print(f"[{number}/{len(self.trials)}] {trial}: {state}", flush=True)
@@ -103,17 +105,21 @@ class Suite:
             if state != "finished":
                 after()
 
-    def results(self) -> dict[str, list[dict[str, TaskScores]]]:
-        """Return the scores of the finished trials.
-
-        Returns:
-            label of a system -> one result per seed: scenario -> scores, the average last.
-        """
-        results: dict[str, dict[int, dict[str, TaskScores]]] = {}
+    def systems(self) -> dict[str, FinishedSystem]:
+        """Return the systems with a finished and scored trial, by their labels. They have the finished trials only."""
+        seeds: dict[str, dict[int, list[FinishedRun]]] = {}
         for trial in self.trials:
             if trial.system.scored and trial.finished:
-                results.setdefault(trial.system.label, {}).setdefault(trial.seed, {}).update(trial.scores())
-        return {label: [with_average(scores) for scores in seeds.values()] for label, seeds in results.items()}
+                seeds.setdefault(trial.system.label, {}).setdefault(trial.seed, []).append(trial.result)
+        methods = {trial.system.label: trial.system.method for trial in self.trials}
+        return {
+            label: FinishedSystem(label, methods[label], *self.parameters(label)[:2], runs)
+            for label, runs in seeds.items()
+        }
+
+    def results(self) -> dict[str, Repetitions]:
+        """Return the scores of the finished trials: label -> one result per seed: scenario -> scores, average last."""
+        return {label: list(system.scores().values()) for label, system in self.systems().items()}
 
     def how_trained(self) -> tuple[str, str]:
         """Return the part of a note that says the steps and their rows, and the part with the learning rates."""
@@ -122,30 +128,18 @@ class Suite:
         steps = f"{schedule.steps} steps of {schedule.batch_size * schedule.accumulation} rows"
         return steps, f"Learning rates: {', '.join(f'{label} {rate:g}' for label, rate in rates.items())}"
 
-    def parameters(self, label: str) -> dict[str, int]:
-        """Return the parameters of a system, of all its models together.
-
-        Returns:
-            "trained", "backbone" (of one model), and "runs": the number of models per seed.
-        """
+    def parameters(self, label: str) -> tuple[int, int, int]:
+        """Return the trained parameters of all models of a system, the backbone's, and the number of models."""
         of_label = [trial for trial in self.trials if trial.system.label == label]
-        mine = [trial for trial in of_label if trial.seed == of_label[0].seed]
-        trained = sum(trial.size.trained for trial in mine)
-        return {"trained": trained, "backbone": mine[0].size.backbone, "runs": len(mine)}
-
-    def _check(self, trial: Trial) -> None:
-        trial.check()
-        self._checked.add(id(trial))
-
-    def _release(self) -> None:
-        for trial in self.trials:
-            trial.inputs.release()
+        counts = [trial.size for trial in of_label if trial.seed == of_label[0].seed]
+        return sum(count.trained for count in counts), counts[0].backbone, len(counts)
 
     def _describe(self, label: str) -> None:
         """Write the system.json of a system that is scored."""
         trial = next(trial for trial in self.trials if trial.system.label == label)
         if trial.system.scored:
-            content = {"label": label} | self.parameters(label)
+            trained, backbone, models = self.parameters(label)
+            content = {"label": label, "trained": trained, "backbone": backbone, "runs": models}
             trial.system_folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             replace_file(trial.system_folder / SYSTEM, text.encode())
@@ -185,12 +179,13 @@ def trials_of(
             for seed in config.seeds:
                 only = None if scenarios is None else list(scenarios)
                 trial = Trial(system, config, replace(training, seed=seed), inputs, only, name)
-                if system.first is not None:
-                    field, first, steps = system.first
-                    schedule = replace(trial.schedule, steps=steps, evaluate_every=0, patience=0)
-                    start = Start(field, replace(trial, system=first, schedule=schedule), same_shapes=True)
-                    trials.append(start.trial)
-                    trial = replace(trial, start=start)
+                for field, first in system.options.items():
+                    if isinstance(first, FirstVersion):
+                        label = f"{system.label}, first version"
+                        earlier = replace(system, label=label, options=first.fields, scored=False)
+                        schedule = replace(trial.schedule, steps=first.steps, evaluate_every=0, patience=0)
+                        trials.append(replace(trial, system=earlier, schedule=schedule))
+                        trial = replace(trial, start=Start(field, trials[-1], same_shapes=True))
                 trials.append(trial)
     return trials
 

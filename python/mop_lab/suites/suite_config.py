@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mop_t5.checks import check_choice, check_int
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import Rouge, Scorer
 from mop_t5.training import TrainingConfig
@@ -56,11 +57,9 @@ class SuiteConfig:
             raise ValueError(f"seeds must be different integers, at least one; got {self.seeds}.")
         for seed in self.seeds:
             TrainingConfig(seed=seed)  # raises an error for a wrong seed before the first training
-        if self.split not in ("test", "valid"):
-            raise ValueError(f"split must be 'test' or 'valid', got {self.split!r}.")
+        check_choice("split", self.split, ("test", "valid"))
         for name in ("num_beams", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_int(name, getattr(self, name), 1)
 
     def scorer(self) -> Scorer:
         """Return the scorer of the corpus."""

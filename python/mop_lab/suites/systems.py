@@ -10,7 +10,7 @@ from mop_t5.attachment.method import MethodConfig
 from mop_t5.methods import get, method_names
 
 from mop_lab.suites import paper
-from mop_lab.suites.starting_points import FirstVersion, StartingPoints, systems_from
+from mop_lab.suites.starting_points import StartingPoints, systems_from
 
 _PAPER: dict[str, Any] = {"preset": "paper"}
 
@@ -113,15 +113,6 @@ class System:
     learning_rate: float
     scored: bool = True
     fixed: bool = False
-
-    @property
-    def first(self) -> tuple[str, System, int] | None:
-        """The field that holds a FirstVersion, the system of the first version, and its steps. None without one."""
-        for name, value in self.options.items():
-            if isinstance(value, FirstVersion):
-                label = f"{self.label}, first version"
-                return name, replace(self, label=label, options=value.fields, scored=False), value.steps
-        return None
 
     def config(self, scenarios: Sequence[str]) -> MethodConfig:
         """Return the config of the method. Raise ValueError or TypeError for a wrong field."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +18,14 @@ import mop_t5
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
-from mop_t5.evaluation import SCORES, Scorer, TaskScores, read_scores, show
-from mop_t5.evaluation.run_evaluation import (
-    RunEvaluation,
-    contents_of_evaluation,
-    evaluation_folder,
-    scoring_settings,
-)
+from mop_t5.evaluation import SCORES, Scorer, show
+from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation, scoring_settings
 from mop_t5.files import remove_folder
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, check_resumable, prepare_output, read_history, save_run
 from mop_t5.training import CHECKPOINTS, TrainingConfig, TrainingRun, settings_of
 from mop_t5.training.checkpoints import checkpoints
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from mop_lab.finished_runs import FinishedRun
 from mop_lab.suites.suite_config import SuiteConfig
@@ -39,62 +34,42 @@ from mop_lab.suites.systems import System
 FINISHED = "finished"
 
 
-class Size(NamedTuple):
-    """The numbers of parameters, and the names of the parameter groups."""
-
-    trained: int
-    backbone: int
-    groups: frozenset[str]
-
-
 class Inputs:
     """The corpora and backbones of several trials. Each is read once."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], list[Example]] = {}
-        self._backbones: dict[str, dict[str, contents.Content]] = {}
-        self._models: dict[str, PreTrainedModel] = {}
-        self._sizes: dict[tuple[str, str], Size] = {}
+        self._split = cache(read_split)
+        self._model = cache(mop_t5.load_backbone)
+        self._counts: dict[tuple[str, str], tuple[mop_t5.ParameterCount, set[str]]] = {}
+        self.contents_of_backbone = cache(self._contents_of_backbone)
 
     def rows(self, config: SuiteConfig, split: str, scenarios: Sequence[str] | None) -> list[Example]:
         """Return the rows of some scenarios of a split, or of all if scenarios is None."""
-        key = config.corpus, split
-        if key not in self._rows:
-            self._rows[key] = read_split(*key)
-        return of_scenarios(self._rows[key], scenarios)
+        return of_scenarios(self._split(config.corpus, split), scenarios)
 
     def scenarios(self, config: SuiteConfig, split: str) -> list[str]:
         """Return those scenarios of a split that the config chooses."""
         return scenarios_of(self.rows(config, split, config.scenarios))
 
-    def backbone(self, path: str) -> dict[str, contents.Content]:
-        """Return the contents of a backbone."""
-        if path not in self._backbones:
-            self._backbones[path] = contents.of_backbone(self._model(path), load_tokenizer(path))
-        return self._backbones[path]
-
-    def size(self, path: str, config: MethodConfig) -> Size:
-        """Attach a method to a plain backbone and count its parameters.
+    def counted(self, path: str, config: MethodConfig) -> tuple[mop_t5.ParameterCount, set[str]]:
+        """Attach a method to a plain backbone. Return its numbers of parameters and the names of its parameter groups.
 
         Raises:
             ValueError: The method does not fit the backbone.
         """
         key = path, repr(config)
-        if key not in self._sizes:
+        if key not in self._counts:
             model = mop_t5.attach(self._model(path), config)
-            count = mop_t5.count_parameters(model)
-            self._sizes[key] = Size(count.trained, count.backbone, frozenset(model.mop.parameter_groups()))
+            self._counts[key] = mop_t5.count_parameters(model), set(model.mop.parameter_groups())
             mop_t5.detach(model)
-        return self._sizes[key]
+        return self._counts[key]
 
     def release(self) -> None:
         """Free the memory of the backbones. A backbone is loaded again when it is needed."""
-        self._models.clear()
+        self._model.cache_clear()
 
-    def _model(self, path: str) -> PreTrainedModel:
-        if path not in self._models:
-            self._models[path] = mop_t5.load_backbone(path)
-        return self._models[path]
+    def _contents_of_backbone(self, path: str) -> dict[str, contents.Content]:
+        return contents.of_backbone(self._model(path), load_tokenizer(path))
 
 
 class Start(NamedTuple):
@@ -171,16 +146,20 @@ class Trial:
         """Whether the trial cannot be planned yet, because its starting point is not finished."""
         return self.start is not None and not self.start.same_shapes and not self.start.trial.finished
 
-    @cached_property
-    def size(self) -> Size:
-        """The numbers of parameters."""
+    @property
+    def _counted(self) -> tuple[mop_t5.ParameterCount, set[str]]:
         like = self.start.trial if self.start is not None and self.start.same_shapes else self
-        return self.inputs.size(self.config.backbone, like._method_config())
+        return self.inputs.counted(self.config.backbone, like._method_config())
+
+    @property
+    def size(self) -> mop_t5.ParameterCount:
+        """The numbers of parameters."""
+        return self._counted[0]
 
     @cached_property
     def training(self) -> TrainingConfig:
         """How the trial trains."""
-        rates = {name: factor for name, factor in self.config.group_rates.items() if name in self.size.groups}
+        rates = {name: factor for name, factor in self.config.group_rates.items() if name in self._counted[1]}
         schedule = replace(self.schedule, learning_rate=self.system.learning_rate, group_rates=rates)
         # a system without trained parameters is a row, too: the backbone as it is
         return schedule if self.size.trained else replace(schedule, steps=1, evaluate_every=0, patience=0)
@@ -202,7 +181,7 @@ class Trial:
             if not known:
                 contents.warn_of_unknown(f"a run in {self.config.output}")
         scoring = scoring_of(self.config, self.config.scorer())
-        check_scored_as_before(self._evaluation, scoring | {"num_beams": self.config.num_beams})
+        check_scored_as_before(self.result.evaluation, scoring | {"num_beams": self.config.num_beams})
 
     @property
     def state(self) -> str:
@@ -261,13 +240,10 @@ class Trial:
             show(evaluation.run().table)
         remove_folder(self.folder / CHECKPOINTS)
 
-    def scores(self) -> dict[str, TaskScores]:
-        """Return the scores of the finished trial: scenario -> scores."""
-        return read_scores(self._evaluation)[self.system.method]
-
     @property
-    def _evaluation(self) -> Path:
-        return evaluation_folder(self.folder, self.config.split)
+    def result(self) -> FinishedRun:
+        """The run folder with its evaluation."""
+        return FinishedRun(self.folder, self.config.split)
 
     def _rows(self, split: str) -> list[Example]:
         return self.inputs.rows(self.config, split, self.scenarios)
@@ -287,15 +263,15 @@ class Trial:
         valid = self._rows("valid") if self.training.evaluate_every else None
         tasks = self.config.scorer().tasks
         found = contents.of_training(self._rows("train"), valid, tasks, self._method_config())
-        return found | self.inputs.backbone(self.config.backbone)
+        return found | self.inputs.contents_of_backbone(self.config.backbone)
 
     def _is_scored(self) -> bool:
         """Return whether there is an evaluation of the present rows of the split, and of the weights of the run."""
-        run = FinishedRun(self.folder, self.config.split)
-        if not (run.evaluation / SCORES).is_file() or run.made_of is None:
+        evaluated = self.result
+        if not (evaluated.evaluation / SCORES).is_file() or evaluated.made_of is None:
             return False
         now = contents_of_evaluation(self.folder, self._rows(self.config.split), self.config.split)
-        return not contents.changes(run.made_of, now)
+        return not contents.changes(evaluated.made_of, now)
 
     def _attach_only(self) -> None:
         """Write the run folder of the system as it is attached."""

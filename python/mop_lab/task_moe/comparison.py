@@ -17,7 +17,7 @@ from mop_t5.methods.task_moe.selection import SELECTIONS
 from mop_t5.storage import task_vectors
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.score_rows import Repetitions, average_of, average_relative_gain, score_rows
+from mop_lab.suites.score_rows import Repetitions, average_of, average_relative_gain, scores_table
 from mop_lab.suites.suite import trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, check_options
@@ -250,7 +250,4 @@ class MixtureComparison:
 
     def _by_task(self, name: str, scores: Mapping[str, Repetitions]) -> Table:
         labels = [*self._factors.baselines, *(one.label for one in self.combinations[name])]
-        columns = list(scores[labels[0]][0])
-        rows = [row for label in labels for row in score_rows([label], scores[label], columns)]
-        title = "Score of each task, mean x 100"
-        return Table(title, ["row", "quantity", *columns], rows, dict.fromkeys(columns, ".2f"), labels=2)
+        return scores_table("Score of each task, mean x 100", ["row"], (([label], scores[label]) for label in labels))

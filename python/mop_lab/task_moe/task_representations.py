@@ -44,7 +44,7 @@ def text_vectors(
         total = torch.zeros(model.config.d_model, device=model.device)
         for batch in DataLoader(encoded, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
             ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
-            states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             total += ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).sum(0)
         vectors.append(total / len(examples))
     return torch.stack(vectors).cpu()
