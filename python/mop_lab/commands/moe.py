@@ -205,14 +205,12 @@ def moe_disable(
     if unknown:
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
     examples = of_scenarios(read_split(data, split), tasks)
-    lengths = lengths_of(settings)
+    generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths_of(settings)}
     scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(data))
     warn_of_lost_characters(tokenizer, examples, scorer, split)
 
     def score() -> dict[str, float]:
-        texts = generate_summaries(
-            *(model, tokenizer, examples), progress=False, batch_size=batch_size, num_beams=num_beams, **lengths
-        )
+        texts = generate_summaries(model, tokenizer, examples, progress=False, **generation)
         scores = scorer(examples, texts)
         return {task: one.mean for task, one in scores.items() if task != AVERAGE}
 
