@@ -73,11 +73,11 @@ def config(place, **more):
 
 
 def test_what_cannot_be_compared_is_said(place):
-    with pytest.raises(ValueError, match="reference must be one of the systems, prefix-tuning; got 'MOP'"):
+    with pytest.raises(ValueError, match=r"reference .*prefix-tuning.*'MOP'"):
         MethodComparison(config(place, systems=["prefix-tuning"]), TrainingConfig(), CompareConfig())
-    with pytest.raises(ValueError, match="rates must be different numbers above 0"):
+    with pytest.raises(ValueError, match=r"rates .*\[0\.1, 0\.1\]"):
         CompareConfig(rates=[0.1, 0.1])
-    with pytest.raises(ValueError, match="resamples must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"resamples .*0"):
         CompareConfig(resamples=0)
 
 
@@ -88,9 +88,9 @@ def test_variants_are_systems_with_some_fields_changed():
     assert (fields.init, fields.prefix_length, fields.d_mid, fields.preset) == ("zero_up", 3, 8, "paper")
     assert default_systems(["MOP from zero"])[-1] == "MOP from zero"
     for wrong in ({"MOP": {"system": "MOP"}}, {"new": {"init": "zero_up"}}, {"new": {"system": "nothing"}}):
-        with pytest.raises(ValueError, match="must be a new label"):
+        with pytest.raises(ValueError, match=r"variants.*new|variants.*MOP"):
             known_systems(wrong)
-    with pytest.raises(ValueError, match="no field"):
+    with pytest.raises(ValueError, match=r"options .*inti.*MOP"):
         known_systems({"new": {"system": "MOP", "inti": "zero_up"}})
 
 

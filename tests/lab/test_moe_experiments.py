@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import re
 
 import mop_t5
 import pytest
@@ -94,17 +95,17 @@ def test_rows_are_what_their_labels_say(place):
 
 def test_what_the_grid_does_not_take(place):
     for fields, message in (
-        ({"selections": ["hard"]}, "selections must be one of 'softmax', .*; got 'hard'"),
-        ({"speeds": ["two", "two"]}, "speeds must be distinct"),
-        ({"routers": []}, "routers must have at least one value"),
-        ({"representations": {"random": "x"}}, "representations has 'random', which is there without a file"),
-        ({"learning_rate": 0}, "learning_rate must be above 0"),
-        ({"options": {"selection": "softmax"}}, "options names selection, which the comparison sets itself"),
-        ({"tables": ["table"]}, "tables must be one of 'training', 'routers'; got 'table'"),
+        ({"selections": ["hard"]}, "selections .*'softmax', .*'hard'"),
+        ({"speeds": ["two", "two"]}, r"speeds .*\['two', 'two'\]"),
+        ({"routers": []}, "routers .*none"),
+        ({"representations": {"random": "x"}}, "representations .*'random'"),
+        ({"learning_rate": 0}, "learning_rate .*0"),
+        ({"options": {"selection": "softmax"}}, "options .*selection"),
+        ({"tables": ["table"]}, "tables .*'training', 'routers'.*'table'"),
     ):
         with pytest.raises(ValueError, match=message):
             comparison(place, **fields)
-    with pytest.raises(ValueError, match="options names prefix, which is no field of the methods of vanilla,"):
+    with pytest.raises(ValueError, match=r"options .*prefix.* vanilla,"):
         comparison(place, options={"prefix": 1, "experts": 2}).trials()
 
 
@@ -193,12 +194,12 @@ def test_unseen_tasks(place, run, capsys):
     command += ["--task_vectors", str(place / "vectors"), "--routes", "[learned, average]", "--shots", "2"]
     command += ["--rates", "[0.01, 0.3]", "--batch_sizes", "[2]", "--evaluate_every", "2", "--seeds", "[1]"]
     assert main([*command, "--scenarios", "[taxi]"]) == 1
-    assert "adapter' was trained on taxi. Choose other --scenarios" in capsys.readouterr().err
+    assert re.search("experts .*adapter'.* taxi", capsys.readouterr().err)
     assert main([*command, "--scenarios", "[ticket]", "--options.prefix_length", "3"]) == 1
-    assert "options names prefix_length, which is no field of the methods" in capsys.readouterr().err
+    assert re.search("options .*prefix_length", capsys.readouterr().err)
     command += ["--scenarios", "[ticket]", "--options.exploration", "0.1"]
     assert main([*command, "--evaluate_every", "0"]) == 1
-    assert "evaluate_every must be set, to choose one of 2 rates and batch sizes" in capsys.readouterr().err
+    assert re.search(r"evaluate_every .*\b2 rates", capsys.readouterr().err)
     assert main(command) == 0
     table, chosen = rows_of(output / "adaptation.csv"), rows_of(output / "adaptation-chosen.csv")
     assert main(command) == 0
@@ -275,12 +276,12 @@ def test_disabling_from_the_command_line(run, tmp_path, capsys):
     assert [row["on"] for row in table] == ["1 tasks with it", "1 tasks without it"]
     assert all(float(row["all experts"]) >= 0 for row in table)
     for more, message in (
-        (["--top", "99"], "top must be at most"),
-        (["--top", "0"], "top must be at least 1"),
-        (["--only", "[big]"], "only names big; .* has eaten"),
+        (["--top", "99"], "top .*99"),
+        (["--top", "0"], "top .*0"),
+        (["--only", "[big]"], "only .*big; .* eaten"),
     ):
         assert main([*command, *more]) == 1
-        assert message.split(";")[0] in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
 
 
 def attached(**fields):
@@ -316,10 +317,10 @@ def test_features_are_read_strictly(tmp_path):
     path.write_text("a: {new: 1}\nb: {old: 1, new: 0}\n")
     assert read_features(path, ["b", "a"]) == {"old": [1, 0], "new": [0, 1]}
     for text, message in (
-        ("a: {new: 1}", r"must have the tasks a, b; got a"),
+        ("a: {new: 1}", r"tasks a, b; got a"),
         ("a: {new: 2}\nb: {}", r"'new' of 'a' must be 0 or 1; got 2"),
-        ("a: 1\nb: 2", r"must hold \{task: \{feature: 0 or 1\}\}"),
-        ("a: {new: 1", r"not valid YAML"),
+        ("a: 1\nb: 2", r"\{task: \{feature: 0 or 1\}\}"),
+        ("a: {new: 1", r"features\.yaml"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -330,9 +331,7 @@ def test_the_strongest_experts_leave_every_layer_one():
     found = [Correlation("f", (0, e), 0.9 - e / 10, 0.0) for e in range(3)] + [Correlation("f", (1, 0), 0.1, 0.5)]
     found += [Correlation("f", (2, 1), -0.95, 0.0), Correlation("g", (2, 2), 0.99, 0.0)]
     assert strongest(found, "f", 3, 3) == [(0, 0), (0, 1), (1, 0)]
-    with pytest.raises(
-        ValueError, match=r"top must be at most 3 for 'f', the experts whose weights rise with it; got 4"
-    ):
+    with pytest.raises(ValueError, match=r"top .*\b3\b.*'f'.*\b4\b"):
         strongest(found, "f", 4, 3)
 
 

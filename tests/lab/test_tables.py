@@ -70,9 +70,9 @@ def test_a_table_is_never_cut(capsys):
 
 def test_tables_of_one_csv_have_the_same_columns():
     assert len(read_csv(to_csv([TABLE, TABLE]))) == 4
-    with pytest.raises(ValueError, match="tables must have the same columns"):
+    with pytest.raises(ValueError, match="columns"):
         to_csv([TABLE, Table("other", ["system"], [])])
-    with pytest.raises(ValueError, match="a row must have 1 cells, one per column; got 2"):
+    with pytest.raises(ValueError, match=r"\b1 cells.*\b2\b"):
         Table("t", ["a"], [["x", "y"]])
 
 
@@ -89,7 +89,7 @@ def test_scores_are_read_back(tmp_path):
     write_scores(tmp_path, means)
     assert read_scores(tmp_path) == means
     (tmp_path / "scores.json").write_text('{"mop": {"taxi": {"rouge1": "1"}}}')
-    with pytest.raises(ValueError, match=r"scores\.json is damaged"):
+    with pytest.raises(ValueError, match=r"scores\.json"):
         read_scores(tmp_path)
 
 
@@ -231,12 +231,12 @@ def test_choosing_systems():
     assert chosen[1].options == {"templates": "default"}  # it has no prefix
     assert [system.learning_rate for system in chosen] == [SYSTEMS["mop"].learning_rate, 1e-4]
     for arguments, message in (
-        ((["MOPP"], []), r"systems names MOPP; known are .*MOP w/o LoRL"),
-        ((["MOP", "MOP"], []), "systems must name at least one system, each once"),
-        (([], ["MOP"]), "systems must name at least one system"),
-        ((None, ["MOP"], None, {"mop": 1}), "learning_rates names mop; known are"),
-        ((["MTL"], [], {"prefix_length": 3}), "options names prefix_length, which is no field of the methods of MTL"),
-        ((["MOP"], [], {"scenarios": ["a"]}), "options names scenarios"),
+        ((["MOPP"], []), r"systems .*MOPP.*MOP w/o LoRL"),
+        ((["MOP", "MOP"], []), r"systems .*\['MOP', 'MOP'\]"),
+        (([], ["MOP"]), r"systems .*\[\]"),
+        ((None, ["MOP"], None, {"mop": 1}), "learning_rates .*mop; .*MOP"),
+        ((["MTL"], [], {"prefix_length": 3}), "options .*prefix_length.* MTL"),
+        ((["MOP"], [], {"scenarios": ["a"]}), "options .*scenarios"),
     ):
         with pytest.raises(ValueError, match=message):
             choose(*arguments)
@@ -430,14 +430,15 @@ def test_table_4_of_another_backbone_number_of_scenarios_and_fields(tmp_path, ca
     assert rows["prompt-tuning"]["trained"] == 10 * 768
     assert rows["MOP"]["trained"] == mop(768, 12, experts=7) - 3 * 30 * 768
     capsys.readouterr()
-    for wrong, message in (
-        (["--backbone", "t6"], "backbone must be a folder or one of"),
-        (["--scenarios", "0"], "scenarios must be at least 1; got 0"),
-        (["--systems", "[MTL-plain]"], "systems names MTL-plain; known are MTL-vanilla"),
-        (["--options.d_mod", "1"], "options names d_mod"),
+    for wrong, *named in (
+        (["--backbone", "t6"], "backbone", "t6"),
+        (["--scenarios", "0"], "scenarios", "0"),
+        (["--systems", "[MTL-plain]"], "systems", "MTL-plain", "MTL-vanilla"),
+        (["--options.d_mod", "1"], "options", "d_mod"),
     ):
         assert main(["table", "4", *wrong]) == 1
-        assert message in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert all(name in message for name in named)
 
 
 # Table 1

@@ -26,7 +26,7 @@ from mop_lab.suites.score_rows import Repetitions
 from mop_lab.suites.starting_points import FirstVersion
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, choose
-from mop_lab.suites.trial import Inputs, Start, Trial, check_scored_as_before, file_name, scoring_of
+from mop_lab.suites.trial import Inputs, Start, Trial, check_scored_as_before, file_name
 
 
 class Suite:
@@ -253,8 +253,7 @@ def carry_out(suite: Suite, dry_run: bool, after: Callable[[], None] = lambda: N
 def baseline_scores(config: SuiteConfig) -> dict[str, dict[str, TaskScores]]:
     """Return the scores of the baselines: baseline -> scenario -> scores. They are computed once per corpus."""
     folder, inputs = Path(config.output) / "floors", Inputs()
-    scorer = config.scorer()
-    settings = scoring_of(config, scorer) | {"scenarios": config.scenarios}
+    settings = config.scoring() | {"scenarios": config.scenarios}
     check_scored_as_before(folder, settings)
     known, rows = (inputs.rows(config, split, config.scenarios) for split in ("train", config.split))
     made_of = {"train": contents.of_rows(known), config.split: contents.of_rows(rows)}
@@ -263,5 +262,5 @@ def baseline_scores(config: SuiteConfig) -> dict[str, dict[str, TaskScores]]:
         prepare_output(folder, overwrite=True)
         write_settings(folder, settings)
         contents.write_contents(folder, made_of)
-        write_scores(folder, {name: scorer(rows, given) for name, given in texts.items()})
+        write_scores(folder, {name: config.scorer()(rows, given) for name, given in texts.items()})
     return read_scores(folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mop_t5.checks import check_choice, check_int
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import Rouge, Scorer
+from mop_t5.evaluation.run_evaluation import scoring_settings
 from mop_t5.training import TrainingConfig
 
 
@@ -64,6 +66,10 @@ class SuiteConfig:
     def scorer(self) -> Scorer:
         """Return the scorer of the corpus."""
         return Scorer(Rouge(self.implementation, self.unit, self.normalise), read_tasks(self.corpus))
+
+    def scoring(self) -> dict[str, Any]:
+        """Return the settings that scores depend on, besides the run."""
+        return scoring_settings(str(Path(self.corpus).resolve()), self.split, self.scorer())
 
     def how_scored(self, detail: str = "") -> str:
         """Return the part of a table's title that says how the systems were scored, and on how many rows.

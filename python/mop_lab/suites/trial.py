@@ -18,8 +18,8 @@ import mop_t5
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
-from mop_t5.evaluation import SCORES, Scorer, show
-from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation, scoring_settings
+from mop_t5.evaluation import SCORES, show
+from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation
 from mop_t5.files import remove_folder
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, check_resumable, prepare_output, read_history, save_run
@@ -136,10 +136,10 @@ class Trial:
         return str((self.folder / "adapter").resolve())
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The fields of the method, with the adapter to start from."""
+    def attached(self) -> System:
+        """The system with the adapter to start from among its options."""
         started = {} if self.start is None else {self.start.field: self.start.trial.adapter}
-        return self.system.options | started
+        return replace(self.system, options=self.system.options | started)
 
     @property
     def waits(self) -> bool:
@@ -180,8 +180,8 @@ class Trial:
             check_resumable(self.folder, settings, may_change=("corpus", "backbone") if known else ())
             if not known:
                 contents.warn_of_unknown(f"a run in {self.config.output}")
-        scoring = scoring_of(self.config, self.config.scorer())
-        check_scored_as_before(self.result.evaluation, scoring | {"num_beams": self.config.num_beams})
+        scoring = self.config.scoring() | {"num_beams": self.config.num_beams}
+        check_scored_as_before(self.result.evaluation, scoring)
 
     @property
     def state(self) -> str:
@@ -218,7 +218,7 @@ class Trial:
                 self.config.backbone,
                 str(self.folder),
                 method=self.system.method,
-                options=self.options,
+                options=self.attached.options,
                 scenarios=self.scenarios,
                 rouge=self.config.scorer().rouge,
                 overwrite=state == "start anew",
@@ -249,8 +249,7 @@ class Trial:
         return self.inputs.rows(self.config, split, self.scenarios)
 
     def _method_config(self) -> MethodConfig:
-        options = replace(self.system, options=self.options)
-        return options.config(self.scenarios or self.inputs.scenarios(self.config, "train"))
+        return self.attached.config(self.scenarios or self.inputs.scenarios(self.config, "train"))
 
     def _settings(self) -> dict[str, Any]:
         """Return run.json, as the training writes it."""
@@ -282,11 +281,6 @@ class Trial:
         prepare_output(self.folder, overwrite=True)
         contents.write_contents(self.folder, self._made_of())
         save_run(self.folder, model, tokenizer, [{"step": 0}], self._settings())
-
-
-def scoring_of(config: SuiteConfig, scorer: Scorer) -> dict[str, Any]:
-    """Return the settings that scores depend on, besides the run."""
-    return scoring_settings(str(Path(config.corpus).resolve()), config.split, scorer)
 
 
 def check_scored_as_before(folder: Path, scoring: dict[str, Any]) -> None:
