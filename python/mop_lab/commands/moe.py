@@ -19,20 +19,10 @@ from mop_t5.training import TrainingConfig
 
 from mop_lab.suites.suite import Suite, carry_out
 from mop_lab.suites.suite_config import SuiteConfig
+from mop_lab.task_moe import routes
 from mop_lab.task_moe.adaptation import Adaptation, Adaptations
 from mop_lab.task_moe.comparison import TABLES, Factors, MixtureComparison
 from mop_lab.task_moe.disabling import disabling_table, strongest, without
-from mop_lab.task_moe.routes import (
-    correlation_table,
-    correlations,
-    experts_of,
-    method_of,
-    plot_entropy,
-    read_features,
-    route_history,
-    route_matrix,
-    route_table,
-)
 
 # the comparison sets the learning rates of all rows
 OfRows = Annotated[SuiteConfig, "systems", "learning_rates", "group_rates"]
@@ -137,18 +127,18 @@ def moe_routes(
         backbone: folder of the backbone, if it has moved since the run.
     """
     model, _, _ = load_run(run, backbone)
-    method, folder = method_of(model), Path(output or Path(run) / "routes")
-    names, matrix, tasks = experts_of(method), route_matrix(method, temperature), list(method.scenarios)
-    table = route_table(method, matrix, temperature)
+    method, folder = routes.method_of(model), Path(output or Path(run) / "routes")
+    names, matrix, tasks = routes.experts_of(method), routes.route_matrix(method, temperature), list(method.scenarios)
+    table = routes.route_table(method, matrix, temperature)
     present([table], "routes", folder)
     # a weight of 1e-30 looks like 0
     rounded = matrix.round(decimals=3).tolist()
     say_written(heat_map(folder / "routes", tasks, list(names.values()), rounded, table.title))
     if features is not None:
-        found = correlations(matrix, list(names), read_features(features, tasks))
-        present([correlation_table(found, names, len(tasks), level)], "correlations", folder)
-    if history := route_history(run):
-        say_written(plot_entropy(folder / "entropy", history))
+        found = routes.correlations(matrix, list(names), routes.read_features(features, tasks))
+        present([routes.correlation_table(found, names, len(tasks), level)], "correlations", folder)
+    if history := routes.route_history(run):
+        say_written(routes.plot_entropy(folder / "entropy", history))
 
 
 def moe_disable(
@@ -198,9 +188,9 @@ def moe_disable(
     check_int("draws", draws, 1)
     check_writable(output or Path(run) / "routes")
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
-    method, data = method_of(model), corpus or settings["corpus"]
-    names, tasks, matrix = experts_of(method), list(method.scenarios), route_matrix(method)
-    having = read_features(features, tasks)
+    method, data = routes.method_of(model), corpus or settings["corpus"]
+    names, tasks, matrix = routes.experts_of(method), list(method.scenarios), routes.route_matrix(method)
+    having = routes.read_features(features, tasks)
     unknown = sorted(set(only or ()) - set(having))
     if unknown:
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
@@ -214,7 +204,7 @@ def moe_disable(
         scores = scorer(examples, texts)
         return {task: one.mean for task, one in scores.items() if task != AVERAGE}
 
-    found = correlations(matrix, list(names), having)
+    found = routes.correlations(matrix, list(names), having)
     chosen = {name: strongest(found, name, top, method.config.experts) for name in only or having}
     whole, disabled = score(), {}
     for name, experts in chosen.items():

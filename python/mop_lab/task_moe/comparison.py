@@ -117,16 +117,9 @@ TABLES: dict[str, tuple[str, ...]] = {  # the factors that vary in each table
 
 def combinations(factors: Factors, table: str) -> list[Combination]:
     """Return all combinations of the values of a table's factors."""
-    values = {
-        "selection": factors.selections,
-        "batching": factors.batchings,
-        "speeds": factors.speeds,
-        "stages": factors.stages,
-        "router": factors.routers,
-        "representation": ["random", *factors.representations],
-        "vectors": factors.vectors,
-    }
-    tried = [values[name] if name in TABLES[table] else values[name][:1] for name in Combination._fields]
+    of_training = (factors.selections, factors.batchings, factors.speeds, factors.stages)
+    values = (*of_training, factors.routers, ["random", *factors.representations], factors.vectors)
+    tried = [own if name in TABLES[table] else own[:1] for name, own in zip(Combination._fields, values)]
     return [Combination(*chosen) for chosen in itertools.product(*tried)]
 
 
