@@ -205,7 +205,7 @@ def test_more_bad_input(suite, tmp_path, capsys):
     words = ["cases", suite, "--output", tmp_path / "out"]
     code, _, said = call(capsys, *words, "--ids", "[nobody, test-x]")
     assert (code, "ids names nobody, test-x, which no evaluated row has. There are" in said) == (1, True)
-    assert "count must be at least 1; got 0" in call(capsys, *words, "--count", 0)[2]
+    assert "count must be at least 1, got 0" in call(capsys, *words, "--count", 0)[2]
     copy = tmp_path / "copy"
     shutil.copytree(suite, copy)
     path = next(copy.rglob("evaluation-test/run.json"))

@@ -116,7 +116,7 @@ def test_what_goes_wrong_is_one_sentence(suite, tmp_path, monkeypatch, capsys):
     assert said.endswith("no table and no plot. Leave it out.")
     assert f"{tmp_path / 'none'} is no folder" in fails(capsys, suite, tmp_path / "none", *output)
     assert "evaluated on the valid split" in fails(capsys, suite, "--split", "valid", *output)
-    assert "split must be one of 'test', 'valid'; got 'train'" in fails(capsys, suite, "--split", "train", *output)
+    assert "split must be 'test' or 'valid', got 'train'" in fails(capsys, suite, "--split", "train", *output)
     assert str(tmp_path / "none") in fails(capsys, suite, "--corpus", tmp_path / "none", *output)
     assert "is a folder. Name a file in it, such as" in fails(capsys, suite, "--output", tmp_path)
     (folder, _) = evaluations(copy, "mtl-vanilla")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from mop_t5.checks import check_int
 from mop_t5.cli import Words
 from mop_t5.data import read_split
 from mop_t5.evaluation import Values, present, write_texts
@@ -63,7 +62,8 @@ def analyse_cases(
         count: number of rows that are chosen without ids.
         seed: seed of the training whose summaries are shown. A system without it shows its first seed.
     """
-    check_int("count", count, 1)
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}.")
     systems = finished_systems(runs, split)
     check_writable(output)
     values = Values(read_split(corpus or training_corpus(systems), "train"))
@@ -81,10 +81,10 @@ def analyse_cases(
 
 
 def _of_ids(rows: list[tuple], ids: list[str]) -> list[tuple]:
-    """Return the rows of some ids, in the order of the ids. A row is an example and its texts.
+    """Return the rows of these ids, in their order. A row is an example and texts.
 
     Raises:
-        ValueError: No row or several rows have one of the ids.
+        ValueError: no row has one of the ids, or several rows have it.
     """
     by_id = {row[0].id: row for row in rows}
     counts = Counter(row[0].id for row in rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mop_t5.checks import check_choice
 from mop_t5.cli import Words
 from mop_t5.files import check_writable, failure_in_a_sentence, replace_file, write_beside
 
@@ -38,7 +37,8 @@ def report(
             Values are not marked if it does not exist.
         overwrite: replace an existing page.
     """
-    check_choice("split", split, ("test", "valid"))
+    if split not in ("test", "valid"):
+        raise ValueError(f"split must be 'test' or 'valid', got {split!r}.")
     path, earlier = Path(output), None
     if path.is_dir():
         raise IsADirectoryError(f"{output} is a folder. Name a file in it, such as {path / 'report.html'}.")
