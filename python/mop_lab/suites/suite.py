@@ -26,7 +26,7 @@ from mop_lab.suites.score_rows import Repetitions
 from mop_lab.suites.starting_points import FirstVersion
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, choose
-from mop_lab.suites.trial import Inputs, Start, Trial, check_scored_as_before, file_name
+from mop_lab.suites.trial import FINISHED, Inputs, Start, Trial, check_scored_as_before, file_name
 
 
 class Suite:
@@ -62,18 +62,17 @@ class Suite:
 
     def overview(self) -> Table:
         """Return a table with one row per trial: its folder, its parameters, its learning rate, and what is left."""
-        rows = [
-            [
-                *(trial.system.label, ", ".join(trial.scenarios or ["all"]), trial.seed),
-                *(None if trial.waits else trial.size.trained, trial.system.learning_rate),
-                *(str(trial.folder), trial.state),
-            ]
-            for trial in self.trials
-        ]
+
+        def row(trial: Trial) -> list[object]:
+            scenarios, rate = ", ".join(trial.scenarios or ["all"]), trial.system.learning_rate
+            trained = None if trial.waits else trial.size.trained
+            return [trial.system.label, scenarios, trial.seed, trained, rate, str(trial.folder), trial.state]
+
         steps = sorted({trial.schedule.steps for trial in self.trials})
-        title = f"{len(rows)} runs of {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps"
+        span = f"{steps[0]} to {steps[-1]}" if len(steps) > 1 else steps[0]
         columns = ["system", "scenarios", "seed", "trained", "learning rate", "folder", "to do"]
-        return Table(title, columns, rows, {"trained": ",d"})
+        title = f"{len(self.trials)} runs of {span} steps"
+        return Table(title, columns, list(map(row, self.trials)), {"trained": ",d"})
 
     def run(self, after: Callable[[], None] = lambda: None) -> None:
         """Do what is left to do for all trials.
@@ -85,9 +84,9 @@ class Suite:
             KeyboardInterrupt: Ctrl-C, with a sentence on what was kept.
         """
         waiting = [trial for trial in self.trials if trial.waits]
-        for label in dict.fromkeys(trial.system.label for trial in self.trials):
-            if label not in {trial.system.label for trial in waiting}:
-                self._describe(label)
+        labels = dict.fromkeys(trial.system.label for trial in self.trials)
+        for label in labels.keys() - {trial.system.label for trial in waiting}:
+            self._describe(label)
         for number, trial in enumerate(self.trials, start=1):
             if trial in waiting:  # its starting point is finished now
                 trial.check()
@@ -102,7 +101,7 @@ class Suite:
                     f"interrupted in run {number} of {len(self.trials)}, {trial}. What is finished is kept, and the "
                     f"same command goes on; with this run: {trial.state}."
                 ) from None
-            if state != "finished":
+            if state != FINISHED:
                 after()
 
     def systems(self) -> dict[str, FinishedSystem]:
