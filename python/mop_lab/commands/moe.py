@@ -144,15 +144,13 @@ def moe_routes(
 def moe_disable(
     run: str,
     features: str,
+    rouge: Rouge,
     output: str | None = None,
     only: list[str] | None = None,
     top: int = 3,
     draws: int = 5,
     corpus: str | None = None,
     split: str = "test",
-    implementation: str = "rouge_score",
-    unit: str = "char",
-    normalise: str = "none",
     num_beams: int = 1,
     batch_size: int = 32,
     backbone: str | None = None,
@@ -169,16 +167,13 @@ def moe_disable(
     Args:
         run: folder that `mop-t5 train` wrote with the method task_moe.
         features: YAML file {task: {feature: 0 or 1}}.
+        rouge: how ROUGE is computed.
         output: folder for the files. The default is RUN/routes.
         only: the features. The default is all.
         top: number of experts to disable: those whose weights rise most with the feature.
         draws: number of sets of random experts to disable.
         corpus: corpus folder. The default is the corpus of the run.
         split: "test" or "valid".
-        implementation: package that computes ROUGE, "rouge_score" or "rouge".
-        unit: the unit that ROUGE counts, "char", "jieba" or "jieba_hmm".
-        normalise: form in which both texts are compared, "none" or "nfkc" (full-width punctuation and digits equal the
-            usual ones).
         num_beams: beams of the search. 1 is greedy.
         batch_size: dialogues per batch of the generation.
         backbone: folder of the backbone, if it has moved since the run.
@@ -196,7 +191,7 @@ def moe_disable(
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
     examples = of_scenarios(read_split(data, split), tasks)
     generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths_of(settings)}
-    scorer = Scorer(Rouge(implementation, unit, normalise), read_tasks(data))
+    scorer = Scorer(rouge, read_tasks(data))
     warn_of_lost_characters(tokenizer, examples, scorer, split)
 
     def score() -> dict[str, float]:
