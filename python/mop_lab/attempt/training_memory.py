@@ -19,7 +19,7 @@ import torch
 from mop_t5.checks import check_choice, check_int
 from mop_t5.evaluation import Table
 from mop_t5.methods import get
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, T5Config
 
 from mop_lab.attempt.memory import ENVIRONMENT, growth
 from mop_lab.suites.sizes import skeleton
@@ -29,7 +29,7 @@ PAPER = (
     "The ATTEMPT paper, on GPUs of 24 GB, 100 prompt rows, from T5-base with batch 32 to T5-3B with batch 2: ATTEMPT "
     "13.7 -> 16.1 GB; Adapter and BitFit to about three times of what they need with T5-base.",
 )
-_TINY = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
+_TINY = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4, vocab_size=64)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _measure(backbone: str, method: str, options: dict, scenarios: int, step: St
     for parameter in model.parameters():
         parameter.sum()  # weights in a file become resident when they are first used
     # a tiny model loads the code and starts the threads
-    tiny = mop_t5.build_backbone("t5-small", **_TINY).requires_grad_(True)
+    tiny = mop_t5.build_backbone(_TINY).requires_grad_(True)
     _two_steps(tiny, replace(step, batch_size=1, source=2, target=2), None)
     return weights + growth(train)
 

@@ -85,7 +85,8 @@ def analyse_share(runs: Words, output: str, split: str = "test") -> None:
         output: folder for the files.
         split: the scored split, "test" or "valid".
     """
-    floors, title = floors_in(runs, split), f"Score against the share of parameters that is trained, {split} split"
+    title = f"Score against the share of parameters that is trained, {split} split"
+    floors = floors_in(runs, split)
     by_folder = present_sizes("share", title, runs, output, split, floors)
     systems = [one for found in by_folder for one in found]
     say_written(plot_share(Path(output) / "share", systems, floors, title))
