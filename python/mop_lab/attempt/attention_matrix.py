@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from mop_t5.data import Collator, EncodedExamples, Example, scenarios_of
+from mop_t5.data import Collator, Example, scenarios_of
 from mop_t5.evaluation import Table
+from mop_t5.evaluation.generation import encoded
 from mop_t5.methods.attempt import Attempt
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,14 +48,12 @@ def attention_matrix(
     """
     method = attempt_of(model)
     tasks = list(method.scenarios)
-    encoded = EncodedExamples(
-        examples, tokenizer, tasks, source_text=method.source_text, max_source=max_source, max_target=1
-    )
+    rows = encoded(model, tokenizer, examples, tasks, max_source=max_source, max_target=1)
     collate = Collator(tokenizer.pad_token_id, len(tasks))
     sums = torch.zeros(len(tasks), len(method.candidates), dtype=torch.float64)
     embeddings = model.get_input_embeddings()
     device = next(embeddings.parameters()).device
-    for batch in DataLoader(encoded, batch_size=batch_size, collate_fn=collate):
+    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collate):
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         weights = method.attention_of(embeddings(ids), mask, batch["scenario_ids"])
         if weights.dim() == 3:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 
 import mop_t5
 import torch
-from mop_t5.checks import check_choice, check_int
+from mop_t5.checks import check_choice, check_least
 from mop_t5.evaluation import Table
 from mop_t5.methods import get
 from transformers import PreTrainedModel, T5Config
@@ -51,8 +51,7 @@ class Step:
     bf16: bool
 
     def __post_init__(self):
-        for name in ("batch_size", "source", "target"):
-            check_int(name, getattr(self, name), 1)
+        check_least(self, 1, "batch_size", "source", "target")
         check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("device 'cuda' was asked for, but torch finds no GPU. Choose 'cpu'.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mop_t5.checks import check_choice, check_int
+from mop_t5.checks import check_choice, check_least
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import Rouge, Scorer
 from mop_t5.evaluation.run_evaluation import scoring_settings
@@ -60,8 +60,7 @@ class SuiteConfig:
         for seed in self.seeds:
             TrainingConfig(seed=seed)  # raises an error for a wrong seed before the first training
         check_choice("split", self.split, ("test", "valid"))
-        for name in ("num_beams", "eval_batch_size"):
-            check_int(name, getattr(self, name), 1)
+        check_least(self, 1, "num_beams", "eval_batch_size")
 
     def scorer(self) -> Scorer:
         """Return the scorer of the corpus."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import mop_t5
 import torch
-from mop_t5.data import Collator, EncodedExamples, Example
+from mop_t5.data import Collator, Example
+from mop_t5.evaluation.generation import encoded
 from mop_t5.training import TrainingConfig, train
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,9 @@ def text_vectors(
     model.eval()
     vectors = []
     for examples in rows:
-        encoded = EncodedExamples(examples, tokenizer, None, max_source=max_source)
         total = torch.zeros(model.config.d_model, device=model.device)
-        for batch in DataLoader(encoded, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
+        texts = encoded(model, tokenizer, examples, None, max_source=max_source)
+        for batch in DataLoader(texts, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
             ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
             states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             total += ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).sum(0)
@@ -109,8 +110,8 @@ def _fisher(model, tokenizer, examples: Sequence[Example], training: TrainingCon
     matrices = matrices_of(model.mop)
     totals = [torch.zeros_like(p) for p in matrices]
     lengths = {"max_source": training.max_source, "max_target": training.max_target}
-    encoded = EncodedExamples(examples, tokenizer, None, source_text=model.mop.source_text, **lengths)
-    for batch in DataLoader(encoded, 1, collate_fn=Collator(tokenizer.pad_token_id)):
+    rows = encoded(model, tokenizer, examples, None, **lengths)
+    for batch in DataLoader(rows, 1, collate_fn=Collator(tokenizer.pad_token_id)):
         loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
         for total, gradient in zip(totals, torch.autograd.grad(loss, matrices)):
             total += gradient.square()
