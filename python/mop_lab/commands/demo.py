@@ -1,4 +1,4 @@
-"""mop-t5 demo"""
+"""mop-t5 demo."""
 
 from mop_lab.demo.demo import DemoConfig, run_demo
 
