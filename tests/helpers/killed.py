@@ -124,12 +124,12 @@ def generate(folder, flags):
 def table(folder, flags):
     """`mop-t5 table 2`, in one go and killed: four runs of 6 steps, with a checkpoint every two."""
     import rouge_score.rouge_scorer  # noqa: F401  imported once, for all attempts
-    from mop_lab.suites import suite
+    from mop_lab.suites import suite, trial
 
     moments = {
         "in step 5 of the second run": lambda: at_call(torch.optim.AdamW, "step", 6 + 5),
         "in step 1 of the third run": lambda: at_call(torch.optim.AdamW, "step", 2 + 1),
-        "before the evaluation of the third run": lambda: at_call(suite.RunEvaluation, "run", 1),
+        "before the evaluation of the third run": lambda: at_call(trial.RunEvaluation, "run", 1),
         "before the fourth run is saved": lambda: at_call(training_run, "save_run", 1),
         "in the floors, after all runs": lambda: at_call(suite, "write_scores", 1),
         "never": None,

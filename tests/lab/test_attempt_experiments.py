@@ -94,7 +94,7 @@ def test_sources_fill_a_library_and_are_done_once(place, sources, capsys):
     # a name that another prompt has
     mine = place / "library" / "food"
     shutil.copytree(place / "library" / "taxi", place / "another" / "food")
-    assert "exists. Choose another name" in fails(capsys, *sources, "--library", place / "another")
+    assert "another/food" in fails(capsys, *sources, "--library", place / "another")
     assert mine.is_dir()
 
 
@@ -179,7 +179,8 @@ def test_the_table_of_ablations_and_going_on(place, ablations, capsys):
     assert "learning_rate was 0.3, now 0.1" in fails(capsys, *ablations, "--learning_rates", "{ATTEMPT: 0.1}")
     assert "steps was 1, now 2" in fails(capsys, *ablations, "--first_steps", "2")
     message = fails(capsys, *ablations, "--group_rates", "{attend: 2}")
-    assert "group_rates names attend, which is no parameter group of these systems" in message
+    assert "group_rates" in message
+    assert "attend" in message
 
 
 def test_source_prompts_are_added_one_by_one(place, starts):
@@ -235,8 +236,9 @@ def test_few_shot_draws_are_nested_and_the_same_for_all(place, few, capsys):
     run(*few, "--systems", "[MTL, ATTEMPT]", *SMALL[:2], "--dry_run")  # of any method
     shown = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith("   train")]
     assert [line[:2] for line in shown] == [[name, task] for name in ("MTL", "ATTEMPT") for task in TARGETS] * 4
-    assert "shots must be at most the training rows" in fails(capsys, *few, "--shots", "[500]")
-    assert "shots must be different integers of at least 1" in fails(capsys, *few, "--shots", "[0]")
+    for shots, names in (("[500]", ("taxi, ticket", "500")), ("[0]", ("1", "[0]"))):
+        message = fails(capsys, *few, "--shots", shots)
+        assert all(name in message for name in ("shots", *names))
 
 
 def test_the_few_shot_table_is_the_mean_over_draws(place, few):
@@ -270,7 +272,7 @@ def test_the_attention_matrix_is_the_mean_of_the_weights(place, ablations, capsy
     assert int(table["ticket"]["rows"]) == len(rows)
     assert all((tmp_path / f"attention-test.{suffix}").is_file() for suffix in ("md", "png", "svg"))
     wrong = fails(capsys, "attempt", "attention", "--run", place / "table/runs/spot-t/seed-0")
-    assert "holds the method 'prompt_tuning', which weights no prompts" in wrong
+    assert "'prompt_tuning'" in wrong
 
 
 def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
@@ -292,21 +294,20 @@ def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
         *("score-by-backbone.png", "score-by-trained-1.png", "score-by-trained-2.png", "trained-by-backbone.png")
     ]
     assert len(rows_of(tmp_path / "plots" / "scale.csv")) == 2 * len(found)
-    assert "nowhere is no folder" in fails(
-        capsys, "attempt", "scale", "--suites", "[nowhere]", "--output", tmp_path / "p"
-    )
+    assert "nowhere" in fails(capsys, "attempt", "scale", "--suites", "[nowhere]", "--output", tmp_path / "p")
 
 
 def test_wrong_starting_points(place, sources, capsys, tmp_path):
     words = ["attempt", "ablations", *base(place, tmp_path / "out", *SMALL)]
-    for more, message in (
-        (["--library", tmp_path / "none"], "is no folder"),
-        (["--library", place / "library", "--source_prompts", "[mnli]"], "source_prompts names mnli; library"),
-        (["--library", place / "library", "--first_steps", "0"], "first_steps must be at least 1; got 0"),
-        (["--library", place / "library", "--prior", place / "library" / "food"], "holds the method 'prompt_tuning'"),
-        (["--library", place / "library", "--systems", "[SPoT-g]"], "systems names SPoT-g; known are"),
+    for more, *named in (
+        (["--library", tmp_path / "none"], "none"),
+        (["--library", place / "library", "--source_prompts", "[mnli]"], "source_prompts", "mnli", "food, taxi"),
+        (["--library", place / "library", "--first_steps", "0"], "first_steps", "0"),
+        (["--library", place / "library", "--prior", place / "library" / "food"], "'prompt_tuning'"),
+        (["--library", place / "library", "--systems", "[SPoT-g]"], "systems", "SPoT-g", "ATTEMPT w/o target"),
     ):
-        assert message in fails(capsys, *words, *more)
+        message = fails(capsys, *words, *more)
+        assert all(name in message for name in named)
     assert not (tmp_path / "out").exists()
 
 
@@ -323,8 +324,9 @@ def test_peak_memory_of_training(tmp_path, capsys):
     assert 4 * weights < full < 8 * weights
     assert weights < prompt < 2 * weights
     assert "ATTEMPT 13.7 -> 16.1 GB" in capsys.readouterr().out
-    assert "batch_sizes must be one for each of 1 backbones" in fails(capsys, *words, "--batch_sizes", "[1, 2]")
-    assert "device must be 'cpu' or 'cuda', got 'tpu'" in fails(capsys, *words, "--device", "tpu")
+    for more, names in ((["--batch_sizes", "[1, 2]"], ("1 backbones", "[1, 2]")), (["--device", "tpu"], ("'tpu'",))):
+        message = fails(capsys, *words, *more)
+        assert all(name in message for name in (more[0][2:], *names))
 
 
 @pytest.mark.filterwarnings("ignore:no font here has 出租")
@@ -338,7 +340,7 @@ def test_plots_of_chinese_labels(tmp_path):
     assert [path.read_bytes() for path in written] == before
     with pytest.warns(UserWarning, match="no font here has 𪛕"):
         heat_map(tmp_path / "rare", ["𪛕"], ["a"], [[1.0]], "title")
-    with pytest.raises(ValueError, match="values must be 2 rows of 2, one a label; got 1 rows"):
+    with pytest.raises(ValueError, match=r"values .*\b2 rows of 2\b.*\b1 rows"):
         heat_map(tmp_path / "wrong", ["x", "y"], ["a", "b"], [[1, 2]], "title")
-    with pytest.raises(ValueError, match="series must hold at least one point"):
+    with pytest.raises(ValueError, match="series"):
         plot_points(tmp_path / "none", {"a": []}, "title", x_label="x", y_label="y")

@@ -183,27 +183,28 @@ def test_every_method_and_every_ablation_runs_in_one_folder(place, capsys):
 
 def test_errors_come_before_the_work(place, capsys, tmp_path):
     base = ["table", "2", *flags(place, "--output", str(tmp_path / "out"))]
-    for more, message in (
-        (["--systems", "[MOPP]"], "systems names MOPP; known are MTL-vanilla, MTL,"),
-        (["--seeds", "[1, 1]"], "seeds must be different integers, at least one; got [1, 1]"),
-        (["--seeds", "[1, -1]"], "seed must be at least 0, got -1"),
-        (["--split", "dev"], "split must be 'test' or 'valid', got 'dev'"),
-        (["--num_beams", "0"], "num_beams must be at least 1, got 0"),
-        (["--unit", "word"], "unit must be one of"),
-        (["--options.terms_down", "5"], "terms_down must divide d_model = 16; got 5"),
-        (["--corpus", "nowhere"], "no corpus folder at nowhere"),
-        (["--learning_rates", "{MOP: 0}"], "learning_rate must be above 0"),
+    for more, *named in (
+        (["--systems", "[MOPP]"], "systems", "MOPP", "MTL-vanilla, MTL,"),
+        (["--seeds", "[1, 1]"], "seeds", "[1, 1]"),
+        (["--seeds", "[1, -1]"], "seed", "-1"),
+        (["--split", "dev"], "split", "'test', 'valid'", "'dev'"),
+        (["--num_beams", "0"], "num_beams", "0"),
+        (["--unit", "word"], "unit", "word"),
+        (["--options.terms_down", "5"], "terms_down", "d_model = 16", "5"),
+        (["--corpus", "nowhere"], "nowhere"),
+        (["--learning_rates", "{MOP: 0}"], "learning_rate", "0"),
     ):
-        assert message in fails(capsys, *base, *more)
+        message = fails(capsys, *base, *more)
+        assert all(name in message for name in named)
     rows = read_examples(place / "corpus" / "train.jsonl")
     write_examples(tmp_path / "corpus" / "train.jsonl", [row for row in rows if row.scenario != "taxi"])
     write_examples(tmp_path / "corpus" / "test.jsonl", rows[:20])
     message = fails(capsys, *base, "--corpus", tmp_path / "corpus")
-    assert "the test split has scenarios that train lacks: taxi" in message
+    assert all(name in message for name in ("test split", "train", "taxi"))
     write_examples(tmp_path / "corpus" / "train.jsonl", rows)
     write_examples(tmp_path / "corpus" / "valid.jsonl", [row for row in rows if row.scenario == "taxi"])
     message = fails(capsys, *base, "--corpus", tmp_path / "corpus", "--evaluate_every", "2")
-    assert "no rows of food, ticket, which fine-tuning per scenario would be validated on" in message
+    assert all(name in message for name in ("valid split", "food, ticket", "fine-tuning per scenario"))
     assert not (tmp_path / "out").exists()
 
 

@@ -4,19 +4,20 @@ import csv
 import itertools
 import json
 import math
+import re
 
 import mop_t5
 import pytest
 import torch
-from mop_lab.suites import suite
-from mop_lab.suites.rows import Rows, average_relative_gain
-from mop_lab.suites.suite import SuiteConfig
-from mop_lab.task_moe.moe_comparison import Comparison, MoEGrid, cells
-from mop_lab.task_moe.moe_disabling import disabling_table, strongest, without
-from mop_lab.task_moe.moe_routes import Correlation, correlations, experts_of, read_features, route_matrix
+from mop_lab.suites import trial
+from mop_lab.suites.score_rows import average_relative_gain
+from mop_lab.suites.suite_config import SuiteConfig
+from mop_lab.task_moe.comparison import Factors, MixtureComparison, combinations
+from mop_lab.task_moe.disabling import disabling_table, strongest, without
+from mop_lab.task_moe.routes import Correlation, correlations, experts_of, read_features, route_matrix
 from mop_t5.cli.main import main
 from mop_t5.data import read_split
-from mop_t5.evaluation import read_scores
+from mop_t5.evaluation import Scores, read_scores
 from mop_t5.methods.task_moe.selection import temperature_at
 from mop_t5.operations.run_folder import load_run, read_history
 from mop_t5.storage import task_vectors
@@ -46,45 +47,47 @@ def rows_of(path):
 
 def comparison(place, tables=("training", "routers"), options=None, **fields):
     config = SuiteConfig(str(place / "corpus"), str(place / "backbone"), str(place / "none"), options=options or {})
-    return Comparison(config, TrainingConfig(steps=200), MoEGrid(**fields), tables)
+    return MixtureComparison(config, TrainingConfig(steps=200), Factors(**fields), tables)
 
 
 def test_the_grid_is_the_posters():
-    grid = MoEGrid(representations={"text": "a", "fisher": "b"})
-    assert len(cells(grid, "training")) == 3 * 2 * 2 * 2
-    assert len(cells(grid, "routers")) == 10 * 3 * 2
-    both = {cell.label for name in ("training", "routers") for cell in cells(grid, name)}
+    factors = Factors(representations={"text": "a", "fisher": "b"})
+    assert len(combinations(factors, "training")) == 3 * 2 * 2 * 2
+    assert len(combinations(factors, "routers")) == 10 * 3 * 2
+    both = {one.label for name in ("training", "routers") for one in combinations(factors, name)}
     assert len(both) == 24 + 60 - 1, "the two tables share the row of all first values"
 
 
 def test_rows_are_what_their_labels_say(place):
     made = comparison(place, representations={"text": str(place / "vectors")})
-    rows = {row.label: row for row in made.rows()}
+    rows = {row.system.label: row for row in made.trials()}
     assert list(rows)[:4] == ["vanilla", "random 1", "random 2", "average"]
     assert len(rows) == 4 + 24 + 40 - 1
-    for row, label in zip(rows.values(), rows):
+    for label, row in rows.items():
+        assert (row.start is not None) == ("two-stage" in label)
         if row.start is not None:
-            assert list(rows).index(row.start.row.label) < list(rows).index(label)
-            assert row.start.row.label == label.replace("two-stage", "one-stage")
-    for cell in made.cells["routers"]:
-        row = rows[cell.label]
+            first = row.start.trial.system.label
+            assert list(rows).index(first) < list(rows).index(label)
+            assert first == label.replace("two-stage", "one-stage")
+    for combination in made.combinations["routers"]:
+        row = rows[combination.label]
         config = row.system.config(TASKS)
-        assert (config.router, config.train_task_vectors) == (cell.router, cell.vectors == "trained")
+        assert (config.router, config.train_task_vectors) == (combination.router, combination.vectors == "trained")
         assert (config.task_vectors is None, config.d_task) == (
-            (True, 768) if cell.representation == "random" else (False, 4)
+            (True, 768) if combination.representation == "random" else (False, 4)
         )
-        rates = {"router": 100.0} | ({"task_vectors": 100.0} if cell.vectors == "trained" else {})
+        rates = {"router": 100.0} | ({"task_vectors": 100.0} if combination.vectors == "trained" else {})
         assert row.config.group_rates == rates
-        assert row.training.batching == "mixed"
+        assert row.schedule.batching == "mixed"
     one, two = (
         rows[f"gumbel, homogeneous, one-speed, {n}-stage, linear_layer_specific, random trained"]
         for n in ("one", "two")
     )
-    assert one.training.batching == two.training.batching == "homogeneous"
+    assert one.schedule.batching == two.schedule.batching == "homogeneous"
     assert one.config.group_rates == two.config.group_rates == {}
     assert one.system.config(TASKS).selection == "gumbel"
     second = two.system.config(TASKS)
-    assert (second.selection, two.training.steps) == ("softmax", 400)
+    assert (second.selection, two.schedule.steps) == ("softmax", 400)
     schedule = (second.temperature, second.temperature_rate, second.minimum_temperature)
     assert temperature_at(0, *schedule) == 300
     assert temperature_at(379, *schedule) > 1 == pytest.approx(temperature_at(380, *schedule))
@@ -92,23 +95,27 @@ def test_rows_are_what_their_labels_say(place):
 
 def test_what_the_grid_does_not_take(place):
     for fields, message in (
-        ({"selections": ["hard"]}, "selections must be one of 'softmax', .*; got 'hard'"),
-        ({"speeds": ["two", "two"]}, "speeds must be distinct"),
-        ({"routers": []}, "routers must have at least one value"),
-        ({"representations": {"random": "x"}}, "representations has 'random', which is there without a file"),
-        ({"learning_rate": 0}, "learning_rate must be above 0"),
-        ({"options": {"selection": "softmax"}}, "options names selection, which the comparison sets itself"),
-        ({"tables": ["table"]}, "tables must be one of 'training', 'routers'; got 'table'"),
+        ({"selections": ["hard"]}, "selections .*'softmax', .*'hard'"),
+        ({"speeds": ["two", "two"]}, r"speeds .*\['two', 'two'\]"),
+        ({"routers": []}, "routers .*none"),
+        ({"representations": {"random": "x"}}, "representations .*'random'"),
+        ({"learning_rate": 0}, "learning_rate .*0"),
+        ({"options": {"selection": "softmax"}}, "options .*selection"),
+        ({"tables": ["table"]}, "tables .*'training', 'routers'.*'table'"),
     ):
         with pytest.raises(ValueError, match=message):
             comparison(place, **fields)
-    with pytest.raises(ValueError, match="options names prefix, which is no field of the methods of vanilla,"):
-        Rows(comparison(place, options={"prefix": 1, "experts": 2}).rows())
+    with pytest.raises(ValueError, match=r"options .*prefix.* vanilla,"):
+        comparison(place, options={"prefix": 1, "experts": 2}).trials()
 
 
 def test_average_relative_gain():
-    assert average_relative_gain({"a": 0.6, "b": 0.2}, {"a": 0.5, "b": 0.4}) == pytest.approx((0.2 - 0.5) / 2)
-    assert average_relative_gain({"a": 0.6}, {"a": 0.0}) is None
+    def scores(**means):
+        return [{task: Scores(mean, mean, mean) for task, mean in means.items()}]
+
+    gain = average_relative_gain(scores(a=0.6, b=0.2, average=9), scores(a=0.5, b=0.4, average=1))
+    assert gain == pytest.approx(100 * (0.2 - 0.5) / 2)
+    assert average_relative_gain(scores(a=0.6), scores(a=0.0)) is None
 
 
 COMPARE = ["--tables", "[training]", "--selections", "[softmax]", "--batchings", "[mixed]", "--speeds", "[two]"]
@@ -121,17 +128,17 @@ def test_the_comparison_runs_and_resumes(place, capsys, monkeypatch):
     command = ["moe", "compare", *flags(place, *COMPARE, steps=6), "--output", str(output)]
     assert main([*command, "--dry_run"]) == 0
     assert not output.exists()
-    assert capsys.readouterr().out.count("train, after the row it starts from") == 2
+    assert capsys.readouterr().out.count("train, after its starting point") == 2
 
-    train, trained = suite.train, itertools.count()
+    real, trained = trial.TrainingRun.run, itertools.count()
 
-    def until_the_disk_is_full(*args, **kwargs):
+    def until_the_disk_is_full(run):
         if next(trained) == 5:  # in the second of the rows that start from another
             raise OSError("no space")
-        return train(*args, **kwargs)
+        return real(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "train", until_the_disk_is_full)
+        patch.setattr(trial.TrainingRun, "run", until_the_disk_is_full)
         assert main(command) == 1
     capsys.readouterr()
     assert main(command) == 0
@@ -187,12 +194,12 @@ def test_unseen_tasks(place, run, capsys):
     command += ["--task_vectors", str(place / "vectors"), "--routes", "[learned, average]", "--shots", "2"]
     command += ["--rates", "[0.01, 0.3]", "--batch_sizes", "[2]", "--evaluate_every", "2", "--seeds", "[1]"]
     assert main([*command, "--scenarios", "[taxi]"]) == 1
-    assert "adapter' was trained on taxi. Choose other --scenarios" in capsys.readouterr().err
+    assert re.search("experts .*adapter'.* taxi", capsys.readouterr().err)
     assert main([*command, "--scenarios", "[ticket]", "--options.prefix_length", "3"]) == 1
-    assert "options names prefix_length, which is no field of the methods" in capsys.readouterr().err
+    assert re.search("options .*prefix_length", capsys.readouterr().err)
     command += ["--scenarios", "[ticket]", "--options.exploration", "0.1"]
     assert main([*command, "--evaluate_every", "0"]) == 1
-    assert "evaluate_every must be set, to choose one of 2 rates and batch sizes" in capsys.readouterr().err
+    assert re.search(r"evaluate_every .*\b2 rates", capsys.readouterr().err)
     assert main(command) == 0
     table, chosen = rows_of(output / "adaptation.csv"), rows_of(output / "adaptation-chosen.csv")
     assert main(command) == 0
@@ -269,12 +276,12 @@ def test_disabling_from_the_command_line(run, tmp_path, capsys):
     assert [row["on"] for row in table] == ["1 tasks with it", "1 tasks without it"]
     assert all(float(row["all experts"]) >= 0 for row in table)
     for more, message in (
-        (["--top", "99"], "top must be at most"),
-        (["--top", "0"], "top must be at least 1"),
-        (["--only", "[big]"], "only names big; .* has eaten"),
+        (["--top", "99"], "top .*99"),
+        (["--top", "0"], "top .*0"),
+        (["--only", "[big]"], "only .*big; .* eaten"),
     ):
         assert main([*command, *more]) == 1
-        assert message.split(";")[0] in capsys.readouterr().err
+        assert re.search(message, capsys.readouterr().err)
 
 
 def attached(**fields):
@@ -310,10 +317,10 @@ def test_features_are_read_strictly(tmp_path):
     path.write_text("a: {new: 1}\nb: {old: 1, new: 0}\n")
     assert read_features(path, ["b", "a"]) == {"old": [1, 0], "new": [0, 1]}
     for text, message in (
-        ("a: {new: 1}", r"must have the tasks a, b; got a"),
+        ("a: {new: 1}", r"tasks a, b; got a"),
         ("a: {new: 2}\nb: {}", r"'new' of 'a' must be 0 or 1; got 2"),
-        ("a: 1\nb: 2", r"must hold \{task: \{feature: 0 or 1\}\}"),
-        ("a: {new: 1", r"not valid YAML"),
+        ("a: 1\nb: 2", r"\{task: \{feature: 0 or 1\}\}"),
+        ("a: {new: 1", r"features\.yaml"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -324,9 +331,7 @@ def test_the_strongest_experts_leave_every_layer_one():
     found = [Correlation("f", (0, e), 0.9 - e / 10, 0.0) for e in range(3)] + [Correlation("f", (1, 0), 0.1, 0.5)]
     found += [Correlation("f", (2, 1), -0.95, 0.0), Correlation("g", (2, 2), 0.99, 0.0)]
     assert strongest(found, "f", 3, 3) == [(0, 0), (0, 1), (1, 0)]
-    with pytest.raises(
-        ValueError, match=r"top must be at most 3 for 'f', the experts whose weights rise with it; got 4"
-    ):
+    with pytest.raises(ValueError, match=r"top .*\b3\b.*'f'.*\b4\b"):
         strongest(found, "f", 4, 3)
 
 

@@ -8,7 +8,7 @@ import pytest
 from command_results import csv_rows
 from mop_lab.analysis.prefix_lengths import LengthSweep
 from mop_lab.suites.sizes import size_of, skeleton
-from mop_lab.suites.suite import SuiteConfig
+from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, all_systems
 from mop_t5.cli.main import main
 from mop_t5.evaluation import read_scores
@@ -114,9 +114,9 @@ def test_what_a_sweep_refuses(place, capsys, tmp_path):
 def test_the_plan_has_every_length_with_every_seed_and_writes_nothing(place, capsys, tmp_path):
     assert main([*words(place, tmp_path / "out"), "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("8 runs\n")
+    assert printed.startswith("8 runs of 2 steps\n")
     assert printed.count(", N = 4  ") == 4
     assert not (tmp_path / "out").exists()
     config = SuiteConfig(str(place / "corpus"), str(place / "backbone"), str(tmp_path), systems=["HyperPrefix (small)"])
-    planned = list(LengthSweep(config, TrainingConfig(), [7]).rows.plan())
-    assert [(one.row.label, one.seed, one.finished) for one in planned] == [("HyperPrefix (small), N = 7", 0, False)]
+    planned = LengthSweep(config, TrainingConfig(), [7]).suite.trials
+    assert [(one.system.label, one.seed, one.finished) for one in planned] == [("HyperPrefix (small), N = 7", 0, False)]

@@ -10,7 +10,7 @@ from statistics import mean
 import mop_t5
 import pytest
 import torch
-from mop_lab.suites import comparison, paper
+from mop_lab.suites import paper, paper_tables
 from mop_lab.suites.compared_systems import default_systems
 from mop_lab.suites.sizes import OVERVIEW, size_of, skeleton
 from mop_lab.suites.systems import SYSTEMS, all_systems, choose, table_2_systems, table_3_systems
@@ -70,9 +70,9 @@ def test_a_table_is_never_cut(capsys):
 
 def test_tables_of_one_csv_have_the_same_columns():
     assert len(read_csv(to_csv([TABLE, TABLE]))) == 4
-    with pytest.raises(ValueError, match="tables must have the same columns"):
+    with pytest.raises(ValueError, match="columns"):
         to_csv([TABLE, Table("other", ["system"], [])])
-    with pytest.raises(ValueError, match="a row must have 1 cells, one per column; got 2"):
+    with pytest.raises(ValueError, match=r"\b1 cells.*\b2\b"):
         Table("t", ["a"], [["x", "y"]])
 
 
@@ -89,7 +89,7 @@ def test_scores_are_read_back(tmp_path):
     write_scores(tmp_path, means)
     assert read_scores(tmp_path) == means
     (tmp_path / "scores.json").write_text('{"mop": {"taxi": {"rouge1": "1"}}}')
-    with pytest.raises(ValueError, match=r"scores\.json is damaged"):
+    with pytest.raises(ValueError, match=r"scores\.json"):
         read_scores(tmp_path)
 
 
@@ -112,8 +112,8 @@ def test_the_tables_of_the_paper_agree_where_they_say_the_same():
 
 
 def test_relative_gains_are_those_of_the_papers_text():
-    over_baseline = comparison.relative_gains(paper.TABLE_2, [paper.BASELINE])["MOP"]
-    over_best = comparison.relative_gains(paper.TABLE_2, paper.HYPERNETWORKS)["MOP"]
+    over_baseline = paper_tables.relative_gains(paper.TABLE_2, [paper.BASELINE])["MOP"]
+    over_best = paper_tables.relative_gains(paper.TABLE_2, paper.HYPERNETWORKS)["MOP"]
     # to what rounding of the scores to 0.01 leaves
     assert over_baseline["Ticket"] == pytest.approx((0.0928, 0.1328, 0.0989), abs=5e-4)
     assert over_best["Ticket"] == pytest.approx((0.0773, 0.1057, 0.0827), abs=5e-4)
@@ -125,12 +125,12 @@ def test_relative_gains_are_those_of_the_papers_text():
 
 def test_gains_where_something_is_missing():
     one = {"a": {"x": Scores(0.5, 0, 0.2), "y": None}, "b": {"x": Scores(0.25, 0, 0.4), "y": Scores(1, 1, 1)}}
-    gains = comparison.relative_gains(one, ["b"])
+    gains = paper_tables.relative_gains(one, ["b"])
     assert gains["a"]["x"][::2] == pytest.approx((1.0, -0.5))
     assert math.isnan(gains["a"]["x"].rouge2)  # of nothing
     assert gains["a"]["y"] is None
-    assert comparison.relative_gains(one, ["b", "c"]) == {}
-    assert comparison.differences(one, "a")["b"] == {"x": Scores(-0.25, 0, 0.2), "y": None}
+    assert paper_tables.relative_gains(one, ["b", "c"]) == {}
+    assert paper_tables.differences(one, "a")["b"] == {"x": Scores(-0.25, 0, 0.2), "y": None}
 
 
 def runs_of(*labels, seeds=2):
@@ -146,7 +146,7 @@ def runs_of(*labels, seeds=2):
 def test_table_2_of_results_that_equal_the_papers():
     runs = runs_of("MTL-vanilla", "HyperFormer++", "HyperPrefix", "MOP")
     floor = {"nearest reference": runs["MOP"][0]}
-    tables = comparison.table_2("what", runs, floor, ["mine"])
+    tables = paper_tables.PaperTables("what", runs, floor, ["mine"]).table_2()
     rows = {(row["system"], row["quantity"]): row for row in read_csv(to_csv(tables))}
     assert rows["MOP", "mean of 2"]["ticket R-1"] == pytest.approx(45.05)
     assert rows["MOP", "deviation (n - 1)"]["ticket R-1"] == pytest.approx(2 / math.sqrt(2))
@@ -162,7 +162,7 @@ def test_table_2_of_results_that_equal_the_papers():
 
 
 def test_table_2_without_the_systems_to_compare_with_says_so():
-    tables = comparison.table_2("what", runs_of("MOP", seeds=1), {}, [])
+    tables = paper_tables.PaperTables("what", runs_of("MOP", seeds=1), {}, []).table_2()
     rows = read_csv(to_csv(tables))
     assert {row["quantity"] for row in rows} == {
         "ours",
@@ -176,7 +176,7 @@ def test_table_2_without_the_systems_to_compare_with_says_so():
 def test_table_3_gives_differences_from_the_whole():
     results = runs_of("MOP", "MOP w/o low-rank", seeds=1)
     results["MOP w/o LoRL"] = results["MOP w/o low-rank"]
-    tables = comparison.table_3("what", results, {}, [])
+    tables = paper_tables.PaperTables("what", results, {}, []).table_3()
     rows = {(row["system"], row["quantity"]): row for row in read_csv(to_csv(tables))}
     assert rows["MOP w/o low-rank", "minus MOP, ours"]["take-out R-1"] == pytest.approx(38.04 - 37.30)
     assert rows["MOP w/o LoRL", "minus MOP, paper"]["average R-1"] == pytest.approx(-1.02)  # not 3.03
@@ -231,12 +231,12 @@ def test_choosing_systems():
     assert chosen[1].options == {"templates": "default"}  # it has no prefix
     assert [system.learning_rate for system in chosen] == [SYSTEMS["mop"].learning_rate, 1e-4]
     for arguments, message in (
-        ((["MOPP"], []), r"systems names MOPP; known are .*MOP w/o LoRL"),
-        ((["MOP", "MOP"], []), "systems must name at least one system, each once"),
-        (([], ["MOP"]), "systems must name at least one system"),
-        ((None, ["MOP"], None, {"mop": 1}), "learning_rates names mop; known are"),
-        ((["MTL"], [], {"prefix_length": 3}), "options names prefix_length, which is no field of the methods of MTL"),
-        ((["MOP"], [], {"scenarios": ["a"]}), "options names scenarios"),
+        ((["MOPP"], []), r"systems .*MOPP.*MOP w/o LoRL"),
+        ((["MOP", "MOP"], []), r"systems .*\['MOP', 'MOP'\]"),
+        (([], ["MOP"]), r"systems .*\[\]"),
+        ((None, ["MOP"], None, {"mop": 1}), "learning_rates .*mop; .*MOP"),
+        ((["MTL"], [], {"prefix_length": 3}), "options .*prefix_length.* MTL"),
+        ((["MOP"], [], {"scenarios": ["a"]}), "options .*scenarios"),
     ):
         with pytest.raises(ValueError, match=message):
             choose(*arguments)
@@ -430,14 +430,15 @@ def test_table_4_of_another_backbone_number_of_scenarios_and_fields(tmp_path, ca
     assert rows["prompt-tuning"]["trained"] == 10 * 768
     assert rows["MOP"]["trained"] == mop(768, 12, experts=7) - 3 * 30 * 768
     capsys.readouterr()
-    for wrong, message in (
-        (["--backbone", "t6"], "backbone must be a folder or one of"),
-        (["--scenarios", "0"], "scenarios must be at least 1, got 0"),
-        (["--systems", "[MTL-plain]"], "systems names MTL-plain; known are MTL-vanilla"),
-        (["--options.d_mod", "1"], "options names d_mod"),
+    for wrong, *named in (
+        (["--backbone", "t6"], "backbone", "t6"),
+        (["--scenarios", "0"], "scenarios", "0"),
+        (["--systems", "[MTL-plain]"], "systems", "MTL-plain", "MTL-vanilla"),
+        (["--options.d_mod", "1"], "options", "d_mod"),
     ):
         assert main(["table", "4", *wrong]) == 1
-        assert message in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert all(name in message for name in named)
 
 
 # Table 1

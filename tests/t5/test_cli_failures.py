@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import pytest
 from command_list import functions
-from mop_lab.suites import suite as suite_module
+from mop_lab.suites import trial
 from mop_t5.cli.flags import dataclasses_of, function_of, positionals_of
 from mop_t5.cli.main import main
 
@@ -245,7 +245,7 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
 
     base = ["--corpus", made / "corpus", "--backbone", made / "backbone", *SMALL]
     with monkeypatch.context() as patch:
-        patch.setattr(suite_module, "TrainingRun", stop)
+        patch.setattr(trial, "TrainingRun", stop)
         words = ["table", "2", *base, "--systems", "[MTL-vanilla]", "--seeds", "[3, 4]", "--output", tmp_path / "suite"]
         code, _, said = call(capsys, *words)
     assert (code, said) == (

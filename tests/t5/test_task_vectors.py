@@ -147,7 +147,7 @@ def test_from_the_command_line(corpus, tmp_path, capsys):
     assert "3 vectors of width 768" in out
     assert "[3/3] ticket: 2 steps on 2 rows" in out
     for more, message in (
-        (["--kind", "mean"], "kind must be one of random, text, fisher; got 'mean'"),
+        (["--kind", "mean"], "kind must be one of 'random', 'text', 'fisher'; got 'mean'"),
         (["--kind", "random", *of_model], "backbone must be given for text and fisher, and only there; got"),
         ([], "backbone must be given for text and fisher, and only there; got None for text"),
         ([*of_model, "--width", "3"], "width is not for kind 'text'"),

@@ -12,9 +12,9 @@ from mop_t5.evaluation import AVERAGE, Table, TaskScores, by_metric, metric_name
 from mop_t5.plots.figures import look, save_figure
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.comparison import over_seeds
-from mop_lab.suites.rows import Row, Rows
-from mop_lab.suites.suite import SuiteConfig
+from mop_lab.suites.score_rows import over_seeds
+from mop_lab.suites.suite import Suite, trials_of
+from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import choose, fields_of
 
 _FIELD = "prefix_length"
@@ -69,7 +69,7 @@ class LengthSweep:
     """
 
     def __init__(self, config: SuiteConfig, training: TrainingConfig, lengths: Sequence[int]):
-        systems = choose(config.systems, _SYSTEMS, learning_rates=config.learning_rates)
+        systems = choose(config.systems, _SYSTEMS, config.options, config.learning_rates)
         without = [system.label for system in systems if _FIELD not in fields_of(system.method)]
         if without:
             raise ValueError(f"systems names {', '.join(without)}, whose method has no {_FIELD}. Leave it out.")
@@ -78,21 +78,19 @@ class LengthSweep:
         self.config = config
         self._places = {(s.label, n): f"{s.label}, N = {n}" for n in lengths for s in systems}
         of = {system.label: system for system in systems}
-        self.rows = Rows(
-            [
-                Row(replace(of[name], label=label, options=of[name].options | {_FIELD: n}), config, training)
-                for (name, n), label in self._places.items()
-            ]
-        )
+        rows = [
+            replace(of[name], label=label, options=of[name].options | {_FIELD: n})
+            for (name, n), label in self._places.items()
+        ]
+        self.suite = Suite(trials_of(rows, config, training))
 
     def points(self) -> list[Point]:
         """Return the finished points, ordered by system and length."""
-        sizes = {row.label: (sum(r.trained for r in runs), runs[0].backbone) for row, _, _, runs in self.rows.plan()}
-        scores = self.rows.scores()
+        results = self.suite.results()
         points = [
-            Point(system, length, *sizes[label], [one[AVERAGE] for one in scores[label]])
+            Point(system, length, *self.suite.parameters(label)[:2], [one[AVERAGE] for one in results[label]])
             for (system, length), label in self._places.items()
-            if label in scores
+            if label in results
         ]
         order = list(dict.fromkeys(system for system, _ in self._places))
         return sorted(points, key=lambda point: (order.index(point.system), point.length))
@@ -108,7 +106,7 @@ class LengthSweep:
             spread = over_seeds(over, stdev)[AVERAGE] if len(scores) > 1 else None
             share = 100 * trained / backbone
             rows.append([system, length, trained, share, len(scores), over_seeds(over, mean)[AVERAGE], spread])
-        scorer = next(self.rows.plan()).suite.scorer
+        scorer = config.scorer()
         title = f"Prefix length. {scorer}, average over scenarios, on {config.split}, {config.num_beams} beam(s)"
         formats = {"trained": ",d", "trained, %": ".4f", score: ".2f", deviation: ".2f"}
         columns = ["system", "N", "trained", "trained, %", "seeds", score, deviation]

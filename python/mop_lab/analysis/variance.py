@@ -11,8 +11,7 @@ from mop_t5.evaluation import AVERAGE, Table, TaskScores, with_average
 from mop_t5.plots.figures import look, save_figure
 
 from mop_lab.finished_runs import FinishedSystem
-from mop_lab.suites.comparison import over_seeds
-from mop_lab.suites.score_rows import Repetitions
+from mop_lab.suites.score_rows import Repetitions, over_seeds
 
 _ESTIMATORS: dict[str, Callable[[list[float]], float]] = {"n - 1": variance, "n": pvariance}
 

@@ -1,14 +1,25 @@
-"""Which prompts ATTEMPT attends to on which task: the mean of its weights over the rows of each task."""
+"""The prompts that ATTEMPT attends to on each task: the mean of its weights over the rows of the task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from mop_t5.data import Collator, EncodedExamples, Example, scenarios_of
+from mop_t5.data import Collator, Example, scenarios_of
 from mop_t5.evaluation import Table
+from mop_t5.evaluation.generation import encoded
+from mop_t5.methods.attempt import Attempt
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def attempt_of(model: PreTrainedModel) -> Attempt:
+    """Return the attached method `attempt`. Raise ValueError for a model without it."""
+    method = getattr(model, "mop", None)
+    if not isinstance(method, Attempt):
+        name = "a plain backbone" if method is None else f"the method {method.name!r}"
+        raise ValueError(f"run holds {name}, which weights no prompts. Give one of `attempt`.")
+    return method
 
 
 @torch.no_grad()
@@ -20,25 +31,31 @@ def attention_matrix(
     max_source: int,
     batch_size: int = 32,
 ) -> dict[str, list[float]]:
-    """Task -> mean weight of each of `model.mop.candidates`. That of the target is without the 1 which it has besides,
-    so a row sums to 1 where the weights are a softmax; weights of single rows of a prompt are averaged over these.
+    """Return the mean weights of each task: task -> one weight per candidate of the method.
 
-    Raises ValueError for a model whose method has no such weights.
+    The weight of the target is without the 1 that is always added to it, so a row sums to 1 if the weights are a
+    softmax. If each row of a prompt has its own weight, the weights are averaged over the rows.
+
+    Args:
+        model: A backbone with the method attempt.
+        tokenizer: The tokenizer of the backbone.
+        examples: The rows.
+        max_source: Dialogue tokens per row.
+        batch_size: Rows per batch.
+
+    Raises:
+        ValueError: The model has no such weights.
     """
-    method = getattr(model, "mop", None)
-    if not hasattr(method, "attention_of"):
-        name = "a plain backbone" if method is None else f"the method {method.name!r}"
-        raise ValueError(f"run holds {name}, which weights no prompts. Give one of `attempt`.")
-    tasks = list(model.scenarios)
-    encoded = EncodedExamples(
-        examples, tokenizer, tasks, source_text=method.source_text, max_source=max_source, max_target=1
-    )
+    method = attempt_of(model)
+    tasks = list(method.scenarios)
+    rows = encoded(model, tokenizer, examples, tasks, max_source=max_source, max_target=1)
     collate = Collator(tokenizer.pad_token_id, len(tasks))
     sums = torch.zeros(len(tasks), len(method.candidates), dtype=torch.float64)
-    device = model.get_input_embeddings().weight.device
-    for batch in DataLoader(encoded, batch_size=batch_size, collate_fn=collate):
+    embeddings = model.get_input_embeddings()
+    device = next(embeddings.parameters()).device
+    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collate):
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-        weights = method.attention_of(model.get_input_embeddings()(ids), mask, batch["scenario_ids"])
+        weights = method.attention_of(embeddings(ids), mask, batch["scenario_ids"])
         if weights.dim() == 3:
             weights = weights.mean(2)
         # a target that is no candidate has a weight of 0
@@ -52,7 +69,7 @@ def attention_matrix(
 def attention_table(
     title: str, matrix: dict[str, list[float]], candidates: Sequence[str], examples: Sequence[Example]
 ) -> Table:
-    """A row a task."""
+    """Return a table with one row per task: the number of its examples, and the weights of the candidates."""
     rows = [[task, sum(e.scenario == task for e in examples), *weights] for task, weights in matrix.items()]
     notes = (
         ["The target's weight is shown without the 1 that its prompt has besides."] if "target" in candidates else []

@@ -1,7 +1,7 @@
 """Few-shot learning: systems trained on a few rows of each task, drawn several times.
 
-OUTPUT/k-K/draw-D/corpus     the rows that were drawn, for every system the same
-OUTPUT/k-K/draw-D/runs       the runs, as those of a suite; every system is trained once a task, on it alone
+OUTPUT/k-K/draw-D/corpus     the drawn rows, the same for every system
+OUTPUT/k-K/draw-D/runs       the runs of a suite; every system is trained once per task, on this task alone
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ from pathlib import Path
 
 from mop_t5.data import SPLITS, TASKS, Example, of_scenarios, read_examples, read_split, scenarios_of, write_examples
 from mop_t5.data.corpus import checksum_of
-from mop_t5.evaluation import AVERAGE, Table
+from mop_t5.evaluation import Table, TaskScores
+from mop_t5.plots.points import plot_points
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.score_rows import Repetitions, average_of, score_rows
-from mop_lab.suites.suite import Suite, SuiteConfig
+from mop_lab.suites.score_rows import Repetitions, average_of, scores_table
+from mop_lab.suites.suite import Suite, trials_of
+from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System
+
+Results = Mapping[str, Mapping[int, Repetitions]]  # system -> rows per task -> one result per draw
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Which rows a few-shot run learns from.
+    """The rows that a few-shot run learns from.
 
     Args:
-        shots: rows of each task, such as '[4, 16, 32]'; one table row a system and number.
-        draws: seeds. With each, rows are drawn and everything trained once; the table has the mean over them.
+        shots: rows of each task, such as '[4, 16, 32]'. The table has one row per system and number.
+        draws: seeds. With each seed, rows are drawn and everything is trained once. The table has the mean over them.
     """
 
     shots: list[int] = field(default_factory=lambda: [4, 16, 32])
@@ -42,8 +46,16 @@ class Draws:
 
 
 def draw(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """`shots` rows of each scenario, or all where it has fewer. They depend on the rows of this scenario, the number
-    and the seed alone; with a larger number the same rows are among them."""
+    """Draw some rows of each scenario, or all rows of a scenario that has fewer.
+
+    The drawn rows depend only on the rows of their scenario, the number and the seed. A larger number includes the
+    rows of a smaller number.
+
+    Args:
+        examples: The rows.
+        shots: The number of rows per scenario.
+        seed: The seed of the draw.
+    """
     chosen = []
     for scenario in scenarios_of(examples):
         rows = of_scenarios(examples, [scenario])
@@ -55,8 +67,15 @@ def draw(examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
 def write_draw(
     corpus: str | Path, folder: Path, tasks: Sequence[str] | None, shots: int, seed: int, split: str
 ) -> None:
-    """Make `folder` a corpus of drawn rows: `shots` of each task out of train and as many out of valid, if there is
-    one; all of `split`, which is scored. Where `split` changed since, its rows are replaced, to be scored again.
+    """Make a folder a corpus of drawn rows.
+
+    Args:
+        corpus: The folder of the whole corpus.
+        folder: The folder to write into. Rows of `split` that have changed since are replaced, to be scored again.
+        tasks: The tasks to draw from. None takes all.
+        shots: Rows per task, drawn from train and, if it exists, from valid.
+        seed: The seed of the draw.
+        split: The split that is scored. All its rows are taken.
 
     Raises:
         ValueError: A task has fewer rows in train, or the folder holds other rows to train or to validate on.
@@ -67,21 +86,21 @@ def write_draw(
         raise ValueError(f"shots must be at most the training rows of a task; {', '.join(few)} has fewer than {shots}.")
     rows = {"train": draw(train, shots, seed)}
     for name in SPLITS[1:]:
-        there = any((Path(corpus) / f"{name}.jsonl{z}").is_file() for z in ("", ".gz"))
-        if name == split or there:
+        exists = any((Path(corpus) / f"{name}.jsonl{z}").is_file() for z in ("", ".gz"))
+        if name == split or exists:
             found = of_scenarios(read_split(corpus, name), tasks)
             rows[name] = found if name == split else draw(found, shots, seed)
-    kept = {name: read_examples(path) for name in SPLITS if (path := folder / f"{name}.jsonl").is_file()}
-    for name, there in kept.items():
-        if name != split and checksum_of(there) != checksum_of(rows.get(name, ())):
-            path = folder / f"{name}.jsonl"
+    paths = {name: folder / f"{name}.jsonl" for name in SPLITS}
+    kept = {name: read_examples(path) for name, path in paths.items() if path.is_file()}
+    for name, present in kept.items():
+        if name != split and checksum_of(present) != checksum_of(rows.get(name, ())):
+            path = paths[name]
             raise ValueError(f"{path} holds other rows than would be drawn now. Choose another --output.")
     for name, drawn in rows.items():
         if kept.get(name) != drawn:
-            path = folder / f"{name}.jsonl"
-            waiting = path.with_name(f".{path.name}")
+            waiting = folder / f".{name}.jsonl"
             write_examples(waiting, drawn)
-            os.replace(waiting, path)  # whole or not there
+            os.replace(waiting, paths[name])  # the file is complete, or it is absent
     if (Path(corpus) / TASKS).is_file():
         (folder / TASKS).write_bytes((Path(corpus) / TASKS).read_bytes())
     else:
@@ -89,45 +108,46 @@ def write_draw(
 
 
 def few_shot_suites(
-    config: SuiteConfig, training: TrainingConfig, draws: Draws, default: Sequence[str], known: Mapping[str, System]
+    config: SuiteConfig, training: TrainingConfig, draws: Draws, systems: Sequence[System]
 ) -> dict[tuple[int, int], Suite]:
-    """A suite for every number of rows and draw. The drawn rows are written. default, known: as a Suite takes them."""
-    alone = {label: replace(system, separate=True) for label, system in known.items()}
+    """Write the drawn rows, and return the trials: (rows per task, draw) -> trials. Each trial trains on one task."""
+    alone = [replace(system, separate=True) for system in systems]
     suites = {}
     for shots in draws.shots:
         for seed in draws.draws:
             folder = Path(config.output) / f"k-{shots}" / f"draw-{seed}"
             write_draw(config.corpus, folder / "corpus", config.scenarios, shots, seed, config.split)
             one = replace(config, corpus=str(folder / "corpus"), output=str(folder), seeds=[seed], scenarios=None)
-            suites[shots, seed] = Suite(one, training, default, alone)
+            suites[shots, seed] = Suite(trials_of(alone, one, training))
     return suites
 
 
-def few_shot_results(suites: Mapping[tuple[int, int], Suite]) -> dict[str, dict[int, Repetitions]]:
-    """Do what is left to do: system -> rows a task -> one result a draw."""
-    results: dict[str, dict[int, list]] = {}
-    for (shots, seed), suite in suites.items():
-        print(f"{shots} rows a task, draw {seed}", flush=True)
-        runs = suite.plan()
-        suite.run(runs)
-        for label, (scores,) in suite.results(runs).items():
+def few_shot_results(suites: Mapping[tuple[int, int], Suite]) -> Results:
+    """Return the scores of finished trials: system -> rows per task -> one result per draw."""
+    results: dict[str, dict[int, list[Mapping[str, TaskScores]]]] = {}
+    for (shots, _), suite in suites.items():
+        for label, (scores,) in suite.results().items():
             results.setdefault(label, {}).setdefault(shots, []).append(scores)
     return results
 
 
-def few_shot_table(title: str, results: Mapping[str, Mapping[int, Repetitions]], notes: Sequence[str]) -> Table:
-    """Rows: systems and numbers of rows. Columns: the tasks and their average."""
-    columns = list(next(iter(next(iter(results.values())).values()))[0])
-    rows = []
-    for label, by_shots in results.items():
-        for shots, repetitions in by_shots.items():
-            rows += score_rows([label, shots], repetitions, columns)
-    return Table(title, ["system", "rows", "quantity", *columns], rows, dict.fromkeys(columns, ".2f"), notes, labels=3)
+def few_shot_table(title: str, results: Results, notes: Sequence[str]) -> Table:
+    """Return a table with one row per system and number of rows. Its columns are the tasks and their average."""
+    cells = (([label, shots], repetitions) for label, found in results.items() for shots, repetitions in found.items())
+    return scores_table(title, ["system", "rows"], cells, notes)
 
 
-def few_shot_curves(results: Mapping[str, Mapping[int, Repetitions]]) -> dict[str, list[tuple[float, float]]]:
-    """System -> (rows a task, average), for a plot."""
-    return {
-        label: [(shots, average_of(repetitions, AVERAGE)) for shots, repetitions in by_shots.items()]
-        for label, by_shots in results.items()
-    }
+def plot_few_shot(path: Path, results: Results, draws: Draws) -> list[Path]:
+    """Plot the average over the tasks of each system against the rows per task. Return the files."""
+    return plot_points(
+        path,
+        {
+            label: [(shots, average_of(repetitions)) for shots, repetitions in by_shots.items()]
+            for label, by_shots in results.items()
+        },
+        f"few-shot, average over tasks, mean of {len(draws.draws)} draw(s)",
+        x_label="training rows a task",
+        y_label="score x 100",
+        log_x=True,
+        x_ticks=[(shots, str(shots)) for shots in draws.shots],
+    )

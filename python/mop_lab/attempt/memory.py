@@ -1,8 +1,8 @@
-"""How much memory a call needs at its peak, seen from outside: resident memory of this process, on Linux.
+"""The peak memory of a call: the growth of this process's resident memory, on Linux.
 
-By the kernel's own high-water mark (VmHWM, reset just before the call), so that scratch, packing buffers and what no
-allocator hook sees are counted too. Start the process with ENVIRONMENT set: then every tensor that matters is a mapping
-of its own, and memory freed is memory gone.
+The number is the kernel's own high-water mark (VmHWM), which is reset just before the call. So it counts scratch
+memory, packing buffers and other memory that no allocator hook sees. Start the process with ENVIRONMENT set: then every
+large tensor is a mapping of its own, and freed memory returns to the system.
 """
 
 import ctypes
@@ -14,7 +14,13 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
 def growth(function: Callable[[], object]) -> int:
-    """Bytes by which resident memory rises above its present level while function runs; its results count."""
+    """Return the bytes by which resident memory rises above its present level while a function runs.
+
+    The results of the function are counted.
+
+    Raises:
+        RuntimeError: The system is not Linux.
+    """
     if not RESET.exists():
         raise RuntimeError(f"the peak of resident memory needs Linux's {RESET}, which is not here. Measure on a GPU.")
     ctypes.CDLL(None).malloc_trim(0)

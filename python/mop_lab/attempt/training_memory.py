@@ -1,8 +1,8 @@
-"""Peak memory of training a system: each measurement is a process of its own.
+"""Peak memory of training a system. Each measurement is a process of its own.
 
-`python -m mop_lab.attempt.training_memory` reads what is to be measured as JSON and prints the bytes. On a GPU they
-are torch.cuda.max_memory_allocated; on a CPU the backbone's weights and what resident memory (VmHWM) grows by over
-them. Both count weights, the method, its gradients and optimizer states, and the activations.
+`python -m mop_lab.attempt.training_memory` reads a measurement as JSON and prints the bytes. On a GPU the number is
+torch.cuda.max_memory_allocated. On a CPU it is the size of the backbone's weights plus the growth of resident memory
+(VmHWM) above them. Both count the weights, the method, its gradients and optimizer states, and the activations.
 """
 
 from __future__ import annotations
@@ -16,23 +16,33 @@ from dataclasses import asdict, dataclass, replace
 
 import mop_t5
 import torch
+from mop_t5.checks import check_choice, check_least
 from mop_t5.evaluation import Table
 from mop_t5.methods import get
+from transformers import PreTrainedModel, T5Config
 
 from mop_lab.attempt.memory import ENVIRONMENT, growth
 from mop_lab.suites.sizes import skeleton
 
-# what its text says; the numbers of its table are not at hand
+# from the paper's text; the numbers of its table are not available
 PAPER = (
     "The ATTEMPT paper, on GPUs of 24 GB, 100 prompt rows, from T5-base with batch 32 to T5-3B with batch 2: ATTEMPT "
     "13.7 -> 16.1 GB; Adapter and BitFit to about three times of what they need with T5-base.",
 )
-_TINY = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
+_TINY = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4, vocab_size=64)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step to measure: the batch and its lengths, and whether under bfloat16 autocast."""
+    """A training step to measure.
+
+    Attributes:
+        batch_size: Rows per batch.
+        source: Dialogue tokens per row.
+        target: Summary tokens per row.
+        device: "cpu" or "cuda".
+        bf16: Whether the step runs under bfloat16 autocast.
+    """
 
     batch_size: int
     source: int
@@ -41,18 +51,25 @@ class Step:
     bf16: bool
 
     def __post_init__(self):
-        for name in ("batch_size", "source", "target"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {self.device!r}.")
+        check_least(self, 1, "batch_size", "source", "target")
+        check_choice("device", self.device, ("cpu", "cuda"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("device 'cuda' was asked for, but torch finds no GPU. Choose 'cpu'.")
 
 
 def peak_memory(backbone: str, method: str, options: dict, scenarios: int, step: Step) -> int:
-    """Bytes at the peak of two training steps by AdamW, in a process of its own. backbone: a known architecture, with
-    random weights, or a folder. Raises RuntimeError with what the process said if it fails."""
+    """Return the bytes at the peak of two training steps by AdamW, measured in a process of its own.
+
+    Args:
+        backbone: A known architecture, which gets random weights, or a folder.
+        method: The name of the method.
+        options: The fields of the method.
+        scenarios: Scenarios per batch.
+        step: The training step.
+
+    Raises:
+        RuntimeError: The process failed. The message quotes its last line.
+    """
     job = {"backbone": backbone, "method": method, "options": options, "scenarios": scenarios, "step": asdict(step)}
     done = subprocess.run(
         [sys.executable, "-m", "mop_lab.attempt.training_memory"],
@@ -71,7 +88,14 @@ def peak_memory(backbone: str, method: str, options: dict, scenarios: int, step:
 def memory_table(
     backbones: Sequence[str], batch_sizes: Sequence[int], cells: Mapping[str, Sequence[int]], step: Step
 ) -> Table:
-    """Rows: systems; the paper's figures are notes. cells: system -> bytes on each backbone."""
+    """Return a table with one row per system. The paper's figures are notes.
+
+    Args:
+        backbones: The backbones, one column each.
+        batch_sizes: The batch size on each backbone.
+        cells: label of a system -> bytes on each backbone.
+        step: The training step, for the title.
+    """
     columns = [f"{name}, batch {size}, GB" for name, size in zip(backbones, batch_sizes)]
     rows: list[list[object]] = []
     for label, sizes in cells.items():
@@ -88,27 +112,30 @@ def memory_table(
 
 def _measure(backbone: str, method: str, options: dict, scenarios: int, step: Step) -> int:
     config = get(method).Config.make({"scenarios": [f"task {i + 1}" for i in range(scenarios)], **options})
-    model = skeleton(backbone, step.device).to(step.device)
+    model = skeleton(backbone, step.device)
+    torch.nn.Module.to(model, step.device)
 
-    def train():
+    def train() -> object:
         mop_t5.attach(model, config)
         return _two_steps(model, step, scenarios)
 
     if step.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # making random weights has a peak of its own
+        torch.cuda.reset_peak_memory_stats()  # making random weights has its own peak
         train()
         return torch.cuda.max_memory_allocated()
     weights = sum(parameter.nbytes for parameter in model.parameters())
     for parameter in model.parameters():
         parameter.sum()  # weights in a file become resident when they are first used
-    # so that code is loaded and threads are started
-    tiny = mop_t5.build_backbone("t5-small", **_TINY).requires_grad_(True)
+    # a tiny model loads the code and starts the threads
+    tiny = mop_t5.build_backbone(_TINY).requires_grad_(True)
     _two_steps(tiny, replace(step, batch_size=1, source=2, target=2), None)
     return weights + growth(train)
 
 
-def _two_steps(model, step: Step, scenarios: int | None):
-    """The second has the optimizer's states from its start."""
+def _two_steps(
+    model: PreTrainedModel, step: Step, scenarios: int | None
+) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+    """Take two steps. At the second step the optimizer's states exist from its start."""
     optimizer = torch.optim.AdamW(parameter for parameter in model.parameters() if parameter.requires_grad)
 
     def tokens(length: int) -> torch.Tensor:

@@ -1,65 +1,62 @@
-"""mop-t5 attempt sources | prior | ablations | modularity | few-shot | attention | scale | memory: the experiments of
-the ATTEMPT paper."""
+"""mop-t5 attempt sources | prior | ablations | ...: the experiments of the ATTEMPT paper."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from mop_t5.data import of_scenarios, read_split, scenarios_of
-from mop_t5.evaluation import Table, present, show
+from mop_t5.evaluation import present
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.files import check_writable
 from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.figures import say_written
 from mop_t5.plots.heat_map import heat_map
-from mop_t5.plots.points import plot_points
 
-from mop_lab.analysis import share
-from mop_lab.analysis.comparability import not_comparable
 from mop_lab.attempt import training_memory
-from mop_lab.attempt.attention_matrix import attention_matrix, attention_table
-from mop_lab.attempt.few_shot import Draws, few_shot_curves, few_shot_results, few_shot_suites, few_shot_table
-from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_library, prior_runs, source_systems
+from mop_lab.attempt.attention_matrix import attempt_of, attention_matrix, attention_table
+from mop_lab.attempt.few_shot import Draws, few_shot_results, few_shot_suites, few_shot_table, plot_few_shot
+from mop_lab.attempt.results import notes_of, plot_modularity, results_table, task_scores
+from mop_lab.attempt.scale import plot_scale
+from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_library, prior_system, source_systems
+from mop_lab.commands.analyse import present_sizes
 from mop_lab.commands.table import Shared
-from mop_lab.finished_runs import finished_systems
-from mop_lab.suites.score_rows import average_of, score_rows
 from mop_lab.suites.starting_points import StartingPoints
-from mop_lab.suites.suite import Run, Suite, SuiteConfig
-from mop_lab.suites.systems import all_systems, choose
+from mop_lab.suites.suite import carry_out, suite_of
+from mop_lab.suites.suite_config import SuiteConfig
+from mop_lab.suites.systems import System, all_systems, choose
 
-# what is only trained
+# without the fields that only scored systems need
 Trained = Annotated[SuiteConfig, "systems", "seeds", "split", "num_beams", "eval_batch_size"]
 
 
 def attempt_sources(
     training: Shared, suite: Trained, library: str, prompt_length: int = 100, dry_run: bool = False
 ) -> None:
-    """Train a source prompt on each task of a corpus, and one on all of them, and put the former into a library.
+    r"""Train a source prompt on each task of a corpus, and one on all tasks, and put the former into a library.
 
-    The same command goes on where it was interrupted. The prompt for all tasks (SPoT-g) is the adapter of
+    The same command resumes an interrupted training. The prompt for all tasks (SPoT-g) is the adapter of
     OUTPUT/runs/general-prompt/seed-0.
 
       mop-t5 attempt sources --corpus DIR --backbone DIR --library prompts --output runs/sources --steps 5000
-      mop-t5 attempt sources --corpus DIR --backbone DIR --library prompts --output runs/sources \\
+      mop-t5 attempt sources --corpus DIR --backbone DIR --library prompts --output runs/sources \
           --scenarios '[mnli, qnli, squad]' --learning_rates '{source prompts: 0.1, general prompt: 0.1}'
 
     Args:
-        library: folder of the prompt library; it is made if it is not there.
+        training: how to train.
+        suite: the corpus, the backbone, and the output folder.
+        library: folder of the prompt library. It is made if it does not exist.
         prompt_length: rows of every prompt.
         dry_run: only print what would be done.
     """
-    check_writable(library)  # not after all the training
+    check_writable(library)  # before all the training
     systems = source_systems(prompt_length)
-    made = Suite(suite, training, list(systems), systems)
-    runs = made.plan()
-    if _finished(made, runs, dry_run):
-        names = fill_library(library, runs)
+    planned = suite_of(suite, training, list(systems), systems)
+    if carry_out(planned, dry_run):
+        names = fill_library(library, planned.trials)
         print(f"Written to {library}: {', '.join(names)}. `mop-t5 prompts list --library {library}`")
-        general = next((run.folder / "adapter" for run in runs if run.system.label == GENERAL), None)
-        if general is not None:
-            print(f"One prompt for all of them: {general}")
+        (general,) = (trial.folder / "adapter" for trial in planned.trials if trial.system.label == GENERAL)
+        print(f"One prompt for all of them: {general}")
 
 
 def attempt_prior(
@@ -69,45 +66,52 @@ def attempt_prior(
     groups: dict[str, list[str]] | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Train ATTEMPT's attention on groups of source tasks: the prior that new tasks start from.
+    r"""Train ATTEMPT's attention on groups of source tasks: the prior that new tasks start from.
 
-    In a group each task has a new target prompt, and all share the attention. That of a group is the adapter of
-    OUTPUT/runs/prior/seed-0/GROUP. The same command goes on where it was interrupted.
+    Each task of a group has a new target prompt, and all tasks share the attention. The prior of a group is the adapter
+    of OUTPUT/runs/prior/seed-0/GROUP. The same command resumes an interrupted training.
 
       mop-t5 attempt prior --corpus DIR --backbone DIR --library prompts --output runs/prior --steps 5000
-      mop-t5 attempt prior --corpus DIR --backbone DIR --library prompts --output runs/prior \\
+      mop-t5 attempt prior --corpus DIR --backbone DIR --library prompts --output runs/prior \
           --groups '{glue: [mnli, sst2, qqp, qnli], qa: [squad, record]}'
 
     Args:
-        groups: the tasks of each group, by its name; one group, "all", of the corpus's tasks if not given.
+        training: how to train.
+        suite: the corpus, the backbone, and the output folder.
+        starts: the source prompts.
+        groups: the tasks of each group, by its name. The default is one group, "all", with all tasks of the corpus.
         dry_run: only print what would be done.
     """
-    everything = suite.scenarios or scenarios_of(read_split(suite.corpus, "train"))
-    made, runs = prior_runs(suite, training, starts, {"all": everything} if groups is None else groups)
-    if _finished(made, runs, dry_run):
-        for run in runs:
-            print(f"Prior of {', '.join(run.scenarios)}: --prior {run.folder / 'adapter'}")
+    if groups is None:
+        groups = {"all": suite.scenarios or scenarios_of(read_split(suite.corpus, "train"))}
+    systems = prior_system(starts)
+    planned = suite_of(suite, training, list(systems), systems, groups)
+    if carry_out(planned, dry_run):
+        for trial in planned.trials:
+            print(f"Prior of {', '.join(groups[trial.name])}: --prior {trial.folder / 'adapter'}")
 
 
 def attempt_ablations(training: Shared, suite: SuiteConfig, starts: StartingPoints, dry_run: bool = False) -> None:
-    """Train and score ATTEMPT, what is left of it without its parts, and what it is compared with, on the same tasks.
+    r"""Train and score ATTEMPT, ATTEMPT without some of its parts, and its baselines, on the same tasks.
 
-    Rows if --systems names no others: the frozen backbone, PT (a prompt of its own for each task), SPoT-t, SPoT-g,
-    ATTEMPT with other attentions, without its target prompt, with one or with untrained sources, without and with a
-    frozen prior. Writes OUTPUT/ablations.md and .csv; resumed by the same command.
+    Rows if --systems is not given: the frozen backbone, PT (one prompt per task), SPoT-t, SPoT-g, ATTEMPT with other
+    attentions, without its target prompt, with one or with untrained sources, without a prior and with a frozen prior.
+    Writes OUTPUT/ablations.md and .csv. The same command resumes an interrupted training.
 
       mop-t5 attempt ablations --corpus DIR --backbone DIR --library prompts --output runs/attempt --dry_run
-      mop-t5 attempt ablations --corpus DIR --backbone DIR --library prompts --output runs/attempt \\
+      mop-t5 attempt ablations --corpus DIR --backbone DIR --library prompts --output runs/attempt \
           --prior runs/prior/runs/prior/seed-0/all/adapter --seeds '[0, 1, 2]' --group_rates '{attention: 0.333}'
 
     Args:
+        training: how to train.
+        suite: the systems, and how to score them.
+        starts: the source prompts, and other starting points.
         dry_run: only print what would be done.
     """
-    known = all_systems(starts)
-    made = Suite(suite, training, [label for label, system in known.items() if system.fixed], known)
-    runs = made.plan()
-    if _finished(made, runs, dry_run):
-        present([_scores(made, made.results(runs), "ATTEMPT and its ablations")], "ablations", suite.output)
+    known, default = _systems_from(starts)
+    planned = suite_of(suite, training, default, known)
+    if carry_out(planned, dry_run):
+        present([results_table("ATTEMPT and its ablations", suite, planned)], "ablations", suite.output)
 
 
 def attempt_modularity(
@@ -116,34 +120,25 @@ def attempt_modularity(
     starts: Annotated[StartingPoints, "general_prompt", "first_steps"],
     dry_run: bool = False,
 ) -> None:
-    """Train and score ATTEMPT with one source prompt, with two, and so on, in the order of --source_prompts.
+    r"""Train and score ATTEMPT with one source prompt, with two, and so on, in the order of --source_prompts.
 
-    Writes OUTPUT/modularity.md, .csv, .png and .svg; resumed by the same command.
+    Writes OUTPUT/modularity.md, .csv, .png and .svg. The same command resumes an interrupted training.
 
-      mop-t5 attempt modularity --corpus DIR --backbone DIR --library prompts --output runs/attempt \\
+      mop-t5 attempt modularity --corpus DIR --backbone DIR --library prompts --output runs/attempt \
           --source_prompts '[mnli, qqp, squad]'
 
     Args:
+        training: how to train.
+        suite: the corpus, the backbone, and how to score.
+        starts: the source prompts, and the prior.
         dry_run: only print what would be done.
     """
     known = by_number_of_sources(starts)
-    made = Suite(suite, training, list(known), known)
-    runs = made.plan()
-    if _finished(made, runs, dry_run):
-        results = made.results(runs)
-        present([_scores(made, results, "ATTEMPT with more and more source prompts")], "modularity", suite.output)
-        columns = list(next(iter(results.values()))[0])
-        lines = {c: [(n, average_of(one, c)) for n, one in enumerate(results.values(), 1)] for c in columns}
-        say_written(
-            plot_points(
-                Path(suite.output) / "modularity",
-                lines,
-                f"source prompts added one by one, {suite.split}",
-                x_label="source prompts",
-                y_label="score x 100",
-                x_ticks=[(n, name) for n, name in enumerate(results, 1)],
-            )
-        )
+    planned = suite_of(suite, training, list(known), known)
+    if carry_out(planned, dry_run):
+        table = results_table("ATTEMPT with more and more source prompts", suite, planned)
+        present([table], "modularity", suite.output)
+        say_written(plot_modularity(Path(suite.output) / "modularity", planned.results(), suite.split))
 
 
 def attempt_few_shot(
@@ -153,52 +148,45 @@ def attempt_few_shot(
     starts: StartingPoints,
     dry_run: bool = False,
 ) -> None:
-    """Train systems on a few rows of each task, several times drawn, and compare their means over the draws.
+    r"""Train systems on a few rows of each task, several times drawn, and compare their means over the draws.
 
-    Every system is trained once a task, on it alone, and on the same rows: those that a draw takes for 4 are among
-    those that it takes for 16. What starts from what is said by the rows' names; `docs/attempt.md` has them. Without
-    --evaluate_every the last step counts. With it the best validation does, on as many rows of valid as were drawn
-    from train, and for every system the same. Writes OUTPUT/few-shot.md, .csv, .png and .svg; resumed by the same
-    command. The drawn rows are written to OUTPUT/k-K/draw-D/corpus, by --dry_run too.
+    Every system is trained once per task, on this task alone, and on the same rows. The rows of a draw of 4 are among
+    the rows of a draw of 16. `docs/attempt.md` explains the starting point of each row. Without --evaluate_every the
+    last step counts. With it the best validation counts, on as many rows of valid as were drawn from train; these rows
+    are the same for every system. Writes OUTPUT/few-shot.md, .csv, .png and .svg. The same command resumes an
+    interrupted training. The drawn rows are written to OUTPUT/k-K/draw-D/corpus, by --dry_run too.
 
-      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few \\
-          --scenarios '[boolq, cb, scitail]' --systems '[frozen backbone, PT, SPoT-g, ATTEMPT]' \\
+      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few \
+          --scenarios '[boolq, cb, scitail]' --systems '[frozen backbone, PT, SPoT-g, ATTEMPT]' \
           --prior DIR --general_prompt DIR --steps 500
-      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few --shots '[8]' \\
+      mop-t5 attempt few-shot --corpus DIR --backbone DIR --library prompts --output runs/few --shots '[8]' \
           --draws '[0, 1, 2, 3, 4]' --systems '[PT, ATTEMPT, MTL-vanilla, MOP]' --dry_run
 
     Args:
+        training: how to train.
+        suite: the systems, and how to score them.
+        draws: the drawn rows.
+        starts: the source prompts, and other starting points.
         dry_run: only print what would be done.
     """
-    known = all_systems(starts)
-    default = [label for label, system in known.items() if system.fixed]
-    suites = few_shot_suites(suite, training, draws, default, known)
-    if dry_run:
-        for made in suites.values():
-            show(made.overview(made.plan()))
-        return
-    results = few_shot_results(suites)
-    made = next(iter(suites.values()))
-    title = f"Few-shot, {made.scorer}, mean of a task's metrics x 100 on {suite.split}, {suite.num_beams} beam(s)"
-    notes = [*_notes(made), f"{len(draws.draws)} draw(s) of the rows; seeds {', '.join(map(str, draws.draws))}."]
-    present([few_shot_table(title, results, notes)], "few-shot", suite.output)
-    say_written(
-        plot_points(
-            Path(suite.output) / "few-shot",
-            few_shot_curves(results),
-            f"few-shot, average over tasks, mean of {len(draws.draws)} draw(s)",
-            x_label="training rows a task",
-            y_label="score x 100",
-            log_x=True,
-            x_ticks=[(shots, str(shots)) for shots in draws.shots],
-        )
-    )
+    known, default = _systems_from(starts)
+    systems = choose(suite.systems, default, suite.options, suite.learning_rates, known)
+    suites = few_shot_suites(suite, training, draws, systems)
+    for (shots, seed), planned in suites.items():
+        print(f"{shots} rows a task, draw {seed}", flush=True)
+        carry_out(planned, dry_run)
+    if not dry_run:
+        results = few_shot_results(suites)
+        seeds = f"{len(draws.draws)} draw(s) of the rows; seeds {', '.join(map(str, draws.draws))}."
+        notes = [*notes_of(suite, next(iter(suites.values()))), seeds]
+        present([few_shot_table(f"Few-shot, {task_scores(suite)}", results, notes)], "few-shot", suite.output)
+        say_written(plot_few_shot(Path(suite.output) / "few-shot", results, draws))
 
 
 def attempt_attention(
     run: str, corpus: str | None = None, split: str = "test", backbone: str | None = None, output: str | None = None
 ) -> None:
-    """Show which prompts a trained ATTEMPT attends to: the mean of its weights over the rows of each task.
+    """Show the prompts that a trained ATTEMPT attends to: the mean of its weights over the rows of each task.
 
     Writes attention-SPLIT.md, .csv, .png and .svg.
 
@@ -207,27 +195,24 @@ def attempt_attention(
 
     Args:
         run: folder that `mop-t5 train` wrote, with the method attempt.
-        corpus: corpus folder, if not the one of the run.
+        corpus: corpus folder. The default is the corpus of the run.
         split: "train", "valid" or "test".
         backbone: folder of the backbone, if it has moved since the run.
-        output: folder for what is written; the run's if not given.
+        output: folder for the files. The default is the folder of the run.
     """
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     examples = of_scenarios(read_split(corpus or settings["corpus"], split), settings.get("scenarios"))
     matrix = attention_matrix(model, tokenizer, examples, max_source=lengths_of(settings)["max_source"])
-    candidates, folder = model.mop.candidates, Path(output or run)
-    title = f"mean attention, {split} rows"
-    present([attention_table(f"{run}: {title}", matrix, candidates, examples)], f"attention-{split}", folder)
-    labels = {"x_label": "prompt", "y_label": "task"}
-    say_written(
-        heat_map(folder / f"attention-{split}", list(matrix), candidates, list(matrix.values()), title, **labels)
-    )
+    candidates, name, folder = attempt_of(model).candidates, f"attention-{split}", Path(output or run)
+    title, values = f"mean attention, {split} rows", list(matrix.values())
+    present([attention_table(f"{run}: {title}", matrix, candidates, examples)], name, folder)
+    say_written(heat_map(folder / name, list(matrix), candidates, values, title, x_label="prompt", y_label="task"))
 
 
 def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
-    """Set the scores of finished suites against trained parameters and, of several, against the backbones' sizes.
+    """Set the scores of finished suites against trained parameters and the sizes of several backbones.
 
-    Writes OUTPUT/scale.md and .csv, and as .png and .svg score-by-trained-N of the N-th suite and, for suites on
+    Writes OUTPUT/scale.md and .csv. Writes as .png and .svg score-by-trained-N of the N-th suite and, for suites on
     several backbones, score-by-backbone and trained-by-backbone.
 
       mop-t5 attempt scale --suites '[runs/attempt]' --output tables
@@ -235,25 +220,12 @@ def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
 
     Args:
         suites: output folders of `mop-t5 table 2`, `table 3`, `attempt ablations` or `attempt modularity`.
-        output: folder for what is written.
-        split: the split that was scored, "test" or "valid".
+        output: folder for the files.
+        split: the scored split, "test" or "valid".
     """
-    by_suite = [share.measured(suite, split) for suite in suites]
-    everything, folder = [one for found in by_suite for one in found], Path(output)
     title = f"Scores (mean of a task's metrics x 100, average over tasks) on {split}, and parameters"
-    remarks = not_comparable(finished_systems(suites, split))
-    present([share.scale_table(title, everything, remarks=remarks)], "scale", folder)
-    y_label = "score x 100"
-    for number, (suite, found) in enumerate(zip(suites, by_suite), start=1):
-        points = share.against_trained(found)
-        path, x_label = folder / f"score-by-trained-{number}", "trained parameters"
-        say_written(plot_points(path, points, suite, x_label=x_label, y_label=y_label, log_x=True, lines=False))
-    if len({one.backbone for one in everything}) > 1:
-        scores, trained = share.against_backbone(everything)
-        axis = {"x_label": "parameters of the backbone", "log_x": True}
-        say_written(plot_points(folder / "score-by-backbone", scores, "scores", y_label=y_label, **axis))
-        what = "trained parameters"
-        say_written(plot_points(folder / "trained-by-backbone", trained, what, y_label=what, log_y=True, **axis))
+    for written in plot_scale(Path(output), suites, present_sizes("scale", title, suites, output, split)):
+        say_written(written)
 
 
 def attempt_memory(
@@ -268,26 +240,26 @@ def attempt_memory(
     bf16: bool = False,
     output: str | None = None,
 ) -> None:
-    """Measure the peak memory of training, of each system on each backbone, in a process of its own.
+    r"""Measure the peak memory of training. Each system on each backbone is measured in a process of its own.
 
-    Two steps of AdamW on random tokens; known architectures get random weights. On a GPU by PyTorch's own count, on a
-    CPU by what the process grows by.
+    A process takes two steps of AdamW on random tokens. Known architectures get random weights. On a GPU the number is
+    PyTorch's own count. On a CPU it is the growth of the process.
 
       mop-t5 attempt memory --backbones '[t5-small, t5-base]' --batch_sizes '[8, 2]' --output tables
-      mop-t5 attempt memory --backbones '[t5-base, t5-large]' --batch_sizes '[32, 16]' --device cuda \\
+      mop-t5 attempt memory --backbones '[t5-base, t5-large]' --batch_sizes '[32, 16]' --device cuda \
           --options.prefix_length 100
 
     Args:
         backbones: known architectures such as t5-base, or folders.
-        batch_sizes: rows of a batch, one for each backbone.
-        systems: labels of the systems; all of them if not given.
+        batch_sizes: rows per batch, one number for each backbone.
+        systems: labels of the systems. The default is all.
         options: fields of the methods, such as {"prefix_length": 100}, given to every system whose method has them.
-        scenarios: how many scenarios a batch has.
-        source: dialogue tokens of a row.
-        target: summary tokens of a row.
+        scenarios: scenarios per batch.
+        source: dialogue tokens per row.
+        target: summary tokens per row.
         device: "cpu" or "cuda".
         bf16: measure under bfloat16 autocast.
-        output: folder for memory.md and memory.csv; only printed if not given.
+        output: folder for memory.md and memory.csv. The default only prints.
     """
     if not backbones or len(backbones) != len(batch_sizes):
         raise ValueError(f"batch_sizes must be one for each of {len(backbones)} backbones; got {batch_sizes}.")
@@ -304,28 +276,7 @@ def attempt_memory(
     present([training_memory.memory_table(backbones, batch_sizes, cells, steps[0])], "memory", output)
 
 
-def _finished(suite: Suite, runs: Sequence[Run], dry_run: bool) -> bool:
-    """Show what is left to do and, unless only that was asked for, do it."""
-    show(suite.overview(runs))
-    if not dry_run:
-        suite.run(runs)
-    return not dry_run
-
-
-def _scores(suite: Suite, results, what: str) -> Table:
-    config = suite.config
-    columns = list(next(iter(results.values()))[0])
-    rows = [row for label, repetitions in results.items() for row in score_rows([label], repetitions, columns)]
-    title = f"{what}, {suite.scorer}, mean of a task's metrics x 100 on {config.split}, {config.num_beams} beam(s)"
-    floors = {name: score_rows([name], [scores], columns) for name, scores in suite.floors().items()}
-    for name, ((_, _, *cells),) in floors.items():
-        rows.append([name, "floor", *cells])
-    return Table(title, ["system", "quantity", *columns], rows, dict.fromkeys(columns, ".2f"), _notes(suite), labels=2)
-
-
-def _notes(suite: Suite) -> list[str]:
-    training, rates = suite.training, {system.label: system.learning_rate for system in suite.systems}
-    said = ", ".join(f"{label} {rate:g}" for label, rate in rates.items())
-    factors = ", ".join(f"{name} x {factor:g}" for name, factor in suite.config.group_rates.items())
-    rows = training.batch_size * training.accumulation
-    return [f"{training.steps} steps of {rows} rows. Learning rates: {said}{'; ' + factors if factors else ''}."]
+def _systems_from(starts: StartingPoints) -> tuple[dict[str, System], list[str]]:
+    """Return all systems by their labels, and the labels of those that start from the source prompts."""
+    known = all_systems(starts)
+    return known, [label for label, system in known.items() if system.fixed]

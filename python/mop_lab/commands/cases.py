@@ -19,17 +19,17 @@ from mop_lab.finished_runs import finished_systems
 def analyse_values(runs: Words, output: str, corpus: str | None = None, split: str = "test") -> None:
     """Count the names, prices, ratings and other numbers that summaries keep and invent, beside their ROUGE.
 
-    ROUGE hardly notices a wrong amount. A value counts where the reference and its dialogue both say it. Floors (the
+    ROUGE hardly notices a wrong amount. A value counts if the reference and its dialogue both say it. Baselines (the
     first user turn, a random and the nearest training reference) are rows of the table. Writes values.md and .csv.
 
       mop-t5 analyse values runs/tables --output tables
       mop-t5 analyse values runs/mop runs/prefix --corpus DIR --split valid --output tables
 
     Args:
-        runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
-        output: folder for what is written.
-        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
-        split: the split that was scored, "train", "valid" or "test".
+        runs: output folders of `mop-t5 table 2` or another suite, or folders of evaluated runs.
+        output: folder for the files.
+        corpus: corpus folder. The default is the corpus of the runs. Its training references tell values from wording.
+        split: the scored split, "train", "valid" or "test".
     """
     systems = finished_systems(runs, split)
     check_writable(output)
@@ -45,22 +45,22 @@ def analyse_cases(
     count: int = 5,
     seed: int = 0,
 ) -> None:
-    """Show dialogues with what each system says of them, and which values it omits or invents.
+    """Show dialogues with the summary of each system, and the values that it omits or invents.
 
-    Without ids these are rows whose summaries differ most in how many values they keep, of each scenario in turn.
-    Writes cases.md, and cases.jsonl for programs.
+    Without ids, the rows are shown whose summaries differ most in the number of values that they keep, of each scenario
+    in turn. Writes cases.md, and cases.jsonl for programs.
 
       mop-t5 analyse cases runs/tables --output tables
       mop-t5 analyse cases runs/mop runs/prefix --ids '[test-12, test-40]' --seed 1 --output tables
 
     Args:
-        runs: output folders of `mop-t5 table 2` or another suite, or folders of runs that were evaluated.
-        output: folder for what is written.
-        corpus: corpus folder, if not that of the runs. Its training references show what is wording.
-        split: the split that was scored, "train", "valid" or "test".
-        ids: the ids of the rows to show, in this order.
-        count: how many rows are chosen where no ids are given.
-        seed: of the training whose summaries are shown; of a system without it, the first it has.
+        runs: output folders of `mop-t5 table 2` or another suite, or folders of evaluated runs.
+        output: folder for the files.
+        corpus: corpus folder. The default is the corpus of the runs. Its training references tell values from wording.
+        split: the scored split, "train", "valid" or "test".
+        ids: ids of the rows to show, in this order.
+        count: number of rows that are chosen without ids.
+        seed: seed of the training whose summaries are shown. A system without it shows its first seed.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}.")

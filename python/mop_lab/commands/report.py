@@ -1,4 +1,4 @@
-"""mop-t5 report"""
+"""mop-t5 report."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def report(
     corpus: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """One HTML page of finished runs: scores, tables, plots, configurations, and all predictions side by side.
+    """Write one HTML page of finished runs: scores, tables, plots, configurations, and all predictions side by side.
 
-    The page is one file, needs no network and can be mailed. Predictions can be searched, by their words, their
-    scenario and the systems shown; a search has an address of its own, such as report.html#q=taxi. Runs that are not
-    finished are named on the page and left out. The same folders give the same page, byte for byte.
+    The page is one file, needs no network and can be mailed. Predictions can be searched by words, scenario and system.
+    Each search has its own address, such as report.html#q=taxi. The page names unfinished runs and leaves them out. The
+    same folders give the same page, byte for byte.
 
       mop-t5 report runs/tables
       mop-t5 report runs/tables runs/analyses --output runs/report.html --title 'All systems on our calls'
 
     Args:
-        runs: folders with evaluated runs, such as the OUTPUT of `mop-t5 table` or a RUN, and of analyses. Tables and
-            plots in them are shown, too.
-        output: file of the page. One that is there is kept as NAME.1.html unless overwrite is given.
-        title: heading of the page; the names of the folders if not given.
+        runs: folders with evaluated runs, such as the OUTPUT of `mop-t5 table` or a RUN, and folders of analyses.
+            Their tables and plots are shown, too.
+        output: file of the page. An existing page is kept as NAME.1.html unless overwrite is given.
+        title: heading of the page. The default is the names of the folders.
         split: "test" or "valid": the evaluations to show.
-        corpus: folder with train.jsonl, by which values are told from wording; the one that each run names, if not
-            given. Where it is gone, values are not marked.
-        overwrite: replace a page that is there.
+        corpus: folder with train.jsonl. It tells values from wording. The default is the corpus that each run names.
+            Values are not marked if it does not exist.
+        overwrite: replace an existing page.
     """
     if split not in ("test", "valid"):
         raise ValueError(f"split must be 'test' or 'valid', got {split!r}.")

@@ -1,4 +1,4 @@
-"""mop-t5 task-vectors"""
+"""mop-t5 task-vectors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import mop_t5
 import torch
 from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.checks import check_choice, check_int
 from mop_t5.data import of_scenarios, read_split, scenarios_of
 from mop_t5.evaluation import Table, show
 from mop_t5.files import check_writable, content_to_replace
@@ -15,8 +16,6 @@ from mop_t5.training import TrainingConfig
 
 from mop_lab.attempt.few_shot import draw
 from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
-
-KINDS = ("random", "text", "fisher")
 
 
 def task_vectors(
@@ -35,11 +34,11 @@ def task_vectors(
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Make the vectors that the routers of the method "task_moe" read: one a scenario of a corpus.
+    """Make the vectors that the routers of the method "task_moe" read: one vector per scenario of a corpus.
 
     random: drawn from a normal distribution. text: the mean of the backbone's encodings of the training dialogues.
-    fisher: adapters are trained on each scenario, and their Fisher information (mean squared gradients) is reduced to
-    its principal components, at most one less than there are scenarios.
+    fisher: adapters are trained on each scenario. Their Fisher information (mean squared gradients) is reduced to its
+    principal components. With n scenarios there are at most n - 1 components.
 
       mop-t5 task-vectors --corpus DIR --backbone DIR --output text.safetensors
       mop-t5 task-vectors --corpus DIR --kind random --width 768 --output random.safetensors
@@ -49,23 +48,22 @@ def task_vectors(
         corpus: folder with train.jsonl.
         output: file for the vectors.
         kind: "random", "text" or "fisher".
-        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub; not for random.
-        scenarios: only these scenarios; all if not given.
-        width: of the vectors, for random (768 if not given) and fisher (at most 128 if not given).
-        rows: take at most so many training rows of a scenario, drawn with the seed; all if not given.
-        steps: of the training of the adapters, for fisher, like the next three.
-        batch_size: rows of a batch, for text too.
-        learning_rate: of the adapters.
+        backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub. Not for random.
+        scenarios: the scenarios. The default is all.
+        width: width of the vectors, for random (default 768) and fisher (default at most 128).
+        rows: highest number of training rows per scenario, drawn with the seed. The default is all.
+        steps: steps of the training of the adapters, for fisher, like the next three flags.
+        batch_size: rows per batch, for text too.
+        learning_rate: learning rate of the adapters.
         max_source: dialogue tokens kept, for text too.
         max_target: summary tokens kept.
-        seed: of everything that is random.
+        seed: seed of everything that is random.
         overwrite: replace the file if it exists.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    check_choice("kind", kind, ("random", "text", "fisher"))
     for name, value in (("width", width), ("rows", rows)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+        if value is not None:
+            check_int(name, value, 1)
     if width is not None and kind == "text":
         raise ValueError("width is not for kind 'text': its vectors are as wide as the backbone. Leave it out.")
     if (backbone is None) != (kind == "random"):
@@ -77,8 +75,8 @@ def task_vectors(
     if rows is not None:
         examples = draw(examples, rows, seed)
     by_task = [of_scenarios(examples, [name]) for name in names]
-    about = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
-    if kind == "random":
+    about: dict[str, object] = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
+    if backbone is None:
         vectors = vectors_file.random_vectors(len(names), width or 768, seed)
     else:
         model, tokenizer = mop_t5.load_backbone(backbone), load_tokenizer(backbone)

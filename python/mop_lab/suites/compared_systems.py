@@ -1,4 +1,4 @@
-"""What `mop-t5 compare` trains: the systems and their variants, and the grid of their rates."""
+"""The systems that `mop-t5 compare` trains, their variants, and the choice of their learning rates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZES = ("HyperFormer++ (published)", "HyperPrefix (small)", "Compacter++")  # 
 
 
 def known_systems(variants: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, System]:
-    """The backbone as it is, those of the registry, and variants of them; ValueError for a variant of none of them."""
+    """Return the frozen backbone, all systems, and variants of them. Raise ValueError for a wrong variant."""
     frozen = System(FROZEN, "prompt_tuning", {"prefix_length": 0}, False, 1e-3, fixed=True)
     known = {FROZEN: frozen, **all_systems()}
     own = {}
@@ -28,29 +28,29 @@ def known_systems(variants: Mapping[str, Mapping[str, Any]] | None = None) -> di
                 f"differ; got {dict(fields)}. Systems are {', '.join(known)}."
             )
         changed = {name: value for name, value in fields.items() if name != "system"}
-        check_options(changed, {label: known[base].method})
+        check_options(changed, [known[base]])
         own[label] = replace(known[base], label=label, options=known[base].options | changed, fixed=True)
     return known | own
 
 
 def default_systems(variants: Sequence[str] = ()) -> list[str]:
-    """All but the ablations, which are Table 3, and other sizes of the same method."""
+    """Return the labels of all systems, without the ablations of Table 3 and without other sizes of a method."""
     left_out = {*paper.TABLE_3, *paper.CONTROLS, *_SIZES} - {paper.WHOLE}
     return [label for label in (*known_systems(), *variants) if label not in left_out]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """How rates are chosen, and what the systems are compared with.
+class CompareConfig:
+    """How learning rates are chosen, and the system that the others are compared with.
 
     Args:
-        rates: learning rates to try with each system and the first seed; the one with the best mean score on the valid
-            split is taken. Without any each system has its own, or that of --learning_rates.
-        rate_steps: steps of these trials; those of the runs if not given.
+        rates: learning rates to try with each system and the first seed. The rate with the best mean score on the valid
+            split is taken. Without rates, each system has its own, or the one of --learning_rates.
+        rate_steps: steps of these trials. The default is the steps of the runs.
         reference: the system that the others are compared with.
-        variants: further systems by their labels, each another one with some fields changed, such as '{MOP from zero:
-            {system: MOP, init: zero_up}}'. They are rows where --systems names none.
-        resamples: of the paired bootstrap.
+        variants: further systems by label. Each is another system with some fields changed, such as '{MOP from zero:
+            {system: MOP, init: zero_up}}'. They are rows if --systems is not given.
+        resamples: number of resamples of the paired bootstrap.
     """
 
     rates: list[float] = field(default_factory=list)

@@ -1,24 +1,24 @@
-"""Every method on one frozen backbone with equal steps: rates from one grid for all, seeds, values kept, and the paired
-bootstrap over the test rows. `mop-t5 compare`
+"""Every method on one frozen backbone with equal steps, for `mop-t5 compare`.
 
-OUTPUT/rates/RATE   the runs of the grid: a suite (see suite.py), scored on the valid split
-OUTPUT              the runs with the best rates: a suite
+The learning rates come from one grid. The scores have confidence intervals of the paired bootstrap over the test rows.
+
+OUTPUT/rates/RATE   the trials of the grid, scored on the valid split
+OUTPUT              the trials with the best rates (see suite.py)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from mop_t5.data import Example, of_scenarios, read_split
+from mop_t5.data import Example
 from mop_t5.evaluation import (
     AVERAGE,
     BASELINES,
-    Scorer,
     Table,
     TaskScores,
     Values,
@@ -30,44 +30,37 @@ from mop_t5.evaluation import (
 from mop_t5.evaluation.bootstrap import Difference, holm, paired_bootstrap
 from mop_t5.training import TrainingConfig
 
-from mop_lab.finished_runs import FinishedRun
-from mop_lab.suites.compared_systems import FROZEN, Grid, default_systems, known_systems
-from mop_lab.suites.score_rows import average_of, score_rows
-from mop_lab.suites.suite import Run, Suite, SuiteConfig
-from mop_lab.suites.systems import fields_of
+from mop_lab.suites.compared_systems import FROZEN, CompareConfig, default_systems, known_systems
+from mop_lab.suites.score_rows import average_of, scores_table
+from mop_lab.suites.suite import Suite, trials_of
+from mop_lab.suites.suite_config import SuiteConfig
+from mop_lab.suites.systems import choose
+from mop_lab.suites.trial import Inputs
+
+_T = TypeVar("_T")
 
 
-class Trial(NamedTuple):
-    """A system at a rate of the grid."""
+class MethodComparison:
+    """The systems of a config, each at its best rate of the grid.
 
-    label: str
-    rate: float
-    suite: Suite
-    runs: list[Run]
+    Args:
+        config: The systems, the default ones if it names none, and how to score.
+        training: How to train, except for the learning rate and the seed.
+        grid: The rates, and the reference.
 
-    @property
-    def finished(self) -> bool:
-        return all(self.suite.state(run) == "finished" for run in self.runs)
-
-    def score(self) -> float:
-        """x 100, on the valid split."""
-        return average_of(self.suite.results(self.runs)[self.label], AVERAGE)
-
-
-class Comparison:
-    """The systems of `config` (or the default ones), each at its best rate of the grid.
-
-    Raises ValueError for a reference that is not among the systems, and for tasks that are not scored by ROUGE.
+    Raises:
+        ValueError: The reference is not among the systems, or tasks have metrics of their own.
     """
 
-    def __init__(self, config: SuiteConfig, training: TrainingConfig, grid: Grid):
+    def __init__(self, config: SuiteConfig, training: TrainingConfig, grid: CompareConfig):
         self.config, self.training, self.grid = config, training, grid
-        self._whole = whole = self._suite(config, training)
-        self.labels = [system.label for system in whole.systems]
-        self.scorer: Scorer = whole.scorer
-        if grid.reference not in self.labels:
+        default, known = default_systems(list(grid.variants)), known_systems(grid.variants)
+        chosen = choose(config.systems, default, config.options, config.learning_rates, known)
+        self.systems = {system.label: system for system in chosen}
+        self.scorer = config.scorer()
+        if grid.reference not in self.systems:
             raise ValueError(
-                f"reference must be one of the systems, {', '.join(self.labels)}; got {grid.reference!r}. Choose it "
+                f"reference must be one of the systems, {', '.join(self.systems)}; got {grid.reference!r}. Choose it "
                 "by --reference, or add it to --systems."
             )
         if self.scorer.tasks:
@@ -75,93 +68,63 @@ class Comparison:
                 f"the tasks {', '.join(self.scorer.tasks)} have metrics of their own, and rows are compared by ROUGE. "
                 "Use `mop-t5 table 2`."
             )
-        self._systems = {system.label: system for system in whole.systems}
+        self._inputs = Inputs()
         self._rows, self._known = (
-            of_scenarios(read_split(config.corpus, split), config.scenarios) for split in (config.split, "train")
+            self._inputs.rows(config, split, config.scenarios) for split in (config.split, "train")
         )
-        # a plan loads the backbone and attaches the method, for its parameters
-        self._trials_of: dict[str, list[Trial]] = {}
-        self._suites: dict[str, tuple[Suite, list[Run]]] = {}
-        self._entries: dict[str, _Entry] = {}  # what is finished does not change
+        # finished trials do not change
+        self.tried, self.suite, self._entry = cache(self._find_tried), cache(self._best), cache(self._score_texts)
 
     @cached_property
     def _values(self) -> Values:
         return Values(self._known)
 
-    def _suite(self, config: SuiteConfig, training: TrainingConfig) -> Suite:
-        variants = self.grid.variants
-        return Suite(config, training, default_systems(list(variants)), known_systems(variants))
+    def _find_tried(self, label: str) -> dict[float, Suite]:
+        """Return the trials of a system: rate -> trials. Empty without a grid, and for the frozen backbone."""
+        training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
+        rates = () if label == FROZEN else self.grid.rates
+        return {rate: self._planned(label, rate, training, trial=True) for rate in rates}
 
-    def trials(self, label: str) -> list[Trial]:
-        """Those of a system; none without a grid, and for what trains nothing."""
-        if label == FROZEN or label in self._trials_of:
-            return self._trials_of.get(label, [])
-        found = self._trials_of[label] = []
-        for rate in self.grid.rates:
-            config = replace(
-                self.config,
-                systems=[label],
-                seeds=self.config.seeds[:1],
-                split="valid",
-                learning_rates={label: rate},
-                options=self._options(label),
-                output=str(Path(self.config.output) / "rates" / f"{rate:g}"),
-            )
-            training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
-            suite = self._suite(config, training)
-            found.append(Trial(label, rate, suite, suite.plan()))
-        return found
+    def _best(self, label: str) -> Suite:
+        """Return the trials of a system with every seed, at its best rate. The trials of the grid must be finished."""
+        scores = {rate: _score(suite, label) for rate, suite in self.tried(label).items()}
+        rate = max(scores, key=scores.__getitem__, default=self.systems[label].learning_rate)
+        return self._planned(label, rate, self.training)
 
-    def _options(self, label: str) -> dict:
-        """Those of the config that this system's method has."""
-        own = fields_of(self._systems[label].method)
-        return {name: value for name, value in self.config.options.items() if name in own}
-
-    def suite(self, label: str) -> tuple[Suite, list[Run]]:
-        """The runs of one system, at its best rate; all trials must be finished."""
-        if label in self._suites:
-            return self._suites[label]
-        rates = {name: rate for name, rate in self.config.learning_rates.items() if name == label}
-        if trials := self.trials(label):
-            rates = {label: max(trials, key=Trial.score).rate}
-        options = self._options(label)
-        seeds = self.config.seeds[:1] if label == FROZEN else self.config.seeds
-        config = replace(self.config, systems=[label], learning_rates=rates, options=options, seeds=seeds)
-        suite = self._suite(config, self.training)
-        self._suites[label] = suite, suite.plan()
-        return self._suites[label]
+    def _planned(self, label: str, rate: float, training: TrainingConfig, trial: bool = False) -> Suite:
+        config = self.config
+        if trial or label == FROZEN:  # every seed of the frozen backbone is the same
+            config = replace(config, seeds=config.seeds[:1])
+        if trial:
+            config = replace(config, split="valid", output=str(Path(config.output) / "rates" / f"{rate:g}"))
+        system = replace(self.systems[label], learning_rate=rate)
+        return Suite(trials_of([system], config, training, self._inputs)).plan()
 
     def overview(self) -> Table:
-        """A row a system: what is left to do."""
-        rows = []
-        for label in self.labels:
-            trials = self.trials(label)
-            left = sum(not trial.finished for trial in trials)
-            if left:
-                rows.append([label, None, f"{left} of {len(trials)} trials, then {len(self.config.seeds)} seeds"])
+        """Return a table with one row per system: what is left to do."""
+        rows: list[list[object]] = []
+        for label in self.systems:
+            tried = self.tried(label)
+            if left := sum(not suite.finished for suite in tried.values()):
+                rows.append([label, None, f"{left} of {len(tried)} trials, then {len(self.config.seeds)} seeds"])
                 continue
-            suite, runs = self.suite(label)
-            rate = None if label == FROZEN else runs[0].training.learning_rate
-            rows.append([label, rate, "; ".join(dict.fromkeys(map(suite.state, runs)))])
+            trials = self.suite(label).trials
+            states = "; ".join(dict.fromkeys(trial.state for trial in trials))
+            rows.append([label, None if label == FROZEN else trials[0].system.learning_rate, states])
         return Table(f"{len(rows)} systems", ["system", "learning rate", "to do"], rows, {"learning rate": "g"})
 
     def run(self, label: str) -> None:
         """Do what is left to do for one system."""
-        for trial in self.trials(label):
-            trial.suite.run(trial.runs)
-        suite, runs = self.suite(label)
-        suite.run(runs)
-
-    def score_floors(self) -> None:
-        """Write OUTPUT/floors, as every suite has it, for the report and for plots."""
-        self._whole.floors()
+        for suite in self.tried(label).values():
+            suite.run()
+        self.suite(label).run()
 
     def compared(self, labels: Sequence[str]) -> Table:
-        """The comparison of these systems, which must be finished, with the reference, if it is among them."""
+        """Return the comparison of some finished systems with each other and, if it is among them, the reference."""
         entries, reference = self._finished(labels), self.grid.reference
         differences = self._differences(entries) if reference in labels else {}
         p = holm({label: one.p for label, one in differences.items()})
-        cells = []
+        cells: list[list[object]] = []
         for entry in entries:
             averages = [means[AVERAGE] for means in entry.means]
             one = differences.get(entry.label)
@@ -169,7 +132,7 @@ class Comparison:
                 [
                     entry.label,
                     entry.trained,
-                    100 * entry.trained / entry.backbone if entry.backbone else None,
+                    100 * entry.trained / entry.backbone if entry.trained is not None and entry.backbone else None,
                     entry.rate,
                     mean_scores(averages),
                     100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
@@ -195,42 +158,37 @@ class Comparison:
             "p after Holm for all rows of this table. The interval says what other rows would have changed, not what "
             "other seeds would have.",
         ]
-        title = f"{self.scorer} on {len(self._rows)} {config.split} rows, {config.num_beams} beam(s)"
-        return Table(title, columns, cells, formats, notes)
+        return Table(config.how_scored(), columns, cells, formats, notes)
 
     def tables(self) -> dict[str, Table]:
-        """File name -> table: the comparison, the scores by scenario, the grid. All must be finished."""
-        tables = {"comparison": self.compared(self.labels), "scenarios": self._scenarios()}
+        """Return the tables by their file names: the comparison, the scores by scenario, the grid.
+
+        All trials must be finished.
+        """
+        tables = {"comparison": self.compared(list(self.systems)), "scenarios": self._scenarios()}
         return tables | ({"rates": self._rates()} if self.grid.rates else {})
 
     def _finished(self, labels: Sequence[str]) -> list[_Entry]:
-        """The entries of these systems, and those of the floors."""
-        for label in [*labels, *BASELINES]:
-            if label not in self._entries:
-                self._entries[label] = self._floor(label) if label in BASELINES else self._entry(label)
-        return [self._entries[label] for label in [*labels, *BASELINES]]
+        """Return the entries of some systems, and the entries of the baselines."""
+        return [self._entry(label) for label in [*labels, *BASELINES]]
 
-    def _floor(self, name: str) -> _Entry:
-        return self._scored(name, [BASELINES[name](self._rows, self._known)])
-
-    def _entry(self, label: str) -> _Entry:
-        runs = self.suite(label)[1]
-        seeds: dict[int, dict[tuple, str]] = {}
-        for run in runs:
-            said = FinishedRun(run.folder, self.config.split).predictions()
-            seeds.setdefault(run.training.seed, {}).update({_key(example): text for example, text in said})
-        if any(_key(example) not in said for said in seeds.values() for example in self._rows):
+    def _score_texts(self, label: str) -> _Entry:
+        """Return the entry of a baseline, or of a finished system."""
+        if label in BASELINES:
+            return self._scored(label, [BASELINES[label](self._rows, self._known)])
+        system, first = self.suite(label).systems()[label], self.suite(label).trials[0]
+        seeds = [{_key(example): text for example, text in system.predictions(seed)} for seed in system.seeds]
+        if any(_key(example) not in said for said in seeds for example in self._rows):
             raise ValueError(
-                f"{runs[0].folder.parent} was evaluated on other rows than the {self.config.split} split now has. Take "
+                f"{first.folder.parent} was evaluated on other rows than the {self.config.split} split now has. Take "
                 "the corpus back as it was, or give another --output."
             )
-        trained = sum(run.trained for run in runs) // len(seeds)
-        rate = None if label == FROZEN else runs[0].training.learning_rate
-        texts = [[said[_key(example)] for example in self._rows] for said in seeds.values()]
-        return self._scored(label, texts, trained=trained, backbone=runs[0].backbone, rate=rate)
+        rate = None if label == FROZEN else first.system.learning_rate
+        entry = self._scored(label, [[said[_key(example)] for example in self._rows] for said in seeds])
+        return entry._replace(trained=system.trained, backbone=system.backbone, rate=rate)
 
-    def _scored(self, label: str, seeds: Sequence[Sequence[str]], **more) -> _Entry:
-        """seeds: for each seed the text of each row."""
+    def _scored(self, label: str, seeds: Sequence[Sequence[str]]) -> _Entry:
+        """Return the entry of a system. seeds: for each seed, one text per row."""
         rouge = [list(self.scorer.by_rouge(self._rows, texts).values()) for texts in seeds]
         means = [
             with_average({name: mean_scores(scores) for name, scores in self._by_scenario(one).items()})
@@ -238,18 +196,18 @@ class Comparison:
         ]
         points = [100 * mean(scores.mean for scores in row) for row in zip(*rouge)]
         kept = [value_recall(self._values, self._rows, texts) for texts in seeds]
-        return _Entry(label, points, means, kept, **more)
+        return _Entry(label, points, means, kept)
 
-    def _by_scenario(self, numbers: Sequence[Any]) -> dict[str, list]:
-        """numbers: one a row."""
-        found: dict[str, list] = {}
-        for example, number in zip(self._rows, numbers, strict=True):
-            found.setdefault(example.scenario, []).append(number)
+    def _by_scenario(self, of_rows: Sequence[_T]) -> dict[str, list[_T]]:
+        """Group one value per row by the scenarios of the rows."""
+        found: dict[str, list[_T]] = {}
+        for example, value in zip(self._rows, of_rows, strict=True):
+            found.setdefault(example.scenario, []).append(value)
         return found
 
     def _differences(self, entries: Sequence[_Entry]) -> dict[str, Difference]:
-        """Label -> its mean minus that of the reference, in points."""
-        reference = self._entries[self.grid.reference]
+        """Return, by label, the mean of a system minus the mean of the reference, in points."""
+        reference = self._entry(self.grid.reference)
         return {
             entry.label: paired_bootstrap(
                 self._by_scenario([a - b for a, b in zip(entry.points, reference.points)]), self.grid.resamples
@@ -259,14 +217,15 @@ class Comparison:
         }
 
     def _scenarios(self) -> Table:
-        entries = self._finished(self.labels)
-        columns = list(entries[0].means[0])
-        cells = [row for entry in entries for row in score_rows([entry.label], entry.means, columns)]
-        title = "By scenario: the mean of R-1, R-2 and R-L"
-        return Table(title, ["system", "quantity", *columns], cells, dict.fromkeys(columns, ".2f"), labels=2)
+        entries = (([entry.label], entry.means) for entry in self._finished(list(self.systems)))
+        return scores_table("By scenario: the mean of R-1, R-2 and R-L", ["system"], entries)
 
     def _rates(self) -> Table:
-        cells = [[label, *(t.score() for t in trials)] for label in self.labels if (trials := self.trials(label))]
+        cells = [
+            [label, *(_score(suite, label) for suite in tried.values())]
+            for label in self.systems
+            if (tried := self.tried(label))
+        ]
         columns = ["system", *(f"{rate:g}" for rate in self.grid.rates)]
         steps, seed = self.grid.rate_steps or self.training.steps, self.config.seeds[0]
         title = f"The rates: mean of R-1, R-2 and R-L on the valid split after {steps} steps, seed {seed}"
@@ -274,8 +233,17 @@ class Comparison:
 
 
 class _Entry(NamedTuple):
-    """What a system or floor has reached. points: of each row the mean of its three ROUGE over seeds, x 100. means: for
-    each seed scenario -> scores, the average last. kept: for each seed."""
+    """The results of a system or a baseline.
+
+    Attributes:
+        label: The label of the system.
+        points: One number per row: the mean of its three ROUGE over the seeds, times 100.
+        means: For each seed, scenario -> scores, the average last.
+        kept: For each seed, the values that the summaries keep.
+        trained: Trained parameters, None for a baseline.
+        backbone: Parameters of the backbone, None for a baseline.
+        rate: The learning rate, None for a baseline and for the frozen backbone.
+    """
 
     label: str
     points: list[float]
@@ -284,6 +252,10 @@ class _Entry(NamedTuple):
     trained: int | None = None
     backbone: int | None = None
     rate: float | None = None
+
+
+def _score(suite: Suite, label: str) -> float:
+    return average_of(suite.results()[label])
 
 
 def _key(example: Example) -> tuple[str, str, str]:

@@ -1,6 +1,6 @@
-"""What the tables of the MOP paper say, and where they contradict themselves or its text.
+"""The numbers of the MOP paper's tables, and notes on their contradictions.
 
-Scores are F1 between 0 and 1, as everywhere in this package; the paper prints them times 100.
+Scores are F1 between 0 and 1, as everywhere in this package. The paper prints them times 100.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ TABLE_4 = {
 
 BASELINE = "MTL-vanilla"
 HYPERNETWORKS = ("HyperFormer++", "HyperPrefix")
-WHOLE = "MOP"  # what the ablations of Table 3 take parts from
+WHOLE = "MOP"  # the system that the ablations of Table 3 take parts from
 # Table 3 has these beside the paper's rows: an ablation of Table 2, and controls that the paper does not have
 CONTROLS = ("MOP w/o low-rank", "MOP dense experts", "MOP one shared expert")
 
@@ -108,7 +108,15 @@ NOTES = {
 
 
 def scores_of(label: str, columns: list[str]) -> dict[str, Scores | None] | None:
-    """The paper's scores of a system in these columns, matched without regard to case; None for what is not in it."""
+    """Return the paper's scores of a system.
+
+    Args:
+        label: The label of the system.
+        columns: Names of scenarios, matched without regard to case, and AVERAGE.
+
+    Returns:
+        column -> scores, None for a column that the paper does not have. None for a system that it does not have.
+    """
     printed = TABLE_2.get(label) or TABLE_3.get(label)
     if printed is None:
         return None
@@ -117,7 +125,7 @@ def scores_of(label: str, columns: list[str]) -> dict[str, Scores | None] | None
 
 
 def beside_corpus(table: Table) -> Table:
-    """Return Table 1: the statistics of a corpus, with the numbers of the paper's corpus beside them."""
+    """Return Table 1: the statistics of a corpus beside the numbers of the paper's corpus."""
     printed: dict[str, tuple[float | None, ...]] = {name.casefold(): numbers for name, numbers in CORPUS.items()}
     printed["all"] = (sum(size for size, _, _ in CORPUS.values()), None, None)
     names = ["paper: size", "paper: dialogue", "paper: summary"]

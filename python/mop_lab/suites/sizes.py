@@ -1,12 +1,12 @@
-"""How many parameters the systems train: Table 4, and the same for several backbones. No weights are made."""
+"""The numbers of parameters that systems train: `params` and Table 4. No weights are made."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import mop_t5
+from mop_t5.checks import check_int
 from mop_t5.evaluation import Table
 from transformers import PreTrainedModel
 
@@ -16,20 +16,16 @@ from mop_lab.suites.systems import System
 OVERVIEW = ("t5-base", "t5-large", "mt5-base", "t5-pegasus-base")
 
 
-class Size(NamedTuple):
-    trained: int
-    total: int  # backbone and method; a system that is trained once a scenario has as many of both
-    backbone: int
-
-    @property
-    def percent(self) -> float:
-        """Trained parameters in % of the backbone's."""
-        return 100 * self.trained / self.backbone
-
-
 def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
-    """A backbone to count on: a known architecture, with random weights unless device is "meta", or a folder's. Raises
-    ValueError for others."""
+    """Return a backbone to count on.
+
+    Args:
+        backbone: A known architecture, or the folder of a backbone.
+        device: Device of a known architecture. It has random weights, or none on "meta".
+
+    Raises:
+        ValueError: The backbone is neither.
+    """
     if backbone in mop_t5.known_backbones():
         return mop_t5.build_backbone(backbone, device=device)
     if not Path(backbone).is_dir():
@@ -38,57 +34,57 @@ def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
     return mop_t5.load_backbone(backbone)
 
 
-def size_of(system: System, model: PreTrainedModel, scenarios: int) -> Size:
-    """Attach the system to a plain backbone, count, detach."""
-    if scenarios < 1:
-        raise ValueError(f"scenarios must be at least 1, got {scenarios}.")
-    names = [f"scenario {i + 1}" for i in range(scenarios)]
-    mop_t5.attach(model, system.config(names))
+def size_of(system: System, model: PreTrainedModel, scenarios: int) -> mop_t5.ParameterCount:
+    """Attach a system to a plain backbone, count its parameters, and detach it.
+
+    A system that trains one model per scenario counts the trained parameters and all parameters of all its models.
+    """
+    check_int("scenarios", scenarios, 1)
+    mop_t5.attach(model, system.config([f"scenario {i + 1}" for i in range(scenarios)]))
     count = mop_t5.count_parameters(model)
     mop_t5.detach(model)
     copies = scenarios if system.separate else 1
-    return Size(copies * count.trained, copies * count.total, count.backbone)
+    return mop_t5.ParameterCount(copies * count.trained, copies * count.total, count.backbone, copies * count.share)
 
 
-def table_4(backbone: str, systems: Sequence[System], scenarios: int) -> Table:
-    """A row a system: all parameters over the backbone's, trained ones in % of it, beside the paper's figures."""
-    model = skeleton(backbone)
-    rows, formats = [], {"trained": ",d", "trained, %": ".4f", "total, x": ".4f"}
-    formats |= {"paper: trained, %": ".3f", "paper: total, x": ".3f", "paper: R-L": ".2f"}
-    for system in systems:
-        size = size_of(system, model, scenarios)
-        total, percent, rouge = paper.TABLE_4.get(system.label, (None, None, None))
-        rows.append([system.label, size.total / size.backbone, size.percent, size.trained, total, percent, rouge])
-    title = f"Table 4. Parameters on {backbone} ({size.backbone:,}), {scenarios} scenarios"
-    columns = ["system", "total, x", "trained, %", "trained", "paper: total, x", "paper: trained, %", "paper: R-L"]
-    return Table(title, columns, rows, formats, (*paper.NOTES[4], *_notes(systems, scenarios)))
+def parameter_table(backbones: Sequence[str], systems: Sequence[System], scenarios: int) -> Table:
+    """Return a table with one row per system, and a last row for the backbone itself.
 
-
-def sizes_table(backbones: Sequence[str], systems: Sequence[System], scenarios: int) -> Table:
-    """A row a system; for every backbone the trained parameters, and these in % of the backbone's. For a single
-    backbone all parameters over the backbone's, too."""
-    models = {backbone: skeleton(backbone) for backbone in backbones}
-    sizes = [[size_of(system, model, scenarios) for model in models.values()] for system in systems]
+    For every backbone there are two columns: the trained parameters, and their share of the backbone's in %. For a
+    single backbone a third column has all parameters over the backbone's.
+    """
+    rows: list[list[object]] = [
+        [system.label, system.method, ", ".join(f"{name}={value}" for name, value in system.options.items())]
+        for system in systems
+    ]
+    rows.append(["the backbone itself", None, None])
     formats: dict[str, str] = {}
     for backbone in backbones:
         formats |= {backbone: ",d", f"{backbone}, %": ".4f"}
+        model = skeleton(backbone)
+        count = mop_t5.count_parameters(model)
+        itself = count._replace(trained=count.backbone)
+        for row, size in zip(rows, [*(size_of(system, model, scenarios) for system in systems), itself]):
+            row += [size.trained, 100 * size.trained / size.backbone]
+            row += [size.total / size.backbone] if len(backbones) == 1 else []
     if len(backbones) == 1:
         formats["total, x"] = ".4f"
-    rows: list[list[object]] = []
-    for system, mine in zip(systems, sizes):
-        fields = ", ".join(f"{name}={value}" for name, value in system.options.items())
-        numbers = [number for size in mine for number in (size.trained, size.percent)]
-        rows.append([system.label, system.method, fields, *numbers])
-    counts = [mop_t5.count_parameters(model).backbone for model in models.values()]
-    rows.append(["the backbone itself", None, None, *(number for count in counts for number in (count, 100.0))])
-    if len(backbones) == 1:
-        for row, total in zip(rows, [*(mine[0].total / mine[0].backbone for mine in sizes), 1.0]):
-            row.append(total)
     title = f"Trained parameters, and these in % of the backbone's; {scenarios} scenarios"
-    columns = ["system", "method", "fields", *formats]
-    return Table(title, columns, rows, formats, _notes(systems, scenarios), labels=3)
-
-
-def _notes(systems: Sequence[System], scenarios: int) -> tuple[str, ...]:
     separate = [system.label for system in systems if system.separate]
-    return tuple(f"{label} is {scenarios} models, one a scenario, counted together." for label in separate)
+    notes = [f"{label} is {scenarios} models, one a scenario, counted together." for label in separate]
+    return Table(title, ["system", "method", "fields", *formats], rows, formats, notes, labels=3)
+
+
+def table_4(backbone: str, systems: Sequence[System], scenarios: int) -> Table:
+    """Return Table 4: all parameters over the backbone's and trained parameters in %, beside the paper's numbers."""
+    counted = parameter_table([backbone], systems, scenarios)
+    *rows, (_, _, _, count, _, _) = counted.rows
+    cells = [
+        [label, total, percent, trained, *paper.TABLE_4.get(str(label), (None, None, None))]
+        for label, _, _, trained, percent, total in rows
+    ]
+    formats = {"trained": ",d", "trained, %": ".4f", "total, x": ".4f"}
+    formats |= {"paper: trained, %": ".3f", "paper: total, x": ".3f", "paper: R-L": ".2f"}
+    title = f"Table 4. Parameters on {backbone} ({count:,}), {scenarios} scenarios"
+    columns = ["system", "total, x", "trained, %", "trained", "paper: total, x", "paper: trained, %", "paper: R-L"]
+    return Table(title, columns, cells, formats, (*paper.NOTES[4], *counted.notes))

@@ -11,16 +11,17 @@ from mop_t5.storage import prompt_library
 
 @dataclass(frozen=True)
 class StartingPoints:
-    """What was trained on source tasks. Systems that start from it are rows where it is given.
+    """The prompts and adapters that were trained on source tasks. With them, systems that start from them are rows.
 
     Args:
-        library: folder of a prompt library, which holds source prompts of one length.
-        source_prompts: names of its prompts, in the order of the attention weights; all, by their names, if not given.
-        general_prompt: folder of a saved prompt_tuning, one prompt for all source tasks; adds SPoT-g.
-        prior: folder of a saved attempt, whose attention those of the new tasks start from; adds ATTEMPT without it and
-            with it frozen.
-        first_steps: steps in which SPoT-t trains the first version of a prompt, which it then compares with the source
-            prompts.
+        library: folder of a prompt library. Its source prompts have one length.
+        source_prompts: names of its prompts, in the order of the attention weights. The default is all prompts, in the
+            order of their names.
+        general_prompt: folder of a saved prompt_tuning with one prompt for all source tasks. It adds SPoT-g.
+        prior: folder of a saved attempt. The attention of the new tasks starts from its attention. It adds ATTEMPT
+            without the prior, and with the prior frozen.
+        first_steps: steps in which SPoT-t trains the first version of a prompt. It then compares this version with the
+            source prompts.
     """
 
     library: str
@@ -48,7 +49,7 @@ class StartingPoints:
 
     @property
     def length(self) -> int:
-        """Rows of a source prompt."""
+        """The number of rows of a source prompt."""
         return len(prompt_library.read(self.library, self.prompts[0]).prompt)
 
 

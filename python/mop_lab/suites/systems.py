@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.methods import get, method_names
 
 from mop_lab.suites import paper
-from mop_lab.suites.starting_points import FirstVersion, StartingPoints, systems_from
+from mop_lab.suites.starting_points import StartingPoints, systems_from
 
 _PAPER: dict[str, Any] = {"preset": "paper"}
 
@@ -94,9 +94,17 @@ def systems_of(method: str) -> MethodSystems:
 
 @dataclass(frozen=True)
 class System:
-    """label: its row. options: the fields that its method is attached with; one may be a FirstVersion. separate:
-    trained once a scenario, on the rows of this scenario alone. scored: or only trained. fixed: options that are given
-    to all systems do not replace its own."""
+    """A row of a table: a method with some fields, and its learning rate.
+
+    Attributes:
+        label: The label of the row. It names the folder of the runs.
+        method: The name of the method.
+        options: The fields that the method is attached with. One of them may be a FirstVersion.
+        separate: Train one model per scenario, on the rows of this scenario alone.
+        learning_rate: The highest learning rate.
+        scored: Whether the system is scored, or trained only.
+        fixed: Whether the options stay as they are where the user gives others to all systems.
+    """
 
     label: str
     method: str
@@ -106,31 +114,28 @@ class System:
     scored: bool = True
     fixed: bool = False
 
-    @property
-    def first(self) -> First | None:
-        """What is trained before it, if one of its fields is a FirstVersion."""
-        for name, value in self.options.items():
-            if isinstance(value, FirstVersion):
-                label = f"{self.label}, first version"
-                return First(name, replace(self, label=label, options=value.fields, scored=False), value.steps)
-        return None
-
     def config(self, scenarios: Sequence[str]) -> MethodConfig:
-        """The config of its method. Raises what the method has against its options."""
+        """Return the config of the method. Raise ValueError or TypeError for a wrong field."""
         return get(self.method).Config.make({"scenarios": list(scenarios), **self.options})
 
-
-class First(NamedTuple):
-    """field: of a system, that starts from the adapter which `system` trains in `steps`."""
-
-    field: str
-    system: System
-    steps: int
+    def with_options(self, options: Mapping[str, Any]) -> System:
+        """Return the system with those of the options that its method has. A fixed system keeps its own."""
+        given = {name: value for name, value in options.items() if name in fields_of(self.method)}
+        return replace(self, options=given | self.options if self.fixed else self.options | given)
 
 
 def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
-    """Every system by its label: by method, in the order in which the paper names them, its own rows first. With
-    `starts` also those that start from them."""
+    """Return every system by its label.
+
+    Args:
+        starts: Starting points. With them, the systems that start from them are included.
+
+    Returns:
+        The systems by method, in the order of the paper. The paper's own rows come first.
+
+    Raises:
+        ValueError: Two methods name the same system.
+    """
     found: dict[str, System] = {}
     for name in method_names():
         own, fixed = systems_of(name), {} if starts is None else systems_from(starts).get(name, {})
@@ -141,32 +146,32 @@ def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
             found[label] = System(label, name, dict(options), separate, own.learning_rate, fixed=label in fixed)
     printed = list(dict.fromkeys((*paper.TABLE_2, *paper.TABLE_3, *paper.CONTROLS)))
     place = {label: printed.index(label) if label in printed else len(printed) for label in found}
-    first = {
-        name: min(place[label] for label in found if found[label].method == name)
-        for name in {s.method for s in found.values()}
-    }
+    first: dict[str, int] = {}
+    for label, system in found.items():
+        first[system.method] = min(first.get(system.method, len(printed)), place[label])
     return dict(sorted(found.items(), key=lambda item: (first[item[1].method], item[1].method, place[item[0]])))
 
 
 def table_2_systems() -> list[str]:
-    """Labels of Table 2: all but baselines of other papers, and ablations and controls that stand in Table 3 only."""
+    """Return the labels of Table 2. It leaves out baselines of other papers and the rows that only Table 3 has."""
     elsewhere = {*paper.TABLE_3, *paper.CONTROLS} - set(paper.TABLE_2)
     return [label for label, s in all_systems().items() if label not in elsewhere and systems_of(s.method).in_table_2]
 
 
 def table_3_systems() -> list[str]:
-    """Labels of Table 3: MOP, what is left without its parts, and controls."""
+    """Return the labels of Table 3: MOP, MOP without some of its parts, and controls."""
     known = all_systems()
     return [label for label in (*paper.TABLE_3, *paper.CONTROLS) if label in known]
 
 
 def fields_of(method: str) -> set[str]:
-    """The names of its fields, but for the scenarios, which are the corpus's."""
+    """Return the names of a method's fields, without the scenarios, which the corpus names."""
     return {f.name for f in fields(get(method).Config)} - {"scenarios"}
 
 
-def check_options(options: Mapping[str, Any], methods: Mapping[str, str]) -> None:
-    """Raise ValueError for options that are a field of none of the methods. methods: of rows, by their labels."""
+def check_options(options: Mapping[str, Any], systems: Iterable[System]) -> None:
+    """Raise ValueError if an option is a field of none of the systems' methods."""
+    methods = {system.label: system.method for system in systems}
     nowhere = sorted(set(options) - set().union(*map(fields_of, methods.values())))
     if nowhere:
         raise ValueError(
@@ -182,10 +187,18 @@ def choose(
     learning_rates: Mapping[str, float] | None = None,
     known: Mapping[str, System] | None = None,
 ) -> list[System]:
-    """The systems of these labels (default: those of `default`) out of `known` (default: all that need no starting
-    points), with other rates and with `options` in place of their own: each is given to the methods that have a field
-    of its name. Raises ValueError for a label that is not known, for a field that no method has, and for an empty or
-    repeated choice."""
+    """Return the systems of some labels.
+
+    Args:
+        labels: The labels. None takes the default ones.
+        default: The default labels.
+        options: Fields in place of the systems' own. Each is given to the systems whose method has a field of its name.
+        learning_rates: Learning rates by label, in place of the systems' own.
+        known: The systems to choose from. The default is all systems without starting points.
+
+    Raises:
+        ValueError: A label is not known, no label or a repeated label is given, or no method has a field.
+    """
     known = all_systems() if known is None else known
     for argument, given in (("systems", labels or ()), ("learning_rates", learning_rates or ())):
         unknown = sorted(set(given) - set(known))
@@ -194,11 +207,9 @@ def choose(
     if labels is not None and (not labels or len(set(labels)) != len(labels)):
         raise ValueError(f"systems must name at least one system, each once; got {list(labels)}.")
     chosen = [known[label] for label in (default if labels is None else labels)]
-    check_options(options or {}, {system.label: system.method for system in chosen})
-    made = []
-    for system in chosen:
-        given = {name: value for name, value in (options or {}).items() if name in fields_of(system.method)}
-        merged = given | system.options if system.fixed else system.options | given
-        rate = (learning_rates or {}).get(system.label, system.learning_rate)
-        made.append(replace(system, options=merged, learning_rate=rate))
-    return made
+    check_options(options or {}, chosen)
+    rates = learning_rates or {}
+    return [
+        replace(system.with_options(options or {}), learning_rate=rates.get(system.label, system.learning_rate))
+        for system in chosen
+    ]

@@ -1,4 +1,4 @@
-"""Vectors that say how tasks are alike: mean encodings of their texts, and Fisher information of small adapters."""
+"""Vectors of tasks, for the routers: mean encodings of their texts, and the Fisher information of small adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import mop_t5
 import torch
-from mop_t5.data import Collator, EncodedExamples, Example
+from mop_t5.data import Collator, Example
+from mop_t5.evaluation.generation import encoded
 from mop_t5.training import TrainingConfig, train
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,27 +24,38 @@ def text_vectors(
     max_source: int = 512,
     batch_size: int = 32,
 ) -> torch.Tensor:
-    """(tasks, d_model): the mean, over the rows of a task, of the mean over its tokens of the encoder's last states.
+    """Return the mean encoding of each task's rows. The encoding of a row is the mean of the encoder's last states.
 
-    model: a plain backbone. rows: the examples of each task. The public code takes BART's last states of the decoder,
-    and counts padding as tokens; neither is done here.
+    The public code takes the last decoder states of BART, and counts padding as tokens. This function does neither.
+
+    Args:
+        model: A plain backbone.
+        tokenizer: The tokenizer of the backbone.
+        rows: The examples of each task.
+        max_source: Dialogue tokens per row.
+        batch_size: Rows per batch.
+
+    Returns:
+        (tasks, d_model).
     """
     model.eval()
     vectors = []
     for examples in rows:
-        encoded = EncodedExamples(examples, tokenizer, None, max_source=max_source)
         total = torch.zeros(model.config.d_model, device=model.device)
-        for batch in DataLoader(encoded, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
+        texts = encoded(model, tokenizer, examples, None, max_source=max_source)
+        for batch in DataLoader(texts, batch_size, collate_fn=Collator(tokenizer.pad_token_id)):
             ids, mask = (batch[name].to(model.device) for name in ("input_ids", "attention_mask"))
-            states = model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+            states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state.float()
             total += ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).sum(0)
         vectors.append(total / len(examples))
     return torch.stack(vectors).cpu()
 
 
 def small_adapters(d_model: int) -> dict[str, Any]:
-    """The fields of the method "adapter" whose Fisher information the poster takes: 8 hidden units, after each
-    sub-layer. The public code starts them at ones, so that all units stay alike; here they start at random."""
+    """Return the fields of the method "adapter" for the Fisher information: 8 hidden units, after each sub-layer.
+
+    The public code of the poster starts the adapters at ones, so that all units stay equal. Here they start at random.
+    """
     places = ("self_attention", "cross_attention", "feed_forward")
     reduction = max(1, d_model // 8)
     return {"places": places, "reduction": reduction, "activation": "gelu", "layer_norms": False}
@@ -59,10 +71,22 @@ def fisher_vectors(
     options: dict[str, Any],
     say: Callable[[str], None] = lambda text: None,
 ) -> torch.Tensor:
-    """(tasks, numbers): the diagonal of the Fisher information of a small method's matrices, task by task.
+    """Return the diagonal of the Fisher information of a small method's matrices, task by task.
 
-    The method is tuned anew on the rows of each task; then the squared gradients of the loss of each row, by itself and
-    without dropout, are averaged over its rows. Biases are left out. model: a plain backbone, plain again afterwards.
+    The method is tuned anew on the rows of each task. Then the squared gradients of the loss of each row, by itself and
+    without dropout, are averaged over the rows. Biases are left out.
+
+    Args:
+        model: A plain backbone. It is plain again afterwards.
+        tokenizer: The tokenizer of the backbone.
+        rows: The examples of each task.
+        training: How to tune the method.
+        method: The name of the method.
+        options: The fields of the method.
+        say: Called with a line of progress before each task.
+
+    Returns:
+        (tasks, numbers).
     """
     vectors = []
     for number, examples in enumerate(rows, start=1):
@@ -78,7 +102,7 @@ def fisher_vectors(
 
 
 def matrices_of(method: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Its parameters but for the biases."""
+    """Return the parameters of a method, without the biases."""
     return [p for name, p in method.named_parameters() if p.dim() > 1 and "bias" not in name]
 
 
@@ -86,8 +110,8 @@ def _fisher(model, tokenizer, examples: Sequence[Example], training: TrainingCon
     matrices = matrices_of(model.mop)
     totals = [torch.zeros_like(p) for p in matrices]
     lengths = {"max_source": training.max_source, "max_target": training.max_target}
-    encoded = EncodedExamples(examples, tokenizer, None, source_text=model.mop.source_text, **lengths)
-    for batch in DataLoader(encoded, 1, collate_fn=Collator(tokenizer.pad_token_id)):
+    rows = encoded(model, tokenizer, examples, None, **lengths)
+    for batch in DataLoader(rows, 1, collate_fn=Collator(tokenizer.pad_token_id)):
         loss = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss
         for total, gradient in zip(totals, torch.autograd.grad(loss, matrices)):
             total += gradient.square()
@@ -95,8 +119,18 @@ def _fisher(model, tokenizer, examples: Sequence[Example], training: TrainingCon
 
 
 def principal_components(vectors: torch.Tensor, width: int) -> torch.Tensor:
-    """(tasks, at most width): the vectors, each scaled to length 1, on their principal components, at variance 1 on
-    average. So few tasks as n have n - 1 components at most."""
+    """Return the vectors on their principal components. Each vector is scaled to length 1 before.
+
+    Args:
+        vectors: (tasks, numbers).
+        width: The number of components, at most the number of tasks - 1.
+
+    Returns:
+        (tasks, components), with a variance of 1 on average.
+
+    Raises:
+        ValueError: There are fewer than two tasks.
+    """
     from sklearn.decomposition import PCA
 
     if len(vectors) < 2:

@@ -1,4 +1,4 @@
-"""What a task-level mixture of experts loses without the experts of a feature, beside what it loses without others."""
+"""The loss of score of a task-level mixture of experts without the experts of a feature, and without random ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from statistics import mean, stdev
 from mop_t5.evaluation import Table
 from mop_t5.methods.task_moe.method import TaskMoE
 
-from mop_lab.task_moe.moe_routes import Correlation, Expert, experts_of
+from mop_lab.task_moe.routes import Correlation, Expert, experts_of
 
 Means = Mapping[str, float]  # task -> score
 
 
 def strongest(found: Sequence[Correlation], feature: str, count: int, experts: int) -> list[Expert]:
-    """The `count` experts whose weights rise most with a feature; a layer keeps one of its experts at least. Raises
-    ValueError where there are fewer."""
+    """Return the experts whose weights rise most with a feature.
+
+    Args:
+        found: The correlations.
+        feature: The feature.
+        count: The number of experts to return.
+        experts: Experts per layer. A layer keeps at least one of them.
+
+    Raises:
+        ValueError: The weights of fewer experts rise with the feature.
+    """
     rising = sorted((one for one in found if one.feature == feature and one.r > 0), key=lambda one: -one.r)
     chosen = _first((one.expert for one in rising), count, experts)
     if len(chosen) < count:
@@ -37,9 +46,17 @@ def _first(candidates: Iterable[Expert], count: int, experts: int) -> list[Exper
 def without(
     method: TaskMoE, experts: Sequence[Expert], score: Callable[[], Means], draws: int, seed: int
 ) -> tuple[Means, list[Means]]:
-    """What the tasks score without these experts, and without as many random ones, drawn `draws` times.
+    """Score the tasks without some experts, and without as many random experts. All experts are enabled afterwards.
 
-    score: scores the model as it is at the moment. All experts are back afterwards.
+    Args:
+        method: The attached method.
+        experts: The experts to disable.
+        score: Returns the scores of the model with its present experts.
+        draws: How many sets of random experts are drawn.
+        seed: The seed of the draws.
+
+    Returns:
+        The scores without the experts, and the scores without each random set.
     """
     everything, generator = list(experts_of(method)), random.Random(seed)
     try:
@@ -61,12 +78,16 @@ def disabling_table(
     whole: Means,
     disabled: Mapping[str, tuple[Sequence[str], Means, Sequence[Means]]],
 ) -> Table:
-    """What is lost, in points, on the tasks with a feature and on the others.
+    """Return a table of the loss in points, on the tasks with a feature and on the other tasks.
 
-    features: 0 or 1 for each of tasks. whole: with all experts. disabled: feature -> names of its experts, the scores
-    without them, and those without random ones.
+    Args:
+        what: How the tasks were scored, for the title.
+        features: feature -> 0 or 1 for each task.
+        tasks: The tasks.
+        whole: The scores with all experts.
+        disabled: feature -> names of its experts, the scores without them, the scores without each random set.
     """
-    rows = []
+    rows: list[list[object]] = []
     for feature, (_, chosen, others) in disabled.items():
         for group, value in (("with it", 1), ("without it", 0)):
             of_group = [task for task, has in zip(tasks, features[feature]) if has == value]

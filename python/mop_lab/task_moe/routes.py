@@ -1,4 +1,4 @@
-"""What the routes of a task-level mixture of experts say: which experts go with a feature of tasks."""
+"""The routes of a task-level mixture of experts, and their correlations with features of tasks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 from mop_t5.data.tasks import read_yaml
 from mop_t5.evaluation import Table
 from mop_t5.methods.task_moe.method import TaskMoE
+from mop_t5.plots.points import plot_points
+from transformers import PreTrainedModel
 
 Expert = tuple[int, int]  # (layer among those with experts, expert)
 _ROUTES = "routes.jsonl"
 
 
-def method_of(model) -> TaskMoE:
-    """The attached task_moe. Raises ValueError for another model."""
+def method_of(model: PreTrainedModel) -> TaskMoE:
+    """Return the attached method task_moe. Raise ValueError for a model without it."""
     method = getattr(model, "mop", None)
     if not isinstance(method, TaskMoE):
         name = "a plain backbone" if method is None else f"the method {method.name!r}"
@@ -26,7 +28,7 @@ def method_of(model) -> TaskMoE:
 
 
 def experts_of(method: TaskMoE) -> dict[Expert, str]:
-    """A name of every expert of every layer, in the order of the columns of route_matrix."""
+    """Return the name of every expert of every layer, in the order of the columns of route_matrix."""
     return {
         (index, expert): f"{stack} {layer}, expert {expert}"
         for index, (stack, layer) in enumerate(method.expert_places)
@@ -35,13 +37,40 @@ def experts_of(method: TaskMoE) -> dict[Expert, str]:
 
 
 def route_matrix(method: TaskMoE, temperature: float | None = None) -> torch.Tensor:
-    """(tasks, layers * experts) on the CPU: the weights of evaluation."""
+    """Return the route weights of evaluation, on the CPU.
+
+    Args:
+        method: The method.
+        temperature: Temperature of the routes. None takes the last temperature of the training.
+
+    Returns:
+        (tasks, layers * experts).
+    """
     return method.route_weights(temperature).transpose(0, 1).flatten(1).double().cpu()
 
 
+def route_table(method: TaskMoE, matrix: torch.Tensor, temperature: float | None = None) -> Table:
+    """Return a table with one row per task and one column per expert. matrix: the result of route_matrix."""
+    names = experts_of(method)
+    shown = method.temperature.item() if temperature is None else temperature
+    rows = [[task, *weights] for task, weights in zip(method.scenarios, matrix.tolist())]
+    title = f"Weights of the experts, temperature {shown:g}"
+    return Table(title, ["task", *names.values()], rows, dict.fromkeys(names.values(), ".3f"))
+
+
 def read_features(path: str | Path, tasks: Sequence[str]) -> dict[str, list[int]]:
-    """Feature -> 0 or 1 for each task, out of a YAML file {task: {feature: 0 or 1}}. A feature that a task does not
-    name is 0. Raises ValueError for another content and for a task that is missing or not known."""
+    """Read the features of tasks from a YAML file {task: {feature: 0 or 1}}.
+
+    Args:
+        path: The file. A feature that a task does not name is 0.
+        tasks: The tasks of the mixture of experts.
+
+    Returns:
+        feature -> 0 or 1 for each task.
+
+    Raises:
+        ValueError: The file has another content, or a task is missing or unknown.
+    """
     given = read_yaml(path)
     if any(not isinstance(own, dict) for own in given.values()):
         raise ValueError(f"{path} must hold {{task: {{feature: 0 or 1}}}}.")
@@ -56,6 +85,8 @@ def read_features(path: str | Path, tasks: Sequence[str]) -> dict[str, list[int]
 
 
 class Correlation(NamedTuple):
+    """Pearson's r of a feature with the weights of an expert over the tasks, and its two-sided p."""
+
     feature: str
     expert: Expert
     r: float
@@ -65,21 +96,28 @@ class Correlation(NamedTuple):
 def correlations(
     routes: torch.Tensor, experts: Sequence[Expert], features: Mapping[str, Sequence[int]]
 ) -> list[Correlation]:
-    """Pearson's r of every feature with the weights of every expert over the tasks, and its two-sided p, the strongest
-    first. routes: of route_matrix. Features and weights that are alike in all tasks have none and are left out."""
+    """Return the correlations of every feature with the weights of every expert, the strongest first.
+
+    Features and weights that are equal in all tasks have no correlation and are left out.
+
+    Args:
+        routes: The result of route_matrix.
+        experts: The experts, one per column of the routes.
+        features: feature -> 0 or 1 for each task.
+    """
     from scipy.stats import pearsonr
 
     found = []
     for feature, values in features.items():
         for expert, weights in zip(experts, routes.T.tolist()):
-            if len(set(values)) > 1 and max(weights) - min(weights) > 1e-6:  # less is rounding
+            if len(set(values)) > 1 and max(weights) - min(weights) > 1e-6:  # a smaller difference is rounding
                 r, p = pearsonr(values, weights)
                 found.append(Correlation(feature, expert, float(r), float(p)))
     return sorted(found, key=lambda one: -abs(one.r))
 
 
 def correlation_table(found: Sequence[Correlation], names: Mapping[Expert, str], tasks: int, level: float) -> Table:
-    """Those with p below level."""
+    """Return a table of the correlations with p below a level."""
     kept = [one for one in found if one.p < level]
     rows = [[one.feature, names[one.expert], one.r, one.p] for one in kept]
     notes = [
@@ -93,6 +131,14 @@ def correlation_table(found: Sequence[Correlation], names: Mapping[Expert, str],
 
 
 def route_history(run: str | Path) -> list[dict]:
-    """The lines of routes.jsonl, which training wrote; empty where there is none."""
+    """Return the lines of routes.jsonl, which the training wrote. Empty if the file does not exist."""
     path = Path(run) / _ROUTES
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def plot_entropy(path: Path, history: Sequence[Mapping[str, float]]) -> list[Path]:
+    """Plot the mean entropy of the routes against the steps. Return the files. history: the result of route_history."""
+    curves = {"at the temperature of the step": "entropy", "at temperature 1": "entropy_at_1"}
+    series = {name: [(line["step"], line[key]) for line in history if key in line] for name, key in curves.items()}
+    shown = {name: points for name, points in series.items() if points}
+    return plot_points(path, shown, "Mean entropy of the routes", x_label="step", y_label="nats")
