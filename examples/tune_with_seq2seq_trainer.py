@@ -42,6 +42,7 @@ class MixingTrainer(Seq2SeqTrainer):
     """Draw one scenario per batch, with a probability proportional to size^(1/2). A plain trainer shuffles all rows."""
 
     def get_train_dataloader(self):
+        """Return the batches of one epoch, in the order of the sampler."""
         batches = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size
         ids = scenario_ids_of(corpus["train"], scenarios)
         sampler = TemperatureBatchSampler(ids, batch_size=4, temperature=2.0, num_batches=batches)
@@ -51,6 +52,7 @@ class MixingTrainer(Seq2SeqTrainer):
 
 
 def rouge(prediction):
+    """Return the mean ROUGE over scenarios of the generated tokens."""
     # Several processes fill their last batches with repeated rows. Cut these rows off.
     tokens = torch.as_tensor(prediction.predictions)[: len(corpus["valid"])]
     tokens = tokens.masked_fill(tokens < 0, tokenizer.pad_token_id)
