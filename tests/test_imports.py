@@ -156,6 +156,14 @@ def test_no_part_knows_what_stands_above_it():
         assert not NEVER.get(module.split(".")[0], set()) & {target.split(".")[0] for target in targets}, module
 
 
+def test_no_test_file_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in names if name.startswith("test_")], f"{path}: put it into tests/helpers"
+
+
 def run_without(*blocked: str, code: str) -> str:
     """Run code in a fresh interpreter where the named modules are not to be found."""
     absent = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"  # None there halts the import

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import stub_runtime
-from test_resources import readable
+from symbols import readable
 
 CALLS = [
     f"{name}, {direction}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from symbols import readable
 
 REPORT = re.compile(
     r"Compiling entry function '(\w+)' for '(sm_\d+\w?)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -36,11 +37,6 @@ def parse(text: str) -> list[Kernel]:
         Kernel(name, architecture, int(stack), int(stores) + int(loads), int(registers), int(shared or 0))
         for name, architecture, stack, stores, loads, registers, shared in REPORT.findall(text)
     ]
-
-
-def readable(names: list[str]) -> list[str]:
-    done = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
