@@ -1,17 +1,27 @@
-"""Checks of configuration fields. Each raises TypeError or ValueError that names the field and the value it got."""
+"""Check the fields of configurations. The error of a check names the field and its value, or the place of an entry."""
 
 import dataclasses
 import math
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-LARGEST_INT = 2**31 - 1  # of a field: torch and the tokenizers count in 32 bits
+LARGEST_INT = 2**31 - 1  # largest int of a field, because torch and the tokenizers count in 32 bits
 _WORDS = {bool: "True or False", int: "an int", float: "a number", str: "a string", dict: "a dict"}
 _PLURALS = {int: "ints", float: "numbers", str: "names", dict: "dicts"}
 
 
-def check_types(config: Any, infinite: Collection[str] = ()) -> None:
+@contextmanager
+def errors_at(where: str) -> Iterator[None]:
+    """Put the place of a row or an entry in front of the message of a TypeError or ValueError of the block."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def check_types(config: Any, infinite: Collection[str] = (), hint: str = "") -> None:
     """Check the fields of a dataclass against their annotations.
 
     An int counts as a float, and a list as a tuple. Numbers must be finite.
@@ -19,6 +29,7 @@ def check_types(config: Any, infinite: Collection[str] = ()) -> None:
     Args:
         config: An instance of a dataclass.
         infinite: Names of the fields that may be infinite.
+        hint: End of the message about a wrong type.
 
     Raises:
         TypeError: A value is not of the annotated type.
@@ -28,7 +39,7 @@ def check_types(config: Any, infinite: Collection[str] = ()) -> None:
     for name in (field.name for field in dataclasses.fields(config)):
         value, annotation = getattr(config, name), annotations[name]
         if not _fits(value, annotation):
-            raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.")
+            raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.{hint}")
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
         if isinstance(value, float) and not math.isfinite(value) and name not in infinite:
@@ -58,13 +69,11 @@ def _described(annotation: Any) -> str:
         return " or ".join(_described(one) for one in inside)
     if origin in (list, tuple):
         return f"a list of {_PLURALS.get(inside[0], 'values')}"
-    if annotation is types.NoneType:
-        return "None"
-    return _WORDS.get(origin or annotation, str(annotation))
+    return "None" if annotation is types.NoneType else _WORDS.get(origin or annotation, str(annotation))
 
 
 def check_least(config: object, minimum: int, *names: str) -> None:
-    """Raise ValueError for a field, or an element of a field, below `minimum`. None passes."""
+    """Raise ValueError if a field of `config`, or an element of the field, is below `minimum`. None passes."""
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
@@ -72,7 +81,7 @@ def check_least(config: object, minimum: int, *names: str) -> None:
 
 
 def check_int(name: str, value: object, minimum: int) -> None:
-    """Raise unless `value` is an int of at most 31 bits, at least `minimum`."""
+    """Raise TypeError or ValueError unless `value` is an int of at most 31 bits and at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r}.")
     if value < minimum:
@@ -84,7 +93,7 @@ def check_int(name: str, value: object, minimum: int) -> None:
 def check_number(
     name: str, value: object, minimum: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> None:
-    """Raise unless `value` is a finite number with minimum <= value and above < value < below."""
+    """Raise TypeError or ValueError unless `value` is finite, minimum <= value and above < value < below."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number; got {value!r}.")
     if not (minimum <= value < below and above < value < math.inf):
@@ -119,7 +128,11 @@ def check_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_subset(name: str, value: Sequence[str], options: Sequence[str], hint: str = "") -> tuple[str, ...]:
-    """Return the names in `value` in the order of `options`; raise ValueError for an unknown name or no name."""
+    """Return the names in `value` in the order of `options`.
+
+    Raises:
+        ValueError: A name is unknown, or there is no name.
+    """
     unknown = sorted(set(value) - set(options))
     if unknown or not value:
         raise ValueError(

@@ -1,7 +1,5 @@
 """Read and write files and folders. A file or folder is complete on the disk before it takes its final name."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import itertools

@@ -4,8 +4,8 @@ import gzip
 import json
 
 import pytest
-from mop_t5.data import Example, find_split, read_corpus, read_examples, read_split, scenarios_of, write_examples
-from mop_t5.data.corpus import write_corpus
+from mop_t5.data import Example, read_corpus, read_examples, read_split, scenarios_of, write_examples
+from mop_t5.data.corpus import find_split, write_corpus
 
 ROWS = [
     Example("taxi", "用户：你好\n客服：您好", "用户问好。", "a"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from mop_t5.data import TemperatureBatchSampler, temperature_weights
+from mop_t5.data.mixing import TemperatureBatchSampler, temperature_weights
 from safetensors.torch import load_file
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "temperature_sampler.safetensors")

@@ -3,8 +3,7 @@
 import re
 
 import pytest
-from mop_t5.data import SCENARIOS, synthetic_corpus
-from mop_t5.data.synthetic import PHRASES, places
+from mop_t5.data.synthetic import PHRASES, SCENARIOS, places, synthetic_corpus
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Build frozen backbones with random weights: for tests, demonstrations and counting parameters."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Load a frozen T5, mT5 or umT5, check it, and describe its shape."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
@@ -77,7 +75,7 @@ class BackboneShape:
     is_gated_act: bool = False
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> BackboneShape:
+    def of(cls, model: PreTrainedModel) -> "BackboneShape":
         """Return the shape of a backbone."""
         return cls(**{name: getattr(model.config, name) for name in cls.__dataclass_fields__})
 

@@ -6,8 +6,6 @@ as renmada/t5-pegasus-pytorch made it from the former. Some conversions have the
 Both layouts have a vocab.txt.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 jieba is imported at the first text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import Any

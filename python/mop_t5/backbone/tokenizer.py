@@ -6,8 +6,6 @@ words. `T5PegasusTokenizer` has the vocabulary of T5-pegasus. Both cut text into
 and words into pieces by their vocabulary.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Read the tokenizer of any backbone, and check that it serves a T5."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -1,9 +1,8 @@
-"""Corpora: the file format, a synthetic one, temperature mixing and batches."""
+"""Read, write, convert and make corpora, mix their scenarios by temperature, and make batches."""
 
 from mop_t5.data.corpus import (
     SPLITS,
     Example,
-    find_split,
     of_scenarios,
     read_corpus,
     read_examples,
@@ -12,14 +11,12 @@ from mop_t5.data.corpus import (
     write_examples,
 )
 from mop_t5.data.dataset import Collator, EncodedExamples, scenario_ids_of
-from mop_t5.data.mixing import BATCHINGS, TemperatureBatchSampler, temperature_weights
-from mop_t5.data.synthetic import SCENARIOS, synthetic_corpus
-from mop_t5.data.tasks import METRICS, TASKS, TaskMetrics, read_tasks, tasks_yaml
+from mop_t5.data.mixing import BATCHINGS, TemperatureBatchSampler
+from mop_t5.data.synthetic import synthetic_corpus
+from mop_t5.data.tasks import TASKS, TaskMetrics, read_tasks, tasks_yaml
 
 __all__ = [
     "BATCHINGS",
-    "METRICS",
-    "SCENARIOS",
     "SPLITS",
     "TASKS",
     "Collator",
@@ -27,7 +24,6 @@ __all__ = [
     "Example",
     "TaskMetrics",
     "TemperatureBatchSampler",
-    "find_split",
     "of_scenarios",
     "read_corpus",
     "read_examples",
@@ -37,6 +33,5 @@ __all__ = [
     "scenarios_of",
     "synthetic_corpus",
     "tasks_yaml",
-    "temperature_weights",
     "write_examples",
 ]

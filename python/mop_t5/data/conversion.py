@@ -1,13 +1,13 @@
-"""Convert the files of a dataset to the splits of a corpus by a `TaskConfig`."""
+"""Convert the files of a dataset to the splits of a corpus, as a `TaskConfig` says."""
 
-from __future__ import annotations
-
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from mop_t5.checks import errors_at
 from mop_t5.data.corpus import SPLITS, Example, check_characters
 from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
@@ -26,7 +26,7 @@ from mop_t5.data.templates import (
 from mop_t5.files import StrPath
 
 HELD_OUT = 1000  # training rows that become validation rows in the protocol of ATTEMPT
-_NAMED = 20  # columns that a message names at most
+_SHOWN = 20  # largest number of columns in a message
 
 
 @dataclass
@@ -68,26 +68,25 @@ class Converter:
             FileNotFoundError: A file is missing.
             TypeError, ValueError: A row cannot be converted (the message has file and line), or a split is empty.
         """
-        rows = {
-            split: self.rows(path)
-            for split, path in dataset_files(source, self.config.split, self.config.files).items()
-        }
-        if self.config.merge_repeats:
+        config = self.config
+        files = dataset_files(source, config.split, config.files)
+        rows = {split: self.rows(path) for split, path in files.items()}
+        if config.merge_repeats:
             rows |= {split: _merged(rows[split]) for split in ("valid", "test") if split in rows}
         train, valid = rows.get("train", []), rows.get("valid", [])
-        if self.config.split == "halve":
+        if config.split == "halve":
             rows["valid"], rows["test"] = _drawn(valid, len(valid) // 2, seed)
-        elif self.config.split == "hold_out":
+        elif config.split == "hold_out":
             if len(train) <= HELD_OUT:
                 raise ValueError(f"{source} has {len(train)} training rows; split 'hold_out' takes {HELD_OUT} of them.")
             rows["test"] = valid
             rows["valid"], rows["train"] = _drawn(train, HELD_OUT, seed)
-        elif self.config.split == "8:1:1":
+        elif config.split == "8:1:1":
             rows["test"], rest = _drawn(train, len(train) // 10, seed)
             rows["valid"], rows["train"] = _drawn(rest, len(train) // 10, seed)
-        if self.config.limit:
-            rows["train"], _ = _drawn(rows["train"], self.config.limit, seed)
-        if self.config.every_answer:
+        if config.limit:
+            rows["train"], _ = _drawn(rows["train"], config.limit, seed)
+        if config.every_answer:
             rows["train"] = [
                 replace(one, summary=gold, references=(), id=f"{one.id}-{number}")
                 for one in rows["train"]
@@ -103,20 +102,20 @@ class Converter:
 
     def rows(self, path: Path) -> list[Example]:
         """Return the converted rows of a file in order. Raise the errors of `read_table` and `example`."""
-        stem = stem_of(path, SUFFIXES)
-        bad_row = self._leave_out if self.skip else refuse
+
+        def leave_out(where: str, error: Exception) -> None:
+            self.skipped.append((where, str(error)))
+
+        bad_row = leave_out if self.skip else refuse
         outer_rows = read_table(path, self.header, bad_row)
         table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
         examples = []
         for number, (where, row) in enumerate(table, start=1):
             try:
-                examples.append(self.example(row, where, f"{stem}-{number}"))
+                examples.append(self.example(row, where, f"{stem_of(path, SUFFIXES)}-{number}"))
             except (ValueError, TypeError) as error:
                 bad_row(where, error)
         return examples
-
-    def _leave_out(self, where: str, error: Exception) -> None:
-        self.skipped.append((where, str(error)))
 
     def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
         """Return the example of one row.
@@ -129,42 +128,40 @@ class Converter:
         Raises:
             TypeError, ValueError: The row cannot be converted.
         """
-        try:
-            return self._example(row, number)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{where}: {error}") from error
-
-    def _example(self, row: Mapping[str, object], number: str) -> Example:
         config = self.config
-        needed = [*fields_of(self.scenario), *fields_of(config.input), *fields_of(config.target)]
-        values: dict[str, object] = {} if fields_of(self.scenario) else {"task": self.scenario}
-        if config.prepare is not None:
-            preparation = PREPARATIONS[config.prepare]
-            given = [self._text(name, self._value(row, name)) for name in preparation.needs]
-            try:
-                values[preparation.needs[0]] = preparation.function(*given)
-            except ValueError as error:
-                raise ValueError(f"{config.prepare}: {error}") from error
-        values |= {name: self._value(row, name) for name in needed if name not in values}
-        scenario = filled(self.scenario, lambda name: self._text(name, values[name])).strip()
-        inputs = self._turns({name: values[name] for name in fields_of(config.input)})
-        source = filled(config.input, lambda name: self._input(name, inputs[name])).strip()
-        target, *others = self._answers(values, row)
-        for name, text in {"scenario": scenario, "input": source, "target": target}.items():
-            if not text:
-                raise ValueError(f"{name} is empty. Fill its columns in, or delete the row.")
-            check_characters(text, name)
+        with errors_at(where):
+            needed = [*fields_of(self.scenario), *fields_of(config.input), *fields_of(config.target)]
+            values: dict[str, object] = {} if fields_of(self.scenario) else {"task": self.scenario}
+            if config.prepare is not None:
+                prepare = PREPARATIONS[config.prepare]
+                read = [*inspect.signature(prepare).parameters]
+                given = [self._text(name, self._value(row, name)) for name in read]
+                with errors_at(config.prepare):
+                    values[read[0]] = prepare(*given)
+            values |= {name: self._value(row, name) for name in needed if name not in values}
+            scenario = filled(self.scenario, lambda name: self._text(name, values[name])).strip()
+            inputs = self._turns({name: values[name] for name in fields_of(config.input)})
+            source = filled(config.input, lambda name: self._input(name, inputs[name])).strip()
+            target, *others = self._answers(values, row)
+            for name, text in {"scenario": scenario, "input": source, "target": target}.items():
+                if not text:
+                    raise ValueError(f"{name} is empty. Fill its columns in, or delete the row.")
+                check_characters(text, name)
         return Example(scenario, source, target, f"{scenario}-{number}", tuple(others))
 
     def _turns(self, values: Mapping[str, object]) -> dict[str, object]:
-        """Return the fields of the input, with a list for each field that holds turns. Raise if they are no turns."""
+        """Return the fields of the input. A field that holds turns becomes a list.
+
+        Raises:
+            TypeError: The fields do not fit `config.turn`, or lists do not say how their elements belong together.
+        """
         config, called = self.config, " and ".join(map(self._called, values))
         if config.turn is not None and config.input in {f"{{{name}}}" for name in values}:
             values = {name: turns_in(value) for name, value in values.items()}
         lists = {name: turns for name, value in values.items() if (turns := turns_of(value)) is not None}
         if config.turn is not None and not lists:
             for name, value in values.items():
-                self._text(name, value)  # raises if the value is no text either
+                self._text(name, value)  # raises if the value is not even a text
             raise TypeError(f"{called} holds no list of turns, but `turn` says how each is written. Leave `turn` out.")
         parents = [name.rpartition(".")[0] for name in lists]
         of_one = [parent for parent in parents if parent and parents.count(parent) > 1]
@@ -207,36 +204,34 @@ class Converter:
     def _answers(self, values: Mapping[str, object], row: Mapping[str, object]) -> list[str]:
         """Return the target and the other right answers, each once."""
         config = self.config
-        names = fields_of(config.target)
-        alone = len(names) == 1 and config.target == f"{{{names[0]}}}"
-        value = values[names[0]] if alone else None
+        first, *_ = [*fields_of(config.target), "target"]
+        value = values[first] if config.target == f"{{{first}}}" else None
         if isinstance(value, list) and config.join is None:
             if not value:
-                raise ValueError(f"{self._called(names[0])} is an empty list; a row needs an answer.")
-            answers = [self._text(names[0], one, join=None) for one in value]
+                raise ValueError(f"{self._called(first)} is an empty list; a row needs an answer.")
+            answers = [self._text(first, one, join=None) for one in value]
         else:
             answers = [filled(config.target, lambda name: self._text(name, values[name]))]
         for name in config.references:
-            found_in = value_at(row, name)
-            self.unseen -= set() if found_in is None else {name}
-            for found in _each(found_in):
-                answers += [text] if (text := self._text(name, found, join=None)).strip() else []
+            found = value_at(row, name)
+            if found is not None:
+                self.unseen.discard(name)
+                texts = [self._text(name, one, join=None) for one in (found if isinstance(found, list) else [found])]
+                answers += filter(str.strip, texts)
         answers = [text.strip() for text in answers]
         if config.labels is not None:
-            answers = [self._label(text, names[0], config.labels) for text in answers]
+            for text in answers:
+                if text.lower() not in config.labels:
+                    raise ValueError(
+                        f"{self._called(first)} is {text!r}, which is none of the labels {', '.join(config.labels)}. "
+                        "Add it to labels, or take a split that is labelled."
+                    )
+            answers = [config.labels[text.lower()] for text in answers]
         if "" in answers[1:]:
-            raise ValueError(f"{self._called(names[0])} has an empty answer. Fill it in, or delete it.")
+            raise ValueError(f"{self._called(first)} has an empty answer. Fill it in, or delete it.")
         for text in answers:
             check_characters(text, "target")
         return list(dict.fromkeys(answers))
-
-    def _label(self, value: str, name: str, labels: Mapping[str, str]) -> str:
-        if value.lower() not in labels:
-            raise ValueError(
-                f"{self._called(name)} is {value!r}, which is none of the labels {', '.join(labels)}. Add it to "
-                "labels, or take a split that is labelled."
-            )
-        return labels[value.lower()]
 
     def _text(self, name: str, value: object, join: str | None = ", ") -> str:
         """Return the text of a value.
@@ -264,17 +259,17 @@ class Converter:
         empty = [column for column in self._names(name) if column in row]
         if empty:
             raise ValueError(f"no value for {name!r}: {empty[0]} holds null. Fill it in, or delete the row.")
-        more = f" and {len(row) - _NAMED} more" if len(row) > _NAMED else ""
+        more = f" and {len(row) - _SHOWN} more" if len(row) > _SHOWN else ""
         raise ValueError(
-            f"no value for {name!r} (column {' or '.join(self._names(name))}). The columns are "
-            f"{', '.join(map(str, list(row)[:_NAMED]))}{more}."
+            f"no value for {name!r} (column {self._called(name)}). The columns are "
+            f"{', '.join(map(str, list(row)[:_SHOWN]))}{more}."
         )
 
     def _called(self, name: str) -> str:
         return " or ".join(self._names(name))
 
     def _names(self, name: str) -> Sequence[str]:
-        """Return the possible columns of a field. The part of a list that the field names stands behind each."""
+        """Return the possible columns of a field. Each column ends with the part of a list that the field names."""
         base, bracket, part = name.partition("[")
         return self.columns.get(name, [column + bracket + part for column in self.columns.get(base, [base])])
 
@@ -293,8 +288,3 @@ def _merged(rows: list[Example]) -> list[Example]:
         golds = dict.fromkeys((*first.golds, *row.golds))
         found[row.scenario, row.dialogue] = replace(first, references=tuple(golds)[1:])
     return list(found.values())
-
-
-def _each(value: object) -> list[object]:
-    """Return a list as it is, None as an empty list, and any other value as a list of one element."""
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -11,8 +11,6 @@ changes every later number. Ids are for people: rows with the same id are differ
 refuses such an id.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence

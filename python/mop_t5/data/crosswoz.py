@@ -8,8 +8,6 @@ dropped if it does not clearly belong to one sub-goal, or if the summary says mo
 CrossWOZ: Zhu et al., TACL 2020, Apache-2.0. The licence asks to keep this attribution with changed copies.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 import zipfile

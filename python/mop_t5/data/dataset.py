@@ -1,7 +1,5 @@
 """Encode examples as token ids, and collate them into batches of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Read the rows of JSON files: one value per line, or one document of all rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path

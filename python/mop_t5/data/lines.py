@@ -1,10 +1,9 @@
 """Read text files line by line, and JSON text. Every error names the file, and the line if there is one."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
@@ -45,7 +44,7 @@ def find_file(folder: StrPath, names: Sequence[str], suffixes: Sequence[str]) ->
 def stem_of(path: Path, suffixes: Sequence[str] = (".jsonl",)) -> str:
     """Return the name of a file without one of the suffixes and `.gz`: "dialogsum.train" for dialogsum.train.jsonl.gz.
 
-    The ids of rows without an id begin with it.
+    The ids of rows without an id begin with this name.
     """
     name = path.name.removesuffix(".gz")
     return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
@@ -63,7 +62,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def open_binary(path: Path) -> BufferedIOBase:
-    """Return an open file of bytes. A file that ends in `.gz` is unpacked."""
+    """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
@@ -101,12 +100,9 @@ def decoded(raw: bytes, number: int, where: str) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        kind = next((kind for start, kind in _OTHER_FILES.items() if number == 1 and raw.startswith(start)), None)
-        problem = (
-            f", but {kind}."
-            if kind
-            else (f" (byte {error.start} of the line). Convert the file, for example with `iconv -f GB18030 -t UTF-8`.")
-        )
+        problem = f" (byte {error.start} of the line). Convert the file, for example with `iconv -f GB18030 -t UTF-8`."
+        kinds = (kind for start, kind in _OTHER_FILES.items() if number == 1 and raw.startswith(start))
+        problem = next((f", but {kind}." for kind in kinds), problem)
         raise ValueError(f"{where}: not UTF-8{problem}") from error
 
 
@@ -125,8 +121,8 @@ def json_value(text: str, where: str, expected: str = "one JSON object per line"
         return json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        problem = f"not valid JSON ({error.msg}, {line}column {error.colno})"
-        raise ValueError(f"{where}: {problem}. Write {expected}.") from error
+        problem = f"{error.msg}, {line}column {error.colno}"
+        raise ValueError(f"{where}: not valid JSON ({problem}). Write {expected}.") from error
     except (ValueError, RecursionError) as error:  # a repeated key, thousands of digits, thousands of brackets
         raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {expected}.") from error
 
@@ -134,7 +130,7 @@ def json_value(text: str, where: str, expected: str = "one JSON object per line"
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = sorted({repr(key) for key in keys if keys.count(key) > 1})
+        counts = Counter(key for key, _ in pairs)
+        repeated = sorted(repr(key) for key, count in counts.items() if count > 1)
         raise ValueError(f"the key {', '.join(repeated)} stands in it more than once")
     return row

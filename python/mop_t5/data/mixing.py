@@ -4,8 +4,6 @@ The scenario of a row is drawn with P(t) proportional to n_t^(1/T). T = 1 keeps 
 the small scenarios, and T -> infinity draws all equally often. The MOP paper uses T = 2.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator, Sequence

@@ -1,27 +1,12 @@
 """Prepare the fields of some datasets for a template, as in the public text-to-text code of T5.
 
-A preparation is a function of some fields of a row. Its result replaces the first of these fields. It raises ValueError
-for a row that does not follow the dataset's format.
+The parameters of a preparation are the names of the fields that it reads. Its result replaces the first of these
+fields. A preparation raises ValueError for a row that does not follow the dataset's format.
 """
-
-from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
-
-
-class Preparation(NamedTuple):
-    """A function and its fields.
-
-    Attributes:
-        needs: Names of the fields that `function` reads. Its result replaces the first field.
-        function: Returns the new text.
-    """
-
-    needs: tuple[str, ...]
-    function: Callable[..., str]
 
 
 def mark_spans(text: str, span1_text: str, span1_index: str, span2_text: str, span2_index: str) -> str:
@@ -56,9 +41,6 @@ def in_fifths(label: str) -> str:
     return f"{round(float(label) * 5) / 5:.1f}"
 
 
-PREPARATIONS = {
-    "mark_spans": Preparation(("text", "span1_text", "span1_index", "span2_text", "span2_index"), mark_spans),
-    "without_markup": Preparation(("paragraph",), without_markup),
-    "without_highlights": Preparation(("passage",), without_highlights),
-    "in_fifths": Preparation(("label",), in_fifths),
+PREPARATIONS: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (mark_spans, without_markup, without_highlights, in_fifths)
 }

@@ -1,7 +1,5 @@
 """Read the rows of CSV and TSV files."""
 
-from __future__ import annotations
-
 import csv
 import threading
 import warnings
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from mop_t5.data.lines import BadRow, decoded, numbered, open_binary
 
-_LONGEST_FIELD = 2**31 - 1  # characters; the csv module itself stops at 131,072
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module reads at most 131,072 by default
 _FIELD_LIMIT = threading.Lock()
 
 
@@ -36,12 +34,11 @@ def separated_rows(
         raw_lines = numbered(file, path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
         lines = _Lines(raw_lines, path)
-        reader = csv.reader(
-            lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        )
+        quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        reader = csv.reader(lines, strict=True, delimiter=delimiter, quoting=quoting)
         while True:
-            lines.start_row()
             cells, error = None, None
+            lines.row, lines.error = [], None
             try:
                 cells = _next_row(reader)
             except csv.Error as problem:
@@ -68,8 +65,8 @@ def separated_rows(
                     )
                 yield where, dict(zip(header, cells))
             else:
-                count = f"{len(cells)} columns, but the header has {len(header)}"
-                bad_row(where, ValueError(f"{where}: {count}. Correct the line."))
+                columns = f"{len(cells)} columns, but the header has {len(header)}"
+                bad_row(where, ValueError(f"{where}: {columns}. Correct the line."))
 
 
 def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str, Iterator[tuple[int, bytes]]]:
@@ -94,7 +91,7 @@ def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str
 
 
 class _Lines:
-    """Iterator over the lines of a file for the csv module.
+    """Lines of a file, as text for the csv module.
 
     Attributes:
         where: Place of the last line that was read.
@@ -106,25 +103,19 @@ class _Lines:
     def __init__(self, raw_lines: Iterator[tuple[int, bytes]], path: Path):
         self._raw_lines, self._path = raw_lines, path
         self.where, self.ended = str(path), False
-        self.start_row()
-
-    def start_row(self) -> None:
         self.row: list[str] = []
         self.error: ValueError | None = None
 
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        self.ended = True  # unless there is a line
-        number, raw = next(self._raw_lines)
-        self.ended, self.where = False, f"{self._path}, line {number}"
-        try:
-            line = decoded(raw, number, self.where)
-        except ValueError as error:
-            line, self.error = raw.decode("utf-8", "replace"), self.error or error
-        self.row.append(line)
-        return line
+    def __iter__(self) -> Iterator[str]:
+        for number, raw in self._raw_lines:
+            self.where = f"{self._path}, line {number}"
+            try:
+                line = decoded(raw, number, self.where)
+            except ValueError as error:
+                line, self.error = raw.decode("utf-8", "replace"), self.error or error
+            self.row.append(line)
+            yield line
+        self.ended = True
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
@@ -148,12 +139,11 @@ def _malformed(problem: csv.Error, lines: _Lines, tabs: bool) -> ValueError:
         ValueError: The end of the row is unknown, because a quotation mark in it is not closed.
     """
     quotes = 0 if tabs else "".join(lines.row).count('"')
-    unclosed = lines.ended or quotes % 2 == 1
     cure = "Look for a quotation mark that is not closed" if quotes else "Correct the line"
     if "new-line character" in str(problem):
         cure = "Correct the line, or save the file with the line ends of Unix or Windows"
     error = ValueError(f"{lines.where}: cannot be read as {'TSV' if tabs else 'CSV'} ({problem}). {cure}.")
-    if unclosed:
+    if lines.ended or quotes % 2 == 1:
         raise error from problem
     return error
 

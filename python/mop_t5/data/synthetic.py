@@ -12,8 +12,6 @@ thing to find, the style of each scenario, and a frozen backbone without tuning 
 tidy: numbers on this corpus show that a method trains and steers, not how it ranks on real data.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

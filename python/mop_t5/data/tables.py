@@ -1,7 +1,5 @@
 """Read the rows of CSV, TSV, JSON and JSON-lines files, each with its place. Files that end in .gz are unpacked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Read tasks.yaml, which says by which metrics each task of a corpus is scored. A task without an entry uses ROUGE.
+"""Read tasks.yaml, which names the metrics of each task of a corpus. A task without an entry is scored by ROUGE.
 
     cola:
       metrics: [matthews]
@@ -9,8 +9,6 @@
 The file stands beside the splits of the corpus.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,10 @@ from typing import Any
 
 import yaml
 
+from mop_t5.checks import check_names, check_subset, check_types, errors_at
 from mop_t5.files import StrPath
 
+IN_QUOTES = " Put words such as true in quotes."  # end of messages about values of YAML
 TASKS = "tasks.yaml"
 METRICS = (
     "accuracy",
@@ -49,21 +49,14 @@ class TaskMetrics:
     positive: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.metrics, str) or not isinstance(self.metrics, (list, tuple)):
-            raise TypeError(f"metrics must be a list of names, got {self.metrics!r}.")
-        unknown = [repr(name) for name in self.metrics if name not in METRICS]
-        if unknown:
-            raise ValueError(f"metrics names {', '.join(unknown)}; known are {', '.join(METRICS)}.")
-        if not self.metrics or len(set(self.metrics)) != len(self.metrics):
-            raise ValueError(f"metrics must name at least one metric, each once; got {list(self.metrics)}.")
-        if self.positive is not None and not isinstance(self.positive, str):
-            raise TypeError(f"positive must be a string, got {self.positive!r}. Put it in quotes.")
+        check_types(self, hint=IN_QUOTES)
+        object.__setattr__(self, "metrics", check_names("metrics", self.metrics))
+        check_subset("metrics", self.metrics, METRICS)
         if ("f1" in self.metrics) != (self.positive is not None):
             raise ValueError(
                 f"positive must be the label that f1 counts, and be left out without f1; got {self.positive!r} with "
                 f"metrics {list(self.metrics)}."
             )
-        object.__setattr__(self, "metrics", tuple(self.metrics))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of tasks.yaml."""
@@ -89,10 +82,8 @@ def read_tasks(folder: StrPath, scenarios: Sequence[str] | None = None) -> dict[
         if scenarios is not None and name not in scenarios:
             raise ValueError(f"{where}: the corpus has no such scenario; it has {', '.join(scenarios)}.")
         check_fields(fields, where, ("metrics",), ("positive",))
-        try:
+        with errors_at(where):
             tasks[name] = TaskMetrics(**fields)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{where}: {error}") from error
     return tasks
 
 
@@ -139,8 +130,9 @@ def check_fields(fields: object, where: str, needed: Sequence[str] = (), possibl
     """
     if not isinstance(fields, dict):
         raise TypeError(f"{where}: expected a mapping, `name: ...`, got {fields!r}.")
-    known = None if possible is None else [*needed, *possible]
-    if known is not None and (unknown := sorted(set(map(str, fields)) - set(known))):
+    known = [*needed, *(fields if possible is None else possible)]
+    unknown = sorted(str(name) for name in fields if name not in known)
+    if unknown:
         raise ValueError(f"{where}: no such field: {', '.join(unknown)}. There are {', '.join(known)}.")
     missing = [name for name in needed if name not in fields]
     if missing:

@@ -1,7 +1,5 @@
 """Make texts of the values of rows: templates with columns in braces, and lists of turns."""
 
-from __future__ import annotations
-
 import ast
 import json
 import math

@@ -1,7 +1,5 @@
 """Plot curves over training steps, such as losses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +31,7 @@ class Panel(NamedTuple):
     may_be_log: bool = False
 
 
-def curve_figure(panels: Sequence[Panel], systems: Sequence[str]) -> Figure:
+def curve_figure(panels: Sequence[Panel], systems: Sequence[str]) -> "Figure":
     """Return a figure with the panels side by side and one legend below them.
 
     Args:

@@ -1,7 +1,5 @@
 """Save figures as PNG and SVG without a display, with fonts for their labels, and choose colours and marks."""
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Iterable, Sequence
@@ -45,7 +43,7 @@ def look(number: int) -> Look:
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
 
 
-def save_figure(figure: Figure, path: StrPath, labels: Iterable[str]) -> list[Path]:
+def save_figure(figure: "Figure", path: StrPath, labels: Iterable[str]) -> list[Path]:
     """Write a figure as PNG and SVG.
 
     Earlier files of the same names are kept under other names (see `write_beside`). Text of the SVG stays text, so the

@@ -1,7 +1,5 @@
 """Plot a matrix of numbers as a heat map."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Write names beside the points of a plot so that they cover neither points nor each other."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +12,7 @@ _NEAR = 9  # distance in points from the middle of a mark to its label; a line l
 
 
 def label_points(
-    axes: Axes, points: Sequence[tuple[float, float, float]], labels: Sequence[str], lines: Sequence[float] = ()
+    axes: "Axes", points: Sequence[tuple[float, float, float]], labels: Sequence[str], lines: Sequence[float] = ()
 ) -> None:
     """Write a label beside each point.
 

@@ -1,7 +1,5 @@
 """Plot the points of several series, and lines between them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The file is a safetensors file with one tensor, "vectors" (tasks, width) in floa
 tasks and how the vectors were made. `mop-t5 task-vectors` writes it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
