@@ -19,8 +19,7 @@ from mop_t5.data import Collator, EncodedExamples, read_examples, read_split
 from mop_t5.evaluation import Scorer, generate_summaries, read_scores
 from mop_t5.methods.parts import spot
 from mop_t5.operations.run_folder import load_run
-from mop_t5.plots.heat_map import heat_map
-from mop_t5.plots.points import plot_points
+from mop_t5.plots.charts import heat_map, plot_points
 from mop_t5.storage import adapter_folder, prompt_library
 
 SOURCES, TARGETS = ["food", "taxi"], ["taxi", "ticket"]

@@ -11,7 +11,7 @@ import mop_lab.report
 import pytest
 from mop_lab.report import report_page
 from mop_t5.evaluation import Scores, Table, present, read_scores, to_markdown, write_scores
-from mop_t5.plots.points import plot_points
+from mop_t5.plots.charts import plot_points
 from report_page import Page, check_structure, copy_of, evaluations, rewrite
 
 HOSTILE = "</script><script>alert(1)</script>&amp;<!-- \"'> \u2028 <img src=https://evil.example/x>"

@@ -68,8 +68,8 @@ def test_mixed_batches_mix():
     ("arguments", "message"),
     [
         ({"batching": "sorted"}, "batching must be one of .*got 'sorted'"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"num_batches": 0}, "num_batches must be at least 1, or None for one epoch; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"num_batches": 0}, "num_batches must be at least 1; got 0"),
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"scenario_ids": []}, "scenario_ids must be a non-empty sequence"),
         ({"scenario_ids": [0, -1]}, "scenario_ids must be a non-empty sequence of ids from 0"),

@@ -118,7 +118,7 @@ def test_batches_are_padded_and_cut(vocabulary):
 
 
 def test_errors_of_the_tokenizer(vocabulary, tmp_path):
-    with pytest.raises(ValueError, match=r"specials must be one of cls_sep, sep, eos; got 'bert'"):
+    with pytest.raises(ValueError, match=r"specials must be one of 'cls_sep', 'sep', 'eos'; got 'bert'"):
         read_pegasus_vocabulary(vocabulary, "bert")
     with pytest.raises(FileNotFoundError, match=r"no vocabulary at .*vocab\.txt"):
         read_pegasus_vocabulary(tmp_path / "vocab.txt")

@@ -1,11 +1,11 @@
 """The jieba tokenizer: lossless, small, and the same after saving. Tokenizers of other origins, as people have them."""
 
-import importlib.util
 import json
 
 import mop_t5
 import pytest
 import torch
+from mop_t5.backbone import tokenizer_files
 from mop_t5.backbone.tokenizer import JiebaTokenizer, load_tokenizer, read_pegasus_vocabulary, segment, train_tokenizer
 from mop_t5.data import EncodedExamples, Example, synthetic_corpus
 from mop_t5.evaluation import generate_summaries
@@ -337,11 +337,12 @@ def test_another_order_of_special_tokens_is_refused(pieces, tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("absent", [["sentencepiece"], ["google"], ["sentencepiece", "google"]])
+@pytest.mark.parametrize("absent", [["sentencepiece"], ["protobuf"], ["sentencepiece", "protobuf"]])
 def test_a_missing_reader_of_sentencepiece_is_named(absent, tmp_path, monkeypatch):
-    known = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n.split(".")[0] in absent else known(n) or True)
+    for package in ("sentencepiece", "protobuf"):
+        monkeypatch.setattr(tokenizer_files, f"is_{package}_available", lambda package=package: package not in absent)
     (folder_of(tmp_path) / "spiece.model").write_bytes(b"")
-    names = " ".join("protobuf" if name == "google" else name for name in absent)
-    with pytest.raises(ImportError, match=rf"the extra mop-kernels\[t5\]: pip install {names}\. Then try again\."):
+    with pytest.raises(
+        ImportError, match=rf"the extra mop-kernels\[t5\]: pip install {' '.join(absent)}\. Then try again\."
+    ):
         load_tokenizer(tmp_path)

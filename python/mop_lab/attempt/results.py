@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mop_t5.evaluation import Table
-from mop_t5.plots.points import plot_points
+from mop_t5.plots.charts import plot_points
 
 from mop_lab.suites.score_rows import Repetitions, average_of, scores_table
 from mop_lab.suites.suite import Suite, baseline_scores

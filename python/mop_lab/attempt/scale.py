@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mop_t5.plots.points import plot_points
+from mop_t5.plots.charts import plot_points
 
 from mop_lab.analysis.share import Measured, against_backbone, against_trained
 

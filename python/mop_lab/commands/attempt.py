@@ -10,8 +10,8 @@ from mop_t5.evaluation import present
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.files import check_writable
 from mop_t5.operations.run_folder import load_run
+from mop_t5.plots.charts import heat_map
 from mop_t5.plots.figures import say_written
-from mop_t5.plots.heat_map import heat_map
 
 from mop_lab.attempt import training_memory
 from mop_lab.attempt.attention_matrix import attempt_of, attention_matrix, attention_table

@@ -13,8 +13,8 @@ from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.lost_characters import warn_of_lost_characters
 from mop_t5.files import check_writable
 from mop_t5.operations.run_folder import load_run
+from mop_t5.plots.charts import heat_map
 from mop_t5.plots.figures import say_written
-from mop_t5.plots.heat_map import heat_map
 from mop_t5.training import TrainingConfig
 
 from mop_lab.suites.suite import Suite, carry_out

@@ -32,7 +32,7 @@ from mop_t5.evaluation import (
 )
 from mop_t5.operations.attach import attach, count_parameters, detach
 from mop_t5.operations.run_folder import describe_output, prepare_output, save_run, write_settings
-from mop_t5.plots.curves import plot_losses
+from mop_t5.plots.charts import plot_losses
 from mop_t5.training import TrainingConfig, TrainingResult, train
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from warnings import catch_warnings, simplefilter
 
 from mop_t5.operations.run_folder import read_history
-from mop_t5.plots.curves import LOSS, Curve, Panel, curve_figure
+from mop_t5.plots.charts import LOSS, Curve, Panel, curve_figure
 from mop_t5.plots.figures import save_figure
 
 from mop_lab.finished_runs import FinishedSystem

@@ -11,7 +11,7 @@ import torch
 from mop_t5.data.tasks import read_yaml
 from mop_t5.evaluation import Table
 from mop_t5.methods.task_moe.method import TaskMoE
-from mop_t5.plots.points import plot_points
+from mop_t5.plots.charts import plot_points
 from transformers import PreTrainedModel
 
 Expert = tuple[int, int]  # (layer among those with experts, expert)

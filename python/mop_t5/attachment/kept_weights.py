@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mop_t5.backbone.checkpoint_weights import EMBEDDINGS, HEAD
+from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD
 from mop_t5.backbone.load import is_untied
 
 if TYPE_CHECKING:

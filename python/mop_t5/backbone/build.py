@@ -55,9 +55,8 @@ def build_backbone(
         config._attn_implementation = attention_of(config)
         model = MODEL_CLASSES[config.model_type](config)
         if untied:
-            weight = torch.empty(config.vocab_size, config.d_model)
-            # transformers draws the head of an untied T5 so
-            weight = torch.nn.init.normal_(weight, std=config.initializer_factor)
+            # the same distribution as that of transformers for the head of an untied T5
+            weight = torch.empty(config.vocab_size, config.d_model).normal_(std=config.initializer_factor)
             model.get_output_embeddings().weight = torch.nn.Parameter(weight)
             mark_untied(model)
     if not (on_meta and dtype is None):
@@ -81,7 +80,7 @@ def _resolve_config(config: PretrainedConfig | str, overrides: dict[str, Any]) -
                 "attention."
             )
         config_class, fields = type(config), config.to_dict()
-        # T5Config(tie_word_embeddings=False) says True afterwards. Only the missing rescaling shows the False.
+        # T5Config(tie_word_embeddings=False) stores True. Only scale_decoder_outputs=False shows that it was False.
         if not getattr(config, "scale_decoder_outputs", True):
             fields["tie_word_embeddings"] = False
     else:

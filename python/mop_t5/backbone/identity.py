@@ -1,4 +1,4 @@
-"""Identify the backbone of an adapter by a name for people, the shape, and a hash of the weights."""
+"""Describe a backbone by a name for people, its shape, and a hash of its weights, and compare it with a description."""
 
 import math
 import os
@@ -84,9 +84,9 @@ def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 of the name, the shape and up to 4096 evenly spread values of every parameter.
 
     Any other checkpoint differs in many of these values. Reading them costs milliseconds, whatever the size of the
-    model. A change to a few rows of a large matrix alone may not be seen. The values are rounded to bfloat16 first, so
-    a backbone has one hash in float32, float64 and bfloat16, on every device. (float16 gives another hash, because
-    rounding twice differs from rounding once.)
+    model. The hash may miss a change of only a few rows of a large matrix. The values are rounded to bfloat16 first, so
+    a backbone has the same hash in float32, float64 and bfloat16, and on every device. (float16 gives another hash,
+    because rounding twice differs from rounding once.)
 
     A tensor subclass that wraps other tensors (torchao's quantised weights) enters with its class name, its metadata
     and the values of its inner tensors. A replicated DTensor enters as the tensor that it replicates.
@@ -152,8 +152,9 @@ def _whole(name: str, values: torch.Tensor) -> torch.Tensor:
 def _as_text(value: object) -> str:
     """Return the metadata of a tensor subclass as a text that is equal in every process.
 
-    All of float64, float32 and bfloat16 are "float", and a device has no name: neither changes the weights. Options
-    that are None or False are left out, so a library may add an option. An unknown object gives its class name.
+    float64, float32 and bfloat16 are all written as "float", and a device as its class, because the weights do not
+    depend on them. Options that are None or False are left out, so a library may add an option. Any other object is
+    written as its class.
     """
     if is_dataclass(value) and not isinstance(value, type):
         options = {field.name: getattr(value, field.name) for field in fields(value)}

@@ -46,13 +46,17 @@ from transformers import (  # noqa: E402  the version check comes first, so that
     UMT5ForConditionalGeneration,
 )
 
-from mop_t5.backbone.checkpoint_weights import HEAD, check_loaded, check_tables, stored_tensors  # noqa: E402
-from mop_t5.backbone.hub_files import find_json  # noqa: E402
+from mop_t5.backbone.checkpoint import HEAD, check_loaded, check_tables, find_json, stored_tensors  # noqa: E402
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "t5": T5ForConditionalGeneration,
     "mt5": MT5ForConditionalGeneration,
     "umt5": UMT5ForConditionalGeneration,
+}
+_OTHER_FOLDERS = {  # file of a folder without config.json -> what the folder is, and what to do
+    "mop_config.json": "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder).",
+    "adapter_config.json": "It is an adapter folder of PEFT: call merge_and_unload(), and save_pretrained its result.",
+    "run.json": "It is the folder of a run: give the backbone that its run.json names, or its folder backbone.",
 }
 
 
@@ -91,7 +95,8 @@ class BackboneShape:
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return the differences to a saved shape (a mapping of the same fields) as `field: saved x, here y`."""
         mine = asdict(self)
-        other = {"is_gated_act": self.is_gated_act, **other}  # older folders lack it; the names in the hash differ
+        # older folders lack is_gated_act, but the hash of the weights tells gated and other networks apart
+        other = {"is_gated_act": self.is_gated_act, **other}
         return [f"{key}: saved {other.get(key)}, here {mine[key]}" for key in mine if other.get(key) != mine[key]]
 
 
@@ -127,7 +132,7 @@ def check_backbone(model: object) -> None:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn off gradients and dropout of a model, and return the same model."""
+    """Turn off gradients and dropout of a model. Return the same model."""
     return model.requires_grad_(False).eval()
 
 
@@ -151,8 +156,8 @@ def _without_warnings_of_loading() -> Iterator[None]:
     """Hide two messages of transformers.
 
     The first message asks to set tie_word_embeddings=False in the config, which no T5 config keeps (see `mark_untied`).
-    The second is the report about weights that do not fit, which `check_loaded` makes an error. The report stays if an
-    error of a quantiser refers to it.
+    The second message is the report about weights that do not fit. `check_loaded` raises an error for them. The report
+    stays visible if an error of a quantiser refers to it.
     """
     logger = logging.getLogger("transformers.modeling_utils")
 
@@ -168,7 +173,7 @@ def _without_warnings_of_loading() -> Iterator[None]:
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a floating data type from itself or from its name. None stays None.
+    """Return the floating data type that `dtype` is or names. None stays None.
 
     Raises:
         TypeError: `dtype` is something else.
@@ -245,15 +250,10 @@ def _check_folder(path: str) -> None:
     """Raise ValueError if a folder exists and is not the folder of a backbone."""
     if not os.path.isdir(path):
         return
-    holds = {name for name in os.listdir(path) if name.endswith(".json")}
+    holds = set(os.listdir(path))
     if "config.json" not in holds:
-        cure = "Expected a folder written by save_pretrained."
-        if "mop_config.json" in holds:
-            cure = "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder)."
-        elif "adapter_config.json" in holds:
-            cure = "It is an adapter folder of PEFT: call merge_and_unload(), and save_pretrained its result."
-        elif "run.json" in holds:
-            cure = "It is the folder of a run: give the backbone that its run.json names, or its folder backbone."
+        cures = (cure for file, cure in _OTHER_FOLDERS.items() if file in holds)
+        cure = next(cures, "Expected a folder written by save_pretrained.")
         raise ValueError(f"path_or_hub_name {path!r} has no config.json. {cure}")
     if "adapter_config.json" in holds:
         raise ValueError(

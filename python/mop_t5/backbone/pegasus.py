@@ -1,9 +1,11 @@
 """Convert published checkpoints of T5-pegasus to a folder that `load_backbone` and `load_tokenizer` read.
 
-Two layouts are known. TensorFlow: model.ckpt with the variable names of Google's T5, and bert4keras's config.json, as
-ZhuiyiTechnology/t5-pegasus publishes it. PyTorch: pytorch_model.bin with the names of transformers and its config.json,
-as renmada/t5-pegasus-pytorch made it from the former. Some conversions have these names and bert4keras's config.json.
-Both layouts have a vocab.txt.
+Two layouts are known. Both have a vocab.txt.
+
+- TensorFlow, published by ZhuiyiTechnology/t5-pegasus: model.ckpt with the variable names of Google's T5, and the
+  config.json of bert4keras.
+- PyTorch, converted from the first layout by renmada/t5-pegasus-pytorch: pytorch_model.bin with the weight names of
+  transformers, and the config.json of transformers. Some conversions have the config.json of bert4keras.
 """
 
 import re
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import MT5Config
 
 from mop_t5.backbone.build import build_backbone
-from mop_t5.backbone.checkpoint_weights import EMBEDDINGS, HEAD, check_finite, refuse_misfit
+from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD, check_finite, refuse_misfit
 from mop_t5.backbone.tokenizer import read_pegasus_vocabulary
 from mop_t5.files import StrPath, content_to_replace, read_json, whole_folder
 
@@ -92,7 +94,11 @@ def convert_checkpoint(
     model = build_backbone(config, tie_word_embeddings=False)
     layout, found = _read_weights(folder)
     weights, left_out = (from_tensorflow if layout == "TensorFlow" else _from_torch)(found)
-    _check_weights(weights, model.state_dict(), folder)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in EMBEDDINGS[1:]}
+    both = sorted(shapes.keys() & weights.keys())
+    mismatched = [(name, weights[name].shape, shapes[name]) for name in both if weights[name].shape != shapes[name]]
+    refuse_misfit(folder, shapes.keys() - weights.keys(), weights.keys() - shapes.keys(), mismatched)
+    check_finite(weights.items(), folder)
     model.load_state_dict(weights, strict=False)  # encoder and decoder have more names for the shared embedding
     for target in (model.config, model.generation_config):
         target.pad_token_id = tokenizer.pad_token_id
@@ -114,9 +120,9 @@ def _read_config(folder: Path) -> MT5Config:
     missing = sorted(set(fields) - set(given))
     if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}, so it is neither transformers' nor bert4keras's.")
-    more = ("relative_attention_num_buckets", "num_decoder_layers")
+    fields = fields | {name: name for name in ("relative_attention_num_buckets", "num_decoder_layers") if name in given}
     sizes: dict[str, Any] = {name: given[field] for field, name in fields.items()}
-    return MT5Config(**sizes, **{field: given[field] for field in more if field in given})
+    return MT5Config(**sizes)
 
 
 def _read_weights(folder: Path) -> tuple[str, Mapping[str, torch.Tensor]]:
@@ -144,7 +150,7 @@ def _read_tensorflow(prefix: Path) -> dict[str, torch.Tensor]:
         import tensorflow
     except ImportError as error:
         raise ImportError(
-            "reading a TensorFlow checkpoint needs tensorflow, only for this: pip install tensorflow-cpu"
+            "reading a TensorFlow checkpoint needs tensorflow, which nothing else needs: pip install tensorflow-cpu"
         ) from error
     reader = tensorflow.train.load_checkpoint(str(prefix))
     return {name: torch.as_tensor(reader.get_tensor(name)) for name in reader.get_variable_to_shape_map()}
@@ -159,14 +165,13 @@ def from_tensorflow(variables: Mapping[str, torch.Tensor]) -> tuple[dict[str, to
     Args:
         variables: The variables of a TensorFlow checkpoint by name.
     """
-    weights, left_out = {}, []
-    for variable, values in variables.items():
-        name = _name_in_transformers(variable)
-        if name is None:
-            left_out.append(variable)
-        else:
-            weights[name] = values if name == EMBEDDINGS[0] or values.dim() < 2 else values.T.contiguous()
-    return weights, tuple(sorted(left_out))
+    names = {variable: _name_in_transformers(variable) for variable in variables}
+    weights = {
+        name: values if name == EMBEDDINGS[0] or values.dim() < 2 else values.T.contiguous()
+        for variable, values in variables.items()
+        if (name := names[variable]) is not None
+    }
+    return weights, tuple(sorted(variable for variable, name in names.items() if name is None))
 
 
 def _from_torch(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -200,15 +205,3 @@ def _name_in_transformers(variable: str) -> str | None:
     kernels = r"(wi_0|wi_1|wo)/kernel" if sublayer == "DenseReluDense" else r"([qkvo]|relative_attention_bias)"
     matrix = re.fullmatch(f"{sublayer}/{kernels}", rest)
     return f"{start}.{sublayer}.{matrix[1]}.weight" if matrix else None
-
-
-def _check_weights(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Raise ValueError unless the weights have the names and shapes of the model, and finite values."""
-    shapes = {name: tensor.shape for name, tensor in expected.items() if name not in EMBEDDINGS[1:]}
-    mismatched = [
-        (name, weights[name].shape, shape)
-        for name, shape in shapes.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    refuse_misfit(folder, shapes.keys() - weights.keys(), weights.keys() - shapes.keys(), mismatched)
-    check_finite(weights.items(), folder)

@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mop_t5.backbone.hub_files import find, find_json
+from mop_t5.backbone.checkpoint import find, find_json
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
 from mop_t5.backbone.tokenizer_files import (
     check_ids,
@@ -25,6 +25,7 @@ from mop_t5.backbone.tokenizer_files import (
     fit_for_t5,
     read_sentencepiece,
 )
+from mop_t5.checks import check_choice
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
 # files that may hold a tokenizer
@@ -102,21 +103,19 @@ class _Specials(NamedTuple):
 
     Attributes:
         source: Template of a source text.
-        target: Template of a target text.
         end: Token that ends a text.
         start: Token that the decoder starts from.
     """
 
     source: str
-    target: str
     end: str
     start: str
 
 
 SPECIALS = {
-    "cls_sep": _Specials("[CLS] $A [SEP]", "$A [SEP]", "[SEP]", "[CLS]"),
-    "sep": _Specials("$A [SEP]", "$A [SEP]", "[SEP]", "[CLS]"),
-    "eos": _Specials(f"$A {EOS}", f"$A {EOS}", EOS, "[PAD]"),
+    "cls_sep": _Specials("[CLS] $A [SEP]", "[SEP]", "[CLS]"),
+    "sep": _Specials("$A [SEP]", "[SEP]", "[CLS]"),
+    "eos": _Specials(f"$A {EOS}", EOS, "[PAD]"),
 }
 _BERT_CLEANER = normalizers.BertNormalizer(lowercase=True)
 _BERT_SPLITTER = pre_tokenizers.BertPreTokenizer()
@@ -167,7 +166,7 @@ class T5PegasusTokenizer(SegmentingTokenizer):
         _surround(self.backend_tokenizer, self._specials.source)
 
     def _switch_to_target_mode(self) -> None:
-        _surround(self.backend_tokenizer, self._specials.target)
+        _surround(self.backend_tokenizer, f"$A {self._specials.end}")
 
 
 def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5PegasusTokenizer:
@@ -181,8 +180,7 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
         FileNotFoundError: There is no such file.
         ValueError: The file is not UTF-8 or lacks a special token, or `specials` is unknown.
     """
-    if specials not in SPECIALS:
-        raise ValueError(f"specials must be one of {', '.join(SPECIALS)}; got {specials!r}.")
+    check_choice("specials", specials, SPECIALS)
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no vocabulary at {path}. Give the vocab.txt of T5-pegasus.")
@@ -191,9 +189,7 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}). Give the vocab.txt of T5-pegasus.") from error
     tokens = [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
-    needed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    if specials == "eos":
-        needed.append("[unused1]")
+    needed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(["[unused1]"] if specials == "eos" else [])]
     missing = [token for token in needed if token not in tokens]
     if missing:
         raise ValueError(f"{path} has no line {', '.join(missing)}. Give the vocab.txt of T5-pegasus.")
@@ -220,9 +216,9 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
 def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a backbone as a T5 needs it.
 
-    A tokenizer.json is read unchanged, whatever class its folder names. Without it a spiece.model is read, and then
-    other files by their class of transformers. `forward` and `generate` take the batches of every tokenizer, and its
-    `eos_token` is the token that it puts behind a text.
+    A tokenizer.json is read unchanged, whatever class the folder names. A folder without tokenizer.json is read from
+    spiece.model, and a folder without both is read by its class of transformers. `forward` and `generate` take the
+    batches of the returned tokenizer. Its `eos_token` is the token that it puts behind a text.
 
     Args:
         path_or_hub_name: Folder of the backbone, or its name on the model hub.

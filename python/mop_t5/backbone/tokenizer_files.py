@@ -1,6 +1,5 @@
 """Read the tokenizer of any backbone, and check that it serves a T5."""
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -9,16 +8,17 @@ from pathlib import Path
 import transformers
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 _NEEDED_FILES = (
     "A folder needs tokenizer.json, spiece.model, or a vocab.txt whose class is named in tokenizer_config.json: "
     '"tokenizer_class": "BertTokenizer". Of the published files of T5-pegasus `mop-t5 convert` makes such a folder.'
 )
-_SENTINELS = 100  # <extra_id_0> to <extra_id_99>, which T5 adds behind a vocabulary
+_SENTINELS = 100  # number of sentinels, <extra_id_0> to <extra_id_99>, that T5 adds behind a vocabulary
 _SENTINEL = "<extra_id_"
 _T5_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _UNUSED = re.compile(r"\W?(?:extra|extra_id_|unused)\d+\W?")  # entries of a vocabulary that no text holds
-_PROBES = 64
+_PROBES = 64  # largest number of tokens that are tried as words
 _RARE = "\U00010380"  # a letter that hardly any vocabulary has
 
 
@@ -34,13 +34,11 @@ def class_of_transformers(name: str, place: str) -> type[PreTrainedTokenizerBase
     """
     name = name.removesuffix("Fast")
     found = getattr(transformers, name, None) if name else None
-    if isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase):
-        if found not in (T5Tokenizer, transformers.PreTrainedTokenizer):
-            return found
-        unknown = ""
-    else:
-        unknown = f", which transformers {transformers.__version__} does not know" if name else ""
+    known = found if isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase) else None
+    if known and known not in (T5Tokenizer, transformers.PreTrainedTokenizer):
+        return known
     of_class = f" of the class {name}" if name else ""
+    unknown = "" if known or not name else f", which transformers {transformers.__version__} does not know"
     raise ValueError(f"{place!r} has no files of a tokenizer{of_class}{unknown}. {_NEEDED_FILES}")
 
 
@@ -58,8 +56,8 @@ def read_sentencepiece(
     Raises:
         ImportError: A package that reads the file is missing.
     """
-    packages = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-    missing = [package for package, module in packages.items() if not _is_installed(module)]
+    installed = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    missing = [package for package, is_there in installed.items() if not is_there]
     if missing:
         raise ImportError(
             f"reading its spiece.model needs {' and '.join(missing)}, which belongs to the extra mop-kernels[t5]: "
@@ -82,18 +80,11 @@ def read_sentencepiece(
     return tokenizer
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a package above the module is missing
-        return False
-
-
 def fit_for_t5(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     """Give a tokenizer the token names that a T5 needs. The tokenizer is changed in place.
 
-    The token behind every text becomes the end token, whatever the tokenizer called it, because training learns to end
-    with this token. Batches get the names that `forward` and `generate` of a T5 take, without token types.
+    The token behind every text becomes the end token, whatever name it had, because training learns to end with this
+    token. A batch gets the names that `forward` and `generate` of a T5 take, without token types.
 
     Args:
         tokenizer: Any tokenizer of transformers.
@@ -140,7 +131,7 @@ def check_size(tokenizer: PreTrainedTokenizerBase, place: str, vocab_size: int |
     if vocab_size is None:
         return
     vocabulary = tokenizer.get_vocab()
-    beyond = [t for t, i in sorted(vocabulary.items(), key=lambda item: item[1]) if i >= vocab_size]
+    beyond = [t for t in sorted(vocabulary, key=vocabulary.__getitem__) if vocabulary[t] >= vocab_size]
     beyond = [token for token in beyond if _SENTINEL not in token]
     if beyond:
         raise ValueError(
@@ -154,7 +145,7 @@ def check_size(tokenizer: PreTrainedTokenizerBase, place: str, vocab_size: int |
 def check_ids(tokenizer: PreTrainedTokenizerBase, place: str, ids: Mapping[str, int | list[int] | None]) -> None:
     """Check that the ids by which the backbone starts, ends and pads a text are no words of the tokenizer.
 
-    Otherwise every summary would begin with the word, break off at it, or be filled up with it.
+    Otherwise every summary would begin with the word, break off at the word, or be padded with it.
 
     Args:
         tokenizer: The tokenizer.
@@ -176,7 +167,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, place: str, ids: Mapping[str, 
 
 
 def _is_word(tokenizer: PreTrainedTokenizerBase, i: int) -> bool:
-    """Return whether some text is read as this id."""
+    """Return whether the tokenizer reads some text as this id."""
     text = str(tokenizer.decode([i], skip_special_tokens=True)).strip() if 0 <= i < len(tokenizer) else ""
     return (
         bool(text)

@@ -6,12 +6,13 @@ r"""Read and write corpora: JSON lines, one dialogue and its summary per line, o
 right answers beside the summary. Training uses the summary, and scoring uses all of them. A corpus is a folder with
 train.jsonl, valid.jsonl and test.jsonl, each possibly with `.gz` behind.
 
-Reading is strict. Every error is reported with its file and line, because a row that is left out without a message
-changes every later number. Ids are for people: rows with the same id are different rows. Only `analyse cases --ids`
-refuses such an id.
+Reading is strict. Every error names its file and line, because a row that is left out without a message changes every
+later number. Ids are for people. Rows with the same id are different rows, and only `analyse cases --ids` refuses such
+an id.
 """
 
 import gzip
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +106,8 @@ def read_corpus(folder: StrPath) -> dict[str, list[Example]]:
     Raises:
         FileNotFoundError: A file is missing.
         TypeError: A field is not a string.
-        ValueError: A file cannot be read, or valid or test has a scenario that train lacks. No method could learn it.
+        ValueError: A file cannot be read, or valid or test has a scenario that train lacks, which no method could
+            learn.
     """
     corpus = {split: read_split(folder, split) for split in SPLITS}
     known = set(scenarios_of(corpus["train"]))
@@ -148,7 +150,7 @@ def write_corpus(
     """
     splits = {split: list(examples) for split, examples in splits.items()}
     rows: dict[str, Example] = {}
-    for example in (example for examples in splits.values() for example in examples):
+    for example in itertools.chain.from_iterable(splits.values()):
         if rows.setdefault(example.id, example) != example:
             raise ValueError(f"two rows have the id {example.id!r}. Give the files of the splits other names.")
     strange = [name for name in content_to_replace(folder, overwrite) if name not in _CORPUS_FILES]
@@ -162,7 +164,7 @@ def write_corpus(
 
 
 def scenarios_of(examples: Iterable[Example]) -> list[str]:
-    """Return the distinct scenarios, sorted, so that scenario ids do not depend on the order of the rows."""
+    """Return the distinct scenarios, sorted. Therefore scenario ids do not depend on the order of the rows."""
     return sorted({example.scenario for example in examples})
 
 
@@ -176,7 +178,11 @@ def checksum_of(examples: Iterable[Example]) -> str:
 
 
 def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> list[Example]:
-    """Return the rows of the given scenarios. None for all rows.
+    """Return the rows of some scenarios.
+
+    Args:
+        examples: The rows.
+        scenarios: Names of the scenarios. None for all rows.
 
     Raises:
         ValueError: A scenario has no row.
@@ -206,30 +212,25 @@ def example_of(row: object, where: str, default_id: str, need_summary: bool = Tr
     if not isinstance(row, dict):
         raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
     fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}
-    identifier = row.get("id", default_id)
+    identifier, references = row.get("id", default_id), row.get("references", [])
     if not isinstance(identifier, str):
         raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
-    check_characters(identifier, "id", where)
-    return Example(**fields, id=identifier, references=_references(row.get("references", []), where))
-
-
-def _references(values: object, where: str) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{where}: `references` must be a list of strings, got {values!r}.")
-    if not all(value.strip() for value in values):
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise TypeError(f"{where}: `references` must be a list of strings, got {references!r}.")
+    if not all(map(str.strip, references)):
         raise ValueError(f"{where}: `references` has an empty text. Fill it in or delete it.")
-    for value in values:
-        check_characters(value, "references", where)
-    return tuple(values)
+    for key, texts in {"id": [identifier], "references": references}.items():
+        check_characters("".join(texts), key, where)
+    return Example(**fields, id=identifier, references=tuple(references))
 
 
 def _field(row: dict[str, object], key: str, where: str, needed: bool) -> str:
     present = [name for name in (key, _KEYS[key]) if name in row]
     if len(present) == 2:
         raise ValueError(f"{where}: has both `{key}` and `{_KEYS[key]}`, which mean the same. Keep one of them.")
+    if not (present or needed):
+        return ""
     if not present:
-        if not needed:
-            return ""
         raise ValueError(f"{where}: no `{key}` (or `{_KEYS[key]}`). Keys found: {_names(row) or 'none'}. Add it.")
     value = row[present[0]]
     if not isinstance(value, str):

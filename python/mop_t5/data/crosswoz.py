@@ -1,4 +1,4 @@
-"""Make a corpus of single scenarios of CrossWOZ (thu-coai/CrossWOZ). The summary is the request of the user.
+"""Make a corpus of one-scenario dialogues from CrossWOZ (thu-coai/CrossWOZ). A summary says what the user requests.
 
 Two people played a CrossWOZ dialogue over a list of sub-goals, each of one domain. The annotation says which slots of
 which sub-goal the user has mentioned so far. A dialogue is cut where the sub-goal changes. Each piece has one sub-goal:
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mop_t5.checks import check_subset
 from mop_t5.data.corpus import SPLITS, Example
 from mop_t5.data.lines import decoded, json_value
 from mop_t5.files import StrPath, checksum
@@ -28,7 +29,7 @@ _GROUNDED = 0.5  # smallest share of the wanted values that a piece must mention
 
 
 class _Dropped(Exception):
-    """Reason for leaving out a piece."""
+    """Error of a piece that does not enter the corpus. Its text is the reason."""
 
 
 class _Exchange(NamedTuple):
@@ -57,9 +58,7 @@ def read_clone(folder: StrPath, parts: Sequence[str] = PARTS) -> dict[str, Dialo
         ValueError: A file cannot be read, a part is unknown, or an id stands in two parts.
     """
     folder = Path(folder)
-    unknown = sorted(set(parts) - set(PARTS))
-    if unknown or not parts:
-        raise ValueError(f"parts must name some of {', '.join(PARTS)}; got {', '.join(unknown) or 'none'}.")
+    check_subset("parts", parts, PARTS)
     inside = folder / "data" / "crosswoz"
     dialogues: dict[str, Dialogue] = {}
     for part in parts:
@@ -130,8 +129,7 @@ def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Itera
         raise ValueError(f"{len(sub_goals)} sub-goals need as many descriptions; got {descriptions!r}")
     for sub_goal, description in zip(sub_goals, descriptions):
         try:
-            scenario, turns, summary = _piece(dialogue, sub_goal, description, exchanges, owners)
-            yield Example(scenario, turns, summary, f"{identifier}-{sub_goal}")
+            yield Example(*_piece(dialogue, sub_goal, description, exchanges, owners), id=f"{identifier}-{sub_goal}")
         except _Dropped as reason:
             dropped[str(reason)] += 1
 
@@ -139,11 +137,9 @@ def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Itera
 def _exchanges(messages: Sequence[dict[str, Any]]) -> list[_Exchange]:
     exchanges = []
     known: set[tuple[int, str]] = set()
-    if len(messages) % 2:
+    if len(messages) % 2 or any(one["role"] != ("usr", "sys")[place % 2] for place, one in enumerate(messages)):
         raise _Dropped("user and system do not take turns")
     for user, system in zip(messages[::2], messages[1::2]):
-        if (user["role"], system["role"]) != ("usr", "sys"):
-            raise _Dropped("user and system do not take turns")
         spoken_of = {(sub_goal, slot) for sub_goal, _, slot, _, mentioned in user["user_state"] if mentioned}
         opened = {sub_goal for sub_goal, _ in spoken_of - known}
         known |= spoken_of
@@ -200,7 +196,7 @@ def _names(dialogue: Dialogue) -> dict[int, str]:
 
 
 def _values(slot: str, value: str | list[str]) -> list[str]:
-    """Return the values that a goal asks for. A service that a hotel must have (是) is named by its slot."""
+    """Return the values that a goal asks for. The value of a service that a hotel must have (是) is its slot's name."""
     if not value or "id=" in str(value):
         return []
     if value == "是":
@@ -211,8 +207,8 @@ def _values(slot: str, value: str | list[str]) -> list[str]:
 def _summary(description: str, names: Mapping[int, str], user: str) -> str:
     """Return the description of a sub-goal, which addresses the user, as one sentence about the user.
 
-    "id=2" is the place found in sub-goal 2. It becomes the name of the place if the user says the name in this piece.
-    Otherwise a place near it becomes just nearby (附近的), and any other use drops the piece.
+    "id=2" is the place found in sub-goal 2. If the user says the name of the place in this piece, "id=2" becomes the
+    name. If not, "near id=2" becomes "nearby" (附近的), and any other use drops the piece.
     """
     said = _plain(user)
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mop_t5.data.corpus import Example
 
-IGNORED = -100  # label that the cross entropy of transformers leaves out
+IGNORED = -100  # label of padding, which the cross entropy of transformers ignores
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
@@ -19,8 +19,8 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     Args:
         examples: The examples. They are encoded once.
         tokenizer: Tokenizer of the model.
-        scenarios: Names of the scenarios. The position of a name is its id. None for rows without a scenario id, to
-            train a plain backbone.
+        scenarios: Names of the scenarios. The position of a name is its id. None to leave out the ids, as for a plain
+            backbone.
         source_text: Returns the text to encode from a dialogue and its scenario, such as `Method.source_text`. None
             for the dialogue.
         max_source: Maximum number of tokens of a source. Longer sources are cut at the end.
@@ -46,30 +46,23 @@ class EncodedExamples(Dataset[dict[str, Any]]):
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
         texts = [e.dialogue if source_text is None else source_text(e.dialogue, e.scenario) for e in examples]
         sources = tokenizer(texts, truncation=True, max_length=max_source)["input_ids"]
-        # without a summary, as in a file to generate from, the label is the end-of-sequence token alone
+        # an example to generate from has no summary, and its label is the end-of-sequence token alone
         summaries = [e.summary for e in examples]
         targets = tokenizer(text_target=summaries, truncation=True, max_length=max_target)["input_ids"]
-        self._rows: list[dict[str, Any]] = [
-            {"input_ids": source, "labels": target} for source, target in zip(sources, targets)
-        ]
-        if vocab_size is not None:
-            self._check_embeddings(examples, tokenizer, vocab_size)
-        if scenarios is not None:
-            for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
-                row["scenario_ids"] = scenario_id
-
-    def _check_embeddings(
-        self, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, vocab_size: int
-    ) -> None:
-        for example, row in zip(examples, self._rows):
-            highest = max(row["input_ids"] + row["labels"], default=0)
-            if highest >= vocab_size:
+        self._rows: list[dict[str, Any]] = []
+        for example, source, target in zip(examples, sources, targets):
+            highest = max(source + target, default=0)
+            if vocab_size is not None and highest >= vocab_size:
                 token = tokenizer.convert_ids_to_tokens(highest)
                 raise ValueError(
                     f"example {example.id!r} has the token {token!r} of id {highest}, but "
                     f"the model has {vocab_size} embeddings. Take the tokenizer that belongs to the model, or call "
                     "model.resize_token_embeddings(len(tokenizer)) before a method is attached."
                 )
+            self._rows.append({"input_ids": source, "labels": target})
+        if scenarios is not None:
+            for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
+                row["scenario_ids"] = scenario_id
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -140,7 +133,7 @@ class Collator:
             if wrong:
                 raise ValueError(
                     f"scenario_ids must be in [0, {self.num_scenarios}), got {wrong}. Number the scenarios by their "
-                    "position in the list the method was attached with."
+                    "position in the list that the method was attached with."
                 )
             batch["scenario_ids"] = torch.tensor(ids)
         return batch

@@ -1,7 +1,7 @@
-"""Mix scenarios of different sizes by temperature: which rows make up each batch.
+"""Draw the rows of each batch, and mix scenarios of different sizes by a temperature.
 
-The scenario of a row is drawn with P(t) proportional to n_t^(1/T). T = 1 keeps the corpus as it is. A larger T raises
-the small scenarios, and T -> infinity draws all equally often. The MOP paper uses T = 2.
+The scenario of a row is drawn with P(t) proportional to n_t^(1/T). T = 1 keeps the shares of the corpus. A larger T
+draws small scenarios more often, and T -> infinity draws all scenarios equally often. The MOP paper uses T = 2.
 """
 
 import itertools
@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
+from mop_t5.checks import check_choice, check_int
+
 BATCHINGS = ("homogeneous", "mixed")
 
 
 def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tensor:
-    """Return the probabilities `(n_t / sum n)^(1/T)`, normalised: a float64 tensor (len(sizes),).
+    """Return the normalised probabilities `(n_t / sum n)^(1/T)` as a float64 tensor (len(sizes),).
 
     Raises:
         ValueError: A size is below 1, or the temperature is not above 0 or too small.
@@ -23,7 +25,7 @@ def temperature_weights(sizes: Sequence[int], temperature: float) -> torch.Tenso
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}. 1 keeps the sizes, 2 is the paper's.")
     if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes must hold at least one row for every scenario, got {list(sizes)}.")
+        raise ValueError(f"sizes must be at least 1, one size per scenario; got {list(sizes)}.")
     total = sum(sizes)
     weights = torch.tensor([(size / total) ** (1.0 / temperature) for size in sizes], dtype=torch.float64)
     if not weights.sum() > 0:
@@ -37,24 +39,25 @@ class TemperatureBatchSampler(Sampler[list[int]]):
     The random numbers of an epoch come from one generator with the seed `seed + epoch`, so the batches are one stream
     that nothing else changes. Under data parallel, let every process take its share of the stream: of R processes,
     process r takes batches r, r + R, r + 2R, ... (accelerate's `prepare` of a DataLoader and `mop_t5.training.train` do
-    so). Then no batch is used twice, processes may have different scenarios at one step, and R processes draw the same
-    batches as one process that accumulates R batches.
+    so). Then no batch is used twice, and processes may have different scenarios at the same step. R processes draw the
+    same batches as one process that accumulates R batches.
 
     Args:
         scenario_ids: Scenario id of each row.
         batch_size: Number of rows of a batch.
         temperature: Temperature T of the mixing.
-        batching: "homogeneous" for batches of one scenario, which equal those of HyperFormer's sampler bit for bit.
-            "mixed" to draw the scenario of every row.
+        batching: "homogeneous" for batches of one scenario, which are equal to the batches of HyperFormer's sampler bit
+            for bit. "mixed" to draw the scenario of every row.
         seed: Seed of the first epoch.
         num_batches: Number of batches of one iteration. An iteration that is longer than an epoch continues with the
             next epochs. None for one epoch.
 
     Raises:
+        TypeError: `batch_size` or `num_batches` is no int.
         ValueError: An argument is out of range.
     """
 
-    drop_last = True  # all batches are full; accelerate must not fill up the last round with the first batches again
+    drop_last = True  # all batches are full; without it accelerate would repeat the first batches in the last round
 
     def __init__(
         self,
@@ -66,12 +69,10 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_batches: int | None = None,
     ):
-        if batching not in BATCHINGS:
-            raise ValueError(f"batching must be one of {BATCHINGS}, got {batching!r}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if num_batches is not None and num_batches < 1:
-            raise ValueError(f"num_batches must be at least 1, or None for one epoch; got {num_batches}.")
+        check_choice("batching", batching, BATCHINGS)
+        check_int("batch_size", batch_size, 1)
+        if num_batches is not None:
+            check_int("num_batches", num_batches, 1)
         ids = torch.as_tensor(scenario_ids, dtype=torch.long)
         if ids.numel() == 0 or ids.min() < 0:
             raise ValueError("scenario_ids must be a non-empty sequence of ids from 0 upwards.")
@@ -105,7 +106,5 @@ class TemperatureBatchSampler(Sampler[list[int]]):
                 yield rows[scenario][picks].tolist()
         else:
             for batch in scenarios.view(self._epoch_length, self.batch_size).tolist():
-                yield [
-                    rows[scenario][torch.randint(self.sizes[scenario], (), generator=generator)].item()
-                    for scenario in batch
-                ]
+                drawn = ((s, torch.randint(self.sizes[s], (), generator=generator)) for s in batch)
+                yield [rows[scenario][pick].item() for scenario, pick in drawn]

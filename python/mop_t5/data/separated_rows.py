@@ -34,8 +34,8 @@ def separated_rows(
         raw_lines = numbered(file, path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
         lines = _Lines(raw_lines, path)
-        quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        reader = csv.reader(lines, strict=True, delimiter=delimiter, quoting=quoting)
+        dialect = {"quoting": csv.QUOTE_NONE} if tabs else {}
+        reader = csv.reader(lines, strict=True, delimiter=delimiter, **dialect)
         while True:
             cells, error = None, None
             lines.row, lines.error = [], None

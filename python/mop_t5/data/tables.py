@@ -11,10 +11,10 @@ from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-_SHOWN = 20  # files that a message names at most
+_SHOWN = 20  # largest number of files in a message
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
-# protocol -> splits that are read from files
-_READ = {
+# value of TaskConfig.split -> splits that are read from files
+PROTOCOLS = {
     "given": ("train", "valid", "test"),
     "halve": ("train", "valid"),
     "hold_out": ("train", "valid"),
@@ -28,14 +28,14 @@ def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[s
 
     Args:
         source: Folder with the files of the dataset, or one file, which is the train split.
-        protocol: How the splits are made: `TaskConfig.split`.
+        protocol: A key of PROTOCOLS, `TaskConfig.split`.
         names: Split -> possible names of its file without suffix, if they are not the usual names.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: `source` is one file, and the protocol needs several, or a split has several files.
     """
-    source, wanted = Path(source), _READ[protocol]
+    source, wanted = Path(source), PROTOCOLS[protocol]
     if source.is_file():
         if protocol not in ("given", "8:1:1"):
             raise ValueError(f"{source} is one file, and split {protocol!r} needs {' and '.join(wanted)}.")
@@ -44,8 +44,8 @@ def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[s
         raise FileNotFoundError(f"no folder or file at {source}.")
     possible = {split: names.get(split, _USUAL_FILES[split]) for split in wanted}
     found = {split: path for split in wanted if (path := find_file(source, possible[split], SUFFIXES)) is not None}
-    optional = ("valid", "test") if protocol == "given" else ()
-    missing = [split for split in wanted if split not in found and split not in optional]
+    needed = ("train",) if protocol == "given" else wanted
+    missing = [split for split in needed if split not in found]
     if missing:
         expected = "; ".join(f"{split}: {' or '.join(possible[split])}" for split in missing)
         there = sorted(path.name for path in source.iterdir())

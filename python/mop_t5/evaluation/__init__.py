@@ -27,7 +27,7 @@ from mop_t5.evaluation.scores import (
 )
 from mop_t5.evaluation.tables import Table, metric_names, present, score_table, show, to_csv, to_markdown, write_texts
 from mop_t5.evaluation.values import Value, Values, ValueScores, value_recall
-from mop_t5.plots.curves import plot_losses
+from mop_t5.plots.charts import plot_losses
 
 __all__ = [
     "AVERAGE",

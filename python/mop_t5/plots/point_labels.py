@@ -8,7 +8,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FONT_SIZE = 8
-_NEAR = 9  # distance in points from the middle of a mark to its label; a line leads to a label that is further away
+_NEAR = 9.0  # distance in points from the middle of a mark to its label; a line leads to a label that is further away
+_ANGLES = [0, math.pi, math.pi / 2, -math.pi / 2, *(math.pi * n / 8 for n in range(-7, 8) if n % 4)]
+# (distance in points, angle) of all places for a label, the best places first
+_PLACES = [(distance, angle) for distance in (_NEAR, 16, 26, 38, 52, 68) for angle in _ANGLES]
 
 
 def label_points(
@@ -16,14 +19,14 @@ def label_points(
 ) -> None:
     """Write a label beside each point.
 
-    The labels are placed one after the other. Each label tries places around its point, nearer and further ones, and
-    takes the place that covers least.
+    The labels are placed one after the other. Each label tries near and far places around its point, and takes the
+    place where it covers least.
 
     Args:
         axes: The axes. Their limits must be final.
         points: Points (x, y, half the height of the error bar).
         labels: One label per point.
-        lines: y of horizontal lines. Labels avoid them and the error bars if possible.
+        lines: y of horizontal lines. Labels avoid the lines and the error bars if possible.
     """
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
@@ -55,7 +58,7 @@ def label_points(
         text.set_in_layout(False)
         size = text.get_window_extent()
         found: list[tuple[float, float, Bbox]] = []
-        for distance, angle in _places():
+        for distance, angle in _PLACES:
             x, y = math.cos(angle), math.sin(angle)
             # a label beside a point starts or ends there; a label above or below it is centred
             left = marks[number][0] + distance * scale * x - size.width * (1 - x) / 2
@@ -77,9 +80,3 @@ def label_points(
             zorder=4,
         )
         written.set_in_layout(False)
-
-
-def _places() -> list[tuple[float, float]]:
-    """Return (distance in points, angle) of all places, the best places first."""
-    angles = [0, math.pi, math.pi / 2, -math.pi / 2, *(math.pi * n / 8 for n in range(-7, 8) if n % 4)]
-    return [(distance, angle) for distance in (_NEAR, 16, 26, 38, 52, 68) for angle in angles]

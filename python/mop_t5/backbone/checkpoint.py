@@ -1,6 +1,7 @@
-"""Check that a checkpoint holds exactly the weights of the model that its config.json describes.
+"""Find the files of a checkpoint, and check that it holds exactly the weights that its config.json describes.
 
-A backbone is frozen. A weight that is missing from the checkpoint would stay random, and no later result would show it.
+A checkpoint is a folder or a repository on the model hub. A backbone is frozen, so a weight that is missing from the
+checkpoint would stay random, and no later result would show it.
 """
 
 import os
@@ -12,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
-from mop_t5.backbone.hub_files import find, find_json
-from mop_t5.files import StrPath
+from mop_t5.files import StrPath, read_json
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
 HEAD = "lm_head.weight"
-_SHOWN = 4  # names that a message shows
+_SHOWN = 4  # largest number of names in a message
 
 Misfit = tuple[str, Iterable[int], Iterable[int]]  # name, shape in the checkpoint, shape in the model
 
@@ -30,10 +31,24 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
-    """Return data type and shape of every tensor in the weight files that transformers would read.
+def find(path_or_hub_name: str, file: str) -> Path | None:
+    """Return the path of a file of a folder or hub repository. None if there is no such file."""
+    found = cached_file(path_or_hub_name, file, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
-    No values are read.
+
+def find_json(path_or_hub_name: str, file: str) -> dict[str, Any]:
+    """Return the JSON object in a file of a folder or hub repository. Empty if there is no such file.
+
+    Raises:
+        ValueError: The file does not hold a JSON object.
+    """
+    path = find(path_or_hub_name, file)
+    return {} if path is None else read_json(path, "")
+
+
+def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
+    """Return data type and shape of every tensor in the weight files that transformers would read, not the values.
 
     Args:
         path_or_hub_name: Folder of the checkpoint, or its name on the model hub.
@@ -42,8 +57,8 @@ def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
         The tensors by name. Empty if there is no file of a known name.
 
     Raises:
-        ValueError: A file holds something else than tensors, or the folder has a whole file beside shards.
-            transformers would read the whole file, even if it is older.
+        ValueError: A file holds something else than tensors, or the folder has a whole file beside shards. (Then
+            transformers would read the whole file, even if it is older.)
     """
     for name, read in (("model.safetensors", _in_safetensors), ("pytorch_model.bin", _in_torch_file)):
         index = f"{name}.index.json"
@@ -52,17 +67,13 @@ def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
             raise ValueError(f"it holds both {name} and {index}, two checkpoints. Remove the older one")
         files = [whole]
         if whole is None and find(path_or_hub_name, index) is not None:
-            files = [find(path_or_hub_name, shard) for shard in _shards(path_or_hub_name, index)]
+            shards = find_json(path_or_hub_name, index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
+            files = [find(path_or_hub_name, shard) for shard in sorted(set(shards.values()))]
         if any(files):
             return {tensor: stored for path in files if path for tensor, stored in read(path).items()}
     return {}
-
-
-def _shards(path_or_hub_name: str, index: str) -> list[str]:
-    files = find_json(path_or_hub_name, index).get("weight_map")
-    if not isinstance(files, dict):
-        raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
-    return sorted(set(files.values()))
 
 
 def _in_safetensors(path: Path) -> dict[str, StoredTensor]:
