@@ -15,8 +15,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 _REMOVING = ".removing"
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # Rust ends the text of an operating-system error so
-_BLOCK = 1 << 20  # bytes that a checksum reads at once
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # end of the text of an operating-system error in Rust
+_BLOCK = 1 << 20  # number of bytes that a checksum reads at once
 
 StrPath = str | os.PathLike[str]
 
@@ -114,7 +114,7 @@ def check_writable(folder: StrPath) -> None:
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file. Choose another folder than {folder}.")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place} cannot be written into. Get the right to, or choose another folder.")
+        raise PermissionError(f"{place} cannot be written into. Change its permissions, or choose another folder.")
 
 
 def content_to_replace(
@@ -150,7 +150,7 @@ def content_to_replace(
 
 @contextmanager
 def unreadable_in_a_sentence(what: str, place: StrPath) -> Iterator[None]:
-    """Raise one error with one sentence if a folder or hub name cannot be read.
+    """Raise one error with one sentence if the block cannot read a folder or hub name.
 
     The libraries that read these files raise nearly every kind of error for a damaged file.
 
@@ -172,7 +172,7 @@ def unreadable_in_a_sentence(what: str, place: StrPath) -> Iterator[None]:
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)):
             reason = f"{type(error).__name__} {reason}".strip()
         cure = "Give a complete folder that save_pretrained wrote, or a name on the model hub."
-        if isinstance(error, ImportError):
+        if kind is ImportError:
             cure = "Then try again."
         if not os.path.exists(place):
             a_path = os.path.isabs(place) or str(place).startswith(".")
@@ -225,10 +225,10 @@ def read_json(path: StrPath, cure: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, got {type(content).__name__}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). {cure}".rstrip()) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: no JSON object, but {type(content).__name__}. {cure}".rstrip())
     return content
 
 
@@ -245,11 +245,11 @@ def checksum(source: bytes | Path) -> str:
 
 @contextmanager
 def failure_in_a_sentence(what: str, folder: StrPath) -> Iterator[None]:
-    """Raise an OSError with one sentence if something cannot be written.
+    """Raise an OSError with one sentence if the block cannot write.
 
-    The sentence says what could not be written, where and why, and that earlier files are kept. torch reports a full
-    disk as a RuntimeError of its zip writer, safetensors reports it as a SafetensorError, and tokenizers reports it as
-    a plain Exception with the error number in its text. All of them become an OSError.
+    The sentence names the content, the folder and the reason, and says that earlier files are kept. torch reports a
+    full disk as a RuntimeError of its zip writer, safetensors reports it as a SafetensorError, and tokenizers reports
+    it as a plain Exception with the error number in its text. All these errors become an OSError.
 
     Args:
         what: The content, for the message.

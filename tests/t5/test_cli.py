@@ -283,7 +283,7 @@ def test_errors_are_one_line(trained, tmp_path, capsys):
     assert "steps must be at least 1, got 0" in fails(capsys, *run, "--steps", "0")
     assert "options are fields of a method" in fails(capsys, *run, "--options.prefix_length", "3")
     message = fails(capsys, *run, "--scenarios", "[metro]")
-    assert "scenarios names metro, of which there are no rows; there are e-commerce, food," in message
+    assert "scenarios names metro, which have no rows; scenarios with rows are e-commerce, food," in message
     assert "scenarios must name at least one scenario, got none" in fails(capsys, *run, "--scenarios", "[]")
     assert "no corpus folder at" in fails(capsys, "train", "--corpus", tmp_path / "no", *run[3:])
     assert not (tmp_path / "x").exists()

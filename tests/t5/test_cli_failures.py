@@ -161,7 +161,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(made, tmp_path,
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))  # root may write anywhere
     for words in commands:
         code, _, said = call(capsys, *words, "--output", tmp_path / "out")
-        assert (code, f"{tmp_path} cannot be written into. Get the right to" in said) == (1, True), said
+        assert (code, f"{tmp_path} cannot be written into. Change its permissions" in said) == (1, True), said
     assert files_of(tmp_path) == {tmp_path / "file": b"mine"}
 
 

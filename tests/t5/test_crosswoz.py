@@ -139,7 +139,7 @@ def test_a_question_without_an_answer_drops_the_dialogue():
     ],
 )
 def test_what_is_no_text_becomes_none(name, value, message):
-    with pytest.raises(ValueError, match=f"dialogue '7' is not laid out as those of CrossWOZ .*{message}"):
+    with pytest.raises(ValueError, match=f"dialogue '7' does not have the layout of CrossWOZ .*{message}"):
         crosswoz_corpus({"7": dialogue() | {name: value}})
 
 
@@ -219,7 +219,7 @@ def test_errors(tmp_path):
     (inside / "val.json").write_text('{"3": {}}')
     with pytest.raises(ValueError, match="dialogue '3' of val stands in another part"):
         read_clone(folder)
-    with pytest.raises(ValueError, match=r"dialogue '3' is not laid out as those of CrossWOZ \(KeyError: 'messages'"):
+    with pytest.raises(ValueError, match=r"dialogue '3' does not have the layout of CrossWOZ \(KeyError: 'messages'"):
         crosswoz_corpus(read_clone(folder, ["val"]))
     one = json.dumps(dialogue(), ensure_ascii=False)
     (inside / "val.json").write_text(f'{{"7": {one}, "7": {one}}}', encoding="utf-8")

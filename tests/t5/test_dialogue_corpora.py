@@ -8,9 +8,8 @@ import math
 import pytest
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_split
-from mop_t5.data.conversion import Converter
+from mop_t5.data.conversion import Converter, without_spaces
 from mop_t5.data.task_configs import TaskConfig
-from mop_t5.data.templates import without_spaces
 
 TURNS = [{"speaker": "客户", "text": "在吗"}, {"speaker": "客服", "text": "在的\r\n请说", "time": 3}]
 

@@ -42,7 +42,7 @@ def test_prompts_come_out_as_they_went_in(library):
         assert torch.equal(mop_t5.load(tiny(), folder / name).mop.prompt, found.prompt), "a prompt is an adapter"
     chosen = prompt_library.read_for(tiny(), folder, ["sst2", "mnli", "sst2"], LENGTH)
     assert torch.equal(chosen, torch.stack([models[name].mop.prompt for name in ("sst2", "mnli", "sst2")]))
-    with pytest.raises(ValueError, match=r"must have 3 rows, as the prompt to be trained; sst2 has 4\. Choose others"):
+    with pytest.raises(ValueError, match=r"must have 3 rows, .*; sst2 has 4\. Choose other"):
         prompt_library.read_for(tiny(), folder, ["sst2"], 3)
 
 

@@ -152,7 +152,7 @@ def test_from_the_command_line(corpus, tmp_path, capsys):
         ([], "backbone must be given for text and fisher, and only there; got None for text"),
         ([*of_model, "--width", "3"], "width is not for kind 'text'"),
         ([*of_model, "--rows", "0"], "rows must be at least 1; got 0"),
-        ([*of_model, "--scenarios", "[train]"], "scenarios names train, of which there are no rows"),
+        ([*of_model, "--scenarios", "[train]"], "scenarios names train, which have no rows"),
     ):
         assert main([*base, str(tmp_path / "new"), *more]) == 1
         assert message in capsys.readouterr().err

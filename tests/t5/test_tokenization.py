@@ -234,7 +234,7 @@ def test_a_summary_ends_where_training_ended_it(tmp_path):
             r"has 73 tokens, but the backbone has 64 embeddings .*: none for 'w61', .*resize_token_embeddings",
         ),
         ({"tokenizer_config_json": "{"}, r"cannot be read: .*tokenizer_config.json is damaged"),
-        ({"tokenizer_config_json": []}, r"no JSON object, but list"),
+        ({"tokenizer_config_json": []}, r"expected a JSON object, got list"),
         ({"tokenizer_json": "{}"}, r"the tokenizer '.*' cannot be read: "),
         ({"tokenizer_json": "nothing"}, r"the tokenizer '.*' cannot be read: "),
     ],

@@ -37,21 +37,15 @@ def require_transformers(installed: str = transformers.__version__) -> None:
 
 require_transformers()
 
-from transformers import (  # noqa: E402  the version check comes first, so that an old release fails with its message
-    AutoConfig,
-    MT5ForConditionalGeneration,
-    PretrainedConfig,
-    PreTrainedModel,
-    T5ForConditionalGeneration,
-    UMT5ForConditionalGeneration,
-)
+# the version check comes first, so that an old release fails with its message
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel  # noqa: E402
 
 from mop_t5.backbone.checkpoint import HEAD, check_loaded, check_tables, find_json, stored_tensors  # noqa: E402
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "t5": T5ForConditionalGeneration,
-    "mt5": MT5ForConditionalGeneration,
-    "umt5": UMT5ForConditionalGeneration,
+    "t5": transformers.T5ForConditionalGeneration,
+    "mt5": transformers.MT5ForConditionalGeneration,
+    "umt5": transformers.UMT5ForConditionalGeneration,
 }
 _OTHER_FOLDERS = {  # file of a folder without config.json -> what the folder is, and what to do
     "mop_config.json": "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder).",
@@ -109,8 +103,9 @@ def check_backbone(model: object) -> None:
         TypeError: `model` is something else.
         ValueError: torch.ao.quantization quantised layers of the model. No gradient passes them.
     """
-    if not isinstance(model, (T5ForConditionalGeneration, MT5ForConditionalGeneration, UMT5ForConditionalGeneration)):
-        expected = ", ".join(c.__name__ for c in MODEL_CLASSES.values())
+    classes = tuple(MODEL_CLASSES.values())
+    if not isinstance(model, classes):
+        expected = ", ".join(c.__name__ for c in classes)
         raise TypeError(
             f"model must be one of {expected}; got {type(model).__name__}. Use mop_t5.load_backbone or "
             "mop_t5.build_backbone, or pass the unwrapped transformers model."

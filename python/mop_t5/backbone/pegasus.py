@@ -177,8 +177,8 @@ def from_tensorflow(variables: Mapping[str, torch.Tensor]) -> tuple[dict[str, to
 def _from_torch(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Return the weights, and the names that the model does not need.
 
-    Older releases of transformers wrote the shared embedding under two more names, and a table of position biases for
-    the cross-attention, which has none.
+    Older releases of transformers wrote the shared embedding under two more names. They also wrote a table of position
+    biases for the cross-attention, which uses no position biases.
 
     Raises:
         ValueError: An embedding differs from the shared embedding.

@@ -16,15 +16,9 @@ from typing import NamedTuple, cast
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mop_t5.backbone import tokenizer_files
 from mop_t5.backbone.checkpoint import find, find_json
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
-from mop_t5.backbone.tokenizer_files import (
-    check_ids,
-    check_size,
-    class_of_transformers,
-    fit_for_t5,
-    read_sentencepiece,
-)
 from mop_t5.checks import check_choice
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
@@ -245,15 +239,16 @@ def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
         own = {own.__name__: own for own in (JiebaTokenizer, T5PegasusTokenizer)}.get(named)
         read = (own or PreTrainedTokenizerFast).from_pretrained
     elif pieces is not None and named.removesuffix("Fast") in _T5_CLASSES:
-        read = partial(read_sentencepiece, pieces=pieces, extra_ids=saved.get("extra_ids"), vocab_size=vocab_size)
+        extra_ids = saved.get("extra_ids")
+        read = partial(tokenizer_files.read_sentencepiece, pieces=pieces, extra_ids=extra_ids, vocab_size=vocab_size)
     else:
-        read = class_of_transformers(named, place).from_pretrained
+        read = tokenizer_files.class_of_transformers(named, place).from_pretrained
     with unreadable_in_a_sentence("the tokenizer", place):
         tokenizer = read(place)
     if not isinstance(tokenizer, SegmentingTokenizer):
-        fit_for_t5(tokenizer, place)
-    check_size(tokenizer, place, vocab_size)
-    check_ids(tokenizer, place, ids)
+        tokenizer_files.fit_for_t5(tokenizer, place)
+    tokenizer_files.check_size(tokenizer, place, vocab_size)
+    tokenizer_files.check_ids(tokenizer, place, ids)
     return tokenizer
 
 

@@ -1,6 +1,7 @@
 """Convert the files of a dataset to the splits of a corpus, as a `TaskConfig` says."""
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,20 +14,16 @@ from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tables import SUFFIXES, dataset_files, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig
-from mop_t5.data.templates import (
-    as_text,
-    as_turns,
-    fields_of,
-    filled,
-    suggested_turn,
-    turns_in,
-    turns_of,
-    without_spaces,
-)
+from mop_t5.data.templates import as_text, as_turns, fields_of, filled, suggested_turn, turns_in, turns_of
 from mop_t5.files import StrPath
 
 HELD_OUT = 1000  # training rows that become validation rows in the protocol of ATTEMPT
 _SHOWN = 20  # largest number of columns in a message
+# Chinese characters, and the punctuation and wide forms that stand between them without a space
+_CHINESE = (
+    "\u2014\u2018-\u201d\u2026\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+)
+_SPACE_BESIDE_CHINESE = re.compile(f"(?<=[{_CHINESE}])[ \\t]+|[ \\t]+(?=[{_CHINESE}])")
 
 
 @dataclass
@@ -39,7 +36,7 @@ class Converter:
         columns: Field -> possible names of its column. A field without an entry is a column of the same name. Dots lead
             into an object (`answers.text`).
         header: Names of the columns, for files without a line of names.
-        skip: Whether rows that cannot be converted are left out. If not, the first of them raises.
+        skip: Whether rows that cannot be converted are left out. If not, the first such row raises its error.
         skipped: Place and reason of each row that was left out.
         unseen: Columns of `config.references` that no row has had so far.
     """
@@ -272,6 +269,11 @@ class Converter:
         """Return the possible columns of a field. Each column ends with the part of a list that the field names."""
         base, bracket, part = name.partition("[")
         return self.columns.get(name, [column + bracket + part for column in self.columns.get(base, [base])])
+
+
+def without_spaces(text: str) -> str:
+    """Return a text of separated words without the spaces beside Chinese characters."""
+    return _SPACE_BESIDE_CHINESE.sub("", text)
 
 
 def _drawn(rows: list[Example], count: int, seed: int) -> tuple[list[Example], list[Example]]:

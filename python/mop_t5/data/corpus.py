@@ -190,7 +190,7 @@ def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -
     missing = sorted(set(scenarios or ()) - set(scenarios_of(examples)))
     if missing:
         raise ValueError(
-            f"scenarios names {', '.join(missing)}, of which there are no rows; there are "
+            f"scenarios names {', '.join(missing)}, which have no rows; scenarios with rows are "
             f"{', '.join(scenarios_of(examples))}."
         )
     return [example for example in examples if scenarios is None or example.scenario in scenarios]

@@ -89,7 +89,7 @@ def crosswoz_corpus(dialogues: Mapping[str, Dialogue]) -> tuple[dict[str, list[E
             examples = list(_pieces(f"crosswoz-{identifier}", dialogue, dropped))
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"dialogue {identifier!r} is not laid out as those of CrossWOZ ({type(error).__name__}: {error})."
+                f"dialogue {identifier!r} does not have the layout of CrossWOZ ({type(error).__name__}: {error})."
             ) from error
         splits[_split_of(f"crosswoz-{identifier}")] += examples
     for rows in splits.values():
@@ -149,7 +149,7 @@ def _exchanges(messages: Sequence[dict[str, Any]]) -> list[_Exchange]:
 
 
 def _owners(exchanges: Sequence[_Exchange]) -> list[int | None]:
-    """Return the sub-goal of each exchange. None before the first sub-goal and for an exchange that opens several."""
+    """Return the sub-goal of each exchange. None before the first sub-goal, and if an exchange opens several."""
     owners: list[int | None] = []
     current = None
     for exchange in exchanges:

@@ -34,8 +34,9 @@ def separated_rows(
         raw_lines = numbered(file, path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
         lines = _Lines(raw_lines, path)
-        dialect = {"quoting": csv.QUOTE_NONE} if tabs else {}
-        reader = csv.reader(lines, strict=True, delimiter=delimiter, **dialect)
+        reader = csv.reader(
+            lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+        )
         while True:
             cells, error = None, None
             lines.row, lines.error = [], None

@@ -41,7 +41,7 @@ def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[s
             raise ValueError(f"{source} is one file, and split {protocol!r} needs {' and '.join(wanted)}.")
         return {"train": source}
     if not source.is_dir():
-        raise FileNotFoundError(f"no folder or file at {source}.")
+        raise FileNotFoundError(f"no folder or file at {source}. Give the folder of a dataset, or one of its files.")
     possible = {split: names.get(split, _USUAL_FILES[split]) for split in wanted}
     found = {split: path for split in wanted if (path := find_file(source, possible[split], SUFFIXES)) is not None}
     needed = ("train",) if protocol == "given" else wanted

@@ -21,19 +21,8 @@ from mop_t5.files import StrPath
 
 IN_QUOTES = " Put words such as true in quotes."  # end of messages about values of YAML
 TASKS = "tasks.yaml"
-METRICS = (
-    "accuracy",
-    "f1",
-    "f1_macro",
-    "matthews",
-    "pearson",
-    "spearman",
-    "exact_match",
-    "token_f1",
-    "rouge1",
-    "rouge2",
-    "rougeL",
-)
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+METRICS = ("accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "exact_match", "token_f1", *_ROUGE)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,13 @@
-"""Make texts of the values of rows: templates with columns in braces, and lists of turns."""
+"""Write the values of rows as texts by templates with columns in braces, also for lists of turns."""
 
 import ast
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
 from mop_t5.data.tables import value_at
-
-# Chinese characters, and the punctuation and wide forms that stand between them without a space
-_CHINESE = (
-    "\u2014\u2018-\u201d\u2026\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-)
-_SPACE_BESIDE_CHINESE = re.compile(f"(?<=[{_CHINESE}])[ \\t]+|[ \\t]+(?=[{_CHINESE}])")
 
 
 def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
@@ -49,7 +42,7 @@ def filled(template: str, write: Callable[[str], str]) -> str:
 
 
 def as_text(value: object, join: str | None = None) -> str:
-    """Return a value of a row as text. Line ends become those of Unix. true and false are written as in JSON.
+    r"""Return a value of a row as text. Every line end becomes `\n`. true and false are written as in JSON.
 
     Args:
         value: A text, a number, true or false, or a list of them.
@@ -75,7 +68,8 @@ def as_text(value: object, join: str | None = None) -> str:
 def turns_of(value: object) -> list[Any] | None:
     """Return a value as a list of turns. None if it is no list.
 
-    An object of lists of one length is a list of objects, because the library datasets writes a sequence of them so.
+    An object of lists of the same length becomes a list of objects, because the library `datasets` writes a sequence of
+    objects in this form.
     """
     if isinstance(value, Mapping) and value and all(isinstance(one, list) for one in value.values()):
         places = {len(one) for one in value.values()}
@@ -111,11 +105,6 @@ def as_turns(
     return "\n".join(_turn(one, number, turn, labels, write) for number, one in enumerate(turns, start=1))
 
 
-def without_spaces(text: str) -> str:
-    """Return a text of separated words without the spaces beside Chinese characters."""
-    return _SPACE_BESIDE_CHINESE.sub("", text)
-
-
 def suggested_turn(turns: Sequence[Any]) -> str:
     """Return a template that may fit turns. The turns are objects, or lists such as pairs."""
     if isinstance(turns[0], list):
@@ -147,7 +136,7 @@ def _turn(
 
 
 def _part(turn: object, name: str) -> object:
-    """Return a field of a turn: the turn itself for no name, an element of a list by its place. None if missing."""
+    """Return a field of a turn. An empty name means the turn itself, a number a place in a list. None if missing."""
     if name == "" or turn is None:
         return turn
     if isinstance(turn, Mapping):

@@ -39,7 +39,7 @@ class Look(TypedDict):
 
 
 def look(number: int) -> Look:
-    """Return colour and mark of a series by its number. 56 series differ."""
+    """Return colour and mark of a series by its number. The first 56 series look different."""
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKS[number % len(_MARKS)]}
 
 

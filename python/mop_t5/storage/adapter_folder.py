@@ -29,8 +29,8 @@ _BACKBONE_KEYS = {"name": (str, type(None)), "shape": (dict,), "sha256": (str,)}
 def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write both files of a method, and keep all other files of the folder.
 
-    A process that is killed leaves the folder as it was, or with all of the new content. If the new weights are in
-    place and the new description still waits, `read` takes the waiting description, because it fits the weights.
+    A process that is killed leaves the folder as it was, or with all of the new content. If only the new weights are in
+    place, `read` takes the new description from its waiting file, because this description fits the weights.
 
     Args:
         folder: The folder. It is made if it does not exist.

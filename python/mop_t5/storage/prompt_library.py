@@ -17,7 +17,7 @@ from mop_t5.backbone.identity import check_same_backbone, weights_of
 from mop_t5.files import StrPath, content_to_replace, failure_in_a_sentence, remove_folder, whole_folder, write_durably
 from mop_t5.storage import adapter_folder
 
-METHOD = "prompt_tuning"  # the method whose adapters hold prompts
+METHOD = "prompt_tuning"  # the method whose adapter folders hold prompts
 _TENSOR = "mop.prompt"
 _NAME = re.compile(r"\w(?:[\w .+-]*[\w+])?")  # a valid folder name on every system
 
@@ -78,7 +78,7 @@ def add(
 ) -> SourcePrompt:
     """Copy the prompt of a saved prompt_tuning into a library.
 
-    After an interruption the library holds the whole prompt or nothing of it.
+    After an interruption the library holds all of the prompt or nothing of it.
 
     Args:
         library: Folder of the library. It is made if it does not exist.
@@ -173,16 +173,13 @@ def read_for(model: PreTrainedModel, library: StrPath, chosen: Sequence[str], le
     if not chosen:
         raise ValueError(f"{str(Path(library))!r} holds no prompt. Add one by `mop-t5 prompts add`.")
     prompts = [read(library, name) for name in chosen]
-    checked: list[dict[str, Any]] = []
-    for prompt in prompts:
-        if prompt.backbone not in checked:
-            check_same_backbone(model, prompt.backbone, weights_of(model), Path(library) / prompt.name)
-            checked.append(prompt.backbone)
+    for prompt in {str(prompt.backbone): prompt for prompt in reversed(prompts)}.values():
+        check_same_backbone(model, prompt.backbone, weights_of(model), Path(library) / prompt.name)
     others = [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]
     if others:
         raise ValueError(
-            f"prompts of {str(Path(library))!r} must have {length} rows, as the prompt to be trained; "
-            f"{', '.join(others)}. Choose others, or train it with as many."
+            f"prompts of {str(Path(library))!r} must have {length} rows, as many as the prompt to be trained; "
+            f"{', '.join(others)}. Choose other prompts, or train a prompt of that length."
         )
     return torch.stack([prompt.prompt for prompt in prompts])
 

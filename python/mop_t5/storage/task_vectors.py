@@ -1,7 +1,7 @@
-"""Store task vectors: the input of a router of the task-level mixture of experts, one vector per task (scenario).
+"""Store task vectors. A router of the task-level mixture of experts reads one vector per task (scenario).
 
 The file is a safetensors file with one tensor, "vectors" (tasks, width) in float32. Its metadata holds the names of the
-tasks and how the vectors were made. `mop-t5 task-vectors` writes it.
+tasks and how the vectors were made. `mop-t5 task-vectors` writes the file.
 """
 
 import json
@@ -40,7 +40,7 @@ def write(path: StrPath, tasks: Sequence[str], vectors: torch.Tensor, about: Map
     if vectors.dim() != 2 or len(vectors) != len(tasks):
         raise ValueError(f"vectors must have shape ({len(tasks)}, width), one row per task; got {(*vectors.shape,)}.")
     if not vectors.isfinite().all():
-        raise ValueError("vectors must be finite; got values that are not. Make them again.")
+        raise ValueError("vectors must be finite; got values that are not finite. Make the vectors again.")
     metadata = {"tasks": json.dumps(list(tasks)), "about": json.dumps(about)}
     content = save({_TENSOR: vectors.detach().float().cpu().contiguous()}, metadata)
     path = Path(path)
@@ -50,7 +50,7 @@ def write(path: StrPath, tasks: Sequence[str], vectors: torch.Tensor, about: Map
 
 
 def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
-    """Return the vectors of tasks: a float32 tensor (len(tasks), width) on the CPU, in the order of `tasks`.
+    """Return the vectors of tasks as a float32 tensor (len(tasks), width) on the CPU, in the order of `tasks`.
 
     Raises:
         FileNotFoundError: There is no such file.
