@@ -229,7 +229,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(TypeError, match="must hold a mapping"):
         read_task_configs(path)
     path.write_text("a: {text: sentence}")
-    with pytest.raises(TypeError, match="task 'a': text must be a list of columns, got 'sentence'"):
+    with pytest.raises(TypeError, match="task 'a': text must be a list of names; got 'sentence'"):
         read_columns(path)
     with pytest.raises(FileNotFoundError, match=r"holds no \.yaml file"):
         read_task_configs(FOLDER.parent)

@@ -66,7 +66,7 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
         split_special = kwargs.get("split_special_tokens")
         added = self._added_tokens(self.split_special_tokens if split_special is None else split_special)
         texts = [text] if isinstance(text, str) else list(text)
-        prepared = [self._prepare(checked_text(one), added) for one in texts]
+        prepared = [self._prepare(checked_text(one), *added) for one in texts]
         return super()._encode_plus(prepared[0] if isinstance(text, str) else prepared, **kwargs)
 
     def _add_tokens(self, new_tokens: Iterable[Any], special_tokens: bool = False) -> int:
@@ -79,14 +79,12 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
             )
         return super()._add_tokens(new_tokens, special_tokens=special_tokens)
 
-    def _added_tokens(self, split_special: bool) -> tuple[re.Pattern[str], list[str]] | None:
-        """Return a pattern with one group per added token, and the tokens. None without an added token."""
+    def _added_tokens(self, split_special: bool) -> tuple[re.Pattern[str], list[str]]:
+        """Return a pattern with one group per added token, and the tokens. Without tokens it matches nothing."""
         in_model = self.backend_tokenizer.model.token_to_id
         made_with = {str(t) for t in self.special_tokens_map.values() if isinstance(t, str) and in_model(t) is not None}
         tokens = [t for t in self.added_tokens_decoder.values() if t.content not in made_with]
         tokens = [t for t in tokens if not (t.special and split_special)]
-        if not tokens:
-            return None
         tokens.sort(key=lambda token: -len(token.content))
         parts = []
         for token in tokens:
@@ -96,13 +94,10 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
             if token.single_word:
                 part = rf"(?<!\w){part}(?!\w)"
             parts.append((r"\s*" if token.lstrip else "") + part + (r"\s*" if token.rstrip else ""))
-        return re.compile("|".join(parts)), [token.content for token in tokens]
+        return re.compile("|".join(parts) or "(?!)"), [token.content for token in tokens]
 
-    def _prepare(self, text: str, added: tuple[re.Pattern[str], list[str]] | None) -> str:
+    def _prepare(self, text: str, pattern: re.Pattern[str], tokens: list[str]) -> str:
         """Return the words of a text and its added tokens, separated by spaces."""
-        if added is None:
-            return self.separate(text)
-        pattern, tokens = added
         pieces, start = [], 0
         for found in pattern.finditer(text):
             group = found.lastindex or 0  # never 0: each part of the pattern has a group

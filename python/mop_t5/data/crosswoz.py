@@ -36,13 +36,16 @@ class _Exchange(NamedTuple):
     """A turn of the user and the answer to it.
 
     Attributes:
-        opened: Sub-goals of the slots that the user mentions for the first time.
+        user: Text of the user.
+        system: Text of the answer.
+        sub_goal: The sub-goal that the exchange belongs to: the latest sub-goal of which the user has mentioned a new
+            slot. None before the first such sub-goal, and if the user mentions new slots of several sub-goals.
         domains: Domains of the user's turn.
     """
 
     user: str
     system: str
-    opened: set[int]
+    sub_goal: int | None
     domains: set[str]
 
 
@@ -122,14 +125,13 @@ def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Itera
     except _Dropped as reason:
         dropped[str(reason)] += 1
         return
-    owners = _owners(exchanges)
     sub_goals = dict.fromkeys(goal[0] for goal in dialogue["goal"])
     descriptions = dialogue["task description"]
     if not isinstance(descriptions, list) or len(descriptions) != len(sub_goals):
         raise ValueError(f"{len(sub_goals)} sub-goals need as many descriptions; got {descriptions!r}")
     for sub_goal, description in zip(sub_goals, descriptions):
         try:
-            yield Example(*_piece(dialogue, sub_goal, description, exchanges, owners), id=f"{identifier}-{sub_goal}")
+            yield Example(*_piece(dialogue, sub_goal, description, exchanges), id=f"{identifier}-{sub_goal}")
         except _Dropped as reason:
             dropped[str(reason)] += 1
 
@@ -137,39 +139,30 @@ def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Itera
 def _exchanges(messages: Sequence[dict[str, Any]]) -> list[_Exchange]:
     exchanges = []
     known: set[tuple[int, str]] = set()
+    current: int | None = None
     if len(messages) % 2 or any(one["role"] != ("usr", "sys")[place % 2] for place, one in enumerate(messages)):
         raise _Dropped("user and system do not take turns")
     for user, system in zip(messages[::2], messages[1::2]):
         spoken_of = {(sub_goal, slot) for sub_goal, _, slot, _, mentioned in user["user_state"] if mentioned}
         opened = {sub_goal for sub_goal, _ in spoken_of - known}
         known |= spoken_of
+        if len(opened) == 1:
+            (current,) = opened
         domains = {act[1] for act in user["dialog_act"] if act[0] != "General"}
-        exchanges.append(_Exchange(user["content"], system["content"], opened, domains))
+        sub_goal = None if len(opened) > 1 else current
+        exchanges.append(_Exchange(user["content"], system["content"], sub_goal, domains))
     return exchanges
 
 
-def _owners(exchanges: Sequence[_Exchange]) -> list[int | None]:
-    """Return the sub-goal of each exchange. None before the first sub-goal, and if an exchange opens several."""
-    owners: list[int | None] = []
-    current = None
-    for exchange in exchanges:
-        if len(exchange.opened) == 1:
-            (current,) = exchange.opened
-        owners.append(None if len(exchange.opened) > 1 else current)
-    return owners
-
-
-def _piece(
-    dialogue: Dialogue, sub_goal: int, description: str, exchanges: Sequence[_Exchange], owners: Sequence[int | None]
-) -> tuple[str, str, str]:
+def _piece(dialogue: Dialogue, sub_goal: int, description: str, exchanges: Sequence[_Exchange]) -> tuple[str, str, str]:
     """Return scenario, dialogue and summary of one sub-goal."""
-    places = [place for place, owner in enumerate(owners) if owner == sub_goal]
+    places = [place for place, exchange in enumerate(exchanges) if exchange.sub_goal == sub_goal]
     if not places:
         raise _Dropped("sub-goal never spoken of")
     first, last = places[0], places[-1]
     if len(places) != last - first + 1:
         raise _Dropped("sub-goal interrupted by another")
-    if None in owners[max(first - 1, 0) : last + 2]:
+    if any(exchange.sub_goal is None for exchange in exchanges[max(first - 1, 0) : last + 2]):
         raise _Dropped("turn of several sub-goals in it or beside it")
     if not all(goal[4] for goal in dialogue["final_goal"] if goal[0] == sub_goal):
         raise _Dropped("sub-goal not finished")

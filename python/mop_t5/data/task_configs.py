@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mop_t5.checks import check_choice, check_least, check_types, errors_at
+from mop_t5.checks import check_choice, check_least, check_names, check_types, errors_at
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.tables import PROTOCOLS
@@ -165,7 +165,7 @@ def read_columns(path: StrPath) -> dict[str, dict[str, list[str]]]:
     for task, names in columns.items():
         where = f"{path}, task {task!r}"
         check_fields(names, where)
-        for name, candidates in names.items():
-            if not isinstance(candidates, list) or not all(isinstance(one, str) for one in candidates):
-                raise TypeError(f"{where}: {name} must be a list of columns, got {candidates!r}.")
+        with errors_at(where):
+            for name, candidates in names.items():
+                check_names(name, candidates)
     return columns
