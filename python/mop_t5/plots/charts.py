@@ -166,7 +166,7 @@ def heat_map(
     lengths = [len(row) for row in values]
     if lengths != [len(columns)] * len(rows):
         wanted = f"{len(rows)} rows of {len(columns)}, one per label"
-        raise ValueError(f"values must be {wanted}; got {len(lengths)} of {lengths}.")
+        raise ValueError(f"values must be {wanted}; got {len(lengths)} rows of {lengths}.")
     width = 2.4 + 0.08 * max(map(len, rows)) + 0.6 * len(columns)
     figure = Figure(figsize=(width, 1.9 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
