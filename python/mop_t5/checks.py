@@ -5,6 +5,7 @@ import math
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST_INT = 2**31 - 1  # largest int of a field, because torch and the tokenizers count in 32 bits
@@ -82,7 +83,7 @@ def check_least(config: object, minimum: int, *names: str) -> None:
 
 def check_int(name: str, value: object, minimum: int) -> None:
     """Raise TypeError or ValueError unless `value` is an int of at most 31 bits and at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int; got {value!r}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}.")
@@ -94,7 +95,7 @@ def check_number(
     name: str, value: object, minimum: float = -math.inf, *, above: float = -math.inf, below: float = math.inf
 ) -> None:
     """Raise TypeError or ValueError unless `value` is finite, minimum <= value and above < value < below."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}.")
     if not (minimum <= value < below and above < value < math.inf):
         bounds = [f"above {above:g}"] if above > -math.inf else []

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
-from mop_t5.checks import LARGEST_INT, check_least, check_number, check_subset, check_types
+from mop_t5.checks import LARGEST_INT, check_int, check_least, check_number, check_subset, check_types
 
 
 @dataclass
@@ -70,6 +71,15 @@ def test_bounds():
         check_number("x", 1, 0, below=1)
     with pytest.raises(ValueError, match="x must be above 0 and finite; got 0"):
         check_number("x", 0, above=0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    check_int("batch_size", np.int64(4), 1)
+    check_number("temperature", np.float32(2), above=0)
+    with pytest.raises(TypeError, match="batch_size"):
+        check_int("batch_size", np.float64(4), 1)
+    with pytest.raises(ValueError, match="batch_size"):
+        check_int("batch_size", np.int64(0), 1)
 
 
 def test_subset():
