@@ -1,7 +1,7 @@
-"""What every public operation does with a call: validate, remember, choose the backend, differentiate.
+"""Run a call of a public operation in four steps: validate, remember, choose the backend, differentiate.
 
-Validation tells the errors of users, here and for every backend alike. A repeated call skips it: an operation is called
-with the same shapes again and again, and a look at each shape takes longer than a GPU takes to compute a small call.
+Validation reports the errors of users, once for all backends. A repeated call skips validation: programs call an
+operation with the same shapes again and again, and a look at each shape takes longer than a small call on a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,23 +9,22 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from . import autograd, backends
+from .ops import PLAIN
 from .rules import Call
 from .sharding import is_distributed, on_local_parts
 from .validation import check_kind, dtype_of_call
 
 _MOST_PASSED = 1000
-_PLAIN = {Tensor, Parameter, type(None)}  # not a fake tensor, whose sizes may be symbols
 _passed: dict[tuple, int] = {}  # multiply-adds of the calls that passed validation, by kind of call
 
 
 class Prepared(NamedTuple):
-    """What the kernels get.
+    """The arguments of the kernels.
 
-    tensors: In the order of the operation's rule (rules.py).
-    static: Their other arguments (`rules.Call`).
+    tensors: Tensors, in the order of the operation's rule (rules.py).
+    static: All other arguments (`rules.Call`).
     multiply_adds: Size of the call.
     """
 
@@ -41,9 +40,9 @@ class Operation(NamedTuple):
     names: Names of its floating-point tensors, or a function that gives them for a number of tensors.
     check: check(*tensors) raises an error for a wrong shape. It may return other tensors to go on with.
     multiply_adds: multiply_adds(*tensors) gives the size of the call.
-    prepare: prepare(tensors, others, settings, multiply_adds) checks what is checked in every call, and gives what the
-        kernels get. None: they get the tensors.
-    optional: Names of tensors that may be None, without the name of their map.
+    prepare: prepare(tensors, others, settings, multiply_adds) makes the checks that every call needs, and returns the
+        arguments of the kernels. None: the kernels get the tensors.
+    optional: Names of the tensors that may be None, without the name of their map.
     others: Names of its other tensors.
     by_row: Names of the tensors whose dims `row_dims` are rows, for DTensors.
     row_dims: Dims of rows in these tensors and in the results. None: all dims of the first tensor but its last.
@@ -110,13 +109,13 @@ def run(
 
 
 def _kind_of_call(name: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> tuple | None:
-    """Return what decides whether a call is valid: the operation and the shapes.
+    """Return the kind of a call: the operation and the shapes, which decide whether the call is valid.
 
-    Return None if more must be looked at: a tensor needs a cast, or is not of the same dtype and device as the rest,
-    or its sizes are not numbers.
+    Return None if more decides: a tensor needs a cast, its dtype or device differs from the rest, or its sizes are not
+    numbers.
     """
     first = tensors[0]
-    if first is None or type(first) not in _PLAIN or torch.compiler.is_dynamo_compiling():
+    if first is None or type(first) not in PLAIN or torch.compiler.is_dynamo_compiling():
         return None
     if torch._C._get_tracing_state() is not None:  # sizes are tensors then
         return None
@@ -128,11 +127,11 @@ def _kind_of_call(name: str, tensors: Sequence[Tensor | None], others: Sequence[
     for t in tensors:
         if t is None:
             kind.append(None)
-        elif type(t) in _PLAIN and t.dtype is dtype and (t.is_cpu if on_cpu else t.device == device):
+        elif type(t) in PLAIN and t.dtype is dtype and (t.is_cpu if on_cpu else t.device == device):
             kind.append(t.shape)
         else:
             return None
     for t in others:
-        if type(t) not in _PLAIN:
+        if type(t) not in PLAIN:
             return None
     return tuple(kind)

@@ -13,7 +13,6 @@ position, its row (int32, -1: no row).
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +60,8 @@ def _requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
     return [t for k, t in enumerate(tensors) if needs >> k & 1]
 
 
-# Fakes: shapes and dtypes only; one per schema, for all backends. `_inputs_of_*` give tensors of the shapes of all
-# gradients, out of the arguments of a gradient op.
+# Fakes compute shapes and dtypes only. There is one fake per schema, for all backends. Each `_inputs_of_*` takes the
+# arguments of a gradient op and returns tensors of the shapes of all gradients.
 
 
 def _fake_phm_weight(rule, local):
@@ -96,7 +95,7 @@ def _inputs_of_weight(grad, *args):
 
 
 def _inputs_of_linear(grad, *args):
-    return [*args[:-1], grad.new_zeros(grad.shape[-1])]  # a bias, of which no value counts
+    return [*args[:-1], grad.new_zeros(grad.shape[-1])]  # stands for the bias, whose values do not count
 
 
 def _inputs_of_mop_ffn(grads, x, down, ups, *args):
@@ -114,7 +113,7 @@ def _fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., li
     return lambda *args: [t.new_empty(t.shape) for t in _requested(inputs(*args), args[-1])]
 
 
-# The reference backend: the einsum forms, and their gradients by autograd on a fresh graph.
+# The reference backend runs the einsum forms, and takes their gradients by autograd on a fresh graph.
 
 
 def _differentiate(
@@ -124,7 +123,7 @@ def _differentiate(
         leaves = [t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
         result = function(*leaves)
         outputs = [result] if isinstance(result, Tensor) else result
-        # an up map whose factors are all frozen has no part in the gradients of another's
+        # an up map whose factors are all frozen takes no part in the gradients of the others
         kept = [k for k, y in enumerate(outputs) if y.requires_grad]
         found = torch.autograd.grad([outputs[k] for k in kept], _requested(leaves, needs), [grads[k] for k in kept])
     # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
@@ -142,31 +141,28 @@ def _autograd_inside_an_op() -> Iterator[None]:
         torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, excluded)
 
 
-def _lowrank_phm_linear(x, rule_in, rule_out, local, bias):
+def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute reference.lowrank_phm_linear for x of any leading dims."""
     y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rule_in, rule_out, local, bias)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _gradients_of_product(function, inputs):
-    return lambda grad, *args: _differentiate(function, inputs(grad, *args), [grad], args[-1])
-
-
-def _mop_ffn(x, down, ups, num_maps, activation, experts):
+def mop_ffn(
+    x: Tensor, down: Sequence[Tensor], ups: Sequence[Tensor], num_maps: int, activation: str, experts: Tensor | None
+) -> list[Tensor]:
+    """Compute reference.mop_ffn of the arguments of the op."""
     return list(reference.mop_ffn(x, LowRankPHM(*down), split_maps(ups, num_maps), activation, experts))
 
 
 def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, needs):
     def function(x, *factors):
-        return _mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
+        return mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
 
     return _differentiate(function, [x, *down, *ups], grads, needs)
 
 
-def _attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature):
-    peak, position = reference.largest(x, keep)
-    factors = (w_down, w_up, ln_weight, ln_bias)
-    prompt, attention = reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
-    return [torch.cat([prompt, x], 1), attention, peak, position]
+def _attempt_mix(*args):
+    return list(reference.attempt_mix(*args[:-1], temperature=args[-1]))
 
 
 def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, task_ids, *factors_and_needs):
@@ -179,36 +175,31 @@ def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, 
     tensors = [peak, source, target, *factors]
     gradients = _differentiate(function, tensors, [grad[:, :rows], grad_attention], needs)
     if needs & 1:
-        found = position.unsqueeze(1) == torch.arange(grad.shape[1] - rows, device=grad.device)[:, None]
-        gradients[0] = (grad[:, rows:] + gradients[0].unsqueeze(1).where(found, 0)).contiguous()
+        of_x = grad[:, rows:]
+        gradients[0] = (of_x + reference.at_position(gradients[0], position, of_x.shape[1])).contiguous()
     return gradients
 
 
-class _Form(NamedTuple):
-    """The fake and the reference implementation of an op."""
+def _forms_of_product(
+    name: str, function: Callable[..., Tensor], fake: Callable, inputs: Callable[..., Sequence[Tensor]]
+) -> dict[str, tuple[Callable, Callable]]:
+    def gradients(grad, *args):
+        return _differentiate(function, inputs(grad, *args), [grad], args[-1])
 
-    fake: Callable
-    reference: Callable
+    forward = (fake, lambda *args: function(*args).contiguous())
+    return {name: forward, f"{name}_backward": (_fake_gradients(inputs), gradients)}
 
 
-_FORMS = {
-    "phm_weight": _Form(_fake_phm_weight, lambda *args: reference.phm_weight(*args).contiguous()),
-    "phm_weight_backward": _Form(
-        _fake_gradients(_inputs_of_weight), _gradients_of_product(reference.phm_weight, _inputs_of_weight)
-    ),
-    "phm_linear": _Form(_fake_linear, lambda *args: reference.phm_linear(*args).contiguous()),
-    "phm_linear_backward": _Form(
-        _fake_gradients(_inputs_of_linear), _gradients_of_product(reference.phm_linear, _inputs_of_linear)
-    ),
-    "lowrank_phm_linear": _Form(_fake_linear, lambda *args: _lowrank_phm_linear(*args).contiguous()),
-    "lowrank_phm_linear_backward": _Form(
-        _fake_gradients(_inputs_of_linear), _gradients_of_product(_lowrank_phm_linear, _inputs_of_linear)
-    ),
-    "mop_ffn": _Form(_fake_mop_ffn, _mop_ffn),
-    "mop_ffn_backward": _Form(_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
-    "attempt_mix": _Form(_fake_attempt_mix, _attempt_mix),
-    "attempt_mix_backward": _Form(_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
+_FORMS: dict[str, tuple[Callable, Callable]] = {  # per op: its fake, and its reference implementation
+    **_forms_of_product("phm_weight", reference.phm_weight, _fake_phm_weight, _inputs_of_weight),
+    **_forms_of_product("phm_linear", reference.phm_linear, _fake_linear, _inputs_of_linear),
+    **_forms_of_product("lowrank_phm_linear", lowrank_phm_linear, _fake_linear, _inputs_of_linear),
+    "mop_ffn": (_fake_mop_ffn, mop_ffn),
+    "mop_ffn_backward": (_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
+    "attempt_mix": (_fake_attempt_mix, _attempt_mix),
+    "attempt_mix_backward": (_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
 }
+PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
 
 _overloads: dict[tuple[str, str], torch._ops.OpOverload] = {}  # a look into torch.ops takes half a microsecond
@@ -226,7 +217,7 @@ def define(backend: str, implementations: Mapping[str, Callable] | None = None, 
     for name, schema in SCHEMAS.items():
         qualified = f"{name}_{backend}"
         LIBRARY.define(qualified + schema)
-        torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name].fake, lib=LIBRARY)
+        torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name][0], lib=LIBRARY)
         if implementations is not None:
             LIBRARY.impl(qualified, implementations[name], "CompositeExplicitAutograd")
             if direct:
@@ -283,9 +274,6 @@ def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | li
     return result.to(torch.bfloat16) if isinstance(result, Tensor) else _cast(result, torch.bfloat16)
 
 
-_PLAIN = {Tensor, Parameter}
-
-
 def _is_plain(args: Sequence) -> bool:
     """Tell whether an op would only call its implementation.
 
@@ -307,7 +295,7 @@ def _is_plain(args: Sequence) -> bool:
             tensors.append(value)
     # a lazy tensor is the negative of its memory, or zeros without memory
     lazy = any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))
-    return _PLAIN.issuperset(map(type, tensors)) and not lazy
+    return PLAIN.issuperset(map(type, tensors)) and not lazy
 
 
 def _cast(args: Sequence, dtype: torch.dtype) -> list:
@@ -327,5 +315,5 @@ def _triton(name: str) -> Callable:
     return triton_kernels.IMPLEMENTATIONS[name]
 
 
-define("reference", {name: form.reference for name, form in _FORMS.items()})
+define("reference", {name: function for name, (_, function) in _FORMS.items()})
 define("triton", {name: lambda *args, name=name: _triton(name)(*args) for name in SCHEMAS}, direct=True)

@@ -108,10 +108,10 @@ LAYER_NORM_EPS = 1e-5
 
 
 def largest(rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the largest number of each column, and its row: the first row of equal numbers. NaN is largest.
+    """Return the largest number of each column and its row. Of equal numbers the first row counts. NaN is largest.
 
-    rows (..., n, d); keep (..., n), bool: which rows count. The results are (..., d), the second int32. Where no row
-    counts the number is 0, without gradient, and its row -1.
+    rows (..., n, d); keep (..., n), bool: the rows that count. Both results have shape (..., d), and the row is int32.
+    Where no row counts, the number is 0, without gradient, and the row is -1.
     """
     keep = rows.new_ones(rows.shape[:-1], dtype=torch.bool) if keep is None else keep
     if rows.shape[-2] == 0:
@@ -150,9 +150,10 @@ def attempt_prompt(
     *,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return ATTEMPT's instance prompts (b, m, d) and attention (b, t + 1), the target's own candidate last.
+    """Return ATTEMPT's instance prompts (b, m, d) and attention (b, t + 1), with the target's own candidate last.
 
-    peak (b, d), the largest numbers of the embeddings; source (t, m, d); target (tasks, m, d); task_ids (b,).
+    peak (b, d) holds the largest number of each column of the embeddings. source (t, m, d); target (tasks, m, d);
+    task_ids (b,).
     """
     own = F.embedding(task_ids, target.flatten(1)).unflatten(1, target.shape[1:])  # backward sums in order everywhere
     candidates = torch.cat([largest(source)[0].expand(peak.shape[0], -1, -1), largest(own)[0].unsqueeze(1)], 1)
@@ -172,10 +173,19 @@ def attempt_mix(
     task_ids: Tensor,
     *factors: Tensor,
     temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the instance prompts in front of the embeddings x (b, n, d), and the attention (ATTEMPT, section 3).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the outputs of the op attempt_mix (ATTEMPT, section 3): prefixed, attention, peak and position.
 
-    mask (b, n), bool: which positions count for the pool. factors: w_down (d, r), w_up (r, d), ln_weight, ln_bias (d,).
+    prefixed is the instance prompts in front of the embeddings x (b, n, d). peak (b, d) and position (b, d) are the
+    results of `largest`. mask (b, n), bool: the positions that count for `largest`. factors: w_down (d, r),
+    w_up (r, d), ln_weight (d,), ln_bias (d,).
     """
-    prompt, attention = attempt_prompt(largest(x, mask)[0], source, target, task_ids, *factors, temperature=temperature)
-    return torch.cat([prompt, x], 1), attention
+    peak, position = largest(x, mask)
+    prompt, attention = attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
+    return torch.cat([prompt, x], 1), attention, peak, position
+
+
+def at_position(values: Tensor, position: Tensor, length: int) -> Tensor:
+    """Return (b, length, d): values (b, d) in the rows that position (b, d) names, and zeros elsewhere."""
+    found = position.unsqueeze(1) == torch.arange(length, device=position.device)[:, None]
+    return values.unsqueeze(1).where(found, 0)

@@ -206,11 +206,9 @@ class Linear(Product):
 
     def reference(self, call, tensors):
         """Compute the outputs in plain PyTorch."""
-        x, *rest = tensors
         if call.name == "lowrank_phm_linear":
-            y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), *rest)
-            return (y.reshape(*x.shape[:-1], y.shape[-1]),)
-        rule, local, bias = rest
+            return (ops.lowrank_phm_linear(*tensors),)
+        x, rule, local, bias = tensors
         rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
         t = torch.einsum("...au,iac->...ciu", rows, rule)
         y = torch.einsum("...ciu,iuv->...cv", t, local).flatten(-2)
@@ -273,8 +271,7 @@ class MopFFN(Rule):
 
     def reference(self, call, tensors):
         """Compute the outputs in plain PyTorch."""
-        x, down, ups, num_maps, activation, experts = self._arguments(call, tensors)
-        return reference.mop_ffn(x, reference.LowRankPHM(*down), ops.split_maps(ups, num_maps), activation, experts)
+        return tuple(ops.mop_ffn(*self._arguments(call, tensors)))
 
     def vmap(self, run, call, size, dims, tensors):
         """Return the outputs of a batch of calls."""
@@ -354,20 +351,12 @@ class AttemptMix(Rule):
         args = (grad, grad_attention, peak, position, source, *rest, call.static[0], bits_of(asked))
         gradients = tuple(ops.call("attempt_mix_backward", call.backend, args))
         if needs[0] and grad_peak is not None:
-            return (gradients[0] + self._at_position(call, grad_peak, position), *gradients[1:])
+            return (gradients[0] + reference.at_position(grad_peak, position, call.static[1]), *gradients[1:])
         return gradients
-
-    def _at_position(self, call: Call, values: Tensor, position: Tensor) -> Tensor:
-        """Return (batch, length, d): values (batch, d) in the rows of x that `position` names, zeros elsewhere."""
-        found = position.unsqueeze(1) == torch.arange(call.static[1], device=position.device)[:, None]
-        return values.unsqueeze(1).where(found, 0)
 
     def reference(self, call, tensors):
         """Compute the outputs in plain PyTorch."""
-        x, mask, *factors = tensors
-        peak, position = reference.largest(x, mask)
-        prompt, attention = reference.attempt_prompt(peak, *factors, temperature=call.static[0])
-        return torch.cat([prompt, x], 1), attention, peak, position
+        return reference.attempt_mix(*tensors, temperature=call.static[0])
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -381,7 +370,7 @@ class AttemptMix(Rule):
         gradients = gradients_of(function, (peak, *factors), (needs[0], *needs[2:]), grads)
         if not needs[0]:
             return gradients
-        grad_x = self._at_position(call, gradients[0], position)
+        grad_x = reference.at_position(gradients[0], position, call.static[1])
         return (grad_x if grad is None else grad_x + grad[:, rows:], *gradients[1:])
 
     def jvp(self, run, call, tensors, tangents):

@@ -5,7 +5,7 @@ differentiable. Their third derivatives with a Partial gradient are wrong (torch
 cannot be given: torch's `register_sharding` takes no op that returns a list of tensors, and all gradient ops of this
 package do.
 
-Placements, per mesh dim:
+Placements per mesh dim:
     x sharded in a dim of its rows      x stays sharded. The results and the gradient of x have the same placement.
                                         Factors are replicated, and their gradients are summed over the mesh dim.
     any other placement                 All tensors are replicated, and so are the results.
@@ -16,22 +16,16 @@ torch.distributed.tensor is slow to import. This module uses it only when a DTen
 import math
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
-
-_PLAIN = (Tensor, Parameter, type(None))
+from .ops import PLAIN
 
 
 def is_distributed(arguments: Sequence[object]) -> bool:
     """Tell whether a DTensor is among the arguments."""
-    if all(type(t) in _PLAIN for t in arguments):
+    if all(type(t) in PLAIN for t in arguments):
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(t, module.DTensor) for t in arguments)
@@ -52,7 +46,8 @@ def on_local_parts(
         tensors: The tensors. Other arguments among them are handed on as they are.
         by_row: Names of the tensors whose dims `row_dims` are rows. The first tensor, if it is among them, decides the
             placements.
-        row_dims: Dims of rows, in these tensors and in the results. None: all dims of the first tensor but its last.
+        row_dims: Dims that are rows, in these tensors and in the results. None: all dims of the first tensor but its
+            last.
 
     Raises:
         TypeError: A floating-point tensor is not a DTensor. Integer and bool tensors are taken as replicated.
@@ -60,7 +55,21 @@ def on_local_parts(
     """
     from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-    mesh = _mesh_of(names, tensors)
+    meshes = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        if isinstance(tensor, DTensor):
+            meshes[tensor.device_mesh] = name
+        elif isinstance(tensor, Tensor) and tensor.is_floating_point():
+            raise TypeError(
+                f"all floating-point tensors of a call must be DTensors, or none; {name} is a {type(tensor).__name__}. "
+                "Use torch.distributed.tensor.distribute_tensor."
+            )
+    if len(meshes) > 1:
+        (first, first_name), (second, second_name) = list(meshes.items())[:2]
+        raise ValueError(
+            f"all DTensors of a call must have one mesh; {first_name} has {first}, {second_name} has {second}."
+        )
+    (mesh,) = meshes
     replicated: list[Placement] = [Replicate()] * mesh.ndim
     kept, x = replicated, tensors[0]
     sizes = torch.Size()
@@ -86,24 +95,4 @@ def on_local_parts(
         stride = tuple(math.prod(shape[k + 1 :]) for k in range(len(shape)))
         return DTensor.from_local(y, mesh, kept, shape=torch.Size(shape), stride=stride)
 
-    return tuple(map(distributed, function([local(name, t) for name, t in zip(names, tensors, strict=True)])))
-
-
-def _mesh_of(names: Sequence[str], tensors: Sequence[Tensor | None]) -> "DeviceMesh":
-    from torch.distributed.tensor import DTensor
-
-    meshes = {}
-    for name, tensor in zip(names, tensors):
-        if isinstance(tensor, DTensor):
-            meshes[tensor.device_mesh] = name
-        elif isinstance(tensor, Tensor) and tensor.is_floating_point():
-            raise TypeError(
-                f"all floating-point tensors of a call must be DTensors, or none; {name} is a {type(tensor).__name__}. "
-                "Use torch.distributed.tensor.distribute_tensor."
-            )
-    if len(meshes) > 1:
-        (first, first_name), (second, second_name) = list(meshes.items())[:2]
-        raise ValueError(
-            f"all DTensors of a call must have one mesh; {first_name} has {first}, {second_name} has {second}."
-        )
-    return next(iter(meshes))
+    return tuple(map(distributed, function([local(name, t) for name, t in zip(names, tensors)])))

@@ -16,7 +16,8 @@ OF_PROMPTS = prompt_inputs(PROMPTS, torch.float64)[1]
 def _attempt_mix(x, source, target, *factors):
     """Compute the reference instead of one example at a time, which torch.vmap cannot batch."""
     mask, ids = (OF_PROMPTS[name].to(x.device) for name in ("mask", "task_ids"))
-    return reference.attempt_mix(x, mask, source, target, ids, *factors, temperature=OF_PROMPTS["temperature"])
+    outputs = reference.attempt_mix(x, mask, source, target, ids, *factors, temperature=OF_PROMPTS["temperature"])
+    return outputs[:2]
 
 
 OPERATIONS: dict[str, Case] = {
