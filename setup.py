@@ -293,7 +293,7 @@ setup(
     ],
     package_dir={name: f"python/{name}" for name in ("mop_t5", "mop_lab")},
     package_data={
-        "mop_kernels": ["py.typed", "crossover/*.json"],
+        "mop_kernels": ["py.typed", "*.json", "crossover/*.json"],
         "mop_kernels.triton_kernels": ["configs/*.json"],
         "mop_t5.data": ["synthetic.json", "published/*.yaml"],
         "mop_lab.report": ["page.html", "page.css", "page.js"],

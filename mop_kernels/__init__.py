@@ -6,7 +6,6 @@ W is never built where that saves work: the factors are applied to the rows dire
 (layer, expert) pair of a mixture.
 """
 
-from . import flop_counts  # noqa: F401 tells torch's FLOP counter of the ops
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
 from .explain import explain_backend

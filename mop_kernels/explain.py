@@ -1,10 +1,12 @@
-"""Say which backend a call would take, and why.
+"""Explain which backend a call would take, and why.
 
-This stands apart from the choice itself (backends.py), because a call should not pay for words.
+The explanations are apart from the choice itself (backends.py), because they would slow down every call.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,35 +16,13 @@ from .functional import OPERATIONS
 from .validation import dtype_of_call
 
 _KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
-_METHODS = {
-    "reference": dict.fromkeys(OPERATIONS, "plain einsum"),
-    "cpu": {
-        "phm_weight": "one row of W per (a, u), terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W",
-        "lowrank_phm_linear": "three stages, W never built, parallel over blocks of rows",
-        "mop_ffn": "three stages per map, W never built, hidden rows on chip, parallel over (layer, expert) pairs",
-        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
-    },
-    "triton": {
-        "phm_weight": "one tile of W per program, terms summed in registers",
-        "phm_linear": "W built once, then one dense matrix product; on few rows the factors, without W, in one launch",
-        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
-        "mop_ffn": "one launch for all pairs and maps, W never built; torch.matmul where hidden rows are too wide",
-        "attempt_mix": "x is copied and its maximum taken in one pass; the prompts are mixed in one pass",
-    },
-    "cuda": {
-        "phm_weight": "one product of inner size terms, of tiles in shared memory",
-        "phm_linear": "W built once, then one dense product; on few rows the rule first, without W",
-        "lowrank_phm_linear": "three stages, W never built; on few rows in one launch",
-        "mop_ffn": "one launch for all pairs and maps, W never built",
-    },
-}
+_METHODS = json.loads((Path(__file__).parent / "methods.json").read_text())  # per backend and operation
 
 
 def explain_backend(op: str | Callable, *args, **kwargs) -> str:
-    """Say which backend `op(*args, **kwargs)` would take and why, one fact per line, without computing it.
+    """Explain which backend `op(*args, **kwargs)` would take and why, one fact per line. The call is not computed.
 
-    On a GPU the first question may make the tiny launch that decides whether a backend is taken.
+    On a GPU the first explanation may make the tiny launch that tests a backend.
 
     Args:
         op: "phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn" or "attempt_mix", or the function itself.
@@ -50,7 +30,8 @@ def explain_backend(op: str | Callable, *args, **kwargs) -> str:
         **kwargs: The arguments of the call by name.
 
     Returns:
-        The backend and the reason, the method, the costs where a cost model chooses, and the missing backends and why.
+        The backend and the reason, the method, the costs where a cost model chooses, and the missing backends with
+        their reasons.
 
     Raises:
         ValueError: `op` is no operation.
@@ -112,21 +93,20 @@ def _plan_lines(name: str, backend: str, given: Mapping[str, object]) -> list[st
 
 
 def plan(name: str, backend: str, x: Tensor, *factors: Tensor) -> tuple[str, dict[str, dict[str, float]]]:
-    """Return (unit, {direction: {way: cost}}) of an operation that chooses by a cost model, else ("", {})."""
+    """Return (unit, {direction: {way: cost}}) of an operation that chooses by a cost model, or else ("", {})."""
     if name not in ("phm_linear", "lowrank_phm_linear"):
         return "", {}
-    rules, local = factors[:-1], factors[-1]
-    terms, g_in = rules[0].shape[:2]
-    g_out, (loc_in, loc_out) = rules[-1].shape[2], local.shape[1:]
-    rows = x.numel() // (g_in * loc_in)
+    *rules, local = factors
+    terms, g_in, rank = rules[0].shape
+    sizes = (terms, g_in, rules[-1].shape[2], *local.shape[1:])
+    rows = x.numel() // (g_in * local.shape[1])
     if backend == "cpu" and name == "phm_linear":
-        return "multiply-adds of a dense product", backends.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
+        return "multiply-adds of a dense product", backends.plan_phm_linear(rows, *sizes)
     if backend == "triton":
         from . import triton_kernels
 
-        rank = () if name == "phm_linear" else (rules[0].shape[2],)
-        module = getattr(triton_kernels, name)
-        found = module.plan(rows, terms, *rank, g_in, g_out, loc_in, loc_out, x.dtype)
+        phm = triton_kernels.device_functions.Phm(terms, rank, *sizes[1:])
+        found = getattr(triton_kernels, name).plan(rows, phm, x.dtype)
         ways = {way.replace("_", " "): round(found[way], 1) for way in found}
         return "us on an H200, estimated", {"forward": dict(reversed(ways.items()))}
     return "", {}

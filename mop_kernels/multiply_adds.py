@@ -1,19 +1,24 @@
 """Count the multiply-adds of each operation, from the sizes of its tensors.
 
 Each function bears the name of an op and takes its arguments (ops.SCHEMAS). The forward counts are the size of a call:
-`backends.resolve` compares them with the crossover of a GPU. `flop_counts` gives twice the counts to torch's FLOP
-counter. Sums, activations and softmax count as zero. Building a W that only a dense product reads counts as zero.
+`backends.resolve` compares them with the crossover of a GPU. torch.utils.flop_counter.FlopCounterMode counts two FLOPs
+per multiply-add. Sums, activations and softmax count as zero, and so does building a W that only a dense product reads.
 
-A backward count adds up the products that the requested gradients need. Each product is counted once. A variable with
-the name of a tensor, in these sums, is 1 where the gradient of this tensor is requested, and 0 elsewhere.
+A backward count adds up the products that the requested gradients need. Each product is counted once. In these sums, a
+variable with the name of a tensor is 1 where the gradient of this tensor is requested, and 0 elsewhere.
 """
 
+import importlib.abc
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
-from .ops import split_maps
-from .reference import LowRankPHM, group_sizes
+from . import backends, ops
+from .reference import LowRankPHM, group_sizes, split_maps
 
 
 def _flags(needs: int, count: int) -> list[int]:
@@ -177,11 +182,12 @@ def attempt_mix_backward(
     return peak.shape[0] * width * total
 
 
-_OF_CALL: dict[str, tuple[Callable[..., int], tuple[str, ...]]] = {
-    "phm_weight": (phm_weight, ("rule", "local")),
-    "phm_linear": (phm_linear, ("x", "rule", "local")),
-    "lowrank_phm_linear": (lowrank_phm_linear, ("x", "rule_in", "rule_out", "local")),
-    "mop_ffn": (lambda x, down, ups: of_bank(x, (down, *ups)), ("x", "down", "ups")),
+_COUNTS: dict[str, Callable[..., int]] = {name: globals()[name] for name in ops.SCHEMAS}
+_ARGUMENTS = {
+    "phm_weight": ("rule", "local"),
+    "phm_linear": ("x", "rule", "local"),
+    "lowrank_phm_linear": ("x", "rule_in", "rule_out", "local"),
+    "mop_ffn": ("x", "down", "ups"),
 }
 
 
@@ -192,8 +198,56 @@ def of_call(op: str, arguments: Mapping) -> int:
         op: Name of a public operation. The size of attempt_mix is zero: a GPU has one backend for it.
         arguments: Arguments of the call by name.
     """
-    if op not in _OF_CALL:
+    given = [arguments[name] for name in _ARGUMENTS.get(op, ()) if arguments.get(name) is not None]
+    if op not in _ARGUMENTS or len(given) < len(_ARGUMENTS[op]):
         return 0
-    function, names = _OF_CALL[op]
-    given = [arguments.get(name) for name in names]
-    return 0 if any(value is None for value in given) else function(*given)
+    if op == "mop_ffn":
+        x, down, ups = given
+        return of_bank(x, (down, *ups), arguments.get("experts"))
+    return _COUNTS[op](*given)
+
+
+# torch's FLOP counter counts two per multiply-add, the same for every backend. It does not look inside an op of this
+# package, so nothing is counted twice. It copies its registry when it is constructed: import mop_kernels before that.
+# torch.utils.flop_counter is slow to import (torch 2.13 imports triton there). So the counts are not registered when
+# mop_kernels is imported, but as soon as somebody imports torch.utils.flop_counter.
+
+_COUNTER = "torch.utils.flop_counter"
+
+
+def _register(flop_counter: ModuleType) -> None:
+    """Register the formula of every op that is defined in this process."""
+    for name, count in _COUNTS.items():
+        defined = [b for b in backends.NAMES if ops.is_defined(name, b)]
+        packets = [getattr(torch.ops.mop_kernels, f"{name}_{backend}") for backend in defined]
+
+        def formula(*args, count: Callable[..., int] = count, out_val: object = None, **kwargs) -> int:
+            return 2 * count(*args, **kwargs)
+
+        flop_counter.register_flop_formula(packets, get_raw=True)(formula)
+
+
+class _AfterCounterIsImported(importlib.abc.MetaPathFinder):
+    """Leave the search for torch's FLOP counter to the other finders, and register the formulas after it is loaded."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.loader is not None
+        load = spec.loader.exec_module
+
+        def load_and_register(module: ModuleType) -> None:
+            load(module)
+            _register(module)
+
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]  # this loader alone, once
+        return spec
+
+
+if _COUNTER in sys.modules:
+    _register(sys.modules[_COUNTER])
+else:
+    sys.meta_path.insert(0, _AfterCounterIsImported())

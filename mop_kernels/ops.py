@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import reference
-from .reference import LowRankPHM
+from .reference import LowRankPHM, split_maps
 
 SCHEMAS = {
     "phm_weight": "(Tensor rule, Tensor local) -> Tensor",
@@ -48,12 +48,6 @@ SCHEMAS = {
 
 _AUTOGRAD, _PRE_DISPATCH = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.PreDispatch
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
-
-
-def split_maps(ups: Sequence[Tensor], num_maps: int) -> list[LowRankPHM]:
-    """Return the flat list of an op as one LowRankPHM per up map."""
-    width = len(ups) // num_maps
-    return [LowRankPHM(*ups[k * width : (k + 1) * width]) for k in range(num_maps)]
 
 
 def _requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:

@@ -35,6 +35,12 @@ class LowRankPHM(NamedTuple):
     bias: Tensor | None = None
 
 
+def split_maps(ups: Sequence[Tensor], num_maps: int) -> list[LowRankPHM]:
+    """Return the flat list of an op, three or four factors per map, as one LowRankPHM per up map."""
+    width = len(ups) // num_maps
+    return [LowRankPHM(*ups[k * width : (k + 1) * width]) for k in range(num_maps)]
+
+
 def phm_weight(rule: Tensor, local: Tensor) -> Tensor:
     """Return W (..., g_in*loc_in, g_out*loc_out).
 

@@ -42,7 +42,6 @@ mop_kernels.validation
 mop_kernels.autograd
 mop_kernels.rules
 mop_kernels.derivatives
-mop_kernels.flop_counts
 mop_kernels.multiply_adds
 mop_kernels.backends
 mop_kernels.self_check

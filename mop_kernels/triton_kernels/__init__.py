@@ -10,10 +10,9 @@ from collections.abc import Callable
 import triton
 
 from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
-from .device_functions import select
+from .device_functions import INTERPRETED
 from .replay import Replayed
 
-INTERPRETED = not isinstance(select, triton.JITFunction)  # like all kernels here; backends.interpreting() reads it
 if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
     raise RuntimeError(
         "TRITON_INTERPRET was changed between the import of triton and that of its kernels in mop_kernels. "

@@ -128,9 +128,9 @@ def gradient_of_x_kernel(grad, grad_peak, position, grad_x, size, width, grad_b,
 
 def backward(
     grad: Tensor, grad_attention: Tensor, peak: Tensor, position: Tensor, source: Tensor, target: Tensor,
-    task_ids: Tensor, w_down: Tensor, w_up: Tensor, ln_weight: Tensor, ln_bias: Tensor, temperature: float, mask: int,
+    task_ids: Tensor, w_down: Tensor, w_up: Tensor, ln_weight: Tensor, ln_bias: Tensor, temperature: float, needs: int,
 ) -> list[Tensor]:  # fmt: skip
-    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
+    """Return the gradients that the bits of `needs` ask for. The arguments are those of ops.SCHEMAS."""
     (examples, width), (sources, before, _) = peak.shape, source.shape
     size, strides, candidates = before * width, grad.stride(), sources + 1
     source_peaks, source_position = pool(source)
@@ -152,7 +152,7 @@ def backward(
         scores, query, grad_query, scaled_query, grad_up, sources, width,
         temperature, BLOCK_T=power_of_2(candidates), BLOCK_D=power_of_2(width), num_warps=4,
     )  # fmt: skip
-    if mask & 0b1001:
+    if needs & 0b1001:
         grad_hidden = torch.ops.aten.silu_backward(torch.mm(grad_up, w_up.T), hidden)
 
     def of_prompts(prompts: Tensor, where: Tensor, own: bool) -> Tensor:
@@ -165,7 +165,7 @@ def backward(
         return total
 
     found = []
-    if mask & 1:
+    if needs & 1:
         rows = grad.shape[1] - before
         found.append(grad.new_empty(examples, rows, width))
         launch(
@@ -173,16 +173,16 @@ def backward(
             torch.mm(grad_hidden, w_down.T), position, found[-1], rows * width, width, *strides,
             BLOCK_C=1024, num_warps=4,
         )  # fmt: skip
-    if mask & 2:
+    if needs & 2:
         found.append(of_prompts(source, source_position, own=False))
-    if mask & 4:
+    if needs & 4:
         found.append(of_prompts(target, target_position, own=True))
-    if mask & 8:
+    if needs & 8:
         found.append(torch.mm(peak.T, grad_hidden))
-    if mask & 16:
+    if needs & 16:
         found.append(torch.mm(F.silu(hidden).T, grad_up))
-    if mask & 32:
+    if needs & 32:
         found.append(scaled_query.sum(0).to(peak.dtype))
-    if mask & 64:
+    if needs & 64:
         found.append(grad_query.sum(0).to(peak.dtype))
     return found

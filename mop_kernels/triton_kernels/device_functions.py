@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # The host functions below replace triton's own cdiv and next_power_of_2, which cost a call some microseconds each.
 
@@ -52,6 +53,12 @@ class Phm:
     block_c: int = 1
     block_u: int = 1
     block_v: int = 1
+
+    @classmethod
+    def of(cls, rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> "Phm":
+        """Return the sizes of these factors, which may have group dims. rule_out is None for a full rule."""
+        terms, g_in, rank = rule_in.shape[-3:]
+        return cls(terms, rank, g_in, rank if rule_out is None else rule_out.shape[-1], *local.shape[-2:])
 
     @property
     def padded_rank(self) -> int:
@@ -100,6 +107,9 @@ def select(tensors, index):
     for k in tl.static_range(1, len(tensors)):
         chosen = tl.where(index == k, tensors[k], chosen)
     return chosen
+
+
+INTERPRETED = not isinstance(select, triton.JITFunction)  # like all kernels here; backends.interpreting() reads it
 
 
 @triton.jit

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from . import phm_linear
+from .device_functions import Phm
 from .phm_weight import mix, mix_backward
 
 
@@ -46,12 +47,12 @@ def forward(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: T
     return y
 
 
-def backward(grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, mask: int) -> list[Tensor]:
-    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
+def backward(grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, needs: int) -> list[Tensor]:
+    """Return the gradients that the bits of `needs` ask for. The arguments are those of ops.SCHEMAS."""
     (terms, a, rank), c, (_, u, v) = rule_in.shape, rule_out.shape[2], local.shape
     rows, gy = x.view(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     j, n = terms * rank, rows.shape[0]
-    want_x, want_rule_in, want_rule_out, want_local, want_bias = (bool(mask >> k & 1) for k in range(5))
+    want_x, want_rule_in, want_rule_out, want_local, want_bias = (bool(needs >> k & 1) for k in range(5))
     gradients: list[Tensor | None] = [torch.empty_like(x) if want_x else None, None, None, None, None]
     gx = gradients[0]  # None where the stages need not write it
     if gx is not None and _takes_local_first(gy, rule_out.mT, rule_in.mT, local.mT):
@@ -93,21 +94,18 @@ def _stage_1(rows: Tensor, rule_in: Tensor, local: Tensor) -> Tensor:
 
 
 def _takes_local_first(rows: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor) -> bool:
-    (terms, g_in, rank), (_, loc_in, loc_out) = rule_in.shape, local.shape
-    costs = plan(rows.shape[0], terms, rank, g_in, rule_out.shape[2], loc_in, loc_out, rows.dtype)
+    costs = plan(rows.shape[0], Phm.of(rule_in, rule_out, local), rows.dtype)
     return costs["local_first"] < costs["three_stages"]
 
 
-def plan(
-    rows: int, terms: int, rank: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype
-) -> dict[str, float]:
+def plan(rows: int, phm: Phm, dtype: torch.dtype) -> dict[str, float]:
     """Return the cost of each way by the cost model: {"local_first": ..., "three_stages": ...}, in microseconds."""
-    size, j, step_cost = dtype.itemsize, terms * rank, phm_linear.step_cost
+    size, j, step_cost = dtype.itemsize, phm.terms * phm.rank, phm_linear.step_cost
     mixing = phm_linear.HALF if size == 2 else phm_linear.CUDA_CORES
     product = phm_linear.product_rate(dtype) * phm_linear.LIBRARY_SHARE
-    stage_1 = step_cost(size * rows * loc_in * (g_in + j), 2 * rows * g_in * loc_in * j, mixing)
-    moved = size * (rows * j * (loc_in + loc_out) + terms * loc_in * loc_out)
-    stage_2 = step_cost(moved, 2 * rows * j * loc_in * loc_out, product)
-    stage_3 = step_cost(size * rows * loc_out * (j + g_out), 2 * rows * j * g_out * loc_out, mixing)
-    first = phm_linear.local_first_cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype)
+    stage_1 = step_cost(size * rows * phm.loc_in * (phm.g_in + j), 2 * rows * phm.d_in * j, mixing)
+    moved = size * (rows * j * (phm.loc_in + phm.loc_out) + phm.terms * phm.loc_in * phm.loc_out)
+    stage_2 = step_cost(moved, 2 * rows * j * phm.loc_in * phm.loc_out, product)
+    stage_3 = step_cost(size * rows * phm.loc_out * (j + phm.g_out), 2 * rows * j * phm.d_out, mixing)
+    first = phm_linear.local_first_cost(rows, phm, dtype)
     return {"local_first": first, "three_stages": stage_1 + stage_2 + stage_3}

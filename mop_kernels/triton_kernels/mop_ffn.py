@@ -13,7 +13,6 @@ Where the hidden rows are too wide to stay on chip (`Call.fits`: 1024 numbers pe
 rank above 32), a call takes the same three stages as batched matrix products of torch.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..reference import group_sizes
+from ..reference import LowRankPHM, group_sizes, split_maps
 from .device_functions import (
     ASSERTS,
     Phm,
@@ -174,13 +173,13 @@ class Call:
     """The tensors of one call, and what its launches depend on."""
 
     def __init__(self, x: Tensor, down: list[Tensor], ups: list[Tensor], num_maps: int, experts: Tensor | None):
-        self.x, self.down, self.maps = x, down, split(ups, num_maps)
+        self.x, self.down, self.maps = x, LowRankPHM(*down), split_maps(ups, num_maps)
         layers, num_experts = group_sizes(x, down, self.maps[:1])  # all maps have the shapes of the first
         self.asked: Asked = None if experts is None else (experts, num_experts)
         self.groups = layers, num_experts if experts is None else experts.shape[0]
         self.pairs, self.rows = self.groups[0] * self.groups[1], x.shape[2]
         self.sizes = {"pairs": self.pairs, "maps": num_maps, "rows": self.rows}
-        self.sizes |= sides_of(down, "down_") | sides_of(self.maps[0], "up_")
+        self.sizes |= sides_of(self.down, "down_") | sides_of(self.maps[0], "up_")
 
     @property
     def fits(self) -> bool:
@@ -190,17 +189,6 @@ class Call:
         """
         down, up = maps_of(self.sizes)
         return 4 * size_of_hidden(down, up) <= TILE[self.x.dtype] and max(down.padded_rank, up.padded_rank) <= 32
-
-
-def split(ups: list, num_maps: int) -> list[list]:
-    """Return the flat list of an op as one list per up map."""
-    width = len(ups) // num_maps
-    return [ups[k * width : (k + 1) * width] for k in range(num_maps)]
-
-
-def with_bias(factors: list[Tensor]) -> list[Tensor | None]:
-    """Return [rule_in, rule_out, local, bias or None]."""
-    return [*factors, None][:4]
 
 
 def group_strides(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
@@ -220,12 +208,10 @@ def launch_options(config: Config, asked: Asked, *more: str) -> dict[str, Any]:
 SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
 
 
-def sides_of(phm: Sequence[Tensor], prefix: str = "") -> Sizes:
+def sides_of(factors: LowRankPHM, prefix: str = "") -> Sizes:
     """Return the sizes of a map, each name behind `prefix`."""
-    rule_in, rule_out, local = phm[:3]
-    terms, g_in, rank = rule_in.shape[2:]
-    values = (terms, rank, g_in, rule_out.shape[4], *local.shape[3:])
-    return {prefix + name: value for name, value in zip(SIDES, values)}
+    phm = Phm.of(*factors[:3])
+    return {prefix + name: getattr(phm, name) for name in SIDES}
 
 
 def maps_of(sizes: Sizes) -> tuple[Phm, Phm]:
@@ -333,18 +319,17 @@ def forward(
     config = pick("mop_ffn", call.sizes, x.dtype, x.device, forward_configs)
     down_map, up_map = with_blocks(call.sizes, config, x.dtype)
     outs = [x.new_empty(*call.groups, call.rows, up_map.d_out) for _ in call.maps]
-    of_down, of_ups = with_bias(down), [with_bias(factors) for factors in call.maps]
     row_blocks = blocks(call.rows, config["BLOCK_ROWS"])
     v_blocks = blocks(up_map.loc_out, up_map.block_v * config["BLOCKS_V"])
     launch(
         mop_ffn_kernel,
         (row_blocks * v_blocks * call.pairs * (num_maps // config["MAPS"]),),
         x,
-        *of_down,
-        *zip(*of_ups),  # one tuple per factor
+        *call.down,
+        *zip(*call.maps),  # one tuple per factor
         tuple(outs),
         call.asked,
-        group_strides(x, *of_down, *of_ups[0]),
+        group_strides(x, *call.down, *call.maps[0]),
         call.groups[1],
         call.pairs,
         call.rows,

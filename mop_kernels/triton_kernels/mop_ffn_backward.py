@@ -21,8 +21,6 @@ from .mop_ffn import (
     group_strides,
     hidden_before_activation,
     launch_options,
-    split,
-    with_bias,
     with_blocks,
 )
 from .mop_ffn_gradients import Maps, Partial, map_gradients
@@ -57,7 +55,7 @@ def hidden_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Co
 
 def hidden_rows(call: Call, activation: str, with_slope: bool) -> tuple[Tensor, Tensor | None]:
     """Return hidden and, if asked for, slope."""
-    x, factors = call.x, with_bias(call.down)
+    x, factors = call.x, call.down
     config = pick("mop_ffn_hidden", call.sizes, x.dtype, x.device, hidden_configs)
     P = with_blocks(call.sizes, config, x.dtype)[0]
     hidden = x.new_empty(*call.groups, call.rows, P.d_out)
@@ -170,15 +168,16 @@ def backward(
     num_maps: int,
     activation: str,
     experts: Tensor | None,
-    mask: int,
+    needs: int,
 ) -> list[Tensor]:
-    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
+    """Return the gradients that the bits of `needs` ask for. The arguments are those of ops.SCHEMAS."""
     call = Call(x, down, ups, num_maps, experts)
     if not call.fits:
         op = torch.ops.mop_kernels.mop_ffn_backward_reference
-        return op(grads, x, down, ups, num_maps, activation, experts, mask)
-    needs_x, *needs = [bool(mask >> k & 1) for k in range(1 + len(down) + len(ups))]
-    needs_down, needs_up = needs[: len(down)], split(needs[len(down) :], num_maps)
+        return op(grads, x, down, ups, num_maps, activation, experts, needs)
+    needs_x, *flags = [bool(needs >> k & 1) for k in range(1 + len(down) + len(ups))]
+    needs_down, width = flags[: len(down)], len(ups) // num_maps
+    needs_up = [flags[k : k + width] for k in range(len(down), len(flags), width)]
     grads = [g.contiguous() for g in grads]
 
     to_down = needs_x or any(needs_down)
@@ -192,5 +191,5 @@ def backward(
     of_down = []
     if dpre is not None:
         dx = of_x[0].tensor if needs_x else None
-        of_down = map_gradients(Maps(x, [dpre], [down], call.asked, call.asked), None, dx, [needs_down])
+        of_down = map_gradients(Maps(x, [dpre], [call.down], call.asked, call.asked), None, dx, [needs_down])
     return totals([*of_x, *of_down, *of_ups], call.asked)

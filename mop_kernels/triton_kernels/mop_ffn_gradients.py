@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import LowRankPHM
 from .device_functions import (
     Phm,
     blocks,
@@ -36,8 +37,6 @@ from .device_functions import (
 )
 from .launch import Config, Configs, Sizes, launch, pick
 from .mop_ffn import SIDES, TILE, Asked, block, even_block, group_strides, launch_options, rows_of_a_block, sides_of
-
-Factors = Sequence[Tensor]  # [rule_in, rule_out, local] or [rule_in, rule_out, local, bias]
 
 
 @triton.jit
@@ -286,7 +285,7 @@ class Maps(NamedTuple):
 
     x: Tensor  # of the down map, or the hidden rows
     grads: list[Tensor]  # (L, k, n, out), one per map
-    factors: Sequence[Factors]
+    factors: Sequence[LowRankPHM]
     asked: Asked  # the experts that the call asks for
     x_asked: Asked  # `asked`, or None if x has only the k asked experts
 
@@ -298,7 +297,9 @@ class Maps(NamedTuple):
 
     def partial(self, map_index: int, factor: int, parts: int) -> Partial:
         """Return the partial sums of the gradient of one factor."""
-        return Partial(self.factors[map_index][factor], self.grads[0].shape[:2], parts, self.asked)
+        like = self.factors[map_index][factor]
+        assert like is not None, "an absent bias has no gradient"
+        return Partial(like, self.grads[0].shape[:2], parts, self.asked)
 
     def launch(self, kernel: Any, per_pair: int, results: Iterable, config: Config, P: Phm, *numbers: int) -> None:
         """Launch `per_pair` programs per pair that write `results`. numbers: the last arguments of the kernel."""

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import phm_weight
-from .device_functions import blocks, power_of_2
+from .device_functions import Phm, blocks, power_of_2
 from .launch import MULTIPROCESSORS, Configs, Sizes, input_precision, launch, pick, tensor_cores
 
 
@@ -124,26 +124,23 @@ def local_first(
         y: (rows, g_out*loc_out), contiguous.
         rule_out: (terms, rank, g_out), of any strides.
     """
-    rows, (terms, g_in, rank), (_, loc_in, loc_out) = x.shape[0], rule.shape, local.shape
-    right = rule if rule_out is None else rule_out
-    g_out = right.shape[2]
-    sizes = local_first_sizes(rows, terms, g_in, g_out, loc_in, loc_out, x.dtype, tensor_cores(x.device))
+    rows, right = x.shape[0], rule if rule_out is None else rule_out
+    phm = Phm.of(rule, rule_out, local)
+    sizes = local_first_sizes(rows, phm, x.dtype, tensor_cores(x.device))
     config = pick("local_first", sizes, x.dtype, x.device, local_first_configs)
-    programs = blocks(rows, config["BLOCK_N"]) * blocks(loc_out, config["BLOCK_V"])
+    programs = blocks(rows, config["BLOCK_N"]) * blocks(phm.loc_out, config["BLOCK_V"])
     launch(
         local_first_kernel, (programs,), x, rule, right, local, y if bias is None else bias, y, rows,
         *x.stride(), *rule.stride(), *right.stride(), *local.stride(),
-        I=terms, A=g_in, C=g_out, U=loc_in, V=loc_out, RANK=0 if rule_out is None else rank,
-        HAS_BIAS=bias is not None, PRECISION="tf32" if sizes["tf32"] else "ieee", BLOCK_I=power_of_2(terms),
-        BLOCK_A=power_of_2(g_in), BLOCK_C=power_of_2(g_out), **config,
+        I=phm.terms, A=phm.g_in, C=phm.g_out, U=phm.loc_in, V=phm.loc_out, RANK=0 if rule_out is None else phm.rank,
+        HAS_BIAS=bias is not None, PRECISION="tf32" if sizes["tf32"] else "ieee", BLOCK_I=power_of_2(phm.terms),
+        BLOCK_A=power_of_2(phm.g_in), BLOCK_C=power_of_2(phm.g_out), **config,
     )  # fmt: skip
 
 
-def local_first_sizes(
-    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype, tensor_cores: bool
-) -> Sizes:
+def local_first_sizes(rows: int, phm: Phm, dtype: torch.dtype, tensor_cores: bool) -> Sizes:
     """Return the numbers that the launch configuration depends on."""
-    sizes = {"rows": rows, "terms": terms, "g_in": g_in, "g_out": g_out, "loc_in": loc_in, "loc_out": loc_out}
+    sizes = {"rows": rows} | {name: getattr(phm, name) for name in ("terms", "g_in", "g_out", "loc_in", "loc_out")}
     return sizes | {"tf32": int(uses_tf32(dtype)), "tensor_cores": int(tensor_cores)}
 
 
@@ -219,38 +216,33 @@ def step_cost(moved: float, operations: float, rate: float) -> float:
     return LAUNCH + max(moved / BYTES, operations / rate)
 
 
-def local_first_cost(
-    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype
-) -> float:
+def local_first_cost(rows: int, phm: Phm, dtype: torch.dtype) -> float:
     """Return the microseconds of `local_first`; infinite where terms*g_in exceeds the tile of its epilogue.
 
     x, the locals and y move once. The multiply-adds are those of padded sizes, at the rate of the programs that run.
     """
-    mixed = power_of_2(g_in) * power_of_2(terms)
+    mixed = power_of_2(phm.g_in) * power_of_2(phm.terms)
     if mixed > _WIDEST_MIX:
         return float("inf")
-    sizes = local_first_sizes(rows, terms, g_in, g_out, loc_in, loc_out, dtype, True)
-    config = next(local_first_configs(sizes, dtype, MULTIPROCESSORS))
-    programs = blocks(loc_out, config["BLOCK_V"]) * max(1, blocks(rows, config["BLOCK_N"]))
-    moved = dtype.itemsize * (rows * (g_in * loc_in + g_out * loc_out) + terms * loc_in * loc_out)
-    operations = 2 * rows * mixed * loc_out * (loc_in + g_out)
+    config = next(local_first_configs(local_first_sizes(rows, phm, dtype, True), dtype, MULTIPROCESSORS))
+    programs = blocks(phm.loc_out, config["BLOCK_V"]) * max(1, blocks(rows, config["BLOCK_N"]))
+    moved = dtype.itemsize * (rows * (phm.d_in + phm.d_out) + phm.terms * phm.loc_in * phm.loc_out)
+    operations = 2 * rows * mixed * phm.loc_out * (phm.loc_in + phm.g_out)
     rate = product_rate(dtype) * OWN_SHARE * min(1.0, programs / MULTIPROCESSORS)
     return step_cost(moved / min(1.0, programs / READERS), operations, rate)
 
 
-def plan(
-    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int, dtype: torch.dtype
-) -> dict[str, float]:
+def plan(rows: int, phm: Phm, dtype: torch.dtype) -> dict[str, float]:
     """Return the cost of each way by the cost model: {"local_first": ..., "weight_once": ...}, in microseconds.
 
     Weight once: the locals are read and W is written; then x and W are read and y is written.
     """
-    d_in, d_out, size = g_in * loc_in, g_out * loc_out, dtype.itemsize
-    build = step_cost(size * (terms * loc_in * loc_out + d_in * d_out), 2 * terms * d_in * d_out, CUDA_CORES)
+    d_in, d_out, size = phm.d_in, phm.d_out, dtype.itemsize
+    moved = size * (phm.terms * phm.loc_in * phm.loc_out + d_in * d_out)
+    build = step_cost(moved, 2 * phm.terms * d_in * d_out, CUDA_CORES)
     rate = product_rate(dtype) * LIBRARY_SHARE
     product = step_cost(size * (d_in * d_out + rows * (d_in + d_out)), 2 * rows * d_in * d_out, rate)
-    first = local_first_cost(rows, terms, g_in, g_out, loc_in, loc_out, dtype)
-    return {"local_first": first, "weight_once": build + product}
+    return {"local_first": local_first_cost(rows, phm, dtype), "weight_once": build + product}
 
 
 def forward(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None) -> Tensor:
@@ -260,32 +252,31 @@ def forward(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None) -> Tens
     return y
 
 
-def backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, mask: int) -> list[Tensor]:
-    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
+def backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, needs: int) -> list[Tensor]:
+    """Return the gradients that the bits of `needs` ask for. The arguments are those of ops.SCHEMAS."""
     gy = grad.reshape(-1, grad.shape[-1])
     found = []
-    if mask & 1:
+    if needs & 1:
         grad_x = torch.empty_like(x)
         _product(gy, rule.mT, local.mT, None, grad_x)
         found.append(grad_x)
-    if mask & 6:
+    if needs & 6:
         grad_weight = torch.mm(x.reshape(-1, x.shape[-1]).T, gy)
-        found += phm_weight.backward(grad_weight, rule, local, mask >> 1 & 3)
-    if mask & 8:
+        found += phm_weight.backward(grad_weight, rule, local, needs >> 1 & 3)
+    if needs & 8:
         found.append(gy.sum(0))
     return found
 
 
 def _product(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Write y, of any leading dims. x (rows, in) may have any strides; rule and local may both be transposed."""
-    (terms, g_in, g_out), (_, loc_in, loc_out) = rule.shape, local.shape
-    costs = plan(x.shape[0], terms, g_in, g_out, loc_in, loc_out, x.dtype)
+    costs = plan(x.shape[0], Phm.of(rule, None, local), x.dtype)
     if costs["local_first"] < costs["weight_once"]:
         local_first(x, rule, local, bias, y)
         return
     transposed = not rule.is_contiguous()
     weight = phm_weight.forward(rule.mT, local.mT).T if transposed else phm_weight.forward(rule, local)
-    y = y.view(-1, g_out * loc_out)
+    y = y.view(-1, weight.shape[1])
     if bias is None:
         torch.mm(x, weight, out=y)
     else:

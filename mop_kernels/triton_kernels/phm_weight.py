@@ -209,8 +209,8 @@ def forward(rule: Tensor, local: Tensor) -> Tensor:
     return weight
 
 
-def backward(grad: Tensor, rule: Tensor, local: Tensor, mask: int) -> list[Tensor]:
-    """Return the gradients that the bits of `mask` ask for. The arguments are those of ops.SCHEMAS."""
+def backward(grad: Tensor, rule: Tensor, local: Tensor, needs: int) -> list[Tensor]:
+    """Return the gradients that the bits of `needs` ask for. The arguments are those of ops.SCHEMAS."""
     tensors = rule, local
     factors = [t.reshape(-1, *t.shape[-3:]) for t in tensors]
     gy = _as_blocks(grad, rule, local)
@@ -219,7 +219,7 @@ def backward(grad: Tensor, rule: Tensor, local: Tensor, mask: int) -> list[Tenso
     if batch == 0:
         gy = gy.permute(0, 3, 4, 1, 2)
     mixing = 1 - batch
-    wanted = [bool(mask >> k & 1) for k in range(2)]
+    wanted = [bool(needs >> k & 1) for k in range(2)]
     found: list[Tensor | None] = [None, None]
     if wanted[batch]:
         found[batch] = torch.empty_like(factors[batch])

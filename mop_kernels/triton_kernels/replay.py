@@ -20,14 +20,13 @@ import torch
 import triton
 from torch import Tensor
 
-from .device_functions import select
+from .device_functions import INTERPRETED
 from .launch import device_guard, input_precision, is_watched
 from .notes import Called, Launched, Notes, Number
 
 MOST_PROGRAMS = 1000  # per operation; one more, and all are forgotten
 SEEN, NOT_REPEATABLE = "seen once", "not repeatable"  # in place of a program
 _ALIGNMENT = 256  # bytes, of every buffer in the scratch memory of a call
-_INTERPRETED = not isinstance(select, triton.JITFunction)
 _knobs, _triton = triton.knobs, triton.runtime.driver
 _shape_and_dtype = operator.attrgetter("shape", "dtype")
 
@@ -253,7 +252,7 @@ def _contiguous(value: Any) -> Any:
 
 def is_usual() -> bool:
     """Return True if launches are made as usual: not interpreted, recorded, tuned, profiled or debugged."""
-    if _INTERPRETED or is_watched():
+    if INTERPRETED or is_watched():
         return False
     runtime = _knobs.runtime
     if runtime.debug or runtime.add_stages_inspection_hook or _knobs.compilation.instrumentation_mode:

@@ -9,6 +9,7 @@ import torch
 from benchmarks import launches
 from benchmarks.support import work as device_work
 from mop_kernels.triton_kernels import launch
+from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.phm_linear import local_first_configs, local_first_sizes
 
 SIZES = {"rows": 40, "terms": 16}
@@ -69,7 +70,7 @@ def test_tiles_of_a_gpu_without_tensor_cores_are_those_of_multiply_adds(monkeypa
     new, old = (launch.tensor_cores(torch.device("cuda", k)) for k in (0, 1))
     launch.tensor_cores.cache_clear()
     assert (new, old, launch.tensor_cores(CPU)) == (True, False, True)
-    layer = 2**19, 4, 4, 4, 1024, 1024
+    layer = 2**19, Phm(4, 4, 4, 4, 1024, 1024)
     for dtype in (torch.bfloat16, torch.float16):
         sizes = [local_first_sizes(*layer, dtype, cores) for cores in (True, False)]
         large, small = (next(local_first_configs(some, dtype, 40)) for some in sizes)
