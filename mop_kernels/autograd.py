@@ -1,7 +1,7 @@
-"""Every operation as an autograd Function, and its gradients as another: differentiable any number of times.
+"""Make every operation an autograd Function, and its gradients another, differentiable any number of times.
 
-The Functions stand outside the ops. `ctx.needs_input_grad` becomes the flags of the gradient op, so that a frozen
-factor costs nothing. The rule of an operation (rules.py) states which tensors it saves, and its derivatives. Hidden
+The Functions call the ops. `ctx.needs_input_grad` becomes the flags of the gradient op, so that a frozen factor costs
+nothing. The rule of an operation (rules.py) states which tensors it saves, and its derivatives. Hidden
 activations are recomputed from the inputs. Every tensor has been validated (operation.py).
 """
 
@@ -20,7 +20,7 @@ MOST_GRADIENTS = 63  # tensors of one call that can have a gradient: bits of a s
 
 
 def _nests_forward_mode() -> bool:
-    """Tell whether two levels of forward mode are active. There PyTorch silently drops inner tangents of a Function."""
+    """Tell whether two levels of forward mode are active. PyTorch then silently drops inner tangents of a Function."""
     stack = torch._C._functorch.get_interpreter_stack() or []
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack) > 1
 
@@ -54,11 +54,10 @@ def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """Return the requested gradients (Rule.gradients), differentiable in all floating-point tensors."""
-    if transforms_are_active():
-        if _nests_forward_mode():
-            return RULES[call.name].reference_gradients(call, needs, tensors)
-        return GradientsFunction.apply(call, needs, *tensors)
-    if torch.is_grad_enabled():
+    transformed = transforms_are_active()
+    if transformed and _nests_forward_mode():
+        return RULES[call.name].reference_gradients(call, needs, tensors)
+    if transformed or torch.is_grad_enabled():
         return GradientsFunction.apply(call, needs, *tensors)
     with torch._C._AutoDispatchBelowAutograd():
         return RULES[call.name].gradients(call, needs, tensors)
@@ -159,8 +158,7 @@ class GradientsFunction(Function):
 
         def second(*t):
             found = rule.second(RUN, ctx.call, ctx.needs, t[: len(tensors)], asked, t[len(tensors) :])
-            zeros = (torch.zeros_like(t[k]) if found[k] is None else found[k] for k in places_of(asked))
-            return tuple(zeros)
+            return tuple(torch.zeros_like(t[k]) if found[k] is None else found[k] for k in places_of(asked))
 
         every = (*tensors, *cotangents)
         with ops.without_autocast(tensors):
@@ -182,7 +180,7 @@ class GradientsFunction(Function):
 
 
 def _tangents(jvp: Callable, tensors: Tensors, tangents: Tensors) -> tuple[Tensor | None, ...]:
-    """Return jvp(tensors, tangents), a method of a rule, also of batched tensors."""
+    """Return jvp(tensors, tangents) for a method of a rule. The tensors may be batched."""
     every = (*tensors, *tangents)
     with ops.without_autocast(every):
         if not _are_batched(every):
@@ -207,7 +205,7 @@ def _are_batched(tensors: Tensors) -> bool:
 
 
 def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
-    """Return function(*tensors) of tensors with such batches, by torch.vmap."""
+    """Return function(*tensors) of tensors that torch.autograd.grad has batched, by torch.vmap."""
 
     def plain_at(level: int) -> list[Tensor | None]:
         return [_without_batch(t, level) if t is not None and _are_batched([t]) else None for t in tensors]
@@ -221,7 +219,7 @@ def _by_vmap(function: Callable, tensors: Tensors) -> tuple[Tensor, ...]:
 
 
 def _without_batch(tensor: Tensor, level: int) -> Tensor | None:
-    """Return the tensor with its batch axis of that level as dim 0, None if the tensor has no such axis."""
+    """Return the tensor with its batch axis of this level as dim 0. Return None if the tensor has no such axis."""
     found = torch._remove_batch_dim(tensor, level, 0, 0)  # adds an axis of the given size, 0, if there is no such axis
     return found if len(found) > 0 else None
 

@@ -1,4 +1,4 @@
-"""Find which backends exist here, and choose the backend of a call.
+"""Find the backends of this machine, and choose the backend of a call.
 
 Order of choice: the argument `backend=`, then `use_backend(...)`, then the environment variable MOP_KERNELS_BACKEND,
 then "auto". A named backend never falls back: it runs or it raises. "auto" depends on the device, the dtype, the size
@@ -34,8 +34,8 @@ if importlib.util.find_spec("mop_kernels._C") is not None:
 if _C is not None:
     ops.define("cpu")
 
-# For tests, as TRITON_INTERPRET is: the path of a library that runs the CUDA kernels on CPU tensors, each CUDA thread a
-# host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then this library.
+# Like TRITON_INTERPRET, this variable is for tests. It holds the path of a library that runs the CUDA kernels on CPU
+# tensors, each CUDA thread as a host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then this library.
 _EMULATED_CUDA = os.environ.get("MOP_KERNELS_EMULATE_CUDA")
 _C_cuda: ModuleType | None = None
 _missing_cuda = f"it was {'not built' if _C is None else _C.build_info()['cuda']}; where nvcc is, run pip install again"
@@ -89,37 +89,34 @@ def _constant_for_dynamo(function: Function) -> Function:
 
 
 def build_info() -> dict[str, str]:
-    """Return the facts of the build: compiler, torch, vector instructions, CUDA or why not. Empty without a build."""
+    """Return facts of the build: compiler, torch, vector instructions, and CUDA or why not. Empty without a build."""
     return {} if _C is None else dict(_C.build_info())
 
 
-def plan_phm_linear(
-    rows: int, terms: int, g_in: int, g_out: int, loc_in: int, loc_out: int
-) -> dict[str, dict[str, float]]:
-    """Return {direction: {way: cost}} of the cpu backend's phm_linear. It takes the first of the cheapest ways."""
+def plan_phm_linear(rows: int, *sizes: int) -> dict[str, dict[str, float]]:
+    """Return {direction: {way: cost}} of the cpu backend's phm_linear. It takes the first of the cheapest ways.
+
+    sizes: terms, g_in, g_out, loc_in, loc_out.
+    """
     assert _C is not None
-    return _C.plan_phm_linear(rows, terms, g_in, g_out, loc_in, loc_out)
+    return _C.plan_phm_linear(rows, *sizes)
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the backends that can run on this machine, in the order of NAMES. On a GPU each must have launched."""
+    """Return the backends that can run on this machine, in the order of NAMES. A backend of GPUs must have launched."""
     return tuple(name for name in NAMES if why_not(name) is None)
 
 
 def why_not(name: str, device: torch.device | None = None) -> str | None:
-    """Return None if the backend can run on this machine, otherwise the reason and the cure.
+    """Return None if the backend can run on this machine. Otherwise return the reason and the cure.
 
-    device: The device of the question. None: any GPU of the machine, for a backend of GPUs.
+    device: The device that the backend must run on. None: for a backend of GPUs, any GPU of the machine.
     """
     if name == "reference":
         return None
     if name == "cpu":
-        if _C is not None:
-            return None
-        return (
-            f"the compiled module mop_kernels._C is missing ({_missing_cpu}); with a C++ compiler on the PATH, "
-            "run pip install again"
-        )
+        cure = "with a C++ compiler on the PATH, run pip install again"
+        return f"the compiled module mop_kernels._C is missing ({_missing_cpu}); {cure}" if _C is None else None
     if device is not None and device.type == "cuda" and device.index is not None:
         return _why_not_on(name, device.index)
     reason = _missing(name)
@@ -163,7 +160,7 @@ def _why_not_on(name: str, index: int) -> str | None:
     try:
         _verdicts[name, index] = reason or self_check.failure(name, index)
     except torch.OutOfMemoryError:
-        return None  # nothing is known; a later call looks again
+        return None  # nothing is known; a later call tries again
     return _verdicts[name, index]
 
 
@@ -222,7 +219,7 @@ def check_name(name: str) -> str:
 def use_backend(name: str) -> Iterator[None]:
     """Make `name` the backend of all calls in the block that name no backend themselves.
 
-    The choice holds for the whole process, not for one thread. Raise ValueError for an unknown name.
+    The choice applies to the whole process, not to one thread. Raise ValueError for an unknown name.
     """
     global _override
     previous, _override = _override, check_name(name)

@@ -24,12 +24,12 @@ def replace_linears(
 ) -> list[str]:
     """Replace, in place, every nn.Linear of `module` whose qualified name matches by a PHMLinear.
 
-    Device, dtype and mode are the old layer's. Parameters require gradients. If one name of a layer that stands at
-    several places matches, one new layer replaces it at all of them.
+    A new layer takes the device, dtype and mode of the old one. Its parameters require gradients. A layer may stand at
+    several places: if one of its names matches, one new layer replaces it at all places.
 
-    A PHMLinear has no `weight`: code that reads it fails, as T5's feed-forward does for its `wo`. Subclasses of
-    nn.Linear are left alone, because they are mostly made to be read (by nn.MultiheadAttention, by quantisers). A
-    weight that was tied to another module's is no longer tied. Everything is checked and built before anything is
+    A PHMLinear has no `weight`. Code that reads it fails, as T5's feed-forward does for its `wo`. Subclasses of
+    nn.Linear are left alone, because other code mostly reads their weight (nn.MultiheadAttention, quantisers). A weight
+    that was tied to the weight of another module is no longer tied. Everything is checked and built before anything is
     replaced.
 
     Args:
@@ -48,7 +48,7 @@ def replace_linears(
     Raises:
         TypeError: An argument has a wrong type.
         ValueError: The pattern matches nothing, `init` is unknown, or the sizes of a layer do not divide. The message
-            has the layer's name.
+            names the layer.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module; got {type(module).__name__}.")
@@ -73,7 +73,7 @@ def replace_linears(
                 f"{name}: {error} Nothing was replaced: choose another number of terms, or a pattern that leaves this "
                 "layer out."
             ) from None
-    # by the modules, whose hash is their identity: each is fitted once
+    # the keys are modules, whose hash is their identity: each is fitted once
     built = {linear: _converted(linear, terms, rank, local_rank, init) for linear in dict.fromkeys(places.values())}
     for name, linear in places.items():
         module.set_submodule(name, built[linear])
@@ -98,19 +98,19 @@ def _converted(linear: nn.Linear, terms: int, rank: int | None, local_rank: int 
     return layer.train(linear.training)
 
 
-# Compacter's names, which adapters has kept, and the names of PHMLinear. A factor is whole or in two parts.
+# Names of Compacter, which adapters has kept: names of PHMLinear. A factor is whole or in two parts.
 _FACTORS = {
     "phm_rule": {"phm_rule": "rule", "phm_rule_left": "rule_in", "phm_rule_right": "rule_out"},
     "W": {"W": "local", "W_left": "local_left", "W_right": "local_right"},
 }
 _SHAPES = {
-    "phm_rule": "(terms, terms, terms)",
-    "phm_rule_left": "(terms, terms, rank)",
-    "phm_rule_right": "(terms, rank, terms)",
-    "W": "(terms, in/terms, out/terms)",
-    "W_left": "(terms, in/terms, rank)",
-    "W_right": "(terms, rank, out/terms)",
-    "b": "(out,)",
+    "phm_rule": ("terms", "terms", "terms"),
+    "phm_rule_left": ("terms", "terms", "rank"),
+    "phm_rule_right": ("terms", "rank", "terms"),
+    "W": ("terms", "in/terms", "out/terms"),
+    "W_left": ("terms", "in/terms", "local rank"),
+    "W_right": ("terms", "local rank", "out/terms"),
+    "b": ("out",),
 }
 
 
@@ -123,19 +123,19 @@ def phm_linear_from_compacter(
 ) -> PHMLinear:
     """Build a PHMLinear with the parameters of a PHM layer of rabeehk/compacter (PHMLinear) or of adapters (PHMLayer).
 
-    Everything is copied: layers that shared a rule have each their own, until `other.rule = layer.rule`.
+    Everything is copied. Layers that shared a rule each get a copy of it: share it again by `other.rule = layer.rule`.
 
     Args:
         state: Under `prefix` it holds phm_rule (terms, terms, terms), or phm_rule_left (terms, terms, rank) and
             phm_rule_right (terms, rank, terms); W (terms, in/terms, out/terms), or W_left (terms, in/terms, rank) and
             W_right (terms, rank, out/terms); and b (out,), unless the layer has no bias. The new layer has the same
             sizes, ranks, device and dtype.
-        prefix: Where the layer stands in `state`.
-        shared: The factors that a model keeps once for all its layers, by the same names. The new layer takes from
-            here every factor that `state` lacks. For a checkpoint of adapters, whose shared factors stand at
-            "<base model>.shared_parameters.<adapter name>.":
+        prefix: Prefix of the layer's names in `state`.
+        shared: The factors that a model keeps once for all its layers, by the same names. The new layer takes every
+            factor that `state` lacks from `shared`. In a checkpoint of adapters the names of shared factors start with
+            p = "<base model>.shared_parameters.<adapter name>.". Pass
             {key.removeprefix(p): t for key, t in state.items() if key.startswith(p)}
-        position: "down" or "up": the shared W is W_down... or W_up..., as in adapters.
+        position: "down" or "up": the name of the shared W starts with W_down or W_up, as in adapters.
 
     Raises:
         TypeError: An argument has a wrong type, or dtypes differ.
@@ -185,35 +185,21 @@ def _whole_or_in_two(family: str, given: dict[str, Tensor], where: str) -> dict[
 
 def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
     check_kind(tuple(found), tuple(found.values()), dtype_of=lambda tensor: tensor.dtype)
+    shapes = {key: str(_SHAPES[key]).replace("'", "") for key in found}
     for key, tensor in found.items():
-        check_dims(key, tensor, _SHAPES[key], exactly=1 if key == "b" else 3)
+        check_dims(key, tensor, shapes[key], exactly=len(_SHAPES[key]))
     local_in, local_out = (found[key] for key in (("W", "W") if "W" in found else ("W_left", "W_right")))
     terms, loc_in, loc_out = local_in.shape[0], local_in.shape[1], local_out.shape[2]
     rank = found["phm_rule_left"].shape[2] if "phm_rule_left" in found else None
     local_rank = local_in.shape[2] if "W_left" in found else None
-    expected = {
-        "phm_rule": (terms, terms, terms),
-        "phm_rule_left": (terms, terms, rank),
-        "phm_rule_right": (terms, rank, terms),
-        "W": (terms, loc_in, loc_out),
-        "W_left": (terms, loc_in, local_rank),
-        "W_right": (terms, local_rank, loc_out),
-        "b": (terms * loc_out,),
-    }
+    sizes: dict[str, int | None] = {"terms": terms, "rank": rank, "local rank": local_rank}
+    sizes |= {"in/terms": loc_in, "out/terms": loc_out, "out": terms * loc_out}
     for key, tensor in found.items():
-        check_shape(key, tensor, _SHAPES[key], expected[key], " Do all tensors belong to one layer?")
+        expected = tuple(sizes[name] for name in _SHAPES[key])
+        check_shape(key, tensor, shapes[key], expected, " Do all tensors belong to one layer?")
 
-    layer = nn.utils.skip_init(
-        PHMLinear,
-        terms * loc_in,
-        terms * loc_out,
-        terms,
-        rank,
-        local_rank,
-        "b" in found,
-        device=local_in.device,
-        dtype=local_in.dtype,
-    )
+    options = (terms * loc_in, terms * loc_out, terms, rank, local_rank, "b" in found)
+    layer = nn.utils.skip_init(PHMLinear, *options, device=local_in.device, dtype=local_in.dtype)
     ours = _FACTORS["phm_rule"] | _FACTORS["W"] | {"b": "bias"}
     layer.load_state_dict({ours[key]: tensor for key, tensor in found.items()})
     return layer

@@ -1,4 +1,4 @@
-"""The torch.nn layers: their parameters, the initialisation of these, and one call of an operation each."""
+"""The torch.nn layers. A layer holds and draws its parameters, and its forward pass is one call of an operation."""
 
 import math
 from typing import cast
@@ -18,20 +18,20 @@ Groups = dict[str, tuple[int, int] | None]
 class PHMLinear(DrawnLayer):
     """Drop-in for nn.Linear with weight W = sum_i rule_i (x) local_i, rule_i terms x terms (Reading A, Compacter).
 
-    x (..., in_features) gives (..., out_features). Nothing is kept between calls, so the output is always that of the
-    current parameters. Where they no longer change, `to_linear` gives the dense layer, which is faster from about 64 to
-    512 rows per call on a CPU, and slower on fewer.
+    x (..., in_features) gives (..., out_features). Nothing is kept between calls, so the output always follows from the
+    current parameters. When the parameters no longer change, `to_linear` returns the dense layer. On a CPU it is faster
+    from some number of rows per call, between about 64 and 512, and slower below this number.
 
     Args:
         in_features: A multiple of terms.
         out_features: A multiple of terms.
         terms: Number of Kronecker products.
-        rank: rule_i = rule_in_i @ rule_out_i of that rank (MOP Eq. 3). None: the rules are whole.
-        local_rank: local_i = local_left_i @ local_right_i of that rank (Compacter). None: the locals are whole.
+        rank: Rank of rule_i = rule_in_i @ rule_out_i (MOP Eq. 3). None: the rules are whole.
+        local_rank: Rank of local_i = local_left_i @ local_right_i (Compacter). None: the locals are whole.
         bias: Whether the layer has a bias (out_features,).
         init: "variance_matched" gives every entry of W the variance of nn.Linear's weight, 1/(3 in_features), and the
             bias its range. "compacter" draws rules from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Raises:
         ValueError: A size does not divide or is not positive, or `init` is unknown.
@@ -114,7 +114,7 @@ class PHMLinear(DrawnLayer):
         local_rank: int | None = None,
         init: str = "variance_matched",
     ) -> "PHMLinear":
-        """Return a freshly drawn layer with the sizes, bias or none, device and dtype of a dense layer."""
+        """Return a freshly drawn layer with the sizes, device and dtype of a dense layer, and a bias if it has one."""
         sizes = (linear.in_features, linear.out_features, terms, rank, local_rank, linear.bias is not None, init)
         return cls(*sizes, linear.weight.device, linear.weight.dtype)
 
@@ -125,8 +125,8 @@ class PHMLinear(DrawnLayer):
     ) -> "PHMLinear":
         """Return the best fit to a dense layer: the nearest sum of `terms` Kronecker products in the Frobenius norm.
 
-        The fit is exact where W has such a form (initialisation.nearest_kronecker_sum). Device and dtype are those of
-        `linear`.
+        The fit is exact if W is such a sum (initialisation.nearest_kronecker_sum). The layer has the device and dtype
+        of `linear`.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear; got {type(linear).__name__}.")
@@ -150,18 +150,16 @@ class PHMLinear(DrawnLayer):
 
     def extra_repr(self) -> str:
         """Return the sizes for repr."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, terms={self.terms}, rank={self.rank}, "
-            f"local_rank={self.local_rank}, bias={self.bias is not None}"
-        )
+        sizes = ("in_features", "out_features", "terms", "rank", "local_rank")
+        return ", ".join([*(f"{name}={getattr(self, name)}" for name in sizes), f"bias={self.bias is not None}"])
 
 
 class MOPFeedForward(nn.Module):
     """The mixture of low-rank PHM experts that generates MOP's prefixes, for all layers and experts at once.
 
     P[l, e] = activation(x W_down[l, e] + b) W_up[l, e] + b, with W = sum_i (rule_in_i[e] @ rule_out_i[l]) (x)
-    local_i[l, e] (MOP Eqs. 1 to 4). rule_in is LoRL: one per expert, shared by its layers. rule_out is LoRE: one per
-    layer, shared by its experts. All up maps share the hidden rows.
+    local_i[l, e] (MOP Eqs. 1 to 4). rule_in is LoRL: there is one per expert, which the layers share. rule_out is LoRE:
+    there is one per layer, which the experts share. All up maps share the hidden rows.
 
     Args:
         num_layers, num_experts: Sizes of the mixture.
@@ -183,7 +181,7 @@ class MOPFeedForward(nn.Module):
         init: "variance_matched", Var(W) = 2/(in + out). "compacter", rules N(0, 0.01^2), locals Glorot-uniform.
             "zero_up", rules N(0, 0.0001^2), up locals zero, so that all outputs start at zero.
         drop_lorl: rule_in is fixed to ones ("w/o LoRL" in its other meaning).
-        device, dtype: Of the parameters.
+        device, dtype: Device and dtype of the parameters.
 
     Raises:
         ValueError: A size does not divide or is not positive, or a name is unknown.
@@ -213,17 +211,8 @@ class MOPFeedForward(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        check_positive(
-            num_layers=num_layers,
-            num_experts=num_experts,
-            d_in=d_in,
-            d_mid=d_mid,
-            d_out=d_out,
-            num_maps=num_maps,
-            terms_down=terms_down,
-            terms_up=terms_up,
-            rank=rank,
-        )
+        check_positive(num_layers=num_layers, num_experts=num_experts, d_in=d_in, d_mid=d_mid, d_out=d_out)
+        check_positive(num_maps=num_maps, terms_down=terms_down, terms_up=terms_up, rank=rank)
         check_choice("reading", reading, ("A", "B"))
         check_choice("rule", rule, ("low_rank", "full", "dense"))
         check_choice("rule_scope", rule_scope, ("global", "layer", "layer_expert"))
@@ -235,12 +224,7 @@ class MOPFeedForward(nn.Module):
 
         pair = (num_layers, num_experts)
         scopes = {"global": (1, 1), "layer": (num_layers, 1), "expert": (1, num_experts), "layer_expert": pair}
-        groups: Groups = {
-            "rule_in": None,
-            "rule_out": None,
-            "local": pair,
-            "bias": None if bias is None else scopes[bias],
-        }
+        groups: Groups = {"rule_in": None, "rule_out": None, "local": pair, "bias": scopes[bias] if bias else None}
         if rule == "full":
             groups["rule_in"] = scopes[rule_scope]
         elif rule == "low_rank":
@@ -262,7 +246,7 @@ class MOPFeedForward(nn.Module):
         """Return one tensor (num_layers, num_experts or k, n, d_out) per up map.
 
         Args:
-            x: (n, d_in), or (num_experts, n, d_in) for rows of each expert's own.
+            x: (n, d_in), or (num_experts, n, d_in) if each expert has its own rows.
             experts: int64 (k,), distinct: compute only these experts, in this order. None: all.
         """
         if x.dim() not in (2, 3) or (x.dim() == 3 and x.shape[0] != self.num_experts):
@@ -285,17 +269,15 @@ class MOPFeedForward(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the sizes for repr."""
-        return (
-            f"num_layers={self.num_layers}, num_experts={self.num_experts}, d_in={self.d_in}, d_mid={self.d_mid}, "
-            f"d_out={self.d_out}, activation={self.activation!r}"
-        )
+        names = ("num_layers", "num_experts", "d_in", "d_mid", "d_out", "activation")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 class _PHMFactors(DrawnLayer):
     """The parameters of one map of MOPFeedForward, each with its leading group dims (layers|1, experts|1).
 
-    groups: The two group dims of each parameter, None for a parameter that is not trained. Without rule_out, rule_in is
-    a full rule. A rule_in that is not trained is ones.
+    groups: The two group dims of each parameter. None: the parameter is not trained. Without rule_out, rule_in is a
+    full rule. A rule_in that is not trained holds ones.
     """
 
     rule_in: nn.Parameter | None
@@ -325,8 +307,9 @@ class _PHMFactors(DrawnLayer):
         }
         for name, shape in shapes.items():
             group = groups[name]
-            values = None if group is None else torch.empty(*group, *shape, device=device, dtype=dtype)
-            self.register_parameter(name, None if values is None else nn.Parameter(values))
+            self.register_parameter(
+                name, group and nn.Parameter(torch.empty(*group, *shape, device=device, dtype=dtype))
+            )
         self.rule_in_shape = shapes["rule_in"]
         self.variance = 2 / (g_in * loc_in + g_out * loc_out)
         self.init = init
@@ -355,7 +338,7 @@ class _PHMFactors(DrawnLayer):
         """Return the dense W of one pair."""
 
         def pick(tensor: Tensor) -> Tensor:
-            return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
+            return tensor[layer % tensor.shape[0], expert % tensor.shape[1]]  # a group dim may be 1
 
         rule_in, rule_out, local, _ = self()
         rule = pick(rule_in) if rule_out is None else pick(rule_in) @ pick(rule_out)

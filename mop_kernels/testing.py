@@ -1,10 +1,14 @@
-"""Named shapes, inputs of these shapes, and the error budget: shared by `check`, tests/ and benchmarks/.
+"""Named shapes (shapes.json), inputs of these shapes, and the error budget: shared by `check`, tests/ and benchmarks/.
 
 A call is right if its error against the truth (truth.py), relative to each tensor's root mean square, is at most twice
-that of reference.py in the same dtype, plus 4 ulp (`assert_within_budget`).
+the error of reference.py in the same dtype, plus 4 ulp (`assert_within_budget`). Two shapes have a purpose that their
+name does not tell: "high_rank" has a rank above min(g_in, g_out), and the prompts "one" have rank 2, because a
+LayerNorm after rank 1 leaves nothing but a sign, and its gradients would be rounding.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,21 +40,6 @@ class Shape(NamedTuple):
         return self.g_out * self.loc_out
 
 
-SHAPES = {
-    "paper_down": Shape(40, 16, 16, 16, 48, 8, 1),
-    "paper_up": Shape(40, 8, 8, 8, 16, 96, 1),
-    "odd": Shape(9, 3, 3, 3, 5, 7, 1),
-    "prime": Shape(13, 5, 7, 3, 11, 13, 2),
-    "one_row": Shape(1, 4, 4, 4, 8, 16, 1),
-    "no_row": Shape(0, 4, 4, 4, 8, 16, 1),
-    "reading_b": Shape(10, 4, 12, 6, 4, 4, 2),
-    "wide": Shape(3, 4, 4, 4, 8, 300, 1),
-    "many_rows": Shape(1001, 4, 4, 4, 3, 8, 1),
-    "high_rank": Shape(6, 2, 2, 3, 5, 4, 5),  # rank > min(g_in, g_out)
-    "one_term": Shape(5, 1, 2, 3, 10, 6, 1),
-}
-
-
 class Bank(NamedTuple):
     """The maps of a mixture: `down`, then `maps` maps of shape `up` on the hidden rows, for layers x experts pairs."""
 
@@ -60,17 +49,6 @@ class Bank(NamedTuple):
     up: Shape
     maps: int = 2
 
-
-BANKS = {
-    "paper": Bank(12, 5, SHAPES["paper_down"], SHAPES["paper_up"]),
-    "small": Bank(2, 3, Shape(6, 4, 4, 4, 6, 4, 1), Shape(6, 2, 2, 2, 8, 9, 1)),
-    "odd": Bank(3, 2, Shape(5, 3, 3, 3, 5, 7, 2), Shape(5, 7, 7, 7, 3, 5, 1), maps=3),
-    "one_row": Bank(1, 2, Shape(1, 2, 2, 2, 8, 8, 1), Shape(1, 4, 4, 4, 4, 16, 1), maps=1),
-    "no_row": Bank(2, 2, Shape(0, 2, 2, 2, 8, 8, 1), Shape(0, 4, 4, 4, 4, 16, 1)),
-    "reading_b": Bank(2, 3, Shape(7, 2, 6, 4, 2, 2, 2), Shape(7, 4, 2, 3, 4, 4, 2)),
-    "wide": Bank(2, 1, Shape(4, 2, 2, 2, 6, 4, 1), Shape(4, 2, 2, 2, 4, 200, 2)),
-    "high_rank": Bank(2, 2, Shape(4, 2, 2, 3, 5, 4, 5), Shape(4, 3, 3, 2, 4, 5, 4)),
-}
 
 # Leading group dims (layers, experts) of every tensor of MOP: True is full, False is 1.
 MOP_SHARING = {
@@ -94,16 +72,13 @@ class PromptShape(NamedTuple):
     rank: int
 
 
-PROMPTS = {
-    "paper": PromptShape(32, 256, 768, 100, 6, 8, 100),
-    "odd": PromptShape(5, 9, 13, 7, 3, 4, 5),
-    "one": PromptShape(1, 1, 4, 1, 1, 1, 2),  # of rank 1 the LayerNorm leaves a sign: gradients would be rounding
-    "no_example": PromptShape(0, 5, 16, 3, 2, 2, 4),
-    "no_position": PromptShape(3, 0, 16, 3, 2, 2, 4),
-    "long": PromptShape(2, 301, 24, 4, 6, 1, 8),
-    "wide": PromptShape(2, 4, 530, 2, 9, 2, 33),
-    "many_examples": PromptShape(19, 3, 20, 5, 2, 3, 6),
+_NAMED = json.loads((Path(__file__).parent / "shapes.json").read_text())
+SHAPES = {name: Shape(**sizes) for name, sizes in _NAMED["maps"].items()}
+BANKS = {
+    name: Bank(**sizes | {"down": Shape(**sizes["down"]), "up": Shape(**sizes["up"])})
+    for name, sizes in _NAMED["banks"].items()
 }
+PROMPTS = {name: PromptShape(**sizes) for name, sizes in _NAMED["prompts"].items()}
 
 
 def device_of(backend: str) -> torch.device:
