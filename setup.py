@@ -1,15 +1,18 @@
-"""What is compiled, on torch's stable ABI (torch >= 2.10): mop_kernels._C, the CPU kernels, and, where nvcc is found,
-mop_kernels._C_cuda, with or without a GPU and also for a torch without CUDA. All else: pyproject.toml.
+"""Compile the extension modules. All other settings of the package are in pyproject.toml.
 
-Where no C++ compiler is found the package installs without modules and says so; the reference backend then computes
-everything. An isolated build, by pip or by uv, compiles against the torch of the environment that is installed into;
-only where it finds none it asks for the one that constraints.txt pins. Environment variables:
+The modules use torch's stable ABI (torch >= 2.10). mop_kernels._C holds the CPU kernels. mop_kernels._C_cuda holds the
+CUDA kernels. It is compiled if nvcc is found, with or without a GPU, and also for a torch without CUDA.
+
+Without a C++ compiler the package installs without modules and prints a notice. The reference backend then computes
+everything. An isolated build, by pip or by uv, compiles against the torch of the target environment. If that has no
+torch, the build asks for the torch that constraints.txt pins. Environment variables:
 
     MOP_KERNELS_SKIP_BUILD=1     compile nothing
-    MOP_KERNELS_WITH_CUDA=0|1    no CUDA kernels | an error where they cannot be built as asked
-    CUDA_HOME                    where nvcc is; otherwise on the PATH, or in /usr/local/cuda
-    TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX unless set; what is below 8.0 or unknown to nvcc is left out, and said
-    CXX, MAX_JOBS                the C++ compiler; how many files are compiled at once
+    MOP_KERNELS_WITH_CUDA=0      compile no CUDA kernels
+    MOP_KERNELS_WITH_CUDA=1      stop with an error if the CUDA kernels cannot be compiled as requested
+    CUDA_HOME                    the toolkit with nvcc; by default nvcc is searched on the PATH and in /usr/local/cuda
+    TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX by default; numbers below 8.0 or unknown to nvcc are left out with a notice
+    CXX, MAX_JOBS                the C++ compiler, and the number of files that are compiled at once
 """
 
 import functools
@@ -28,7 +31,7 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-if int(setuptools.__version__.split(".")[0]) < 77:  # older releases do not know the license line of pyproject.toml
+if int(setuptools.__version__.split(".")[0]) < 77:  # older releases cannot read the license line of pyproject.toml
     raise SystemExit(
         f"mop_kernels needs setuptools >= 77 to be built; found {setuptools.__version__}. Install it with: "
         "pip install --upgrade 'setuptools>=77' wheel, or build with isolation (without --no-build-isolation)."
@@ -62,7 +65,7 @@ def find_nvcc() -> str | None:
 
 
 class Cuda(NamedTuple):
-    """What is decided on the CUDA kernels: the architectures that they are compiled for, or why they are not."""
+    """The decision on the CUDA kernels: the architectures that they are compiled for, or why they are not compiled."""
 
     architectures: list[str]
     why_not: str = ""
@@ -70,14 +73,14 @@ class Cuda(NamedTuple):
 
     @property
     def decision(self) -> str:
-        """Return the words for the log of this build and for mop_kernels.backends.build_info()."""
+        """Return the text for the log of this build and for mop_kernels.backends.build_info()."""
         if self.why_not:
             return f"not built: {self.why_not}"
         return f"built by nvcc {version_of(find_nvcc(), 'release (.*)')} for {';'.join(self.architectures)}"
 
     @property
     def flags(self) -> list[str]:
-        """Return nvcc's flags; PTX serves GPUs that came later."""
+        """Return nvcc's flags. PTX serves later GPUs."""
         flags = []
         for name in self.architectures:
             number = name.removesuffix("+PTX").replace(".", "")
@@ -87,7 +90,7 @@ class Cuda(NamedTuple):
 
 
 def decide_on_cuda() -> Cuda:
-    """Decide what nvcc compiles. What cannot be compiled stops the installation only where it was asked for by name."""
+    """Return what nvcc compiles. Exit if MOP_KERNELS_WITH_CUDA=1 requests kernels that cannot be compiled."""
     asked = os.environ.get("MOP_KERNELS_WITH_CUDA", "")
     if asked not in ("", "0", "1"):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got {asked!r}.")
@@ -125,26 +128,26 @@ def what_nvcc_can_do() -> Cuda:
 
 
 def as_path(path: Path) -> str:
-    """Return a path as the build lines of ninja take it."""
+    """Return a path, escaped for the build lines of ninja."""
     return re.sub(r"([$ :])", r"$\1", str(path))
 
 
 def as_command(*words: str) -> str:
-    """Return words of a shell command as the variables of ninja take them."""
+    """Return the words of a shell command, escaped for the variables of ninja."""
     return shlex.join(words).replace("$", "$$")
 
 
 def version_of(tool: str, pattern: str = "(.*)") -> str:
-    """What a compiler says of itself."""
+    """Return the part of `tool --version` that matches the group of `pattern`."""
     text = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout
     return re.search(pattern, text).group(1)
 
 
 @functools.cache
 def find_torch() -> Path | None:
-    """Return the folder of torch: of the environment that is installed into, otherwise of this (isolated) one.
+    """Return the folder of torch in the target environment, or else in this (isolated) environment.
 
-    None where no torch is found that is new enough to compile against.
+    Return None if no torch is found that is new enough to compile against.
     """
     script = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
     hidden = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # how pip hides an environment from a build
@@ -160,11 +163,11 @@ def find_torch() -> Path | None:
 
 
 def environments() -> list[Path]:
-    """Return the environments that may be the one that is installed into, the likeliest first.
+    """Return the environments that may be the target of the installation, the most likely first.
 
-    uv puts the environment of the build in the place of the user's VIRTUAL_ENV. An activated environment is still on
-    the PATH. Where none is activated, uv takes UV_PYTHON, CONDA_PREFIX or the .venv of the folder that it was started
-    in, or of one above.
+    uv replaces the user's VIRTUAL_ENV by the environment of the build. An activated environment is still on the PATH.
+    If none is activated, uv takes UV_PYTHON, CONDA_PREFIX, or the .venv of the folder that it was started in, or of a
+    folder above.
     """
     active = Path(os.environ.get("VIRTUAL_ENV", sys.prefix))
     if "UV" not in os.environ:
@@ -182,16 +185,16 @@ def version_of_torch(folder: Path) -> str:
 
 
 def cuda_of_torch(folder: Path) -> str | None:
-    """Return the release of CUDA that torch was built with, None where it was built without."""
+    """Return the release of CUDA that torch was built with. Return None for a torch without CUDA."""
     found = re.search(r"^cuda\b[^=]*= '(\d+\.\d+)'", (folder / "version.py").read_text(), re.MULTILINE)
     return found and found.group(1)
 
 
 class NinjaBuild(build_ext):
-    """Compiles a module with ninja, each source by the rule of its suffix and with flags of its own, and links it."""
+    """Compile a module with ninja, each source by the rule of its suffix and with its own flags, and link it."""
 
     def run(self) -> None:
-        if self.inplace or self.editable_mode:  # kept between installs, which compile again only what has changed
+        if self.inplace or self.editable_mode:  # keep the objects: the next build compiles only changed sources
             self.build_temp = str(ROOT / "build" / "inplace")
         super().run()
 
@@ -218,7 +221,7 @@ class NinjaBuild(build_ext):
             defines["MOP_WITH_AVX2"] = "1"
         own_flags = {**LEVEL_FLAGS, "register_cpu_ops.cpp": as_command(f'-DMOP_CUDA="{CUDA.decision}"')}
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
-        # not for nvcc: pybind11 lies elsewhere in every isolated build, and another command compiles again for minutes
+        # not for nvcc: each isolated build has pybind11 in another folder, and a changed command compiles for minutes
         modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
         libraries = ["-L" + str(torch / "lib"), "-ltorch_cpu"]
@@ -229,7 +232,7 @@ class NinjaBuild(build_ext):
         ]
         link = "$cxx -shared"
         if with_cuda:
-            # libtorch leads to the library that has the stream of a torch with CUDA, whatever torch is linked with here
+            # libtorch loads the library with the CUDA streams in a torch with CUDA, also if this torch has none
             libraries += ["-Xlinker", "--no-as-needed", "-ltorch"]
             host = "-fPIC,-fvisibility=hidden,-Wall,-Werror=return-type"
             nvcc_flags = ["-std=c++17", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xptxas=-v", *CUDA.flags]

@@ -1,11 +1,11 @@
-"""Run every operation on your own device, forward and backward, and compare it with float64. Start here for a fault.
+"""Run every operation on your own device, forward and backward, and compare it with float64. Start here after a fault.
 
     python -m mop_kernels.check [--device cuda] [--backend NAME ...]
 
-Prints one row per operation, backend and dtype: the largest errors over a few shapes, relative to the root mean square
-of the exact result, and the share of the error budget that they take (testing.py). Exits with status 1 where a result
-is wrong, a call raises, or a named backend cannot run. The run takes about a minute on two cores. On a GPU the first
-run compiles Triton's kernels.
+The command prints one row per operation, backend and dtype: the largest errors over a few shapes, relative to the root
+mean square of the exact result, and the share of the error budget that these errors take (testing.py). It exits with
+status 1 if a result is wrong, a call raises, or a named backend cannot run. The run takes about a minute on two cores.
+On a GPU the first run compiles Triton's kernels.
 """
 
 import argparse
@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Row(NamedTuple):
-    """The largest relative errors of all cases of an operation, and the share of the budget that they take."""
+    """The largest relative errors over all cases of an operation, and the share of the budget that they take."""
 
     op: str
     backend: str
@@ -47,7 +47,7 @@ def cases() -> dict[str, dict[str, Case]]:
                 of_op[f"{name} without bias"] = product_case(op, SHAPES[name], bias=False)
             elif SHAPES[name].rows:
                 of_op[name] = product_case(op, SHAPES[name])
-    # gelu, because gradients jump where rounding takes a hidden number over the kink of relu
+    # gelu: with relu a gradient jumps where rounding moves a hidden number across zero
     banks = {
         "odd, relu": bank_case(BANKS["odd"], "relu"),
         "small, gelu, bias=False": bank_case(BANKS["small"], "gelu", bias=False),
@@ -74,7 +74,7 @@ class Exact(NamedTuple):
 
 
 def exact(label: str, case: Case, dtype: torch.dtype) -> Exact:
-    """Compute what a case's results are compared with."""
+    """Return a case with its inputs, its results in float64 and its error budget."""
     tensors = case.inputs(dtype)
     in_float64 = testing.in_float64(tensors)
     outputs = case.truth(*in_float64)
@@ -93,7 +93,7 @@ def judge(row: Row, known: Exact) -> Row:
     call = functools.partial(known.case.function, backend=row.backend)
     try:
         found = testing.value_and_gradients(call, known.tensors, known.grads)
-    except Exception as error:  # whatever a compiler or a driver raises is to be shown
+    except Exception as error:  # show every error of a compiler or a driver
         said = (str(error).strip().splitlines() or [""])[0]
         return row._replace(failures=(*row.failures, f"{known.label}: {type(error).__name__}: {said[:300]}"))
     forward, backward = (
@@ -101,7 +101,7 @@ def judge(row: Row, known: Exact) -> Row:
         for some, exact in ((found[0], known.truth[0]), (found[1], known.truth[1]))
     )
     failures = row.failures
-    if not (forward <= known.budget and backward <= known.budget):  # NaN is neither
+    if not (forward <= known.budget and backward <= known.budget):  # also true for NaN
         errors = f"relative errors {forward:.3g} forward and {backward:.3g} backward against float64"
         failures = (*failures, f"{known.label}: {errors}, budget {known.budget:.3g}")
     return row._replace(
@@ -113,13 +113,13 @@ def judge(row: Row, known: Exact) -> Row:
 
 
 def takes(backend: str, kind: str, dtype: torch.dtype, op: str) -> bool:
-    """Tell whether a backend must be right there: bfloat16 products are wrong in Triton's interpreter."""
+    """Tell whether the backend can be judged for this dtype: Triton's interpreter gets bfloat16 products wrong."""
     interpreted = backend == "triton" and dtype is torch.bfloat16 and backends.interpreting()
     return backends.unfit(backend, kind, dtype, op) is None and not interpreted
 
 
 def run(device: torch.device, names: list[str]) -> Iterator[Row]:
-    """Judge every operation in every dtype, by every backend of `names` that takes it."""
+    """Judge every operation in every dtype, by each backend of `names` that takes the operation."""
     with self_check.off(), device:
         for op, of_op in cases().items():
             for dtype in DTYPES:
@@ -152,8 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
         device = torch.device(given.device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
-        said = str(error).splitlines()[0]
-        parser.error(f"--device must name a device that is here, such as cpu or cuda:1; got {given.device!r}: {said}")
+        got = f"{given.device!r}: {str(error).splitlines()[0]}"
+        parser.error(f"--device must name a device of this machine, such as cpu or cuda:1; got {got}")
     if device.type == "meta":
         parser.error("--device must name a device that computes, such as cpu or cuda:1; got 'meta'")
     facts = env_report.collect()

@@ -80,11 +80,6 @@ def bits_of(needs: Needs) -> int:
     return bits
 
 
-def flags_of(bits: int, count: int) -> Needs:
-    """Return the flags of an op's bits."""
-    return tuple(bool(bits >> k & 1) for k in range(count))
-
-
 def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
     """Put the requested gradients at the places of their tensors."""
     found = iter(gradients)
@@ -92,5 +87,5 @@ def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
 
 
 def in_front(dims: Dims, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:
-    """Give every tensor the batch axis as dim 0, of size 1 where it has none."""
+    """Return the tensors with the batch axis as dim 0. A tensor without a batch axis gets one of size 1."""
     return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]

@@ -1,4 +1,4 @@
-"""Collect what a bug report needs: versions, hardware, backends and the build of the compiled module.
+"""Collect the facts for a bug report: versions, hardware, backends and the build of the compiled module.
 
 python -m mop_kernels.env_report
 """
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "triton", "transformers", "accelerate", "tokenizers", "safe
 
 
 def collect() -> dict[str, str]:
-    """Return facts by name. No path, host name or user name is among them."""
+    """Return facts by name, without any path, host name or user name."""
     facts = {"mop_kernels": __version__, "python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:

@@ -1,7 +1,7 @@
 """The op `mop_kernels::expert_rows`, which selects the rows of some experts and gives sparse gradients.
 
-It is an op, because torch.compile traces no autograd.Function whose backward builds a sparse tensor. Its autograd is a
-Function, because torch.library.register_autograd drops forward-mode tangents silently.
+It is an op, because torch.compile cannot trace an autograd.Function whose backward builds a sparse tensor. Its
+derivative is an autograd.Function, because torch.library.register_autograd drops forward-mode tangents silently.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def select_rows(
             return None
         if tensor.shape[1] == num_experts > 1:
             tensor = expert_rows(tensor, experts)
-            if empty:  # two rows that nothing selects: no backend takes an empty dim, and one row would be shared
+            if empty:  # add two rows that no id selects: backends take no empty dim, and share a single row
                 tensor = torch.cat([tensor, tensor.new_zeros(tensor.shape[0], 2, *tensor.shape[2:])], 1)
         return tensor.to(dtype_of_call(tensor))
 

@@ -1,8 +1,8 @@
 """The public operations on PHM maps and on ATTEMPT's prompts, differentiable and for every backend (operation.py).
 
-Raise TypeError for an object that is no tensor, no floating-point tensor, or of another dtype than the rest. Raise
-ValueError for a shape, a device or a name, and RuntimeError for a backend that cannot run here. DTensors are taken too
-(sharding.py).
+Raise TypeError for an object that is not a floating-point tensor, or whose dtype differs from the rest. Raise
+ValueError for a wrong shape, device or name, and RuntimeError for a backend that cannot run here. The operations also
+take DTensors (sharding.py).
 """
 
 import math
@@ -122,9 +122,9 @@ def mop_ffn(
         ups: LowRankPHMs mid -> out of equal shapes, which share the hidden rows.
         activation: One of relu, gelu (erf), gelu_tanh, tanh, silu, identity.
         experts: int64 (k,), distinct: compute only these experts, in this order. None: all.
-        row_gradients: Give the gradients of tensors with an experts dim as sparse tensors (layers, experts, ...) that
-            hold the rows of `experts` only, as nn.Embedding(sparse=True) does, for SparseAdam or a thousand experts.
-            False: the gradients of the other experts are zero.
+        row_gradients: Return the gradients of tensors with an experts dim as sparse tensors (layers, experts, ...) that
+            hold only the rows of `experts`, as nn.Embedding(sparse=True) does. This serves SparseAdam, or a thousand
+            experts. False: the gradients are dense, and zero for the other experts.
         backend: "reference", "cpu", "triton", "cuda", or None for the automatic choice.
 
     Returns:
@@ -164,18 +164,18 @@ def attempt_mix(
         h = LayerNorm(SiLU(max(x) w_down) w_up)     attention = softmax_j(max(P_j) . h / temperature)
         prefixed = [P_target + sum_j attention_j P_j ; x]
 
-    max(x) is taken per column, over the positions that the mask leaves. max(P_j) is taken per column, over the m rows.
-    Of equal numbers the first is the largest, and its position alone gets the gradient. NaN is larger than all numbers.
-    Where the mask leaves no position, max(x) is 0 and has no gradient. The LayerNorm has eps 1e-5. Sums are in float32
-    or better. Differentiable any number of times in all floating-point tensors, through both results. A second
+    max(x) is taken per column, over the positions that the mask keeps. max(P_j) is taken per column, over the m rows.
+    Of equal numbers the first is the largest, and only its position gets the gradient. NaN is larger than all numbers.
+    If the mask keeps no position, max(x) is 0 and has no gradient. The LayerNorm has eps 1e-5. Sums are in float32 or
+    better. Differentiable any number of times in all floating-point tensors, through both results. A second
     derivative in all of them takes about 8 times as long as the forward pass.
 
     Args:
         x: Embeddings (batch, length, d).
-        mask: (batch, length), bool or integers, nonzero where x counts. None: all of it, as in the released code.
+        mask: (batch, length), bool or integers, nonzero where x counts. None: all of x counts, as in the released code.
         source_prompts: P_j (sources, m, d).
         target_prompts: (tasks, m, d).
-        task_ids: int64 (batch,). They are read on the device. On a CPU they are checked.
+        task_ids: int64 (batch,). The kernels read them on the device. On a CPU they are checked before.
         w_down: (d, r).
         w_up: (r, d).
         ln_weight: (d,).
@@ -241,7 +241,7 @@ def _prepare_mop_ffn(tensors: Sequence, others: Sequence, settings: tuple, multi
             f"{MOST_GRADIENTS}: 14 up maps with biases, 19 without. Split ups over two calls."
         )
     num_down = 3 if tensors[4] is None else 4
-    return Prepared((*given, experts), (num_down, num_maps, activation), multiply_adds)
+    return (*given, experts), (num_down, num_maps, activation), multiply_adds
 
 
 def _as_low_rank(rule: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,7 +291,7 @@ def _prepare_attempt_mix(tensors: Sequence, others: Sequence, settings: tuple, m
         raise TypeError(f"temperature must be a Python number; got {got}. The paper's is d * math.e.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite; got {temperature}. The paper's is d * math.e.")
-    return Prepared((x, mask, source, target, task_ids, *factors), (float(temperature), length), multiply_adds)
+    return (x, mask, source, target, task_ids, *factors), (float(temperature), length), multiply_adds
 
 
 _PHM_WEIGHT = Operation(

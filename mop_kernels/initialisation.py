@@ -1,4 +1,4 @@
-"""Initial values of the factors, drawn to give W a variance, or fitted to a dense W."""
+"""Draw the factors so that W has a given variance, or fit them to a dense W."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ NEAR_ZERO_RULE_STD = 1e-4
 
 
 class DrawnLayer(nn.Module):
-    """Base of the layers that draw their parameters, also the parameters that a transformers checkpoint lacks.
+    """Base class of the layers. It draws their parameters, also the parameters that a transformers checkpoint lacks.
 
     transformers builds a model on device "meta", loads what the checkpoint holds, and puts empty memory in the place of
     the missing parameters. It leaves their initialisation to `PreTrainedModel._init_weights`, which does not know these
@@ -67,10 +67,10 @@ def init_factors(rules: list[Tensor], locals_: list[Tensor], variance: float, in
 
 
 def init_near_zero(rules: list[Tensor], local: Tensor) -> None:
-    """Draw a map as public code does, probably code of the MOP authors: W starts close to zero.
+    """Draw a map so that W starts close to zero, as public code does (probably code of the MOP authors).
 
-    Rules N(0, 0.0001^2). local (..., terms, loc_in, loc_out): Glorot-uniform with gain sqrt(2), as a matrix
-    (terms*loc_in, loc_out), which is its shape there.
+    Rules are N(0, 0.0001^2). local (..., terms, loc_in, loc_out) is Glorot-uniform with gain sqrt(2), seen as a matrix
+    (terms*loc_in, loc_out), the shape that it has in that code.
     """
     for rule in rules:
         nn.init.normal_(rule, std=NEAR_ZERO_RULE_STD)
@@ -82,14 +82,14 @@ def init_near_zero(rules: list[Tensor], local: Tensor) -> None:
 def _draw(factors: list[Tensor], variance: float, fill: Callable[[Tensor], Tensor]) -> None:
     """Fill the factors, then scale them evenly so that the mean square of their product is exactly `variance`.
 
-    Rules are small: by chance, the mean square of a 4 x 4 x 4 draw is off by 40 % often enough to matter.
+    The scaling is needed because rules are small: the mean square of a 4 x 4 x 4 draw is often off by 40 %.
 
     While transformers loads a model, torch.nn.init leaves loaded parameters alone. Such a factor is not scaled either,
     and the other factor of the product gets the mean square that it would have if both were drawn.
     """
     drawn = [factor for factor in factors if _fills(fill, factor)]
     if len(drawn) < len(factors):
-        variance = math.sqrt(variance / factors[0].shape[-1])  # of one of two factors
+        variance = math.sqrt(variance / factors[0].shape[-1])  # mean square of one of the two factors
     if not drawn:
         return
     first, last = drawn[0].float(), drawn[-1].float()
@@ -118,9 +118,9 @@ def _writes(tensor: Tensor) -> int:
 def nearest_kronecker_sum(weight: Tensor, terms: int, rank: int | None, local_rank: int | None) -> dict[str, Tensor]:
     """Return the factors, by PHMLinear's names and in float64, whose W is nearest to weight (in, out).
 
-    The norm is Frobenius', the method is the SVD of the rearranged weight (Van Loan and Pitsianis). With rank or
-    local_rank each factor is then cut to its own nearest matrix of that rank. Terms and ranks that `weight` cannot have
-    are absent: shapes may be smaller than PHMLinear's, which is zero there.
+    The norm is the Frobenius norm, and the method is the SVD of the rearranged weight (Van Loan and Pitsianis). With
+    rank or local_rank, each factor is then replaced by its nearest matrix of that rank. Terms and ranks that `weight`
+    cannot have are absent. A factor may therefore be smaller than PHMLinear's, which is zero in the rest.
     """
     loc_in, loc_out = weight.shape[0] // terms, weight.shape[1] // terms
     blocks = weight.double().reshape(terms, loc_in, terms, loc_out)
@@ -135,7 +135,7 @@ def nearest_kronecker_sum(weight: Tensor, terms: int, rank: int | None, local_ra
 
 
 def _split_by_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the nearest matrix of that rank as left (..., m, rank) @ right (..., rank, n), of equal scales."""
+    """Return the nearest matrix of this rank as left (..., m, rank) @ right (..., rank, n), both of equal scale."""
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     root = s[..., :rank].sqrt()
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * v[..., :rank, :]

@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 
 from . import backends, ops
-from .reference import LowRankPHM, group_sizes, split_maps
-
-
-def _flags(needs: int, count: int) -> list[int]:
-    """Return the first `count` bits of an op's `needs`, one flag per tensor."""
-    return [needs >> k & 1 for k in range(count)]
+from .reference import LowRankPHM, flags_of, group_sizes, split_maps
 
 
 def phm_weight(rule: Tensor, local: Tensor) -> int:
@@ -33,7 +28,7 @@ def phm_weight(rule: Tensor, local: Tensor) -> int:
 
 def phm_weight_backward(grad: Tensor, rule: Tensor, local: Tensor, needs: int) -> int:
     """Count one product of the size of W per requested gradient."""
-    return phm_weight(rule, local) * sum(_flags(needs, 2))
+    return phm_weight(rule, local) * sum(flags_of(needs, 2))
 
 
 def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
@@ -46,7 +41,7 @@ def phm_linear_backward(grad: Tensor, x: Tensor, rule: Tensor, local: Tensor, ne
 
     rows * in * out * (x + (rule or local)) + terms * in * out * (x + rule + local)
     """
-    of_x, of_rule, of_local = _flags(needs, 3)
+    of_x, of_rule, of_local = flags_of(needs, 3)
     dense, weight = phm_linear(x, rule, local), phm_weight(rule, local)
     return dense * (of_x + (of_rule | of_local)) + weight * (of_x + of_rule + of_local)
 
@@ -90,7 +85,7 @@ def lowrank_phm_linear_backward(
     grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, needs: int
 ) -> int:
     """Count the backward pass of the three stages on all rows of x."""
-    per_row = _backward_of_stages(stages_of(rule_in, rule_out, local), *_flags(needs, 4))
+    per_row = _backward_of_stages(stages_of(rule_in, rule_out, local), *flags_of(needs, 4))
     return x.numel() // x.shape[-1] * per_row
 
 
@@ -128,7 +123,7 @@ def mop_ffn_backward(
     as soon as x or a factor of the down map is.
     """
     maps = [LowRankPHM(*down), *split_maps(ups, num_maps)]
-    of_x, *of_factors = _flags(needs, 1 + len(down) + len(ups))
+    of_x, *of_factors = flags_of(needs, 1 + len(down) + len(ups))
     of_down, of_ups = of_factors[: len(down)], of_factors[len(down) :]
     width = len(ups) // num_maps
     below_hidden = int(any((of_x, *of_down)))
@@ -172,7 +167,7 @@ def attempt_mix_backward(
     _target, _task_ids, w_down, *_, needs = rest
     if not needs:
         return 0
-    of_x, of_source, of_target, of_down, of_up, *of_norm = _flags(needs, 7)
+    of_x, of_source, of_target, of_down, of_up, *of_norm = flags_of(needs, 7)
     (sources, rows, width), rank = source.shape, w_down.shape[1]
     candidates = sources + 1
     total = 2 * rank + candidates + candidates * rows

@@ -20,17 +20,9 @@ _MOST_PASSED = 1000
 _passed: dict[tuple, int] = {}  # multiply-adds of the calls that passed validation, by kind of call
 
 
-class Prepared(NamedTuple):
-    """The arguments of the kernels.
-
-    tensors: Tensors, in the order of the operation's rule (rules.py).
-    static: All other arguments (`rules.Call`).
-    multiply_adds: Size of the call.
-    """
-
-    tensors: Sequence[Tensor | None]
-    static: tuple
-    multiply_adds: int
+# The arguments of the kernels: the tensors in the order of the operation's rule (rules.py), all other arguments
+# (`rules.Call`), and the multiply-adds of the call.
+Prepared = tuple[Sequence[Tensor | None], tuple, int]
 
 
 class Operation(NamedTuple):

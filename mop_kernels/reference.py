@@ -1,8 +1,9 @@
-"""The mathematics in plain einsum: the definition of correct for every backend.
+"""The mathematics in plain einsum. Every backend must agree with it.
 
-Index letters, here and in all kernels: n row; i term; r rank; a, c the rule's input and output side (g_in, g_out);
-u, v the local's input and output side (loc_in, loc_out); l layer; e expert. A row of x is viewed as (a, u), a row of
-y as (c, v), so that W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v] = sum_i torch.kron(rule[i], local[i]).
+Index letters, in this file and in all kernels: n row; i term; r rank; a, c the rule's input and output side (g_in,
+g_out); u, v the local's input and output side (loc_in, loc_out); l layer; e expert. A row of x is viewed as (a, u), and
+a row of y as (c, v). Therefore W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v] = sum_i torch.kron(rule[i],
+local[i]).
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +34,11 @@ class LowRankPHM(NamedTuple):
     rule_out: Tensor | None
     local: Tensor
     bias: Tensor | None = None
+
+
+def flags_of(needs: int, count: int) -> tuple[bool, ...]:
+    """Return the first `count` bits of the `needs` of an op, one flag per tensor."""
+    return tuple(bool(needs >> k & 1) for k in range(count))
 
 
 def split_maps(ups: Sequence[Tensor], num_maps: int) -> list[LowRankPHM]:
@@ -133,10 +139,10 @@ def largest(rows: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
 
 def layer_norm(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return F.layer_norm over the last dim, in float32 or better, by operations whose derivatives are all right.
+    """Return F.layer_norm over the last dim, in float32 or better, with correct derivatives of any order.
 
-    torch 2.13 takes the statistics of F.layer_norm for constants in third derivatives and in gradients of jvp, without
-    an error, and vmap fails on second derivatives in its weight.
+    In third derivatives and in gradients of jvp, torch 2.13 treats the statistics of F.layer_norm as constants, without
+    an error. Its vmap fails on second derivatives in the weight.
     """
     wide = rows.float() if rows.dtype.itemsize < 4 else rows
     centered = wide - wide.mean(-1, keepdim=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .derivatives import Dims, Needs, Tensors, bits_of, flags_of, gradients_of, in_front, places_of, spread, tangents_of
+from .derivatives import Dims, Needs, Tensors, bits_of, gradients_of, in_front, places_of, spread, tangents_of
 
 
 class Call(NamedTuple):
@@ -129,7 +129,7 @@ class Product(Rule):
     def from_gradient_arguments(self, args):
         """Split the arguments of the gradient op into (static, needs, tensors)."""
         *tensors, bits = args
-        return (), flags_of(bits, self.num_args + self.num_biases), tensors
+        return (), reference.flags_of(bits, self.num_args + self.num_biases), tensors
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -252,7 +252,7 @@ class MopFFN(Rule):
     def from_gradient_arguments(self, args):
         """Split the arguments of the gradient op into (static, needs, tensors)."""
         grads, x, down, ups, num_maps, activation, experts, bits = args
-        needs = (*flags_of(bits, 1 + len(down) + len(ups)), False)
+        needs = (*reference.flags_of(bits, 1 + len(down) + len(ups)), False)
         return (len(down), num_maps, activation), needs, (*grads, x, *down, *ups, experts)
 
     def forward(self, call, tensors):
@@ -331,7 +331,7 @@ class AttemptMix(Rule):
     def from_gradient_arguments(self, args):
         """Split the arguments of the gradient op into (static, needs, tensors)."""
         grad, grad_attention, *kept, temperature, bits = args
-        x, source, target, *factors = flags_of(bits, 7)
+        x, source, target, *factors = reference.flags_of(bits, 7)
         needs = (x, False, source, target, False, *factors)
         return (temperature, grad.shape[1] - kept[2].shape[1]), needs, (grad, grad_attention, None, *kept)
 

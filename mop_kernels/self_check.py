@@ -23,7 +23,7 @@ _is_off = False
 
 @contextmanager
 def off() -> Iterator[None]:
-    """Trust every backend within the block, for the whole process: the caller checks each operation itself."""
+    """Trust every backend within the block, in the whole process. For a caller that checks each operation itself."""
     global _is_off
     before, _is_off = _is_off, True
     try:
@@ -38,7 +38,7 @@ def is_off() -> bool:
 
 
 def can_look() -> bool:
-    """Tell whether a launch may be made now: not into a stream that is being captured."""
+    """Tell whether a launch may be made now. It may not go into a stream that is being captured."""
     return not _is_off and not torch.cuda.is_current_stream_capturing()
 
 
@@ -48,12 +48,12 @@ def device_of(index: int) -> torch.device:
 
 
 def failure(backend: str, index: int) -> str | None:
-    """Return why the backend's launch on GPU number `index` failed or gave a wrong result, None if it was right.
+    """Return why the backend's launch on GPU number `index` failed or gave a wrong result. Return None if it was right.
 
-    Launch in a thread of its own, without the caller's modes, transforms of torch.func, autocast and stream.
+    The launch runs in its own thread, without the caller's modes, transforms of torch.func, autocast and stream.
 
     Raises:
-        torch.OutOfMemoryError: There is no memory, which says nothing about the backend.
+        torch.OutOfMemoryError: There is no memory. This is no fault of the backend.
     """
     with ThreadPoolExecutor(1) as thread, _without_complaints():
         found = thread.submit(_launch, backend, device_of(index)).result()
@@ -87,7 +87,7 @@ def _launch(backend: str, device: torch.device) -> str | None:
             actual = ops.get("phm_weight", backend)(rule.to(device), local.to(device)).cpu()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler, a driver or a missing header raises
+    except Exception as error:  # of a compiler, a driver or a missing header
         lines = str(error).strip().splitlines() or [""]
         return f"a tiny launch on {device} raised {type(error).__name__}: {lines[0][:300]}; {CURE}"
     if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):

@@ -8,7 +8,7 @@ package do.
 Placements per mesh dim:
     x sharded in a dim of its rows      x stays sharded. The results and the gradient of x have the same placement.
                                         Factors are replicated, and their gradients are summed over the mesh dim.
-    any other placement                 All tensors are replicated, and so are the results.
+    any other placement                 All tensors and the results are replicated.
 
 torch.distributed.tensor is slow to import. This module uses it only when a DTensor has been met.
 """
@@ -43,8 +43,8 @@ def on_local_parts(
     Args:
         function: An operation of this package, as a function of the list of its tensors.
         names: Names of the tensors.
-        tensors: The tensors. Other arguments among them are handed on as they are.
-        by_row: Names of the tensors whose dims `row_dims` are rows. The first tensor, if it is among them, decides the
+        tensors: The tensors. Other arguments among them are passed on unchanged.
+        by_row: Names of the tensors whose dims `row_dims` are rows. If the first tensor is among them, it decides the
             placements.
         row_dims: Dims that are rows, in these tensors and in the results. None: all dims of the first tensor but its
             last.

@@ -82,12 +82,12 @@ PROMPTS = {name: PromptShape(**sizes) for name, sizes in _NAMED["prompts"].items
 
 
 def device_of(backend: str) -> torch.device:
-    """Return where a backend's tensors lie: on the GPU, unless its kernels run on a CPU, interpreted or emulated."""
+    """Return the device of a backend's tensors: the CPU if its kernels run there, also interpreted, or else the GPU."""
     return torch.device("cpu" if backends.runs_on_cpu(backend) else "cuda")
 
 
 def normal(generator: torch.Generator, dtype: torch.dtype, *shape: int, fan: int = 1) -> Tensor:
-    """Return normal numbers on torch's default device, the same on every device. On "meta" nothing is drawn."""
+    """Return normal numbers of variance 1/fan on torch's default device, equal on all devices. Draw none on "meta"."""
     device = torch.get_default_device()
     if device.type == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
@@ -138,8 +138,8 @@ def mop_inputs(
 ) -> list[Tensor | None]:
     """Return [x, *down, *up, ..., *up], each map [rule_in, rule_out | None, local, bias | None].
 
-    sharing: Which group dims of each tensor are full. full_rule: rule_in is the full rule (., ., terms, g_in, g_out)
-    and rule_out None.
+    sharing: For each tensor, whether its group dims are full. full_rule: rule_in is the full rule
+    (., ., terms, g_in, g_out), and rule_out is None.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -166,7 +166,7 @@ def mop_inputs(
 
 
 def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
-    """Return (x, down, ups) of the flat list of `mop_inputs`. down and each of ups are lists of four."""
+    """Return (x, down, ups) of the flat list of `mop_inputs`. down and each map of ups are lists of four factors."""
     x, *factors = tensors
     down, *ups = map(list, maps_of(factors))
     return x, down, ups
@@ -175,7 +175,7 @@ def as_mop_arguments(tensors: Sequence[Tensor | None]) -> tuple:
 def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> tuple[list[Tensor], dict]:
     """Return [x, source, target, w_down, w_up, ln_weight, ln_bias], and mask, task_ids and temperature by name.
 
-    The mask leaves a random half of the positions. The temperature spreads the attention.
+    The mask keeps a random half of the positions. The temperature spreads the attention.
     """
     g = torch.Generator().manual_seed(seed)
     tensors = [
@@ -200,7 +200,7 @@ def value_and_gradients(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """Return the outputs of function(*tensors), and the gradients of sum(output * grad).
 
-    A gradient is None where its tensor is absent or has no flag in `needs`.
+    A gradient is None if its tensor is absent or has no flag in `needs`.
     """
     needs = [t is not None for t in tensors] if needs is None else needs
     leaves = [None if t is None else t.detach().requires_grad_(needed) for t, needed in zip(tensors, needs)]
@@ -213,12 +213,12 @@ def value_and_gradients(
 
 
 def in_float64(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return contiguous copies in float64: torch.kron takes no other strides in its backward."""
+    """Return contiguous copies in float64. The backward pass of torch.kron takes no other strides."""
     return [None if t is None else t.double().contiguous() for t in tensors]
 
 
 def relative_error(actual: Tensor, truth: Tensor) -> float:
-    """Return the largest absolute error over the truth's root mean square, 0 where there is nothing to compare.
+    """Return the largest absolute error over the truth's root mean square. Return 0 for a truth of zeros, or empty.
 
     The error is NaN if `actual` has a NaN.
     """
@@ -227,10 +227,11 @@ def relative_error(actual: Tensor, truth: Tensor) -> float:
 
 
 def error_budget(expected: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> float:
-    """Return the largest relative error that a call's results may have: twice that of `expected`, plus 4 ulp.
+    """Return the largest relative error that a call's results may have: twice the error of `expected`, plus 4 ulp.
 
-    `expected` are all results of reference.py for that call, in its dtype. They are judged together: a gradient of
-    eight numbers that the reference happens to hit says nothing about what rounding does, all the call's tensors do.
+    `expected` holds all results of reference.py for this call, in its dtype. They are judged together: the reference
+    may get a gradient of eight numbers right by chance, and only all tensors of a call show the size of rounding
+    errors.
     """
     pairs = [(e, t) for e, t in zip(expected, truth, strict=True) if e is not None and t is not None]
     return 2 * max(relative_error(e, t) for e, t in pairs) + 4 * torch.finfo(pairs[0][0].dtype).eps if pairs else 0.0
@@ -242,7 +243,7 @@ def assert_within_budget(
     truth: Sequence[Tensor | None],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Assert that all results of a call have the shape and dtype of `expected`, and keep its budget."""
+    """Assert that all results of a call have the shape and dtype of `expected`, and stay within its error budget."""
     budget = error_budget(expected, truth)
     names = names or [f"tensor {k}" for k in range(len(truth))]
     for name, a, e, t in zip(names, actual, expected, truth, strict=True):

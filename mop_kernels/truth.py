@@ -1,7 +1,7 @@
-"""Every operation beside its truth: the definition written with torch.kron and dense products.
+"""The truth of every operation: its definition, written with torch.kron and dense products.
 
-The truth takes one (layer, expert) pair, or one example, at a time. It shares no code with reference.py. `check` and
-the tests compute it in float64.
+The truth takes one (layer, expert) pair, or one example, at a time. It shares no formulas with reference.py. `check`
+and the tests compute it in float64.
 """
 
 import functools
@@ -31,7 +31,7 @@ def kron_weight(rule: Tensor, local: Tensor) -> Tensor:
 
 
 def kron_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x W + bias by `kron_weight`."""
+    """Return x W + bias, with W of `kron_weight`."""
     y = x @ kron_weight(rule, local)
     return y if bias is None else y + bias
 
@@ -39,14 +39,14 @@ def kron_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = No
 def kron_lowrank_linear(
     x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """Return x W + bias by `kron_weight` of the full rules."""
+    """Return x W + bias, with W of `kron_weight` for the full rules."""
     return kron_linear(x, rule_in @ rule_out, local, bias)
 
 
 def kron_mop_ffn(
     x: Tensor, down: Factors, ups: Sequence[Factors], activation: str = "relu", experts: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Return reference.mop_ffn, one dense pair at a time."""
+    """Return the results of reference.mop_ffn, computed with dense matrices for one pair at a time."""
     num_layers, num_experts = reference.group_sizes(x, down, ups)
     chosen = range(num_experts) if experts is None else experts.tolist()
 
@@ -74,9 +74,9 @@ def attempt_by_example(
     task_ids: Tensor,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return reference.attempt_mix, one example at a time by the equations of the paper.
+    """Return prefixed and attention of reference.attempt_mix, for one example at a time by the paper's equations.
 
-    The first of equal numbers is the largest. factors: w_down, w_up, ln_weight and ln_bias.
+    Of equal numbers the first is the largest. factors: w_down, w_up, ln_weight and ln_bias.
     """
     w_down, w_up, ln_weight, ln_bias = factors
 
@@ -109,15 +109,15 @@ def _pick(tensor: Tensor, layer: int, expert: int) -> Tensor:
     return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
 
-# Operations, each beside its truth.
+# Cases: operations with inputs, each beside its truth.
 
 
 class Case(NamedTuple):
     """An operation with inputs of one kind.
 
-    function: function(*tensors, backend=...) gives a tensor or a tuple.
-    truth: truth(*tensors) gives the same in plain PyTorch.
-    inputs: inputs(dtype) gives the tensors, all of floating point, on torch's default device.
+    function: function(*tensors, backend=...) returns a tensor or a tuple.
+    truth: truth(*tensors) returns the same results in plain PyTorch.
+    inputs: inputs(dtype) returns the tensors, all of floating point, on torch's default device.
     """
 
     function: Callable
@@ -139,7 +139,7 @@ def product_case(op: str, shape: Shape, **options) -> Case:
 
 
 def bank_case(bank: Bank, activation: str = "relu", experts: Sequence[int] | None = None, **options) -> Case:
-    """Return mop_ffn with inputs of this bank. options: as of `testing.mop_inputs`."""
+    """Return mop_ffn with inputs of this bank. options: options of `testing.mop_inputs`."""
 
     def chosen(x: Tensor) -> Tensor | None:
         return None if experts is None else torch.tensor(experts, device=x.device)

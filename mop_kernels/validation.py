@@ -1,7 +1,7 @@
 """Check the arguments of public functions and layers.
 
-Raise TypeError for an object that is no tensor, no floating-point tensor, or of another dtype than the rest. Raise
-ValueError for a shape, a device, a size or a name. Each `check_<operation>` takes the floating-point tensors of one
+Raise TypeError for an object that is not a floating-point tensor, or whose dtype differs from the rest. Raise
+ValueError for a wrong shape, device, size or name. Each `check_<operation>` takes the floating-point tensors of one
 operation, in the order of its `Operation` (functional.py), and checks their shapes.
 """
 
@@ -34,7 +34,7 @@ def check_kind(
         names: One name per tensor.
         tensors: The tensors.
         optional: Last parts of the names of tensors that may be None, such as "bias" for "down.bias".
-        dtype_of: Gives the dtype that a tensor has in the call.
+        dtype_of: dtype_of(tensor) returns the dtype that the tensor has in the call.
     """
     known: list[tuple[str, Tensor, torch.dtype]] = []
     for name, tensor in zip(names, tensors, strict=True):
@@ -79,19 +79,19 @@ def check_dims(
 
 
 def check_equal(name: str, tensor: Tensor, dim: int, size: int, of: str) -> None:
-    """Check the size of one dim. `of` says in words what the size must equal."""
+    """Check the size of one dim. `of` names, in the message, the quantity that the size must equal."""
     if tensor.shape[dim] != size:
         raise ValueError(f"dim {dim} of {name} must equal the {of}, {size}; got {name} of shape {tuple(tensor.shape)}.")
 
 
 def check_shape(name: str, tensor: Tensor, shape: str, sizes: tuple[int | None, ...], cure: str = "") -> None:
-    """Check the whole shape, which `shape` gives in words."""
+    """Check the whole shape. `shape` names its dims in the message."""
     if tuple(tensor.shape) != sizes:
         raise ValueError(f"{name} must have shape {shape} = {sizes}; got {tuple(tensor.shape)}.{cure}")
 
 
 def check_phm_weight(rule: Tensor, local: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Check the shapes of phm_weight. Return the tensors with equal leading dims if theirs must broadcast."""
+    """Check the shapes of phm_weight. If leading dims must broadcast, return the tensors with equal leading dims."""
     check_dims("rule", rule, "(..., terms, g_in, g_out)", at_least=3, cure="rule.unsqueeze(0)")
     check_dims("local", local, "(..., terms, loc_in, loc_out)", at_least=3, cure="local.unsqueeze(0)")
     check_equal("local", local, -3, rule.shape[-3], "terms of rule")
@@ -103,7 +103,7 @@ def check_phm_weight(rule: Tensor, local: Tensor) -> tuple[Tensor, Tensor] | Non
         raise ValueError(
             f"the leading dims of rule {tuple(rule.shape[:-3])} and local {tuple(local.shape[:-3])} must broadcast."
         ) from None
-    # factors are small beside W
+    # factors are small in comparison with W, so copies cost little
     return rule.expand(*groups, *rule.shape[-3:]), local.expand(*groups, *local.shape[-3:])
 
 
@@ -158,7 +158,7 @@ _GROUPED = {
 
 
 def check_mop_ffn(x: Tensor, *factors: Tensor | None) -> None:
-    """Check the shapes of mop_ffn. `factors` holds four per map, the down map first."""
+    """Check the shapes of mop_ffn. `factors` holds four factors per map, the down map first."""
     tensors = dict(zip(names_of_mop_ffn(1 + len(factors)), (x, *factors)))
     present = {name: t for name, t in tensors.items() if t is not None}
     down, *ups = maps_of(factors)
@@ -223,7 +223,7 @@ def check_attempt_mix(
 
 
 def readable_ids(ids: Tensor) -> Tensor | None:
-    """Return the ids as a tensor whose values the host may read, with the batch axes of torch.func.
+    """Return the ids as a tensor whose values the host may read. It keeps the batch axes of torch.func.
 
     Return None on a GPU, where the host would have to wait for the values, and under torch.compile.
     """
@@ -235,7 +235,7 @@ def readable_ids(ids: Tensor) -> Tensor | None:
 
 
 def check_ids(name: str, ids: Tensor, end: int, meaning: str = "") -> Tensor | None:
-    """Raise ValueError where an id lies outside 0..end-1. Return the ids if the host may read them (`readable_ids`)."""
+    """Raise ValueError if an id lies outside 0..end-1. Return the ids if the host may read them (`readable_ids`)."""
     values = readable_ids(ids)
     if values is not None:
         bad = [i for i in values.flatten().tolist() if not 0 <= i < end]
@@ -259,13 +259,13 @@ def check_positive(**sizes: int) -> None:
 
 
 def check_choice(name: str, value: object, allowed: Collection) -> None:
-    """Check that the value is one of those allowed."""
+    """Check that the value is among the allowed values."""
     if value not in tuple(allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 def divided(name: str, size: int, divisor_name: str, divisor: int) -> int:
-    """Return size // divisor. Raise ValueError where it does not divide."""
+    """Return size // divisor. Raise ValueError if the divisor does not divide the size."""
     check_positive(**{name: size})
     if not isinstance(divisor, int) or divisor < 1 or size % divisor:
         raise ValueError(f"{name} must be a multiple of {divisor_name}; got {size} and {divisor}.")

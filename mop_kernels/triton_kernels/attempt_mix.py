@@ -1,4 +1,4 @@
-"""attempt_mix: ATTEMPT's instance prompts in front of the embeddings, and the attention that mixed them.
+"""Compute attempt_mix: ATTEMPT's instance prompts in front of the embeddings, and the attention that mixed them.
 
     peak[b, c] = max over n of x[b, n, c]          up = silu(peak w_down) w_up          query = LayerNorm(up)
     attention[b] = softmax_j(max(P_j) . query[b] / temperature)

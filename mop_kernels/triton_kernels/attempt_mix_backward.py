@@ -1,4 +1,4 @@
-"""Gradients of attempt_mix; the formulas are in attempt_mix.py. Sums are in float32, in order.
+"""Compute the gradients of attempt_mix, whose formulas are in attempt_mix.py. Sums are in float32, in a fixed order.
 
 Maxima, products and attention are recomputed from the tensors that forward saved. With g the gradient of the prompts,
 (b, (m d)):
@@ -9,8 +9,8 @@ Maxima, products and attention are recomputed from the tensors that forward save
     gP_j = sum_b attention[b, j] g[b], and at the maximum of a column sum_b gs[b, j] query[b]    `prompt_gradients`
     gx = the gradient of prefixed behind the prompts, plus that of the maximum at the maximum    `gradient_of_x`
 
-g is read once for ga, and once for each prompt whose gradient is asked for: from the L2 if it fits (10 MB in float32 at
-the paper's size). For a target only the examples of its task are read.
+g is read once for ga, and once per prompt whose gradient is requested, from the L2 if g fits (10 MB in float32 at the
+paper's size). For a target only the examples of its task are read.
 """
 
 import torch

@@ -10,7 +10,7 @@ of w stand below one another, `[(g f), (n w/f)]`. The tile of the rule is then b
 zero for f != f'.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton
 import triton.language as tl
@@ -59,6 +59,10 @@ class Phm:
         """Return the sizes of these factors, which may have group dims. rule_out is None for a full rule."""
         terms, g_in, rank = rule_in.shape[-3:]
         return cls(terms, rank, g_in, rank if rule_out is None else rule_out.shape[-1], *local.shape[-2:])
+
+    def with_blocks(self, j: int, a: int, c: int, u: int, v: int) -> "Phm":
+        """Return the map with these block sizes."""
+        return replace(self, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
 
     @property
     def padded_rank(self) -> int:

@@ -2,9 +2,9 @@
 
 Every function of this backend launches its kernels by `launch`. Repeated calls launch from notes instead (replay.py).
 
-A launch configuration is what `make tune` measured on this GPU, or else the first configuration that the kernel
-proposes. configs/<GPU name>.json maps the name of a kernel to {key of sizes and dtype: {constexpr or option: value}}.
-Nothing is tuned while a program runs: ranks of one job agree, and runs repeat.
+`make tune` measures the launch configurations of a GPU. Without such a measurement a launch takes the first
+configuration that the kernel proposes. configs/<GPU name>.json maps the name of a kernel to {key of sizes and dtype:
+{constexpr or option: value}}. Nothing is tuned while a program runs: all ranks of a job agree, and runs repeat.
 
 `recording` collects launches on tensors of the device "meta". The tests compile these ahead of time, without a GPU.
 """
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-Sizes = dict[str, int]  # what a choice depends on, by name
+Sizes = dict[str, int]  # the numbers that a choice depends on, by name
 Config = dict[str, int]  # BLOCK_... constexprs, num_warps, num_stages
 Configs = Iterator[Config]  # a kernel's own choice, then other choices worth timing
-Proposals = Callable[[Sizes, torch.dtype, int], Configs]  # of sizes, dtype, and the number of multiprocessors
+Proposals = Callable[[Sizes, torch.dtype, int], Configs]  # takes sizes, dtype, and the number of multiprocessors
 
 CONFIGS = Path(__file__).parent / "configs"
 MULTIPROCESSORS = 132  # of an H200
@@ -64,7 +64,7 @@ _forced: dict[tuple[str, str], Config] = {}
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """Collect the launches of the block instead of making them. Holds for the whole process; for tests."""
+    """Collect the launches of the block instead of making them. Applies to the whole process. For tests."""
     global _recorded
     previous, _recorded = _recorded, []
     try:
@@ -75,7 +75,7 @@ def recording() -> Iterator[list[Launch]]:
 
 @contextmanager
 def asked() -> Iterator[list[Choice]]:
-    """Collect the choices of the block. Holds for the whole process; for `make tune` and tests."""
+    """Collect the choices of the block. Applies to the whole process. For `make tune` and tests."""
     global _choices
     previous, _choices = _choices, []
     try:
@@ -86,7 +86,7 @@ def asked() -> Iterator[list[Choice]]:
 
 @contextmanager
 def forced(choice: Choice, config: Config) -> Iterator[None]:
-    """Take this configuration for this choice within the block. Holds for the whole process; as `asked`."""
+    """Take this configuration for this choice within the block. Applies to the whole process, as `asked` does."""
     before = dict(_forced)
     _forced[choice.key] = config
     try:

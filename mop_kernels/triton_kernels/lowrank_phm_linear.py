@@ -1,4 +1,4 @@
-"""lowrank_phm_linear: y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i]; W is never built.
+"""Compute lowrank_phm_linear, y = x W + bias with W = sum_i (rule_in[i] @ rule_out[i]) (x) local[i], without W.
 
 x (..., g_in*loc_in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out), local (terms, loc_in, loc_out), bias
 (g_out*loc_out,) -> (..., g_out*loc_out). In three stages, with j = (i, r):
@@ -7,9 +7,9 @@ x (..., g_in*loc_in), rule_in (terms, g_in, rank), rule_out (terms, rank, g_out)
     2. s[j, n, v] = sum_u t[j, n, u] local[i, u, v]                           torch.bmm, terms products of rank*n rows
     3. y[n, c, v] = sum_j s[j, n, v] rule_out[j, c] + bias[c, v]              phm_weight.mix
 
-Few rows take the one launch of phm_linear.local_first instead: there only launches and the locals cost. It has as many
-multiply-adds as a dense product; `plan` decides. Sums are in float32. t and s are rounded to the dtype of x, as in
-reference.py.
+Few rows take the one launch of phm_linear.local_first instead, because only launches and the locals cost time there. It
+has as many multiply-adds as a dense product. `plan` decides. Sums are in float32. t and s are rounded to the dtype of
+x, as in reference.py.
 
 The three stages move rows*(in + 2*terms*rank*(loc_in + loc_out) + out) numbers, and the locals. 4096 rows, 4096 ->
 4096, 16 terms of rank 1 in bfloat16 move 6 x 34 MB: 47 us at 4.3 TB/s, less the part of t and s that the L2 keeps. The
@@ -28,6 +28,7 @@ launch of local_first.
 import torch
 from torch import Tensor
 
+from ..reference import flags_of
 from . import phm_linear
 from .device_functions import Phm
 from .phm_weight import mix, mix_backward
@@ -52,7 +53,7 @@ def backward(grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: 
     (terms, a, rank), c, (_, u, v) = rule_in.shape, rule_out.shape[2], local.shape
     rows, gy = x.view(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     j, n = terms * rank, rows.shape[0]
-    want_x, want_rule_in, want_rule_out, want_local, want_bias = (bool(needs >> k & 1) for k in range(5))
+    want_x, want_rule_in, want_rule_out, want_local, want_bias = flags_of(needs, 5)
     gradients: list[Tensor | None] = [torch.empty_like(x) if want_x else None, None, None, None, None]
     gx = gradients[0]  # None where the stages need not write it
     if gx is not None and _takes_local_first(gy, rule_out.mT, rule_in.mT, local.mT):

@@ -1,4 +1,4 @@
-"""mop_ffn: y_map = up_map(activation(down(x))) for all (layer, expert) pairs and all up maps, in one launch.
+"""Compute mop_ffn, y_map = up_map(activation(down(x))), for all (layer, expert) pairs and up maps in one launch.
 
 x (1|L, 1|E, n, in), factors with the group dims (1|L, 1|E) -> num_maps tensors (L, k, n, out); k = E or len(experts).
 One program computes a block of rows of one pair, for `MAPS` up maps and `BLOCKS_V` blocks of v:
@@ -13,7 +13,6 @@ Where the hidden rows are too wide to stay on chip (`Call.fits`: 1024 numbers pe
 rank above 32), a call takes the same three stages as batched matrix products of torch.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -198,11 +197,9 @@ def group_strides(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
 
 
 def launch_options(config: Config, asked: Asked, *more: str) -> dict[str, Any]:
-    """Return the constexprs and options that all kernels take. Only launches that read ids pay for asserts."""
-    names = ("BLOCK_ROWS", "num_warps", "num_stages", *more)
-    return (
-        {name: config[name] for name in names} | {"PRECISION": input_precision()} | ({} if asked is None else ASSERTS)
-    )
+    """Return the constexprs and options that all kernels take. Only launches that read ids have asserts."""
+    options = {name: config[name] for name in ("BLOCK_ROWS", "num_warps", "num_stages", *more)}
+    return options | {"PRECISION": input_precision()} | ({} if asked is None else ASSERTS)
 
 
 SIDES = ("terms", "rank", "g_in", "g_out", "loc_in", "loc_out")
@@ -253,25 +250,11 @@ def with_blocks(sizes: Sizes, config: Config, dtype: torch.dtype) -> tuple[Phm, 
     # at least one hidden number per thread: Triton 3.6 to 3.8 end in an assertion on a smaller tl.gather (view_as_up)
     v = max(power_of_2(down.loc_out), 32 * config["num_warps"] // (rows * power_of_2(down.g_out)))
     j = block(down.size_j, min(32, tile // (v * max(rows, config["BLOCK_U"]))))
-    down = replace(
-        down,
-        block_j=j,
-        block_a=block(down.g_in, 16),
-        block_c=power_of_2(down.g_out),
-        block_u=config["BLOCK_U"],
-        block_v=max(v, 16 // j),
-    )
+    down = down.with_blocks(j, block(down.g_in, 16), power_of_2(down.g_out), config["BLOCK_U"], max(v, 16 // j))
     u = max(16, power_of_2(up.loc_in))
     j = block(up.size_j, min(32, tile // (rows * max(u, block_v)), tile // (u * block_v)))
-    up = replace(
-        up,
-        block_j=j,
-        block_a=power_of_2(up.g_in),
-        block_c=min(config["BLOCK_C"], power_of_2(up.g_out)),
-        block_u=u,
-        block_v=max(block_v, 16 // j),
-    )
-    return down, up
+    c = min(config["BLOCK_C"], power_of_2(up.g_out))
+    return down, up.with_blocks(j, power_of_2(up.g_in), c, u, max(block_v, 16 // j))
 
 
 def forward_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:

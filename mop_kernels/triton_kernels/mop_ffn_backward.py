@@ -1,4 +1,4 @@
-"""Gradients of mop_ffn: hidden rows recomputed, then gradients of the up maps, of the down map, and their sums.
+"""Compute the gradients of mop_ffn: the hidden rows again, the gradients of the up maps and the down map, their sums.
 
 The hidden rows (L, k, n, mid) come with `slope`, the derivative of the activation. The dx of the up maps times slope is
 the gradient of the down map's result. mop_ffn_gradients.py has the formulas, and writes partial sums in float32,
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import flags_of
 from .device_functions import ASSERTS, activate, blocks, derivative, group_of, row_tile, select
 from .launch import Configs, Sizes, launch, pick
 from .mop_ffn import (
@@ -175,7 +176,7 @@ def backward(
     if not call.fits:
         op = torch.ops.mop_kernels.mop_ffn_backward_reference
         return op(grads, x, down, ups, num_maps, activation, experts, needs)
-    needs_x, *flags = [bool(needs >> k & 1) for k in range(1 + len(down) + len(ups))]
+    needs_x, *flags = flags_of(needs, 1 + len(down) + len(ups))
     needs_down, width = flags[: len(down)], len(ups) // num_maps
     needs_up = [flags[k : k + width] for k in range(len(down), len(flags), width)]
     grads = [g.contiguous() for g in grads]

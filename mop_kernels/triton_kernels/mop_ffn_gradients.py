@@ -1,4 +1,4 @@
-"""Gradients of the factors of the down map, or of the up maps, of mop_ffn for all pairs, and of their input.
+"""Compute gradients of the down map or of the up maps of mop_ffn for all pairs: of their factors and their input.
 
 With t and s as in mop_ffn.py, x the input of a map and dy the gradient of its result:
     ds[j, n, v] = sum_c rule_out[j, c] dy[n, c, v]         dt[j, n, u] = sum_v ds[j, n, v] local[i, u, v]
@@ -11,7 +11,6 @@ mop_ffn_backward.py. All sums accumulate in float32.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -225,7 +224,10 @@ def store_dbias(dbias, of_rows, first_c, first_v, P: tl.constexpr, BLOCK_ROWS: t
 
 
 def gradient_blocks(sizes: Sizes, config: Config, kernel: str) -> Phm:
-    """Return the blocks of "rows" or of "weights": 16 of a side that is summed over, more of a side of the result."""
+    """Return the map with the blocks of `kernel`, "rows" or "weights".
+
+    A block has 16 numbers of a side that is summed over, and more of a side of the result.
+    """
     P = Phm(*(sizes[name] for name in SIDES))
     rows, u, v = config["BLOCK_ROWS"], config["BLOCK_U"], config["BLOCK_V"]
     most = TILE[torch.float32]  # these kernels hold more tiles at once
@@ -236,7 +238,7 @@ def gradient_blocks(sizes: Sizes, config: Config, kernel: str) -> Phm:
     else:
         j = max(min(j, 8), P.padded_rank)  # a program has all r of a term
         c = block(P.g_out, most // (rows * max(j, v)))
-    return replace(P, block_j=j, block_a=a, block_c=c, block_u=u, block_v=v)
+    return P.with_blocks(j, a, c, u, v)
 
 
 def rows_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
@@ -245,7 +247,7 @@ def rows_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Conf
 
 
 def weights_configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
-    """Propose the blocks of `rows_configs`, but 16 rows, which are summed over. A high rank leaves room for 16 of v."""
+    """Propose the blocks of `rows_configs`, but 16 rows, which are summed over. At a high rank only 16 of v fit."""
     return _gradient_configs(sizes, 16, 16 if dtype is torch.float32 or sizes["rank"] > 8 else 32)
 
 

@@ -1,4 +1,4 @@
-"""Notes of one call of an operation's function: its calls of torch, and its launches of compiled kernels."""
+"""Take notes of one call of an operation's function: its calls of torch, and its launches of compiled kernels."""
 
 import inspect
 import operator

@@ -1,17 +1,17 @@
-"""phm_linear: y = x W + bias with W = sum_i rule[i] (x) local[i]; and `local_first`, its kernel for few rows.
+"""Compute phm_linear, y = x W + bias with W = sum_i rule[i] (x) local[i]. `local_first` is the kernel for few rows.
 
 x (..., g_in*loc_in), rule (terms, g_in, g_out), local (terms, loc_in, loc_out), bias (g_out*loc_out,) ->
 (..., g_out*loc_out). Sums are in float32. A full rule saves no multiply-adds over a dense W, so `plan` chooses one of
 two ways:
 
-    local first    one launch. Reads terms*loc_in*loc_out numbers where W has in*out. For few rows.
-    weight once    W by phm_weight, then torch.mm. W is written once and read once, and the product runs at the rate of
-                   the library. For many rows.
+    local first    For few rows: one launch. It reads terms*loc_in*loc_out numbers, where W has in*out.
+    weight once    For many rows: W by phm_weight, then torch.mm. W is written once and read once, and the product runs
+                   at the rate of the library.
 
 Backward: gx is the same product with rule[i]^T and local[i]^T, by the way that is cheaper for it. The gradients of rule
-and local come from that of W, x^T gy: one torch.mm whose contracted axis is the rows, then the backward of phm_weight,
-which reads it once. Without W they would take as many multiply-adds, and temporaries of rows*terms*out*g_in/g_out
-numbers.
+and local come from the gradient of W, x^T gy: one torch.mm, whose contracted axis is the rows, then the backward pass
+of phm_weight, which reads the gradient of W once. Without W they would take as many multiply-adds, and temporaries of
+rows*terms*out*g_in/g_out numbers.
 
 `local_first` is one dense product with a mixing epilogue:
 

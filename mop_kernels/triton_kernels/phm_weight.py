@@ -1,9 +1,9 @@
-"""phm_weight: W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v], for any leading dims; and `mix`, its kernel.
+"""Compute phm_weight, W[(a u), (c v)] = sum_i rule[i, a, c] local[i, u, v] for any leading dims, by the kernel `mix`.
 
 rule (..., terms, g_in, g_out), local (..., terms, loc_in, loc_out) -> W (..., g_in*loc_in, g_out*loc_out). One launch
-of `mix`: a program reads a stretch of all locals once and writes it, mixed, to many places of W. The time is that of
-writing W; backward, that of reading its gradient once. Library calls would first copy the gradient to [(a c), (u v)]:
-three more passes over the largest tensor by far.
+of `mix`: a program reads a stretch of all locals once and writes it, mixed, to many places of W. The forward pass takes
+as long as writing W, and the backward pass as long as reading its gradient once. Library calls would first copy the
+gradient to [(a c), (u v)]: three more passes over the largest tensor by far.
 
 `mix` computes y[k, e] = sum_m x[m, e] r[m, k]: a few small matrices r mix planes of numbers that lie anywhere in
 memory. Three products of a PHM layer have this form. m is the contracted axis, k = (k1, k2) the output axis, and
@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..reference import flags_of
 from .device_functions import blocks, power_of_2
 from .launch import Configs, Sizes, launch, pick
 
@@ -103,7 +104,7 @@ def _sizes(x: Tensor, y: Tensor) -> Sizes:
 
 
 def _block_e(sizes: Sizes, longest: int, columns: int, multiprocessors: int) -> int:
-    """Return a block of e of at most `longest`: halved until no multiprocessor is idle, but not below 64."""
+    """Return the length of a block of e: `longest`, halved until no multiprocessor is idle, but not below 64."""
     while longest > 64 and columns * blocks(sizes["e"], longest) < 2 * multiprocessors:
         longest //= 2
     return longest
@@ -170,7 +171,7 @@ def mix_backward(gy: Tensor, x: Tensor | None, r: Tensor, gx: Tensor | None) -> 
         gy: Shaped like y of `mix`, of any strides.
         x: As for `mix`. None: gr is not wanted.
         r: As for `mix`.
-        gx: Shaped like x. None: not wanted.
+        gx: Shaped like x. None: gx is not wanted.
     """
     like_x = gx if x is None else x
     assert like_x is not None, "mix_backward has nothing to compute"
@@ -219,7 +220,7 @@ def backward(grad: Tensor, rule: Tensor, local: Tensor, needs: int) -> list[Tens
     if batch == 0:
         gy = gy.permute(0, 3, 4, 1, 2)
     mixing = 1 - batch
-    wanted = [bool(needs >> k & 1) for k in range(2)]
+    wanted = flags_of(needs, 2)
     found: list[Tensor | None] = [None, None]
     if wanted[batch]:
         found[batch] = torch.empty_like(factors[batch])
