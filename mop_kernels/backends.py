@@ -67,10 +67,10 @@ _OLDEST_GPU = (8, 0)  # oldest compute capability that csrc/cuda is compiled for
 WITHOUT = {"cuda": ("attempt_mix",)}  # operations that a backend has no kernel for
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 
-# On a GPU "auto" takes the CUDA kernels up to this number of multiply-adds, Triton's beyond. A call of a compiled op
-# costs the host some 30 us less than a Triton launch from Python. CUDA-core sums at an assumed 15e12 operations per
-# second lose this time again against tensor cores after about 2.2e8 multiply-adds. The number is an estimate until
-# `make gpu` has measured it on a GPU: crossover/<GPU name>.json maps operation and dtype to the measured number.
+# On a GPU "auto" takes the CUDA kernels up to this number of multiply-adds, and Triton's kernels beyond. A call of a
+# compiled op costs the host some 30 us less than a Triton launch from Python. CUDA-core sums, at an assumed 15e12
+# operations per second, lose this time again against tensor cores after about 2.2e8 multiply-adds. The number is an
+# estimate until `make gpu` measures it on a GPU: crossover/<GPU name>.json maps operation and dtype to the result.
 CUDA_UP_TO = 2**28
 CROSSOVERS = Path(__file__).parent / "crossover"
 _crossovers = {path.stem: json.loads(path.read_text()) for path in CROSSOVERS.glob("*.json")}
@@ -165,7 +165,7 @@ def _why_not_on(name: str, index: int) -> str | None:
 
 
 def _lacks(name: str, index: int) -> str | None:
-    """Return what the backend needs and this GPU lacks, or None."""
+    """Return the compute capability that the backend needs and this GPU lacks, as a reason, or None."""
     capability = torch.cuda.get_device_capability(index)
     if name == "triton" or capability >= _OLDEST_GPU:
         return None
@@ -180,8 +180,7 @@ def interpreting() -> bool:
     Triton reads TRITON_INTERPRET each time a function is decorated: its own library when triton is imported, the
     kernels when triton_kernels is. Kernels and library must agree.
     """
-    kernels = sys.modules.get("mop_kernels.triton_kernels")
-    interpreted = getattr(kernels, "INTERPRETED", None)  # None until triton_kernels has been imported
+    interpreted = getattr(sys.modules.get("mop_kernels.triton_kernels"), "INTERPRETED", None)  # None before its import
     if interpreted is not None:
         return interpreted
     return _interpreter_is_asked() and not _triton_library_is_compiled()

@@ -1,8 +1,8 @@
-"""One rule per operation: the call of its kernels, the tensors that its gradients read, and its plain PyTorch form.
+"""State one rule per operation: the call of its kernels, the tensors that its gradients read, its plain PyTorch form.
 
 autograd.py differentiates and batches operations by these rules. From the plain forms (`reference`,
-`reference_gradients`) PyTorch derives second derivatives, forward mode and batching. A rule overrides what its kernels
-do themselves:
+`reference_gradients`) PyTorch derives second derivatives, forward mode and batching. A rule overrides a derivation that
+its kernels can compute:
 
 - Products are linear in each argument. Each derivative of a product, of any order, is a sum of products and of their
   gradients with one argument replaced, so all of them run on the kernels.
@@ -27,7 +27,7 @@ from .derivatives import Dims, Needs, Tensors, bits_of, gradients_of, in_front, 
 
 
 class Call(NamedTuple):
-    """A call without its tensors. static: the arguments of the op that are no tensors."""
+    """A call without its tensors. static: the arguments of the op that are not tensors."""
 
     name: str
     backend: str
@@ -35,7 +35,10 @@ class Call(NamedTuple):
 
 
 class Differentiable(NamedTuple):
-    """How rules call operations: operation(call, *tensors) and gradients(call, needs, *tensors) of autograd.py."""
+    """The functions by which rules call operations, from autograd.py.
+
+    operation(call, *tensors) returns the outputs. gradients(call, needs, *tensors) returns the gradients.
+    """
 
     operation: Callable[..., tuple[Tensor, ...]]
     gradients: Callable[..., tuple[Tensor, ...]]
@@ -136,7 +139,7 @@ class Product(Rule):
         grad, *args = tensors
         tensors = (*args, *(None,) * self.num_biases)
         gradients = gradients_of(lambda *t: self.reference(call, t), tensors, needs[: self.num_args], (grad,))
-        # a sum, also of a single row: a Function must not return its own input
+        # take the sum of a single row, too: a Function must not return its own input
         return (*gradients, *(grad.reshape(-1, grad.shape[-1]).sum(0) for needed in needs[self.num_args :] if needed))
 
     def jvp(self, run, call, tensors, tangents):
@@ -201,7 +204,7 @@ class Weight(Product):
 class Linear(Product):
     """phm_linear(x, rule, local, bias) and lowrank_phm_linear(x, rule_in, rule_out, local, bias).
 
-    Where the factors are not batched, the batch axis is one more axis of rows.
+    If the factors are not batched, the batch axis is one more axis of rows.
     """
 
     def reference(self, call, tensors):
@@ -231,7 +234,7 @@ class Linear(Product):
 class MopFFN(Rule):
     """mop_ffn: tensors (x, *down, *ups, experts), static (num_down, num_maps, activation).
 
-    The batch axis is folded into the layers. A tensor that all layers share is repeated where it is batched.
+    The batch axis is folded into the layers. A tensor that all layers share is repeated if it is batched.
     """
 
     def num_grads(self, call):
@@ -309,8 +312,7 @@ class AttemptMix(Rule):
     """attempt_mix: tensors (x, mask, source, target, task_ids, *factors), static (temperature, length).
 
     The outputs are prefixed, attention, peak and position. Instead of x the gradients read peak, the largest number of
-    each column, and position, the row that it stands in. The gradient of x is that of prefixed, plus one number per
-    column.
+    each column, and position, its row. The gradient of x is the gradient of prefixed, plus one number per column.
     """
 
     non_differentiable = (3,)

@@ -1,13 +1,13 @@
-"""Device functions that the kernels of PHM maps share: tiles, products with the rules, activations.
+"""Provide the device functions that the kernels of PHM maps share: tiles, products with the rules, activations.
 
 The kernels view a row of n columns as (g, w): g is a side of the rule, w a side of the local. A tile of rows is kept as
 `[g, (n w)]`, so that a product with a rule is one matrix product. The result reshapes to `[j, n, w]`, the batch of one
 matrix product with a local. j = (i, r) joins the term i and the rank r in one axis. r is padded to a power of two; the
 factors are zero where r is padding.
 
-A matrix product needs an inner size of 16. Where the side of a rule is smaller, a tile is folded: f = 16/side stretches
-of w stand below one another, `[(g f), (n w/f)]`. The tile of the rule is then block-diagonal, `[(j f), (g f')]`: it is
-zero for f != f'.
+A matrix product needs an inner size of 16. If the side of a rule is smaller, a tile is folded: f = 16/side stretches of
+w are stacked in its rows, `[(g f), (n w/f)]`. The tile of the rule is then block-diagonal, `[(j f), (g f')]`: its
+entries with f != f' are zero.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ def power_of_2(size: int) -> int:
 
 
 ASSERTS = {"debug": True, "sanitize_overflow": False}
-"""Launch options of a kernel that asserts the ids in a tensor: the host cannot read a tensor on a GPU.
+"""Launch options of a kernel that asserts the ids in a tensor, because the host cannot read a tensor on a GPU.
 
 Without `debug` Triton drops the asserts. With `debug` alone, Triton would also check every 32-bit addition and product
 for overflow: 82 barriers instead of 17 in the code of the bank's forward. An assert alone adds some 40 instructions to

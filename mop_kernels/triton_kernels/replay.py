@@ -2,29 +2,31 @@
 
 A kind of call is given by the sizes, strides, dtypes, alignment and device of its tensors, its other arguments except
 floats, and torch's setting of TF32. The first two calls of a kind run the operation's function as written. The second
-call notes the function's launches, with their compiled kernels, and its calls of torch. Later calls repeat the notes on
-their own tensors.
+call takes notes of the function's launches, with their compiled kernels, and of its calls of torch. Later calls repeat
+the notes on their own tensors.
 
-Therefore the work of a function must depend only on the kind of call and the conditions in `is_usual`. A float may
-differ from call to call, because the function hands it to kernels and does not compute with it. A function always runs
-as written if it does something that notes cannot repeat.
+Therefore the work of a function must depend only on the kind of call and on the conditions in `is_usual`. A float may
+differ from call to call, because the function passes it to kernels and does not compute with it. A function that does
+something that notes cannot repeat always runs as written.
 """
 
 import functools
 import inspect
+import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from .device_functions import INTERPRETED
 from .launch import device_guard, input_precision, is_watched
 from .notes import Called, Launched, Notes, Number
 
-MOST_PROGRAMS = 1000  # per operation; one more, and all are forgotten
+MOST_PROGRAMS = 1000  # per operation; the next program replaces all of them
 SEEN, NOT_REPEATABLE = "seen once", "not repeatable"  # in place of a program
 _ALIGNMENT = 256  # bytes, of every buffer in the scratch memory of a call
 _knobs, _triton = triton.knobs, triton.runtime.driver
@@ -32,7 +34,7 @@ _shape_and_dtype = operator.attrgetter("shape", "dtype")
 
 
 class Buffer(NamedTuple):
-    """Memory that a call allocates as a tensor, because torch or the caller sees it."""
+    """Memory that a call allocates as a tensor, because torch or the caller uses this tensor."""
 
     slot: int  # of the memory
     form: int  # slot of the tensor
@@ -58,12 +60,12 @@ class Program:
         self.results = [notes.slot_of(t) for t in ([results] if isinstance(results, Tensor) else results)]
         self.count = len(notes.tensors)
         self.buffers: list[Buffer] = []
-        self.scratch: list[tuple[int, int]] = []  # (slot, first byte) of what only kernels see, in one buffer
+        self.scratch: list[tuple[int, int]] = []  # (slot, first byte) of memory that only kernels use, in one buffer
         self.scratch_bytes = 0
         self.scratch_device: torch.device | None = None
 
         seen = {slot for s in notes.steps if isinstance(s, Called) and not s.is_view for slot in s.inputs}
-        seen.update(self.results)  # of all other tensors only the addresses count
+        seen.update(self.results)  # only the addresses of all other tensors count
         for slot in notes.allocations:
             forms = [k for k in seen if notes.roots[k] == slot]
             t = notes.tensors[slot]
@@ -184,12 +186,13 @@ class Replayed:
     def contiguous(self, args: Sequence) -> tuple:
         """Return the arguments with contiguous tensors behind the gradients of outputs."""
         first = self.any_strides
-        return *args[:first], *map(_contiguous, args[first:])
+        rest = tree_map(lambda leaf: leaf.contiguous() if isinstance(leaf, Tensor) else leaf, tuple(args[first:]))
+        return *args[:first], *rest
 
     def first_calls(
         self, key: tuple, known: str | None, args: Sequence, tensors: list[Tensor], floats: list[float]
     ) -> Tensor | list[Tensor]:
-        """Call the function, and take notes in the second call: sizes that come only once are not worth notes."""
+        """Call the function, and take notes in the second call. Sizes that occur only once are not worth notes."""
         if known == NOT_REPEATABLE:
             return self.function(*args)
         if known is None:
@@ -198,18 +201,16 @@ class Replayed:
             self.programs[key] = SEEN
             return self.function(*args)
         tensors = _distinct(tensors)
-        rest: Iterator[Tensor] = iter(tensors)
-        numbers: Iterator[Number] = map(Number, floats, range(len(floats)))
-        own: list[Any] = []
-        for value in args:
-            if isinstance(value, (list, tuple)):
-                own.append([next(rest) for _ in value])
-            elif isinstance(value, Tensor):
-                own.append(next(rest))
-            else:
-                own.append(next(numbers) if type(value) is float else value)
+        rest, numbers = iter(tensors), map(Number, floats, itertools.count())
+
+        def own(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return next(rest)
+            return next(numbers) if type(leaf) is float else leaf
+
+        arguments = tree_map(own, tuple(args))
         with Notes(tensors, bool(floats)) as notes:
-            results = self.function(*own)
+            results = self.function(*arguments)
         self.programs[key] = Program(notes, results) if notes.are_complete else NOT_REPEATABLE
         return results
 
@@ -241,13 +242,6 @@ def _distinct(tensors: list[Tensor]) -> list[Tensor]:
         found.append(t.detach() if id(t) in seen else t)
         seen.add(id(t))
     return found
-
-
-def _contiguous(value: Any) -> Any:
-    """Return a tensor, or a list of tensors, made contiguous; any other argument unchanged."""
-    if type(value) is list:
-        return [t.contiguous() for t in value]
-    return value.contiguous() if isinstance(value, Tensor) else value
 
 
 def is_usual() -> bool:
