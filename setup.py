@@ -52,12 +52,14 @@ CUDA_SOURCES = ["csrc/cuda/register_cuda_ops.cpp"] + sorted(
 
 
 def why_no_module() -> str | None:
+    """Return why nothing is compiled. Return None if a C++ compiler is found."""
     if os.environ.get("MOP_KERNELS_SKIP_BUILD") == "1":
         return "MOP_KERNELS_SKIP_BUILD=1"
     return None if COMPILER else "no C++ compiler was found; install g++ or clang++, or set CXX, and install again"
 
 
 def find_nvcc() -> str | None:
+    """Return the path of nvcc, or None."""
     home = os.environ.get("CUDA_HOME")
     if home:
         return shutil.which(f"{home}/bin/nvcc")
@@ -101,6 +103,7 @@ def decide_on_cuda() -> Cuda:
 
 
 def what_nvcc_can_do() -> Cuda:
+    """Return the architectures of TORCH_CUDA_ARCH_LIST that nvcc compiles for, or why it compiles nothing."""
     nvcc = find_nvcc()
     if nvcc is None:
         missing = "no nvcc was found in CUDA_HOME, on the PATH or in /usr/local/cuda"
@@ -181,6 +184,7 @@ def environments() -> list[Path]:
 
 
 def version_of_torch(folder: Path) -> str:
+    """Return the version of the torch in this folder."""
     return re.search(r"__version__ = '([^']+)'", (folder / "version.py").read_text()).group(1)
 
 
@@ -194,11 +198,13 @@ class NinjaBuild(build_ext):
     """Compile a module with ninja, each source by the rule of its suffix and with its own flags, and link it."""
 
     def run(self) -> None:
+        """Choose the folder of the objects, and build all modules."""
         if self.inplace or self.editable_mode:  # keep the objects: the next build compiles only changed sources
             self.build_temp = str(ROOT / "build" / "inplace")
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
+        """Write the build file of ninja for one module, and run ninja."""
         try:
             import ninja
             import pybind11
