@@ -96,6 +96,7 @@ class Method(nn.Module, Generic[ConfigT]):
     config: ConfigT
     adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters: of PLACES and INNER_PLACES
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
+    distinguishes_scenarios: bool = False  # whether scenario_ids change what the method computes
     has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
     # whether a batch may leave parameters without a gradient; all others get one of zeros where they have no part
     skips_parameters: bool = False
@@ -119,11 +120,6 @@ class Method(nn.Module, Generic[ConfigT]):
     def dtype(self) -> torch.dtype:
         """The dtype of the method's parameters, in which it computes on the backbone's hidden states."""
         return next(self.parameters()).dtype
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return False
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the additions for a batch of these scenarios, or for all scenarios if None.

@@ -150,6 +150,7 @@ class Attempt(PromptMethod[AttemptConfig]):
 
     def __init__(self, config: AttemptConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
+        self.distinguishes_scenarios = config.use_target and len(config.scenarios) > 1
         self.temperature = shape.d_model * math.e if config.temperature is None else float(config.temperature)
         sources, tasks = len(config.source_prompts) or config.untrained_sources, len(config.scenarios) or 1
         size = (config.prompt_length, shape.d_model)
@@ -195,11 +196,6 @@ class Attempt(PromptMethod[AttemptConfig]):
         if width != self.config.bottleneck:
             raise ValueError(f"bottleneck must be that of prior {folder!r}, {width}; got {self.config.bottleneck}.")
         return found
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return self.config.use_target and len(self.scenarios) > 1
 
     @property
     def candidates(self) -> tuple[str, ...]:

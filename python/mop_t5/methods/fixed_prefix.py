@@ -79,15 +79,11 @@ class FixedPrefix(Method[FixedPrefixConfig]):
         super().__init__(config, shape)
         self.prefixes: ModuleDictOf[ModuleListOf[_Pair]] = ModuleDictOf()
         for attention, rows in (config.rows or {}).items():
+            self.distinguishes_scenarios |= max(rows, default=1) > 1
             if len(rows) != shape.layers(attention):
                 raise ValueError(f"rows must name {shape.layers(attention)} layers of {attention}; got {len(rows)}.")
             size = (shape.num_heads, config.prefix_length, shape.d_kv)
             self.prefixes[attention] = ModuleListOf(_Pair(count, *size, device=device, dtype=dtype) for count in rows)
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return any(count > 1 for rows in (self.config.rows or {}).values() for count in rows)
 
     def initialise(self, model: T5) -> None:
         """Raise ValueError: there is nothing to start from."""

@@ -114,6 +114,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
 
     def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
+        self.distinguishes_scenarios = config.per_scenario and len(config.scenarios) > 1
         leading = (len(config.scenarios),) if config.per_scenario else ()
         size = (*leading, config.prefix_length, shape.d_model)
         self.prompt = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
@@ -184,11 +185,6 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
                 "prefix_length and per_scenario as they were there."
             )
         return next(iter(tensors.values()))
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return self.config.per_scenario and len(self.scenarios) > 1
 
     def prepend(self, embeddings: Tensor, mask: Tensor | None, scenario_ids: Tensor | None) -> Tensor:
         """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""

@@ -36,6 +36,7 @@ class MOP(Method[MOPConfig]):
         config.check_shape(shape)
         super().__init__(config, shape)
         c = config
+        self.distinguishes_scenarios = c.experts > 1 and not c.routed
         made: Where = {"device": device, "dtype": dtype}
         scope = (c.experts,) if c.input_scope == "expert" else ()
         self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **made))  # X'
@@ -89,11 +90,6 @@ class MOP(Method[MOPConfig]):
             init=c.init,
             **made,
         )
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return self.config.experts > 1 and not self.config.routed
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the prefixes of all attentions, and in training the loss that balances routed experts."""

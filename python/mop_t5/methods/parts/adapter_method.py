@@ -65,11 +65,7 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
     def __init__(self, config: PerScenarioT, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         self.rows = len(config.scenarios) if config.per_scenario else 1
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return self.rows > 1
+        self.distinguishes_scenarios = self.rows > 1
 
     def adapters_for(
         self, scenario_ids: Tensor | None, adapt: Callable[[Tensors, Tensor | None, Tensor, Tensor | None], Tensor]

@@ -24,14 +24,10 @@ class HypernetworkMethod(Method[ConfigT]):
 
     def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], device: Device, dtype: DType):
         super().__init__(config, shape)
+        self.distinguishes_scenarios = len(config.scenarios) > 1
         size = (len(config.scenarios), *embedding)
         self.scenario_embeddings = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
         nn.init.normal_(self.scenario_embeddings)
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return len(self.scenarios) > 1
 
     def embeddings(self, scenario_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings (rows, ...) of the scenarios of a batch, and these scenarios (rows,), or None: all."""

@@ -43,6 +43,7 @@ class TaskMoE(Method[TaskMoEConfig]):
     def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
         c = config
+        self.distinguishes_scenarios = c.routes != "average"
         where: Where = {"device": device, "dtype": dtype}
         places = []
         for stack, layers in zip(STACKS, (c.encoder_layers, c.decoder_layers), strict=True):
@@ -170,11 +171,6 @@ class TaskMoE(Method[TaskMoEConfig]):
             self.router.load_state_dict(below("mop.router.", tensors))
         shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("mop.")}
         return {name: tensor for name, tensor in shared.items() if self.trains_backbone(name)}
-
-    @property
-    def distinguishes_scenarios(self) -> bool:
-        """Whether scenario_ids change what the method computes."""
-        return self.config.routes != "average"
 
     def disable(self, experts: Sequence[tuple[int, int]]) -> None:
         """Take experts out, and share their weight among the others as the logits say.
