@@ -3,7 +3,7 @@
 import mop_t5
 import pytest
 import torch
-from mop_t5.attachment.places import ATTENTIONS
+from mop_t5.attachment.additions import ATTENTIONS
 from mop_t5.methods.hyper_prefix import HyperPrefixConfig
 from t5_oracle import batch, logits, tiny
 

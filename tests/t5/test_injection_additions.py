@@ -6,10 +6,9 @@ import pickle
 import mop_t5
 import pytest
 import torch
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import PLACES, Additions
 from mop_t5.attachment.inject import attach_method
 from mop_t5.attachment.method import Method, MethodConfig
-from mop_t5.attachment.places import PLACES
 from t5_oracle import batch as inputs_of
 from t5_oracle import randomised, tiny
 from torch import nn

@@ -6,7 +6,7 @@ import mop_t5
 import pytest
 import torch
 from mop_lab.suites.systems import SYSTEMS
-from mop_t5.attachment.places import ATTENTIONS
+from mop_t5.attachment.additions import ATTENTIONS
 from t5_oracle import batch, tiny
 
 SMALL = {"scenarios": ["a", "b", "c"], "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 2}

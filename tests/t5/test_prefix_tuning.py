@@ -3,7 +3,7 @@
 import mop_t5
 import pytest
 import torch
-from mop_t5.attachment.places import ATTENTIONS
+from mop_t5.attachment.additions import ATTENTIONS
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from mop_t5.attachment.places import ATTENTIONS
+from mop_t5.attachment.additions import ATTENTIONS
 from mop_t5.checks import check_choice
 from mop_t5.cli import Words
 from mop_t5.evaluation import present

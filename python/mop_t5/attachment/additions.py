@@ -1,4 +1,4 @@
-"""What a method adds to a T5 for one batch: prefixes, a prompt, adapters, experts, a loss.
+"""The additions of a method to a T5 for one batch (prefixes, a prompt, adapters, experts, a loss), and their places.
 
 `Method.additions` makes it at the start of a forward pass. It travels through the model as the keyword argument
 `mop_additions` and never as state on modules.
@@ -11,7 +11,28 @@ import torch
 from torch import Tensor
 
 from mop_t5.attachment.mixture import Mixture
-from mop_t5.attachment.places import ATTENTIONS, INNER_PLACES, PLACES
+
+STACKS = ("encoder", "decoder")
+ATTENTIONS = ("encoder_self", "decoder_self", "cross")
+# (stack, place) of the sub-layers whose output an adapter can change
+PLACES = tuple(
+    (stack, place)
+    for stack in STACKS
+    for place in ("self_attention", "cross_attention", "feed_forward")
+    if (stack, place) != ("encoder", "cross_attention")
+)
+HEAD = ("decoder", "lm_head")
+_ATTENTION_MAPS = ("q", "k", "v", "layer_norm")
+# (stack, place) of outputs inside the sub-layers, and of the head: an adapter can change these, too. Feed-forward
+# networks have the map wi, or wi_0 and wi_1 where they are gated.
+INNER_PLACES = (
+    *(
+        (stack, f"{place}_{part}")
+        for stack, place in PLACES
+        for part in (("wi", "wi_0", "wi_1", "layer_norm") if place == "feed_forward" else _ATTENTION_MAPS)
+    ),
+    HEAD,
+)
 
 # keys and values, each (rows, heads, prefix, d_kv)
 Prefix: TypeAlias = tuple[Tensor, Tensor]

@@ -19,8 +19,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import Additions
-from mop_t5.attachment.places import HEAD, PLACES, STACKS
+from mop_t5.attachment.additions import HEAD, PLACES, STACKS, Additions
 
 _SUB_LAYERS = (
     ("self_attention", 0, "SelfAttention"),

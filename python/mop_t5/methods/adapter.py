@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
+from mop_t5.attachment.additions import PLACES, Additions
 from mop_t5.attachment.additions import Adapter as AdapterFunction
-from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.method import Device, DType
-from mop_t5.attachment.places import PLACES
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_int, check_least, check_subset
 from mop_t5.methods import register

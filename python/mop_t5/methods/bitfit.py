@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mop_t5.attachment.additions import Additions, row_index
+from mop_t5.attachment.additions import HEAD, INNER_PLACES, PLACES, Additions, row_index
 from mop_t5.attachment.method import Device, DType
-from mop_t5.attachment.places import HEAD, INNER_PLACES, PLACES
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, Tensors, depth, own_row

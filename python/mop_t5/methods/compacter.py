@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mop_kernels import phm_weight
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import Adapter, Additions
+from mop_t5.attachment.additions import STACKS, Adapter, Additions
 from mop_t5.attachment.method import Device, DType, MethodConfig
-from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_number
 from mop_t5.methods import register

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import ATTENTIONS, Additions
 from mop_t5.attachment.method import Device, DType, Method, MethodConfig
-from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_least
 from mop_t5.methods import register

@@ -13,9 +13,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import ATTENTIONS, Additions
 from mop_t5.attachment.method import Device, DType, MethodConfig, Where
-from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_least, check_some_scenario
 from mop_t5.methods import register

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import STACKS, Additions
 from mop_t5.attachment.method import Device, DType, MethodConfig
-from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_some_scenario
 from mop_t5.methods import register

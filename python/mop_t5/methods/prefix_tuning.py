@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import ATTENTIONS, Additions
 from mop_t5.attachment.method import Device, DType, Method, MethodConfig
-from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_number
 from mop_t5.methods import register

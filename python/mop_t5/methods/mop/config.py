@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mop_t5.attachment.additions import ATTENTIONS
 from mop_t5.attachment.method import MethodConfig
-from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_number, check_some_scenario, check_subset
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mop_kernels import MOPFeedForward
-from mop_t5.attachment.additions import Additions, Prefix
+from mop_t5.attachment.additions import ATTENTIONS, Additions, Prefix
 from mop_t5.attachment.method import Device, DType, Method, Where
-from mop_t5.attachment.places import ATTENTIONS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.mop.config import MOPConfig

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import Adapter, row_index
+from mop_t5.attachment.additions import STACKS, Adapter, row_index
 from mop_t5.attachment.method import ConfigT, Device, DType, Method, MethodConfig
-from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_some_scenario
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleT

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.additions import STACKS, Additions
 from mop_t5.attachment.experts import new_expert, values_of
 from mop_t5.attachment.method import Device, DType, Method, Where
 from mop_t5.attachment.mixture import Mixture
-from mop_t5.attachment.places import STACKS
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import depth
