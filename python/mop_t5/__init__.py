@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mop_t5 import methods
 
-if TYPE_CHECKING:  # the same names as _WHERE, for type checkers
+if TYPE_CHECKING:  # _WHERE once more: type checkers read imports only
     from mop_t5.backbone.build import build_backbone, known_backbones
     from mop_t5.backbone.load import load_backbone
     from mop_t5.methods import method_names
@@ -30,29 +30,20 @@ if TYPE_CHECKING:  # the same names as _WHERE, for type checkers
         save,
         scenario_ids,
     )
-    from mop_t5.operations.export import export
+    from mop_t5.operations.export import export, squeeze
     from mop_t5.operations.scenarios import add_scenario, remove_scenario, scenarios, train_only
-    from mop_t5.operations.squeeze import squeeze
 
 _WHERE = {
-    "method_names": "methods",
-    "load_backbone": "backbone.load",
-    "build_backbone": "backbone.build",
-    "known_backbones": "backbone.build",
-    "attach": "operations.attach",
-    "detach": "operations.attach",
-    "is_attached": "operations.attach",
-    "count_parameters": "operations.attach",
-    "ParameterCount": "operations.attach",
-    "scenario_ids": "operations.attach",
-    "scenarios": "operations.scenarios",
-    "add_scenario": "operations.scenarios",
-    "remove_scenario": "operations.scenarios",
-    "train_only": "operations.scenarios",
-    "squeeze": "operations.squeeze",
-    "save": "operations.attach",
-    "load": "operations.attach",
-    "export": "operations.export",
+    name: module
+    for module, names in {
+        "methods": "method_names",
+        "backbone.load": "load_backbone",
+        "backbone.build": "build_backbone known_backbones",
+        "operations.attach": "ParameterCount attach count_parameters detach is_attached load save scenario_ids",
+        "operations.export": "export squeeze",
+        "operations.scenarios": "add_scenario remove_scenario scenarios train_only",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = ["methods", *_WHERE]

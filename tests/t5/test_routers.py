@@ -78,7 +78,7 @@ def test_layers_of_one_product_start_as_linear_layers_do():
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match=r"router must be one of linear, linear_layer_specific, rnn, .*; got 'mlp'"):
+    with pytest.raises(ValueError, match=r"router must be one of 'linear', 'linear_layer_specific', .*; got 'mlp'"):
         make_router("mlp", 8, 12, 2, 3)
     with pytest.raises(ValueError, match=r"the width of the task vectors must be a multiple of 4, .*; got 6"):
         make_router("transformer", 6, 12, 2, 3)

@@ -56,7 +56,7 @@ def test_no_weights_and_wrong_shapes(golden):
     assert torch.equal(start(-sources[0], sources[:1]), sources[0]), "the only one is the most similar one"
     with pytest.raises(ValueError, match=r"to 2 source prompts sum to -.*, so they are no weights\. Mix fewer"):
         start(-sources.sum(0), sources[:2], top=0)
-    with pytest.raises(ValueError, match=r"measure must be one of avgpool_cosine, .*; got 'dot'"):
+    with pytest.raises(ValueError, match=r"measure must be one of 'avgpool_cosine', .*; got 'dot'"):
         similarities(target, sources, "dot")
     with pytest.raises(
         ValueError, match=r"got \(4, 16\) and \(3, 5, 16\)\. Prompts that are compared are of one length"

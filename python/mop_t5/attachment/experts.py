@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.caches import CACHE, ExpertCache
+from mop_t5.attachment.method import Device, DType
 from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
 from mop_t5.attachment.mixture import mix
 
@@ -29,9 +30,7 @@ else:
 _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
 
 
-def new_expert(
-    block: nn.Module, stack: str, *, own_table: bool, device: torch.device | str | None, dtype: torch.dtype | None
-) -> nn.Module:
+def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dtype: DType) -> nn.Module:
     """Return a block of the same structure with parameters of its own, without values.
 
     It shares the config, so that it follows what is set there.

@@ -82,9 +82,9 @@ class BackboneShape:
         """Width of one key or value row of all heads. It may differ from d_model (mT5-small, T5-3B)."""
         return self.num_heads * self.d_kv
 
-    def layers(self, attention: str) -> int:
-        """Return the number of layers with this attention: "encoder_self", "decoder_self" or "cross"."""
-        return self.num_layers if attention == "encoder_self" else self.num_decoder_layers
+    def layers(self, part: str) -> int:
+        """Return the number of layers of a stack ("encoder", "decoder") or of an attention ("encoder_self", ...)."""
+        return self.num_layers if part.startswith("encoder") else self.num_decoder_layers
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """Return the differences to a saved shape (a mapping of the same fields) as `field: saved x, here y`."""

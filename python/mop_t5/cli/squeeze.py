@@ -6,8 +6,8 @@ from mop_t5.attachment.attached_model import attached
 from mop_t5.files import whole_folder
 from mop_t5.methods.task_moe.method import TaskMoE
 from mop_t5.operations.attach import count_parameters, scenario_ids
+from mop_t5.operations.export import squeeze as squeezed
 from mop_t5.operations.run_folder import load_run, prepare_output, write_settings
-from mop_t5.operations.squeeze import squeeze as squeezed
 
 
 def squeeze(run: str, scenario: str, output: str, backbone: str | None = None, overwrite: bool = False) -> None:

@@ -1,14 +1,15 @@
 """The registry of methods: the only place that knows their names.
 
-A method is one file of its name in this folder, or `method.py` in a folder of its name, with a class decorated by
-`register`. The registry finds the file by its place. `mop_t5.method_names()` returns the names.
+A method is one file of its name in this folder, or `method.py` in a folder of its name. The file has a class decorated
+by `register`. The registry finds the file by its place. `mop_t5.method_names()` returns the names.
 """
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 import sys
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # importing the base of methods imports torch
     MethodT = TypeVar("MethodT", bound=type[Method])
 
 _METHODS: dict[str, type[Method]] = {}
-_discovered = False
 
 
 def register(method: MethodT) -> MethodT:
@@ -50,7 +50,7 @@ def get(name: str) -> type[Method]:
     if not isinstance(name, str):
         raise TypeError(f"method must be a name or a config object; got {type(name).__name__}.")
     if name not in _METHODS and name in _files():
-        importlib.import_module(_files()[name])  # the others may import much: the kernels, for one
+        import_module(_files()[name])  # importing the others can be slow: some import the kernels
     if name not in _METHODS:
         _discover()
     if name not in _METHODS:
@@ -65,20 +65,17 @@ def of_config(config: MethodConfig) -> type[Method]:
         TypeError: `config` is not the config of a registered method.
     """
     _discover()
-    for method in _METHODS.values():
-        if type(config) is method.Config:
-            return method
+    if found := [method for method in _METHODS.values() if type(config) is method.Config]:
+        return found[0]
     raise TypeError(
         f"method must be a name ({', '.join(method_names())}) or a config object of one; got {type(config).__name__}."
     )
 
 
+@cache
 def _discover() -> None:
-    global _discovered
-    if not _discovered:
-        for module in _files().values():
-            importlib.import_module(module)
-        _discovered = True
+    for module in _files().values():
+        import_module(module)
 
 
 class _Registry(ModuleType):  # so that mop_t5.methods() returns the names

@@ -17,13 +17,7 @@ from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_int, check_least, check_subset
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import (
-    PerScenarioAdapters,
-    PerScenarioConfig,
-    bottleneck,
-    depth,
-    hidden_width,
-)
+from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, bottleneck, hidden_width
 
 _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
 
@@ -88,7 +82,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
         def make(stack: str, place: str) -> nn.ParameterDict:
             shapes = {"down": (d_mid, shape.d_model), "down_bias": (d_mid,)}
             shapes |= {"up": (shape.d_model, d_mid), "up_bias": (shape.d_model,)}
-            leading = (depth(shape, stack) - self.dropped, self.rows)
+            leading = (shape.layers(stack) - self.dropped, self.rows)
             return nn.ParameterDict(
                 {n: nn.Parameter(torch.zeros(*leading, *s, device=device, dtype=dtype)) for n, s in shapes.items()}
             )

@@ -15,7 +15,7 @@ from mop_t5.attachment.additions import HEAD, INNER_PLACES, PLACES, Additions, r
 from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, Tensors, depth, own_row
+from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, Tensors, own_row
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BitFit(PerScenarioAdapters[BitFitConfig]):
             absent.add("lm_head")
 
         def make(stack: str, place: str) -> nn.ParameterDict:
-            layers = 1 if (stack, place) == HEAD else depth(shape, stack)
+            layers = 1 if (stack, place) == HEAD else shape.layers(stack)
             bias = torch.zeros(layers, self.rows, _width(place, shape), device=device, dtype=dtype)
             return nn.ParameterDict({"bias": nn.Parameter(bias)})
 

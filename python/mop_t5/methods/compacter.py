@@ -19,7 +19,8 @@ from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_number
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, by_layer, depth
+from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, by_layer
+from mop_t5.methods.parts.modules import ModuleDictOf
 
 _PLACES = {"compacter": ("self_attention", "feed_forward"), "plus_plus": ("feed_forward",)}
 
@@ -76,27 +77,9 @@ class _Locals(nn.Module):
         return phm_weight(rule, local).mT
 
 
-class _Adapters(nn.Module):
-    """The adapters of every layer of one place."""
-
-    def __init__(self, layers: int, d_model: int, config: CompacterConfig, device: Device, dtype: DType):
-        super().__init__()
-        d_mid, factors = d_model // config.reduction, (config.terms, config.local_rank, device, dtype)
-        self.down = _Locals(layers, d_model, d_mid, *factors)
-        self.up = _Locals(layers, d_mid, d_model, *factors)
-
-    def functions(self, rule: Tensor, activation: str) -> tuple[Adapter, ...]:
-        """Return one adapter per layer. All W of the place are built in two calls, once per batch."""
-        parts = {"down": self.down.weights(rule), "down_bias": self.down.bias}
-        parts |= {"up": self.up.weights(rule), "up_bias": self.up.bias}
-        # one row, which serves all scenarios
-        layers = by_layer({name: part.unsqueeze(1) for name, part in parts.items()})
-        return tuple(partial(bottleneck, tensors, None, activation=activation) for tensors in layers)
-
-
 @register
-class Compacter(AdapterMethod[CompacterConfig, _Adapters]):
-    """The rule and, place by place, the locals and biases of all adapters."""
+class Compacter(AdapterMethod[CompacterConfig, ModuleDictOf[_Locals]]):
+    """The rule and, in adapters[stack][place], the locals and biases of the maps "down" and "up" of all layers."""
 
     name = "compacter"
     Config = CompacterConfig
@@ -112,17 +95,22 @@ class Compacter(AdapterMethod[CompacterConfig, _Adapters]):
         super().__init__(c, shape)
         self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, device=device, dtype=dtype))
         nn.init.normal_(self.rule, std=c.rule_std)
-        self.place_adapters(
-            [(stack, place) for stack in STACKS for place in _PLACES[c.variant]],
-            lambda stack, place: _Adapters(depth(shape, stack), shape.d_model, c, device, dtype),
-        )
+
+        def make(stack: str, place: str) -> ModuleDictOf[_Locals]:
+            layers, maps = shape.layers(stack), {"down": (shape.d_model, d_mid), "up": (d_mid, shape.d_model)}
+            return ModuleDictOf(
+                {name: _Locals(layers, *widths, c.terms, c.local_rank, device, dtype) for name, widths in maps.items()}
+            )
+
+        self.place_adapters([(stack, place) for stack in STACKS for place in _PLACES[c.variant]], make)
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the adapters, which all scenarios share."""
-        return Additions(
-            adapters={
-                (stack, place): self.adapters[stack][place].functions(self.rule, self.config.activation)
-                for stack, place in self.adapter_places
-            },
-            dtype=self.dtype,
-        )
+        adapters: dict[tuple[str, str], list[Adapter]] = {}
+        for stack, place in self.adapter_places:
+            parts: dict[str, Tensor] = {}
+            for name, layers in self.adapters[stack][place].items():  # all layers at once, once per batch
+                parts |= {name: layers.weights(self.rule).unsqueeze(1), f"{name}_bias": layers.bias.unsqueeze(1)}
+            adapt = partial(bottleneck, activation=self.config.activation)
+            adapters[stack, place] = [partial(adapt, tensors, None) for tensors in by_layer(parts)]
+        return Additions(adapters=adapters, dtype=self.dtype)

@@ -22,7 +22,7 @@ from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_some_scenario
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import bottleneck, by_layer, depth, hidden_width
+from mop_t5.methods.parts.adapter_method import bottleneck, by_layer, hidden_width
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 
@@ -190,7 +190,7 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
             self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, device, dtype)
             d_in = c.d_projected
         self.hypernetworks: ModuleDictOf[_StackHypernetwork] = ModuleDictOf(
-            {s: _StackHypernetwork(c, d_in, shape.d_model, depth(shape, s), device, dtype) for s in STACKS}
+            {s: _StackHypernetwork(c, d_in, shape.d_model, shape.layers(s), device, dtype) for s in STACKS}
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:

@@ -1,4 +1,4 @@
-"""Prefix-tuning with an MLP: one generator an attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
+"""Prefix-tuning with an MLP: one generator per attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,14 +48,9 @@ class PrefixTuning(Method[PrefixTuningConfig]):
 
     def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__(config, shape)
-        c = config
+        sizes = (config.prefix_length, config.d_mid, config.activation, config.dropout)
         self.generators: ModuleDictOf[MLPGenerator] = ModuleDictOf(
-            {
-                a: MLPGenerator(
-                    shape, shape.layers(a), c.prefix_length, c.d_mid, c.activation, c.dropout, device, dtype
-                )
-                for a in ATTENTIONS
-            }
+            {a: MLPGenerator(shape, shape.layers(a), *sizes, device, dtype) for a in ATTENTIONS}
         )
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:

@@ -6,8 +6,6 @@ that fields of the method name. Folders of earlier versions have no contents.jso
 known.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,13 +1,25 @@
-"""Export of a trained prefix method: its keys and values in an adapter folder, without the method."""
+"""Export of a trained method for use without the method.
 
+export   writes the keys and values of a prefix method into an adapter folder.
+squeeze  makes a plain T5 of a task-level mixture of experts: in every layer the expert of the largest weight.
+"""
+
+import copy
 import os
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
+from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.attached_model import SUBMODULE, attached
+from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached, unwrapped
+from mop_t5.attachment.attention import point_attention
+from mop_t5.attachment.method import Where
+from mop_t5.backbone.build import build_backbone
+from mop_t5.backbone.load import is_untied
 from mop_t5.methods.fixed_prefix import FixedPrefix, FixedPrefixConfig
+from mop_t5.methods.task_moe.method import TaskMoE
+from mop_t5.operations.attach import scenario_ids
 from mop_t5.storage import adapter_folder
 
 
@@ -52,3 +64,40 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
     adapter_folder.write(folder, t5.description_of(fixed), tensors)
     parameters = [*method.parameters(), *trained.values()]
     return Exported(sum(t.numel() for t in tensors.values()), sum(p.numel() for p in parameters))
+
+
+@torch.no_grad()
+def squeeze(model: PreTrainedModel, scenario: str) -> PreTrainedModel:
+    """Return a frozen plain T5 of the backbone's class, size and cost, with tensors of its own. model stays as it is.
+
+    Where the route of the scenario is one expert per layer ("straight_through", "random_1"), it computes the same as
+    model does for this scenario; else only the largest part. It has the experts' precision: float32, whatever the
+    backbone's below that.
+
+    Raises:
+        ValueError: Another method is attached, the scenario is unknown, or experts of different numbers with own_tables
+            are chosen in one stack: a plain T5 has one table of relative positions per stack.
+    """
+    t5 = unwrapped(model)
+    if not is_attached(t5) or not isinstance(t5.mop, TaskMoE):
+        raise ValueError("model must have the method 'task_moe' attached. Attach or load it first.")
+    method = t5.mop
+    chosen = method.route_weights()[:, int(scenario_ids(model, scenario))].argmax(-1).tolist()
+    if method.config.own_tables and method.shape.model_type != "umt5":
+        for stack in ("encoder", "decoder"):
+            used = {expert for expert, (of, _) in zip(chosen, method.expert_places, strict=True) if of == stack}
+            if len(used) > 1:
+                raise ValueError(
+                    f"the {stack} takes experts {sorted(used)} for {scenario!r}, each with a table of relative "
+                    "positions of its own, and a plain T5 has one. Train with own_tables=False to squeeze."
+                )
+    state = {name: t for name, t in t5.state_dict().items() if not name.startswith(f"{SUBMODULE}.")}
+    for (stack, layer), experts, expert in zip(method.expert_places, method.experts, chosen, strict=True):
+        for name, tensor in experts[expert].state_dict().items():
+            state[f"{stack}.block.{layer}.{name}"] = tensor
+    where: Where = {"device": t5.shared.weight.device, "dtype": method.temperature.dtype}
+    plain = build_backbone(t5.config, tie_word_embeddings=not is_untied(t5), **where)
+    plain.load_state_dict(state)
+    point_attention(cast(T5, plain), t5._mop_record.attention)
+    plain.generation_config = copy.deepcopy(t5.generation_config)
+    return plain

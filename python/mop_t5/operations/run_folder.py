@@ -10,8 +10,6 @@ checkpoints/  the checkpoints from which `--resume` continues
 A run of several seeds has run.json, results.md and one such folder per seed, seed-N.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

@@ -23,6 +23,12 @@ from mop_t5.methods.parts.modules import ModuleDictOf
 
 __all__ = ["MOP", "MOPConfig"]
 
+# fields of the config that are arguments of MOPFeedForward under the same name
+_BANK_FIELDS = (
+    *("d_mid", "terms_down", "terms_up", "rank", "reading", "rule", "rule_scope"),
+    *("share_lorl", "share_lore", "drop_lorl", "bias", "activation", "init"),
+)
+
 
 @register
 class MOP(Method[MOPConfig]):
@@ -56,11 +62,10 @@ class MOP(Method[MOPConfig]):
                 if c.routed:
                     self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **made)
             if layers > mop_layers:
-                rest, activation = layers - mop_layers, c.generator_activation
                 # with gates, the other layers of an attention are generated from X', too
-                own_rows = not (c.routed and mop_layers)
+                own_rows = None if c.routed and mop_layers else c.prefix_length
                 self.generators[attention] = MLPGenerator(
-                    shape, rest, c.prefix_length, c.d_mid, activation, dropout, **made, own_rows=own_rows
+                    shape, layers - mop_layers, own_rows, c.d_mid, c.generator_activation, dropout, **made
                 )
             if c.routed:
                 self.norms[attention] = ResidualNorm(shape, c.dropout, **made)
@@ -72,21 +77,9 @@ class MOP(Method[MOPConfig]):
             num_layers=layers,
             num_experts=c.experts,
             d_in=self.shape.d_model,
-            d_mid=c.d_mid,
             d_out=d_out,
             num_maps=num_maps,
-            terms_down=c.terms_down,
-            terms_up=c.terms_up,
-            rank=c.rank,
-            reading=c.reading,
-            share_lorl=c.share_lorl,
-            share_lore=c.share_lore,
-            drop_lorl=c.drop_lorl,
-            rule=c.rule,
-            rule_scope=c.rule_scope,
-            bias=c.bias,
-            activation=c.activation,
-            init=c.init,
+            **{name: getattr(c, name) for name in _BANK_FIELDS},
             **made,
         )
 

@@ -96,11 +96,6 @@ def by_layer(tensors: Tensors) -> list[dict[str, Tensor]]:
     return [dict(zip(tensors, layer, strict=True)) for layer in layers]
 
 
-def depth(shape: BackboneShape, stack: str) -> int:
-    """Return the number of layers of a stack."""
-    return shape.num_layers if stack == "encoder" else shape.num_decoder_layers
-
-
 def hidden_width(shape: BackboneShape, reduction: int) -> int:
     """Return d_model // reduction; raise ValueError if it is 0."""
     if reduction > shape.d_model:

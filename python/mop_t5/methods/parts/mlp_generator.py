@@ -22,31 +22,29 @@ class MLPGenerator(nn.Module):
     Args:
         shape: The sizes of the backbone.
         layers: Number of layers.
-        prefix_length: Rows of the prefix.
+        prefix_length: Rows of the embedding. None: there is no embedding, and the caller gives the rows.
         d_mid: Width of the hidden layer.
         activation: Name of the activation of the hidden layer.
         dropout: Probability, after the last layer.
         device: Device of the parameters.
         dtype: Data type of the parameters.
-        own_rows: Have an embedding. Else the caller gives the rows.
     """
 
     def __init__(
         self,
         shape: BackboneShape,
         layers: int,
-        prefix_length: int,
+        prefix_length: int | None,
         d_mid: int,
         activation: str,
         dropout: float,
         device: Device = None,
         dtype: DType = None,
-        own_rows: bool = True,
     ):
         super().__init__()
         self.layers, self.heads, self.d_kv = layers, shape.num_heads, shape.d_kv
         self.embedding: nn.Parameter | None = None
-        if own_rows:
+        if prefix_length is not None:
             self.embedding = nn.Parameter(torch.empty(prefix_length, shape.d_model, device=device, dtype=dtype))
         self.down = nn.Linear(shape.d_model, d_mid, device=device, dtype=dtype)
         self.up = nn.Linear(d_mid, layers * 2 * shape.inner, device=device, dtype=dtype)

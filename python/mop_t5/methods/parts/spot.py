@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mop_t5.checks import check_choice
+
 # (length, d), (sources, length, d) -> (sources,)
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # of the mean rows, as the paper of SPoT compares tasks
@@ -30,8 +32,7 @@ def similarities(target: Tensor, sources: Tensor, measure: str = "avgpool_cosine
     Raises:
         ValueError: The shapes do not fit, or `measure` is not in SIMILARITIES.
     """
-    if measure not in SIMILARITIES:
-        raise ValueError(f"measure must be one of {', '.join(SIMILARITIES)}; got {measure!r}.")
+    check_choice("measure", measure, SIMILARITIES)
     if target.dim() != 2 or sources.shape[1:] != target.shape:
         raise ValueError(
             f"target must have shape (length, d) and sources (sources, length, d); got {tuple(target.shape)} and "

@@ -17,7 +17,6 @@ from mop_t5.attachment.method import Device, DType, Method, Where
 from mop_t5.attachment.mixture import Mixture
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import depth
 from mop_t5.methods.parts.modules import ModuleListOf
 from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.methods.task_moe import selection as route_selection
@@ -46,7 +45,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         where: Where = {"device": device, "dtype": dtype}
         places = []
         for stack, layers in zip(STACKS, (c.encoder_layers, c.decoder_layers), strict=True):
-            count = depth(shape, stack)
+            count = shape.layers(stack)
             chosen = range(count) if layers is None else layers
             if chosen and chosen[-1] >= count:
                 raise ValueError(f"{stack}_layers must lie in 0 to {count - 1}; got {chosen[-1]}.")
@@ -76,12 +75,8 @@ class TaskMoE(Method[TaskMoEConfig]):
     def build(self, model: T5, device: Device, dtype: DType) -> None:
         """Make the experts."""
         for stack, layer in self.expert_places:
-            copies = (
-                new_expert(
-                    _block(model, stack, layer), stack, own_table=self.config.own_tables, device=device, dtype=dtype
-                )
-                for _ in range(self.config.experts)
-            )
+            block, own_table = getattr(model, stack).block[layer], self.config.own_tables
+            copies = (new_expert(block, stack, own_table, device, dtype) for _ in range(self.config.experts))
             self.experts.append(ModuleListOf(copies))
 
     @torch.no_grad()
@@ -89,7 +84,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         """Set the experts, the routes and the task vectors. Return the shared parameters of `experts_from`."""
         c = self.config
         for (stack, layer), experts in zip(self.expert_places, self.experts, strict=True):
-            values = values_of(_block(model, stack, layer))
+            values = values_of(getattr(model, stack).block[layer])
             for expert in experts:
                 for name, parameter in expert.named_parameters():
                     parameter.copy_(values[name])
@@ -285,7 +280,3 @@ class TaskMoE(Method[TaskMoEConfig]):
         if self.config.routes == "learned":
             record |= route_selection.described("_at_1", self.route_weights(1.0))
         return {"routes.jsonl": {"scenarios": list(self.scenarios), **record}}
-
-
-def _block(model: T5, stack: str, layer: int) -> nn.Module:
-    return (model.encoder if stack == "encoder" else model.decoder).block[layer]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mop_t5.attachment.method import Device, DType, Where
+from mop_t5.checks import check_choice
 
 _HEADS, _FEED_FORWARD, _DROPOUT = 4, 64, 0.1  # of the transformers
 _RECURRENT = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -36,8 +37,7 @@ def make_router(
     Raises:
         ValueError: The name is unknown, or the heads of a transformer do not divide its width.
     """
-    if name not in ROUTERS:
-        raise ValueError(f"router must be one of {', '.join(ROUTERS)}; got {name!r}.")
+    check_choice("router", name, ROUTERS)
     kind, specific = name.removesuffix("_layer_specific"), name.endswith("_layer_specific")
     if kind == "linear":
         return (_LayerMLPs if specific else _MLP)(d_in, hidden, layers, experts, device, dtype)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mop_t5.checks import check_choice
+
 SELECTIONS = ("softmax", "gumbel", "straight_through")
 
 
@@ -37,8 +39,7 @@ def select(
     Raises:
         ValueError: `kind` is not one of SELECTIONS.
     """
-    if kind not in SELECTIONS:
-        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {kind!r}.")
+    check_choice("selection", kind, SELECTIONS)
     if kind != "softmax" and not deterministic:
         logits = logits + (-torch.empty_like(logits).exponential_().log() if noise is None else noise)
     soft = (logits / temperature).softmax(-1)
