@@ -3,7 +3,7 @@
 Beam search, 8 dialogues x 4 beams of 64 tokens, 8 summary tokens each: the encoder once, then 8 steps on 32 rows. In a
 mixed batch the 5 scenarios take turns, so that every row needs its own prefix. Concatenation copies the keys and values
 of every layer, also of the source, at every step. A prefix in the cache saves these copies, and
-prefix_attention.split_attention needs none.
+prefixed_attention needs none.
 """
 
 import pytest

@@ -11,7 +11,7 @@ from t5_oracle import batch, logits, random_prefix, tiny
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import AttentionInterface, DynamicCache, EncoderDecoderCache
 
 IDS = torch.tensor([0, 2, 1, 2])
 
@@ -71,8 +71,7 @@ def test_a_mask_is_made_again_for_other_padding():
 
         def run(bias, mask, prefix=prefix):
             given = {"mop_additions": prefix, "position_bias": bias, "scaling": 1.0}
-            out, _ = prefix_attention.mop_sdpa(module, query, key, value, mask, **given)
-            return out
+            return AttentionInterface()["mop_sdpa"](module, query, key, value, mask, **given)[0]
 
         for mask in (*masks, None):
             assert torch.equal(run(bias, mask), run(bias.clone(), mask))
@@ -160,8 +159,10 @@ def test_split_and_joined_agree(dtype, rows, queries):
     examples = 1 if rows is None else 3
     tensors = [heads(4, queries), heads(4, 6), heads(4, 6), heads(examples, 2), heads(examples, 2)]
     mask = torch.randn(4, 3, queries, 8).to(dtype)
-    ways = [prefix_attention.split_attention, prefix_attention.joined_attention]
-    outs = [way(*tensors, mask, rows=rows, scaling=0.5)[0] for way in ways]
+    outs = [
+        prefix_attention.prefixed_attention(*tensors, mask, rows=rows, scaling=0.5, joined=joined)[0]
+        for joined in (False, True)
+    ]
     grad = torch.randn(outs[0].shape).to(dtype)
     tolerance = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.06}[dtype]
     torch.testing.assert_close(*outs, atol=tolerance, rtol=tolerance)

@@ -1,14 +1,14 @@
 """T5 attention with a prefix: out = softmax(Q [P_K; K]^T + [0 | bias + mask]) [P_V; V]   (MOP, Eq. 5).
 
 T5 does not scale by 1/sqrt(d). Prefix columns have bias 0 and mask 0; real tokens keep the bias they have without a
-prefix, because the prefix is joined here, after T5 has computed it and after the cache update: the prefix is in
-neither. Two functions compute the same softmax. split_attention writes out prefix and token scores and copies no real
-keys and values: the fast way at a decoding step. joined_attention copies keys and values into one fused call: the fast
-way for long queries. docs/injection.md has the measurements.
+prefix. The prefix is joined here, after T5 has computed the bias and updated its cache, so neither contains the prefix.
+prefixed_attention computes the softmax in one of two ways. The split way computes prefix scores and token scores
+separately and copies no real keys and values. It is faster at a decoding step. The joined way copies keys and values
+into one fused call. It is faster for long queries. docs/injection.md has the measurements.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from mop_t5.attachment.additions import Additions, row_index, wide
 
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
-# queries from which copying keys and values is cheaper than writing the scores out
+# number of queries from which the joined way is faster than the split way
 _LONG_QUERY = 64
 
 
@@ -50,7 +50,7 @@ def _times_prefix(x: Tensor, prefix: Tensor, rows: Tensor | None) -> Tensor:
     """
     batch, heads, q, _ = x.shape
     if rows is not None and q > 1:
-        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+        # advanced indexing: its backward on a GPU is a sorted sum; the backward of index_select has no fixed order
         return x @ prefix[rows]
     # Read every prefix once: multiply it by all examples, then pick the product of each example. At one query per
     # example, copies of the prefixes would cost more than the products that are not picked.
@@ -59,7 +59,7 @@ def _times_prefix(x: Tensor, prefix: Tensor, rows: Tensor | None) -> Tensor:
     return every[0].transpose(0, 1) if rows is None else every[rows, :, torch.arange(batch, device=x.device)]
 
 
-def split_attention(
+def prefixed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -70,8 +70,9 @@ def split_attention(
     rows: Tensor | None = None,
     scaling: float = 1.0,
     dropout: float = 0.0,
+    joined: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend to a prefix and to real tokens, without a copy of the tokens' keys and values.
+    """Attend to a prefix and to real tokens.
 
     Args:
         query: (batch, heads, q, d).
@@ -83,10 +84,19 @@ def split_attention(
         rows: (batch,) the prefix row of each example, or None if the only row serves all.
         scaling: Factor on the scores.
         dropout: Probability, of the weights.
+        joined: Copy keys and values into one fused call. False: compute prefix scores and token scores separately.
 
     Returns:
-        Output (batch, q, heads, d), contiguous, and weights (batch, heads, q, p + k). Prefix columns come first.
+        Output (batch, q, heads, d), contiguous, and weights (batch, heads, q, p + k) with the prefix columns first. The
+        weights are None if `joined`.
     """
+    if joined:
+        prefix_key, prefix_value = (
+            t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
+        )
+        key, value = torch.cat([prefix_key, key], dim=-2), torch.cat([prefix_value, value], dim=-2)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        return out.transpose(1, 2).contiguous(), None
     query = query if scaling == 1 else query * scaling
     blocks = (_times_prefix(query, prefix_key.transpose(-1, -2), rows), query @ key.transpose(-1, -2))
     scores = torch.cat([block.to(wide(query.dtype)) for block in blocks], dim=-1)
@@ -100,38 +110,11 @@ def split_attention(
     return out.transpose(1, 2).contiguous(), weights
 
 
-def joined_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
-    mask: Tensor | None = None,
-    *,
-    rows: Tensor | None = None,
-    scaling: float = 1.0,
-    dropout: float = 0.0,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute split_attention by scaled_dot_product_attention on concatenated keys and values. The weights are None."""
-    prefix_key, prefix_value = (
-        t.expand(query.shape[0], -1, -1, -1) if rows is None else t[rows] for t in (prefix_key, prefix_value)
-    )
-    out = F.scaled_dot_product_attention(
-        query,
-        torch.cat([prefix_key, key], dim=-2),
-        torch.cat([prefix_value, value], dim=-2),
-        attn_mask=mask,
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    return out.transpose(1, 2).contiguous(), None
-
-
 def _additive_mask(bias: Tensor | None, allowed: Tensor | None, prefix: int, dtype: torch.dtype) -> Tensor | None:
-    """[0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
+    """Return [0 | bias + mask] of Eq. 5, broadcastable to (batch, heads, q, prefix + k), or None if it is zero.
 
-    bias (1, heads, q, k) or None; allowed: boolean, or a float mask to add, or None; (batch, 1, q, k) or of fewer
-    dimensions.
+    bias: (1, heads, q, k) or None. allowed: the mask, boolean or a float to add, (batch, 1, q, k) or with fewer
+    dimensions; or None.
     """
     mask = None if bias is None else bias.to(dtype)
     if allowed is not None and allowed.dtype == torch.bool:
@@ -161,11 +144,12 @@ def _mask_of_stack(
     kept = None if compiling else getattr(position_bias, "_mop_mask", None)
     if kept is not None and kept[0] is attention_mask and kept[1:3] == (prefix, dtype):
         return kept[3]
-    # the bias of a cross attention is zeros, and asks for a gradient under checkpointing
+    # the bias of a cross-attention is zero, and requires a gradient under checkpointing
     bias = None if module._mop_attention == "cross" else position_bias
-    allowed = (
-        _causal(query.shape[2], key.shape[2], query.device) if attention_mask is None and causal else attention_mask
-    )
+    allowed = attention_mask
+    if attention_mask is None and causal:
+        # (q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache
+        allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     mask = _additive_mask(bias, allowed, prefix, dtype)
     if position_bias is not None and not compiling:
         position_bias._mop_mask = (attention_mask, prefix, dtype, mask)
@@ -207,8 +191,9 @@ def _forward(
         return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
 
     prefix_key, prefix_value = (t.to(key.dtype) for t in pair)
-    # transformers leaves the mask out where sdpa's own is_causal would do
-    causal = implementation == "sdpa" and query.shape[2] > 1 and _is_causal(module, kwargs)
+    # transformers passes no mask where is_causal of sdpa is enough
+    asked = kwargs.get("is_causal")
+    causal = implementation == "sdpa" and query.shape[2] > 1 and (module.is_causal if asked is None else asked)
     joined = implementation == "sdpa" and query.shape[2] >= _LONG_QUERY
     mask = _mask_of_stack(
         module,
@@ -221,7 +206,7 @@ def _forward(
         causal,
     )
     scaling = kwargs.get("scaling")
-    out, weights = (joined_attention if joined else split_attention)(
+    out, weights = prefixed_attention(
         query,
         key,
         value,
@@ -231,25 +216,13 @@ def _forward(
         rows=row_index(mop_additions.scenarios, scenario_ids, len(prefix_key)),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=kwargs.get("dropout", 0.0),
+        joined=joined,
     )
     return out, None if implementation == "sdpa" else weights
 
 
-def _is_causal(module: Any, kwargs: Mapping[str, Any]) -> bool:
-    asked = kwargs.get("is_causal")
-    return module.is_causal if asked is None else asked
-
-
-def _causal(q: int, k: int, device: torch.device) -> Tensor:
-    """(q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache."""
-    return torch.arange(q, device=device)[:, None] >= torch.arange(k, device=device)[None, :]
-
-
-# T5's own sdpa where there is no prefix, one of the two functions above where there is
-mop_sdpa = partial(_forward, "sdpa")
-# also returns the attention weights, prefix columns on the left
-mop_eager = partial(_forward, "eager")
-# A mask function of the same name is needed: without one transformers makes no mask at all, and padding is attended to.
-for _name, _function, _mask in (("mop_sdpa", mop_sdpa, sdpa_mask), ("mop_eager", mop_eager, eager_mask)):
-    AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, _mask)
+# "eager" also returns the attention weights, prefix columns on the left. A mask function of the same name is needed:
+# without a mask function transformers makes no mask at all, and attends to padding.
+for _plain_name, _mask_function in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionInterface.register(PREFIXED[_plain_name], partial(_forward, _plain_name))
+    AttentionMaskInterface.register(PREFIXED[_plain_name], _mask_function)
