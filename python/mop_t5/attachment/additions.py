@@ -1,6 +1,6 @@
 """The additions of a method to a T5 for one batch (prefixes, a prompt, adapters, experts, a loss), and their places.
 
-`Method.additions` makes it at the start of a forward pass. It travels through the model as the keyword argument
+`Method.additions` makes them at the start of a forward pass. They travel through the model as the keyword argument
 `mop_additions` and never as state on modules.
 """
 
@@ -56,8 +56,8 @@ class Additions:
         adapters: (stack, place) -> one function per layer, or None for a layer without one. The place is one of PLACES:
             hidden is the output of the sub-layer before its dropout and residual. Or it is one of INNER_PLACES; the
             head counts as one layer. The function returns the replacement of hidden.
-        dtype: The dtype in which the adapters compute: hidden states come in it. None: that of the backbone, but at
-            least float32.
+        dtype: The dtype in which the adapters receive hidden states and compute. None: the dtype of the backbone, but
+            at least float32.
         experts: The experts of the blocks named by the method's expert_places, or None.
         loss: Scalar that training adds to the model's loss, or None.
 
@@ -122,5 +122,5 @@ def row_index(scenarios: Tensor | None, scenario_ids: Tensor | None, rows: int) 
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return a dtype that loses nothing of this one and is no narrower than float32."""
+    """Return float32, or `dtype` itself if float32 cannot hold its values."""
     return torch.promote_types(dtype, torch.float32)

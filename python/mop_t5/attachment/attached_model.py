@@ -32,7 +32,7 @@ from mop_t5.backbone.identity import describe_backbone, weights_of
 from mop_t5.storage import adapter_folder
 
 SUBMODULE = "mop"
-# what T5 reads of **kwargs, beside the arguments that its forward names
+# keyword arguments that T5 reads from **kwargs, besides the named arguments of its forward
 _MORE_ARGUMENTS = {"return_dict", *TransformersKwargs.__annotations__}
 
 
@@ -78,7 +78,7 @@ def backbone_parameters(model: nn.Module) -> dict[str, Tensor]:
 class Record:
     """The state of the model before attach, which detach restores."""
 
-    attention: list[str]  # of encoder, decoder, model
+    attention: list[str]  # implementations of encoder, decoder and model
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set[str] | list[str] | None
     trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
@@ -91,7 +91,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
     _mop_record: Record
     _arguments: frozenset[str]
 
-    # Trainer then passes num_items_in_batch, which T5's own forward would swallow and ignore.
+    # Trainer then passes num_items_in_batch, which T5's own forward would accept and ignore.
     accepts_loss_kwargs = True
 
     @classmethod
@@ -151,10 +151,10 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         with nullcontext() if torch.compiler.is_compiling() else own_slots():
             output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
         if additions.loss is not None and self.training:
-            # without labels it is all the loss there is; whoever computes one outside the model adds it
+            # without labels this is the whole loss; code that computes a loss outside the model adds it
             output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
         if num_items is not None and labels is not None:
-            # this batch's share of a mean over num_items label tokens, those of all micro-batches of a step
+            # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
             output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
         return output
 
@@ -229,8 +229,8 @@ class AttachedT5(RuntimeMixin, KeptWeights):
             options = getattr(block._gradient_checkpointing_func, "keywords", None) or {}
             if options.get("use_reentrant", False):
                 raise RuntimeError(
-                    "use_reentrant=True checkpointing runs backward through the prefix network once a layer. Enable "
-                    "it with gradient_checkpointing_kwargs={'use_reentrant': False}."
+                    "use_reentrant=True checkpointing runs backward through the prefix network once per layer. "
+                    "Enable it with gradient_checkpointing_kwargs={'use_reentrant': False}."
                 )
 
     def set_attn_implementation(self, attn_implementation: str, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # fewer kinds
@@ -258,26 +258,26 @@ class AttachedT5(RuntimeMixin, KeptWeights):
     ) -> None:
         """Write the method only, as mop_t5.save does; Trainer calls it. The backbone is saved from a detached model.
 
-        state_dict: take the values from here, as Trainer asks under sharding.
+        state_dict: The values to write, which Trainer gives under sharding. None: the values of the model.
         """
         if push_to_hub:
             raise ValueError("push_to_hub=True is not supported with a method attached. Upload the saved folder.")
         if not is_main_process:
             return
         state_dict = self.state_dict() if state_dict is None else state_dict
-        # the names they have in the attached model, because Trainer loads them back with load_state_dict
+        # with their names in the attached model: Trainer loads the file with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
         lost = sorted(self._mop_record.trained.keys() - mine.keys())
         if lost:
             raise ValueError(
-                f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model has no more: "
-                "the layer was changed after attach, as by LoRA or pruning. Undo that, then save."
+                f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model no "
+                "longer has: the layer was changed after attach, for example by LoRA or pruning. Undo that, then save."
             )
         adapter_folder.write(save_directory, self.description_of(self.mop), mine)
 
 
 def _with_loss(output: Any, loss: Tensor, labels: Tensor | None) -> Any:
-    """Return the output with this loss in the place of its own. Without labels it has no loss of its own."""
+    """Return the output with `loss` in place of its own loss. Without labels the output has no loss."""
     if isinstance(output, tuple):  # return_dict=False
         return (loss, *output[labels is not None :])
     return type(output)(**{**output, "loss": loss})

@@ -1,7 +1,7 @@
 """T5's cache of keys and values: its name, and the cache of a decoder whose blocks are several experts.
 
 The cache is called `past_key_values` up to transformers 5.23 and `cache` from 5.24 on. transformers 5.24 still takes
-the old name from a caller. 5.23 takes `cache` without a word, and decodes without one.
+the old name from a caller. 5.23 accepts `cache` without an error and decodes without a cache.
 """
 
 import inspect
@@ -67,7 +67,9 @@ class ExpertCache(EncoderDecoderCache):
         """Remove the last tokens."""
         for cache in (self, *self.experts):
             for layer in cache.self_attention_cache.layers:
-                if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:  # none where an expert runs no row
+                if (
+                    isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0
+                ):  # an expert that runs no row has no tokens
                     layer.crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -80,7 +82,7 @@ class ExpertCache(EncoderDecoderCache):
 
 
 class _SelfAttentionCache(DynamicCache):
-    """The layers of blocks without experts. It is as long as the experts' caches where these hold the tokens."""
+    """The cache of the blocks without experts. Its length is the largest of its own and of the experts' caches."""
 
     def __init__(self, experts: tuple[EncoderDecoderCache, ...]):
         super().__init__()

@@ -1,9 +1,9 @@
 """Blocks of one T5 instance that are several experts each: h' = sum_e weight[row, e] * Block_e(h).
 
 An expert is a complete block, with residuals, LayerNorms, attentions and caches of its own. The method owns it. While
-the method is attached, the class of the block in whose place the experts stand is a subclass of its own class, whose
-forward runs the experts: the Additions of the running forward say which, on which rows and with what weights. The
-block's own weights rest, except the table of relative positions, which its experts share unless they have own tables.
+the method is attached, the class of the replaced block is a subclass of its own class, and the forward of the subclass
+runs the experts. The Additions of the running forward pass hold the experts, their rows and their weights. The block's
+own weights are unused, except the table of relative positions, which its experts share unless they have own tables.
 """
 
 import copy
@@ -33,12 +33,12 @@ _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_
 def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dtype: DType) -> nn.Module:
     """Return a block of the same structure with parameters of its own, without values.
 
-    It shares the config, so that it follows what is set there.
+    It shares the block's config, so changes of the config apply to both.
 
     Args:
         block: The block whose structure the expert has.
         stack: "encoder" or "decoder".
-        own_table: With a table of relative positions, where the block has one. In umT5 every block has one, always.
+        own_table: Keep the table of relative positions, if the block has a table. In umT5 every expert has a table.
         device: Device of the parameters.
         dtype: Data type of the parameters.
     """
@@ -61,10 +61,10 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
 
 
 def values_of(block: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of a block by name, those of a quantiser in floating point.
+    """Return the parameters of a block by name. Quantised parameters are returned in floating point.
 
     Raises:
-        ValueError: A parameter is of a tensor subclass that does not say its values.
+        ValueError: A parameter is of a tensor subclass that cannot be dequantised.
     """
     values: dict[str, Tensor] = {}
     for name, parameter in block.named_parameters():
@@ -101,7 +101,7 @@ def insert_experts(model: T5, places: Iterable[tuple[str, int]]) -> None:
 
 
 def check_forward(module: nn.Module, name: str, what: str) -> None:
-    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class does not count."""
+    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class is bypassed."""
     if "forward" in module.__dict__:
         raise RuntimeError(
             f"the forward of {name} was replaced on this instance, as accelerate does for device_map, offloading and "
@@ -127,12 +127,12 @@ class MixedBlock(RuntimeMixin, T5Block):
     @classmethod
     def namespace_of(cls, plain: Any) -> dict[str, Any]:
         """Return the forward of the plain class and the names of its arguments."""
-        # without the checkpoint that transformers puts around it: there is one around the block already
+        # without transformers' checkpointing wrapper: the block has such a wrapper already
         forward = staticmethod(inspect.unwrap(plain.forward))
         return {"_plain_arguments": _arguments(plain), "_plain_forward": forward}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the block hands on, from the weighted sum of its experts."""
+        """Return the output of the block: the weighted sum of its experts, then the biases of positions."""
         call = dict(zip(self._plain_arguments, args)) | kwargs
         additions = call.get("mop_additions")
         if additions is None or additions.experts is None:
@@ -169,11 +169,11 @@ class MixedBlock(RuntimeMixin, T5Block):
         mixed = mix(run, call["hidden_states"], parts).to(hidden.dtype)
         if not isinstance(outputs[0], tuple):
             return mixed
-        # what blocks hand on beside: the bias of positions, and that of the cross-attention, which is zero
+        # a block also returns the bias of positions and the bias of the cross-attention, which is zero
         return (mixed, call["position_bias"], *outputs[0][2:])
 
     def _positions(self, experts: Sequence[Any], call: Mapping[str, Any]) -> Tensor:
-        """(1 or experts, heads, queries, keys), made by the first block and handed on."""
+        """Return the bias (1 or experts, heads, queries, keys). The first block makes it, later blocks receive it."""
         if call["position_bias"] is not None:
             return call["position_bias"]
         hidden, cache = call["hidden_states"], call.get(CACHE)
@@ -190,5 +190,5 @@ def _chosen(call: Mapping[str, Any], rows: Tensor) -> dict[str, Tensor]:
     """Return the arguments that have one row per example, of these rows."""
     batch = len(call["hidden_states"])
     tensors = {name: call[name] for name in _BY_ROW if torch.is_tensor(call.get(name))}
-    # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+    # advanced indexing: its backward on a GPU is a sorted sum; the backward of index_select has no fixed order
     return {name: tensor[rows] for name, tensor in tensors.items() if len(tensor) == batch}

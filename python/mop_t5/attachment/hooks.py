@@ -1,13 +1,13 @@
 """Adapters at the sub-layers of one T5 instance and inside them, by forward hooks: no module is replaced.
 
 An adapter changes the output of an attention's output projection or of a feed-forward network, before dropout and
-residual, or the output of a map or a LayerNorm inside (additions.INNER_PLACES). The adapter is in the Additions of the
+residual, or the output of a map or a LayerNorm inside (INNER_PLACES). The adapter is in the Additions of the
 running forward pass. Attention modules get the Additions as a keyword argument. transformers hands no keyword arguments
 to the feed-forward sub-layer, to the modules inside a sub-layer and to the head. For these, the first sub-layer of the
 block (for the head: the decoder) leaves the Additions in a slot of the running thread, so several threads can call one
 model. The block itself cannot leave them: its hooks do not run again where a checkpoint is recomputed.
 
-A hook knows its place and its slot by itself: a library that replaces a layer may carry its hooks over.
+Each hook holds its own place and slot, because a library that replaces a layer may move the hooks to the new layer.
 """
 
 import threading
@@ -30,13 +30,13 @@ Place: TypeAlias = tuple[str, str, int]  # stack, place, layer
 _SLOTS = ("block", "head")
 
 # Slot -> (Additions, scenario ids) of the forward pass that this thread runs. A plain thread-local object:
-# torch.compile (2.13) misses what a hook of the compiled module writes to a subclass of it.
+# torch.compile (2.13) misses the values that a hook of the compiled module writes to an object of a subclass.
 _HANDED = threading.local()
 
 
 @contextmanager
 def own_slots() -> Iterator[None]:
-    """Give the slots back to the outer forward pass at the end: a hook may call another attached model, or fail."""
+    """Restore the slots of the outer forward pass at the end: a hook may call another attached model, or fail."""
     outer = {slot: getattr(_HANDED, slot, None) for slot in _SLOTS}
     try:
         yield
@@ -107,7 +107,7 @@ def _modules(stack: str, block: Any) -> dict[str, nn.Module]:
 
 
 def _hand(slot: str, giver: nn.Module, takers: Mapping[Place, nn.Module], last: nn.Module) -> None:
-    """Let `giver`, which is called with the Additions, leave them in a slot for `takers` until `last` was called."""
+    """Let `giver` store the Additions of its call in a slot, `takers` read the slot, and `last` clear it."""
     if not takers:
         return
     giver.register_forward_pre_hook(partial(_before_giver, slot), with_kwargs=True)
@@ -172,4 +172,4 @@ def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output
 
 
 def _after_last(slot: str, module: nn.Module, args: tuple, output: Any) -> None:
-    setattr(_HANDED, slot, None)  # kept, the Additions would keep the graph of this forward alive
+    setattr(_HANDED, slot, None)  # else the Additions would keep the graph of this forward pass alive

@@ -5,9 +5,9 @@ attach_method  points the attention of encoder and decoder at mop_t5.attachment.
                `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
 detach_method  undoes all of it, bit for bit.
 
-Scenario ids and what the method adds travel as keyword arguments through the model, never on modules: two forwards
-before a backward, the recomputation of activation checkpointing, and several threads then see what their own forward
-saw. mop_t5.attachment.attached_model has that subclass.
+Scenario ids and Additions travel as keyword arguments through the model, never on modules. So two forward passes before
+a backward pass, the recomputation of activation checkpointing, and several threads each see the values of their own
+forward pass. The subclass is AttachedT5 in mop_t5.attachment.attached_model.
 """
 
 from collections.abc import Iterator
@@ -47,16 +47,16 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
         trained={name: _kept(p) for name, p in model.named_parameters() if name in trained},
     )
-    t5 = cast(AttachedT5, model)  # its class from here on
+    t5 = cast(AttachedT5, model)  # its class at the end of the block below
     try:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trained)
         add_hooks(model, method.adapter_places, has_prompt=method.has_prompt)
-        # the top level takes the decoder's: it picks the kind of mask in static-cache generation
+        # the model takes the decoder's implementation: it decides the kind of mask in static-cache generation
         point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
         for attention, module in attention_modules(model):
             module._mop_attention = attention
-        # equal to the missing keys of what save_pretrained writes, so that Trainer's loading warns about nothing
+        # all keys that save_pretrained does not write: Trainer then does not warn that they are missing
         model._keys_to_ignore_on_save = set(base_state) - trained
         t5._mop_record = record
         insert_experts(model, method.expert_places)
@@ -76,18 +76,18 @@ def _kept(parameter: Tensor) -> Tensor:
 
 
 def detach_method(model: AttachedT5) -> T5:
-    """Undo attach_method and return the same object, plain again. Keep model.mop before if it is still wanted.
+    """Undo attach_method and return the same object, plain again. Keep model.mop beforehand if it is still needed.
 
     On an error the model is as it was before the call.
     """
-    if "_original_forward" not in model.__dict__:  # of accelerate's mixed precision, see below
+    if "_original_forward" not in model.__dict__:  # set by accelerate's mixed precision, see below
         check_forward(model, "model", "detach the method")
     for stack, layer in model.mop.expert_places:
         check_forward(getattr(model, stack).block[layer], f"{stack}.block[{layer}]", "detach the method")
     record, parameters = model._mop_record, dict(model.named_parameters())
     for name, values in record.trained.items():
         _rehearse(name, parameters.get(name), values)
-    # accelerate's mixed precision wrapper; kept, it would go on calling the forward of the attached class
+    # the wrapper of accelerate's mixed precision would go on calling the forward of the attached class
     for name in ("forward", "_original_forward"):
         model.__dict__.pop(name, None)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def _rehearse(name: str, parameter: Tensor | None, values: Tensor) -> None:
 
 
 def _take_off(model: T5, record: Record) -> None:
-    """Remove whatever attach_method has put on a model, and set the parameters' requires_grad as it was."""
+    """Undo all changes of attach_method, and restore requires_grad of the parameters."""
     model.__class__ = plain_class(model)
     model._modules.pop(SUBMODULE, None)
     model.__dict__.pop("_mop_record", None)
@@ -142,7 +142,7 @@ def attention_modules(model: T5) -> Iterator[tuple[str, Any]]:
 
 
 def _plain_implementation(stack: Any) -> str:
-    # read from the stack itself: encoder and decoder own copies of the config, the model's may say something else
+    # encoder and decoder have copies of the config, which may differ from the model's config
     implementation = stack.config._attn_implementation
     if implementation not in PREFIXED:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The inputs of a forward pass or of generate: their checks, the prompt in front of them, the mask of their padding."""
+"""The inputs of a forward pass or of generate: checks, the prompt in front of the text, the mask of the padding."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -31,9 +31,9 @@ def batch_of(kwargs: Mapping[str, Any]) -> tuple[int, torch.device]:
 def prepend_prompt(
     model: T5, method: Method, prompt: Prompt, kwargs: dict[str, Any], scenario_ids: Tensor | None
 ) -> None:
-    """Put inputs_embeds and attention_mask with the prompt on their left in the place of the encoder's inputs.
+    """Replace the encoder's inputs in `kwargs` by inputs_embeds and attention_mask that begin with the prompt.
 
-    Of encoder_outputs, which have the prompt already, only the mask gets it.
+    encoder_outputs contain the prompt already, so only the mask is extended.
     """
     mask = kwargs.get("attention_mask")
     if kwargs.get("encoder_outputs") is not None:
@@ -69,7 +69,7 @@ def mask_padding(model: T5, kwargs: dict[str, Any]) -> None:
 
 
 def _generation_setting(model: T5, kwargs: dict[str, Any], name: str) -> Any:
-    """What generate uses for a setting: of the call, of its generation_config, of the model's, of its config."""
+    """Return the value that generate uses for a setting: from the call, a generation_config or the config."""
     if name in kwargs:
         return kwargs[name]
     places = (kwargs.get("generation_config"), model.generation_config, model.config)
@@ -77,7 +77,7 @@ def _generation_setting(model: T5, kwargs: dict[str, Any], name: str) -> Any:
 
 
 def takes_dynamic_cache(model: T5, kwargs: dict[str, Any]) -> bool:
-    """Whether generate is to use a cache, and none is given or named."""
+    """Return whether generate uses a cache, and the call neither gives nor names a cache."""
     if kwargs.get(CACHE) is not None:
         return False
     use_cache, implementation = (
@@ -87,7 +87,7 @@ def takes_dynamic_cache(model: T5, kwargs: dict[str, Any]) -> bool:
 
 
 def check_arguments(kwargs: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise TypeError for names that T5 would take without reading them."""
+    """Raise TypeError for arguments that T5 would accept and ignore."""
     unknown = sorted(name for name in kwargs if name not in known)
     if unknown:
         known = {*known, "scenario_ids"}

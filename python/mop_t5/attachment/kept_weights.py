@@ -1,4 +1,4 @@
-"""The embeddings and the output head of a T5 stay as they are while a method is attached."""
+"""Protection of the embeddings and the output head of a T5 while a method is attached."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ class KeptWeights(_T5):
     """Mixed into the class of an attached model, before the class of transformers."""
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Tie what the backbone ties. A head of its own stays: transformers would replace it by the embeddings.
+        """Tie the weights that the backbone ties. Keep an untied head: transformers would replace it by the embeddings.
 
         Trainer calls this after it has loaded a checkpoint.
         """
@@ -56,7 +56,7 @@ class KeptWeights(_T5):
         """Load values as torch does.
 
         Raises:
-            ValueError: The head in `state_dict` has values of its own, and the head of this model is the embeddings.
+            ValueError: The head in `state_dict` differs from the embeddings, and this model ties its head to them.
         """
         embeddings, head = (state_dict.get(name) for name in (EMBEDDINGS[0], HEAD))
         if not is_untied(self) and embeddings is not None and head is not None and not _equal(embeddings, head):

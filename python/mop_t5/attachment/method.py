@@ -47,7 +47,7 @@ class MethodConfig:
         object.__setattr__(self, name, value)  # only while the frozen config is being made
 
     def _fill_in(self, presets: Mapping[str, Mapping[str, Any]], preset: str | None, otherwise: str = "") -> None:
-        """Give the fields that have their default the values of a preset, or of `otherwise` where it is None."""
+        """Set the fields that have their default to their values in `preset`; in `otherwise` if `preset` is None."""
         check_choice("preset", preset, (None, *presets))
         for name, value in presets.get(preset or otherwise, {}).items():
             if getattr(self, name) == type(self).__dataclass_fields__[name].default:
@@ -92,19 +92,19 @@ class Method(nn.Module, Generic[ConfigT]):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
-    attachable: ClassVar[bool] = True  # False: there is nothing to start from, it is only loaded
+    attachable: ClassVar[bool] = True  # False: it has no initial values and can only be loaded
     config: ConfigT
-    adapter_places: tuple[tuple[str, str], ...] = ()  # where additions() may put adapters: of PLACES and INNER_PLACES
+    adapter_places: tuple[tuple[str, str], ...] = ()  # in PLACES and INNER_PLACES, for adapters of additions()
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
     distinguishes_scenarios: bool = False  # whether scenario_ids change what the method computes
     has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
-    # whether a batch may leave parameters without a gradient; all others get one of zeros where they have no part
+    # whether a batch may leave parameters without a gradient. If False, unused parameters get a gradient of zeros
     skips_parameters: bool = False
     # parameter group -> the first parts of the names of its parameters; see parameter_groups
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     # first part of a parameter's name -> the dimension that counts the scenarios; see expert_parameters
     scenario_dimensions: ClassVar[Mapping[str, int]] = {}
-    trained_scenarios: tuple[int, ...] | None = None  # ids of those that train alone, None for all; see train_only
+    trained_scenarios: tuple[int, ...] | None = None  # ids of the scenarios that train, None for all; see train_only
 
     def __init__(self, config: ConfigT, shape: BackboneShape, device: Device = None, dtype: DType = None):
         super().__init__()
@@ -122,10 +122,10 @@ class Method(nn.Module, Generic[ConfigT]):
         return next(self.parameters()).dtype
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
-        """Return the additions for a batch of these scenarios, or for all scenarios if None.
+        """Return the additions for a batch.
 
         Args:
-            scenario_ids: (batch,) int64, repetitions allowed.
+            scenario_ids: (batch,) int64, repetitions allowed. None: make the additions for all scenarios.
         """
         return Additions()
 
@@ -137,10 +137,10 @@ class Method(nn.Module, Generic[ConfigT]):
         """Make the modules whose structure depends on the model, without values. Called once, after construction."""
 
     def initialise(self, model: T5) -> dict[str, Tensor] | None:
-        """Set initial values that come from the backbone. Called once by attach, not where values are loaded.
+        """Set initial values that come from the backbone. Called once by attach, but not by load.
 
         Returns:
-            The initial values of backbone parameters that the method trains and that start elsewhere, by name.
+            Parameter name -> initial value, for trained backbone parameters that start at other values than their own.
         """
 
     def source_text(self, dialogue: str, scenario: str) -> str:
@@ -150,13 +150,13 @@ class Method(nn.Module, Generic[ConfigT]):
     def trains_backbone(self, parameter_name: str) -> bool:
         """Return whether the method trains this parameter of the backbone.
 
-        It is then saved with the method and restored by detach. By default: the weights of LayerNorms, if the config
-        has a field `layer_norms` that is true.
+        Such a parameter is saved with the method and restored by detach. By default: the weights of LayerNorms, if the
+        config has a field `layer_norms` that is true.
         """
         return getattr(self.config, "layer_norms", False) and parameter_name.endswith("layer_norm.weight")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return named groups of the method's parameters, for an optimizer. Each parameter is in exactly one.
+        """Return named groups of the method's parameters, for an optimizer. Each parameter is in exactly one group.
 
         By default: the groups in `groups` that have parameters, or one group "method".
         """
@@ -169,32 +169,32 @@ class Method(nn.Module, Generic[ConfigT]):
         return (p for name, p in self.named_parameters() if name.partition(".")[0] == first)
 
     def idle_groups(self, step: int) -> tuple[str, ...]:
-        """Return the parameter groups, "backbone" among them, that this optimizer step (from 0) leaves alone."""
+        """Return the parameter groups, possibly "backbone" too, that optimizer step `step` (from 0) does not update."""
         return ()
 
     def after_step(self, step: int) -> None:
-        """Act after `step` optimizer steps. Training also calls it at its start, with 0 or the step it resumes at."""
+        """Update state after `step` optimizer steps. Training also calls it when it starts or resumes."""
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """Return what training logs of the method at each validation and at the end.
+        """Return the records that training logs for the method at each validation and at the end.
 
         Returns:
-            File name -> an object. The object and the step become one line of this file in the run folder.
+            File name -> record. The record and the step become one line of this file in the run folder.
         """
         return {}
 
     def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
         """Yield (parameter, dimension that counts the experts) of every parameter that belongs to single experts.
 
-        A slice whose scenario a batch lacks has gradient zero; training keeps it free of decay and momentum. By
-        default: the parameters in `scenario_dimensions`. Nothing for a single scenario, which is never absent.
+        If a batch lacks a scenario, its slice has gradient zero, and training applies neither weight decay nor momentum
+        to this slice. By default: the parameters in `scenario_dimensions`. Nothing if scenarios are not distinguished.
         """
         for name, dimension in self.scenario_dimensions.items():
             for parameter in self._below(name) if self.distinguishes_scenarios else ():
                 yield parameter, dimension
 
     def only_trained(self, rows: Tensor, needed: Tensor | None = None, dim: int = 0) -> Tensor:
-        """Return `rows` so that gradients reach only those of trained_scenarios.
+        """Return `rows` so that gradients reach only the rows of trained_scenarios.
 
         Args:
             rows: Tensor with one slice per scenario.
@@ -212,8 +212,8 @@ class Method(nn.Module, Generic[ConfigT]):
     def needed_scenarios(self, scenario_ids: Tensor | None) -> Tensor | None:
         """Return the scenarios of a batch, ascending, or None to compute all of them.
 
-        On an accelerator the host would have to wait for the ids. While training that costs more than the work for a
-        moderate number of scenarios.
+        On an accelerator the host must wait for the ids. In training this wait costs more than computing up to 64
+        scenarios.
         """
         count = len(self.scenarios)
         if scenario_ids is None or not self.distinguishes_scenarios or torch.compiler.is_compiling():
@@ -226,7 +226,7 @@ class Method(nn.Module, Generic[ConfigT]):
     def check_scenario_ids(
         self, scenario_ids: Any, batch: int, device: torch.device | str, on_device: bool = False
     ) -> Tensor | None:
-        """Return scenario_ids as an int64 tensor (batch,) on `device`; None if the method does not tell them apart.
+        """Return scenario_ids as an int64 tensor (batch,) on `device`; None if none are given and none are needed.
 
         Args:
             scenario_ids: A tensor, a list, or one id for the whole batch.
@@ -235,8 +235,8 @@ class Method(nn.Module, Generic[ConfigT]):
             on_device: Check the range of ids that are not on the CPU, too. The host then waits for them.
 
         Raises:
-            TypeError: The ids are not integers, or names.
-            ValueError: They are missing, of a wrong shape or out of range.
+            TypeError: An id is a name, or no integer.
+            ValueError: The ids are missing, have a wrong shape or are out of range.
         """
         if scenario_ids is None:
             if not self.distinguishes_scenarios:
@@ -275,13 +275,11 @@ class Method(nn.Module, Generic[ConfigT]):
 
 
 def _tensor_of_ids(scenario_ids: Any) -> Tensor:
-    if isinstance(scenario_ids, str) or (
-        isinstance(scenario_ids, (list, tuple)) and any(isinstance(i, str) for i in scenario_ids)
-    ):
+    ids = scenario_ids if isinstance(scenario_ids, (list, tuple)) else [scenario_ids]
+    if any(isinstance(i, str) for i in ids):
         raise TypeError("scenario_ids must be ids, not names. Use mop_t5.scenario_ids(model, names).")
-    valid = scenario_ids if isinstance(scenario_ids, (list, tuple)) else [scenario_ids]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in valid):
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise TypeError(f"scenario_ids must be a tensor, a list of int or an int; got {scenario_ids!r}.")
-    if any(abs(i) > LARGEST_INT for i in valid):
+    if any(abs(i) > LARGEST_INT for i in ids):
         raise ValueError("scenario_ids must be positions in the list of scenarios; got a number of more than 31 bits.")
     return torch.tensor(scenario_ids, dtype=torch.int64)

@@ -19,7 +19,8 @@ class Mixture:
     Args:
         blocks: (stack, layer) -> the experts in the place of this block.
         weights: (layers, rows, experts), layers in the order of blocks.
-        by_scenario: Whether a row of the weights is a scenario. Else it is an example of the batch (and of its beams).
+        by_scenario: Whether a row of the weights is a scenario. False: a row is an example of the batch, for all its
+            beams.
         sparse: Leave out, row by row, the experts whose weight is zero. The host then waits for the weights once per
             forward pass. Weights that need gradients need all experts.
     """
@@ -30,7 +31,7 @@ class Mixture:
         self._blocks = {place: list(experts) for place, experts in blocks.items()}
         self._weights, self._by_scenario, self._sparse = weights, by_scenario, sparse
         self._order = {place: index for index, place in enumerate(self._blocks)}
-        # (scenario ids, batch, parts): one object, which another thread replaces as a whole
+        # (scenario ids, batch, parts) in one object, because other threads may replace it
         self._made: tuple[Tensor | None, int, list[list[Part]]] | None = None
 
     def new_cache(self) -> ExpertCache:
@@ -60,7 +61,7 @@ class Mixture:
         return made[2]
 
     def _rows(self, scenario_ids: Tensor | None, batch: int) -> Tensor:
-        """(layers, batch, experts)."""
+        """Return the weights (layers, batch, experts)."""
         if not self._by_scenario:
             return self._weights.repeat_interleave(batch // self._weights.shape[1], dim=1)
         if scenario_ids is None:

@@ -61,7 +61,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
     """One bottleneck per place, layer and row.
 
     adapters[stack][place] has down (layers, rows, d_mid, d_model), up (layers, rows, d_model, d_mid) and their biases.
-    layers: those of the stack without the dropped layers. rows: the scenarios with an adapter of their own, or 1.
+    layers: the layers of the stack without the dropped layers. rows: the scenarios with an adapter of their own, or 1.
     """
 
     name = "adapter"
@@ -71,7 +71,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
         c, d_mid = config, hidden_width(shape, config.reduction)
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
-        # layers that have no parameters, of which some must be left to train
+        # number of first layers without parameters; at least one layer must keep its adapters
         self.dropped = c.drop_layers if c.drop_up_to is None else 0
         if self.dropped >= known or (c.drop_up_to or 0) > known:
             raise ValueError(
@@ -112,7 +112,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
         made, needed = self.adapters_for(scenario_ids, adapt)
         adapters: dict[tuple[str, str], list[AdapterFunction | None]] = {}
         if self.config.drop_up_to and self.training:
-            # a choice on the device, and a gradient for every parameter: what compilers and parallel training need
+            # compilers and parallel training need a choice on the device and a gradient for every parameter
             dropped = torch.randint(self.config.drop_up_to + 1, (), device=next(self.parameters()).device)
             for place, layers in made.items():
                 adapters[place] = [partial(_keep, adapter, dropped <= i) for i, adapter in enumerate(layers)]

@@ -26,7 +26,7 @@ from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
 from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.storage import prompt_library
 
-_FREQUENT = 5000  # ids that a prompt of random words is drawn from, as in the public code
+_FREQUENT = 5000  # number of first ids from which a prompt of random words is drawn, as in the public code
 _G = "mop.attention."
 
 
@@ -45,7 +45,7 @@ class AttemptConfig(MethodConfig):
         "sub", by G, all rows of a prompt alike;
         "token", by G, each row on its own: a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j;
         "constant", 1/(sources + 1) each, the target too, as in the public code;
-        "none", 1/sources each and the target not, the paper's ablation.
+        "none", 1/sources each and 0 for the target, the paper's ablation.
     use_target: whether there is a target prompt. Without one G alone is trained, and P(X) = sum_j a_j P_j over sources.
     pool_padding: whether the maximum over positions includes padding, as in the public code. The prompt of an example
         then depends on the other examples of its batch.
@@ -54,7 +54,7 @@ class AttemptConfig(MethodConfig):
     init: where target prompts start: "source", as a source prompt; "vocabulary", embeddings of distinct tokens out of
         the first 5,000; "uniform", between -0.5 and 0.5.
     init_source: name of that source prompt; the first if None.
-    prior: folder of a saved "attempt" on the same backbone, whose G is the start of this one's.
+    prior: folder of a saved "attempt" on the same backbone, whose G is the start of G here.
     train_attention: whether G is trained. False: G stays as `prior` holds it.
     """
 
@@ -133,7 +133,7 @@ class PromptAttention(nn.Module):
 
 @register
 class Attempt(PromptMethod[AttemptConfig]):
-    """The prompts and G.
+    """ATTEMPT, with its prompts and G.
 
     source_prompts: (sources, length, d_model), a buffer: frozen, and saved with the method. target_prompts: (tasks,
     length, d_model), or None. attention: G, or None.
@@ -247,7 +247,7 @@ class Attempt(PromptMethod[AttemptConfig]):
     def _plain(self, x: Tensor, mask: Tensor | None, scenario_ids: Tensor) -> tuple[Tensor, Tensor]:
         sources, targets = self.source_prompts, None
         if self.target_prompts is not None:
-            # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+            # advanced indexing: its backward on a GPU is a sorted sum; the backward of index_select has no fixed order
             targets = self.only_trained(self.target_prompts)[scenario_ids]
         weights = self._weights(x, mask, targets)
         by_row = weights if weights.dim() == 3 else weights[..., None].expand(-1, -1, sources.shape[1])
@@ -277,7 +277,7 @@ class Attempt(PromptMethod[AttemptConfig]):
 
 
 def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the maximum of x over the positions that count, (batch, d); 0 where none does."""
+    """Return the maximum of x over the unmasked positions, (batch, d). It is 0 if all positions are masked."""
     if mask is None:
         return x.amax(1)
     counts = mask.bool()[..., None]
@@ -285,7 +285,7 @@ def _pooled(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _make_buffers(module: nn.Module) -> None:
-    """Make all parameters buffers: the parameters of a method are what it trains."""
+    """Turn all parameters into buffers, because a method trains all its parameters."""
     for owner in list(module.modules()):
         for name, parameter in list(owner.named_parameters(recurse=False)):
             delattr(owner, name)

@@ -3,7 +3,7 @@
 As in the code of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT): a bias on q, k, v and o of every
 attention, on the maps of every feed-forward network, on the LayerNorm of every sub-layer, and on the head. The last
 LayerNorm of a stack has no bias. The bias of k adds the same number to all scores of a query, so the softmax cancels
-it. The published code trains and counts it without an effect, and so does this method.
+it. The published code trains and counts this bias, although it has no effect, and so does this method.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class BitFitConfig(PerScenarioConfig):
 
 @register
 class BitFit(PerScenarioAdapters[BitFitConfig]):
-    """adapters[stack][place]["bias"]: (layers, rows, width), rows the scenarios that have their own, or 1."""
+    """BitFit. adapters[stack][place]["bias"] is (layers, rows, width). rows: the number of scenarios, or 1 for all."""
 
     name = "bitfit"
     Config = BitFitConfig

@@ -1,7 +1,7 @@
 """Compacter: adapters of PHM layers that share one rule and whose locals have rank one (Mahabadi et al. 2021).
 
 y = x + ( activation(x W_down + b) W_up + b ), after self-attention and feed-forward of encoder and decoder. Every W is
-sum_i rule_i (x) (left_i right_i), the terms x terms matrices rule_i being the same in all of them (mop_kernels).
+sum_i rule_i (x) (left_i right_i). All W share the matrices rule_i, which are terms x terms (mop_kernels).
 """
 
 import math
@@ -31,7 +31,7 @@ class CompacterConfig(MethodConfig):
 
     scenarios: names of the scenarios, for the record: they share the adapters.
     variant: "compacter", adapters after self-attention and feed-forward; "plus_plus", after feed-forward only.
-    terms: Kronecker terms, and the sides of the rules; must divide d_model and d_model // reduction.
+    terms: number of Kronecker terms, and side length of the rules. It must divide d_model and d_model // reduction.
     reduction: the adapters' hidden width is d_model // reduction.
     local_rank: rank of the locals; None trains them whole (the PHM adapters of the same paper).
     rule_std: the rules start at N(0, rule_std^2), so small that the adapters start as the identity. The locals start

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mop_t5.attachment.method import Method, MethodConfig
 from mop_t5.methods import register
 
-# "The conversation comes from the ... business." is what the paper prints of its templates
+# the paper prints its templates in English: "The conversation comes from the ... business."
 _DEFAULT_TEMPLATE = "这段对话来自{scenario}业务。"
 _CHINESE_NAMES = {"taxi": "打车", "ticket": "票务", "e-commerce": "电商", "take-out": "外卖", "food": "餐饮"}
 _PLACE = "{scenario}"
@@ -50,14 +50,14 @@ class FineTuningConfig(MethodConfig):
     def with_scenarios(self, scenarios: Sequence[str]) -> "FineTuningConfig":
         """Return the same config for other scenarios. A new scenario gets the default sentence."""
         templates = self.templates
-        if isinstance(templates, dict):  # nobody has written a text for a scenario that is new
+        if isinstance(templates, dict):  # a new scenario has no text yet
             templates = {name: templates.get(name, _DEFAULT_TEMPLATE.replace(_PLACE, name)) for name in scenarios}
         return replace(self, scenarios=tuple(scenarios), templates=templates)
 
 
 @register
 class FineTuning(Method[FineTuningConfig]):
-    """No parameters of its own: all those of the backbone are trained, saved, and restored by detach."""
+    """A method without own parameters: all parameters of the backbone are trained, saved, and restored by detach."""
 
     name = "fine_tuning"
     Config = FineTuningConfig

@@ -67,11 +67,11 @@ class _Pair(nn.Module):
 
 @register
 class FixedPrefix(Method[FixedPrefixConfig]):
-    """The keys and values are buffers: nothing in them is trained."""
+    """Stored prefixes. The keys and values are buffers, so they are not trained."""
 
     name = "fixed_prefix"
     Config = FixedPrefixConfig
-    groups: ClassVar = {"prefixes": ("prefixes",)}  # none: they are buffers
+    groups: ClassVar = {"prefixes": ("prefixes",)}  # an empty group: the prefixes are buffers
     attachable = False
 
     def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):

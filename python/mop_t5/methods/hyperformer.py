@@ -54,7 +54,7 @@ class HyperFormerConfig(MethodConfig):
         scenario's embedding and the linear maps, one for both stacks.
     layer_norms: train the backbone's own LayerNorms too.
     preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
-        paper's Table 4; a field given another value than its default wins.
+        paper's Table 4. A field whose value is not its default overrides the preset.
     """
 
     variant: str = "plus_plus"
@@ -85,7 +85,7 @@ class HyperFormerConfig(MethodConfig):
 
 
 class _AdapterMaps(nn.Module):
-    """An adapter's tensors by name, each a linear map (..., d_in) -> (..., *its shape) reshaped row-major.
+    """The tensors of adapters by name, each from a linear map (..., d_in) -> (..., *its shape) reshaped row-major.
 
     The LNs' gain and bias are parameters where they are not conditional.
     """

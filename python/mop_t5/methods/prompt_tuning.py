@@ -25,7 +25,7 @@ from mop_t5.methods.parts.saved import read_saved
 from mop_t5.storage import prompt_library
 
 _INITS = ("uniform", "uniform_positive", "normal", "vocabulary", "words", "file", "spot")
-# fields that go with one init
+# field -> the init that needs this field
 _NEEDS = {"init_words": "words", "init_file": "file", "init_library": "spot", "init_target": "spot"}
 
 
@@ -35,7 +35,7 @@ class PromptTuningConfig(MethodConfig):
 
     scenarios: names of the scenarios. They share the prompt unless per_scenario.
     prefix_length: rows of the prompt. 0 gives the plain model.
-    per_scenario: a prompt of its own for every scenario.
+    per_scenario: one prompt per scenario.
     init: where the prompt starts:
         "uniform", between -init_scale and init_scale (the paper of prompt-tuning);
         "uniform_positive", between 0 and init_scale (its published code: 0.5, and 0.01 in its bare helper);
@@ -105,7 +105,7 @@ class PromptTuningConfig(MethodConfig):
 
 @register
 class PromptTuning(PromptMethod[PromptTuningConfig]):
-    """prompt: (prefix_length, d_model), or (scenarios, prefix_length, d_model) with per_scenario."""
+    """Prompt-tuning. prompt is (prefix_length, d_model), or (scenarios, prefix_length, d_model) with per_scenario."""
 
     name = "prompt_tuning"
     Config = PromptTuningConfig
@@ -126,7 +126,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
 
     @torch.no_grad()
     def initialise(self, model: T5) -> None:
-        """Set the prompt where it starts elsewhere than at random numbers."""
+        """Set the prompt, unless it starts at random numbers."""
         c = self.config
         if c.init_file:
             self.prompt.copy_(self._stored("init_file", c.init_file, None))
@@ -165,7 +165,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         return torch.stack(made) if target.dim() == 3 else made[0]
 
     def _stored(self, argument: str, value: str, model: T5 | None) -> Tensor:
-        """Return the prompt at the path that a field gives; of a folder, for this backbone unless model is None."""
+        """Return the prompt at the path `value`. A folder must be for this backbone, unless model is None."""
         path = Path(value)
         if path.is_dir():
             _, tensors = read_saved(model, self.name, argument, value)
@@ -190,7 +190,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         """Return the prompt and the embeddings: (batch, prompt + source, d_model)."""
         rows = self.only_trained(self.prompt)
         if self.config.per_scenario:
-            # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+            # advanced indexing: its backward on a GPU is a sorted sum; the backward of index_select has no fixed order
             rows = rows[0] if scenario_ids is None else rows[scenario_ids]
         rows = rows.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         return torch.cat([rows, embeddings], dim=1)

@@ -29,8 +29,8 @@ __all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attache
 class ParameterCount(NamedTuple):
     """Numbers of parameters."""
 
-    trained: int  # parameters that ask for a gradient
-    total: int  # backbone and method, with what is frozen in it
+    trained: int  # parameters that require a gradient
+    total: int  # backbone and method, with the frozen values of both
     backbone: int
     share: float  # trained / backbone
 
@@ -38,13 +38,13 @@ class ParameterCount(NamedTuple):
 def attach(model: PreTrainedModel, method: str | MethodConfig, **fields: Any) -> AttachedT5:
     """Attach a method to a plain backbone.
 
-    The backbone is frozen; only the method's parameters ask for gradients. They are made on the model's device, in
+    The backbone is frozen; only the method's parameters require gradients. They are made on the model's device, in
     float32, or in float64 if the model is.
 
     Args:
         model: The backbone.
         method: Name of the method, or a config object.
-        fields: Fields of the config, with a name.
+        fields: Fields of the config, if `method` is a name.
 
     Returns:
         The same model object.
@@ -142,7 +142,7 @@ def load(model: PreTrainedModel, folder: str | os.PathLike) -> AttachedT5:
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:
-    """Count trained parameters, all, and the backbone's; works on device="meta". A tied weight counts once."""
+    """Count the parameters: trained, all, and the backbone's. Works on device="meta". A tied weight counts once."""
     t5 = unwrapped(model)
     backbone = trained = total = 0
     for name, parameter in t5.named_parameters():

@@ -1,9 +1,8 @@
-"""What a run was made of, by content: contents.json beside run.json, which names the same things by their paths.
+"""Checksums of the inputs of a run, in contents.json. run.json beside it names the same inputs by their paths.
 
-A path says nothing of what lies there today. So whatever goes on with a run, or shows its scores again, compares the
-contents: the rows of a split, the metrics of tasks.yaml, the weights and the tokenizer of the backbone, and the files
-that fields of the method name. Folders of earlier versions have no contents.json, and what they were made of is not
-known.
+A path does not show whether a file has changed. So commands that resume a run, or show its scores again, compare the
+checksums of the rows of a split, the metrics of tasks.yaml, the weights and the tokenizer of the backbone, and the
+files that fields of the method name. Folders of earlier versions have no contents.json: their inputs are not known.
 """
 
 import json
@@ -27,7 +26,7 @@ Content = dict[str, str | int]  # "sha256", and "rows" of a split
 
 
 def of_rows(examples: Sequence[Example]) -> Content:
-    """Return the content of a split, or of those of its rows that are used."""
+    """Return the content of a split, or of the rows of a split that are used."""
     return {"rows": len(examples), "sha256": checksum_of(examples)}
 
 
@@ -41,9 +40,9 @@ def of_training(
 
     Args:
         train: The training rows.
-        valid: The validation rows, None where the training does not validate.
-        tasks: The metrics that validations count by.
-        config: The method's.
+        valid: The validation rows. None: the training does not validate.
+        tasks: The metrics of the validations.
+        config: The config of the method.
     """
     found = {"train": of_rows(train)}
     if valid is not None:
@@ -56,12 +55,12 @@ def of_training(
 
 
 def of_backbone(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Content]:
-    """Return the contents of a backbone's folder. The values of weights that a method trains are those before it."""
+    """Return the contents of a backbone's folder. Weights that a method trains have their values from before."""
     return {"backbone": {"sha256": hash_weights(backbone_parameters(model))}, "tokenizer": of_tokenizer(tokenizer)}
 
 
 def of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Content:
-    """Return the content of a tokenizer: its vocabulary, and what it makes of a text as source and as target."""
+    """Return the content of a tokenizer: its vocabulary, and its tokens for a text as source and as target."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         known = sorted(tokenizer.get_vocab().items())
@@ -83,7 +82,11 @@ def write_contents(folder: str | Path, contents: Mapping[str, Content]) -> None:
 
 
 def read_contents(folder: str | Path) -> dict[str, Content] | None:
-    """Return contents.json of a run folder, None where an earlier version made it. ValueError if it is damaged."""
+    """Return contents.json of a run folder. None if an earlier version made the run.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = Path(folder) / CONTENTS
     if not path.is_file():
         return None
@@ -97,14 +100,16 @@ def read_contents(folder: str | Path) -> dict[str, Content] | None:
 
 
 def changes(then: Mapping[str, Content], now: Mapping[str, Content]) -> list[str]:
-    """Return a phrase for each content that is known of both times and differs."""
-    return [_change(name, then[name], now[name]) for name in now if name in then and not _same(then[name], now[name])]
+    """Return one phrase for each content that is in both mappings and differs."""
+    changed = [name for name in now if name in then and then[name]["sha256"] != now[name]["sha256"]]
+    return [_change(name, then[name], now[name]) for name in changed]
 
 
 def check_same_contents(folder: str | Path, now: Mapping[str, Content]) -> bool:
-    """Return whether the contents of the run in `folder` are known: not where an earlier version began it.
+    """Return whether the contents of the run in `folder` are known. They are not if an earlier version started it.
 
-    Raises ValueError if it was begun with other contents than it would go on with.
+    Raises:
+        ValueError: The run was started with other contents.
     """
     then = read_contents(folder)
     if then is None:
@@ -118,16 +123,12 @@ def check_same_contents(folder: str | Path, now: Mapping[str, Content]) -> bool:
 
 
 def warn_of_unknown(what: str) -> None:
-    """Warn that a run of an earlier version cannot be held against the contents of today. what: the run."""
+    """Warn that the contents of a run of an earlier version cannot be compared. what: name of the run."""
     warnings.warn(
         f"{what} was made by an earlier version, which did not record what the corpus and the backbone held. Whether "
         "they still hold the same cannot be checked.",
         stacklevel=2,
     )
-
-
-def _same(then: Content, now: Content) -> bool:
-    return then["sha256"] == now["sha256"]
 
 
 def _change(name: str, then: Content, now: Content) -> str:
@@ -138,7 +139,7 @@ def _change(name: str, then: Content, now: Content) -> str:
         "backbone": "the backbone has other weights",
         "tokenizer": "the backbone has another tokenizer",
         "tasks.yaml": "tasks.yaml names other metrics",
-        "training": "the run was trained on",
+        "training": "the run was trained further",
     }.get(name, f"what {name} names has another content")
 
 

@@ -71,8 +71,8 @@ def squeeze(model: PreTrainedModel, scenario: str) -> PreTrainedModel:
     """Return a frozen plain T5 of the backbone's class, size and cost, with tensors of its own. model stays as it is.
 
     Where the route of the scenario is one expert per layer ("straight_through", "random_1"), it computes the same as
-    model does for this scenario; else only the largest part. It has the experts' precision: float32, whatever the
-    backbone's below that.
+    model does for this scenario. Otherwise it computes only the part with the largest weight. It has the experts'
+    precision: float32, also where the backbone's is lower.
 
     Raises:
         ValueError: Another method is attached, the scenario is unknown, or experts of different numbers with own_tables

@@ -94,7 +94,7 @@ def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = Fa
 def describe_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> str:
     """Describe the effect of prepare_output, for a dry run. Raise the same errors, and change nothing."""
     full = check_output(folder, overwrite=overwrite, keep=keep)
-    state = "is emptied first" if full else "is gone on with" if keep else "is new or empty"
+    state = "is emptied first" if full else "is continued" if keep else "is new or empty"
     return f"Output: {folder}, which {state}. Nothing was written."
 
 
@@ -169,8 +169,8 @@ def content_of_weights(folder: str | Path) -> dict[str, contents.Content]:
 def check_resumable(folder: str | Path, settings: Mapping[str, Any], may_change: Sequence[str] = _MAY_CHANGE) -> None:
     """Raise ValueError if the run in `folder` was started with other settings.
 
-    Trainer restores the optimizer's settings from the checkpoint, whatever is asked for. Another seed or another method
-    would be another run.
+    Trainer restores the optimizer's settings from the checkpoint and ignores new settings. Another seed or another
+    method would be another run.
     """
     # JSON turns tuples into lists
     given, stored = json.loads(json.dumps(settings)), read_settings(folder)

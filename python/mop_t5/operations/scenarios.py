@@ -29,7 +29,7 @@ def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> 
     Args:
         model: The attached T5 itself.
         name: The new scenario.
-        like: The scenario whose expert the new scenario starts as. None: the mean of all experts, parameter by
+        like: The scenario whose expert is the start of the new expert. None: the mean of all experts, parameter by
             parameter.
 
     Raises:
@@ -73,7 +73,7 @@ def remove_scenario(model: PreTrainedModel, name: str) -> None:
 def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
     """Train the experts of these scenarios alone; None trains all of the method again.
 
-    Parameters that scenarios share ask for no gradient (MOP: LoRE, X', layer biases, MLP generators). The gradients of
+    Parameters that scenarios share require no gradient (MOP: LoRE, X', layer biases, MLP generators). The gradients of
     other scenarios' experts are exactly zero, in mixed batches too. The experts of all scenarios lie in one tensor, so
     an optimizer with weight decay or old momentum would still move the others. mop_t5.training.train holds them; in a
     loop of your own call hold_absent_experts(optimizer, model.mop.expert_parameters()). Not saved with the method.
@@ -120,7 +120,7 @@ def _empty(model: AttachedT5, names: Sequence[str]) -> Method:
 def _scenario_dimensions(model: AttachedT5) -> dict[str, int]:
     """Return parameter name -> the dimension that counts scenarios, for every parameter that has one."""
     method = model.mop
-    another = "".join(method.scenarios) + "+"  # longer than any, so it is none of them
+    another = "".join(method.scenarios) + "+"  # longer than every name, so it equals none
     larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
     dimensions = {}
     for name, parameter in method.named_parameters():
@@ -146,7 +146,7 @@ def _with_scenarios(model: AttachedT5, names: Sequence[str], sources: list[list[
     for name, dim in dimensions.items():
         old = state[name].detach()
         parts = (old.index_select(dim, torch.tensor(ids, device=old.device)) for ids in sources)
-        # a mean over one could turn -0.0 into 0.0
+        # the mean of a single part could turn -0.0 into 0.0
         state[name] = torch.cat([part if part.shape[dim] == 1 else part.mean(dim, True) for part in parts], dim)
     new = _empty(model, names)
     new.load_state_dict(state, assign=True)

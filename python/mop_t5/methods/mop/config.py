@@ -66,7 +66,7 @@ class MOPConfig(MethodConfig):
     dropout: probability, of the generated keys and values.
     balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
     preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" those of public
-        code that is very probably the authors'. A field given another value than its default wins.
+        code that is very probably the authors'. A field whose value is not its default overrides the preset.
     """
 
     prefix_length: int = 40
@@ -145,7 +145,7 @@ class MOPConfig(MethodConfig):
                 )
 
     def with_scenarios(self, scenarios: Sequence[str]) -> "MOPConfig":
-        """Return the same config for other scenarios, with one expert per scenario if it has that."""
+        """Return the same config for other scenarios. One expert per scenario stays one expert per scenario."""
         one_a_scenario = not self.routed and self.num_experts is not None and self.num_experts > 1
         return replace(self, scenarios=tuple(scenarios), num_experts=None if one_a_scenario else self.num_experts)
 

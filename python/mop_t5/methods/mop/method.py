@@ -94,7 +94,7 @@ class MOP(Method[MOPConfig]):
             if layers:
                 keys, values = self._expert_rows(attention, active)
                 if attention in self.gates:
-                    # of all experts, as the rows of a prefix use most of them between them
+                    # compute all experts, because the rows of a prefix use most of them
                     weights, loss = self.gates[attention](self.input)
                     keys, values = (torch.einsum("lne,lenk->lnk", weights, rows)[:, None] for rows in (keys, values))
                     balance.append(loss)
@@ -145,12 +145,12 @@ class MOP(Method[MOPConfig]):
         return self._of_single_experts() if self.distinguishes_scenarios else iter(())
 
     def _of_single_experts(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield (parameter, dimension that counts the experts). Nothing for a single expert, which is never absent."""
+        """Yield (parameter, dimension that counts the experts). Nothing if there is a single expert."""
         if self.config.experts == 1:
             return
         if self.config.input_scope == "expert":
             yield self.input, 0
         for banks in (self.experts, self.value_experts):
-            for parameter in banks.parameters():  # they lead with (layers or 1, experts or 1)
+            for parameter in banks.parameters():  # their shapes begin with (layers or 1, experts or 1)
                 if parameter.shape[1] == self.config.experts:
                     yield parameter, 1

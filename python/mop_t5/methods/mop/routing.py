@@ -41,8 +41,8 @@ class Top2Gate(nn.Module):
 
     def probabilities(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and softmax, each (layers, n, experts)."""
-        # The source rescales the centroids in place before each use. Here their values are rescaled and the gradient
-        # passes by, which is the same gradient, and leaves a forward pass without effects.
+        # The source rescales the centroids in place before each use. Here the values are rescaled and the gradient
+        # bypasses the rescaling. The gradient is the same, and a forward pass has no side effect.
         rescaled = _CENTROID_NORM * F.normalize(self.centroids, dim=-1)
         centroids = F.normalize(self.centroids + (rescaled - self.centroids).detach(), dim=-1)
         device = rows.device.type
@@ -68,7 +68,7 @@ class Top2Gate(nn.Module):
 
 
 class ResidualNorm(nn.Module):
-    """LayerNorm over the head width of dropout(generated + X'), one for keys, values and all layers of an attention."""
+    """LayerNorm over the head width of dropout(generated + X'), shared by keys, values and layers of an attention."""
 
     def __init__(self, shape: BackboneShape, dropout: float, device: Device = None, dtype: DType = None):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Shared code of the methods with adapters in the sub-layers: their places, and what a bottleneck computes."""
+"""Shared code of the methods with adapters in the sub-layers: their places, and the computation of a bottleneck."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 
 class AdapterMethod(Method[ConfigT], Generic[ConfigT, ModuleT]):
-    """Base of the methods whose parameters are those of adapters.
+    """Base of the methods whose parameters belong to adapters.
 
     self.adapters[stack][place] holds the adapters of all layers of one place.
     """
@@ -73,8 +73,8 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
 
         Args:
             scenario_ids: (batch,), or None for all scenarios.
-            adapt: Function of (tensors, scenarios, hidden, scenario_ids). tensors are those of one adapter, each
-                (rows, ...). scenarios (rows,) are the scenarios of these rows, or None: in order.
+            adapt: Function of (tensors, scenarios, hidden, scenario_ids). tensors are the tensors of one adapter, each
+                (rows, ...). scenarios (rows,) are the scenarios of the rows. None: row s belongs to scenario s.
         """
         needed = self.needed_scenarios(scenario_ids)
         adapters: dict[tuple[str, str], tuple[Adapter, ...]] = {}
@@ -111,7 +111,7 @@ def bottleneck(
     Args:
         tensors: Tensors of one adapter, each (rows, ...): down (rows, d_mid, d_model) and up (rows, d_model, d_mid),
             their biases, and optionally gain and bias of a LayerNorm before down ("pre") and after up ("post").
-        scenarios: (rows,) the scenarios of the rows, or None: in order.
+        scenarios: (rows,) the scenarios of the rows. None: row s belongs to scenario s.
         hidden: (batch, tokens, d_model).
         scenario_ids: (batch,), or None.
         activation: Name of the activation.
@@ -143,7 +143,7 @@ def _affine(x: Tensor, weights: Tensor, biases: Tensor, rows: Tensor | None) -> 
     if rows is None:
         return F.linear(x, weights.squeeze(0), biases.squeeze(0))
     if x.shape[1] > 1:
-        # advanced indexing: on a GPU its backward is a sorted sum, that of index_select adds in no fixed order
+        # advanced indexing: its backward on a GPU is a sorted sum; the backward of index_select has no fixed order
         return x @ weights[rows].mT + own_row(biases, rows)
     # at a decoding step, one copy of a matrix per example would cost more than the products that are not picked
     every = F.linear(x.squeeze(1), weights.flatten(0, 1), biases.flatten()).unflatten(1, weights.shape[:2])

@@ -10,7 +10,7 @@ from mop_t5.backbone.load import BackboneShape
 
 
 class HypernetworkMethod(Method[ConfigT]):
-    """Base of both.
+    """Base of HyperFormer and HyperPrefix.
 
     Args:
         config: The config.

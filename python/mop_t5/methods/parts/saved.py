@@ -1,4 +1,4 @@
-"""Adapters of the same method that a config names as a start."""
+"""Saved adapters of the same method, which a config names as a start."""
 
 from torch import Tensor
 from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""SPoT: a prompt starts as the source prompts that are most like it (Vu et al. 2022; its use in ATTEMPT, sec. 4).
+"""SPoT: a prompt starts as the source prompts that are most similar to it (Vu et al. 2022; its use in ATTEMPT, sec. 4).
 
 The similarity is measured on a first version of the prompt, trained for a few epochs on its own task.
 """
@@ -13,15 +13,15 @@ from mop_t5.checks import check_choice
 
 # (length, d), (sources, length, d) -> (sources,)
 SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    # of the mean rows, as the paper of SPoT compares tasks
+    # cosine of the mean rows: the paper of SPoT compares tasks so
     "avgpool_cosine": lambda target, sources: F.cosine_similarity(sources.mean(1), target.mean(0)[None], dim=-1),
-    # of every row with every row, averaged: the other measure of that paper
+    # mean cosine over all pairs of rows: the other measure of the same paper
     "pairwise_cosine": lambda target, sources: (
         F.normalize(sources, dim=-1).mean(1) @ F.normalize(target, dim=-1).mean(0)
     ),
-    # row by row, summed: what the public code of ATTEMPT weights sources by
+    # sum of the cosines row by row: the public code of ATTEMPT weights sources by this sum
     "sum_token_cosine": lambda target, sources: F.cosine_similarity(sources, target[None], dim=-1).sum(1),
-    # of the prompts as one vector each
+    # cosine of the flattened prompts
     "flat_cosine": lambda target, sources: F.cosine_similarity(sources.flatten(1), target.flatten()[None], dim=-1),
 }
 

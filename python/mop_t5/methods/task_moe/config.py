@@ -10,7 +10,7 @@ from mop_t5.methods.task_moe.routers import ROUTERS
 from mop_t5.methods.task_moe.selection import SELECTIONS
 
 _PRESETS = {
-    # from nearly average routes to those of the router, slowly; with `routes_from`
+    # slowly from nearly average routes to the router's routes; for use with `routes_from`
     "stage_two": {
         "selection": "softmax",
         "temperature": 300.0,
@@ -54,7 +54,8 @@ class TaskMoEConfig(MethodConfig):
     expert_regulariser: weight of a loss, the sum over layers of the mean distance of two experts. Above 0 it pulls
         experts together.
     alternate: train the router and the task vectors in one step, all else in the next.
-    preset: "stage_two", the temperature of the second stage. A field given another value than its default wins.
+    preset: "stage_two", the temperature of the second stage. A field whose value is not its default overrides the
+        preset.
     """
 
     experts: int = 3

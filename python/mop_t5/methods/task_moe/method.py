@@ -59,7 +59,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         size = (len(self.expert_places), len(c.scenarios), c.experts)
         self.disabled: tuple[tuple[int, int], ...] = ()  # see disable
         self.skips_parameters = not c.has_router
-        # of each place, in their order; made by build
+        # the experts of each of expert_places, in their order; made by build
         self.experts: ModuleListOf[ModuleListOf[nn.Module]] = ModuleListOf()
         self.register_buffer("temperature", torch.tensor(float(c.temperature), **where))
         if not c.has_router:
@@ -100,7 +100,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             seed = int(torch.randint(2**31, ()).item())
             kind, tasks = ("random_1", 1) if c.routes == "instance" else (c.routes, len(c.scenarios))
             routes = route_selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
-            self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # a third is another number in float64
+            self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # 1/3 is another number in float64
         return None if start is None else self._start_from(*start)
 
     def _first_vectors(self) -> Tensor:
@@ -179,7 +179,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         if experts and self.config.routes != "learned":
             raise ValueError(f"experts can be disabled where routes are learned; here they are {self.config.routes!r}.")
         pairs = tuple((int(layer), int(expert)) for layer, expert in experts)
-        route_selection.expert_mask(pairs, len(self.experts), self.config.experts)  # raises what is wrong with them
+        route_selection.expert_mask(pairs, len(self.experts), self.config.experts)  # raises for wrong pairs
         self.disabled = pairs
         self.skips_parameters = not self.config.has_router or bool(pairs)
 
@@ -189,7 +189,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             return None
         if self.config.has_router:
             vectors = self.only_trained(self.task_vectors)
-            with torch.autocast(vectors.device.type, enabled=False):  # a low temperature magnifies what is rounded
+            with torch.autocast(vectors.device.type, enabled=False):  # a low temperature magnifies rounding errors
                 logits = self.router(vectors)
         else:
             logits = self.fixed
@@ -206,7 +206,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         """Return the weights of evaluation, without noise: (layers, tasks, experts).
 
         Args:
-            temperature: In place of the present one.
+            temperature: Temperature to use. None: the present temperature.
         """
         training = self.training
         logits = self.eval().logits()  # a router may have dropout
@@ -239,7 +239,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         c, logits = self.config, self.logits()
         noisy = logits is not None and c.selection != "softmax" and (self.training or c.noise_in_evaluation)
         drawn = logits is None and c.routes == "instance" and self.training
-        # what is random is drawn for every example
+        # random choices are drawn per example
         by_example = scenario_ids is not None and (noisy or drawn or self._explores)
         start = self.fixed if logits is None else logits
         if by_example:
@@ -257,7 +257,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         stack, inside, rest = parameter_name.partition(".block.")
         if not self.config.train_shared or not inside or (stack, int(rest.split(".")[0])) not in self.expert_places:
             return self.config.train_shared
-        # of a block whose experts stand in its place, what they share
+        # in a block with experts: the table of relative positions, if the experts share it
         is_table = rest.endswith("relative_attention_bias.weight") and self.shape.model_type != "umt5"
         return is_table and not self.config.own_tables
 

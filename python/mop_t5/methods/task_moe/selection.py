@@ -46,7 +46,7 @@ def select(
     if kind != "straight_through":
         return soft
     hard = _one_hot(soft.detach())
-    return hard + (soft - soft.detach())  # in this order exact zeros and ones
+    return hard + (soft - soft.detach())  # this order gives exact zeros and ones
 
 
 def masked(logits: Tensor, mask: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def expert_mask(
 
 
 def explore(routes: Tensor, epsilon: float, mask: Tensor | None = None) -> Tensor:
-    """Return routes of which each is, with probability epsilon, one random expert alone.
+    """Return `routes`, each replaced with probability epsilon by one random expert alone.
 
     mask: True for the experts that must not be drawn.
     """
@@ -104,7 +104,7 @@ def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0
         layers: Number of layers.
         tasks: Number of tasks.
         experts: Number of experts.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
         ValueError: `kind` is unknown, or N is not in 1 to experts.
