@@ -51,7 +51,9 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
         expert.__class__ = plain_class(expert)
         del expert._mop_block
     attention = expert.layer[0].SelfAttention
-    if attention.has_relative_attention_bias and _hands_on_positions(block) and not own_table:
+    # in T5 and mT5 the first block has the table and hands on the bias; in umT5 every block has a table
+    hands_on = "position_bias" in _arguments(plain_class(block))
+    if attention.has_relative_attention_bias and hands_on and not own_table:
         del attention.relative_attention_bias
         attention.has_relative_attention_bias = False
     attention._mop_attention = f"{stack}_self"
@@ -76,11 +78,6 @@ def values_of(block: nn.Module) -> dict[str, Tensor]:
                 f"{type(parameter).__name__} cannot be copied. Use a backbone in floating point."
             ) from error
     return values
-
-
-def _hands_on_positions(block: nn.Module) -> bool:
-    """Return whether the first block has the table and hands on the bias (T5, mT5). In umT5 every block has a table."""
-    return "position_bias" in _arguments(plain_class(block))
 
 
 def _arguments(plain: Any) -> tuple[str, ...]:

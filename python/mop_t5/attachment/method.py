@@ -205,9 +205,7 @@ class Method(nn.Module, Generic[ConfigT]):
             return rows
         here = torch.arange(rows.shape[dim], device=rows.device) if needed is None else needed
         trained = torch.isin(here, torch.tensor(self.trained_scenarios, device=rows.device))
-        shape = [1] * rows.dim()
-        shape[dim] = -1
-        return torch.where(trained.view(shape), rows, rows.detach())
+        return torch.where(trained.view(-1, *[1] * (rows.dim() - dim - 1)), rows, rows.detach())
 
     def needed_scenarios(self, scenario_ids: Tensor | None) -> Tensor | None:
         """Return the scenarios of a batch, ascending, or None to compute all of them.

@@ -17,7 +17,7 @@ from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_int, check_least, check_subset
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, bottleneck, hidden_width
+from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, bottleneck, bottleneck_shapes
 
 _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
 
@@ -68,7 +68,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
     Config = AdapterConfig
 
     def __init__(self, config: AdapterConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
-        c, d_mid = config, hidden_width(shape, config.reduction)
+        c, shapes = config, bottleneck_shapes(shape, config.reduction)
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
         # number of first layers without parameters; at least one layer must keep its adapters
@@ -80,8 +80,6 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
             )
 
         def make(stack: str, place: str) -> nn.ParameterDict:
-            shapes = {"down": (d_mid, shape.d_model), "down_bias": (d_mid,)}
-            shapes |= {"up": (shape.d_model, d_mid), "up_bias": (shape.d_model,)}
             leading = (shape.layers(stack) - self.dropped, self.rows)
             return nn.ParameterDict(
                 {n: nn.Parameter(torch.zeros(*leading, *s, device=device, dtype=dtype)) for n, s in shapes.items()}

@@ -22,7 +22,7 @@ from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_some_scenario
 from mop_t5.methods import register
-from mop_t5.methods.parts.adapter_method import bottleneck, by_layer, hidden_width
+from mop_t5.methods.parts.adapter_method import bottleneck, bottleneck_shapes, by_layer
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 
@@ -90,24 +90,18 @@ class _AdapterMaps(nn.Module):
     The LNs' gain and bias are parameters where they are not conditional.
     """
 
-    def __init__(self, d_in: int, config: HyperFormerConfig, d_model: int, device: Device, dtype: DType):
+    def __init__(self, d_in: int, config: HyperFormerConfig, shape: BackboneShape, device: Device, dtype: DType):
         super().__init__()
-        d_mid = d_model // config.reduction
-        self.shapes: dict[str, tuple[int, ...]] = {
-            "down": (d_mid, d_model),
-            "down_bias": (d_mid,),
-            "up": (d_model, d_mid),
-            "up_bias": (d_model,),
-        }
+        self.shapes = bottleneck_shapes(shape, config.reduction)
         self.norms = nn.ParameterDict()
         for norm in ("post", "pre") if config.pre_norm else ("post",):
             for name, start in ((norm, torch.ones), (f"{norm}_bias", torch.zeros)):
                 if config.conditional_layer_norm:
-                    self.shapes[name] = (d_model,)
+                    self.shapes[name] = (shape.d_model,)
                 else:
-                    self.norms[name] = nn.Parameter(start(d_model, device=device, dtype=dtype))
+                    self.norms[name] = nn.Parameter(start(shape.d_model, device=device, dtype=dtype))
         self.maps = nn.ModuleDict(
-            {name: _linear(d_in, math.prod(shape), device, dtype) for name, shape in self.shapes.items()}
+            {name: _linear(d_in, math.prod(size), device, dtype) for name, size in self.shapes.items()}
         )
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
@@ -119,7 +113,9 @@ class _AdapterMaps(nn.Module):
 class _StackHypernetwork(nn.Module):
     """All adapters of the encoder or of the decoder, from scenario embeddings (rows, d_embedding or d_projected)."""
 
-    def __init__(self, config: HyperFormerConfig, d_in: int, d_model: int, layers: int, device: Device, dtype: DType):
+    def __init__(
+        self, config: HyperFormerConfig, d_in: int, shape: BackboneShape, layers: int, device: Device, dtype: DType
+    ):
         super().__init__()
         c, self.variant, self.layers = config, config.variant, layers
         if c.variant != "per_layer":
@@ -133,7 +129,7 @@ class _StackHypernetwork(nn.Module):
         count = {"plus_plus": 1, "unique": len(_PLACES), "per_layer": len(_PLACES) * layers}[c.variant]
         # unique: in the order of the kinds; per_layer: kind by kind, in each layer by layer
         self.adapters: ModuleListOf[_AdapterMaps] = ModuleListOf(
-            _AdapterMaps(d_in, c, d_model, device, dtype) for _ in range(count)
+            _AdapterMaps(d_in, c, shape, device, dtype) for _ in range(count)
         )
 
     def forward(self, scenarios: Tensor) -> dict[str, list[dict[str, Tensor]]]:
@@ -181,7 +177,6 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
     adapter_places = tuple((stack, place) for stack in STACKS for place in _PLACES)
 
     def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
-        hidden_width(shape, config.reduction)  # raises where it would be 0
         c = config
         super().__init__(c, shape, (c.d_embedding,), device, dtype)
         d_in = c.d_embedding
@@ -190,7 +185,7 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
             self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, device, dtype)
             d_in = c.d_projected
         self.hypernetworks: ModuleDictOf[_StackHypernetwork] = ModuleDictOf(
-            {s: _StackHypernetwork(c, d_in, shape.d_model, shape.layers(s), device, dtype) for s in STACKS}
+            {s: _StackHypernetwork(c, d_in, shape, shape.layers(s), device, dtype) for s in STACKS}
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:

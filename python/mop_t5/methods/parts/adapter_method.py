@@ -96,11 +96,12 @@ def by_layer(tensors: Tensors) -> list[dict[str, Tensor]]:
     return [dict(zip(tensors, layer, strict=True)) for layer in layers]
 
 
-def hidden_width(shape: BackboneShape, reduction: int) -> int:
-    """Return d_model // reduction; raise ValueError if it is 0."""
+def bottleneck_shapes(shape: BackboneShape, reduction: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of one adapter; raise ValueError if its width d_model // reduction is 0."""
     if reduction > shape.d_model:
         raise ValueError(f"reduction must be at most d_model = {shape.d_model}; got {reduction}. Choose a smaller one.")
-    return shape.d_model // reduction
+    d_model, d_mid = shape.d_model, shape.d_model // reduction
+    return {"down": (d_mid, d_model), "down_bias": (d_mid,), "up": (d_model, d_mid), "up_bias": (d_model,)}
 
 
 def bottleneck(
