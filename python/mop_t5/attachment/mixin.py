@@ -1,7 +1,8 @@
 """Subclasses made at run time: a mixin before the class of one transformers object, which takes it as its class."""
 
-from functools import cache
 from typing import Any, ClassVar
+
+_MADE: dict[tuple[type, type], type] = {}
 
 
 class RuntimeMixin:
@@ -18,15 +19,16 @@ class RuntimeMixin:
         return _new, self._made_of, self.__getstate__()
 
 
-@cache
 def combined(mixin: type[RuntimeMixin], plain: type) -> type:
     """Return the subclass (mixin, plain), made once.
 
     It keeps the name and the module of `plain`: transformers reads the source file of the module to decide what the
     class can do.
     """
-    namespace = {"_made_of": (mixin, plain), "__module__": plain.__module__, "__doc__": plain.__doc__}
-    return type(plain.__name__, (mixin, plain), namespace | mixin.namespace_of(plain))
+    if (mixin, plain) not in _MADE:
+        namespace = {"_made_of": (mixin, plain), "__module__": plain.__module__, "__doc__": plain.__doc__}
+        _MADE[mixin, plain] = type(plain.__name__, (mixin, plain), namespace | mixin.namespace_of(plain))
+    return _MADE[mixin, plain]
 
 
 def plain_class(instance: object) -> type:
