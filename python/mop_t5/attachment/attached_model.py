@@ -37,7 +37,7 @@ _MORE_ARGUMENTS = {"return_dict", *TransformersKwargs.__annotations__}
 
 
 def is_attached(model: nn.Module) -> TypeGuard["AttachedT5"]:
-    """Return whether a method is attached. A wrapper of an attached model (torch.compile, DDP) counts as one.
+    """Return whether a method is attached. A wrapper of an attached model (torch.compile, DDP) counts, too.
 
     The type is right for a T5 itself: use `attached` for a model that may be wrapped.
     """
@@ -190,7 +190,7 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         if inputs is not None and kwargs.get("input_ids") is None:
             kwargs["input_ids"], inputs = inputs, None
         batch, device = batch_of(kwargs if inputs is None else {"inputs": inputs})
-        # a tensor (batch,) is what transformers repeats for the beams
+        # transformers repeats a tensor (batch,) for the beams
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
         check_hooks(self, self.mop.adapter_places)
         if mop_additions is None:

@@ -8,7 +8,7 @@ into one fused call. It is faster for long queries. docs/injection.md has the me
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -156,13 +156,6 @@ def _mask_of_stack(
     return mask
 
 
-def _plain(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    if implementation == "sdpa":
-        return sdpa_attention_forward
-    # every T5 variant has its own eager function beside its attention class
-    return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-
-
 def _forward(
     implementation: str,
     module: Any,
@@ -188,7 +181,10 @@ def _forward(
         )
     pair = mop_additions.prefix(attention, module.layer_idx)
     if pair is None or pair[0].shape[-2] == 0:
-        return _plain(implementation, module)(module, query, key, value, attention_mask, **kwargs)
+        plain: Any = sdpa_attention_forward
+        if implementation == "eager":  # every T5 variant has its own eager function beside its attention class
+            plain = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+        return plain(module, query, key, value, attention_mask, **kwargs)
 
     prefix_key, prefix_value = (t.to(key.dtype) for t in pair)
     # transformers passes no mask where is_causal of sdpa is enough

@@ -31,7 +31,7 @@ def rename_cache(arguments: dict[str, Any]) -> None:
 
 
 class ExpertCache(EncoderDecoderCache):
-    """One cache per expert number, and one for the blocks without experts.
+    """Caches of a decoder with experts: a cache per expert number, and a cache for the blocks without experts.
 
     An expert's layers hold the rows of the batch that it runs. All beams of an example run the same experts, so a beam
     search never moves a row to another expert.

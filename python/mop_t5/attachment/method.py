@@ -81,7 +81,7 @@ class MethodConfig:
 
 
 class Method(nn.Module, Generic[ConfigT]):
-    """Base of the methods. A subclass sets `name` and `Config` and overrides what it needs.
+    """Base of the methods. A subclass sets `name` and `Config` and overrides the parts that it changes.
 
     Args:
         config: An instance of Config.

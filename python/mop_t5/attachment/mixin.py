@@ -22,8 +22,8 @@ class RuntimeMixin:
 def combined(mixin: type[RuntimeMixin], plain: type) -> type:
     """Return the subclass (mixin, plain), made once.
 
-    It keeps the name and the module of `plain`: transformers reads the source file of the module to decide what the
-    class can do.
+    It keeps the name and the module of `plain`: transformers reads the source file of the module to decide which
+    features the class supports.
     """
     if (mixin, plain) not in _MADE:
         namespace = {"_made_of": (mixin, plain), "__module__": plain.__module__, "__doc__": plain.__doc__}

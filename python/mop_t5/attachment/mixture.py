@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mop_t5.attachment.caches import ExpertCache
 
-# (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None where all are one)
+# (expert, the rows that it runs or None for all, their weights (rows, 1, 1) or None if all weights are 1)
 Part: TypeAlias = tuple[int, Tensor | None, Tensor | None]
 
 

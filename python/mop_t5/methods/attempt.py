@@ -1,4 +1,4 @@
-"""ATTEMPT: a prompt for every example, mixed from frozen source prompts and a trained one (Asai et al. 2022, sec. 3).
+"""ATTEMPT: a prompt per example, mixed from frozen source prompts and a trained prompt (Asai et al. 2022, sec. 3).
 
     x = max over positions of X    p_j = max over the rows of P_j    h = G(x) = LayerNorm(SiLU(x W_down) W_up)
     a_j = softmax_j(p_j . h / T)   P(X) = P_target + sum_j a_j P_j,  j over the sources and the target
@@ -46,7 +46,7 @@ class AttemptConfig(MethodConfig):
         "token", by G, each row on its own: a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j;
         "constant", 1/(sources + 1) each, the target too, as in the public code;
         "none", 1/sources each and 0 for the target, the paper's ablation.
-    use_target: whether there is a target prompt. Without one G alone is trained, and P(X) = sum_j a_j P_j over sources.
+    use_target: whether there is a target prompt. If False, only G is trained, and P(X) = sum_j a_j P_j over sources.
     pool_padding: whether the maximum over positions includes padding, as in the public code. The prompt of an example
         then depends on the other examples of its batch.
     temperature: T; d_model * e if None.

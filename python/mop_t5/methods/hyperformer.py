@@ -29,7 +29,7 @@ from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 _PLACES = ("feed_forward", "self_attention")  # in the order of the kinds
 _PRESETS = {
     "published": {},
-    # the one fit to Table 4 of the MOP paper (2.320 % of T5-pegasus) that keeps the published reduction and d_projected
+    # the only fit to the MOP paper's Table 4 (2.320 % of T5-pegasus) that keeps the published reduction and d_projected
     "table4": {"d_embedding": 768, "d_hidden": 256},
 }
 
@@ -51,7 +51,7 @@ class HyperFormerConfig(MethodConfig):
     conditional_layer_norm: the gain and bias of the LNs are made by the network. False, which needs
         variant="per_layer": they are parameters, shared by the scenarios.
     embedding_network: for variant="per_layer": a network d_embedding -> d_hidden -> d_projected stands between the
-        scenario's embedding and the linear maps, one for both stacks.
+        scenario's embedding and the linear maps. Both stacks share it.
     layer_norms: train the backbone's own LayerNorms too.
     preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
         paper's Table 4. A field whose value is not its default overrides the preset.

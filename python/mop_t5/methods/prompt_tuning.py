@@ -47,8 +47,8 @@ class PromptTuningConfig(MethodConfig):
         Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
     init_scale: see init.
     init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent 5,000.
-    init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer is the one that the backbone
-        was loaded with.
+    init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer in the
+        backbone's folder splits the words.
     init_file: see init. The folder of a saved prompt_tuning, or a .safetensors file of one tensor, of shape
         (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
     init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).

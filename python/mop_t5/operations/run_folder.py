@@ -45,7 +45,7 @@ _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every",
 
 
 def processes() -> PartialState:
-    """Return the processes of this run: one, unless torchrun or `accelerate launch` started several."""
+    """Return the processes of this run: a single process, unless torchrun or `accelerate launch` started several."""
     # without `cpu`, accelerate takes several processes on CPUs for separate runs
     return PartialState(cpu=not torch.accelerator.is_available())
 
@@ -191,7 +191,7 @@ def load_run(
     Args:
         folder: The run folder.
         backbone_path: The folder of a backbone that was moved. It replaces the path in the settings.
-        on_accelerator: Move the model to the accelerator, if the machine has one.
+        on_accelerator: Move the model to the accelerator of the machine, if any.
 
     Raises:
         FileNotFoundError: The folder has no settings or no trained weights.

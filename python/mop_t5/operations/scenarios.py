@@ -1,4 +1,4 @@
-"""The scenarios of a trained method: list them, add one, remove one, train a few of them alone."""
+"""The scenarios of a trained method: list all, add or remove a scenario, train some scenarios alone."""
 
 from collections.abc import Sequence
 
@@ -79,7 +79,7 @@ def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
     loop of your own call hold_absent_experts(optimizer, model.mop.expert_parameters()). Not saved with the method.
 
     Raises:
-        ValueError: There is no name or an unknown one, or the method's scenarios share all parameters.
+        ValueError: There is no name or an unknown name, or the method's scenarios share all parameters.
     """
     t5 = changeable(model)
     method = t5.mop
@@ -118,7 +118,7 @@ def _empty(model: AttachedT5, names: Sequence[str]) -> Method:
 
 
 def _scenario_dimensions(model: AttachedT5) -> dict[str, int]:
-    """Return parameter name -> the dimension that counts scenarios, for every parameter that has one."""
+    """Return parameter name -> the dimension that counts scenarios, for every parameter with such a dimension."""
     method = model.mop
     another = "".join(method.scenarios) + "+"  # longer than every name, so it equals none
     larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
@@ -136,7 +136,7 @@ def _scenario_dimensions(model: AttachedT5) -> dict[str, int]:
 
 
 def _with_scenarios(model: AttachedT5, names: Sequence[str], sources: list[list[int]]) -> Method:
-    """Return the attached method for `names`. Scenario s starts as the mean of the scenarios sources[s] of the old one.
+    """Return the attached method for `names`. Scenario s starts as the mean of the old scenarios sources[s].
 
     Parameters that scenarios share are the same objects in both.
     """

@@ -65,8 +65,8 @@ class MOPConfig(MethodConfig):
     generator_activation: of the MLP generators: "tanh", "relu", "gelu", "silu" or "identity".
     dropout: probability, of the generated keys and values.
     balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
-    preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" those of public
-        code that is very probably the authors'. A field whose value is not its default overrides the preset.
+    preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" sets the sizes of
+        public code that is very probably the authors'. A field whose value is not its default overrides the preset.
     """
 
     prefix_length: int = 40
@@ -169,7 +169,7 @@ class MOPConfig(MethodConfig):
     def check_shape(self, shape: BackboneShape) -> None:
         """Raise ValueError if the terms do not divide the widths of this backbone, or a layer does not exist."""
         width_out, out = (2, "2*num_heads*d_kv") if self.kv_maps == "joint" else (1, "num_heads*d_kv")
-        for terms, width, what in (
+        for terms, width, name in (
             ("terms_down", shape.d_model, "d_model"),
             ("terms_down", self.d_mid, "d_mid"),
             ("terms_up", self.d_mid, "d_mid"),
@@ -177,7 +177,7 @@ class MOPConfig(MethodConfig):
         ):
             if width % getattr(self, terms) and self.rule != "dense":
                 raise ValueError(
-                    f"{terms} must divide {what} = {width}; got {getattr(self, terms)}. Choose another {terms}."
+                    f"{terms} must divide {name} = {width}; got {getattr(self, terms)}. Choose another {terms}."
                 )
         if self.routed and shape.inner != shape.d_model:
             raise ValueError(

@@ -3,7 +3,7 @@
 For expert x in layer l: P_K[l, x], P_V[l, x] = f(X' W_down[l, x] + b) W_up[l, x] + b, every W a sum of Kronecker
 products with low-rank shared rules (mop_kernels.MOPFeedForward). X' is one matrix, shared by all layers and experts, so
 the prefixes depend on the scenario only, never on the text. With routing="xmoe_top2" gates mix the experts of each row
-of X' instead, and the prefixes are those of all scenarios.
+of X' instead, and all scenarios share the prefixes.
 """
 
 from collections.abc import Iterator

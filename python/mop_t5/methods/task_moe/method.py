@@ -127,7 +127,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         return config, tensors
 
     def _routes_of(self, model: T5, folder: str) -> Tensor:
-        """Return the logits of a saved router for the tasks of this one: (layers, tasks, experts)."""
+        """Return the logits of a saved router for the tasks of this method: (layers, tasks, experts)."""
         config, tensors = self._saved(model, "routes_from", folder)
         if config.routes != "learned":
             raise ValueError(f"routes_from {folder!r} has routes={config.routes!r}; expected learned ones.")

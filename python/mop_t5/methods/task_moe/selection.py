@@ -50,7 +50,7 @@ def select(
 
 
 def masked(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return logits without the experts where mask (bool, broadcast) is True. Each row must keep one."""
+    """Return logits without the experts where mask (bool, broadcast) is True. Each row must keep an expert."""
     return logits.masked_fill(mask, -torch.inf)
 
 
@@ -144,8 +144,8 @@ def expert_distance(experts: Iterable[nn.Module]) -> Tensor:
     pairs = list(itertools.combinations(experts, 2))
     norms = [
         torch.linalg.vector_norm(p - q)
-        for one, other in pairs
-        for p, q in zip(one.parameters(), other.parameters(), strict=True)
+        for first, second in pairs
+        for p, q in zip(first.parameters(), second.parameters(), strict=True)
     ]
     return sum(norms[1:], norms[0]) / len(pairs)
 
