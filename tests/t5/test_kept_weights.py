@@ -84,6 +84,6 @@ def test_weights_that_the_method_trains_are_saved_or_missed(tmp_path):
     torch.nn.utils.parametrize.register_parametrization(
         model.encoder.block[0].layer[0].SelfAttention.q, "weight", torch.nn.Identity()
     )
-    with pytest.raises(ValueError, match=r"trains encoder.block.0.layer.0.SelfAttention.q.weight, which the model has"):
+    with pytest.raises(ValueError, match=r"trains encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight"):
         mop_t5.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

@@ -236,18 +236,15 @@ class Method(nn.Module, Generic[ConfigT]):
             TypeError: An id is a name, or no integer.
             ValueError: The ids are missing, have a wrong shape or are out of range.
         """
-        if scenario_ids is None:
-            if not self.distinguishes_scenarios:
-                return None
-            if len(self.scenarios) == 1:
-                scenario_ids = 0
-            else:
-                raise ValueError(
-                    f"scenario_ids is missing; {self.name} needs one id per example, 0 to {len(self.scenarios) - 1} "
-                    f"for {', '.join(self.scenarios)}."
-                )
+        if scenario_ids is None and not self.distinguishes_scenarios:
+            return None
+        if scenario_ids is None and len(self.scenarios) != 1:
+            raise ValueError(
+                f"scenario_ids is missing; {self.name} needs one id per example, 0 to {len(self.scenarios) - 1} "
+                f"for {', '.join(self.scenarios)}."
+            )
         if not isinstance(scenario_ids, Tensor):
-            scenario_ids = _tensor_of_ids(scenario_ids)
+            scenario_ids = _tensor_of_ids(0 if scenario_ids is None else scenario_ids)
         if scenario_ids.layout != torch.strided or (scenario_ids.is_meta and torch.device(device).type != "meta"):
             raise TypeError(
                 f"scenario_ids must be a dense tensor with values; got one of layout {scenario_ids.layout} on device "

@@ -79,14 +79,12 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
         needed = self.needed_scenarios(scenario_ids)
         adapters: dict[tuple[str, str], tuple[Adapter, ...]] = {}
         for stack, place in self.adapter_places:
-            tensors = {name: self._picked(p, needed) for name, p in self.adapters[stack][place].items()}
+            tensors = {
+                name: self.only_trained(p if needed is None else p[:, needed], needed, dim=1)
+                for name, p in self.adapters[stack][place].items()
+            }
             adapters[stack, place] = tuple(partial(adapt, of_layer, needed) for of_layer in by_layer(tensors))
         return adapters, needed
-
-    def _picked(self, parameter: Tensor, needed: Tensor | None) -> Tensor:
-        if not self.distinguishes_scenarios:
-            return parameter
-        return self.only_trained(parameter if needed is None else parameter[:, needed], needed, dim=1)
 
 
 def by_layer(tensors: Tensors) -> list[dict[str, Tensor]]:
