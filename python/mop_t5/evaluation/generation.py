@@ -132,7 +132,7 @@ def encoded(
         max_source: Tokens kept per dialogue.
         max_target: Tokens kept per summary.
     """
-    embeddings = model.get_input_embeddings()
+    embeddings = unwrapped(model).get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     return EncodedExamples(
         examples,
