@@ -304,7 +304,9 @@ setup(
     package_data={
         "mop_kernels": ["py.typed", "*.json", "crossover/*.json"],
         "mop_kernels.triton_kernels": ["configs/*.json"],
+        "mop_t5.cli": ["commands.json"],
         "mop_t5.data": ["synthetic.json", "published/*.yaml"],
+        "mop_lab.commands": ["commands.json"],
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],

@@ -161,7 +161,7 @@ def check_flags(arguments: list[str], where: str) -> None:
     from mop_t5.cli.flags import parse
 
     try:
-        _, given = parse(arguments, Command((), commands=all_commands()), "mop-t5")
+        _, given = parse(arguments, Command(commands=all_commands()), "mop-t5")
     except SystemExit as end:
         if end.code == 0:  # --help
             return

@@ -74,7 +74,7 @@ def test_a_flag_that_is_a_text_takes_what_was_typed(words, tmp_path):
 
 
 def keywords(*arguments):
-    return parse(arguments, Command((), commands=all_commands()), "mop-t5")[1]
+    return parse(arguments, Command(commands=all_commands()), "mop-t5")[1]
 
 
 @pytest.mark.parametrize("text", TEXTS)

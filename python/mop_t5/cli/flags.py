@@ -82,7 +82,7 @@ def parse(
 
 def _lines(words: str, command: Command) -> str:
     """Return the lines of help of the commands under a name, with the purposes in one column if they fit."""
-    lines = [(f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help]
+    lines = [(f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help.items()]
     width = max(len(flags) for flags, purpose in lines if purpose and len(flags) < 60)
     return "\n".join(f"  {flags:{width}}  {purpose}".rstrip() for flags, purpose in lines)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from mop_t5.cli.commands import Command, all_commands
 
 _PURPOSE = "Tune a frozen T5 on dialogues of several scenarios, and measure the result."
-_NOTES = """A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one object a line:
+_NOTES = """A corpus is a folder with train, valid and test `.jsonl` or `.jsonl.gz`, one object per line:
   {"scenario": "taxi", "dialogue": "...", "summary": "..."}
 Flags can stand in a YAML or JSON file under the same names: mop-t5 train --config train.yaml
 `mop-t5 COMMAND --help` explains the flags of a command."""
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     from mop_t5.cli.flags import parse  # imported here, so that a missing package is one sentence, too
 
-    command, given = parse(arguments, Command((), None, all_commands(), _PURPOSE), _PROGRAM, _NOTES)
+    command, given = parse(arguments, Command(commands=all_commands(), purpose=_PURPOSE), _PROGRAM, _NOTES)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1 and command.__name__ != "train":
         raise RuntimeError(f"only train runs in several processes, and this is one of {processes}.")
