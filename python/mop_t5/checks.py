@@ -70,6 +70,8 @@ def _described(annotation: Any) -> str:
         return " or ".join(_described(one) for one in inside)
     if origin in (list, tuple):
         return f"a list of {_PLURALS.get(inside[0], 'values')}"
+    if origin is dict:
+        return f"a dict from {_PLURALS.get(inside[0], 'values')} to {_PLURALS.get(inside[1], 'values')}"
     return "None" if annotation is types.NoneType else _WORDS.get(origin or annotation, str(annotation))
 
 

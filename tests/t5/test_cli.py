@@ -145,7 +145,7 @@ def test_evaluate_writes_scores_beside_floors(trained, capsys):
     assert main([*again, "--overwrite", "--floors", "false", "--num_beams", "2"]) == 0
     assert "nearest" not in (trained / "mop" / "evaluation-test" / "results.md").read_text()
     for flag in ("--num_beams", "--batch_size"):  # said before the evaluation is removed
-        assert f"{flag[2:]} must be at least 1, got 0" in fails(
+        assert f"{flag[2:]} must be at least 1; got 0" in fails(
             capsys, "evaluate", "--run", trained / "mop", "--overwrite", flag, "0"
         )
     assert (trained / "mop" / "evaluation-test" / "scores.json").is_file()
@@ -248,7 +248,7 @@ def test_several_seeds_are_trained_reported_resumed_and_evaluated(trained, tmp_p
         capsys, "generate", "--run", run, "--dialogue", "x", "--scenario", "y"
     )
     assert "seeds must be two or more different integers" in fails(capsys, *base[:-1], "[3, 3]")
-    for seed, said in ((-1, "seed must be at least 0, got -1"), (2**31, "seed must be at most 2147483647")):
+    for seed, said in ((-1, "seed must be at least 0; got -1"), (2**31, "seed must be at most 2147483647")):
         assert said in fails(capsys, *base[:-1], f"[3, {seed}]")  # before 3 is trained
 
 
@@ -280,7 +280,7 @@ def test_errors_are_one_line(trained, tmp_path, capsys):
     run = ["train", "--corpus", trained / "corpus", "--backbone", trained / "backbone", "--output", tmp_path / "x"]
     assert "unknown method 'mopp'; expected one of" in fails(capsys, *run, "--method", "mopp")
     assert "unknown field prefix" in fails(capsys, *run, "--method", "mop", "--options.prefix", "3")
-    assert "steps must be at least 1, got 0" in fails(capsys, *run, "--steps", "0")
+    assert "steps must be at least 1; got 0" in fails(capsys, *run, "--steps", "0")
     assert "options are fields of a method" in fails(capsys, *run, "--options.prefix_length", "3")
     message = fails(capsys, *run, "--scenarios", "[metro]")
     assert "scenarios names metro, which have no rows; scenarios with rows are e-commerce, food," in message

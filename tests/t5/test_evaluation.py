@@ -15,16 +15,14 @@ from mop_t5.evaluation import (
     Rouge,
     Scorer,
     Scores,
-    first_user_turn,
     mean_scores,
-    nearest_reference,
     number_recall,
-    plot_losses,
-    random_reference,
     score_table,
     to_markdown,
 )
-from mop_t5.evaluation.lost_characters import warn_of_lost_characters
+from mop_t5.evaluation.baselines import first_user_turn, nearest_reference, random_reference
+from mop_t5.evaluation.scorer import warn_of_lost_characters
+from mop_t5.plots.charts import plot_losses
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -5,7 +5,8 @@ import csv
 import pytest
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
-from mop_t5.evaluation import BASELINES, Rouge, Scorer, nearest_reference, random_reference
+from mop_t5.evaluation import BASELINES, Rouge, Scorer
+from mop_t5.evaluation.baselines import nearest_reference, random_reference
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_the_table_is_what_the_floors_score(corpus, tmp_path, capsys):
 def test_errors(corpus, capsys):
     folder, rows = corpus
     assert main(["corpus", "floors", "--corpus", str(folder), "--split", "train"]) == 1
-    assert "split must be 'test' or 'valid', got 'train'" in capsys.readouterr().err
+    assert "split must be one of 'test', 'valid'; got 'train'" in capsys.readouterr().err
     few = [row for row in rows["train"] if row.scenario != "taxi"]
     for floor in (random_reference, nearest_reference):
         with pytest.raises(ValueError, match="no training row is of taxi"):

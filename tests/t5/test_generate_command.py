@@ -215,7 +215,7 @@ def test_files_that_cannot_be_used_are_said_before_anything_is_done(run, mixed, 
     assert "no regular file" in refused("--input", mixed, "--output", tmp_path)
     assert "compress out.jsonl afterwards" in refused("--input", mixed, "--output", tmp_path / "out.jsonl.gz")
     assert "need --output" in refused("--input", mixed, "--resume")
-    assert "window must be at least 1, got 0" in refused("--input", mixed, "--window", "0")
+    assert "window must be at least 1; got 0" in refused("--input", mixed, "--window", "0")
     (tmp_path / "file").write_text("")
     message = refused("--input", mixed, "--output", tmp_path / "file" / "out.jsonl")
     assert "the summaries could not be written to" in message

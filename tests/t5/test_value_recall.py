@@ -184,7 +184,7 @@ def test_recall_by_hand(values):
 def test_errors(values):
     with pytest.raises(ValueError, match="known holds no rows"):
         Values([])
-    with pytest.raises(ValueError, match="share between 0 and 1, got 15"):
+    with pytest.raises(ValueError, match="common must be above 0 and below 1; got 15"):
         Values([visit("故宫")], common=15)
     with pytest.raises(ValueError, match="got 1 examples and 2 summaries"):
         value_recall(values, [visit("故宫")], ["", ""])

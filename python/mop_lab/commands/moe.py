@@ -10,7 +10,7 @@ from mop_t5.checks import check_int
 from mop_t5.data import of_scenarios, read_split, read_tasks
 from mop_t5.evaluation import AVERAGE, Rouge, Scorer, generate_summaries, present, show
 from mop_t5.evaluation.generation import lengths_of
-from mop_t5.evaluation.lost_characters import warn_of_lost_characters
+from mop_t5.evaluation.scorer import warn_of_lost_characters
 from mop_t5.files import check_writable
 from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.charts import heat_map

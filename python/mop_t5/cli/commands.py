@@ -39,8 +39,7 @@ def read_commands(path: Path) -> dict[str, Command]:
 
 def _commands(content: Mapping[str, Any]) -> dict[str, Command]:
     return {
-        name: Command(**{**fields, "commands": _commands(fields.get("commands", {}))})
-        for name, fields in content.items()
+        n: Command(**fields)._replace(commands=_commands(fields.get("commands", {}))) for n, fields in content.items()
     }
 
 

@@ -1,7 +1,5 @@
 """Make a backbone folder of a published T5-pegasus checkpoint: `mop-t5 convert`."""
 
-from __future__ import annotations
-
 from mop_t5.backbone.pegasus import convert_checkpoint
 
 

@@ -1,9 +1,6 @@
-"""Make corpora of published files: `mop-t5 corpus convert`."""
-
-from __future__ import annotations
+"""Make corpora and score their baselines: `mop-t5 corpus convert | crosswoz | floors`."""
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +8,14 @@ from typing import Any
 
 import yaml
 
-from mop_t5.data import TASKS, Example, tasks_yaml
-from mop_t5.data.conversion import Converter
+from mop_t5.checks import check_choice
+from mop_t5.data import TASKS, of_scenarios, read_split, read_tasks, tasks_yaml
 from mop_t5.data.corpus import write_corpus
-from mop_t5.data.task_configs import (
-    COLUMNS,
-    PUBLISHED,
-    ROLES,
-    TaskConfig,
-    published_tasks,
-    read_columns,
-    read_task_configs,
-)
-from mop_t5.evaluation import Table, show
+from mop_t5.data.crosswoz import PARTS, crosswoz_corpus, read_clone
+from mop_t5.data.task_configs import TaskConfig
+from mop_t5.data.task_corpus import chosen_tasks, convert_tasks, task_of_templates
+from mop_t5.evaluation import Rouge, Scorer, Table, baseline_texts, present, score_table, show
+from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.training import TrainingConfig
 
 TRAINING = "train.yaml"
@@ -90,39 +82,24 @@ def corpus_convert(
         skip_bad_rows: leave out rows that cannot be read or converted, and print their number and the reasons.
         overwrite: replace a corpus in the output folder.
     """
-    shape = {"scenario": scenario, "dialogue": dialogue, "summary": summary, "turn": turn, "join": join}
-    candidates: dict[str, dict[str, list[str]]] = {}
+    templates = {"scenario": scenario, "dialogue": dialogue, "summary": summary, "turn": turn, "join": join}
     if tasks is None:
-        configs = _task_of_flags(shape, references, split, limit)
+        configs, known = task_of_templates(templates, references, split, limit), None
         if names or columns:
             raise ValueError("names and columns go with --tasks, and there are none.")
     else:
-        if any(one is not None for one in (*shape.values(), references)) or split != "given" or limit:
+        if any(given is not None for given in (*templates.values(), references)) or split != "given" or limit:
             raise ValueError(
-                "scenario, dialogue, summary, turn, join, references, split and limit are for use without --tasks: a "
-                "task says these."
+                "scenario, dialogue, summary, turn, join, references, split and limit are for use without --tasks: "
+                "the configuration of a task says these."
             )
-        known, beside = _known(tasks)
-        configs = _chosen(known, names, role)
-        candidates = read_columns(columns or beside) if columns or beside.is_file() else {}
-    corpora: dict[str, dict[str, list[Example]]] = {}
-    skipped: list[tuple[str, str]] = []
-    for name, config in configs.items():
-        converter = Converter(config, name, candidates.get(name, {}), header, skip_bad_rows)
-        folder = Path(input) / name
-        corpora[name] = converter.splits(folder if tasks and folder.exists() else _alone(input, configs, folder), seed)
-        skipped += converter.skipped
-        if tasks is None and converter.unseen:
-            raise ValueError(f"references names {', '.join(sorted(converter.unseen))}, which no row has.")
-    splits: dict[str, list[Example]] = {}
-    for corpus in corpora.values():
-        for name, examples in corpus.items():
-            splits.setdefault(name, []).extend(examples)
+        configs, known = chosen_tasks(tasks, names, role, columns)
+    splits, sizes, skipped = convert_tasks(configs, input, known, header, seed, skip_bad_rows)
     files = {}
     scored = {name: config.scored for name, config in configs.items() if config.scored is not None}
     if scored:
         files[TASKS] = tasks_yaml(scored)
-    flags, why = training_flags(configs, {name: len(corpus["train"]) for name, corpus in corpora.items()}, role)
+    flags, why = training_flags(configs, sizes, role)
     if flags:
         files[TRAINING] = yaml.safe_dump(flags, sort_keys=False)
     write_corpus(output, splits, files=files, overwrite=overwrite)
@@ -138,30 +115,6 @@ def corpus_convert(
     if flags:
         given = f"--config {Path(output) / TRAINING} --corpus {output}"
         print(f"Next: mop-t5 train {given} --backbone DIR --method METHOD --learning_rate RATE --output DIR")
-
-
-def _task_of_flags(
-    shape: Mapping[str, str | None], references: list[str] | None, split: str, limit: int
-) -> dict[str, TaskConfig]:
-    """Return the task that the flags describe, by the text of its scenario."""
-    texts = {name: shape[name] for name in ("scenario", "dialogue", "summary")}
-    if missing := [name for name, text in texts.items() if text is None]:
-        raise ValueError(f"without --tasks give --scenario, --dialogue and --summary; missing: {', '.join(missing)}.")
-    if empty := [name for name, text in texts.items() if text == ""]:
-        raise ValueError(f"{', '.join(empty)} must not be empty. Give a text, with columns in braces.")
-    for name, text in shape.items():
-        _warn_of_escapes(name, text)
-    return {
-        str(shape["scenario"]): TaskConfig(
-            str(shape["dialogue"]),
-            str(shape["summary"]),
-            split=split,
-            limit=limit,
-            turn=shape["turn"],
-            join=shape["join"],
-            references=references or [],
-        )
-    }
 
 
 def training_flags(
@@ -185,9 +138,9 @@ def training_flags(
         return {}, None
     flags: dict[str, Any] = {}
     for name in dict.fromkeys(name for training in trainings.values() for name in training):
-        values = [training.get(name) for training in trainings.values()]
+        values: list[Any] = [training.get(name) for training in trainings.values()]
         if name in ("max_source", "max_target") and None not in values:
-            flags[name] = max(value for value in values if value is not None)
+            flags[name] = max(values)
         elif any(value != values[0] for value in values):
             return {}, f"There is no {TRAINING}: the tasks differ in {name}. Convert those that agree together."
         else:
@@ -197,43 +150,60 @@ def training_flags(
     return {"steps": math.ceil(passes / (defaults.batch_size * defaults.accumulation)), **flags}, None
 
 
-def _known(tasks: str) -> tuple[dict[str, TaskConfig], Path]:
-    """Return the configurations that --tasks names, and the path of the file with the names of their columns."""
-    published = published_tasks()
-    if tasks in published:
-        return {tasks: published[tasks]}, PUBLISHED / COLUMNS
-    path = Path(tasks)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"no file or folder at {tasks}. Give a YAML file of tasks, or one of {', '.join(published)}."
-        )
-    return read_task_configs(path), (path if path.is_dir() else path.parent) / COLUMNS
+def corpus_crosswoz(clone: str, output: str, parts: list[str] | None = None, overwrite: bool = False) -> None:
+    """Make a corpus of a clone of thu-coai/CrossWOZ: pieces of one scenario, with the goal of the user as summary.
+
+    Pieces of one dialogue are in one split, 8:1:1 by a hash of its id. docs/corpora.md describes how dialogues are cut,
+    and which pieces are dropped.
+
+      git clone https://github.com/thu-coai/CrossWOZ
+      mop-t5 corpus crosswoz --clone CrossWOZ --output corpora/crosswoz
+      mop-t5 corpus crosswoz --clone CrossWOZ --parts '[val, test]' --output corpora/crosswoz-small
+
+    Args:
+        clone: folder of the clone, or the folder in it that has train.json.zip, val.json.zip and test.json.zip, packed
+            or not.
+        output: folder for the corpus. It must be new or empty.
+        parts: the files to take, out of "train", "val" and "test"; all if not given. Each gives rows of all splits.
+        overwrite: replace a corpus in the output folder.
+    """
+    splits, dropped = crosswoz_corpus(read_clone(clone, PARTS if parts is None else parts))
+    if not splits["train"]:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.most_common())
+        raise ValueError(f"{clone} gives no training rows. Dropped pieces: {reasons or 'none'}. Take more parts.")
+    splits = {split: rows for split, rows in splits.items() if rows}  # a few dialogues may be in train alone
+    write_corpus(output, splits, overwrite=overwrite)
+    show(corpus_table(output))
+    for reason, count in dropped.most_common():
+        print(f"Dropped {count}: {reason}.")
+    print(f"Written to {output}: {', '.join(f'{split}.jsonl' for split in splits)}.")
 
 
-def _chosen(configs: Mapping[str, TaskConfig], names: list[str] | None, role: str) -> dict[str, TaskConfig]:
-    if role not in ROLES:
-        raise ValueError(f"role must be {' or '.join(ROLES)}, got {role!r}.")
-    having = [name for name, config in configs.items() if role in config.epochs or not config.epochs]
-    unknown = sorted(set(names or ()) - set(having))
-    if unknown:
-        raise ValueError(f"names has {', '.join(unknown)}; the {role} tasks are {', '.join(having)}.")
-    if (names is not None and len(set(names)) != len(names)) or not (names or having):
-        raise ValueError(f"names must be different tasks, at least one; got {names}. The {role} tasks are {having}.")
-    return {name: configs[name] for name in names or having}
+def corpus_floors(
+    rouge: Rouge,
+    corpus: str,
+    split: str = "test",
+    scenarios: list[str] | None = None,
+    output: str | None = None,
+) -> None:
+    """Score the baselines, which need no model: the first user turn, a random and the nearest training reference.
 
+    A model that scores below the nearest reference has learnt the form of the summaries and not their content.
 
-def _warn_of_escapes(name: str, text: str | None) -> None:
-    """Warn if a template has a line break or a tab in the notation of programs, which stays two characters."""
-    if text is not None and ("\\n" in text or "\\t" in text):
-        warnings.warn(
-            f"{name} has a backslash, which stays as it is in every text: {text!r}. For a line break or a tab write "
-            f"--{name} $'...' in bash.",
-            stacklevel=4,
-        )
+      mop-t5 corpus floors --corpus DIR
+      mop-t5 corpus floors --corpus DIR --split valid --unit jieba --output tables
 
-
-def _alone(input: str, configs: Mapping[str, TaskConfig], folder: Path) -> Path:
-    """Return the input itself, if there is only one task."""
-    if len(configs) > 1:
-        raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
-    return Path(input)
+    Args:
+        rouge: how ROUGE is counted.
+        corpus: folder with train.jsonl and the split to score.
+        split: "test" or "valid".
+        scenarios: score the rows of these scenarios only, such as '[taxi]'; all if not given.
+        output: folder for floors.md and floors.csv; only printed if not given.
+    """
+    check_choice("split", split, ("test", "valid"))
+    scorer = Scorer(rouge, read_tasks(corpus))
+    train, rows = (of_scenarios(read_split(corpus, name), scenarios) for name in ("train", split))
+    texts = baseline_texts(rows, train)
+    scores = {name: scorer(rows, given) for name, given in texts.items()}
+    title = f"{scorer} on {len(rows)} {split} rows, without a model"
+    present([score_table(title, scores, notes=scorer.remarks(rows, texts))], "floors", output)

@@ -1,7 +1,5 @@
 """Write generated prefixes: `mop-t5 export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mop_t5.operations.attach import is_attached

@@ -4,8 +4,6 @@ A parameter that is a dataclass stands for the fields of that class. A parameter
 Annotated[list[str], "positional"] takes one or more words without a flag.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
@@ -82,7 +80,9 @@ def parse(
 
 def _lines(words: str, command: Command) -> str:
     """Return the lines of help of the commands under a name, with the purposes in one column if they fit."""
-    lines = [(f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help.items()]
+    lines = [
+        (f"{words} {name} {flags}".rstrip(), p) for name, c in command.commands.items() for flags, p in c.help.items()
+    ]
     width = max(len(flags) for flags, purpose in lines if purpose and len(flags) < 60)
     return "\n".join(f"  {flags:{width}}  {purpose}".rstrip() for flags, purpose in lines)
 
@@ -142,7 +142,7 @@ def _command_parser(command: Callable[..., Any]) -> _Parser:
     for dataclass, left_out in dataclasses.values():
         parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
     if any(action.dest == "options" for action in parser._actions):
-        parser.epilog = _method_fields()
+        parser.epilog = "\n\n".join(_documentation(get(name).Config) for name in method_names())
     for action in parser._actions:
         if (hint := getattr(action, "_typehint", None)) in _TYPES:
             vars(action)["_typehint"] = _TYPES[hint]
@@ -195,11 +195,6 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for name in path[:-1]:
         values[name] = values = dict(values.get(name) or {})
     values[path[-1]] = value
-
-
-def _method_fields() -> str:
-    """Return the documentation of every method's fields, for the help of commands with options."""
-    return "\n\n".join(_documentation(get(name).Config) for name in method_names())
 
 
 def _documentation(item: object) -> str:

@@ -1,13 +1,12 @@
 """Write summaries of new dialogues: `mop-t5 generate`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from mop_t5.checks import check_int
 from mop_t5.data.lines import open_binary, stem_of
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in
@@ -63,10 +62,8 @@ def generate(
         raise ValueError("give either --input FILE or --dialogue TEXT with --scenario NAME.")
     if dialogue is not None and scenario is None:
         raise ValueError("--dialogue needs --scenario, the scenario that it is of.")
-    sizes = {"window": window, "batch_size": batch_size, "num_beams": num_beams}
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
+    for name, size in {"window": window, "batch_size": batch_size, "num_beams": num_beams}.items():
+        check_int(name, size, 1)
     _check_files(input, target, resume, overwrite)
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     options = settings.get("options") or {}

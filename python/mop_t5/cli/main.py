@@ -4,8 +4,6 @@ The flags of a command are made from its function (commands.py, flags.py). An er
 code 1 (2 for a wrong flag, 130 for Ctrl-C). With MOP_T5_DEBUG=1 the traceback is shown.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys
@@ -23,15 +21,10 @@ Flags can stand in a YAML or JSON file under the same names: mop-t5 train --conf
 _PROGRAM = "mop-t5"
 _STOPPED = 130  # the exit code of a shell after Ctrl-C
 _CURES = {
-    errno.ENOENT: "Check the path",
-    errno.ENOTDIR: "Choose another folder",
-    errno.EISDIR: "Name a file",
-    errno.EEXIST: "Choose another folder",
-    errno.EACCES: "Choose another folder, or get the right to use this one",
-    errno.EPERM: "Choose another folder, or get the right to use this one",
-    errno.EROFS: "Choose another folder",
-    errno.ENOSPC: "Make room there or choose another folder",
-    errno.EDQUOT: "Make room there or choose another folder",
+    **{errno.ENOENT: "Check the path", errno.EISDIR: "Name a file"},
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EROFS), "Choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Choose another folder, or get the right to use this one"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room there or choose another folder"),
     errno.EFBIG: "Choose another folder, or lift the limit on the size of files",
 }
 

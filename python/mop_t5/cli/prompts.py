@@ -1,7 +1,5 @@
 """Keep the source prompts of ATTEMPT and SPoT: `mop-t5 prompts add | list | remove`."""
 
-from __future__ import annotations
-
 from mop_t5.evaluation import Table, present
 from mop_t5.methods.parts.spot import SIMILARITIES, similarities
 from mop_t5.storage import prompt_library

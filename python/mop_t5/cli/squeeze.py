@@ -1,7 +1,5 @@
 """Make a plain T5 of a mixture: `mop-t5 squeeze`."""
 
-from __future__ import annotations
-
 from mop_t5.attachment.attached_model import attached
 from mop_t5.files import whole_folder
 from mop_t5.methods.task_moe.method import TaskMoE

@@ -1,7 +1,5 @@
 """Train a run: `mop-t5 train`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mop_t5.evaluation import Rouge, show

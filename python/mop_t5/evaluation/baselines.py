@@ -4,16 +4,15 @@ In a corpus whose references repeat, even a wrong reference scores high. A model
 reference" has learnt the form of the summaries and not their content.
 """
 
-from __future__ import annotations
-
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from mop_t5.data import Example
+from mop_t5.data import Example, of_scenarios, scenarios_of
 
 _USER_TURN = re.compile(r"^(?:用户|user)\s*[：:].+$", re.IGNORECASE | re.MULTILINE)
 
@@ -26,9 +25,7 @@ def first_user_turn(examples: Sequence[Example]) -> list[str]:
 
 def random_reference(examples: Sequence[Example], train: Sequence[Example], seed: int = 0) -> list[str]:
     """Return, for each example, a training summary of the same scenario, drawn at random."""
-    rng = random.Random(seed)
-    pools = _by_scenario(train)
-    _check_known(examples, pools)
+    rng, pools = random.Random(seed), _pools(examples, train)
     return [rng.choice(pools[example.scenario]).summary for example in examples]
 
 
@@ -38,8 +35,7 @@ def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> 
     The similarity of two dialogues is the Jaccard index of their sets of character pairs. Of equally similar dialogues
     the first is taken.
     """
-    pools = {scenario: _Pool(rows) for scenario, rows in _by_scenario(train).items()}
-    _check_known(examples, pools)
+    pools = {scenario: _Pool(rows) for scenario, rows in _pools(examples, train).items()}
     return [pools[example.scenario].nearest(example.dialogue) for example in examples]
 
 
@@ -50,10 +46,10 @@ class _Pool:
         self._rows = rows
         pairs = [_pairs(row.dialogue) for row in rows]
         self._sizes = np.array([len(mine) for mine in pairs])
-        places: dict[str, list[int]] = {}
+        places: defaultdict[str, list[int]] = defaultdict(list)
         for place, mine in enumerate(pairs):
             for pair in mine:
-                places.setdefault(pair, []).append(place)
+                places[pair].append(place)
         self._places = {pair: np.array(found) for pair, found in places.items()}
 
     def nearest(self, dialogue: str) -> str:
@@ -90,17 +86,11 @@ def baseline_texts(examples: Sequence[Example], train: Sequence[Example]) -> dic
     return {name: texts_of(examples, train) for name, texts_of in BASELINES.items()}
 
 
-def _by_scenario(rows: Sequence[Example]) -> dict[str, list[Example]]:
-    groups: dict[str, list[Example]] = {}
-    for row in rows:
-        groups.setdefault(row.scenario, []).append(row)
-    return groups
-
-
-def _check_known(examples: Sequence[Example], pools: Mapping[str, object]) -> None:
-    missing = sorted({example.scenario for example in examples} - set(pools))
-    if missing:
+def _pools(examples: Sequence[Example], train: Sequence[Example]) -> dict[str, list[Example]]:
+    """Return scenario -> its training rows, for the scenarios of the examples."""
+    if missing := sorted(set(scenarios_of(examples)) - set(scenarios_of(train))):
         raise ValueError(f"no training row is of {', '.join(missing)}, so a baseline has no reference. Add some.")
+    return {scenario: of_scenarios(train, [scenario]) for scenario in scenarios_of(examples)}
 
 
 def _pairs(text: str) -> set[str]:

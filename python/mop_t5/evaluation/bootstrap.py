@@ -1,11 +1,11 @@
 """Test whether the difference between two systems is significant, by the paired bootstrap."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from mop_t5.checks import check_int
 
 _AT_ONCE = 1000  # resamples that are computed at once; this bounds the memory
 
@@ -44,8 +44,7 @@ def paired_bootstrap(differences: Mapping[str, Sequence[float]], resamples: int 
     """
     if not differences or not all(len(rows) for rows in differences.values()):
         raise ValueError("differences must have at least one scenario, each with at least one row.")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}.")
+    check_int("resamples", resamples, 1)
     generator = np.random.default_rng(seed)
     means = np.zeros(resamples)
     for name in sorted(differences):

@@ -1,7 +1,5 @@
 """Statistics of a corpus: the size of each scenario, and the mean lengths of its dialogues and summaries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attachment.attached_model import attached, is_attached, unwrapped
+from mop_t5.checks import check_int
 from mop_t5.data import Collator, EncodedExamples, Example
-from mop_t5.evaluation.search import search_settings
 
 if TYPE_CHECKING:
     from transformers._typing import GenerativePreTrainedModel
 
+# the defaults of transformers; releases before 5 wrote them into every generation_config.json
+_DEFAULTS = {"max_length": 20, "use_cache": True, "top_k": 50, "speculation_type": "auto"}
+_DEFAULTS |= dict.fromkeys(("num_beams", "num_return_sequences", "num_beam_groups"), 1)
+_DEFAULTS |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1.0)
+_DEFAULTS |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0)
+_DEFAULTS |= {"num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant"}
+_DEFAULTS |= {"assistant_confidence_threshold": 0.4, "assistant_lookbehind": 10, "target_lookbehind": 10}
+_NO_SETTINGS = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"}
+_LONGEST = 60  # characters of a value in the warning
 _LOCK = threading.Lock()
 # model -> (number of threads that generate from it, whether it was in training mode before the first thread)
 _IN_EVALUATION: WeakKeyDictionary[PreTrainedModel, tuple[int, bool]] = WeakKeyDictionary()
@@ -56,10 +67,8 @@ def generate_summaries(
     Raises:
         ValueError: A scenario is unknown to the method, there is no example, or a size is below 1.
     """
-    if num_beams < 1 or batch_size < 1:
-        raise ValueError(f"num_beams and batch_size must be at least 1, got {num_beams} and {batch_size}.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    for name, size in {"num_beams": num_beams, "batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        check_int(name, size, 1)
     inner = unwrapped(model)
     assert isinstance(inner, PreTrainedModel)
     generates = cast("GenerativePreTrainedModel", inner)
@@ -161,3 +170,61 @@ def over_long(
         return []
     rows = encoded(model, tokenizer, examples, None, max_source=max_source + 1)
     return [len(rows[number]["input_ids"]) > max_source for number in range(len(rows))]
+
+
+def search_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_beams: int, max_new_tokens: int
+) -> dict[str, Any]:
+    """Return arguments for `model.generate` that make it search with `num_beams` beams, and ignore other settings.
+
+    Fine-tuned checkpoints contain settings of a search (beams, penalties, sampling, several texts per dialogue). These
+    settings are ignored, so that scores of different backbones are comparable. One warning lists them. Token ids are
+    kept: the decoder starts from the token with which it is trained, and ends at the end tokens of the checkpoint and
+    at the token with which the tokenizer ends a target.
+
+    transformers fills missing arguments from `model.generation_config`, which all threads share. So the result
+    overrides every setting of the checkpoint that differs from the default.
+    """
+    own = {
+        **_ids(model, tokenizer),
+        "num_beams": num_beams,
+        "do_sample": False,
+        "use_cache": True,
+        # includes the start token; max_new_tokens beside a default max_length would warn at each call
+        "max_length": max_new_tokens + 1,
+    }
+    asked = _asked_for(model.generation_config, own)
+    _say_ignored(asked, own)
+    return {name: _DEFAULTS.get(name) for name in asked} | own
+
+
+def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    kept, start = model.generation_config, model.config.decoder_start_token_id  # from which T5 shifts its labels
+    known = kept.eos_token_id if isinstance(kept.eos_token_id, list) else [kept.eos_token_id]
+    ends = [*known, *tokenizer(text_target="")["input_ids"][-1:], tokenizer.eos_token_id]
+    return {
+        "decoder_start_token_id": kept.decoder_start_token_id if start is None else start,
+        "eos_token_id": list(dict.fromkeys(token for token in ends if token is not None)) or None,
+        "pad_token_id": tokenizer.pad_token_id,  # decodes to nothing
+        "bos_token_id": kept.bos_token_id,
+    }
+
+
+def _asked_for(kept: GenerationConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a checkpoint that would change the search, by name."""
+    settings = {n: v for n, v in kept.to_dict().items() if n not in _NO_SETTINGS and not n.startswith("_")}
+    asked = {n: v for n, v in settings.items() if (v != _DEFAULTS[n] if n in _DEFAULTS else v)}
+    return {name: value for name, value in asked.items() if value is not None and value != own.get(name)}
+
+
+def _say_ignored(asked: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    if not asked:
+        return
+    settings = ", ".join(f"{name}={shorten(repr(value), _LONGEST)}" for name, value in asked.items())
+    warnings.warn(
+        f"the backbone's generation settings are ignored: {settings}. Summaries are generated by {own['num_beams']} "
+        f"beam(s) without sampling, at most {own['max_length'] - 1} tokens long, from the start token "
+        f"{own['decoder_start_token_id']}. Pass num_beams (--num_beams) for more beams, and train with another "
+        "max_target (--max_target) for another length.",
+        stacklevel=4,
+    )

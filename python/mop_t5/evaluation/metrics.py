@@ -6,8 +6,6 @@ accuracy, f1_macro and matthews, and the opposite of the right answer for f1. A 
 lowest right number minus one (on STS-B's scale of 0 to 5: -1, as in the public code of T5 and ATTEMPT).
 """
 
-from __future__ import annotations
-
 import math
 import re
 import string

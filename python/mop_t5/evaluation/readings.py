@@ -1,7 +1,5 @@
 """A text in the form in which its values are compared: plain characters, words, and amounts."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read requests from a file or a stream. Each line is a dialogue to summarise, or has an error that stops nothing."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,7 +81,7 @@ def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
 
     A thread reads the requests ahead. An error in reading is raised after the requests before it.
     """
-    arrived: queue.Queue[Request | BaseException] = queue.Queue(maxsize=size)
+    arrived: queue.Queue[Request | BaseException | None] = queue.Queue(maxsize=size)
     threading.Thread(target=_read, args=(requests, arrived), daemon=True).start()
     window: list[Request] = []
     end: BaseException | None = None
@@ -91,14 +89,13 @@ def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
         try:
             item = arrived.get(timeout=_PAUSE if window else None)
         except queue.Empty:
-            pass
-        else:
-            if isinstance(item, BaseException):
-                end = item
-            else:
-                window.append(item)
-                if len(window) < size:
-                    continue
+            item = None
+        if isinstance(item, BaseException):
+            end = item
+        elif item is not None:
+            window.append(item)
+            if len(window) < size:
+                continue
         if window:
             yield window
             window = []
@@ -106,7 +103,7 @@ def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
         raise end
 
 
-def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseException]) -> None:
+def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseException | None]) -> None:
     try:
         for request in requests:
             arrived.put(request)

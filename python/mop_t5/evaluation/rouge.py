@@ -3,21 +3,20 @@
 The two packages disagree on purpose. `rouge_score` clips counts, as the original ROUGE does; `rouge`, which most
 Chinese summarisation code uses, counts each distinct n-gram once and splits sentences at ".". Characters and words give
 numbers that differ by several points. So a score is meaningful only with its settings, which `str(rouge)` names.
-ROUGE-L is computed here, with the same results as the packages, for texts of any length (see subsequence.py).
+ROUGE-L is computed here, with the same results as the packages. They fill a table of Python objects: texts of some ten
+thousand units need gigabytes and minutes. Here one row of the table is one integer, and each cell is one bit.
 """
 
-from __future__ import annotations
-
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 
 from mop_t5.backbone.tokenizer import segment
+from mop_t5.checks import check_choice
 from mop_t5.evaluation.scores import Scores
-from mop_t5.evaluation.subsequence import common_length, common_units
 
 IMPLEMENTATIONS = ("rouge_score", "rouge")
 UNITS = ("char", "jieba", "jieba_hmm")
@@ -47,9 +46,9 @@ class Rouge:
     normalise: str = "none"
 
     def __post_init__(self):
-        for name, known in {"implementation": IMPLEMENTATIONS, "unit": UNITS, "normalise": FORMS}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
+        check_choice("implementation", self.implementation, IMPLEMENTATIONS)
+        check_choice("unit", self.unit, UNITS)
+        check_choice("normalise", self.normalise, FORMS)
         # importing rouge_score takes seconds, so only its presence is checked here, before any work
         if find_spec(self.implementation) is None:
             raise ModuleNotFoundError(f"No module named {self.implementation!r}", name=self.implementation)
@@ -104,7 +103,7 @@ def _rouge_score() -> Callable[[str, str], Scores]:
     def score(reference: str, hypothesis: str) -> Scores:
         result = scorer.score(reference, hypothesis)
         wanted, given = reference.split(), hypothesis.split()
-        common = common_length(wanted, given)
+        common = _common_length(wanted, given)
         longest = fmeasure(common / len(given), common / len(wanted))
         return Scores(result["rouge1"].fmeasure, result["rouge2"].fmeasure, longest)
 
@@ -136,7 +135,7 @@ def _over_sentences(reference: str, hypothesis: str) -> float:
         left = units_given.intersection(one) - found
         for other in given if left else ():
             if not left.isdisjoint(other):  # otherwise the pair adds no unit
-                found |= common_units(one, other)
+                found |= _common_units(one, other)
     recall, precision = len(found) / len(units_wanted), len(found) / len(units_given)
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
@@ -144,3 +143,45 @@ def _over_sentences(reference: str, hypothesis: str) -> float:
 def _sentences(text: str) -> list[tuple[str, ...]]:
     """Return the distinct sentences. White space between two full stops is a sentence of one empty unit."""
     return list(dict.fromkeys(tuple(" ".join(part.split()).split(" ")) for part in text.split(".") if part))
+
+
+def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence of two sequences of units."""
+    for row in _rows(first, second):
+        last = row
+    return len(second) - last.bit_count()
+
+
+def _common_units(first: Sequence[str], second: Sequence[str]) -> set[str]:
+    """Return the distinct units of the longest common subsequence that the package rouge finds.
+
+    The package goes backwards from the ends of both sequences. It skips a unit of `second` if the rest has a
+    subsequence of the same length without this unit.
+    """
+    rows, found = list(_rows(first, second)), set()
+    i, j = len(first), len(second)
+    while i and j:
+        if first[i - 1] == second[j - 1]:
+            found.add(first[i - 1])
+            i, j = i - 1, j - 1
+        elif (rows[i] >> (j - 1)) & 1:
+            j -= 1
+        else:
+            i -= 1
+    return found
+
+
+def _rows(first: Sequence[str], second: Sequence[str]) -> Iterator[int]:
+    """Yield the rows of the table of lengths (Crochemore, Iliopoulos, Pinzon and Reid 2001).
+
+    Bit j of row i is 0 if the length for first[:i] grows from second[:j] to second[:j + 1], and 1 if it does not.
+    """
+    places: dict[str, int] = {}
+    for j, unit in enumerate(second):
+        places[unit] = places.get(unit, 0) | (1 << j)
+    row = every = (1 << len(second)) - 1
+    yield row
+    for unit in first:
+        both = row & places.get(unit, 0)
+        row = ((row + both) | (row - both)) & every
+        yield row

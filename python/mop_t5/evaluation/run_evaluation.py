@@ -1,20 +1,17 @@
 """Evaluate a trained run on a split. This is the work of `mop-t5 evaluate`; nothing here prints a result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mop_t5.checks import check_choice, check_int
 from mop_t5.data import SPLITS, Example, of_scenarios, read_split, read_tasks
 from mop_t5.evaluation.baselines import baseline_texts
 from mop_t5.evaluation.generation import generate_summaries, lengths_of
-from mop_t5.evaluation.lost_characters import warn_of_lost_characters
-from mop_t5.evaluation.predictions import write_predictions
 from mop_t5.evaluation.rouge import Rouge
-from mop_t5.evaluation.scorer import Scorer
-from mop_t5.evaluation.scores import TaskScores, write_scores
+from mop_t5.evaluation.scorer import Scorer, warn_of_lost_characters
+from mop_t5.evaluation.scores import TaskScores, write_predictions, write_scores
 from mop_t5.evaluation.tables import Table, score_table, to_markdown
 from mop_t5.files import failure_in_a_sentence, replace_file
 from mop_t5.operations.contents import Content, of_rows, write_contents
@@ -69,7 +66,9 @@ class RunEvaluation:
         batch_size: int = 32,
         overwrite: bool = False,
     ):
-        check_settings(split, num_beams, batch_size)
+        check_choice("split", split, SPLITS)
+        check_int("num_beams", num_beams, 1)
+        check_int("batch_size", batch_size, 1)
         self._run, self._split, self._overwrite, self._baselines = Path(run), split, overwrite, baselines
         self._search = {"num_beams": num_beams, "batch_size": batch_size}
         self._model, self._tokenizer, settings = load_run(run, backbone, on_accelerator=True)
@@ -117,15 +116,6 @@ class RunEvaluation:
             write_predictions(self.folder, self._examples, texts)
             write_scores(self.folder, scores)  # the last file: its presence says that the evaluation is complete
         return Evaluation(self.folder, scores[self.system], table)
-
-
-def check_settings(split: str, num_beams: int, batch_size: int) -> None:
-    """Raise ValueError for an unknown split, or for a size below 1."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    for name, size in {"num_beams": num_beams, "batch_size": batch_size}.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
 
 
 def evaluation_folder(run: str | Path, split: str) -> Path:

@@ -1,18 +1,22 @@
-"""The scores of a system on a task, and scores.json, the mean scores of an evaluation by system and scenario.
+"""The scores of a system on a task, and the files of an evaluation.
+
+scores.json has the mean scores by system and scenario. predictions.jsonl has the rows of the split, with the text that
+each system wrote for the row.
 
 `Scores` are the three ROUGE scores. `MetricScores` are the scores of a task with metrics of its own. Both have `mean`.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mop_t5.files import write_json
+from mop_t5.data import Example
+from mop_t5.data.corpus import example_of
+from mop_t5.files import json_lines, write_json
 
 SCORES = "scores.json"
+PREDICTIONS = "predictions.jsonl"
 AVERAGE = "average"
 
 
@@ -95,3 +99,35 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"a score must be a number, got {value!r}")
     return value
+
+
+def write_predictions(folder: str | Path, examples: Sequence[Example], texts: Mapping[str, Sequence[str]]) -> None:
+    """Write predictions.jsonl.
+
+    Args:
+        folder: The folder of the file.
+        examples: The rows.
+        texts: system -> one text per row.
+    """
+    rows = (
+        example.row() | {"predictions": {system: given[number] for system, given in texts.items()}}
+        for number, example in enumerate(examples)
+    )
+    (Path(folder) / PREDICTIONS).write_bytes(json_lines(rows))
+
+
+def read_predictions(folder: str | Path) -> list[tuple[Example, dict[str, str]]]:
+    """Return the rows of predictions.jsonl, each with system -> text.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The file is damaged.
+    """
+    path = Path(folder) / PREDICTIONS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Evaluate again with --overwrite.")
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error

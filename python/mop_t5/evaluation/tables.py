@@ -1,7 +1,5 @@
 """Tables of results, which are shown alike in a terminal, in Markdown and in CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

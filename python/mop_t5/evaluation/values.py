@@ -5,12 +5,12 @@ are found by their form, and a name is a run of words that are not wording. Word
 is wording if many references of a scenario have it, or if the dialogues of most references with it do not say it.
 """
 
-from __future__ import annotations
-
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from mop_t5.checks import check_number
 from mop_t5.data import Example
 from mop_t5.evaluation.amounts import Amount, is_label
 from mop_t5.evaluation.readings import CHINESE, LATIN, LETTER, Place, Reading, folded, read
@@ -83,8 +83,7 @@ class Values:
     def __init__(self, known: Sequence[Example], common: float = 0.15):
         if not known:
             raise ValueError("known holds no rows. Give the training rows, whose references show what is wording.")
-        if not 0 < common < 1:
-            raise ValueError(f"common must be a share between 0 and 1, got {common!r}.")
+        check_number("common", common, above=0, below=1)
         self.wording = _wording(known, common)
 
     def find(self, text: str) -> list[Value]:
@@ -245,4 +244,4 @@ def _values(text: str, names: Iterable[Place], numbers: Iterable[Amount]) -> lis
 
 
 def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+    return part / whole if whole else math.nan

@@ -1,7 +1,5 @@
 """The settings of a training run, as transformers' arguments."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -6,8 +6,6 @@ killed at any moment leaves all earlier checkpoints, and at most one incomplete 
 save removes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

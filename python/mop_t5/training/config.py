@@ -1,15 +1,11 @@
 """The settings of a training run."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
-from typing import get_origin, get_type_hints
 
-from mop_t5.checks import LARGEST_INT
+from mop_t5.checks import LARGEST_INT, check_choice, check_least, check_number, check_types
 from mop_t5.data import BATCHINGS
 
-_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string", dict: "a dict"}
 SCHEDULES = ("linear", "cosine", "constant")
 _LOSSES = ("mean", "sum")
 
@@ -69,40 +65,20 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
-            self._check_type(name, get_origin(kind) or kind)
-        for name in ("steps", "batch_size", "accumulation", "max_source", "max_target", "log_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        counts = ("warmup_steps", "evaluate_every", "patience", "save_every", "seed")
-        for name in (*counts, "weight_decay", "max_grad_norm"):
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("learning_rate", self.learning_rate > 0, "above 0")
-        self._require("temperature", self.temperature > 0, "above 0; 1 keeps the sizes, 2 is the paper's")
-        self._require("beta2", 0 <= self.beta2 < 1, "at least 0 and below 1")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1")
-        self._require("batching", self.batching in BATCHINGS, f"one of {', '.join(BATCHINGS)}")
-        self._require("loss", self.loss in _LOSSES, f"one of {', '.join(_LOSSES)}")
-        self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-        self._require("patience", not self.patience or self.evaluate_every > 0, "0 unless evaluate_every is set")
-
-    def _check_type(self, name: str, kind: type) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise TypeError(f"{name} must be {_KINDS[kind]}, got {value!r}.")
-        if kind is int:
-            self._require(name, abs(getattr(self, name)) <= LARGEST_INT, f"at most {LARGEST_INT}")
-        if kind is float and not (name == "temperature" and value == math.inf):  # inf draws all scenarios equally often
-            self._require(name, _is_finite(value), "a finite number")
-        if isinstance(value, dict):
-            holds = all(isinstance(key, str) and _is_finite(rate) and rate >= 0 for key, rate in value.items())
-            self._require(name, holds, "factors of at least 0 by name of a parameter group, such as {'experts': 10}")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}.")
-
-
-def _is_finite(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_INT
+        check_types(self, infinite=("temperature",))
+        check_least(self, 1, "steps", "batch_size", "accumulation", "max_source", "max_target", "log_every")
+        check_least(self, 0, "warmup_steps", "evaluate_every", "patience", "save_every", "seed")
+        for name in ("weight_decay", "max_grad_norm"):
+            check_number(name, getattr(self, name), 0)
+        check_number("learning_rate", self.learning_rate, above=0)
+        if self.temperature != math.inf:  # inf draws all scenarios equally often
+            check_number("temperature", self.temperature, above=0)
+        for name in ("beta2", "label_smoothing"):
+            check_number(name, getattr(self, name), 0, below=1)
+        for group, factor in self.group_rates.items():
+            check_number(f"group_rates[{group!r}]", factor, 0, below=LARGEST_INT)
+        check_choice("batching", self.batching, BATCHINGS)
+        check_choice("loss", self.loss, _LOSSES)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        if self.patience and not self.evaluate_every:
+            raise ValueError(f"patience must be 0 unless evaluate_every is set; got {self.patience}.")

@@ -1,11 +1,20 @@
 """The optimizer of a method: parameter groups, and experts that a step leaves unchanged."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
+
+from mop_t5.attachment.attached_model import attached
+
+
+def trained_groups(model: PreTrainedModel) -> dict[str, list[torch.nn.Parameter]]:
+    """Return the parameter groups of an attached method, and as "backbone" the trained parameters of the backbone."""
+    method = attached(model).mop
+    own = {id(parameter) for parameter in method.parameters()}
+    backbone = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+    return method.parameter_groups() | ({"backbone": backbone} if backbone else {})
 
 
 def group_parameters(

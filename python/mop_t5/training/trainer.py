@@ -1,7 +1,5 @@
 """Train a model in memory with transformers' Seq2SeqTrainer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +21,13 @@ from mop_t5.attachment.attached_model import attached, check_not_wrapped, is_att
 from mop_t5.data import Collator, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
-from mop_t5.evaluation.generation import encoded
-from mop_t5.evaluation.search import search_settings
+from mop_t5.evaluation.generation import encoded, search_settings
 from mop_t5.operations.contents import check_same_contents, of_rows
 from mop_t5.training.arguments import trainer_arguments
-from mop_t5.training.callbacks import BarWithoutLogs, callbacks_of
+from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
 from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint_to_resume
 from mop_t5.training.config import TrainingConfig
-from mop_t5.training.method_hooks import MethodHooks, trained_groups
-from mop_t5.training.optimizer import group_parameters, hold_absent_experts
+from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
 
 CHECKPOINTS = "checkpoints"
 

@@ -1,7 +1,5 @@
 """Train into a run folder. This is the work of `mop-t5 train`; nothing here prints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +14,8 @@ from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
-from mop_t5.evaluation.lost_characters import warn_of_lost_characters
+from mop_t5.evaluation.scorer import warn_of_lost_characters
+from mop_t5.evaluation.seeds import history_table
 from mop_t5.files import replace_file
 from mop_t5.operations import contents
 from mop_t5.operations.attach import ParameterCount, attach, count_parameters
@@ -34,7 +33,6 @@ from mop_t5.operations.run_folder import (
 )
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.config import TrainingConfig
-from mop_t5.training.seeds import history_table
 from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
 
 
