@@ -68,7 +68,7 @@ def test_a_path_that_is_not_there_is_named_and_nothing_is_written(words, where, 
     assert printed == ""
     assert said.startswith(f"mop-t5 {' '.join(words)}: ")
     assert str(tmp_path / "none") in said
-    assert "nobody expected" not in said
+    assert "unexpected" not in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,11 +255,11 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
     )
     monkeypatch.setattr("mop_t5.training.training_run.train", stop)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "run")
-    assert (code, "Start anew with --overwrite" in said) == (130, True)
+    assert (code, "Start again with --overwrite" in said) == (130, True)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "seeds", "--seeds", "[0, 1]")
-    assert (code, "goes on with --resume" in said) == (130, True)
+    assert (code, "with --resume continues" in said) == (130, True)
     monkeypatch.setattr("mop_t5.evaluation.run_evaluation.generate_summaries", stop)
     code, _, said = call(capsys, "evaluate", "--run", made / "mop", "--floors", "false")
-    assert (code, "the same command starts anew" in said) == (130, True)
+    assert (code, "the same command starts again" in said) == (130, True)
     monkeypatch.undo()
     assert call(capsys, "evaluate", "--run", made / "mop", "--floors", "false")[0] == 0

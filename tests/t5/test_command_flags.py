@@ -154,7 +154,7 @@ def test_an_option_without_a_value_takes_no_flag_for_one(capsys):
     ("text", "message"),
     [
         ("steps: 3\nsteps: 4\n", r"config\.yaml, line 1: not valid YAML .*steps, steps are the same"),
-        ("options: {rank: 2}\noptions.rank: 3\n", r"config\.yaml: options stands in it as a whole and in parts"),
+        ("options: {rank: 2}\noptions.rank: 3\n", r"config\.yaml: options is given as a whole and in parts"),
         ("- steps\n", r"config\.yaml must hold a mapping"),
         ("", r"config\.yaml must hold a mapping"),
         (b"run: \xff\n", r"config\.yaml: cannot be read as YAML"),

@@ -209,7 +209,7 @@ def test_seeds_that_ended_after_other_steps_are_not_shown_as_these(begun, tmp_pa
     assert run("train", *words, "--steps", "1") == 0
     assert [(tmp_path / "runs" / name / "contents.json").is_file() for name in (".", "seed-0", "seed-1")] == [True] * 3
     assert run("train", *words, "--steps", "2", "--resume") == 1
-    assert "seed-0 ended after 1 steps without a checkpoint, so it cannot go on to 2" in capsys.readouterr().err
+    assert "seed-0 ended after 1 steps without a checkpoint, so it cannot continue to 2" in capsys.readouterr().err
     assert run("train", *words, "--steps", "1", "--resume") == 0
 
 

@@ -147,7 +147,7 @@ def test_wrong_flags(tmp_path, capsys):
     base = ["--input", tmp_path, "--output", tmp_path / "out"]
     plain = ["--scenario", "a", "--dialogue", "{a}", "--summary", "{b}"]
     assert "missing: dialogue, summary" in fails(capsys, *base, "--scenario", "a")
-    assert "names and columns go with --tasks" in fails(capsys, *base, *plain, "--names", "[a]")
+    assert "names and columns need --tasks" in fails(capsys, *base, *plain, "--names", "[a]")
     tasks = [*base, "--tasks", tmp_path / "tasks.yaml"]
     assert "are for use without --tasks" in fails(capsys, *tasks, *plain)
     assert "names has rte; the target tasks are same, near" in fails(capsys, *tasks, "--names", "[rte]")

@@ -189,7 +189,7 @@ def test_the_command(tmp_path, capsys):
     count = mop_t5.count_parameters(mop_t5.load(mop_t5.load_backbone(tmp_path / "backbone"), tmp_path / "mop/adapter"))
     said = capsys.readouterr().out
     numbers = 2 * 5 * 24 * (2 + 3 + 3 * 5)  # of five rows: keys and values of encoder, cross and five times decoder
-    assert f"{numbers:,} numbers, 0.02 MB, in the place of {count.trained:,} parameters" in said
+    assert f"{numbers:,} numbers, 0.02 MB, instead of {count.trained:,} parameters" in said
     for folder in (run, output):
         assert main(["evaluate", "--run", folder, "--floors", "false", "--num_beams", "2"]) == 0
     rows = [(tmp_path / name / "evaluation-test/predictions.jsonl").read_text() for name in ("mop", "prefixes")]

@@ -107,8 +107,8 @@ def test_every_line_is_answered_in_order_whatever_is_wrong_with_it(run, mixed, t
     named = {row["id"] for row in rows if "error" in row}
     assert named >= {"m", "e", "n", "i"}
     assert len([name for name in named if name.startswith("mixed-")]) == 3
-    assert f"Written to {output}, lines: 60; summaries: 53, of which of dialogues cut" in errors
-    assert "max_source: 2; errors: 7; dialogues a second: " in errors
+    assert f"Written to {output}, lines: 60; summaries: 53; dialogues cut" in errors
+    assert "max_source: 2; errors: 7; dialogues per second: " in errors
 
 
 def test_a_file_without_errors_exits_with_zero_and_gzip_says_where_it_breaks_off(run, tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_resume_takes_only_its_own_lines(run, mixed, tmp_path, capsys):
         assert output.read_bytes() == damaged
         return said(capsys)
 
-    assert "pass --resume to go on with it, or --overwrite" in refused(*command)
+    assert "pass --resume to continue it, or --overwrite" in refused(*command)
     assert "exclude each other" in refused(*command, "--resume", "--overwrite")
     assert "out.jsonl, line 1: was made with another run" in refused(*command, "--resume", "--num_beams", "2")
     other = tmp_path / "mixed.jsonl"
@@ -177,7 +177,7 @@ def test_resume_takes_only_its_own_lines(run, mixed, tmp_path, capsys):
     assert "out.jsonl, line 3: was not made from this line of the input" in message
     other.write_text("\n".join(lines[:2]))
     message = refused("--input", other, "--output", output, "--resume")
-    assert "out.jsonl, line 3: the input has no such line any more" in message
+    assert "out.jsonl, line 3: the input no longer has this line" in message
 
     assert generate(run, *command, "--resume", "--batch_size", "5", "--dry_run") == 3
     assert output.read_bytes() == damaged
@@ -198,7 +198,7 @@ def test_a_dry_run_counts_and_writes_nothing(run, mixed, tmp_path, capsys, monke
     text = capsys.readouterr()
     assert not output.exists()
     assert text.out == ""
-    assert "lines: 60; summaries: 53, of which of dialogues cut to the run's max_source: 2; errors: 7" in text.err
+    assert "lines: 60; summaries: 53; dialogues cut to the run's max_source: 2; errors: 7" in text.err
     assert "`dialogue` is empty" in text.err
 
 
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_used_are_said_before_anything_is_done(run, mixed, 
         return said(capsys)
 
     before = mixed.read_bytes()
-    assert "is the input, too" in refused("--input", mixed, "--output", mixed, "--overwrite")
+    assert "is also the input" in refused("--input", mixed, "--output", mixed, "--overwrite")
     assert mixed.read_bytes() == before
     assert "no file at" in refused("--input", tmp_path / "no.jsonl")
     assert "no file at" in refused("--input", tmp_path)

@@ -164,7 +164,7 @@ def test_patience_stops_early(tokenizer, tmp_path):
 
 
 def test_nothing_to_train_and_missing_validation(model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="no parameter of the model asks for a gradient"):
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         run(model, tokenizer, tmp_path)
     with pytest.raises(ValueError, match="valid must hold examples"):
         run(new_model(tokenizer, "mop"), tokenizer, tmp_path, evaluate_every=2)

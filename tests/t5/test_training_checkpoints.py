@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, tokenizer, tmp_path):
         run(new_model(tokenizer, prefix_length=4), tokenizer, trained.parent, resume=True, steps=6)
     with pytest.raises(ValueError, match=r"has other fields \(scenarios: saved \['e-commerce', 'food'"):
         run(new_model(tokenizer, scenarios=SCENARIOS[::-1]), tokenizer, trained.parent, resume=True, steps=6)
-    with pytest.raises(FileNotFoundError, match=r"has no whole checkpoint to resume from: .*Train without resume"):
+    with pytest.raises(FileNotFoundError, match=r"has no complete checkpoint to resume from: .*Train without resume"):
         run(new_model(tokenizer), tokenizer, tmp_path, resume=True)
 
 

@@ -182,7 +182,7 @@ def test_recall_by_hand(values):
 
 
 def test_errors(values):
-    with pytest.raises(ValueError, match="known holds no rows"):
+    with pytest.raises(ValueError, match="known must hold the training rows"):
         Values([])
     with pytest.raises(ValueError, match="common must be above 0 and below 1; got 15"):
         Values([visit("故宫")], common=15)

@@ -86,7 +86,7 @@ def corpus_convert(
     if tasks is None:
         configs, known = task_of_templates(templates, references, split, limit), None
         if names or columns:
-            raise ValueError("names and columns go with --tasks, and there are none.")
+            raise ValueError("names and columns need --tasks.")
     else:
         if any(given is not None for given in (*templates.values(), references)) or split != "given" or limit:
             raise ValueError(

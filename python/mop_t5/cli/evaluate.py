@@ -23,7 +23,7 @@ def evaluate(
 ) -> None:
     """Generate the summaries of one split and score them, per scenario and on average.
 
-    They are scored by ROUGE, or by the metrics that tasks.yaml in the corpus names for a task.
+    Scores are ROUGE, or the metrics that tasks.yaml in the corpus names for a task.
 
     Writes RUN/evaluation-SPLIT with results.md, predictions.jsonl and scores.json. A run of several seeds is evaluated
     seed by seed, and RUN/evaluation-SPLIT.md has the mean and the deviation over the seeds.
@@ -34,7 +34,7 @@ def evaluate(
     Args:
         rouge: how ROUGE is counted.
         run: folder that `mop-t5 train` wrote.
-        corpus: corpus folder, if not the one of the run.
+        corpus: corpus folder, if not the corpus of the run.
         split: "train", "valid" or "test".
         backbone: folder of the backbone, if it has moved since the run.
         floors: also score the baselines: the first user turn, a random and the nearest training reference.

@@ -33,6 +33,6 @@ def export(run: str, output: str, backbone: str | None = None, overwrite: bool =
         write_contents(folder, made_of)
     sizes = [(Path(place) / "adapter" / WEIGHTS_NAME).stat().st_size / 1e6 for place in (run, output)]
     print(
-        f"Written to {output}: {made.numbers:,} numbers, {sizes[1]:.2f} MB, in the place of {made.parameters:,} "
+        f"Written to {output}: {made.numbers:,} numbers, {sizes[1]:.2f} MB, instead of {made.parameters:,} "
         f"parameters, {sizes[0]:.2f} MB."
     )

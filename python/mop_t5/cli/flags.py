@@ -128,7 +128,7 @@ def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
         if unknown := sorted(set(names) - set(known)):
             parser.error(f"{path}: no such setting: {', '.join(unknown)}. There are {', '.join(known)}.")
         if twice := sorted({name for name in names if names.count(name) > 1 and name in content}):
-            raise ValueError(f"{path}: {', '.join(twice)} stands in it as a whole and in parts. Write it once.")
+            raise ValueError(f"{path}: {', '.join(twice)} is given as a whole and in parts. Write it once.")
 
 
 def _command_parser(command: Callable[..., Any]) -> _Parser:

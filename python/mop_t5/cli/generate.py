@@ -53,7 +53,7 @@ def generate(
         num_beams: beams of the search; 1 is greedy.
         batch_size: dialogues per batch.
         window: dialogues that are read together, sorted by length into batches, and written together.
-        resume: keep the complete lines of an existing output, and continue behind them.
+        resume: keep the complete lines of an existing output, and continue after them.
         overwrite: replace the output file if it exists.
         dry_run: read and check the whole input, print what would be done, and write nothing.
     """
@@ -61,7 +61,7 @@ def generate(
     if (input is None) == (dialogue is None):
         raise ValueError("give either --input FILE or --dialogue TEXT with --scenario NAME.")
     if dialogue is not None and scenario is None:
-        raise ValueError("--dialogue needs --scenario, the scenario that it is of.")
+        raise ValueError("--dialogue needs --scenario, the scenario of the dialogue.")
     for name, size in {"window": window, "batch_size": batch_size, "num_beams": num_beams}.items():
         check_int(name, size, 1)
     _check_files(input, target, resume, overwrite)
@@ -72,14 +72,14 @@ def generate(
     counts, position, where = Counts(), 0, output or "standard output"
     if resume and target is not None and target.exists():
         position = check_kept(target, requests, summariser.key, counts)
-        print(f"{counts.lines:,} lines are in {target} already.", file=sys.stderr)
+        print(f"{counts.lines:,} lines are already in {target}.", file=sys.stderr)
     try:
         with nullcontext() if dry_run else Output(target, position) as out:
             rate = summarise(summariser, requests, out, counts, window=window, total=_total(input))
     except KeyboardInterrupt:
-        cure = "" if target is None else ", and the same command goes on with --resume"
+        cure = "" if target is None else "; the same command with --resume continues"
         raise KeyboardInterrupt(f"interrupted; {counts.lines:,} lines are in {where}{cure}.") from None
-    verb, speed = ("Would write", "") if dry_run else ("Written", f"; dialogues a second: {rate:.1f}")
+    verb, speed = ("Would write", "") if dry_run else ("Written", f"; dialogues per second: {rate:.1f}")
     print(f"{verb} to {where}, {counts}{speed}.", file=sys.stderr)
     return NOT_ALL if counts.failed else 0
 
@@ -88,20 +88,22 @@ def _check_files(input: str | None, target: Path | None, resume: bool, overwrite
     if input not in (None, _STREAM) and (not Path(input).exists() or Path(input).is_dir()):
         raise FileNotFoundError(f"no file at {input}. Give a .jsonl or .jsonl.gz file, or - for standard input.")
     if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other: keep what is there, or replace it.")
+        raise ValueError("--resume and --overwrite exclude each other: one keeps the output, the other replaces it.")
     if target is None:
         if resume or overwrite:
-            raise ValueError("--resume and --overwrite need --output, the file that they are about.")
+            raise ValueError("--resume and --overwrite need --output, the file to keep or to replace.")
         return
     if target.suffix == ".gz":
-        raise ValueError(f"--output is plain text, which --resume can go on with; compress {target.stem} afterwards.")
+        raise ValueError(
+            f"--output must be plain text, so that --resume can continue it; compress {target.stem} afterwards."
+        )
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{target} is no regular file. Choose another --output, or leave it out and redirect.")
     if target.exists() and input not in (None, _STREAM) and target.samefile(input):
-        raise FileExistsError(f"{target} is the input, too. Choose another --output.")
+        raise FileExistsError(f"{target} is also the input. Choose another --output.")
     if target.exists() and not (resume or overwrite):
         raise FileExistsError(
-            f"{target} exists. Choose another --output, pass --resume to go on with it, or --overwrite."
+            f"{target} exists. Choose another --output, pass --resume to continue it, or --overwrite."
         )
 
 
@@ -129,5 +131,5 @@ def _total(input: str | None) -> int | None:
     try:
         with open_binary(Path(input)) as file:
             return sum(1 for _ in filled_lines(file, input))
-    except ValueError:  # damaged gzip data is reported behind the lines before it
+    except ValueError:  # damaged gzip data is reported after the lines before it
         return None

@@ -1,4 +1,4 @@
-"""Run the command `mop-t5`: train, evaluate, generate, params, table, prompts, attempt and others.
+"""Run the command `mop-t5`: train, evaluate, generate and others.
 
 The flags of a command are made from its function (commands.py, flags.py). An error is one sentence on stderr, with exit
 code 1 (2 for a wrong flag, 130 for Ctrl-C). With MOP_T5_DEBUG=1 the traceback is shown.
@@ -30,7 +30,7 @@ _CURES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, or what the command returns; 1 for an error; 130 for Ctrl-C."""
+    """Run the command line and return the exit code: 1 for an error, 130 for Ctrl-C, else the command's."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         try:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # raises BrokenPipeError here, and not after the last line of Python
     except KeyboardInterrupt as stop:
-        _say(arguments, str(stop) or "interrupted. What it had written is whole; the same command starts anew.")
+        _say(arguments, str(stop) or "interrupted. All written files are complete; the same command starts again.")
         return _STOPPED
     except BrokenPipeError:  # as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,6 +88,6 @@ def _sentence(error: Exception) -> str:
         return said
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"{type(error).__name__} ({said}) in {Path(last.filename).name}, line {last.lineno}, which nobody expected. "
-        "Please report it with what MOP_T5_DEBUG=1 shows."
+        f"unexpected {type(error).__name__} ({said}) in {Path(last.filename).name}, line {last.lineno}. "
+        "Please report it with the traceback that MOP_T5_DEBUG=1 shows."
     )

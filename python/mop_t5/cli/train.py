@@ -29,7 +29,7 @@ def train(
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --options.prefix_length 20
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --evaluate_every 500 --patience 3
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
-      torchrun --nproc_per_node 2 -m mop_t5.cli.main train --config train.yaml
+      torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
 
     Args:
         training: how to train.

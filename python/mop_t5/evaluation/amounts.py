@@ -39,7 +39,7 @@ class Amount:
         kind: "price", "rating" or "number".
         unit: The unit of a "number". Empty if no unit follows it.
         start: The position of the first character.
-        end: The position behind the last character.
+        end: The position after the last character.
         label: The position of a label before the number, such as 票价 (ticket price). `start` if there is no label.
     """
 
@@ -68,7 +68,7 @@ class Amount:
 def amounts(text: str, words: Sequence[tuple[int, int]]) -> list[Amount]:
     """Return all amounts of a text, in order.
 
-    Digits behind a Latin letter, as in A1, are part of a word and no amount.
+    Digits after a Latin letter, as in A1, are part of a word and no amount.
 
     Args:
         text: The text.

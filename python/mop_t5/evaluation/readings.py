@@ -51,7 +51,7 @@ class Reading:
         return sum(len(LETTER.findall(self.text[start:end])) for start, end in words)
 
     def closed(self, word: int) -> int | None:
-        """Return the word behind the brackets that `word` opens. None if it opens no brackets, or long ones."""
+        """Return the word after the brackets that `word` opens. None if it opens no brackets, or long brackets."""
         if word < len(self.words) and self.text[slice(*self.words[word])] == "(":
             start = self.words[word][0]
             for position in range(word + 1, len(self.words)):

@@ -1,4 +1,4 @@
-"""Read requests from a file or a stream. Each line is a dialogue to summarise, or has an error that stops nothing."""
+"""Read requests from a file or a stream. An error in a line does not stop the reading."""
 
 import queue
 import threading
@@ -16,7 +16,7 @@ _PAUSE = 0.1  # seconds without a new line, after which the waiting lines are an
 
 
 class Request(NamedTuple):
-    """A line of the input. `example` is None where `error` says why it cannot be summarised."""
+    """A line of the input. `example` is None if `error` says why the line cannot be summarised."""
 
     id: str
     scenario: str | None
@@ -40,7 +40,7 @@ def requests_in(file: BufferedIOBase, name: str, stem: str, scenarios: Sequence[
 
 
 def filled_lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, bytes]]:
-    """Return the lines that are not blank, with their numbers. A line longer than LONGEST is cut."""
+    """Return the numbers and the bytes of the lines that are not blank. A line longer than LONGEST is cut."""
     return ((number, raw) for number, raw in numbered(_bounded(file), name) if raw.strip())
 
 
@@ -114,7 +114,7 @@ def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseExcept
 
 
 def _bounded(file: BufferedIOBase) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than LONGEST only so much that this shows."""
+    """Yield the lines of a file. A line longer than LONGEST is cut to LONGEST + 1 bytes."""
     while raw := file.readline(LONGEST + 1):
         rest = raw
         while len(rest) > LONGEST and not rest.endswith(b"\n"):

@@ -38,7 +38,7 @@ class Rouge:
             full-width punctuation and digits equal the others).
 
     Raises:
-        ValueError: Another value.
+        ValueError: A field has another value.
     """
 
     implementation: str = "rouge_score"
@@ -66,7 +66,9 @@ class Rouge:
     def __call__(self, references: Sequence[str], hypotheses: Sequence[str]) -> list[Scores]:
         """Return one `Scores` per pair, in order. Raises ValueError if the two lists differ in length."""
         if len(references) != len(hypotheses):
-            raise ValueError(f"got {len(references)} references and {len(hypotheses)} hypotheses; give one for each.")
+            raise ValueError(
+                f"got {len(references)} references and {len(hypotheses)} hypotheses. Pass one hypothesis per reference."
+            )
         return [self._pair(self.units(r), self.units(h)) for r, h in zip(references, hypotheses)]
 
     def units(self, text: str) -> list[str]:

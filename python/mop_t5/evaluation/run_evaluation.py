@@ -1,4 +1,4 @@
-"""Evaluate a trained run on a split. This is the work of `mop-t5 evaluate`; nothing here prints a result."""
+"""Evaluate a trained run on a split. This is the work of `mop-t5 evaluate`. Nothing in this module prints a result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -74,7 +74,7 @@ class RunEvaluation:
         self._model, self._tokenizer, settings = load_run(run, backbone, on_accelerator=True)
         data = corpus or settings.get("corpus")
         if data is None:
-            raise ValueError(f"{run} does not say which corpus it was made from. Pass --corpus.")
+            raise ValueError(f"{run} does not name its corpus. Pass --corpus.")
         self._corpus, self._lengths = str(data), lengths_of(settings)
         self._examples = of_scenarios(read_split(data, split), settings.get("scenarios"))
         self._scorer = Scorer(rouge, read_tasks(data))
@@ -94,7 +94,7 @@ class RunEvaluation:
         """Generate and score the summaries, and write the folder of the evaluation.
 
         Args:
-            progress: Show a bar while summaries are generated.
+            progress: Whether to show a bar while summaries are generated.
 
         Raises:
             FileExistsError: There is an evaluation, and overwrite is not set.

@@ -43,7 +43,7 @@ class Scorer:
             over tasks, or the mean of the means if the metrics differ.
         """
         if len(examples) != len(texts):
-            raise ValueError(f"got {len(examples)} examples and {len(texts)} texts; give one for each.")
+            raise ValueError(f"got {len(examples)} examples and {len(texts)} texts. Pass one text per example.")
         scores: dict[str, TaskScores] = {}
         by_rouge = self.by_rouge(examples, texts)
         for task, rows in self._rows(examples).items():
@@ -139,8 +139,8 @@ def warn_of_lost_characters(
     if scorer.form == "none" and len(_lost(references, written, "nfkc")) < len(lost):
         cure = "Pass --normalise nfkc to compare both sides in Unicode's form NFKC."
     note = (
-        f"{len(lost)} of {len(sample)} references of the {split} split come back changed from the tokenizer; lost are "
-        f"characters such as {names}.{perfect} {cure}"
+        f"{len(lost)} of {len(sample)} references of the {split} split come back changed from the tokenizer; the lost "
+        f"characters include {names}.{perfect} {cure}"
     )
     warnings.warn(note, stacklevel=2)
     return [note]

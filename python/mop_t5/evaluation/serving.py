@@ -1,8 +1,9 @@
-"""Write one line of output per line of dialogue, in the same order, into a file that can be continued.
+"""Write one line of output per line of input, in the same order, into a file that can be continued.
 
 A line of output is a JSON object with `id`, `scenario`, `summary` and `key`. It has `"truncated": true` if the end of
 the dialogue was cut, and `error` if the summary is null. `key` consists of two checksums, the first of the model and
-the settings, the second of the input line. With it a continued run checks that it wrote the line itself.
+the settings, the second of the input line. With it a continued run checks that the line belongs to
+the same run and input.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from mop_t5.evaluation.requests import Request, windows
 from mop_t5.files import checksum, failure_in_a_sentence, json_lines
 from mop_t5.operations.contents import of_tokenizer
 
-_CURE = "Give the input and the run that it was begun with, or choose another --output."
+_CURE = "Pass the input and the run with which the output was started, or choose another --output."
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Counts:
 
     def __str__(self) -> str:
         return (
-            f"lines: {self.lines:,}; summaries: {self.lines - self.failed:,}, of which of dialogues cut to the run's "
+            f"lines: {self.lines:,}; summaries: {self.lines - self.failed:,}; dialogues cut to the run's "
             f"max_source: {self.truncated:,}; errors: {self.failed:,}"
         )
 
@@ -186,7 +187,7 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
             row: dict[str, Any] = found if isinstance(found, dict) else {}
             request = next(requests, None)
             if request is None:
-                raise ValueError(f"{where}: the input has no such line any more. {_CURE}")
+                raise ValueError(f"{where}: the input no longer has this line. {_CURE}")
             made_with, _, made_from = str(row.get("key")).partition("-")
             if made_from != request.checksum:
                 raise ValueError(f"{where}: was not made from this line of the input, {request.id!r}. {_CURE}")
@@ -203,7 +204,7 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
 class Output:
     """A file that rows are written into from a position on, or standard output.
 
-    Every OSError is a sentence.
+    The message of every OSError is a sentence.
 
     Args:
         path: The file, which is made if it does not exist. None for standard output.

@@ -1,4 +1,4 @@
-"""Tables of results, which are shown alike in a terminal, in Markdown and in CSV."""
+"""Tables of results, for a terminal, Markdown and CSV."""
 
 import csv
 import io
@@ -103,7 +103,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     """
     first = tables[0]
     if any(list(table.columns) != list(first.columns) for table in tables):
-        raise ValueError("tables must have the same columns to stand in one CSV. Write one file for each.")
+        raise ValueError("tables must have the same columns to stand in one CSV. Write one file per table.")
     rows = [row for table in tables for row in table.rows]
     metrics = [_metrics([row[i] for row in rows]) for i in range(len(first.columns))]
     header: list[str] = []
@@ -146,9 +146,8 @@ def present(tables: Sequence[Table], name: str, folder: str | Path | None) -> No
     """
     for table in tables:
         show(table)
-    if folder is None:
-        return
-    write_texts(folder, {f"{name}.md": "\n".join(map(to_markdown, tables)), f"{name}.csv": to_csv(tables)})
+    if folder is not None:
+        write_texts(folder, {f"{name}.md": "\n".join(map(to_markdown, tables)), f"{name}.csv": to_csv(tables)})
 
 
 def write_texts(folder: str | Path, texts: Mapping[str, str]) -> None:

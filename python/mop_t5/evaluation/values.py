@@ -17,7 +17,7 @@ from mop_t5.evaluation.readings import CHINESE, LATIN, LETTER, Place, Reading, f
 
 KINDS = ("name", "price", "rating", "number")
 _LEAST = 5  # references that must have a word before it can be wording
-_BOUNDS = {"以上", "以下", "以内", "左右"}  # bounds behind a number (above, below, within, about), not always said
+_BOUNDS = {"以上", "以下", "以内", "左右"}  # bounds after a number (above, below, within, about), not always said
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Value:
         text: The characters of the value, as in the text.
         kind: One of KINDS.
         start: The position of the first character.
-        end: The position behind the last character.
+        end: The position after the last character.
     """
 
     text: str
@@ -82,7 +82,7 @@ class Values:
 
     def __init__(self, known: Sequence[Example], common: float = 0.15):
         if not known:
-            raise ValueError("known holds no rows. Give the training rows, whose references show what is wording.")
+            raise ValueError("known must hold the training rows, whose references define the wording; got none.")
         check_number("common", common, above=0, below=1)
         self.wording = _wording(known, common)
 
@@ -133,7 +133,7 @@ class Values:
             end = start + 1
             while kinds[end : end + 1] in (["name"], ["digits"]) or kinds[end : end + 2] == ["between", "name"]:
                 end += 1
-            # a bracket belongs to the name before it, even behind one word of wording: 全季酒店(东单店)
+            # a bracket belongs to the name before it, even after one word of wording: 全季酒店(东单店)
             end = reading.closed(end) or (kinds[end : end + 1] == ["wording"] and reading.closed(end + 1)) or end
             if reading.letters(reading.words[start:end]) > 1:
                 runs.append(reading.words[start:end])
@@ -208,7 +208,7 @@ def value_recall(values: Values, examples: Sequence[Example], summaries: Sequenc
         ValueError: The numbers of examples and of summaries differ.
     """
     if len(examples) != len(summaries):
-        raise ValueError(f"got {len(examples)} examples and {len(summaries)} summaries; give one for each.")
+        raise ValueError(f"got {len(examples)} examples and {len(summaries)} summaries. Pass one summary per example.")
     said: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     found = inventions = 0

@@ -11,14 +11,14 @@ from mop_t5.training.config import TrainingConfig
 def trainer_arguments(
     config: TrainingConfig, folder: Path, progress: bool, selection: str, skips_parameters: bool
 ) -> Seq2SeqTrainingArguments:
-    """Return transformers' arguments.
+    """Return the settings of a training run as transformers' arguments.
 
     Args:
-        config: How to train.
+        config: The settings.
         folder: The folder of the checkpoints.
-        progress: Show a bar.
-        selection: Name of the score by which checkpoints are chosen.
-        skips_parameters: A step may give no gradient to some of the method's parameters.
+        progress: Whether to show a bar.
+        selection: The name of the score by which checkpoints are chosen.
+        skips_parameters: Whether a step may give no gradient to some of the method's parameters.
     """
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every

@@ -35,13 +35,13 @@ class StopIfNotFinite(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save checkpoints between validations. Trainer's own interval serves the validations, which all save one."""
+    """Save checkpoints between validations. Trainer's own interval is used for validations, each with a checkpoint."""
 
     def __init__(self, steps: int):
         self._steps = steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for a checkpoint at each interval."""
+        """Request a checkpoint at each interval."""
         if state.global_step % self._steps == 0:
             control.should_save = True
 
@@ -49,11 +49,11 @@ class SaveEvery(TrainerCallback):
 class LogWhenSaving(TrainerCallback):
     """Make every checkpoint a logged point, because a resumed Trainer forgets the losses since the last logged point.
 
-    Add this callback behind the callbacks that decide when to save.
+    Add this callback after the callbacks that decide when to save.
     """
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Ask for a logged point at each checkpoint."""
+        """Request a logged point at each checkpoint."""
         control.should_log = control.should_log or control.should_save
 
 
@@ -71,7 +71,7 @@ class BarWithoutLogs(ProgressCallback):
 
 
 class MethodHooks(TrainerCallback):
-    """Calls of idle_groups, after_step and records of an attached method; see Method.
+    """Call idle_groups, after_step and records of an attached method (see Method).
 
     Args:
         model: The model with the method.
@@ -122,7 +122,7 @@ class MethodHooks(TrainerCallback):
 
 
 def callbacks_of(config: TrainingConfig) -> list[TrainerCallback]:
-    """Return the callbacks that the settings ask for."""
+    """Return the callbacks that the settings require."""
     callbacks: list[TrainerCallback] = [StopIfNotFinite()]
     if config.save_every:
         callbacks.append(SaveEvery(config.save_every))

@@ -28,7 +28,7 @@ _WRITING = ".writing"
 
 
 class WholeCheckpoints(Seq2SeqTrainer):
-    """A trainer that writes complete checkpoints. It raises OSError, and keeps earlier checkpoints, if it cannot.
+    """A trainer that writes complete checkpoints. If it cannot, it raises OSError and keeps earlier checkpoints.
 
     Attributes:
         made_of: contents.json of each checkpoint. A resumed run must have the same contents.
@@ -67,7 +67,7 @@ class WholeCheckpoints(Seq2SeqTrainer):
             self.accelerator.wait_for_everyone()
 
     def _remove_old(self, folder: Path) -> None:
-        """Keep the best checkpoint, and the newest ones up to save_total_limit in all."""
+        """Remove all but the best and the newest checkpoints, up to save_total_limit in all."""
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
         ordered = [path for path in checkpoints(folder) if best is None or path != Path(best)]
         kept = limit - (len(ordered) < len(checkpoints(folder))) if limit else len(ordered)
@@ -86,7 +86,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def check_none(folder: str | Path) -> None:
-    """Raise FileExistsError if there are checkpoints. A new run beside them could later resume from an old one."""
+    """Raise FileExistsError if there are checkpoints, because a new run could later resume from an old checkpoint."""
     if checkpoints(folder):
         raise FileExistsError(
             f"{str(folder)!r} holds checkpoints of an earlier run. Resume it, choose another output, or delete them."
@@ -103,27 +103,29 @@ def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
     whole = checkpoints(folder)
     if not whole:
         raise FileNotFoundError(
-            f"{str(folder)!r} has no whole checkpoint to resume from: save_every was 0, or the run ended before the "
-            "first was written. Train without resume."
+            f"{str(folder)!r} has no complete checkpoint to resume from: save_every was 0, or the run ended "
+            "before the first checkpoint was written. Train without resume."
         )
     newest = whole[-1]
     _check_files(newest)
     method = attached(model).mop if is_attached(model) else None
     if method is not None:
-        _check_is_of(model, method, newest)
+        _check_belongs_to(model, method, newest)
     return str(newest)
 
 
-def _check_is_of(model: PreTrainedModel, method: Method, checkpoint: Path) -> None:
+def _check_belongs_to(model: PreTrainedModel, method: Method, checkpoint: Path) -> None:
     description, _ = adapter_folder.read(checkpoint)
     if description["method"] != method.name:
-        raise ValueError(f"{str(checkpoint)!r} is of the method {description['method']!r}, not {method.name!r}.")
+        raise ValueError(f"{str(checkpoint)!r} has the method {description['method']!r}, not {method.name!r}.")
     saved, config = description["config"], json.loads(json.dumps(method.config.to_dict()))
     other = [
         f"{key}: saved {saved.get(key)!r}, here {config[key]!r}" for key in config if saved.get(key) != config[key]
     ]
     if other:
-        raise ValueError(f"{str(checkpoint)!r} has other fields ({'; '.join(other)}). Attach the method with those.")
+        raise ValueError(
+            f"{str(checkpoint)!r} has other fields ({'; '.join(other)}). Attach the method with the saved fields."
+        )
     check_same_backbone(model, description["backbone"], backbone_parameters(model), checkpoint)
 
 
@@ -137,7 +139,7 @@ def _seal(checkpoint: Path) -> None:
 
 
 def _check_files(checkpoint: Path) -> None:
-    cure = "Delete this folder to go on from the checkpoint before it."
+    cure = "Delete this folder to resume from the checkpoint before it."
     try:
         sums = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))["files"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,4 +148,4 @@ def _check_files(checkpoint: Path) -> None:
         if not (checkpoint / name).is_file():
             raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is missing. {cure}")
         if checksum(checkpoint / name) != expected:
-            raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is not as it was saved. {cure}")
+            raise ValueError(f"{str(checkpoint)!r} is damaged: {name} has changed since it was saved. {cure}")

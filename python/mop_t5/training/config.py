@@ -12,7 +12,7 @@ _LOSSES = ("mean", "sum")
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train. The fields are the same for a method on a frozen backbone and for a whole backbone.
+    """Settings of a training run. The fields are the same for a method on a frozen backbone and for a whole backbone.
 
     Args:
         steps: optimizer steps in all.

@@ -79,7 +79,7 @@ def train(
             the mean over scenarios of the mean of each scenario's metrics.
         tokenizer: The tokenizer of the model.
         examples: The training rows.
-        config: How to train.
+        config: The settings.
         output: A folder. Checkpoints are written to `output/checkpoints`.
         valid: The validation rows. They are needed if `config.evaluate_every` is set.
         scorer: The scorer of the validations. The default is ROUGE by rouge_score on characters.
@@ -97,7 +97,7 @@ def train(
     check_not_wrapped(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            "no parameter of the model asks for a gradient. Attach a method, or model.requires_grad_(True)."
+            "no parameter of the model requires a gradient. Attach a method, or model.requires_grad_(True)."
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")

@@ -1,4 +1,4 @@
-"""Train into a run folder. This is the work of `mop-t5 train`; nothing here prints."""
+"""Train into a run folder. This is the work of `mop-t5 train`. Nothing in this module prints."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +53,7 @@ class TrainedRun:
     table: Table | None
 
     def __str__(self) -> str:
-        """Return one sentence on the parameters, and on the loss of a run of one seed."""
+        """Return one sentence on the parameters and, for one seed, on the loss."""
         trained, share = self.parameters.trained, 100 * self.parameters.share
         said = f"Trained {trained:,} parameters, {share:.4f} % of the backbone's {self.parameters.backbone:,}"
         if self.table is not None:
@@ -68,7 +68,7 @@ class TrainingRun:
     """A training with its inputs read and checked. Nothing is written before `run`.
 
     Args:
-        training: How to train.
+        training: The settings of the training.
         corpus: Folder with train.jsonl, and valid.jsonl if evaluate_every is set.
         backbone: Folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: The run folder.
@@ -220,19 +220,19 @@ class TrainingRun:
                 continue
             if (ended := read_settings(folder).get("steps")) != self._training.steps:
                 raise ValueError(
-                    f"{folder} ended after {ended} steps without a checkpoint, so it cannot go on to "
-                    f"{self._training.steps}. Set steps to {ended}, or start anew with another --output."
+                    f"{folder} ended after {ended} steps without a checkpoint, so it cannot continue to "
+                    f"{self._training.steps}. Set steps to {ended}, or start again with another --output."
                 )
 
     def _interrupted(self, folder: Path) -> str:
         whole = checkpoints(folder / CHECKPOINTS)
         if not whole and self._seeds is None:
             return (
-                f"interrupted before a checkpoint in {self._output}. Start anew with --overwrite, and with "
+                f"interrupted before a checkpoint in {self._output}. Start again with --overwrite, and with "
                 "--save_every."
             )
-        kept = f"{whole[-1]} is kept" if whole else "the seeds that had ended are kept"
-        return f"interrupted; {kept}, and the same command goes on with --resume."
+        kept = f"{whole[-1]} is kept" if whole else "the finished seeds are kept"
+        return f"interrupted; {kept}, and the same command with --resume continues."
 
 
 def settings_of(
@@ -248,7 +248,7 @@ def settings_of(
     """Return the content of run.json.
 
     Args:
-        training: How the run trains.
+        training: The settings of the training.
         corpus: The corpus folder.
         backbone: The folder of the backbone, or its name on the model hub.
         method: The name of the method. None for all weights.
