@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mop_t5.evaluation import Rouge, show, to_markdown
 from mop_t5.evaluation.run_evaluation import RunEvaluation, evaluation_folder
-from mop_t5.evaluation.seeds import spread_table
+from mop_t5.evaluation.tables import spread_table
 from mop_t5.files import replace_file
 from mop_t5.operations.run_folder import check_output, read_settings, seed_folders
 

@@ -15,7 +15,7 @@ from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.scorer import warn_of_lost_characters
-from mop_t5.evaluation.seeds import history_table
+from mop_t5.evaluation.tables import history_table
 from mop_t5.files import replace_file
 from mop_t5.operations import contents
 from mop_t5.operations.attach import ParameterCount, attach, count_parameters
