@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from mop_t5.data import Example, TaskMetrics
 from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
-from mop_t5.evaluation.predictions import PREDICTIONS, read_predictions
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
+from mop_t5.evaluation.scores import PREDICTIONS, read_predictions
 from mop_t5.files import read_json
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
