@@ -15,10 +15,10 @@ from typing import NamedTuple
 from mop_t5.checks import check_int
 from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
+from mop_t5.evaluation.tables import validation_score
 from mop_t5.operations.run_folder import read_history
 from mop_t5.storage import adapter_folder
 from mop_t5.training import TrainingConfig
-from mop_t5.training.seeds import validation_score
 
 from mop_lab.attempt.few_shot import write_draw
 from mop_lab.suites.score_rows import Repetitions, average_relative_gain, score_rows

@@ -114,9 +114,15 @@ def history_table(histories: Mapping[int, Sequence[Mapping[str, Any]]]) -> Table
     return Table(title, ["", *(_COLUMNS[name] for name in columns)], rows)
 
 
+def validation_score(point: Mapping[str, Any]) -> float | None:
+    """Return the score of a point of a history by which checkpoints are chosen. None if it is no validation."""
+    return point.get(_MEAN, point.get("eval_rouge"))
+
+
 def _best_of(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the scores of the best validation, if there was one, and the last training loss."""
-    best = max(history, key=lambda point: point.get(_MEAN, point.get("eval_rouge", -math.inf)))
+    scored = [(score, point) for point in history if (score := validation_score(point)) is not None]
+    best: Mapping[str, Any] = max(scored, key=lambda pair: pair[0])[1] if scored else {}
     return {**best, "loss": next(point["loss"] for point in reversed(history) if "loss" in point)}
 
 
