@@ -230,8 +230,8 @@ def test_ctrl_c_keeps_the_checkpoints_of_a_training(made, tmp_path, capsys):
     assert "Traceback" not in "\n".join(said)
     whole = sorted(int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir())
     assert said[-1] == (
-        f"mop-t5 train: interrupted; {run}/checkpoints/checkpoint-{whole[-1]} is kept, and the same command goes on "
-        "with --resume."
+        f"mop-t5 train: interrupted; {run}/checkpoints/checkpoint-{whole[-1]} is kept, and the same command with "
+        "--resume continues."
     )
     assert call(capsys, *words, "--steps", whole[-1] + 2, "--resume")[0] == 0
     steps = [json.loads(line)["step"] for line in (run / "loss.jsonl").read_text().splitlines()]

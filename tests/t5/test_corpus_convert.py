@@ -152,7 +152,7 @@ def test_wrong_flags(tmp_path, capsys):
     assert "are for use without --tasks" in fails(capsys, *tasks, *plain)
     assert "names has rte; the target tasks are same, near" in fails(capsys, *tasks, "--names", "[rte]")
     assert "role must be one of 'source', 'target'; got 'both'" in fails(capsys, *tasks, "--role", "both")
-    assert "names must be different tasks, at least one" in fails(capsys, *tasks, "--role", "source")
+    assert "names must be at least one task; got none" in fails(capsys, *tasks, "--role", "source")
     assert f"no folder at {tmp_path / 'same'}" in fails(capsys, *tasks)
     assert "no file for train: train; valid: valid or validation" in fails(capsys, *tasks, "--names", "[same]")
     assert "has no file for train" in fails(capsys, *base, *plain)

@@ -147,8 +147,8 @@ def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(run, mixed, t
     full = report["no room for the fourth"]["said"]
     assert "the summaries could not be written to" in full
     assert "File too large" in full
-    stopped = f"interrupted; {lines[4]} lines are in {tmp_path / 'killed.jsonl'}, and the same command goes on"
-    assert report["Ctrl-C in the fifth"]["said"] == f"mop-t5 generate: {stopped} with --resume."
+    stopped = f"interrupted; {lines[4]} lines are in {tmp_path / 'killed.jsonl'}; the same command"
+    assert report["Ctrl-C in the fifth"]["said"] == f"mop-t5 generate: {stopped} with --resume continues."
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
     assert "lines: 60; summaries: 53" in report["after the end"]["said"]
 
