@@ -75,7 +75,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(name, how, copied, tokenizer):
     if (name, how) == ("files.json", "missing"):  # then it was never whole
         assert checkpoint_to_resume(copied, new_model(tokenizer)) == str(copied / "checkpoint-2")
         return
-    with pytest.raises(ValueError, match=r"checkpoint-4' is damaged: .*\. Delete this folder to go on from the check"):
+    with pytest.raises(ValueError, match=r"checkpoint-4' is damaged: .*\. Delete this folder to resume from the check"):
         checkpoint_to_resume(copied, new_model(tokenizer))
 
 
