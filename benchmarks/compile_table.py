@@ -16,9 +16,9 @@ from pathlib import Path
 
 import triton
 
-from benchmarks import launch_sample, launches
-from benchmarks.compiler import SHARED_BYTES, Compiled, compile_all
-from benchmarks.launches import Recorded
+from benchmarks.support import launch_sample, launches
+from benchmarks.support.compiler import SHARED_BYTES, Compiled, compile_all
+from benchmarks.support.launches import Recorded
 
 # Bytes of spilled registers that are no problem: ptxas spills one or two registers to stay at 64, 168 or 255 registers,
 # the steps of occupancy.

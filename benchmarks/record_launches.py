@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import launches
+from benchmarks.support import launches
 from benchmarks.support.work import PRECISIONS, Work
 from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from benchmarks import compiler, launches
+from benchmarks.support import compiler, launches
 from benchmarks.support import timer as device_timer
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording

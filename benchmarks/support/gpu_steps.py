@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compiler import SHARED_BYTES
+from benchmarks.support.compiler import SHARED_BYTES
 from benchmarks.support.results import ROOT
 
 WORKSHOP = ROOT / "build" / "gpu"
@@ -135,7 +135,7 @@ def _bench(name: str, test: str, seconds: float, environment: dict[str, str], *o
 def _warm(arch: int, cores: int) -> Step:
     """Compile the recorded launches into Triton's cache, the paper's first."""
     if arch not in SHARED_BYTES:
-        return Step("warm", [], left_out=f"benchmarks/compiler.py knows no sm_{arch}")
+        return Step("warm", [], left_out=f"benchmarks/support/compiler.py knows no sm_{arch}")
     options = ["--summary", f"--arch={arch}", f"--workers={cores}", f"--seconds={SECONDS}"]
     return Step("warm", [*PYTHON, "benchmarks.compile_table", *options], environment={"OMP_NUM_THREADS": "1"})
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from benchmarks import compiler, launches
+from benchmarks.support import compiler, launches
 from mop_kernels import backends, testing
 from mop_kernels.testing import Bank, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS

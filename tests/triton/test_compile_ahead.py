@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compile_table, compiler, launch_sample, launches
+from benchmarks import compile_table
+from benchmarks.support import compiler, launch_sample, launches
 from benchmarks.support.work import BOTH, PRECISIONS, WORK
 from mop_kernels import backends
 from mop_kernels.triton_kernels.launch import Launch as Made

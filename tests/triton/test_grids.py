@@ -6,7 +6,7 @@ The launches are recorded on tensors of the device "meta", which have sizes and 
 import pytest
 import torch
 
-from benchmarks.launches import made_by
+from benchmarks.support.launches import made_by
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape

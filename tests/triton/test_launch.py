@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import launches
+from benchmarks.support import launches
 from benchmarks.support import work as device_work
 from mop_kernels.triton_kernels import launch
 from mop_kernels.triton_kernels.device_functions import Phm

@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from benchmarks.launches import Launch, Recorded
+from benchmarks.support.launches import Launch, Recorded
 from mop_kernels import backends
 
 # bytes of shared memory that one program may use, by compute capability

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from statistics import median
 from typing import Any
 
-from benchmarks.launches import CONSTANTS, Launch, Recorded, flat
+from benchmarks.support.launches import CONSTANTS, Launch, Recorded, flat
 from mop_kernels.triton_kernels.device_functions import Phm
 
 ARCHES = (90, 80)

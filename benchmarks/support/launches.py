@@ -29,7 +29,7 @@ from mop_kernels.triton_kernels.launch import Launch as Made
 from mop_kernels.triton_kernels.launch import asked, forced, recording
 
 PACKAGE = "mop_kernels.triton_kernels"
-FILE = Path(__file__).resolve().parents[1] / "tests" / "triton" / "launches.json"
+FILE = Path(__file__).resolve().parents[2] / "tests" / "triton" / "launches.json"
 DTYPES = {
     **{torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"},
     **{torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1"},
