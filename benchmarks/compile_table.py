@@ -16,7 +16,7 @@ from pathlib import Path
 
 import triton
 
-from benchmarks.support import launch_sample, launches
+from benchmarks.support import launches
 from benchmarks.support.compiler import SHARED_BYTES, Compiled, compile_all
 from benchmarks.support.launches import Recorded
 
@@ -90,7 +90,7 @@ SETS = ("recorded", "sample", "paper", "candidates")
 def tasks_of(name: str, arches: list[int]) -> list[tuple[Recorded, int]]:
     """Return the launches of a set, each with an architecture."""
     if name == "sample":
-        return [(recorded, arch) for recorded, arch in launch_sample.sample(launches.read()) if arch in arches]
+        return [(recorded, arch) for recorded, arch in launches.sample(launches.read()) if arch in arches]
     found = launches.read() if name == "recorded" else launches.of_works(candidates=name == "candidates")
     found.sort(key=lambda recorded: "::" in recorded.origin)  # the paper's shapes first, then those of tests
     return [(recorded, arch) for arch in arches for recorded in found]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import compile_table
-from benchmarks.support import compiler, launch_sample, launches
+from benchmarks.support import compiler, launches
 from benchmarks.support.work import BOTH, PRECISIONS, WORK
 from mop_kernels import backends
 from mop_kernels.triton_kernels.launch import Launch as Made
@@ -31,7 +31,7 @@ def recorded() -> list[launches.Recorded]:
 
 @pytest.fixture(scope="module")
 def tasks(recorded):
-    return launch_sample.sample(recorded)
+    return launches.sample(recorded)
 
 
 # What is compiled.
@@ -52,10 +52,10 @@ def test_the_sample_compiles_and_fits(tasks, empty_cache):
 def test_the_sample_has_every_kind_of_launch(recorded, tasks):
     assert len(tasks) == len(set(tasks)) >= 100
     of_sample = [r.launch for r, _ in tasks]
-    for feature in (launch_sample.combination, lambda launch: (launch.kernel, launch.dtype)):
+    for feature in (launches.combination, lambda launch: (launch.kernel, launch.dtype)):
         assert {feature(r.launch) for r in recorded} == {feature(launch) for launch in of_sample}
     assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in WORK}
-    for arch in launch_sample.ARCHES:
+    for arch in launches.ARCHES:
         assert {r.launch.kernel for r in recorded} == {r.launch.kernel for r, chosen in tasks if chosen == arch}
 
 
@@ -65,7 +65,7 @@ def test_the_sample_takes_what_compiles_fast(recorded):
     second = first._replace(launch=first.launch._replace(arguments=others))
     for seconds in ((1.0, 2.0), (2.0, 1.0)):
         both = [r._replace(seconds=s) for r, s in zip((first, second), seconds, strict=True)]
-        assert {r.seconds for r, _ in launch_sample.sample(both)} == {1.0}
+        assert {r.seconds for r, _ in launches.sample(both)} == {1.0}
 
 
 def test_what_is_wrong_is_named():
