@@ -16,13 +16,14 @@ from pathlib import Path
 
 import triton
 
-from benchmarks.support import launches
+from benchmarks.support import launches, tables
 from benchmarks.support.compiler import SHARED_BYTES, Compiled, compile_all
 from benchmarks.support.launches import Recorded
 
 # Bytes of spilled registers that are no problem: ptxas spills one or two registers to stay at 64, 168 or 255 registers,
 # the steps of occupancy.
 ACCEPTED_SPILL = 8
+NUMBERS = ("registers", "spill B", "shared KB")
 
 
 def problems(rows: Iterable[Compiled]) -> list[str]:
@@ -59,31 +60,25 @@ def totals(rows: list[Compiled], tasks: list[tuple[Recorded, int]]) -> list[str]
 
 def as_markdown(rows: list[Compiled]) -> list[str]:
     """Return a table with one line per launch."""
-    lines = [
-        "| kernel | dtype | sm | configuration | first launched by | registers | spill B | shared KB | compile s |",
-        "|---|---|---:|---|---|---:|---:|---:|---:|",
-    ]
-    for r in sorted(rows):
-        numbers = f"{r.registers} | {r.spill_bytes} | {r.shared_bytes / 1024:.0f} | {r.seconds:.1f}"
-        lines.append(f"| {r.kernel} | {r.dtype} | {r.arch} | {r.config} | {r.origin} | {numbers} |")
-    return lines
+    heads = ["kernel", "dtype", "sm", "configuration", "first launched by", *NUMBERS, "compile s"]
+    lines = [[*r[1:6], *numbers(r), f"{r.seconds:.1f}"] for r in sorted(rows)]
+    return tables.markdown([heads, *lines], text=(0, 1, 3, 4))
 
 
 def as_summary(rows: list[Compiled]) -> list[str]:
     """Return a table with one line per kernel, dtype and architecture: the largest numbers of its launches."""
-    lines = [
-        "| kernel | dtype | sm | compiled | registers | spill B | shared KB |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for kind in sorted({(r.kernel, r.dtype, r.arch) for r in rows}):
-        some = [r for r in rows if (r.kernel, r.dtype, r.arch) == kind]
-        registers, spill, shared = (max(getattr(r, name) for r in some) for name in WORST)
-        numbers = f"{len(some)} | {registers} | {spill} | {shared / 1024:.0f}"
-        lines.append(f"| {kind[0]} | {kind[1]} | {kind[2]} | {numbers} |")
-    return lines
+    table: list[list[object]] = [["kernel", "dtype", "sm", "compiled", *NUMBERS]]
+    for kind in sorted({r[1:4] for r in rows}):
+        some = [numbers(r) for r in rows if r[1:4] == kind]
+        table.append([*kind, len(some), *map(max, zip(*some))])
+    return tables.markdown(table, text=(0, 1))
 
 
-WORST = ("registers", "spill_bytes", "shared_bytes")
+def numbers(row: Compiled) -> tuple[int, int, int]:
+    """Return the columns NUMBERS of a launch."""
+    return row.registers, row.spill_bytes, round(row.shared_bytes / 1024)
+
+
 SETS = ("recorded", "sample", "paper", "candidates")
 
 

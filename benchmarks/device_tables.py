@@ -44,10 +44,8 @@ def count_launches(work: Work, precision: Precision, direction: str) -> int:
 
 def estimates() -> list[str]:
     """Return the operations, bytes, floors and expected times on an H200 of every work, dtype and direction."""
-    lines = [
-        "| work | dtype | direction | MFLOP | MB | arithmetic us | bytes us | launches | expected us |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    floors_us = ("arithmetic us", "bytes us")
+    table = [["work", "dtype", "direction", "MFLOP", "MB", *floors_us, "launches", "expected us"]]
     for work in WORK:
         for precision in (p for p in PRECISIONS if p.name in ("float32", "bfloat16")):
             for direction in DIRECTIONS:
@@ -56,9 +54,8 @@ def estimates() -> list[str]:
                 count = count_launches(work, precision, direction)
                 expected = FACTOR * max(least_us) + US_PER_LAUNCH * count
                 numbers = [f"{flops / 1e6:,.0f}", f"{nbytes / 1e6:,.1f}", *map(digits, least_us), f"{count}"]
-                cells = [work.name, precision.name, direction, *numbers, f"{expected:,.0f}"]
-                lines.append(f"| {' | '.join(cells)} |")
-    return lines
+                table.append([work.name, precision.name, direction, *numbers, f"{expected:,.0f}"])
+    return tables.markdown(table, text=(0, 1, 2))
 
 
 def measured(found: dict[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ README_ROWS = [
 
 def readme_table(results: Results) -> list[str]:
     """Return one row per work: our medians, forward and with backward, and the medians of the alternative."""
-    lines = ["| float32, ms, forward / with backward | mop_kernels | beside | | times |", "|---|---:|---|---:|---:|"]
+    table = [["float32, ms, forward / with backward", "mop_kernels", "beside", "", "times"]]
     for label, group, name, alternative in README_ROWS:
         both = [group + direction for direction in DIRECTIONS]
         try:
@@ -33,14 +33,14 @@ def readme_table(results: Results) -> list[str]:
             theirs = [results.median(g, name) for g in both]
         except KeyError:  # that file has not been run
             continue
-        cells = [" / ".join(tables.digits(ms) for ms in pair) for pair in (mine, theirs)]
+        own_ms, other_ms = (" / ".join(map(tables.digits, pair)) for pair in (mine, theirs))
         times = " / ".join(f"{their / own:.1f}" for their, own in zip(theirs, mine))
-        lines.append(f"| {label} | {cells[0]} | {alternative} | {cells[1]} | {times} |")
+        table.append([label, own_ms, alternative, other_ms, times])
     found = next(iter(results.modules.values()))
     machine = found["machine"]
     compiler = machine["compiled"].get("compiler", "no compiler")
-    lines += ["", f"{plots.machine_line(found)}, {compiler}, commit {machine['commit']}: `{found['command']}`"]
-    return lines
+    about = f"{plots.machine_line(found)}, {compiler}, commit {machine['commit']}: `{found['command']}`"
+    return [*tables.markdown(table, text=(0, 2)), "", about]
 
 
 def main() -> None:

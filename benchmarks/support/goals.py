@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.support import floors
+from benchmarks.support import floors, tables
 from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, COMPILE, DENSE
 from benchmarks.support.results import Results
 from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FORWARD, FULL_DOWN, LAYER, ONE_TERM, SMALLER_LAYER, Work
@@ -155,10 +155,10 @@ GPU_GOALS = [
 
 def as_markdown(goals: Sequence[Goal], results: Results) -> list[str]:
     """Return the goals, their values and whether they are met as a Markdown table."""
-    lines = ["| work | measure | goal | measured | |", "|---|---|---:|---:|---|"]
+    table = [["work", "measure", "goal", "measured", ""]]
     for goal in goals:
         judged = goal.judge(results)
         value = "-" if judged["measured"] is None else f"{judged['measured']:.2f}{goal.unit}"
         verdict = {None: "not measured", True: "met", False: "**not met**"}[judged["met"]]
-        lines.append(f"| {goal.work} | {goal.measure} | {judged['goal']} | {value} | {verdict} |")
-    return lines
+        table.append([goal.work, goal.measure, judged["goal"], value, verdict])
+    return tables.markdown(table, text=(0, 1, 4))

@@ -1,5 +1,7 @@
 """Rows of a result as text: the table of a run, and Markdown."""
 
+from collections.abc import Collection, Sequence
+
 from benchmarks.support import floors
 from benchmarks.support.results import Found, Row, groups, own_median
 
@@ -81,14 +83,19 @@ def as_markdown(module: str, found: Found, unit: str = "ms") -> list[str]:
             table.append([name, *cells(row, rows, found, unit).values()])
         blank = [""] * (len(heads) - 2)
         table += [[name, time, *blank] for name, time in floor_rows(rows, found, unit)]
-        lines += ["", f"### {group}", "", *aligned(table)]
+        first, *widths = (max(map(len, column)) for column in zip(*table))
+        padded = [[row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths))] for row in table]
+        lines += ["", f"### {group}", "", *markdown(padded)]
     return lines
 
 
-def aligned(table: list[list[str]]) -> list[str]:
-    """Return a Markdown table of equally wide columns: the heads, the rule, the rows."""
-    first, *widths = (max(map(len, column)) for column in zip(*table))
-    lines = [[row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths))] for row in table]
-    rule = f"|{'-' * (first + 2)}|{''.join('-' * (width + 1) + ':|' for width in widths)}"
-    heads, *rows = (f"| {' | '.join(line)} |" for line in lines)
-    return [heads, rule, *rows]
+def markdown(table: Sequence[Sequence[object]], text: Collection[int] = (0,)) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        table: The cells: the row of heads, then the other rows.
+        text: The columns whose cells are aligned to the left. The cells of the other columns go to the right.
+    """
+    heads, *rows = (f"| {' | '.join(map(str, row))} |" for row in table)
+    rules = ("-" * (len(str(head)) + 1) + ("-" if k in text else ":") for k, head in enumerate(table[0]))
+    return [heads, f"|{'|'.join(rules)}|", *rows]
