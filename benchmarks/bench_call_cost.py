@@ -10,15 +10,10 @@ from benchmarks.support.goals import HOST
 from benchmarks.support.work import BANKS, BOTH, DIRECTIONS, Shape, Work, listed, public_arguments
 
 SMALL = Shape(4, 4, 4, 4, 4, 4, 1)
-LINEAR, LOW_RANK, WEIGHT, BANK = (
-    Work(op, "", shape).inputs(torch.float32)
-    for op, shape in (
-        ("phm_linear", SMALL),
-        ("lowrank_phm_linear", SMALL),
-        ("phm_weight", SMALL),
-        ("mop_ffn", BANKS["one_row"]),
-    )
+LINEAR, LOW_RANK, WEIGHT = (
+    Work(op, "", SMALL).inputs(torch.float32) for op in ("phm_linear", "lowrank_phm_linear", "phm_weight")
 )
+BANK = Work("mop_ffn", "", BANKS["one_row"]).inputs(torch.float32)
 CALLS: dict[str, tuple[Function, list[torch.Tensor]]] = {
     "mop_kernels phm_linear": (mk.phm_linear, LINEAR),
     "mop_kernels lowrank_phm_linear": (mk.lowrank_phm_linear, LOW_RANK),

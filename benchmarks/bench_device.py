@@ -13,44 +13,21 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.support import floors, results, timer
-from benchmarks.support.contenders import DENSE, GPU_BACKENDS, Contender, forms, ours
-from benchmarks.support.goals import BATCHED_STAGES, COMPILED, EINSUM_LOOP, LYCORIS, PRODUCT, group_on_gpu
-from benchmarks.support.pytorch_forms import lycoris_bypass
-from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FULL_DOWN, LAYER, ONE_TERM, PRECISIONS, Work
+from benchmarks.support.contenders import FORMS_ON_GPU, GPU_BACKENDS, LYCORIS, Contender, forms, ours
+from benchmarks.support.goals import group_on_gpu
+from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FULL_DOWN, PRECISIONS
 from mop_kernels import backends, testing
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() and not backends.interpreting(), reason="needs a CUDA GPU, or TRITON_INTERPRET=1"
 )
 
-GRAPH, EAGER = ("graph",), ("eager",)
-
-
-def timed(ways: tuple[str, ...], contenders: list[Contender]) -> list[tuple[Contender, tuple[str, ...]]]:
-    """Return each contender with the ways in which it is timed."""
-    return [(contender, ways) for contender in contenders]
-
-
-CONTENDERS: dict[Work, list[tuple[Contender, tuple[str, ...]]]] = {
-    BANK: [
-        *timed(GRAPH + EAGER, ours("mop_ffn", GPU_BACKENDS)),
-        *timed(GRAPH + EAGER, forms("mop_ffn", BATCHED_STAGES)),
-        *timed(GRAPH, forms("mop_ffn", "batched, W as one product", *COMPILED)),
-        *timed(EAGER, forms("mop_ffn", EINSUM_LOOP)),
-    ],
-    LAYER: [
-        *timed(GRAPH + EAGER, ours("lowrank_phm_linear", GPU_BACKENDS)),
-        *timed(GRAPH, forms("lowrank_phm_linear", "three stages", "torch.compile, three stages")),
-        *timed(GRAPH + EAGER, forms("lowrank_phm_linear", DENSE)),
-    ],
-    FULL_DOWN: [
-        *timed(GRAPH + EAGER, ours("phm_linear", GPU_BACKENDS)),
-        *timed(GRAPH, forms("phm_linear", PRODUCT, "local first", f"torch.compile, {PRODUCT}", DENSE)),
-    ],
-    ONE_TERM: [
-        *timed(GRAPH, ours("phm_linear", GPU_BACKENDS)),
-        *timed(GRAPH, [Contender(LYCORIS, lycoris_bypass(backend="triton"))]),
-    ],
+CONTENDERS = {
+    work: [
+        *((contender, tuple(timer.WAYS)) for contender in ours(work.op, GPU_BACKENDS)),
+        *((contender, ways[contender.name]) for contender in forms(work.op, *ways)),
+    ]
+    for work, ways in FORMS_ON_GPU.items()
 }
 # float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
 NAMES = ("bfloat16", "float32", "tf32") if timer.on_gpu() else ("float16", "float32")

@@ -1,18 +1,24 @@
-"""Peak memory of every way to compute the paper's bank, each in its own process (support/memory_probe.py says how).
+"""Peak memory of every way to compute the paper's bank, each in its own process.
 
-Needed is the memory that a caller holds anyway: inputs and outputs; with backward also the gradients of both.
+The process is `python -m benchmarks.bench_memory NAME BANK`. It prints its resident memory as JSON, which
+mop_lab.attempt.memory measures. Needed is the memory that a caller holds anyway: inputs and outputs; with backward also
+the gradients of both.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
-from mop_lab.attempt.memory import ENVIRONMENT, RESET
+import torch
+from mop_lab.attempt.memory import ENVIRONMENT, RESET, growth
+from torch import Tensor
 
 from benchmarks.bench_mop_ffn import CONTENDERS
 from benchmarks.support.results import ROOT
+from benchmarks.support.work import BANKS, BOTH, FORWARD, Work
 
 
 @pytest.mark.skipif(not RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
@@ -20,8 +26,7 @@ from benchmarks.support.results import ROOT
 def test_peak_memory(contender, full_size, record):
     if not full_size and contender.kind != "ours":
         pytest.skip("one process is enough to see that the probe works")
-    probe = [sys.executable, "-m", "benchmarks.support.memory_probe"]
-    command = [*probe, contender.name, "paper" if full_size else "small"]
+    command = [sys.executable, "-m", "benchmarks.bench_memory", contender.name, "paper" if full_size else "small"]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -30,3 +35,48 @@ def test_peak_memory(contender, full_size, record):
         if record is not None:
             name = {"group": f"peak memory, paper bank: {direction}", "name": contender.name, "kind": contender.kind}
             record["rows"].append({**name, **row})
+
+
+def megabytes(tensors: Sequence[Tensor]) -> float:
+    """Return the size of the tensors in MB."""
+    return sum(t.nbytes for t in tensors) / 1e6
+
+
+def inputs(bank: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the inputs of a named bank, and the gradients of its outputs."""
+    work = Work("mop_ffn", bank, BANKS[bank])
+    return [t.requires_grad_() for t in work.inputs(torch.float32)], [torch.ones(s) for s in work.output_shapes()]
+
+
+def measure(name: str, bank: str) -> dict[str, dict[str, float]]:
+    """Return the peak memory and the needed memory of each direction, in MB.
+
+    Args:
+        name: Name of a contender of bench_mop_ffn.py.
+        bank: Name of a bank.
+    """
+    contender = next(c for c in CONTENDERS if c.name == name)
+    function = torch.compile(contender.call, dynamic=False) if contender.compiled else contender.call
+
+    @torch.no_grad()
+    def forward() -> object:
+        return function(*tensors)
+
+    def both() -> object:
+        outputs = function(*tensors)
+        return outputs, torch.autograd.grad(outputs, tensors, grads)
+
+    # load code and start threads; a compiled form also compiles, which only its own sizes make it do
+    tensors, grads = inputs(bank if contender.compiled else "small")
+    forward(), both()
+    tensors, grads = inputs(bank)
+    given, outputs = megabytes(tensors), megabytes(grads)
+    return {
+        FORWARD: {"peak_mb": given + growth(forward) / 1e6, "needed_mb": given + outputs},
+        # the outputs' gradients are there before backward starts, the inputs' are its result
+        BOTH: {"peak_mb": given + outputs + growth(both) / 1e6, "needed_mb": 2 * (given + outputs)},
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*sys.argv[1:])))

@@ -10,24 +10,12 @@ import torch
 
 import mop_kernels as mk
 from benchmarks.support.cases import compare
-from benchmarks.support.contenders import AUTHORS_WAY, forms, ours
+from benchmarks.support.contenders import BATCHED_STAGES, COMPILED, FORMS, forms, ours
 from benchmarks.support.work import BANK, DIRECTIONS, FORWARD, PRECISIONS, least_multiply_adds, public_arguments
 from mop_kernels import testing
 
-CONTENDERS = [
-    *ours("mop_ffn"),
-    *forms(
-        "mop_ffn",
-        AUTHORS_WAY,
-        "pair by pair, one einsum a map",
-        "pair by pair, W by einsum",
-        "batched, W as one product",
-        "batched, three stages",
-        "torch.compile, W as one product",
-        "torch.compile, three stages",
-    ),
-]
-IN_BFLOAT16 = [c for c in CONTENDERS if c.name.startswith(("mop_kernels", "batched, three"))]
+CONTENDERS = [*ours("mop_ffn"), *forms("mop_ffn", *FORMS["mop_ffn"], *COMPILED)]
+IN_BFLOAT16 = [*ours("mop_ffn"), *forms("mop_ffn", BATCHED_STAGES)]
 (BFLOAT16,) = (p for p in PRECISIONS if p.name == "bfloat16")
 
 

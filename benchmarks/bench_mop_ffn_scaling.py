@@ -6,14 +6,12 @@ Right here are the batched three stages in float64; bench_mop_ffn.py has proven 
 import pytest
 
 from benchmarks.support.cases import compare
-from benchmarks.support.contenders import forms, ours
+from benchmarks.support.contenders import BATCHED_PRODUCT, BATCHED_STAGES, forms, ours
 from benchmarks.support.pytorch_forms import bank_stages
 from benchmarks.support.work import BOTH, Bank, Shape, Work
 
-CONTENDERS = [
-    *(c for c in ours("mop_ffn") if c.kind == "ours"),
-    *forms("mop_ffn", "batched, W as one product", "batched, three stages"),
-]
+OURS = [c for c in ours("mop_ffn") if c.kind == "ours"]
+CONTENDERS = [*OURS, *forms("mop_ffn", BATCHED_PRODUCT, BATCHED_STAGES)]
 
 
 def bank(rows: int = 40, experts: int = 5, terms: int = 16, rank: int = 1) -> Bank:
@@ -23,12 +21,7 @@ def bank(rows: int = 40, experts: int = 5, terms: int = 16, rank: int = 1) -> Ba
     return Bank(12, experts, down_shape, Shape(rows, up, up, up, 128 // up, 768 // up, rank))
 
 
-SIZES = {
-    "rows": (8, 40, 160, 400),
-    "experts": (1, 2, 5, 20),
-    "terms": (4, 8, 16, 32),
-    "rank": (1, 2, 4, 8),
-}
+SIZES = {"rows": (8, 40, 160, 400), "experts": (1, 2, 5, 20), "terms": (4, 8, 16, 32), "rank": (1, 2, 4, 8)}
 POINTS = [(axis, at) for axis, values in SIZES.items() for at in values]
 
 

@@ -47,20 +47,17 @@ def fastkron(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
     return fastkrontorch.gemkm(x.unsqueeze(0), (rule, local)).sum(0) + bias
 
 
-PEERS = {
-    "peft": Contender("PEFT LoKr", kind="stand-in", prepare=peft_lokr),
-    "lycoris": Contender("LyCORIS kron_bypass", lycoris_bypass()),
-    "pyfastkron": Contender("pyfastkron", fastkron),
-}
-OURS = next((c for c in ours("phm_linear") if c.kind == "ours"), None)
+CONTENDERS = [
+    *(("mop_kernels", contender) for contender in ours("phm_linear") if contender.kind == "ours"),
+    ("peft", Contender("PEFT LoKr", kind="stand-in", prepare=peft_lokr)),
+    ("lycoris", Contender("LyCORIS kron_bypass", lycoris_bypass())),
+    ("pyfastkron", Contender("pyfastkron", fastkron)),
+]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("package", ["mop_kernels", *PEERS])
+@pytest.mark.parametrize(("package", "contender"), CONTENDERS, ids=[package for package, _ in CONTENDERS])
 @pytest.mark.parametrize("work", [FULL_DOWN, FULL_UP], ids=lambda work: work.label)
-def test_peer(package, work, direction, case_of, timed):
+def test_peer(package, contender, work, direction, case_of, timed):
     pytest.importorskip(package, exc_type=ImportError)
-    contender = OURS if package == "mop_kernels" else PEERS[package]
-    if contender is None:
-        pytest.skip("the compiled backend is missing here")
     compare(timed, case_of(work, label=f"peers, {work.label}"), contender, direction)

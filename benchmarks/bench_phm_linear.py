@@ -9,15 +9,12 @@ import torch
 
 import mop_kernels as mk
 from benchmarks.support.cases import compare, every_contender
-from benchmarks.support.contenders import ARRAY, DENSE, forms, ours
+from benchmarks.support.contenders import ARRAY, COMPILE, COMPILED_PRODUCT, DENSE, PRODUCT, forms, ours
 from benchmarks.support.work import DIRECTIONS, FULL_DOWN, FULL_UP, Shape, Work
 from mop_kernels import multiply_adds, testing
 
-COMMON = [
-    *ours("phm_linear"),
-    *forms("phm_linear", ARRAY, "W as one product", "local first", "rule first", DENSE),
-]
-COMPILED = forms("phm_linear", "torch.compile, W as one product", "torch.compile, local first")
+COMMON = [*ours("phm_linear"), *forms("phm_linear", ARRAY, PRODUCT, "local first", "rule first", DENSE)]
+COMPILED = forms("phm_linear", COMPILED_PRODUCT, COMPILE + "local first")
 # compiling takes up to a minute per case, so two of them stand for all
 CONTENDERS = {
     FULL_DOWN: [*COMMON, *COMPILED],

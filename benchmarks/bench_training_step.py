@@ -6,6 +6,7 @@ of 64 tokens, 32 summary tokens), which is against us: the generator's cost does
 """
 
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,24 +19,19 @@ from mop_kernels import testing
 GROUP = "training step, frozen T5-base, 8 x (64 -> 32) tokens"
 
 
-class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what autograd keeps for backward, each storage once, without parameters. Exact, whatever else runs."""
+def saved_megabytes(step: Callable[[], object], model: torch.nn.Module) -> float:
+    """Return the MB that autograd keeps for backward in one step, each storage once, without parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
 
-    def __init__(self, model: torch.nn.Module):
-        self.storages: dict[int, torch.UntypedStorage] = {}
-        self.parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        super().__init__(self.keep, lambda tensor: tensor)
-
-    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Note the storage of a tensor that is saved."""
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.parameters:
-            self.storages[storage.data_ptr()] = storage  # held, so that no address is used twice
+        storages[storage.data_ptr()] = storage  # held, so that no address is used twice
         return tensor
 
-    def megabytes(self) -> float:
-        """Return the size of all storages in MB."""
-        return round(sum(storage.nbytes() for storage in self.storages.values()) / 1e6, 1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return round(sum(s.nbytes() for address, s in storages.items() if address not in parameters) / 1e6, 1)
 
 
 # queries from which keys and values are concatenated with the prefix; None: the default
@@ -55,10 +51,8 @@ def test_step_with_prefixes(name, attach, mop_fields, batch, timed, monkeypatch)
     fields = {key: size for key, size in mop_fields.items() if method == "mop" or not key.startswith("terms")}
     model = attach(method, **fields).train()
     step = training_step(model, batch, learning_rate=1e-4)
-    saved = SavedTensors(model)
-    with saved:
-        step()
-    timed(step, GROUP, name, kind="ours" if name == "MOP" else "form", saved_mb=saved.megabytes())
+    saved_mb = saved_megabytes(step, model)
+    timed(step, GROUP, name, kind="ours" if name == "MOP" else "form", saved_mb=saved_mb)
 
 
 def test_step_without_prefixes(backbone, batch, timed):

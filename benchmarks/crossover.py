@@ -9,7 +9,6 @@ A backend is timed once it is right (support/cases.py).
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.support import results
 from benchmarks.support.cases import Case
 from benchmarks.support.contenders import ours
 from benchmarks.support.timer import WAYS
@@ -117,9 +117,8 @@ def main() -> None:
         raise SystemExit(f"Both backends are timed against each other; not here: {'; '.join(absent)}.")
     precisions = [p for p in PRECISIONS if not p.tf32]
     found = measure(LADDER, precisions, times, time.monotonic() + arguments.seconds)
-    backends.CROSSOVERS.mkdir(exist_ok=True)
     path = backends.CROSSOVERS / f"{torch.cuda.get_device_name().replace(' ', '_')}.json"
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    results.write(found, path, sort_keys=True)
     print(f"written to {path.name}")
 
 

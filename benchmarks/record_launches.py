@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks.support import launches
+from benchmarks.support.results import ROOT
 from benchmarks.support.work import PRECISIONS, Work
 from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape
@@ -33,7 +34,6 @@ OF_TEST_CUDA = {
     ],
     "tf32": [Work("lowrank_phm_linear", "64 rows of test_cuda.py", Shape(64, 4, 4, 4, 64, 64, 1))],
 }
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Recorder:
@@ -90,12 +90,8 @@ def main() -> None:
     if __debug__:
         sys.exit("Assertions are on, and recorded launches compute nothing: run python with -O.")
     measured = {r.launch: r.seconds for r in launches.read(arguments.output)} if arguments.output.exists() else {}
-    found = {r.launch: r.origin for r in launches.of_works()}
-    for precision in PRECISIONS:
-        for r in launches.of_works(OF_TEST_CUDA.get(precision.name, ()), [precision]):
-            found.setdefault(r.launch, r.origin)
-    for launch, test in of_tests(arguments.tests).items():
-        found.setdefault(launch, test)
+    large = [r for p in PRECISIONS for r in launches.of_works(OF_TEST_CUDA.get(p.name, ()), [p])]
+    found = of_tests(arguments.tests) | {r.launch: r.origin for r in (*large, *launches.of_works())}
     launches.write((launches.Recorded(k, origin, measured.get(k)) for k, origin in found.items()), arguments.output)
     print(f"{len(found)} launches written to {arguments.output}")
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.support import goals, plots, tables
-from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, DENSE
+from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, BATCHED_STAGES, DENSE, STAGES
 from benchmarks.support.results import RESULTS, ROOT, Results, load
 from benchmarks.support.work import DIRECTIONS
 
@@ -15,10 +15,10 @@ IMAGES = ROOT / "docs" / "images"
 
 # label, the operation's groups, the row that it is compared with, and the name of that row in the README
 README_ROWS = [
-    ("MOP generator, 60 (layer, expert) pairs", goals.BANK_GROUP, goals.BATCHED_STAGES, "batched torch.matmul"),
+    ("MOP generator, 60 (layer, expert) pairs", goals.BANK_GROUP, BATCHED_STAGES, "batched torch.matmul"),
     ("the same, pair by pair", goals.BANK_GROUP, AUTHORS_WAY, "the authors' way"),
     ("layer, 4096 rows, 4096 -> 4096, terms 16, rank 1", goals.LAYER_GROUP, DENSE, "dense nn.Linear"),
-    ("layer, 512 rows, 1024 -> 1024, terms 4, rank 1", goals.SMALLER_LAYER_GROUP, goals.STAGES, "three torch.matmul"),
+    ("layer, 512 rows, 1024 -> 1024, terms 4, rank 1", goals.SMALLER_LAYER_GROUP, STAGES, "three torch.matmul"),
     ("layer, 40 rows, 768 -> 128, terms 16, full rank", goals.FULL_GROUP, ARRAY, "Compacter's way"),
 ]
 

@@ -9,7 +9,6 @@ is spent only on running.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -18,8 +17,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from benchmarks.support import compiler, launches
-from benchmarks.support import timer as device_timer
+from benchmarks.support import compiler, launches, results, timer
 from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
@@ -36,25 +34,24 @@ def choices_of(work: Work, precision: Precision) -> list[Choice]:
 
 def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | None:
     """Return the fastest configuration if it is clearly faster than the kernel's own choice, otherwise None."""
-    own, *others = choice.candidates()
+    candidates = choice.candidates()
     times = []
-    for config in (own, *others):
+    for config in candidates:
         with forced(choice, config):
             try:
                 times.append(time_ms())
             except Exception as error:  # of a candidate that does not compile or fit
-                if config is own:
+                if config is candidates[0]:
                     raise
                 print(f"  {choice.kernel} {config}: {type(error).__name__}", flush=True)
                 times.append(float("inf"))
-    fastest = min(range(len(times)), key=times.__getitem__)
-    return [own, *others][fastest] if times[fastest] <= GAIN * times[0] else None
+    return candidates[times.index(min(times))] if min(times) <= GAIN * times[0] else None
 
 
 def tune(
     works: Iterable[Work],
     precisions: Iterable[Precision],
-    timer: Callable[[Work, Precision], Callable[[], float]],
+    timer_of: Callable[[Work, Precision], Callable[[], float]],
     deadline: float,
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Return {kernel: {key: configuration}} of what was tuned until `deadline`, a time of time.monotonic."""
@@ -70,7 +67,7 @@ def tune(
                     return found
                 seen.add(choice.key)
                 with precision.in_force():
-                    config = best_of(choice, timer(work, precision))
+                    config = best_of(choice, timer_of(work, precision))
                 if config is not None:
                     kernel, key = choice.key
                     print(f"{kernel}, {key}: {config}", flush=True)
@@ -83,13 +80,11 @@ def device_timer_of(work: Work, precision: Precision) -> Callable[[], float]:
     with torch.device("cuda"):
         tensors = work.inputs(precision.dtype)
         grads = [torch.randn(shape, dtype=precision.dtype) for shape in work.output_shapes()]
-    inputs = device_timer.copies_past_the_cache(tensors, work.least_work(precision.dtype, FORWARD)[1])
+    inputs = timer.copies_past_the_cache(tensors, work.least_work(precision.dtype, FORWARD)[1])
 
+    @torch.no_grad()
     def time_ms() -> float:
-        with torch.no_grad():
-            return statistics.median(
-                device_timer.graph_times(lambda *t: run(work, "triton", list(t), BOTH, grads), inputs, 20)
-            )
+        return statistics.median(timer.graph_times(lambda *t: run(work, "triton", t, BOTH, grads), inputs, 20))
 
     return time_ms
 
@@ -112,8 +107,7 @@ def main() -> None:
     for keys in found.values():
         keys |= {key.replace("bfloat16", "float16"): config for key, config in keys.items() if "bfloat16" in key}
     path = path_of(torch.cuda.get_device_name())
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    results.write(found, path, sort_keys=True)
     print(f"{sum(map(len, found.values()))} configurations written to {path.name}", file=sys.stderr)
 
 

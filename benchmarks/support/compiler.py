@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import triton
@@ -52,29 +53,19 @@ class Compiled(NamedTuple):
     error: str = ""
 
 
-class _Absent:
-    """A driver that only answers what Triton's just-in-time path asks before it compiles: the device and its kind."""
-
-    def __init__(self, arch: int):
-        self.arch = arch
-
-    def get_current_device(self) -> int:
-        """Return the architecture in place of a device."""
-        return self.arch
-
-    def get_current_stream(self, device: int) -> int:
-        """Return the default stream."""
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        """Return the architecture that Triton compiles for."""
-        return GPUTarget("cuda", self.arch, 32)
+def driver_for(arch: int) -> SimpleNamespace:
+    """Return a driver that only answers Triton's questions before a compilation: the device, stream and target."""
+    return SimpleNamespace(
+        get_current_device=lambda: arch,
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", arch, 32),
+    )
 
 
 def compile_one(recorded: Recorded, arch: int) -> Compiled:
     """Compile a launch in this process, and return its row."""
     launch = recorded.launch
-    driver.set_active(_Absent(arch))
+    driver.set_active(driver_for(arch))
     row = described(recorded, arch)
     start = _cpu_seconds()
     try:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 import mop_kernels as mk
 from benchmarks.support import pytorch_forms
-from benchmarks.support.work import public_arguments
+from benchmarks.support.work import BANK, FULL_DOWN, LAYER, ONE_TERM, Work, public_arguments
 from mop_kernels import reference, truth
 
 Function = Callable[..., Any]
@@ -43,8 +43,14 @@ CPU_BACKENDS = tuple(name for name in reversed(mk.available_backends()) if name 
 GPU_BACKENDS = ("triton", "cuda")
 ARRAY = "terms*d*m array (Compacter's way)"
 AUTHORS_WAY = "pair by pair, terms*d*m array (the authors' way)"
+EINSUM_LOOP = "pair by pair, one einsum a map"
+STAGES, PRODUCT = "three stages", "W as one product"
+BATCHED = "batched, "
+BATCHED_STAGES, BATCHED_PRODUCT = (BATCHED + STAGES, BATCHED + PRODUCT)
 DENSE = "dense F.linear"
+LYCORIS = "LyCORIS kron_bypass, Triton"
 COMPILE = "torch.compile, "
+COMPILED = COMPILED_STAGES, COMPILED_PRODUCT = (COMPILE + STAGES, COMPILE + PRODUCT)
 FORMS: dict[str, dict[str, Function]] = {
     "phm_weight": {
         ARRAY: pytorch_forms.summed_array,
@@ -53,26 +59,32 @@ FORMS: dict[str, dict[str, Function]] = {
     },
     "phm_linear": {
         ARRAY: pytorch_forms.through(pytorch_forms.summed_array),
-        "W as one product": pytorch_forms.through(pytorch_forms.one_product),
+        PRODUCT: pytorch_forms.through(pytorch_forms.one_product),
         "local first": pytorch_forms.local_first,
         "rule first": pytorch_forms.rule_first,
+        LYCORIS: pytorch_forms.lycoris_bypass(backend="triton"),
     },
     "lowrank_phm_linear": {
         ARRAY: pytorch_forms.through(pytorch_forms.summed_array),
-        "W as one product": pytorch_forms.through(pytorch_forms.one_product),
-        "three stages": pytorch_forms.three_stages,
+        PRODUCT: pytorch_forms.through(pytorch_forms.one_product),
+        STAGES: pytorch_forms.three_stages,
     },
     "mop_ffn": {
         AUTHORS_WAY: pytorch_forms.pair_by_pair(pytorch_forms.through(pytorch_forms.summed_array)),
-        "pair by pair, one einsum a map": pytorch_forms.pair_by_pair(pytorch_forms.one_einsum),
+        EINSUM_LOOP: pytorch_forms.pair_by_pair(pytorch_forms.one_einsum),
         "pair by pair, W by einsum": pytorch_forms.pair_by_pair(pytorch_forms.through(reference.phm_weight)),
-        "batched, W as one product": pytorch_forms.bank_weights,
-        "batched, three stages": pytorch_forms.bank_stages,
-        # the names under which these two are compiled
-        "W as one product": pytorch_forms.bank_weights,
-        "three stages": pytorch_forms.bank_stages,
+        BATCHED_PRODUCT: pytorch_forms.bank_weights,
+        BATCHED_STAGES: pytorch_forms.bank_stages,
     },
     "attempt_mix": {"PyTorch operations": pytorch_forms.attempt_mix},
+}
+GRAPH, EAGER, EACH = ("graph",), ("eager",), ("graph", "eager")
+# the forms that bench_device.py compares each work with, and the ways of timer.WAYS in which it times them
+FORMS_ON_GPU: dict[Work, dict[str, tuple[str, ...]]] = {
+    BANK: {BATCHED_STAGES: EACH, BATCHED_PRODUCT: GRAPH, **dict.fromkeys(COMPILED, GRAPH), EINSUM_LOOP: EAGER},
+    LAYER: {STAGES: GRAPH, COMPILED_STAGES: GRAPH, DENSE: EACH},
+    FULL_DOWN: dict.fromkeys((PRODUCT, "local first", COMPILED_PRODUCT, DENSE), GRAPH),
+    ONE_TERM: {LYCORIS: GRAPH},
 }
 
 
@@ -92,11 +104,15 @@ def ours(op: str, backends: tuple[str, ...] = CPU_BACKENDS) -> list[Contender]:
 def forms(op: str, *names: str) -> list[Contender]:
     """Return forms of an operation by name.
 
-    The name "torch.compile, X" is the form X, compiled. "dense F.linear" is a dense layer of the same sides.
+    The name "torch.compile, X" is the form X, compiled. For mop_ffn it is the form "batched, X". "dense F.linear" is a
+    dense layer of the same sides.
     """
-    return [
-        Contender(name, kind="stand-in", prepare=pytorch_forms.dense)
-        if name == DENSE
-        else Contender(name, FORMS[op][name.removeprefix(COMPILE)], compiled=name.startswith(COMPILE))
-        for name in names
-    ]
+
+    def form(name: str) -> Contender:
+        if name == DENSE:
+            return Contender(name, kind="stand-in", prepare=pytorch_forms.dense)
+        batched = BATCHED if op == "mop_ffn" and name in COMPILED else ""
+        eager = batched + name.removeprefix(COMPILE)
+        return Contender(name, FORMS[op][eager], compiled=name.startswith(COMPILE))
+
+    return list(map(form, names))

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.support import contenders as forms
 from benchmarks.support import floors, tables
-from benchmarks.support.contenders import ARRAY, AUTHORS_WAY, COMPILE, DENSE
 from benchmarks.support.results import Results
 from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FORWARD, FULL_DOWN, LAYER, ONE_TERM, SMALLER_LAYER, Work
 
@@ -58,11 +58,7 @@ SMALLER_LAYER_GROUP = f"{SMALLER_LAYER.name}: "
 FULL_GROUP = f"{FULL_DOWN.name}: "
 HOST = "host cost of a call with gradients on (16 -> 16, 4 rows): "
 OWN_LINEAR = "mop_kernels phm_linear"
-STAGES, PRODUCT = "three stages", "W as one product"
-COMPILED = (COMPILE + STAGES, COMPILE + PRODUCT)
-BATCHED_STAGES, BATCHED_PRODUCT = f"batched, {STAGES}", f"batched, {PRODUCT}"
-EINSUM_LOOP = "pair by pair, one einsum a map"
-LAYER_FORMS = (ARRAY, STAGES, PRODUCT, *COMPILED)
+LAYER_FORMS = (forms.ARRAY, forms.STAGES, forms.PRODUCT, *forms.COMPILED)
 
 
 def arithmetic_share(results: Results) -> float:
@@ -76,7 +72,7 @@ def worst_full_rank(results: Results) -> float:
     groups = [g for g in results.groups() if g.startswith("phm_linear, ")]
     if not groups:
         raise KeyError("phm_linear")
-    return max(1 / results.times_ours(group, PRODUCT, "local first", "rule first") for group in groups)
+    return max(1 / results.times_ours(group, forms.PRODUCT, "local first", "rule first") for group in groups)
 
 
 def peak_memory(results: Results) -> float:
@@ -97,18 +93,18 @@ def host_us(results: Results) -> float:
 
 
 CPU_GOALS = [
-    speedup(BANK_GROUP + BOTH, 150, EINSUM_LOOP),
-    speedup(BANK_GROUP + BOTH, 70, AUTHORS_WAY),
-    speedup(BANK_GROUP + BOTH, 8, BATCHED_PRODUCT),
-    speedup(BANK_GROUP + FORWARD, 4.5, BATCHED_STAGES),
-    speedup(BANK_GROUP + BOTH, 3, BATCHED_STAGES),
-    speedup(BANK_GROUP + BOTH, 2, *COMPILED),
+    speedup(BANK_GROUP + BOTH, 150, forms.EINSUM_LOOP),
+    speedup(BANK_GROUP + BOTH, 70, forms.AUTHORS_WAY),
+    speedup(BANK_GROUP + BOTH, 8, forms.BATCHED_PRODUCT),
+    speedup(BANK_GROUP + FORWARD, 4.5, forms.BATCHED_STAGES),
+    speedup(BANK_GROUP + BOTH, 3, forms.BATCHED_STAGES),
+    speedup(BANK_GROUP + BOTH, 2, *forms.COMPILED),
     Goal(BANK_GROUP + FORWARD, "share of the torch.mm 1024^3 rate", 50, True, arithmetic_share, " %"),
-    speedup(LAYER_GROUP + FORWARD, 10, DENSE),
-    speedup(LAYER_GROUP + BOTH, 6, DENSE),
+    speedup(LAYER_GROUP + FORWARD, 10, forms.DENSE),
+    speedup(LAYER_GROUP + BOTH, 6, forms.DENSE),
     speedup(SMALLER_LAYER_GROUP + FORWARD, 1.5, *LAYER_FORMS, measure="best PyTorch form"),
     speedup(SMALLER_LAYER_GROUP + BOTH, 1.5, *LAYER_FORMS, measure="best PyTorch form"),
-    speedup(FULL_GROUP + BOTH, 10, ARRAY),
+    speedup(FULL_GROUP + BOTH, 10, forms.ARRAY),
     Goal("phm_linear, worst shape and direction", "time over the best plain form", 1.05, False, worst_full_rank),
     Goal(HOST + FORWARD, "time of phm_linear (or the next line)", 10, False, host_us, " us"),
     slowdown(HOST + FORWARD, 4, OWN_LINEAR, "F.linear"),
@@ -136,7 +132,6 @@ def device_time(bound_us: float, group: str) -> Goal:
     return Goal(group, "device time", bound_us, False, lambda results: 1e3 * results.ours(group), " us")
 
 
-LYCORIS = "LyCORIS kron_bypass, Triton"
 GPU_GOALS = [
     device_time(10, group_on_gpu(BANK, "bfloat16", FORWARD)),
     device_time(20, group_on_gpu(BANK, "float32", FORWARD)),
@@ -146,10 +141,10 @@ GPU_GOALS = [
         speedup(group_on_gpu(BANK, precision, direction), bound, *names)
         for precision in ("bfloat16", "float32")
         for direction in DIRECTIONS
-        for bound, names in ((5, COMPILED), (100, (f"{EINSUM_LOOP}, eager",)))
+        for bound, names in ((5, forms.COMPILED), (100, (f"{forms.EINSUM_LOOP}, eager",)))
     ),
-    speedup(group_on_gpu(LAYER, "bfloat16", FORWARD), 3, DENSE),
-    speedup(group_on_gpu(ONE_TERM, "bfloat16", FORWARD), 1, LYCORIS),
+    speedup(group_on_gpu(LAYER, "bfloat16", FORWARD), 3, forms.DENSE),
+    speedup(group_on_gpu(ONE_TERM, "bfloat16", FORWARD), 1, forms.LYCORIS),
 ]
 
 

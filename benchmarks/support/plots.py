@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.support import floors, tables
+from benchmarks.support.contenders import BATCHED_PRODUCT, BATCHED_STAGES
 from benchmarks.support.results import Found, Results
 
 if TYPE_CHECKING:
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 
 SCALING_WAYS = {
     "mop_kernels cpu": "tab:blue",
-    "batched, three stages": "tab:orange",
-    "batched, W as one product": "tab:green",
+    BATCHED_STAGES: "tab:orange",
+    BATCHED_PRODUCT: "tab:green",
 }
 
 
@@ -36,8 +37,7 @@ def scaling(results: Results, path: Path) -> None:
     panels[0].set_ylabel("forward + backward, ms")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False)
-    figure.text(0.5, 0.01, machine_line(found), ha="center", fontsize=8, color="gray")
-    _save(figure, path, top=0.87, bottom=0.2)
+    _save(figure, path, machine_line(found), top=0.87, bottom=0.2)
 
 
 def share_of_floor(results: Results, path: Path) -> None:
@@ -64,8 +64,7 @@ def share_of_floor(results: Results, path: Path) -> None:
     panel.set(xlim=(0, max(110, 1.1 * max(share for _, share, _ in bars))), xlabel="floor / our median, %")
     panel.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
     panel.grid(axis="x", alpha=0.3)
-    figure.text(0.5, 0.01, line, ha="center", fontsize=8, color="gray")
-    _save(figure, path, left=0.5, bottom=0.9 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight())
+    _save(figure, path, line, left=0.5, bottom=0.9 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight())
 
 
 def machine_line(found: Found) -> str:
@@ -73,7 +72,8 @@ def machine_line(found: Found) -> str:
     return f"{tables.machine_line(found)}, float32, medians"
 
 
-def _save(figure: "Figure", path: Path, **margins: float) -> None:
+def _save(figure: "Figure", path: Path, line: str, **margins: float) -> None:
+    figure.text(0.5, 0.01, line, ha="center", fontsize=8, color="gray")
     figure.tight_layout()
     figure.subplots_adjust(**margins)
     figure.savefig(path, dpi=130)

@@ -5,7 +5,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ def commit() -> str:
     return described.stdout.strip() or "unknown"
 
 
-def write(found: Found, path: Path) -> None:
-    """Write a result so that a reader finds the old or the new one, never half of one."""
+def write(found: Mapping[str, Any], path: Path, sort_keys: bool = False) -> None:
+    """Write a result so that a reader finds the old or the new file, never half of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(found, indent=1) + "\n")
+    beside.write_text(json.dumps(found, indent=1, sort_keys=sort_keys) + "\n")
     beside.replace(path)
 
 
@@ -104,10 +104,7 @@ class Results:
 
     def row(self, group: str, name: str) -> Row:
         """Return one row."""
-        for row in self.groups()[group][1]:
-            if row["name"] == name:
-                return row
-        raise KeyError(name)
+        return {row["name"]: row for row in self.groups()[group][1]}[name]
 
     def median(self, group: str, name: str) -> float:
         """Return the median of one row in milliseconds."""

@@ -7,7 +7,7 @@ A work is compiled ahead of time, tuned and timed. Its inputs are made on torch'
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from math import e
 from typing import Any, NamedTuple
 
@@ -242,18 +242,16 @@ def run(
     work: Work, backend: str, tensors: Sequence[Tensor], direction: str, grads: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
     """Call the raw operation of a backend. Tensors that only have sizes go to Triton's functions themselves."""
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
+    find: Callable[[str], Callable[..., Any]] = partial(ops.get, backend=backend)
     if tensors[0].device.type == "meta":
         from mop_kernels.triton_kernels import IMPLEMENTATIONS
 
-        forward, backward = IMPLEMENTATIONS[work.op], IMPLEMENTATIONS[f"{work.op}_backward"]
-    else:
-        forward, backward = ops.get(work.op, backend), ops.get(f"{work.op}_backward", backend)
-    outputs = listed(forward(*work.forward_arguments(tensors)))
+        find = IMPLEMENTATIONS.__getitem__
+    outputs = listed(find(work.op)(*work.forward_arguments(tensors)))
     if direction == FORWARD:
         return outputs
-    return backward(*work.backward_arguments(tensors, grads or [torch.ones_like(y) for y in outputs]))
+    grads = grads or [torch.ones_like(y) for y in outputs]
+    return find(f"{work.op}_backward")(*work.backward_arguments(tensors, grads))
 
 
 def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
