@@ -8,27 +8,23 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks.support.cases import compare, every_contender
-from benchmarks.support.contenders import ARRAY, COMPILE, COMPILED_PRODUCT, DENSE, PRODUCT, forms, ours
-from benchmarks.support.work import DIRECTIONS, FULL_DOWN, FULL_UP, Shape, Work
+from benchmarks.support.cases import comparison
+from benchmarks.support.contenders import ARRAY, COMPILED_PRODUCT, DENSE, PRODUCT
+from benchmarks.support.work import FULL_DOWN, FULL_UP, Shape, Work
 from mop_kernels import multiply_adds, testing
 
-COMMON = [*ours("phm_linear"), *forms("phm_linear", ARRAY, PRODUCT, "local first", "rule first", DENSE)]
-COMPILED = forms("phm_linear", COMPILED_PRODUCT, COMPILE + "local first")
-# compiling takes up to a minute per case, so two of them stand for all
-CONTENDERS = {
-    FULL_DOWN: [*COMMON, *COMPILED],
-    FULL_UP: COMMON,
-    Work("phm_linear", "512 rows, 1024 -> 1024, terms 4", Shape(512, 4, 4, 4, 256, 256, 1)): [*COMMON, *COMPILED],
-    Work("phm_linear", "4096 rows, 768 -> 768, terms 8", Shape(4096, 8, 8, 8, 96, 96, 1)): COMMON,
-    Work("phm_linear", "8 rows, 1024 -> 1024, terms 4", Shape(8, 4, 4, 4, 256, 256, 1)): COMMON,
-}
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@every_contender(CONTENDERS)
-def test_layer(work, contender, direction, case_of, timed):
-    compare(timed, case_of(work), contender, direction)
+COMMON = (ARRAY, PRODUCT, "local first", "rule first", DENSE)
+# compiling takes up to a minute per case, so two cases stand for all
+WITH_COMPILED = (*COMMON, COMPILED_PRODUCT, "torch.compile, local first")
+test_layer = comparison(
+    {
+        FULL_DOWN: WITH_COMPILED,
+        FULL_UP: COMMON,
+        Work("phm_linear", "512 rows, 1024 -> 1024, terms 4", Shape(512, 4, 4, 4, 256, 256, 1)): WITH_COMPILED,
+        Work("phm_linear", "4096 rows, 768 -> 768, terms 8", Shape(4096, 8, 8, 8, 96, 96, 1)): COMMON,
+        Work("phm_linear", "8 rows, 1024 -> 1024, terms 4", Shape(8, 4, 4, 4, 256, 256, 1)): COMMON,
+    }
+)
 
 
 @pytest.mark.parametrize("name", ["PHMLinear", "nn.Linear"])

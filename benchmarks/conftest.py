@@ -17,6 +17,7 @@ import torch
 from benchmarks.support import floors, results, tables
 from benchmarks.support.cases import Case
 from benchmarks.support.t5 import SCENARIOS, SMALL_MOP, TINY, Batch
+from benchmarks.support.timer import Call
 
 SECONDS = float(os.environ.get("MOP_BENCHMARK_SECONDS", "0.7"))  # of measurement per row
 ROUNDS = (3, 300)
@@ -52,14 +53,7 @@ def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
     """Return a function that measures calls of a function, or runs it once."""
 
     def run(
-        function: Callable[[], object],
-        group: str,
-        name: str,
-        *,
-        kind: str,
-        calls: int = 1,
-        effort: float = 1.0,
-        **about: Any,
+        function: Call, group: str, name: str, *, kind: str, calls: int = 1, effort: float = 1.0, **about: Any
     ) -> None:
         """Measure one row.
 
@@ -123,13 +117,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> dict[str, int]:
+def tiny() -> dict[str, Any]:
     """Return the sizes of the backbone in a run without --benchmark."""
     return TINY
 
 
 @pytest.fixture(scope="module")
-def backbone(full_size: bool, tiny: dict[str, int]) -> Any:
+def backbone(full_size: bool, tiny: dict[str, Any]) -> Any:
     """Return a frozen T5-base with random weights."""
     import mop_t5
 

@@ -149,12 +149,12 @@ def outcome(step: Step, status: int | None, seconds: float) -> Outcome:
     found: Outcome = {"name": step.name, "outcome": ended, "seconds": round(seconds, 1)}
     text = log_of(step).read_text(errors="replace") if log_of(step).exists() else ""
     found |= test_counts(text) if "pytest" in step.command else {}
-    if step.tells or found["outcome"] != "ok":
-        shown = text if step.tells else "\n".join(text.splitlines()[-40:])
+    print(f"{step.name}: {ended} after {found['seconds']} s {found.get('counts', '')}", flush=True)
+    if step.tells or ended != "ok":
+        lines = text.splitlines()
+        shown = text if step.tells else "\n".join(lines[-40:])
         found["output"] = shown[-END_OF_LOG:].replace(str(ROOT), ".").splitlines()
-    print(f"{step.name}: {found['outcome']} after {found['seconds']} s {found.get('counts', '')}", flush=True)
-    if found["outcome"] != "ok" or step.tells:
-        print("\n".join(text.splitlines()[-40 if step.tells else -15 :]), flush=True)
+        print("\n".join(lines[-40 if step.tells else -15 :]), flush=True)
     return found
 
 

@@ -16,6 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,72 +44,52 @@ def serve(folder: str) -> None:
 
         stub_runtime.Runtime(os.environ["MOP_KERNELS_EMULATE_CUDA"]).c.stub_note_launches(0)
 
-    def bank(name: str):
-        drawn = testing.mop_inputs(testing.BANKS[name], torch.float32)
+    @cache
+    def call_of(backend: str, direction: str) -> Callable[[], object]:
+        drawn = testing.mop_inputs(testing.BANKS["paper" if backend == "triton" else "one_row"], torch.float32)
         tensors = [t.requires_grad_() for t in drawn if t is not None]
         x, down, ups = testing.as_mop_arguments(tensors)
-        return tensors, (x, mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups])
+        maps = mk.LowRankPHM(*down), [mk.LowRankPHM(*up) for up in ups]
+        forward = partial(mk.mop_ffn, x, *maps, backend=backend)
+        grads = [torch.ones_like(y) for y in forward()]
 
-    banks = {"triton": bank("paper"), "cpu": bank("one_row"), "cuda": bank("one_row")}
-
-    def call_of(backend: str, direction: str):
-        tensors, arguments = banks[backend]
-        grads = [torch.ones_like(y) for y in mk.mop_ffn(*arguments, backend=backend)]
-
-        def forward():
-            return mk.mop_ffn(*arguments, backend=backend)
-
-        def without_gradients():
-            with torch.no_grad():
-                return forward()
-
-        def both():
+        def both() -> None:
             torch.autograd.backward(forward(), grads)
             for t in tensors:
                 t.grad = None
 
-        return dict(zip(DIRECTIONS, (without_gradients, forward, both)))[direction]
+        return dict(zip(DIRECTIONS, (torch.no_grad()(forward), forward, both)))[direction]
 
-    calls = {}
     os.environ["TRITON_CACHE_DIR"] = folder
     stub = stub_driver.Stub(Path(folder))
     stub.note_launches(False)
     with stub_driver.active(stub):
         for line in sys.stdin:
-            key = line.strip()
-            if key not in calls:
-                calls[key] = call_of(*key.split("|"))
+            call = call_of(*line.strip().split("|"))
             for _ in range(5):  # noted, and in the caches again
-                calls[key]()
+                call()
             start = time.perf_counter()
             for _ in range(CALLS):
-                calls[key]()
+                call()
             print(1e6 * (time.perf_counter() - start) / CALLS, flush=True)
 
 
-class Server:
-    """A process that times calls of one source tree."""
+def server(tree: Path, folder: Path, cuda: Path | None) -> subprocess.Popen[str]:
+    """Start a process that times calls of one source tree."""
+    folder.mkdir()
+    environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
+    command = [sys.executable, __file__, "--serve", str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=tree, env=environment, text=True, **pipes)
 
-    def __init__(self, tree: Path, folder: Path, cuda: Path | None):
-        folder.mkdir()
-        environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
-        command = [sys.executable, __file__, "--serve", str(folder)]
-        self.process = subprocess.Popen(
-            command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
 
-    def time(self, backend: str, direction: str) -> float:
-        """Return the microseconds of one call."""
-        assert self.process.stdout is not None
-        print(f"{backend}|{direction}", file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def end(self) -> None:
-        """Let the process end, and wait for it."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+def time_of(process: subprocess.Popen[str], backend: str, direction: str) -> float:
+    """Return the microseconds of one call, as the process measures them."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(f"{backend}|{direction}", file=process.stdin, flush=True)
+    return float(process.stdout.readline())
 
 
 def tree_of(commit: str, folder: Path) -> Path:
@@ -140,7 +123,7 @@ def main() -> None:
     reason = stub_driver.why_not()
     if reason is not None:
         parser.error(reason)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = Path(temporary)
         library = None
         if options.cuda is not None:
@@ -149,21 +132,20 @@ def main() -> None:
             library = stub_runtime.build(options.cuda, folder)
         servers = {}
         if options.against:
-            servers[options.against] = Server(tree_of(options.against, folder / "tree"), folder / "before", None)
-        servers[HERE] = Server(ROOT, folder / "here", library)
+            tree = tree_of(options.against, folder / "tree")
+            servers[options.against] = stack.enter_context(server(tree, folder / "before", None))
+        servers[HERE] = stack.enter_context(server(ROOT, folder / "here", library))
         rows = []
         for backend in ("triton", "cpu", *(["cuda"] if library else [])):
             for direction in DIRECTIONS:
                 trees = servers if backend != "cuda" else {HERE: servers[HERE]}
                 times_ms: dict[str, list[float]] = {tree: [] for tree in trees}
                 for _ in range(options.rounds):
-                    for tree, server in trees.items():
-                        times_ms[tree].append(server.time(backend, direction) / 1e3)
+                    for tree, process in trees.items():
+                        times_ms[tree].append(time_of(process, backend, direction) / 1e3)
                 for tree, times in times_ms.items():
                     kind = "ours" if tree == HERE else "before"
                     rows.append(results.row_of(f"{backend}: {direction}", tree, kind, times))
-        for server in servers.values():
-            server.end()
     command = results.command("python -m benchmarks.host_cost")
     found = {"machine": results.machine(), "command": command, "rows": rows}
     print(*tables.as_markdown("host_cost", found, "us"), sep="\n")

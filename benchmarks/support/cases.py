@@ -11,8 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.support.contenders import Contender, Function
-from benchmarks.support.work import BOTH, FLOAT32, Precision, Work, by_reference, least_work, listed, present
+from benchmarks.support.contenders import Contender, Function, forms, ours
+from benchmarks.support.work import (
+    BOTH,
+    DIRECTIONS,
+    FLOAT32,
+    Precision,
+    Work,
+    by_reference,
+    least_work,
+    listed,
+    present,
+)
 from mop_kernels import testing
 
 
@@ -116,8 +126,15 @@ def compare(timed: Callable[..., None], case: Case, contender: Contender, direct
         timed(lambda: call(*tensors), f"{case.label}: {direction}", contender.name, **about)
 
 
-def every_contender(contenders: Mapping[Work, Iterable[Contender]]) -> pytest.MarkDecorator:
-    """Parametrize a test over (work, contender), one work after the other."""
-    pairs = [(work, contender) for work, some in contenders.items() for contender in some]
-    ids = [f"{contender.name}; {work.label}" for work, contender in pairs]
-    return pytest.mark.parametrize(("work", "contender"), pairs, ids=ids)
+def comparison(compared: Mapping[Work, Iterable[str]]) -> Callable[..., None]:
+    """Return a test that proves and times our backends and the named forms of each work, in both directions."""
+    pairs = [(work, c) for work, names in compared.items() for c in (*ours(work.op), *forms(work.op, *names))]
+
+    @pytest.mark.parametrize("direction", DIRECTIONS)
+    @pytest.mark.parametrize(("work", "contender"), pairs, ids=[f"{c.name}; {work.label}" for work, c in pairs])
+    def test(
+        work: Work, contender: Contender, direction: str, case_of: Callable[..., Case], timed: Callable[..., None]
+    ) -> None:
+        compare(timed, case_of(work), contender, direction)
+
+    return test

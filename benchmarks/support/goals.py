@@ -52,6 +52,11 @@ def slowdown(group: str, bound: float, name: str, over: str) -> Goal:
     return Goal(group, measure, bound, False, lambda results: results.median(group, name) / results.median(group, over))
 
 
+def own_time(group: str, bound_us: float, measure: str = "device time") -> Goal:
+    """Return the goal that our time is at most `bound_us` microseconds."""
+    return Goal(group, measure, bound_us, False, lambda results: 1e3 * results.ours(group), " us")
+
+
 BANK_GROUP = "paper bank: "
 LAYER_GROUP = f"{LAYER.name}: "
 SMALLER_LAYER_GROUP = f"{SMALLER_LAYER.name}: "
@@ -87,11 +92,6 @@ def generator_share(results: Results) -> float:
     return 100 * results.median(f"MOP's generator in that step: {BOTH}", "mop_ffn") / step
 
 
-def host_us(results: Results) -> float:
-    """Return the microseconds of the host for a small call."""
-    return 1e3 * results.median(HOST + FORWARD, OWN_LINEAR)
-
-
 CPU_GOALS = [
     speedup(BANK_GROUP + BOTH, 150, forms.EINSUM_LOOP),
     speedup(BANK_GROUP + BOTH, 70, forms.AUTHORS_WAY),
@@ -106,7 +106,7 @@ CPU_GOALS = [
     speedup(SMALLER_LAYER_GROUP + BOTH, 1.5, *LAYER_FORMS, measure="best PyTorch form"),
     speedup(FULL_GROUP + BOTH, 10, forms.ARRAY),
     Goal("phm_linear, worst shape and direction", "time over the best plain form", 1.05, False, worst_full_rank),
-    Goal(HOST + FORWARD, "time of phm_linear (or the next line)", 10, False, host_us, " us"),
+    own_time(HOST + FORWARD, 10, "time of phm_linear (or the next line)"),
     slowdown(HOST + FORWARD, 4, OWN_LINEAR, "F.linear"),
     Goal(BANK_GROUP + BOTH, "peak memory over what is needed", 1.2, False, peak_memory),
     slowdown(f"experts asked for: {FORWARD}", 1.1, "E = 1024, 5 asked for", "E = 5"),
@@ -127,16 +127,11 @@ def group_on_gpu(work: Work, precision: str, direction: str) -> str:
     return f"{work.name}, {precision}: {direction}"
 
 
-def device_time(bound_us: float, group: str) -> Goal:
-    """Return the goal that our device time is at most `bound_us` microseconds."""
-    return Goal(group, "device time", bound_us, False, lambda results: 1e3 * results.ours(group), " us")
-
-
 GPU_GOALS = [
-    device_time(10, group_on_gpu(BANK, "bfloat16", FORWARD)),
-    device_time(20, group_on_gpu(BANK, "float32", FORWARD)),
-    device_time(40, group_on_gpu(BANK, "bfloat16", BOTH)),
-    device_time(80, group_on_gpu(BANK, "float32", BOTH)),
+    own_time(group_on_gpu(BANK, "bfloat16", FORWARD), 10),
+    own_time(group_on_gpu(BANK, "float32", FORWARD), 20),
+    own_time(group_on_gpu(BANK, "bfloat16", BOTH), 40),
+    own_time(group_on_gpu(BANK, "float32", BOTH), 80),
     *(
         speedup(group_on_gpu(BANK, precision, direction), bound, *names)
         for precision in ("bfloat16", "float32")

@@ -73,18 +73,9 @@ def steps(capability: tuple[int, int] | None, tune: bool) -> list[Step]:
 
 def _dry_steps(tune: bool) -> list[Step]:
     small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    layers = [f"tests/kernels/test_{op}.py" for op in ("phm_linear", "lowrank_phm_linear")]
     done = {
-        "tests": Step(
-            "tests",
-            [
-                *PYTEST,
-                *(f"tests/kernels/test_{op}.py" for op in ("phm_linear", "lowrank_phm_linear")),
-                "-k",
-                "triton and odd and without",
-            ],
-            60,
-            small,
-        ),
+        "tests": Step("tests", [*PYTEST, *layers, "-k", "triton and odd and without"], 60, small),
         "bank": _bench("bank", "test_the_bank", 60, small, "-k", "float32"),
         "peers": _bench("peers", "test_device", 60, small),
     }

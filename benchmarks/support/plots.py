@@ -10,11 +10,7 @@ from benchmarks.support.results import Found, Results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCALING_WAYS = {
-    "mop_kernels cpu": "tab:blue",
-    BATCHED_STAGES: "tab:orange",
-    BATCHED_PRODUCT: "tab:green",
-}
+SCALING_WAYS = {"mop_kernels cpu": "tab:blue", BATCHED_STAGES: "tab:orange", BATCHED_PRODUCT: "tab:green"}
 
 
 def scaling(results: Results, path: Path) -> None:
