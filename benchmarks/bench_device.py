@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.support import floors, results, timer
 from benchmarks.support.contenders import FORMS_ON_GPU, GPU_BACKENDS, LYCORIS, Contender, forms, ours
 from benchmarks.support.goals import group_on_gpu
-from benchmarks.support.work import BANK, BOTH, DIRECTIONS, FULL_DOWN, PRECISIONS
+from benchmarks.support.work import BANK, BFLOAT16, BOTH, DIRECTIONS, FLOAT16, FLOAT32, FULL_DOWN, TF32
 from mop_kernels import backends, testing
 
 pytestmark = pytest.mark.skipif(
@@ -30,8 +30,7 @@ CONTENDERS = {
     for work, ways in FORMS_ON_GPU.items()
 }
 # float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
-NAMES = ("bfloat16", "float32", "tf32") if timer.on_gpu() else ("float16", "float32")
-TIMED = sorted((p for p in PRECISIONS if p.name in NAMES), key=lambda p: NAMES.index(p.name))
+TIMED = (BFLOAT16, FLOAT32, TF32) if timer.on_gpu() else (FLOAT16, FLOAT32)
 # a compiled form takes a while, so only bfloat16 and IEEE float32 have one, and all of them come last
 CASES = sorted(
     (

@@ -11,12 +11,11 @@ import torch
 import mop_kernels as mk
 from benchmarks.support.cases import compare
 from benchmarks.support.contenders import BATCHED_STAGES, COMPILED, FORMS, forms, ours
-from benchmarks.support.work import BANK, DIRECTIONS, FORWARD, PRECISIONS, least_multiply_adds, public_arguments
+from benchmarks.support.work import BANK, BFLOAT16, DIRECTIONS, FORWARD, least_multiply_adds, public_arguments
 from mop_kernels import testing
 
 CONTENDERS = [*ours("mop_ffn"), *forms("mop_ffn", *FORMS["mop_ffn"], *COMPILED)]
 IN_BFLOAT16 = [*ours("mop_ffn"), *forms("mop_ffn", BATCHED_STAGES)]
-(BFLOAT16,) = (p for p in PRECISIONS if p.name == "bfloat16")
 
 
 def test_the_operations_counted():

@@ -6,6 +6,7 @@ python -m benchmarks.device_tables RESULT.json    # the measured times
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.support import floors, goals, tables
 from benchmarks.support.results import Results
 from benchmarks.support.tables import digits
-from benchmarks.support.work import DIRECTIONS, PRECISIONS, WORK, Precision, Work, run
+from benchmarks.support.work import BFLOAT16, DIRECTIONS, FLOAT32, WORK, Precision, Work, run
 from mop_kernels.triton_kernels.launch import recording
 
 US_PER_LAUNCH = 2.0
@@ -46,15 +47,13 @@ def estimates() -> list[str]:
     """Return the operations, bytes, floors and expected times on an H200 of every work, dtype and direction."""
     floors_us = ("arithmetic us", "bytes us")
     table = [["work", "dtype", "direction", "MFLOP", "MB", *floors_us, "launches", "expected us"]]
-    for work in WORK:
-        for precision in (p for p in PRECISIONS if p.name in ("float32", "bfloat16")):
-            for direction in DIRECTIONS:
-                flops, nbytes = work.least_work(precision.dtype, direction)
-                least_us = [1e3 * ms for ms in floors.floors_ms(flops, nbytes, floors.H200, precision.name).values()]
-                count = count_launches(work, precision, direction)
-                expected = FACTOR * max(least_us) + US_PER_LAUNCH * count
-                numbers = [f"{flops / 1e6:,.0f}", f"{nbytes / 1e6:,.1f}", *map(digits, least_us), f"{count}"]
-                table.append([work.name, precision.name, direction, *numbers, f"{expected:,.0f}"])
+    for work, precision, direction in product(WORK, (FLOAT32, BFLOAT16), DIRECTIONS):
+        flops, nbytes = work.least_work(precision.dtype, direction)
+        least_us = [1e3 * ms for ms in floors.floors_ms(flops, nbytes, floors.H200, precision.name).values()]
+        count = count_launches(work, precision, direction)
+        expected = FACTOR * max(least_us) + US_PER_LAUNCH * count
+        numbers = [f"{flops / 1e6:,.0f}", f"{nbytes / 1e6:,.1f}", *map(digits, least_us), f"{count}"]
+        table.append([work.name, precision.name, direction, *numbers, f"{expected:,.0f}"])
     return tables.markdown(table, text=(0, 1, 2))
 
 

@@ -58,7 +58,8 @@ def serve(folder: str) -> None:
             for t in tensors:
                 t.grad = None
 
-        return dict(zip(DIRECTIONS, (torch.no_grad()(forward), forward, both)))[direction]
+        calls: list[Callable[[], object]] = [torch.no_grad()(forward), forward, both]
+        return calls[DIRECTIONS.index(direction)]
 
     os.environ["TRITON_CACHE_DIR"] = folder
     stub = stub_driver.Stub(Path(folder))
@@ -80,8 +81,8 @@ def server(tree: Path, folder: Path, cuda: Path | None) -> subprocess.Popen[str]
     environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
     command = [sys.executable, __file__, "--serve", str(folder)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=tree, env=environment, text=True, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdin=pipe, stdout=pipe)
 
 
 def time_of(process: subprocess.Popen[str], backend: str, direction: str) -> float:
@@ -138,14 +139,14 @@ def main() -> None:
         rows = []
         for backend in ("triton", "cpu", *(["cuda"] if library else [])):
             for direction in DIRECTIONS:
-                trees = servers if backend != "cuda" else {HERE: servers[HERE]}
-                times_ms: dict[str, list[float]] = {tree: [] for tree in trees}
+                timed = servers if backend != "cuda" else {HERE: servers[HERE]}
+                times_ms: dict[str, list[float]] = {name: [] for name in timed}
                 for _ in range(options.rounds):
-                    for tree, process in trees.items():
-                        times_ms[tree].append(time_of(process, backend, direction) / 1e3)
-                for tree, times in times_ms.items():
-                    kind = "ours" if tree == HERE else "before"
-                    rows.append(results.row_of(f"{backend}: {direction}", tree, kind, times))
+                    for name, process in timed.items():
+                        times_ms[name].append(time_of(process, backend, direction) / 1e3)
+                for name, times in times_ms.items():
+                    kind = "ours" if name == HERE else "before"
+                    rows.append(results.row_of(f"{backend}: {direction}", name, kind, times))
     command = results.command("python -m benchmarks.host_cost")
     found = {"machine": results.machine(), "command": command, "rows": rows}
     print(*tables.as_markdown("host_cost", found, "us"), sep="\n")

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.support import launches
 from benchmarks.support.results import ROOT
-from benchmarks.support.work import PRECISIONS, Work
+from benchmarks.support.work import BFLOAT16, TF32, Work
 from mop_kernels import backends
 from mop_kernels.testing import Bank, Shape
 from mop_kernels.triton_kernels.launch import recording
@@ -26,13 +26,13 @@ from mop_kernels.triton_kernels.launch import recording
 # Launches that test_cuda.py makes only on a GPU: more than 2^31 elements, strides of more than 32 bits, TF32.
 LARGE_BANK = Bank(1, 131, Shape(4096, 4, 4, 4, 4, 4, 1), Shape(4096, 4, 4, 4, 4, 1024, 1), maps=1)
 OF_TEST_CUDA = {
-    "bfloat16": [
+    BFLOAT16: [
         Work("phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
         Work("lowrank_phm_linear", "2^31 outputs", Shape(2**31 // 4096 + 5, 4, 4, 4, 4, 1024, 1)),
         Work("phm_weight", "2^31 elements", Shape(1, 2, 64, 64, 1024, 520, 1)),
         Work("mop_ffn", "2^31 outputs", LARGE_BANK),
     ],
-    "tf32": [Work("lowrank_phm_linear", "64 rows of test_cuda.py", Shape(64, 4, 4, 4, 64, 64, 1))],
+    TF32: [Work("lowrank_phm_linear", "64 rows of test_cuda.py", Shape(64, 4, 4, 4, 64, 64, 1))],
 }
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     if __debug__:
         sys.exit("Assertions are on, and recorded launches compute nothing: run python with -O.")
     measured = {r.launch: r.seconds for r in launches.read(arguments.output)} if arguments.output.exists() else {}
-    large = [r for p in PRECISIONS for r in launches.of_works(OF_TEST_CUDA.get(p.name, ()), [p])]
+    large = [r for precision, works in OF_TEST_CUDA.items() for r in launches.of_works(works, [precision])]
     found = of_tests(arguments.tests) | {r.launch: r.origin for r in (*large, *launches.of_works())}
     launches.write((launches.Recorded(k, origin, measured.get(k)) for k, origin in found.items()), arguments.output)
     print(f"{len(found)} launches written to {arguments.output}")

@@ -14,11 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 
 import torch
 
 from benchmarks.support import compiler, launches, results, timer
-from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Precision, Work, run
+from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, WORK, Precision, Work, run
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
 GAIN = 0.97  # a configuration is kept if it takes at most this share of the time of the kernel's own choice
@@ -57,21 +58,20 @@ def tune(
     """Return {kernel: {key: configuration}} of what was tuned until `deadline`, a time of time.monotonic."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     seen = set()
-    for work in works:
-        for precision in precisions:
-            for choice in choices_of(work, precision):
-                if choice.key in seen:
-                    continue
-                if time.monotonic() > deadline:
-                    print("out of time: the other work keeps the kernels' own choices")
-                    return found
-                seen.add(choice.key)
-                with precision.in_force():
-                    config = best_of(choice, timer_of(work, precision))
-                if config is not None:
-                    kernel, key = choice.key
-                    print(f"{kernel}, {key}: {config}", flush=True)
-                    found.setdefault(kernel, {})[key] = config
+    for work, precision in product(works, precisions):
+        for choice in choices_of(work, precision):
+            if choice.key in seen:
+                continue
+            if time.monotonic() > deadline:
+                print("out of time: the other work keeps the kernels' own choices")
+                return found
+            seen.add(choice.key)
+            with precision.in_force():
+                config = best_of(choice, timer_of(work, precision))
+            if config is not None:
+                kernel, key = choice.key
+                print(f"{kernel}, {key}: {config}", flush=True)
+                found.setdefault(kernel, {})[key] = config
     return found
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     deadline = time.monotonic() + arguments.seconds
     works = [w for w in WORK if w.least_work(torch.float32, BOTH)[1] < LARGEST]
     # float16 takes the configurations of bfloat16, TF32 those of float32
-    precisions = [p for p in PRECISIONS if p.name in ("float32", "bfloat16")]
+    precisions = (FLOAT32, BFLOAT16)
     major, minor = torch.cuda.get_device_capability()
     tasks = [(launch, 10 * major + minor) for launch in launches.of_works(works, precisions, candidates=True)]
     compiler.compile_all(tasks, workers=os.cpu_count() or 1, seconds=arguments.seconds / 2)

@@ -30,10 +30,8 @@ from benchmarks.support.launches import Launch, Recorded
 from mop_kernels import backends
 
 # bytes of shared memory that one program may use, by compute capability
-SHARED_BYTES = {
-    **{75: 64 * 1024, 80: 163 * 1024, 86: 99 * 1024, 87: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024},
-    **{100: 227 * 1024, 103: 227 * 1024, 120: 99 * 1024, 121: 99 * 1024},
-}
+SHARED_KB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+SHARED_BYTES = {arch: 1024 * kilobytes for arch, kilobytes in SHARED_KB.items()}
 CONFIGURATION = ("ACTIVATION", "PRECISION", "num_warps", "num_stages", "maxnreg")  # columns of a table beside blocks
 
 

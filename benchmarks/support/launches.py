@@ -19,6 +19,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import astuple
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -159,10 +160,9 @@ def of_works(
         direction: FORWARD or BOTH.
     """
     found: dict[Launch, Recorded] = {}
-    for work in works:
-        for precision in precisions:
-            for made in made_by(work, precision, direction, candidates):
-                found.setdefault(of(made), Recorded(of(made), f"{work.op}, {work.label}, {precision.name}"))
+    for work, precision in product(works, precisions):
+        for launch in map(of, made_by(work, precision, direction, candidates)):
+            found.setdefault(launch, Recorded(launch, f"{work.name}, {precision.name}"))
     return list(found.values())
 
 

@@ -44,9 +44,8 @@ class Precision(NamedTuple):
         return 2.0**-10 if self.tf32 else torch.finfo(self.dtype).eps
 
 
-FLOAT32 = Precision("float32", torch.float32)
-PRECISIONS = (
-    FLOAT32,
+PRECISIONS = FLOAT32, TF32, BFLOAT16, FLOAT16 = (
+    Precision("float32", torch.float32),
     Precision("tf32", torch.float32, tf32=True),
     Precision("bfloat16", torch.bfloat16),
     Precision("float16", torch.float16),

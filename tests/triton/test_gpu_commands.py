@@ -11,7 +11,7 @@ import torch
 from benchmarks import crossover, device_tables, tune
 from benchmarks.support import floors, goals
 from benchmarks.support.results import Results, row_of
-from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work, size_of_call
+from benchmarks.support.work import BFLOAT16, BOTH, FORWARD, WORK, Work, size_of_call
 from mop_kernels.testing import Shape
 from mop_kernels.triton_kernels import launch
 
@@ -25,7 +25,6 @@ def soon() -> float:
 # Tuning.
 
 LAYER = Work("lowrank_phm_linear", "small", Shape(64, 4, 4, 4, 16, 16, 1))
-HALF = next(p for p in PRECISIONS if p.name == "bfloat16")
 
 
 def tuned_by(time_of) -> dict:
@@ -34,11 +33,11 @@ def tuned_by(time_of) -> dict:
     def timer(work, precision):
         return lambda: sum(time_of(key, config) for key, config in launch._forced.items())
 
-    return tune.tune([LAYER], [HALF], timer, soon())
+    return tune.tune([LAYER], [BFLOAT16], timer, soon())
 
 
 def test_tuning_keeps_what_is_clearly_faster():
-    choices = tune.choices_of(LAYER, HALF)
+    choices = tune.choices_of(LAYER, BFLOAT16)
     assert choices
     chosen = next(c for c in choices if len(c.candidates()) > 1)
     best = chosen.candidates()[-1]
@@ -53,12 +52,12 @@ def test_a_candidate_that_fails_is_none():
             raise RuntimeError("out of shared memory")
         return 1.0
 
-    own = [choice.candidates()[0] for choice in tune.choices_of(LAYER, HALF)]
+    own = [choice.candidates()[0] for choice in tune.choices_of(LAYER, BFLOAT16)]
     assert tuned_by(time_of) == {}
 
 
 def test_tuning_stops_in_time():
-    assert tune.tune([LAYER], [HALF], lambda *_: pytest.fail("timed"), time.monotonic() - 1) == {}
+    assert tune.tune([LAYER], [BFLOAT16], lambda *_: pytest.fail("timed"), time.monotonic() - 1) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would tune")
@@ -99,14 +98,14 @@ def test_a_ladder_of_each_operation_is_timed():
         return {"eager": eager, "graph": crossover.Point(adds, cuda=2.0, triton=1.0)}
 
     asked = []
-    found = crossover.measure(crossover.LADDER, [HALF], timer, soon())
+    found = crossover.measure(crossover.LADDER, [BFLOAT16], timer, soon())
     of_both = {work.op for work in WORK} - {"attempt_mix"}  # CUDA has none
     assert found["eager"].keys() == found["graph"].keys() == of_both == {op for op, _ in asked}
     assert all(bounds == {"bfloat16": 0} for bounds in found["graph"].values()), "Triton wins every rung"
     for op, bounds in found["eager"].items():
         sizes = sorted(size_of(work) for work in crossover.LADDER if work.op == op)
         assert sizes[0] < bounds["bfloat16"] <= sizes[-1], "CUDA wins the first rung"
-    assert crossover.measure(crossover.LADDER, [HALF], timer, time.monotonic() - 1) == {}
+    assert crossover.measure(crossover.LADDER, [BFLOAT16], timer, time.monotonic() - 1) == {}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would time")
@@ -150,8 +149,8 @@ def test_every_goal_names_a_group_that_is_timed():
 
 
 def floors_us(direction):
-    flops, nbytes = WORK[0].least_work(HALF.dtype, direction)
-    return {limit: 1e3 * ms for limit, ms in floors.floors_ms(flops, nbytes, floors.H200, HALF.name).items()}
+    flops, nbytes = WORK[0].least_work(BFLOAT16.dtype, direction)
+    return {limit: 1e3 * ms for limit, ms in floors.floors_ms(flops, nbytes, floors.H200, BFLOAT16.name).items()}
 
 
 def test_floors_of_the_paper_s_bank():

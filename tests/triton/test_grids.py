@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.support.launches import made_by
-from benchmarks.support.work import BOTH, FORWARD, PRECISIONS, WORK, Work
+from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, PRECISIONS, WORK, Work
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS, attempt_mix, attempt_mix_backward
@@ -90,7 +90,7 @@ def test_other_numbers_of_rows_compile_nothing_again(direction):
 
     def at(rows):
         shape = bank._replace(down=bank.down._replace(rows=rows), up=bank.up._replace(rows=rows))
-        return made_by(Work("mop_ffn", "bank", shape), PRECISIONS[2], direction)
+        return made_by(Work("mop_ffn", "bank", shape), BFLOAT16, direction)
 
     assert not differences(at(48), at(33)) | differences(at(48), at(40))
 
@@ -99,7 +99,7 @@ def test_other_numbers_of_rows_compile_nothing_again(direction):
 def test_other_batches_and_lengths_compile_nothing_again():
     def at(batch, length):
         shape = PROMPTS["paper"]._replace(batch=batch, length=length)
-        return made_by(Work("attempt_mix", "prompts", shape), PRECISIONS[2], BOTH)
+        return made_by(Work("attempt_mix", "prompts", shape), BFLOAT16, BOTH)
 
     assert not differences(at(32, 256), at(31, 255)) | differences(at(32, 256), at(16, 1))
 
@@ -113,7 +113,7 @@ def test_launches_that_read_ids_assert_them():
             outputs = IMPLEMENTATIONS["mop_ffn"](*arguments)
             IMPLEMENTATIONS["mop_ffn_backward"](outputs, *arguments, (1 << 13) - 1)
     work = Work("attempt_mix", "paper", PROMPTS["paper"])
-    launches += [k for k in made_by(work, PRECISIONS[0], BOTH) if k.kernel.fn.__name__ == "attend_kernel"]
+    launches += [k for k in made_by(work, FLOAT32, BOTH) if k.kernel.fn.__name__ == "attend_kernel"]
     half = (len(launches) - 2) // 2
     assert len(launches) == 2 * half + 2
     for k, launch in enumerate(launches):
