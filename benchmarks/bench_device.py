@@ -1,8 +1,9 @@
 """On a GPU: the paper's bank, single layers and the host's cost of a call, compared with a user's other ways.
 
-Device times are of calls replayed from a CUDA graph; `eager` marks calls issued one by one. docs/performance_gpu.md
-says what is expected. The bank by our backends comes first, bfloat16 before float32. Compiled forms, which take a while
-each, come last. Without a GPU nothing is timed; under TRITON_INTERPRET=1 small cases show that all of it works.
+Device times are the times of calls replayed from a CUDA graph; `eager` marks calls issued one by one.
+docs/performance_gpu.md gives the expected times. The bank by our backends comes first, bfloat16 before float32. The
+compiled forms come last, because each takes a while. Without a GPU nothing is timed; under TRITON_INTERPRET=1 small
+cases show that everything works.
 """
 
 import os
@@ -88,14 +89,14 @@ def time_it(case_of, full_size, keep):
         if reason is not None:
             pytest.skip(reason)
         if contender.compiled and not full_size:
-            pytest.skip("compiling takes a while, and says nothing about small cases")
+            pytest.skip("compilation takes a while, and shows nothing at a small size")
         if contender.name == LYCORIS:
             pytest.importorskip("lycoris", exc_type=ImportError)
         with precision.in_force():
             case = case_of(work, precision)
             call, tensors = case.call_of(contender, direction)
-            least = case.least_work(direction)
-            # what `prepare` made may hold tensors of its own, which cannot be copied from here
+            least = case.least_columns(direction)
+            # a function that `prepare` made may hold tensors of its own, which cannot be copied from here
             inputs = [tensors] if contender.prepare else timer.copies_past_the_cache(tensors, least["bytes"])
             for way in ways:
                 with torch.set_grad_enabled(direction == BOTH):

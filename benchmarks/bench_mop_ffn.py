@@ -1,8 +1,8 @@
 """The paper's bank (12 layers, 5 experts, 40 rows, 768 -> 128 -> 2 x 768, terms 16 and 8, rank 1, float32) in one call.
 
-It is compared with what a PyTorch user would write; the batched three stages with stage 1 of the down map shared over
-layers are the bar. Then the same bank in bfloat16, and a thousand experts of which a batch asks for five: their time
-must be the time of a bank of five.
+It is compared with the forms that a PyTorch user would write. The form to beat is "batched, three stages", which shares
+stage 1 of the down map over layers. Further tests time the same bank in bfloat16, and a thousand experts of which a
+batch asks for five. This call must take the time of a bank of five.
 """
 
 import pytest
@@ -19,7 +19,7 @@ IN_BFLOAT16 = [*ours("mop_ffn"), *forms("mop_ffn", BATCHED_STAGES)]
 
 
 def test_the_operations_counted():
-    """The floor stands on this number."""
+    """The floor follows from this number."""
     with torch.device("meta"):
         assert least_multiply_adds("mop_ffn", BANK.inputs(torch.float32)) == 115_507_200
 
@@ -54,4 +54,4 @@ def test_experts_asked_for(asked, case_of, full_size, timed):
     with torch.no_grad():
         for found, right in zip(call(), case.truth):
             assert testing.relative_error(found, right) < 1e-5
-        timed(call, f"experts asked for: {FORWARD}", asked, kind="ours", **case.least_work(FORWARD))
+        timed(call, f"experts asked for: {FORWARD}", asked, kind="ours", **case.least_columns(FORWARD))

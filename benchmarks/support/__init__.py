@@ -1,1 +1,1 @@
-"""What the benchmarks and the commands of this folder share: works, contenders, timers, floors, tables, goals."""
+"""Code that the benchmarks and the commands of benchmarks/ share."""

@@ -1,7 +1,8 @@
 """A case: the inputs of one call, the right results and the least work. A contender is proven right, then timed.
 
-The gate: our backends stay within the error budget of mop_kernels/testing.py. Any other form is right to four digits in
-float32 (eager sums over 4096 rows keep no more), or to 16 roundings of its precision. Outputs and gradients are judged.
+Our backends must stay within the error budget of mop_kernels/testing.py. Any other form must be right to four digits in
+float32 (eager sums over 4096 rows keep no more), or to 16 roundings of its precision. This holds for outputs and
+gradients.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,15 +43,15 @@ class Case:
         """Make the inputs on torch's default device, and the right results.
 
         Args:
-            work: What is computed.
-            full_size: False: at a small size, and compiled forms are traced but not compiled.
+            work: The operation and its size.
+            full_size: False: the work is made small, and compiled forms are traced but not compiled.
             precision: Dtype of the inputs.
             label: The name of the work in the tables.
-            judge: The function that defines right. Its error in `precision` is the measure of the budget. It runs in
-                float64 too. None: the reference.
-            outputs_only: True: gradients are not judged. Among millions of hidden numbers a few lie within rounding of
-                relu's kink, where two right float32 computations have different gradients. In 16 bits and in TF32 this
-                holds for every bank.
+            judge: The function that gives the right results, in float64. Its error in `precision` sets the error
+                budget. None: the reference.
+            outputs_only: True: gradients are not judged. Among millions of hidden numbers a few lie so near to relu's
+                kink that two right float32 computations have different gradients. In 16 bits and in TF32 the gradients
+                of a bank are never judged.
         """
         torch.compiler.reset()  # a compiled form meets one case's shapes, not the eighth recompilation's fallback
         self.work, self.label, self.full_size = work if full_size else work.small(), label or work.name, full_size
@@ -65,13 +66,13 @@ class Case:
         self.truth = self._results(judge, exact, exact_grads, self.outputs_only)
         self._ready: dict[str, tuple[Function, list[Tensor]]] = {}
 
-    def least_work(self, direction: str) -> dict[str, int]:
+    def least_columns(self, direction: str) -> dict[str, int]:
         """Return the least floating-point operations and bytes, as columns of a row."""
         flops, nbytes = least_work(self.work.op, self.tensors, self.grads, direction)
         return {"flops": flops, "bytes": nbytes}
 
     def call_of(self, contender: Contender, direction: str) -> tuple[Function, list[Tensor]]:
-        """Return the function to time and its tensors, proven right once. With backward, all gradients are asked."""
+        """Return the function to time and its tensors. It is proven right once. Backward asks for all gradients."""
         if contender.name not in self._ready:
             self._ready[contender.name] = self._prepared(contender)
         function, tensors = self._ready[contender.name]
@@ -114,14 +115,14 @@ def compare(timed: Callable[..., None], case: Case, contender: Contender, direct
     """Prove, then time, one contender in one direction.
 
     Args:
-        timed: The fixture.
-        case: What is computed.
-        contender: How it is computed.
+        timed: The fixture of conftest.py.
+        case: The work with its inputs and right results.
+        contender: The way to compute it.
         direction: FORWARD or BOTH.
         about: More arguments of `timed`, and more columns of the row.
     """
     call, tensors = case.call_of(contender, direction)
-    about = {"kind": contender.kind, "direction": direction, **case.least_work(direction), **about}
+    about = {"kind": contender.kind, "direction": direction, **case.least_columns(direction), **about}
     with torch.set_grad_enabled(direction == BOTH):
         timed(lambda: call(*tensors), f"{case.label}: {direction}", contender.name, **about)
 

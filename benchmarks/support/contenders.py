@@ -1,4 +1,4 @@
-"""Contenders: the ways to compute an operation. A form is what a PyTorch user would write."""
+"""Contenders: the ways to compute an operation. A form is the code that a PyTorch user would write."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,10 +19,10 @@ class Contender(NamedTuple):
     Attributes:
         name: Its name in the tables.
         function: A function of the inputs. None where `prepare` makes it.
-        kind: "ours"; "reference", the backend of that name; "form", which computes the same; or "stand-in", whose
-            gradients are of other tensors (a dense weight, the parameters of a module). Only the outputs of a stand-in
-            are judged.
-        compiled: True: by torch.compile.
+        kind: "ours", a compiled backend; "reference", the backend of that name; "form", other code that computes the
+            same; or "stand-in", whose gradients belong to other tensors (a dense weight, the parameters of a module).
+            Only the outputs of a stand-in are judged.
+        compiled: True: torch.compile compiles the function.
         prepare: Makes a function and its own tensors from the inputs.
     """
 
@@ -89,7 +89,7 @@ FORMS_ON_GPU: dict[Work, dict[str, tuple[str, ...]]] = {
 
 
 def ours(op: str, backends: tuple[str, ...] = CPU_BACKENDS) -> list[Contender]:
-    """Return the operation by each backend that has it."""
+    """Return one contender per backend that has the operation."""
 
     def by(backend: str) -> Function:
         return lambda *tensors: getattr(mk, op)(*public_arguments(op, tensors), backend=backend)

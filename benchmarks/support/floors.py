@@ -1,7 +1,7 @@
-"""Floors: the least time of a work, by the rates of the machine that ran it.
+"""Floors: the least time of a work, from the rates of the machine that ran it.
 
-A result holds the rates of its own run. A CPU's file has them before and after its rows. The floor takes the better,
-because a floor must not rise when something disturbed one measurement.
+A result holds the rates of its own run. The file of a CPU holds the rates before and after its rows. The floor takes
+the better rate, because a floor must not rise when something disturbed one measurement.
 """
 
 import statistics
@@ -20,7 +20,7 @@ H200: dict[str, Any] = {
 
 
 def rates(side: int, numbers: int, precisions: tuple[Precision, ...] = PRECISIONS) -> dict[str, Any]:
-    """Measure the rates of torch's default device, medians.
+    """Measure the rates of torch's default device and return their medians.
 
     Args:
         side: Rows and columns of the matrices that torch.mm multiplies.
@@ -53,7 +53,7 @@ def before_and_after(found: dict[str, Any]) -> tuple[dict[str, float], dict[str,
 
 
 def rates_of(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the rates of a result. None where it has measured none."""
+    """Return the rates of a result. None if the result has no rates."""
     if "before" not in found:
         return found.get("rates")
     before, after = before_and_after(found)
@@ -61,7 +61,7 @@ def rates_of(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def floors_ms(flops: float, nbytes: float, rates: dict[str, Any], precision: str = "float32") -> dict[str, float]:
-    """Return the least milliseconds of the operations, "arithmetic", and of the bytes, "bytes"."""
+    """Return the least milliseconds for the operations, as "arithmetic", and for the bytes, as "bytes"."""
     mm = rates["mm_gflops"]
     return {
         "arithmetic": flops / (mm[precision] if isinstance(mm, dict) else mm) / 1e6,

@@ -1,6 +1,6 @@
 """The goals of this package, each with its measured value.
 
-Ratios are of medians of one run. The goals of a CPU are for two threads and float32; those of a GPU are for an H200.
+Ratios compare medians of one run. The goals of a CPU hold for two threads and float32, the goals of a GPU for an H200.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ class Goal(NamedTuple):
     """A bound on a measured value.
 
     Attributes:
-        work: What is measured; in most goals the name of the group.
-        measure: Which value of it, or the rows that it is compared with.
-        bound: The value that is enough.
+        work: The measured work; in most goals the name of the group.
+        measure: The measured value, or the rows that our time is compared with.
+        bound: The value to reach.
         at_least: True: the value must be at least the bound. False: at most.
-        value: Returns the value. Raises KeyError where a row was not measured.
+        value: Returns the measured value. Raises KeyError if a row was not measured.
         unit: Unit of the value. "x": a ratio.
     """
 
@@ -33,7 +33,7 @@ class Goal(NamedTuple):
     unit: str = "x"
 
     def judge(self, results: Results) -> dict[str, Any]:
-        """Return the goal, the measured value and whether it is met. The last two are None where rows are missing."""
+        """Return the goal, the measured value and whether it is met. The last two are None if rows are missing."""
         judged: dict[str, Any] = {"group": self.work, "measure": self.measure, "measured": None, "met": None}
         with contextlib.suppress(KeyError):
             value = self.value(results)
@@ -73,7 +73,7 @@ def arithmetic_share(results: Results) -> float:
 
 
 def worst_full_rank(results: Results) -> float:
-    """Return our time over the best plain form, in the shape and direction where that is worst."""
+    """Return our time over the time of the best plain form, for the shape and direction with the largest ratio."""
     groups = [g for g in results.groups() if g.startswith("phm_linear, ")]
     if not groups:
         raise KeyError("phm_linear")
@@ -81,7 +81,7 @@ def worst_full_rank(results: Results) -> float:
 
 
 def peak_memory(results: Results) -> float:
-    """Return the peak memory of the bank, forward and backward, over the memory that is needed."""
+    """Return the peak memory of the bank, forward and backward, over the needed memory."""
     row = results.row(f"peak memory, paper bank: {BOTH}", "mop_kernels cpu")
     return row["peak_mb"] / row["needed_mb"]
 

@@ -1,4 +1,4 @@
-"""The steps of `make gpu`, the ones with most evidence first, each with its guaranteed share of nine minutes."""
+"""The steps of `make gpu`, each with its guaranteed share of nine minutes. The steps with most evidence come first."""
 
 import importlib.util
 import os
@@ -12,8 +12,8 @@ from benchmarks.support.results import ROOT
 
 WORKSHOP = ROOT / "build" / "gpu"
 TOTAL = 540  # seconds of all steps, without tuning
-RESERVE = 10  # of these: to end what ran out of time, and to write
-TUNING = 480  # more, where it is asked for
+RESERVE = 10  # seconds of TOTAL: to end a step that ran out of time, and to write the result
+TUNING = 480  # seconds more with --tune
 START = 15  # seconds that a command, also this one, needs before and after its own work
 SECONDS = "{seconds}"  # in a command: stands for the seconds that its own work may take
 
@@ -25,12 +25,12 @@ class Step(NamedTuple):
         name: Its name in the result.
         command: The words of the command. Empty: the step is left out.
         seconds: The share. Time that earlier steps did not take comes on top.
-        environment: Variables of the command.
+        environment: Environment variables of the command.
         least: With fewer seconds left the step is left out.
-        left_out: The reason.
+        left_out: The reason why the step is left out.
         beside: A step that runs at the same time, within the same bound.
-        tells: True: its output goes into the result even where it ends well.
-        needs_cuda: True: it is left out where the CUDA kernels were not built.
+        tells: True: its output goes into the result even if the step succeeds.
+        needs_cuda: True: the step is left out if the CUDA kernels were not built.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Step(NamedTuple):
     needs_cuda: bool = False
 
 
-# Under compute-sanitizer, where a test takes its time a hundred times over: each way of the bank's forward (on tensor
-# cores, with copies while it computes, for any sizes), and each other operation once.
+# The tests that run under compute-sanitizer, which makes a test a hundred times slower: each way of the bank's forward
+# pass (on tensor cores, with copies while it computes, for any sizes), and each other operation once.
 SANITIZED = [
     "tests/kernels/test_mop_ffn_sizes.py::test_locals_of_whole_eights[cuda-fewer than a tile-torch.bfloat16]",
     "tests/kernels/test_mop_ffn.py::test_named_banks[float32-cuda-one_row]",
@@ -97,7 +97,7 @@ def _gpu_steps(capability: tuple[int, int], tune: bool) -> list[Step]:
             "build",
             [sys.executable, "setup.py", "build_ext", "--inplace"],
             115,
-            # this GPU, not every one; an nvcc that is older than the GPU leaves the first out
+            # for this GPU only; an nvcc that is older than the GPU leaves the first entry out
             {"TORCH_CUDA_ARCH_LIST": f"{capability[0]}.{capability[1]}" + (";9.0+PTX" if arch > 90 else "")},
             beside=_warm(arch, cores),
             tells=True,
@@ -124,7 +124,7 @@ def _bench(name: str, test: str, seconds: float, environment: dict[str, str], *o
 
 
 def _warm(arch: int, cores: int) -> Step:
-    """Compile the recorded launches into Triton's cache, the paper's first."""
+    """Return the step that compiles the recorded launches into Triton's cache, the paper's shapes first."""
     if arch not in SHARED_BYTES:
         return Step("warm", [], left_out=f"benchmarks/support/compiler.py knows no sm_{arch}")
     options = ["--summary", f"--arch={arch}", f"--workers={cores}", f"--seconds={SECONDS}"]
@@ -140,10 +140,10 @@ def _sanitized(tool: str) -> Step:
 
 
 def cuda_is_built() -> bool:
-    """Tell whether the module of the CUDA kernels lies beside the package, as the step "build" leaves it."""
+    """Return whether the module of the CUDA kernels lies in the package, where the step "build" writes it."""
     return any((ROOT / "mop_kernels").glob("_C_cuda*.so"))
 
 
 def installed(module: str) -> bool:
-    """Tell whether a module can be imported."""
+    """Return whether a module can be imported."""
     return importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Two pictures of the JSON: how the bank scales, and the share of the floor that each operation reaches."""
+"""Two plots of the results: how the time of the bank scales, and the share of the floor that each operation reaches."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ def share_of_floor(results: Results, path: Path) -> None:
 
 
 def machine_line(found: Found) -> str:
-    """Return the machine and what the numbers are."""
+    """Return the machine, the dtype and the statistic of the numbers."""
     return f"{tables.machine_line(found)}, float32, medians"
 
 

@@ -1,4 +1,4 @@
-"""What a PyTorch user would write instead of the kernels; and the product of LyCORIS.
+"""The code that a PyTorch user would write instead of the kernels, and the product of LyCORIS.
 
 Index letters as in mop_kernels/reference.py: l layer, e expert, n row, i term, r rank, (a, u) input, (c, v) output.
 A form of a bank takes the flat tensors of `testing.mop_inputs`, with relu and with the sharing of MOP.
@@ -38,7 +38,7 @@ def full_rule(rules: Sequence[Tensor]) -> Tensor:
 
 
 def through(weight: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """Return phm_linear and lowrank_phm_linear in one function, through W, which weight(rule, local) builds."""
+    """Return a function that computes phm_linear or lowrank_phm_linear through W = weight(rule, local)."""
 
     def layer(x: Tensor, *factors: Tensor) -> Tensor:
         *rules, local, bias = factors
@@ -48,7 +48,7 @@ def through(weight: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]
 
 
 def local_first(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
-    """Compute phm_linear without W: all locals in one product, then the rule mixes terms and groups."""
+    """Compute phm_linear without W: one product with all locals, then the rule mixes terms and groups."""
     terms, g_in, g_out = rule.shape
     loc_in, loc_out = local.shape[1:]
     n = x.shape[0]
@@ -59,7 +59,7 @@ def local_first(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
 
 
 def rule_first(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
-    """Compute phm_linear without W: the rule first, then the locals of all terms in one product."""
+    """Compute phm_linear without W: the rule first, then one product with the locals of all terms."""
     terms, g_in, g_out = rule.shape
     loc_in, loc_out = local.shape[1:]
     n = x.shape[0]
@@ -173,13 +173,13 @@ def attempt_mix(*tensors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense(tensors: Sequence[Tensor]) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """Return F.linear and its tensors: a plain layer of the same W. Its gradients are of W, not of the factors."""
+    """Return F.linear and its tensors: a plain layer with the same W. It has a gradient for W, not for the factors."""
     x, *rules, local, bias = tensors
     return F.linear, [x, one_product(full_rule(rules), local).T.contiguous(), bias]
 
 
 def lycoris_bypass(**options: str) -> Callable[..., Tensor]:
-    """Return phm_linear by one kron_bypass of LyCORIS per term; the options go to kron_bypass."""
+    """Return phm_linear as one kron_bypass of LyCORIS per term. The options go to kron_bypass."""
 
     def layer(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
         from lycoris.functional.lokr import kron_bypass

@@ -1,4 +1,4 @@
-"""The JSON of a run: how a row is made, the machine is named, and files are written and read."""
+"""The JSON of a run: its rows, the description of the machine, and functions that write and read the files."""
 
 import json
 import platform
@@ -22,7 +22,7 @@ Found = dict[str, Any]
 
 
 def row_of(group: str, name: str, kind: str, times_ms: Sequence[float], **about: Any) -> Row:
-    """Return a row: what was timed, the median and the quartiles of its rounds, and further columns."""
+    """Return a row: its group and name, the median and the quartiles of its rounds, and further columns."""
     return {"group": group, "name": name, "kind": kind, **timer.summary(times_ms), **about}
 
 
@@ -45,14 +45,14 @@ def command(program: str) -> str:
 
 
 def cpu_model() -> str:
-    """Return the model of the CPU; the architecture where the system does not tell the model."""
+    """Return the model of the CPU, or the architecture if the system does not tell the model."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit() -> str:
-    """Return the commit, with a + where tracked files differ from it. "unknown" without git or a repository."""
+    """Return the commit, with a + if tracked files differ from it. "unknown" without git or a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=10)
@@ -85,14 +85,14 @@ def groups(found: Found) -> dict[str, list[Row]]:
 
 
 def own_median(rows: Sequence[Row]) -> float | None:
-    """Return the best median of our compiled backends. None where they were not timed."""
+    """Return the best median of our compiled backends. None if they were not timed."""
     return min((row["median_ms"] for row in rows if row["kind"] == "ours" and "median_ms" in row), default=None)
 
 
 class Results:
     """The JSON of several modules, by the modules' names.
 
-    Every number is looked up by the name of its group. A KeyError means that it was not measured.
+    Methods find a number by the name of its group. They raise KeyError if the number was not measured.
     """
 
     def __init__(self, modules: dict[str, Found]):

@@ -17,13 +17,13 @@ Batch = tuple[dict[str, Tensor], Tensor]
 def training_step(model: Any, batch: Batch, learning_rate: float) -> Callable[[], tuple[Tensor, list[Tensor | None]]]:
     """Return a function that makes one step: forward, backward, AdamW.
 
-    It is run once to check that the loss is finite, and that exactly the trainable parameters get gradients. It returns
-    the loss and the gradients of all parameters.
+    A first step checks that the loss is finite, and that exactly the trainable parameters get gradients. The returned
+    function returns the loss and the gradients of all parameters.
 
     Args:
         model: The backbone with a method, in training mode.
         batch: The arguments of a call, and the scenario ids.
-        learning_rate: For AdamW.
+        learning_rate: Learning rate of AdamW.
     """
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=learning_rate)

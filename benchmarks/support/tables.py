@@ -7,7 +7,7 @@ from benchmarks.support.results import Found, Row, groups, own_median
 
 
 def digits(number: float) -> str:
-    """Return a time with about three digits."""
+    """Return a time as text with about three digits."""
     return f"{number:.4f}" if number < 1 else f"{number:.2f}" if number < 100 else f"{number:.0f}"
 
 
@@ -17,7 +17,7 @@ def cells(row: Row, rows: list[Row], found: Found, unit: str = "ms") -> dict[str
     Args:
         row: The row.
         rows: All rows of its group.
-        found: The result that they belong to.
+        found: The result that holds the rows.
         unit: Unit of the times, "ms" or "us".
     """
     if "peak_mb" in row:
@@ -47,7 +47,7 @@ def floor_rows(rows: list[Row], found: Found, unit: str = "ms") -> list[tuple[st
 
 
 def rates_line(found: Found) -> list[str]:
-    """Return the rates of the machine as one line. Empty where none were measured."""
+    """Return the rates of the machine as one line. Empty if no rates were measured."""
     if "before" in found:
         before, after = floors.before_and_after(found)
         return [
@@ -70,8 +70,8 @@ def as_markdown(module: str, found: Found, unit: str = "ms") -> list[str]:
     """Return all tables of a module, whose last rows are the floors.
 
     Args:
-        module: Its name.
-        found: Its result.
+        module: The name of the module.
+        found: The result of the module.
         unit: Unit of the times, "ms" or "us".
     """
     lines = [f"## {module}", "", *rates_line(found)]

@@ -1,8 +1,8 @@
-"""How work on a GPU is timed.
+"""Timers for work on a GPU.
 
-Device time: calls are captured in one CUDA graph, each on its own copy of the inputs, so that together they are larger
-than the L2 cache. The graph is replayed between two events. Eager time: the same calls one by one, as a program makes
-them. Without a GPU the same functions run on the CPU, by the wall clock.
+Device time: calls are captured in one CUDA graph. Each call has its own copy of the inputs, so that all copies together
+are larger than the L2 cache. The graph is replayed between two events. Eager time: the same calls are issued one by
+one, as a program makes them. Without a GPU the same functions run on the CPU, by the wall clock.
 """
 
 import math
@@ -17,7 +17,7 @@ Call = Callable[..., object]
 
 
 def on_gpu() -> bool:
-    """Tell whether torch sees a GPU."""
+    """Return whether torch sees a GPU."""
     return torch.cuda.is_available()
 
 

@@ -1,7 +1,7 @@
 """Works: an operation at one size, its inputs, and the least work that it needs.
 
 A work is compiled ahead of time, tuned and timed. Its inputs are made on torch's default device. Under
-`with torch.device("meta")` they have sizes only, which is enough to compile from.
+`with torch.device("meta")` the inputs have sizes only, which is enough for a compilation.
 """
 
 import inspect
@@ -30,7 +30,7 @@ class Precision(NamedTuple):
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Allow or forbid TF32 in torch's products and in the kernels, which follow torch's setting."""
+        """Set whether torch's products use TF32. The kernels follow this setting of torch."""
         before = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         try:
@@ -73,7 +73,7 @@ class Work(NamedTuple):
         return f"{self.op}, {self.label}"
 
     def small(self) -> "Work":
-        """Return the same operation at a size for a run that only shows that everything works."""
+        """Return the same operation at a small size, for a run that only shows that everything works."""
         if isinstance(self.shape, Bank):
             return self._replace(shape=BANKS["small"])
         if isinstance(self.shape, PromptShape):
@@ -112,7 +112,7 @@ class Work(NamedTuple):
         return x, down, [t for up in ups for t in up], len(ups), "relu", None
 
     def backward_arguments(self, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
-        """Return the arguments of the raw backward operation, with all gradients asked for."""
+        """Return the arguments of the raw backward operation, which asks for all gradients."""
         asked = (1 << len(tensors)) - 1
         if self.op == "mop_ffn":
             return grads, *self.forward_arguments(tensors), asked
@@ -240,7 +240,7 @@ def least_work(op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], dir
 def run(
     work: Work, backend: str, tensors: Sequence[Tensor], direction: str, grads: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """Call the raw operation of a backend. Tensors that only have sizes go to Triton's functions themselves."""
+    """Call the raw operation of a backend. Tensors that only have sizes go directly to Triton's functions."""
     find: Callable[[str], Callable[..., Any]] = partial(ops.get, backend=backend)
     if tensors[0].device.type == "meta":
         from mop_kernels.triton_kernels import IMPLEMENTATIONS
