@@ -1,6 +1,6 @@
-"""ATTEMPT's instance prompts, compared with the same in PyTorch's operations. All gradients are asked for, also of x.
+"""ATTEMPT's instance prompts, compared with PyTorch's operations. All gradients are asked for, also the gradient of x.
 
-Bytes at least: forward reads x, the prompts and the attention module, and writes the prompts with x behind them.
+The least bytes: forward reads x, the prompts and the attention module, and writes the prompts with x behind them.
 """
 
 from benchmarks.support.cases import comparison

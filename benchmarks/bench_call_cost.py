@@ -1,4 +1,4 @@
-"""The host's cost of one call: tensors so small that nothing else counts, gradients on, in microseconds."""
+"""The host's cost of one call in microseconds, with gradients on. The tensors are so small that nothing else counts."""
 
 import pytest
 import torch
@@ -36,5 +36,5 @@ def test_host_cost(name, direction, full_size, timed):
         return torch.autograd.grad(function(*leaves), leaves, grads)
 
     call = both if direction == BOTH else lambda: function(*leaves)
-    kind = "ours" if name == "mop_kernels phm_linear" else "form"  # the one that the others are ratios to
+    kind = "ours" if name == "mop_kernels phm_linear" else "form"  # the call that the ratios compare with
     timed(call, f"{HOST}{direction}", name, kind=kind, calls=200 if full_size else 1)

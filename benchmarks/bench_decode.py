@@ -1,9 +1,9 @@
 """generate on a frozen T5-base: without prefixes, with MOP, and with MOP by concatenated keys and values.
 
-Beam search, 8 dialogues x 4 beams of 64 tokens, 8 summary tokens each: the encoder once, then 8 steps on 32 rows. In a
-mixed batch the 5 scenarios take turns, so that every row needs its own prefix. Concatenation copies the keys and values
-of every layer, also of the source, at every step. A prefix in the cache saves these copies, and
-prefixed_attention needs none.
+A beam search of 8 dialogues x 4 beams of 64 tokens makes 8 summary tokens each: the encoder runs once, then 8 steps
+run on 32 rows. In a mixed batch the 5 scenarios take turns, so that every row needs its own prefix. Concatenation
+copies the keys and values of every layer at every step, also the keys and values of the source. A prefix in the cache
+saves these copies, and prefixed_attention needs no copies.
 """
 
 import pytest

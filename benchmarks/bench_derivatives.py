@@ -2,7 +2,7 @@
 
 Per-sample gradients: vmap(grad(loss)) over one layer. Ensembles: vmap over the parameters of several layers. Second
 derivatives: the gradient of a gradient penalty in every parameter, as in WGAN-GP and MAML. The dense layer has the same
-W as its own parameter, so it shows what the factors cost or save.
+W as its own parameter, so it shows the time that the factors cost or save.
 """
 
 from functools import partial
@@ -49,7 +49,7 @@ def factors_of(kind: str, side: int, layers: int) -> list[torch.Tensor]:
 
 
 def einsum_layer(x, *factors):
-    """Compute one layer in its plain form: PyTorch's vmap makes batched matrix products of it."""
+    """Compute one layer in its plain form. PyTorch's vmap turns it into batched matrix products."""
     *rules, local, bias = factors
     if len(rules) == 2:
         y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rules[0], rules[1], local, bias)
@@ -78,7 +78,7 @@ WAYS = {
 
 
 def prove(found, right, kind: str, largest_error: float = 1e-4) -> None:
-    """Compare gradients. Those of a dense layer are of W, not of the factors: there is nothing to compare."""
+    """Compare gradients. A dense layer has a gradient for W, not for the factors, so nothing is compared."""
     if kind != "stand-in":
         for a, e in zip(found, right, strict=True):
             assert testing.relative_error(a.detach(), e.detach().double()) < largest_error

@@ -1,4 +1,4 @@
-"""Layers with a low-rank rule, compared with PyTorch forms and a dense layer of the same sides, which they replace."""
+"""Layers with a low-rank rule, compared with PyTorch forms and with the dense layer that they replace."""
 
 from benchmarks.support.cases import comparison
 from benchmarks.support.contenders import COMPILED, COMPILED_STAGES, DENSE, FORMS, PRODUCT, STAGES

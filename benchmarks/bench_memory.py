@@ -1,8 +1,8 @@
 """Peak memory of every way to compute the paper's bank, each in its own process.
 
-The process is `python -m benchmarks.bench_memory NAME BANK`. It prints its resident memory as JSON, which
-mop_lab.attempt.memory measures. Needed is the memory that a caller holds anyway: inputs and outputs; with backward also
-the gradients of both.
+The process is `python -m benchmarks.bench_memory NAME BANK`. It measures its resident memory by mop_lab.attempt.memory
+and prints it as JSON. The needed memory is the memory that a caller holds anyway: inputs and outputs; with backward
+also the gradients of both.
 """
 
 import json

@@ -1,7 +1,8 @@
 """The cost of every method on a T5-base: a training step (forward, backward, AdamW) and a generated batch.
 
-The batch of bench_training_step and the search of bench_decode, with the 5 scenarios mixed. A parameter-efficient
-method has to beat full fine-tuning. The plain frozen model, of which nothing is trained, is the lower bound.
+The batch is the batch of bench_training_step, and the search is the search of bench_decode; both mix the 5 scenarios. A
+parameter-efficient method has to beat full fine-tuning. The plain frozen model, of which nothing is trained, is the
+lower bound.
 """
 
 import pytest
@@ -20,7 +21,7 @@ SYSTEMS = {label: (system.method, system.options) for label, system in all_syste
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Return other sizes than those of the other files."""
+    """Return the sizes of the backbone. They differ from the sizes in the other files."""
     return SMALL
 
 

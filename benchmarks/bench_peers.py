@@ -1,7 +1,7 @@
 """Other packages that multiply by Kronecker products, on the shapes of bench_phm_linear.py.
 
-None is a requirement; one that is not installed is skipped. `pip install peft lycoris-lora pyfastkron` brings them.
-They know a single Kronecker term, so a sum takes one adapter, one call or one batch entry per term.
+No package is required. A package that is not installed is skipped; `pip install peft lycoris-lora pyfastkron` installs
+all of them. They compute a single Kronecker term, so a sum takes one adapter, one call or one batch entry per term.
 """
 
 from collections.abc import Callable

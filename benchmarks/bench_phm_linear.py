@@ -1,7 +1,8 @@
 """Full-rank layers, compared with PyTorch forms, Compacter's eager way and a dense layer of the same sides.
 
-A full rule saves no multiply-adds, so the bar is the best way to order them. The floor counts a dense product of x with
-W, and nothing for building W. In evaluation PHMLinear is compared with the nn.Linear that to_linear gives.
+A full rule saves no multiply-adds, so the form to beat is the best order of the multiply-adds. The floor counts a dense
+product of x with W, and does not count the construction of W. In evaluation PHMLinear is compared with the nn.Linear
+that to_linear returns.
 """
 
 import pytest

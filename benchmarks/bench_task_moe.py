@@ -1,9 +1,9 @@
 """The cost of three experts per block in evaluation: a forward pass and a beam search of T5-base, and the plain model.
 
-Dense is a softmax over the experts: all run on all rows. Hard-routed, each row runs one expert per block, the expert of
-its task. With one task this is the same expert for the whole batch; with mixed tasks every expert runs on the rows that
-need it. The noise between the experts is small, so all results equal those of the plain model. The hard-routed result
-also equals the result of the model that mop_t5.squeeze makes.
+"dense" is a softmax over the experts: all experts run on all rows. In a hard-routed model each row runs one expert per
+block, the expert of its task. With one task this is the same expert for the whole batch; with mixed tasks every expert
+runs on the rows that need it. The noise between the experts is small, so all results equal the results of the plain
+model. The hard-routed result also equals the result of the model that mop_t5.squeeze makes.
 """
 
 import mop_t5

@@ -1,8 +1,8 @@
 """One training step of a frozen T5-base: without prefixes, with an MLP generator, with MOP; and MOP's share of it.
 
-A step is forward, backward and AdamW. Without prefixes nothing of a frozen model is trained; there the gradient goes
-to the input embeddings, so that backward passes all layers as it does with prefixes. The batch is small (8 dialogues
-of 64 tokens, 32 summary tokens), which is against us: the generator's cost does not grow with the batch.
+A step is forward, backward and AdamW. Without prefixes nothing of a frozen model is trained. Then the gradient goes to
+the input embeddings, so that backward passes all layers as it does with prefixes. The batch is small (8 dialogues of 64
+tokens, 32 summary tokens). A small batch is our worst case, because the generator's cost does not grow with the batch.
 """
 
 import sys

@@ -4,7 +4,7 @@
 
 Launches: "recorded", all of tests/triton/launches.json; "sample", the launches that the tests compile, each for one
 architecture; "paper", the launches of support/work.py; "candidates", the configurations that `make tune` tries.
-With --results a run continues where the last one stopped. To compile with another triton, put it first on PYTHONPATH.
+With --results a run continues where the last run stopped. To compile with another triton, put it first on PYTHONPATH.
 The exit status is 1 if there is a problem.
 """
 
@@ -27,7 +27,7 @@ NUMBERS = ("registers", "spill B", "shared KB")
 
 
 def problems(rows: Iterable[Compiled]) -> list[str]:
-    """Return the reasons why kernels would not start or would be slow, one sentence per problem."""
+    """Return the reasons why kernels would not start or would be slow, one line per problem."""
     found = []
     for row in rows:
         where = f"{row.kernel} for sm_{row.arch}, {row.dtype}, {row.config}, first launched by {row.origin}"
@@ -41,7 +41,12 @@ def problems(rows: Iterable[Compiled]) -> list[str]:
 
 
 def totals(rows: list[Compiled], tasks: list[tuple[Recorded, int]]) -> list[str]:
-    """Return one line per architecture. tasks: all launches that were to be compiled."""
+    """Return one line per architecture with the counts of its launches.
+
+    Args:
+        rows: The finished compilations.
+        tasks: All launches to be compiled, each with an architecture.
+    """
     lines = []
     for arch in sorted({row.arch for row in rows}):
         some = [row for row in rows if row.arch == arch]

@@ -1,4 +1,4 @@
-"""What all benchmarks share: one way to time, one table and one JSON per module, and the frozen T5-base.
+"""The fixtures that all benchmarks share: the timer, one table and one JSON per module, and the frozen T5-base.
 
 Numbers exist only with `pytest --benchmark`. A benchmark first proves its contender right, then calls `timed`. Without
 the flag each benchmark runs once, on a small case.
@@ -50,7 +50,7 @@ def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.
 
 @pytest.fixture
 def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
-    """Return a function that measures calls of a function, or runs it once."""
+    """Return a function that measures the calls of a function, or calls it once without --benchmark."""
 
     def run(
         function: Call, group: str, name: str, *, kind: str, calls: int = 1, effort: float = 1.0, **about: Any
@@ -58,13 +58,13 @@ def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
         """Measure one row.
 
         Args:
-            function: What is timed.
+            function: The timed function.
             group: The table of the row.
             name: The name of the row.
             kind: As in Contender.
             calls: Calls per measured round, for functions of microseconds.
             effort: Share of the usual time of a row.
-            about: More columns of the row. Without "flops" and "bytes", the least work of a call, it has no floor.
+            about: More columns of the row. Without "flops" and "bytes", the least work of a call, the row has no floor.
         """
         benchmark.group = group
         if record is None:
@@ -88,9 +88,9 @@ def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def case_of(full_size: bool) -> Callable[..., Case]:
-    """Return a function that makes a case: of a work, with the other arguments of Case.
+    """Return a function that makes the case of a work. It takes the other arguments of Case.
 
-    Only the last case is kept: the tests of a case follow each other.
+    Only the last case is kept, because the tests of a case follow each other.
     """
     return lru_cache(maxsize=1)(lambda work, *more, **options: Case(work, full_size, *more, **options))
 

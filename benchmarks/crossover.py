@@ -1,11 +1,11 @@
-"""Up to which size of work the CUDA kernels are faster than Triton's on this GPU: a step of `make gpu`.
+"""Find the largest work for which the CUDA kernels are faster than Triton's on this GPU: a step of `make gpu`.
 
     python -m benchmarks.crossover [--seconds 60]
 
-Times calls with gradients, forward and backward, which is what "auto" must choose for, on a ladder of sizes of each
-operation: eager, and replayed from a CUDA graph, where the host's time does not count. Writes
-mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype: multiply-adds}}}. backends.py reads it.
-A backend is timed once it is right (support/cases.py).
+The command times calls with gradients, forward and backward, on a ladder of sizes of each operation, because "auto"
+must choose for these calls. They are timed eager, and replayed from a CUDA graph, where the host's time does not count.
+The result is written to mop_kernels/crossover/<GPU name>.json: {"eager" or "graph": {operation: {dtype:
+multiply-adds}}}. backends.py reads this file. A backend is proven right before it is timed (support/cases.py).
 """
 
 import argparse
@@ -49,10 +49,10 @@ class Point(NamedTuple):
 
 
 def crossover(points: Iterable[Point]) -> int:
-    """Return the multiply-adds up to which CUDA is faster: halfway, in factors, from its last win to the next rung.
+    """Return the multiply-adds up to which CUDA is faster: the geometric mean of its last win and the next rung.
 
-    A win beyond a defeat does not count. Where CUDA wins throughout, the largest rung is returned: beyond it nothing is
-    known.
+    A win beyond a defeat does not count. If CUDA wins every rung, the largest rung is returned, because nothing is
+    known beyond it.
     """
     last = None
     for point in sorted(points):
@@ -86,7 +86,7 @@ def measure(
             rungs = []
             for work in (w for w in ladder if w.op == op):
                 if time.monotonic() > deadline:
-                    print("out of time: the rest keeps the estimate")
+                    print("out of time: the other works keep the estimate")
                     return found
                 rungs.append(timer(work, precision))
                 print(f"{op}, {work.label}, {precision.name}: {rungs[-1]}", flush=True)
@@ -96,7 +96,7 @@ def measure(
 
 
 def times(work: Work, precision: Precision) -> dict[str, Point]:
-    """Time both backends, proven right, on this GPU, in every way."""
+    """Prove both backends right and time them on this GPU, in every way."""
     with torch.device("cuda"), precision.in_force():
         case = Case(work, True, precision)
         calls = [case.call_of(contender, BOTH) for contender in ours(work.op, COMPARED)]
@@ -110,7 +110,7 @@ def times(work: Work, precision: Precision) -> dict[str, Point]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crossover", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60, help="stop after this many (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="stop after this many seconds (%(default)s)")
     arguments = parser.parse_args()
     absent = [f"{name}: {backends.why_not(name)}" for name in COMPARED if backends.why_not(name) is not None]
     if absent:

@@ -1,4 +1,4 @@
-"""Tables of a GPU: what `make gpu` measured, its goals, and before that what the floors let expect.
+"""Tables of a GPU: the times that `make gpu` measured and their goals, or the times that the floors let expect.
 
 python -m benchmarks.device_tables                # estimates for an H200, for docs/performance_gpu.md
 python -m benchmarks.device_tables RESULT.json    # the measured times
@@ -20,11 +20,11 @@ from benchmarks.support.work import BFLOAT16, DIRECTIONS, FLOAT32, WORK, Precisi
 from mop_kernels.triton_kernels.launch import recording
 
 US_PER_LAUNCH = 2.0
-FACTOR = 2.0  # of the floor: straight-line kernels take some 1.4 to 2.5 times what instructions or bytes need
+FACTOR = 2.0  # expected time over floor: straight-line kernels take some 1.4 to 2.5 times the floor
 
 
 class _TorchKernels(TorchDispatchMode):
-    """Counts torch's own operations that are a kernel on a GPU: all but views and allocations."""
+    """Counts torch's own operations that launch a kernel on a GPU: all but views and allocations."""
 
     count = 0
 
@@ -66,7 +66,7 @@ def measured(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device_tables", description=__doc__.splitlines()[0])
-    parser.add_argument("result", nargs="?", type=Path, help="a JSON of `make gpu`; without it: estimates")
+    parser.add_argument("result", nargs="?", type=Path, help="a JSON of `make gpu`; without it, estimates are printed")
     arguments = parser.parse_args()
     found = None if arguments.result is None else json.loads(arguments.result.read_text())["benchmarks"]
     print("\n".join(estimates() if found is None else measured(found)))

@@ -2,14 +2,16 @@
 
     python -m benchmarks.gpu_run [--tune] [--minutes 9] [--dry-run]
 
-Builds into the Python that runs it; installs and downloads nothing. support/gpu_steps.py has the steps, the ones with
-most evidence first. Each step has a guaranteed share of the time; time that earlier steps leave comes on top. A step
-that fails or runs out of time stops no other; the exit status says whether one did. The JSON is
-benchmarks/results/gpu/<GPU>.<date>.json: versions, the outcome of each step, the failed tests, the device times and the
-goals that they meet. It is written anew after every step, and copied to the folder that OUT names, with the ends of the
-steps' outputs and the measurements for this GPU: four files at most. build/gpu/ holds all output.
+The command builds the package for the Python that runs it. It installs and downloads nothing. support/gpu_steps.py
+lists the steps; the steps with most evidence come first. Each step has a guaranteed share of the time, and gets the
+time that earlier steps left on top. A step that fails or runs out of time does not stop the other steps; then the exit
+status is 1. The JSON is benchmarks/results/gpu/<GPU>.<date>.json: versions, the outcome of each step, the failed tests,
+the device times and the goals that they meet. It is written anew after every step, and copied to the folder that OUT
+names, with the ends of the steps' outputs and the measurements for this GPU: four files at most. build/gpu/ holds all
+output.
 
-Without a GPU it is a dry run: the same steps, tiny, by Triton's interpreter, and the JSON stays in build/gpu/.
+Without a GPU the command makes a dry run: small steps of the same names run by Triton's interpreter, and the JSON stays
+in build/gpu/.
 """
 
 import argparse
@@ -71,7 +73,7 @@ def run_all(steps: list[Step], deadline: float, keep: Callable[[list[Outcome]], 
 def run(step: Step, seconds: float, meanwhile: Callable[[], None] = lambda: None) -> list[Outcome]:
     """Run a step and the step beside it, and return their outcomes.
 
-    The processes are ended where this one is ended.
+    If this process is ended, it ends the processes of the steps first.
 
     Args:
         step: The step.
@@ -111,7 +113,7 @@ def status_of(process: subprocess.Popen, bound: float, meanwhile: Callable[[], N
 
 
 def begin(step: Step, seconds: float) -> subprocess.Popen:
-    """Start the process of a step. It is told that it has these seconds, less the time to start and to end."""
+    """Start the process of a step. Its command learns these seconds, less the time to start and to end."""
     search = [str(ROOT), str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search)), **step.environment}
     command = [word.replace(gpu_steps.SECONDS, f"{max(1, seconds - gpu_steps.START):.0f}") for word in step.command]
@@ -123,7 +125,7 @@ def begin(step: Step, seconds: float) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a process and its children. A process that the driver holds is not waited for."""
+    """End a process and its children. Do not wait for a process that the driver holds."""
     with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -143,7 +145,7 @@ def outcome(step: Step, status: int | None, seconds: float) -> Outcome:
     Args:
         step: The step.
         status: Exit status. None: the step ran out of time.
-        seconds: Its time.
+        seconds: The time that the step took.
     """
     ended = "out of time" if status is None else "ok" if status == 0 else f"failed, status {status}"
     found: Outcome = {"name": step.name, "outcome": ended, "seconds": round(seconds, 1)}
@@ -173,7 +175,7 @@ def test_counts(text: str) -> Outcome:
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions that count, without names of machines or paths."""
+    """Return the versions of the software and the GPU's properties, without names of machines or paths."""
     import triton
 
     found = {
@@ -195,7 +197,7 @@ def versions() -> dict[str, Any]:
 
 
 def measured() -> results.Found | None:
-    """Return the rates and the rows of all steps that have written some. None where no step has."""
+    """Return the rates and the rows that the steps have written. None if no step has written any."""
     found: results.Found | None = None
     for name in gpu_steps.MEASURED:
         with contextlib.suppress(OSError, ValueError):  # not reached yet
@@ -234,11 +236,11 @@ def main() -> int:
     """Run the command, and return its exit status."""
     start = clock()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_run", description=__doc__.splitlines()[0])
-    parser.add_argument("--tune", action="store_true", help="tune as well, and keep the result")
+    parser.add_argument("--tune", action="store_true", help="also tune, and keep the result")
     parser.add_argument(
         "--minutes", type=float, default=gpu_steps.TOTAL / 60, help="for all steps but tuning (%(default)s)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="tiny, by Triton's interpreter")
+    parser.add_argument("--dry-run", action="store_true", help="run small steps by Triton's interpreter")
     arguments = parser.parse_args()
     dry = arguments.dry_run or not torch.cuda.is_available()
     if not torch.cuda.is_available():

@@ -1,12 +1,12 @@
-"""The host's cost of the GPU backends, without a GPU: microseconds of one public call of mop_ffn, of two commits.
+"""Time the host's cost of the GPU backends without a GPU: microseconds of one public call of mop_ffn, of two commits.
 
     python -m benchmarks.host_cost --against COMMIT [--cuda build/inplace/mop_kernels._C_cuda] [--keep]
 
-Stubs stand for CUDA's driver and runtime (tests/launch_path, tests/cuda/stub_runtime.py): a launch is handed over, and
-nothing runs. Backend "triton" takes the paper's bank; "cpu" and, with nvcc's objects, "cuda" take a tiny one. One
-process per commit answers in turn, many short rounds each, so that whatever disturbs the machine disturbs both. Tables
-of all rounds are printed; --keep writes them to benchmarks/results. malloc keeps its memory, as torch's allocator on a
-GPU does.
+Stubs stand for CUDA's driver and runtime (tests/launch_path, tests/cuda/stub_runtime.py): they take a launch, and
+nothing runs. Backend "triton" takes the paper's bank; "cpu" and, with nvcc's objects, "cuda" take a tiny bank. One
+process per commit answers in turn, in many short rounds, so that a disturbance of the machine disturbs both commits.
+The command prints tables of all rounds; --keep writes them to benchmarks/results. malloc keeps its memory, as torch's
+allocator on a GPU does.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUBS = (ROOT / "tests" / "launch_path", ROOT / "tests" / "cuda")
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 DIRECTIONS = ("forward without gradients", "forward", "forward + backward")
-CALLS = 20  # of one round
+CALLS = 20  # per round
 HERE = "this tree"
 
 
@@ -108,7 +108,7 @@ def tree_of(commit: str, folder: Path) -> Path:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--against", metavar="COMMIT", help="time this commit beside the tree")
+    parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
     parser.add_argument("--cuda", metavar="FOLDER", type=Path, help="nvcc's objects: time the host functions of CUDA")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")

@@ -2,9 +2,9 @@
 
     python -O -m benchmarks.record_launches [--output FILE] [pytest arguments]
 
-No kernel runs and no GPU is needed: the tests of backend "triton", in all their cases, call the launchers on CPU
-tensors, and each launch is recorded instead of made. Numbers are never computed, so assertions are off (-O), and tests
-that need a number stop early and are counted. The seconds that compile_table.py has measured are kept.
+No kernel runs and no GPU is needed: all cases of the tests of backend "triton" call the launchers on CPU tensors, and
+each launch is recorded instead of made. No number is computed, so assertions must be off (-O). Tests that need a number
+stop early and are counted. The seconds that compile_table.py has measured are kept.
 """
 
 import argparse
@@ -37,7 +37,7 @@ OF_TEST_CUDA = {
 
 
 class Recorder:
-    """A pytest plugin: `found` maps each launch to the test that made it first."""
+    """A pytest plugin whose `found` maps each launch to the test that made it first."""
 
     __name__ = "launch_recorder"  # tests/kernels/conftest.py looks for this name: then all cases are quick
 

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.render`: the JSON of a run as Markdown (the README's table, the goals, all tables) and plots.
+"""`python -m benchmarks.render`: show the JSON of a run as Markdown (README's table, goals, all tables) and as plots.
 
-Without options it prints the README's table and the goals, for the only machine under benchmarks/results/.
+Without options the command prints the README's table and the goals, for the only machine under benchmarks/results/.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python -m benchmarks.tune [--seconds 400]
 
-Writes the configurations that beat the kernel's own choice to mop_kernels/triton_kernels/configs/<GPU name>.json;
+The configurations that beat the kernel's own choice are written to mop_kernels/triton_kernels/configs/<GPU name>.json;
 triton_kernels/launch.py reads this file. The whole operation is timed, forward and backward, replayed from a CUDA
-graph: only the configuration changes. Several processes first compile all kernels into Triton's cache, so that GPU time
-is spent only on running.
+graph: only the configuration changes. Several processes first compile all kernels into Triton's cache, so that the GPU
+time is spent on measurements only.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, WORK, Prec
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
 GAIN = 0.97  # a configuration is kept if it takes at most this share of the time of the kernel's own choice
-LARGEST = 2 * 10**9  # bytes: larger work would take the time of all other work
+LARGEST = 2 * 10**9  # bytes; larger works would leave no time for the others
 
 
 def choices_of(work: Work, precision: Precision) -> list[Choice]:
@@ -41,7 +41,7 @@ def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | No
         with forced(choice, config):
             try:
                 times.append(time_ms())
-            except Exception as error:  # of a candidate that does not compile or fit
+            except Exception as error:  # a candidate may not compile, or not fit
                 if config is candidates[0]:
                     raise
                 print(f"  {choice.kernel} {config}: {type(error).__name__}", flush=True)
@@ -55,7 +55,7 @@ def tune(
     timer_of: Callable[[Work, Precision], Callable[[], float]],
     deadline: float,
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Return {kernel: {key: configuration}} of what was tuned until `deadline`, a time of time.monotonic."""
+    """Return {kernel: {key: configuration}} of the launches tuned before `deadline`, a time of time.monotonic."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     seen = set()
     for work, precision in product(works, precisions):
@@ -63,7 +63,7 @@ def tune(
             if choice.key in seen:
                 continue
             if time.monotonic() > deadline:
-                print("out of time: the other work keeps the kernels' own choices")
+                print("out of time: the other works keep the kernels' own choices")
                 return found
             seen.add(choice.key)
             with precision.in_force():

@@ -1,8 +1,8 @@
 """Compile launches for a GPU that need not be present, each in a process that the compiler may end.
 
-Triton's own just-in-time path compiles them. So arguments are specialised as on a GPU, and Triton's cache then serves a
-program on that GPU. Triton's cuobjdump reads registers and spills from the machine code. The process must not have
-TRITON_INTERPRET=1.
+Triton's own just-in-time path compiles the launches. So arguments are specialised as on a GPU, and a program on that
+GPU then finds the kernels in Triton's cache. Triton's cuobjdump reads registers and spills from the machine code. The
+process must not have TRITON_INTERPRET=1.
 """
 
 import contextlib
@@ -137,7 +137,7 @@ def compile_all(
     pools: list[ProcessPoolExecutor] = []
 
     def in_a_process(recorded: Recorded, arch: int) -> Compiled:
-        """Compile in the process of this thread. So it is known which launch ended a process."""
+        """Compile in the process of this thread, so that the launch which ends a process is known."""
         if not hasattr(mine, "pool"):
             mine.pool = ProcessPoolExecutor(1, get_context("spawn"))
             pools.append(mine.pool)
@@ -168,7 +168,7 @@ def compile_all(
 
 
 def key_of(launch: Launch, arch: int) -> str:
-    """Return a name of a compilation: launch, source of the kernel and its callees, architecture, version of triton."""
+    """Return a key of launch, source of the kernel and its callees, architecture and version of triton."""
     made_of = f"{launch}, {launch.function.cache_key}, sm_{arch}, triton {triton.__version__}"
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 

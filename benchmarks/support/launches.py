@@ -1,8 +1,8 @@
 """Launches as data, without tensors, in a file of one line per launch.
 
-A `Launch` names a kernel and all that its machine code depends on: the kinds of its arguments as Triton specialises
-them, its constexprs and its options. tests/triton/launches.json holds the launches of the tests and of the paper's
-shapes. record_launches.py writes this file, and compile_table.py compiles it.
+A `Launch` names a kernel and everything that its machine code depends on: the kinds of its arguments as Triton
+specialises them, its constexprs and its options. tests/triton/launches.json holds the launches of the tests and of the
+paper's shapes. record_launches.py writes this file, and compile_table.py compiles its launches.
 
     kind of an argument    written as
     tensor                 its dtype, "fp32"; "fp32-" where its address is no multiple of 16
@@ -121,7 +121,7 @@ def example(kind: str | tuple) -> Any:
 
 
 def flat(kinds: Iterable[str | tuple]) -> list[str]:
-    """Return all kinds, with those in tuples."""
+    """Return all kinds, with the kinds in tuples."""
     return [k for kind in kinds for k in (flat(kind) if isinstance(kind, tuple) else [kind])]
 
 
@@ -222,10 +222,10 @@ def read(path: Path = FILE) -> list[Recorded]:
     return recorded
 
 
-# The sample that the tests compile: every kind of launch, the cheapest of each kind.
+# The sample that the tests compile: the cheapest launch of each kind.
 
 ARCHES = (90, 80)
-SECONDS = 0.5  # of a kernel without measured compilations
+SECONDS = 0.5  # assumed for a kernel without measured compilations
 
 
 def combination(launch: Launch) -> tuple:
@@ -238,7 +238,7 @@ def combination(launch: Launch) -> tuple:
 
 
 def features(recorded: Recorded) -> set[tuple]:
-    """Return what a sample of all launches must contain.
+    """Return the features of a launch that a sample must contain.
 
     A sample contains all combinations, every block and option of each kernel, and every kernel of the paper's shapes in
     each dtype.
@@ -257,9 +257,9 @@ def features(recorded: Recorded) -> set[tuple]:
 
 
 def sample(recorded: list[Recorded]) -> list[tuple[Recorded, int]]:
-    """Return launches, each with an architecture, that have all features between them.
+    """Return launches, each with an architecture, that together have all features.
 
-    The launch that adds most features per second of its compilation comes first, for the architecture that has fewer
+    The launch that adds most features per second of its compilation is chosen next, for the architecture that has fewer
     launches. Each kernel is compiled for every architecture in every dtype.
     """
     seconds = _seconds(recorded)
@@ -276,7 +276,7 @@ def sample(recorded: list[Recorded]) -> list[tuple[Recorded, int]]:
 
 
 def _seconds(recorded: list[Recorded]) -> dict[Launch, float]:
-    """Return the seconds of each compilation, never 0; the median of the kernel if it was not measured."""
+    """Return the seconds of each compilation, at least 0.1. The kernel's median stands for unmeasured seconds."""
     measured = defaultdict(list)
     for r in recorded:
         if r.seconds is not None:
