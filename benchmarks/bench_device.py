@@ -50,8 +50,7 @@ OF_THE_BANK = [case for case in CASES if case[0] is BANK and case[2].kind == "ou
 def each(cases: list[tuple]) -> pytest.MarkDecorator:
     """Parametrize a test over cases."""
     names = [(contender.name, work.label, precision.name, way) for work, precision, contender, way, _ in cases]
-    arguments = ("work", "precision", "contender", "direction", "ways")
-    return pytest.mark.parametrize(arguments, cases, ids=map("; ".join, names))
+    return pytest.mark.parametrize("case", cases, ids=map("; ".join, names))
 
 
 @pytest.fixture(autouse=True)
@@ -109,13 +108,13 @@ def time_it(case_of, full_size, keep):
 
 
 @each(OF_THE_BANK)
-def test_the_bank(work, precision, contender, direction, ways, time_it):
-    time_it(work, precision, contender, direction, ways)
+def test_the_bank(case, time_it):
+    time_it(*case)
 
 
 @each([case for case in CASES if case not in OF_THE_BANK])
-def test_device(work, precision, contender, direction, ways, time_it):
-    time_it(work, precision, contender, direction, ways)
+def test_device(case, time_it):
+    time_it(*case)
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["gradients", "no gradients"])

@@ -1,4 +1,4 @@
-"""Compile the launches of Triton's kernels for GPUs that need not be present. Show which fail, spill or do not fit.
+"""Compile the launches of Triton's kernels for absent GPUs. Show launches that fail, spill or need too much memory.
 
     python -m benchmarks.compile_table [--arch 90 80] [--launches recorded] [--match TEXT] [--summary] [--workers 2]
 

@@ -36,7 +36,7 @@ CONFIGURATION = ("ACTIVATION", "PRECISION", "num_warps", "num_stages", "maxnreg"
 
 
 class Compiled(NamedTuple):
-    """One launch as machine code for one architecture, or the `error` of its compilation. seconds: CPU time."""
+    """The compilation of one launch for one architecture: registers and bytes, or the error. `seconds` is CPU time."""
 
     launch: str
     kernel: str

@@ -42,18 +42,18 @@ class Goal(NamedTuple):
 
 
 def speedup(group: str, bound: float, *names: str, measure: str = "") -> Goal:
-    """Return the goal that the best of the named rows takes at least `bound` times our time."""
+    """Return a goal: the best of the named rows takes at least `bound` times our time."""
     return Goal(group, measure or " or ".join(names), bound, True, lambda results: results.times_ours(group, *names))
 
 
 def slowdown(group: str, bound: float, name: str, over: str) -> Goal:
-    """Return the goal that the row `name` takes at most `bound` times as long as the row `over`."""
+    """Return a goal: the row `name` takes at most `bound` times as long as the row `over`."""
     measure = f"{name}: time over {over}"
     return Goal(group, measure, bound, False, lambda results: results.median(group, name) / results.median(group, over))
 
 
 def own_time(group: str, bound_us: float, measure: str = "device time") -> Goal:
-    """Return the goal that our time is at most `bound_us` microseconds."""
+    """Return a goal: our time is at most `bound_us` microseconds."""
     return Goal(group, measure, bound_us, False, lambda results: 1e3 * results.ours(group), " us")
 
 

@@ -74,7 +74,7 @@ class Launch(NamedTuple):
 class Recorded(NamedTuple):
     """A launch, its origin, and the seconds of its compilation if measured.
 
-    origin: The id of a test, or "operation, shape, dtype" of support/work.py.
+    The origin is the id of a test, or "operation, shape, dtype" for a work of support/work.py.
     """
 
     launch: Launch
