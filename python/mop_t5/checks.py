@@ -87,9 +87,9 @@ def check_int(name: str, value: object, minimum: int) -> None:
     """Raise TypeError or ValueError unless `value` is an int of at most 31 bits and at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int; got {value!r}.")
-    if value < minimum:
+    if int(value) < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}.")
-    if value > LARGEST_INT:
+    if int(value) > LARGEST_INT:
         raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
 
 
@@ -99,7 +99,7 @@ def check_number(
     """Raise TypeError or ValueError unless `value` is finite, minimum <= value and above < value < below."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}.")
-    if not (minimum <= value < below and above < value < math.inf):
+    if not (minimum <= float(value) < below and above < float(value) < math.inf):
         bounds = [f"above {above:g}"] if above > -math.inf else []
         bounds += [f"at least {minimum:g}"] if minimum > -math.inf else []
         bounds.append("finite" if below == math.inf else f"below {below:g}")
