@@ -8,7 +8,7 @@ saves these copies, and prefixed_attention needs no copies.
 
 import pytest
 import torch
-from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import attention
 
 from benchmarks.support.t5 import SCENARIOS
 
@@ -26,7 +26,7 @@ def test_with_mop(way, batch, attach, mop_fields, search, timed, monkeypatch):
     search["scenario_ids"] = torch.arange(8) % len(SCENARIOS) if batch == "mixed" else 0
     expected = model.generate(**search)
     if way == "concatenated":
-        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+        monkeypatch.setattr(attention, "_LONG_QUERY", 1)
     assert torch.equal(model.generate(**search), expected)
     name = f"MOP, {batch}" + (", keys and values concatenated" if way == "concatenated" else "")
     timed(lambda: model.generate(**search), GROUP, name, kind="ours" if way == "as it is" else "form")

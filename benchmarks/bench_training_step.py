@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import attention
 
 import mop_kernels as mk
 from benchmarks.support.t5 import training_step
@@ -47,7 +47,7 @@ CASES = {
 def test_step_with_prefixes(name, attach, mop_fields, batch, timed, monkeypatch):
     method, long_query = CASES[name]
     if long_query is not None:
-        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", long_query)
+        monkeypatch.setattr(attention, "_LONG_QUERY", long_query)
     fields = {key: size for key, size in mop_fields.items() if method == "mop" or not key.startswith("terms")}
     model = attach(method, **fields).train()
     step = training_step(model, batch, learning_rate=1e-4)

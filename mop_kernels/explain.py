@@ -16,7 +16,7 @@ from .functional import OPERATIONS
 from .validation import dtype_of_call
 
 _KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
-_METHODS = json.loads((Path(__file__).parent / "methods.json").read_text())  # per backend and operation
+_EXPLANATIONS = json.loads((Path(__file__).parent / "explanations.json").read_text())  # per backend and operation
 
 
 def explain_backend(op: str | Callable, *args, **kwargs) -> str:
@@ -49,7 +49,7 @@ def explain_backend(op: str | Callable, *args, **kwargs) -> str:
     size = multiply_adds.of_call(name, given)
     choice = backends.resolve(backend, first.device, dtype, name, size)
     chosen_by = reason_of(backend, first.device, dtype, name, size)
-    lines = [f"{name}: backend {choice} ({chosen_by})", f"method: {_METHODS[choice][name]}"]
+    lines = [f"{name}: backend {choice} ({chosen_by})", f"method: {_EXPLANATIONS[choice][name]}"]
     lines += _plan_lines(name, choice, given)
     absent = {other: backends.why_not(other, first.device) for other in backends.NAMES}
     return "\n".join([*lines, *(f"not here: {other} ({reason})" for other, reason in absent.items() if reason)])

@@ -31,7 +31,8 @@ class PHMLinear(DrawnLayer):
         bias: Whether the layer has a bias (out_features,).
         init: "variance_matched" gives every entry of W the variance of nn.Linear's weight, 1/(3 in_features), and the
             bias its range. "compacter" draws rules from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
-        device, dtype: Device and dtype of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: A size does not divide or is not positive, or `init` is unknown.
@@ -162,10 +163,14 @@ class MOPFeedForward(nn.Module):
     there is one per layer, which the experts share. All up maps share the hidden rows.
 
     Args:
-        num_layers, num_experts: Sizes of the mixture.
-        d_in, d_mid, d_out: Widths of x, of the hidden rows and of the outputs.
+        num_layers: Layers of the backbone that the mixture serves.
+        num_experts: Experts of the mixture.
+        d_in: Width of x.
+        d_mid: Width of the hidden rows.
+        d_out: Width of the outputs.
         num_maps: Number of up maps (MOP: two, for keys and values).
-        terms_down, terms_up: Terms of the down map and of the up maps.
+        terms_down: Terms of the down map.
+        terms_up: Terms of the up maps.
         rank: Rank of low-rank rules.
         reading: "A": rule terms x terms and local (in/terms) x (out/terms). "B": rule (in/terms) x (out/terms) and
             local terms x terms.
@@ -181,7 +186,8 @@ class MOPFeedForward(nn.Module):
         init: "variance_matched", Var(W) = 2/(in + out). "compacter", rules N(0, 0.01^2), locals Glorot-uniform.
             "zero_up", rules N(0, 0.0001^2), up locals zero, so that all outputs start at zero.
         drop_lorl: rule_in is fixed to ones ("w/o LoRL" in its other meaning).
-        device, dtype: Device and dtype of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: A size does not divide or is not positive, or a name is unknown.

@@ -9,6 +9,7 @@ A page has one folder and one namespace for all of its blocks. The folder holds 
     text    Nothing.
 """
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -231,3 +232,13 @@ def anchors_of(page: Path) -> set[str]:
             anchors.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
             seen[slug] += 1
     return anchors
+
+
+def test_each_argument_has_an_entry_of_its_own():
+    """The site shows `a, b: text` under Args as an argument of that name, which does not exist."""
+    folders = ("mop_kernels", "python", "benchmarks")
+    for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+                arguments = (ast.get_docstring(node) or "").partition("Args:\n")[2].split("\n\n")[0]
+                assert not re.search(r"^ {4}\w+(, \w+)+:", arguments, re.MULTILINE), f"{path}: {node.name}"

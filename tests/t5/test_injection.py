@@ -6,7 +6,7 @@ import mop_t5
 import pytest
 import torch
 import torch.nn.functional as F
-from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import attention
 from mop_t5.attachment.additions import Additions
 from safetensors.torch import load_file
 from t5_oracle import ATTENTIONS, KINDS, batch, logits, random_prefix, tiny
@@ -35,8 +35,8 @@ def test_oracle_is_t5_without_a_prefix(kind, masks):
 def implementation(request, monkeypatch):
     """Each way to compute the attention; long queries take another one than short queries do."""
     if request.param == "sdpa, long queries":
-        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
-        monkeypatch.delattr(prefix_attention, "_times_prefix")  # of the split way
+        monkeypatch.setattr(attention, "_LONG_QUERY", 1)
+        monkeypatch.delattr(attention, "_times_prefix")  # of the split way
     return request.param.partition(",")[0]
 
 
@@ -98,7 +98,7 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
         seen["plain"].append(kwargs["position_bias"])
         return plain_eager(module, query, key, value, mask, **kwargs)
 
-    split = prefix_attention.prefixed_attention
+    split = attention.prefixed_attention
 
     def spy_split(query, key, value, prefix_key, prefix_value, mask, **kwargs):
         # with one-hot values, queries and keys of zero, the output is the softmax of the biases alone
@@ -116,7 +116,7 @@ def test_real_tokens_keep_their_bias(kind, monkeypatch):
         monkeypatch.setattr(plain_module, "eager_attention_forward", spy_plain)
         tiny(kind, implementation="eager")(**inputs)
         model = attached(kind)
-        monkeypatch.setattr(prefix_attention, "prefixed_attention", spy_split)
+        monkeypatch.setattr(attention, "prefixed_attention", spy_split)
         model(**inputs, scenario_ids=IDS, mop_additions=Additions(random_prefix(model, 3)))
     assert len(seen["plain"]) == len(seen["prefixed"]) == 2 + 3 + 3
     for plain, prefixed in zip(seen["plain"], seen["prefixed"], strict=True):
@@ -160,9 +160,7 @@ def test_dropout_acts_on_prefix_and_real_weights_alike():
         position_bias=mask,
     )
     torch.manual_seed(7)
-    got, weights = prefix_attention.prefixed_attention(
-        query, key, value, *prefix, mask, rows=torch.arange(2), dropout=0.4
-    )
+    got, weights = attention.prefixed_attention(query, key, value, *prefix, mask, rows=torch.arange(2), dropout=0.4)
     assert (weights == 0).any()
     torch.testing.assert_close(weights, expected_weights, atol=1e-14, rtol=0)
     torch.testing.assert_close(got, expected, atol=1e-14, rtol=0)
@@ -172,8 +170,8 @@ def test_dropout_of_long_queries_keeps_the_mean():
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 6, 6))
     prefix = [torch.randn(1, 3, 2, 4, dtype=torch.float64) for _ in range(2)]
-    expected, _ = prefix_attention.prefixed_attention(query, key, value, *prefix)
-    joined = partial(prefix_attention.prefixed_attention, joined=True)
+    expected, _ = attention.prefixed_attention(query, key, value, *prefix)
+    joined = partial(attention.prefixed_attention, joined=True)
     torch.testing.assert_close(joined(query, key, value, *prefix)[0], expected)
     draws = torch.stack([joined(query, key, value, *prefix, dropout=0.3)[0] for _ in range(4000)])
     assert draws.std(0).min() > 0.01
@@ -185,7 +183,7 @@ def test_half_precision_softmax_is_float32():
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 1, n, 8).bfloat16() for n in (3, 300, 300))
     prefix = [torch.randn(1, 1, 40, 8).bfloat16() for _ in range(2)]
-    got, weights = prefix_attention.prefixed_attention(query, key, value, *prefix)
+    got, weights = attention.prefixed_attention(query, key, value, *prefix)
     scores = torch.cat([query @ prefix[0].mT, query @ key.mT], -1).float()
     assert got.dtype == torch.bfloat16
     assert torch.equal(weights, scores.softmax(-1).bfloat16())

@@ -7,7 +7,7 @@ import pickle
 import mop_t5
 import pytest
 import torch
-from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import attention
 from mop_t5.attachment import inject as injection
 from mop_t5.attachment.additions import Additions
 from mop_t5.backbone import load as backbone
@@ -435,7 +435,7 @@ def test_masks_are_registered_with_the_functions():
     """Without a mask function of the same name transformers passes no masks at all."""
     from transformers import AttentionMaskInterface
 
-    for name in prefix_attention.PLAIN:
+    for name in attention.PLAIN:
         assert name in AttentionMaskInterface._global_mapping
 
 

@@ -5,7 +5,7 @@ import weakref
 import mop_t5
 import pytest
 import torch
-from mop_t5.attachment import attention as prefix_attention
+from mop_t5.attachment import attention
 from mop_t5.attachment.additions import Additions
 from t5_oracle import batch, logits, random_prefix, tiny
 from torch.overrides import TorchFunctionMode
@@ -37,7 +37,7 @@ class Masks(TorchFunctionMode):
 @pytest.mark.parametrize("kind", ["t5", "mt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_one_mask_a_stack(kind, checkpointing, monkeypatch):
-    monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+    monkeypatch.setattr(attention, "_LONG_QUERY", 1)
     model, inputs = attached(kind, implementation="sdpa").train(), batch("padding")
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -49,7 +49,7 @@ def test_one_mask_a_stack(kind, checkpointing, monkeypatch):
 
 def test_the_mask_of_the_encoder_does_not_outlive_it(monkeypatch):
     """generate holds the prefix till its last token; the encoder's mask, the largest of all, must not stay with it."""
-    monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+    monkeypatch.setattr(attention, "_LONG_QUERY", 1)
     model, inputs = attached(implementation="sdpa"), batch("padding")
     prefix = Additions(random_prefix(model, 3))
     with torch.no_grad(), Masks(keep=weakref.ref) as masks:
@@ -84,7 +84,7 @@ def test_a_mask_is_made_again_for_other_padding():
 def test_gradients_of_a_trained_position_bias(way, checkpointing, monkeypatch):
     """All layers share one mask, so the gradients of all must come back through it."""
     if way == "sdpa, long queries":
-        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+        monkeypatch.setattr(attention, "_LONG_QUERY", 1)
     model, inputs = attached(implementation=way.partition(",")[0], dropout_rate=0.0), batch("padding")
     biases = [p for name, p in model.named_parameters() if "relative_attention_bias" in name]
     assert len(biases) == 2
@@ -143,7 +143,7 @@ def test_a_decoding_step_copies_no_keys_values_or_prefixes(scenarios, implementa
 
     assert largest_of_a_step() < own_prefixes
     if implementation == "sdpa":
-        monkeypatch.setattr(prefix_attention, "_LONG_QUERY", 1)
+        monkeypatch.setattr(attention, "_LONG_QUERY", 1)
         assert largest_of_a_step() >= own_prefixes, "the fused way copies, which is what this test would see"
 
 
@@ -160,7 +160,7 @@ def test_split_and_joined_agree(dtype, rows, queries):
     tensors = [heads(4, queries), heads(4, 6), heads(4, 6), heads(examples, 2), heads(examples, 2)]
     mask = torch.randn(4, 3, queries, 8).to(dtype)
     outs = [
-        prefix_attention.prefixed_attention(*tensors, mask, rows=rows, scaling=0.5, joined=joined)[0]
+        attention.prefixed_attention(*tensors, mask, rows=rows, scaling=0.5, joined=joined)[0]
         for joined in (False, True)
     ]
     grad = torch.randn(outs[0].shape).to(dtype)

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.support import launches
-from benchmarks.support import work as device_work
+from benchmarks.support import launches, work
 from mop_kernels.triton_kernels import launch
 from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.phm_linear import local_first_configs, local_first_sizes
@@ -121,8 +120,8 @@ def test_every_file_of_tuned_configurations_can_be_read():
 )
 def test_a_bank_is_shared_by_as_many_programs_as_the_gpu_holds(layers, dtype, gpu, maps, programs, monkeypatch):
     monkeypatch.setattr(launch, "multiprocessors", lambda device: gpu)
-    bank = device_work.BANK._replace(shape=device_work.BANK.shape._replace(layers=layers))
-    precision = next(p for p in device_work.PRECISIONS if p.dtype == dtype)
-    (made,) = launches.made_by(bank, precision, device_work.FORWARD)
+    bank = work.BANK._replace(shape=work.BANK.shape._replace(layers=layers))
+    precision = next(p for p in work.PRECISIONS if p.dtype == dtype)
+    (made,) = launches.made_by(bank, precision, work.FORWARD)
     assert made.meta["MAPS"] == maps
     assert made.grid == (programs,)

@@ -12,7 +12,7 @@ from mop_t5.checks import errors_at
 from mop_t5.data.corpus import SPLITS, Example, check_characters
 from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import SUFFIXES, dataset_files, inner_rows, read_table, value_at
+from mop_t5.data.table_files import SUFFIXES, dataset_files, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig
 from mop_t5.data.templates import as_text, as_turns, fields_of, filled, suggested_turn, turns_in, turns_of
 from mop_t5.files import StrPath

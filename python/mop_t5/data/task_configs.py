@@ -21,7 +21,7 @@ from typing import Any
 from mop_t5.checks import check_choice, check_least, check_names, check_types, errors_at
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
-from mop_t5.data.tables import PROTOCOLS
+from mop_t5.data.table_files import PROTOCOLS
 from mop_t5.data.tasks import IN_QUOTES, TaskMetrics, check_fields, read_yaml
 from mop_t5.data.templates import as_text, fields_of
 from mop_t5.files import StrPath

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
-from mop_t5.data.tables import value_at
+from mop_t5.data.table_files import value_at
 
 
 def fields_of(template: str, *, unnamed: bool = False) -> list[str]:

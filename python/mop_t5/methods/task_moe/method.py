@@ -19,7 +19,7 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.modules import ModuleListOf
 from mop_t5.methods.parts.saved import below, read_saved
-from mop_t5.methods.task_moe import selection as route_selection
+from mop_t5.methods.task_moe import selection
 from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.routers import make_router
 from mop_t5.storage.task_vectors import read as read_vectors
@@ -99,7 +99,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         else:
             seed = int(torch.randint(2**31, ()).item())
             kind, tasks = ("random_1", 1) if c.routes == "instance" else (c.routes, len(c.scenarios))
-            routes = route_selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
+            routes = selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
             self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # 1/3 is another number in float64
         return None if start is None else self._start_from(*start)
 
@@ -179,7 +179,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         if experts and self.config.routes != "learned":
             raise ValueError(f"experts can be disabled where routes are learned; here they are {self.config.routes!r}.")
         pairs = tuple((int(layer), int(expert)) for layer, expert in experts)
-        route_selection.expert_mask(pairs, len(self.experts), self.config.experts)  # raises for wrong pairs
+        selection.expert_mask(pairs, len(self.experts), self.config.experts)  # raises for wrong pairs
         self.disabled = pairs
         self.skips_parameters = not self.config.has_router or bool(pairs)
 
@@ -194,12 +194,12 @@ class TaskMoE(Method[TaskMoEConfig]):
         else:
             logits = self.fixed
         mask = self._mask(logits.device)
-        return logits if mask is None else route_selection.masked(logits, mask)
+        return logits if mask is None else selection.masked(logits, mask)
 
     def _mask(self, device: torch.device) -> Tensor | None:
         if not self.disabled:
             return None
-        return route_selection.expert_mask(self.disabled, len(self.experts), self.config.experts, device)
+        return selection.expert_mask(self.disabled, len(self.experts), self.config.experts, device)
 
     @torch.no_grad()
     def route_weights(self, temperature: float | None = None) -> Tensor:
@@ -214,7 +214,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         if logits is None:
             return self.fixed.clone()
         now = self.temperature if temperature is None else temperature
-        return route_selection.select(logits, self.config.selection, now, deterministic=True)
+        return selection.select(logits, self.config.selection, now, deterministic=True)
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the experts and their weights, and in training the loss of expert_regulariser."""
@@ -226,7 +226,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         blocks = dict(zip(self.expert_places, self.experts, strict=True))
         loss = None
         if self.training and self.config.expert_regulariser:
-            distances = [route_selection.expert_distance(experts) for experts in self.experts]
+            distances = [selection.expert_distance(experts) for experts in self.experts]
             loss = self.config.expert_regulariser * sum(distances[1:], distances[0])
         return Additions(experts=Mixture(blocks, weights, by_scenario=by_scenario, sparse=sparse), loss=loss)
 
@@ -245,11 +245,11 @@ class TaskMoE(Method[TaskMoEConfig]):
         if by_example:
             start = start[:, scenario_ids]
         if logits is not None:
-            weights = route_selection.select(start, c.selection, self.temperature, deterministic=not noisy)
+            weights = selection.select(start, c.selection, self.temperature, deterministic=not noisy)
         else:
-            weights = route_selection.random_experts(start) if drawn and by_example else start
+            weights = selection.random_experts(start) if drawn and by_example else start
         if self._explores and by_example:
-            weights = route_selection.explore(weights, c.exploration, mask=self._mask(weights.device))
+            weights = selection.explore(weights, c.exploration, mask=self._mask(weights.device))
         return weights, not by_example
 
     def trains_backbone(self, parameter_name: str) -> bool:
@@ -270,13 +270,13 @@ class TaskMoE(Method[TaskMoEConfig]):
     def after_step(self, step: int) -> None:
         """Set the temperature."""
         c = self.config
-        now = route_selection.temperature_at(step, c.temperature, c.temperature_rate, c.minimum_temperature)
+        now = selection.temperature_at(step, c.temperature, c.temperature_rate, c.minimum_temperature)
         self.temperature.fill_(now)
 
     def records(self) -> dict[str, dict[str, Any]]:
         """Return temperature, routes and their entropy for routes.jsonl."""
         weights = self.route_weights()
-        record = {"temperature": float(self.temperature), **route_selection.described("", weights)}
+        record = {"temperature": float(self.temperature), **selection.described("", weights)}
         if self.config.routes == "learned":
-            record |= route_selection.described("_at_1", self.route_weights(1.0))
+            record |= selection.described("_at_1", self.route_weights(1.0))
         return {"routes.jsonl": {"scenarios": list(self.scenarios), **record}}

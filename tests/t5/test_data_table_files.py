@@ -8,7 +8,7 @@ import re
 import pytest
 from mop_t5.cli.main import main
 from mop_t5.data import read_split
-from mop_t5.data.tables import read_table
+from mop_t5.data.table_files import read_table
 from tables_on_disk import ROWS, fails, written
 
 
