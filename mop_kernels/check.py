@@ -10,6 +10,7 @@ On a GPU the first run compiles Triton's kernels.
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -88,6 +89,16 @@ def exact(label: str, case: Case, dtype: torch.dtype) -> Exact:
     return Exact(label, case, tensors, grads, truth, budget)
 
 
+def _largest_error(found: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> float:
+    """Return the largest relative error of the results. It is infinite where a result is missing or NaN."""
+    largest = 0.0 if len(found) == len(truth) else math.inf
+    for result, exact in zip(found, truth):
+        if exact is not None:
+            error = math.nan if result is None else testing.relative_error(result, exact)
+            largest = max(largest, math.inf if math.isnan(error) else error)
+    return largest
+
+
 def judge(row: Row, known: Exact) -> Row:
     """Run one case by the row's backend, and add its errors to the row."""
     call = functools.partial(known.case.function, backend=row.backend)
@@ -96,12 +107,9 @@ def judge(row: Row, known: Exact) -> Row:
     except Exception as error:  # show every error of a compiler or a driver
         said = (str(error).strip().splitlines() or [""])[0]
         return row._replace(failures=(*row.failures, f"{known.label}: {type(error).__name__}: {said[:300]}"))
-    forward, backward = (
-        max((testing.relative_error(a, t) for a, t in zip(some, exact) if a is not None and t is not None), default=0.0)
-        for some, exact in ((found[0], known.truth[0]), (found[1], known.truth[1]))
-    )
+    forward, backward = _largest_error(found[0], known.truth[0]), _largest_error(found[1], known.truth[1])
     failures = row.failures
-    if not (forward <= known.budget and backward <= known.budget):  # also true for NaN
+    if not (forward <= known.budget and backward <= known.budget):
         errors = f"relative errors {forward:.3g} forward and {backward:.3g} backward against float64"
         failures = (*failures, f"{known.label}: {errors}, budget {known.budget:.3g}")
     return row._replace(

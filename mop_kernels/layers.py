@@ -344,7 +344,7 @@ class _PHMFactors(DrawnLayer):
         """Return the dense W of one pair."""
 
         def pick(tensor: Tensor) -> Tensor:
-            return tensor[layer % tensor.shape[0], expert % tensor.shape[1]]  # a group dim may be 1
+            return tensor[layer if tensor.shape[0] > 1 else 0, expert if tensor.shape[1] > 1 else 0]
 
         rule_in, rule_out, local, _ = self()
         rule = pick(rule_in) if rule_out is None else pick(rule_in) @ pick(rule_out)

@@ -198,7 +198,8 @@ def of_call(op: str, arguments: Mapping) -> int:
         return 0
     if op == "mop_ffn":
         x, down, ups = given
-        return of_bank(x, (down, *ups), arguments.get("experts"))
+        experts = arguments.get("experts")
+        return of_bank(x, (down, *ups), experts if isinstance(experts, Tensor) and experts.dim() == 1 else None)
     return _COUNTS[op](*given)
 
 

@@ -6,6 +6,7 @@ operation, in the order of its `Operation` (functional.py), and checks their sha
 """
 
 from collections.abc import Callable, Collection, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def check_kind(
         if dtype != first_dtype:
             raise TypeError(
                 f"all tensors must have one dtype; {first_name} has {first_dtype}, {name} has {dtype}. Cast one of "
-                "them, or use torch.autocast."
+                f"them{', or use torch.autocast' if dtype_of is dtype_of_call else ''}."
             )
         if tensor.device != first.device:
             raise ValueError(
@@ -254,7 +255,7 @@ def check_int64(name: str, ids: Tensor, shape: str) -> None:
 def check_positive(**sizes: int) -> None:
     """Check that every argument is a positive integer."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, Integral) or int(size) < 1:
             raise ValueError(f"{name} must be a positive integer; got {size!r}.")
 
 
@@ -266,7 +267,7 @@ def check_choice(name: str, value: object, allowed: Collection) -> None:
 
 def divided(name: str, size: int, divisor_name: str, divisor: int) -> int:
     """Return size // divisor. Raise ValueError if the divisor does not divide the size."""
-    check_positive(**{name: size})
-    if not isinstance(divisor, int) or divisor < 1 or size % divisor:
+    check_positive(**{name: size, divisor_name: divisor})
+    if size % divisor:
         raise ValueError(f"{name} must be a multiple of {divisor_name}; got {size} and {divisor}.")
     return size // divisor

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from mop_kernels import backends, check
+from mop_kernels import backends, check, testing
 
 FEW = ("one_row", "no_row", "bank reading_b, gelu, experts [2, 0]", "prompts no_position")
 
@@ -59,6 +59,28 @@ def test_a_wrong_gradient_alone_is_seen(monkeypatch, capsys):
     assert "lowrank_phm_linear by cpu in float64, one_row: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda outputs, grads: (outputs[:1], grads),
+        lambda outputs, grads: (outputs, grads[:1]),
+        lambda outputs, grads: (outputs, [None] * len(grads)),
+        lambda outputs, grads: (outputs, [grads[0], grads[1] * float("nan"), *grads[2:]]),
+    ],
+    ids=["an output", "gradients", "every gradient", "a number"],
+)
+def test_a_missing_result_is_a_failure(lose, monkeypatch):
+    ((label, case),) = check.cases()["mop_ffn"].items()
+    known = check.exact(label, case, torch.float64)
+    row = check.Row("mop_ffn", "reference", "float64", 1)
+    assert not check.judge(row, known).failures
+    computed = testing.value_and_gradients
+    monkeypatch.setattr(testing, "value_and_gradients", lambda *arguments: lose(*computed(*arguments)))
+    failed = check.judge(row, known)
+    assert len(failed.failures) == 1
+    assert max(failed.forward, failed.backward) == float("inf")
+
+
 @pytest.mark.skipif(backends.why_not("cpu") is not None, reason="needs the compiled module")
 def test_what_raises_stops_no_other(monkeypatch, capsys):
     def fail(result):
@@ -79,11 +101,10 @@ def test_a_backend_that_is_named_must_be_here(monkeypatch, capsys):
     assert "20 of 20 rows are right." in said
 
 
-@pytest.mark.parametrize(
-    ("device", "needed"), [("gpu", "is here"), ("cuda:63", "is here"), ("meta", "computes")], ids=str
-)
-def test_a_device_that_is_not_here(device, needed, capsys):
+@pytest.mark.parametrize("device", ["gpu", "cuda:63", "meta"])
+def test_a_device_that_is_not_here(device, capsys):
     with pytest.raises(SystemExit):
         check.main(["--device", device])
     said = capsys.readouterr().err
-    assert f"--device must name a device that {needed}, such as cpu or cuda:1; got {device!r}" in said
+    assert "--device must name a device" in said
+    assert f"got {device!r}" in said

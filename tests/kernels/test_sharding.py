@@ -124,6 +124,8 @@ def bank_of_experts(mesh):
     sharded = [distribute_tensor(t, mesh, FIRST) for t in tensors]
     with raises(ValueError, "row_gradients", "DTensor"):
         bank(*sharded, row_gradients=True)
+    with raises(TypeError, "experts", "DTensor", "full_tensor()"):
+        bank(*tensors, experts=distribute_tensor(torch.tensor([2, 0]), mesh, FIRST))
     with raises(TypeError, "DTensor", "ups[1].local", "Tensor"):
         bank(*sharded[:-2], tensors[-2], sharded[-1])
 
