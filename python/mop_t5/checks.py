@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,14 +37,17 @@ def check_types(config: Any, infinite: Collection[str] = (), hint: str = "") -> 
         TypeError: A value is not of the annotated type.
         ValueError: An int has more than 31 bits, or a number is not finite.
     """
-    annotations = get_type_hints(type(config))
+    try:
+        annotations = get_type_hints(type(config))
+    except NameError:  # an annotation of another package that exists for type checkers only
+        return
     for name in (field.name for field in dataclasses.fields(config)):
         value, annotation = getattr(config, name), annotations[name]
         if not _fits(value, annotation):
             raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.{hint}")
-        if isinstance(value, int) and abs(value) > LARGEST_INT:
+        if isinstance(value, int) and abs(value) > LARGEST_INT and not _fits(0.5, annotation):
             raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
-        if isinstance(value, float) and not math.isfinite(value) and name not in infinite:
+        if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max and name not in infinite:
             raise ValueError(f"{name} must be finite; got {value}.")
 
 
@@ -53,6 +57,10 @@ def _fits(value: object, annotation: Any) -> bool:
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inside)
+    if annotation in (list, tuple):
+        return isinstance(value, (list, tuple))
+    if origin is tuple and inside[-1] is not ...:
+        return isinstance(value, (list, tuple)) and len(value) == len(inside) and all(map(_fits, value, inside))
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(element, inside[0]) for element in value)
     if origin is dict:
@@ -69,7 +77,10 @@ def _described(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_described(one) for one in inside)
     if origin in (list, tuple):
-        return f"a list of {_PLURALS.get(inside[0], 'values')}"
+        kinds = set(inside) - {...}
+        return f"a list of {_PLURALS.get(kinds.pop(), 'values') if len(kinds) == 1 else 'values'}"
+    if annotation in (list, tuple):
+        return "a list"
     if origin is dict:
         return f"a dict from {_PLURALS.get(inside[0], 'values')} to {_PLURALS.get(inside[1], 'values')}"
     return "None" if annotation is types.NoneType else _WORDS.get(origin or annotation, str(annotation))

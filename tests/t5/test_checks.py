@@ -17,6 +17,10 @@ class Config:
     names: tuple[str, ...] = ()
     numbers: dict[str, list[int]] = field(default_factory=dict)
     anything: Any = None
+    bare: tuple = (1, 0.5)
+    pair: tuple[int, float] = (1, 0.5)
+    pairs: tuple[tuple[int, str], ...] = ()
+    some: tuple | None = None
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,8 @@ class Config:
         {"numbers": {"a": [1, 2]}},
         {"whole": -LARGEST_INT},
         {"anything": object},
+        {"bare": [1, "a"], "pair": [2, 1], "pairs": [[1, "a"], (2, "b")], "some": [1]},
+        {"real": 2**40},
     ],
 )
 def test_values_of_the_annotated_types_pass(given):
@@ -51,6 +57,10 @@ def test_values_of_the_annotated_types_pass(given):
         (ValueError, "whole", LARGEST_INT + 1, str(LARGEST_INT)),
         (ValueError, "real", float("nan"), "finite; got nan"),
         (ValueError, "real", float("inf"), "finite; got inf"),
+        (ValueError, "real", 10**400, "finite; got 1000"),
+        (TypeError, "bare", "ab", "a list; got 'ab'"),
+        (TypeError, "pair", [1, 0.5, 2], "a list of values; got .1, 0.5, 2."),
+        (TypeError, "pairs", [[1, 2]], "a list of values; got"),
     ],
 )
 def test_other_values_are_named(error, name, value, expected):

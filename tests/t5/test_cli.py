@@ -5,6 +5,7 @@ import json
 import re
 import statistics
 from dataclasses import fields
+from typing import NamedTuple
 
 import mop_t5
 import pytest
@@ -12,6 +13,7 @@ import torch
 from command_list import functions
 from mop_lab.suites.systems import SYSTEMS
 from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.cli import commands
 from mop_t5.cli.flags import dataclasses_of, function_of
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
@@ -321,3 +323,19 @@ def test_a_traceback_on_request(monkeypatch, tmp_path):
     monkeypatch.setenv("MOP_T5_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
         main(["evaluate", "--run", str(tmp_path)])
+
+
+def test_commands_that_cannot_be_imported_are_left_out(monkeypatch, capsys):
+    class Broken(NamedTuple):
+        value: str = "absent:COMMANDS"
+
+        def load(self):
+            raise ModuleNotFoundError("No module named 'absent'")
+
+    commands.all_commands.cache_clear()
+    for points, named in (([Broken()], "absent"), ([], "pip install")):
+        monkeypatch.setattr(commands, "entry_points", lambda group, points=points: points)
+        with pytest.warns(UserWarning, match=named), pytest.raises(SystemExit, match="0"):
+            main(["train", "--help"])
+        assert "--corpus" in capsys.readouterr().out
+        commands.all_commands.cache_clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from mop_t5.attachment.method import MethodConfig
@@ -85,9 +85,11 @@ def systems_of(method: str) -> MethodSystems:
     if method in SYSTEMS:
         return SYSTEMS[method]
     config_class = get(method).Config
+    if any(field.default is MISSING and field.default_factory is MISSING for field in fields(config_class)):
+        return MethodSystems()
     try:
         config_class.make({"scenarios": ["one"]})
-    except (TypeError, ValueError):
+    except ValueError:
         return MethodSystems()
     return MethodSystems({method: {}})
 

@@ -5,7 +5,9 @@ A package adds commands by an entry point of the group `mop_t5.commands`, which 
 
 from __future__ import annotations
 
+import functools
 import json
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -43,9 +45,20 @@ def _commands(content: Mapping[str, Any]) -> dict[str, Command]:
     }
 
 
+@functools.cache
 def all_commands() -> dict[str, Command]:
-    """Return the commands of the library, then the commands of other packages, by name."""
+    """Return the commands of the library, then the commands of other packages, by name.
+
+    A package whose commands cannot be imported is left out with a warning.
+    """
     found = read_commands(Path(__file__).with_name("commands.json"))
-    for point in entry_points(group=GROUP):
-        found |= point.load()
+    points = entry_points(group=GROUP)
+    for point in points:
+        try:
+            found |= point.load()
+        except Exception as error:  # whatever the import of another package raises
+            warnings.warn(f"the commands of {point.value} are left out: {error}.", stacklevel=2)
+    if not points:
+        cure = "Install the package again, for example by pip install -e ."
+        warnings.warn(f"the installation names no further commands, such as params and table. {cure}", stacklevel=2)
     return found
