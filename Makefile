@@ -33,7 +33,7 @@ demo: setup
 demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
-# one thread a process: the two workers share the cores
+# one thread per process: the two workers share the cores
 test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) -j2 --output-sync interpret-banks interpret-layers emulate-cuda gpu-dry-run
@@ -60,7 +60,7 @@ interpret-banks: setup
 interpret-layers: setup
 	$(BIN)/python -m pytest tests/kernels -k triton $(addprefix --ignore=,$(BANK_TESTS))
 
-# The CUDA kernels without a GPU, each CUDA thread a host thread. SANITIZE=address finds an access out of range,
+# The CUDA kernels without a GPU, with one host thread per CUDA thread. SANITIZE=address finds an access out of range,
 # SANITIZE=thread a missing barrier; TESTS= takes other tests.
 emulate-cuda: TESTS := tests/kernels
 emulate-cuda: RUNTIME := $(if $(SANITIZE),$(shell c++ -print-file-name=lib$(if $(filter thread,$(SANITIZE)),t,a)san.so))
@@ -98,7 +98,7 @@ record-launches: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -O -m benchmarks.record_launches
 
 # Compiles all of them: ARCH="90 80" for these GPUs, TRITON=FOLDER by the triton there (pip install --target FOLDER
-# triton==3.6.0). Goes on where it stopped.
+# triton==3.6.0). Resumes where it stopped.
 compile-launches: ARCH := 90
 compile-launches: setup
 	PYTHONPATH=$(TRITON) $(BIN)/python -m benchmarks.compile_table --summary --arch $(ARCH) \

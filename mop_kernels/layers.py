@@ -28,7 +28,7 @@ class PHMLinear(DrawnLayer):
         terms: Number of Kronecker products.
         rank: Rank of rule_i = rule_in_i @ rule_out_i (MOP Eq. 3). None: the rules are whole.
         local_rank: Rank of local_i = local_left_i @ local_right_i (Compacter). None: the locals are whole.
-        bias: Whether the layer has a bias (out_features,).
+        bias: True if the layer has a bias (out_features,).
         init: "variance_matched" gives every entry of W the variance of nn.Linear's weight, 1/(3 in_features), and the
             bias its range. "compacter" draws rules from N(0, 0.01^2), locals Glorot-uniform with gain sqrt(2), bias 0.
         device: Device of the parameters.

@@ -30,7 +30,7 @@ class Operation(NamedTuple):
 
     name: Name of the operation.
     names: Names of its floating-point tensors, or a function that gives them for a number of tensors.
-    check: check(*tensors) raises an error for a wrong shape. It may return other tensors to go on with.
+    check: check(*tensors) raises an error for a wrong shape. It may return other tensors to use instead.
     multiply_adds: multiply_adds(*tensors) gives the size of the call.
     prepare: prepare(tensors, others, settings, multiply_adds) makes the checks that every call needs, and returns the
         arguments of the kernels. None: the kernels get the tensors.

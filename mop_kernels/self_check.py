@@ -15,7 +15,7 @@ import torch
 
 from . import ops, reference
 
-CURE = "python -m mop_kernels.check --device cuda says what fails"
+CURE = "python -m mop_kernels.check --device cuda shows what fails"
 
 failures: set[str] = set()  # all failures of this process
 _is_off = False

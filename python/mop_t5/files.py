@@ -128,8 +128,8 @@ def content_to_replace(
 
     Args:
         output: File or folder of the result.
-        overwrite: Whether existing content may be replaced.
-        is_folder: Whether the result is a folder. If not, it is a file.
+        overwrite: True if existing content may be replaced.
+        is_folder: True if the result is a folder. If not, it is a file.
         cure: End of the message: what to do about existing content.
 
     Returns:
@@ -247,7 +247,7 @@ def checksum(source: bytes | Path) -> str:
 def failure_in_a_sentence(what: str, folder: StrPath) -> Iterator[None]:
     """Raise an OSError with one sentence if the block cannot write.
 
-    The sentence names the content, the folder and the reason, and says that earlier files are kept. torch reports a
+    The sentence names the content, the folder and the reason, and states that earlier files are kept. torch reports a
     full disk as a RuntimeError of its zip writer, safetensors reports it as a SafetensorError, and tokenizers reports
     it as a plain Exception with the error number in its text. All these errors become an OSError.
 

@@ -197,7 +197,7 @@ def does_not_launch(rule, local):
     raise RuntimeError("no kernel image\nand more")
 
 
-CURE = "; python -m mop_kernels.check --device cuda says what fails"
+CURE = "; python -m mop_kernels.check --device cuda shows what fails"
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_the_table_of_ablations_and_going_on(place, ablations, capsys):
         points = [100 * read_scores(path)[method]["taxi"].mean for path in runs]
         assert float(table[label, "mean of 2"]["taxi"]) == pytest.approx(statistics.mean(points))
         assert float(table[label, "deviation (n - 1)"]["taxi"]) == pytest.approx(statistics.stdev(points))
-    assert ("nearest reference", "floor") in table
+    assert ("nearest reference", "baseline") in table
     capsys.readouterr()
     run(*ablations, "--seeds", "[0, 1]")
     assert states(capsys.readouterr().out) == ["finished"] * 10

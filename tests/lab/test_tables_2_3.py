@@ -53,10 +53,10 @@ def test_a_suite_that_is_killed_and_started_again_ends_in_the_same_table(killed)
     assert [attempt["signal"] for attempt in report.values()] == [signal.SIGKILL] * 5 + [0]
     assert [attempt["states"] for attempt in report.values()] == [
         ["train", "train"],
-        ["finished", "go on from checkpoint-4", "train"],
+        ["finished", "resume from checkpoint-4", "train"],
         ["finished", "finished", "start anew"],
         ["finished", "finished", "evaluate", "train"],
-        ["finished", "finished", "finished", "go on from checkpoint-6"],
+        ["finished", "finished", "finished", "resume from checkpoint-6"],
         ["finished", "finished", "finished", "finished"],
     ]
     for name in ("table-2.md", "table-2.csv"):
@@ -91,7 +91,7 @@ def test_the_table_is_made_of_the_runs_of_all_seeds(killed, place):
     train, test = (read_examples(place / "corpus" / f"{split}.jsonl") for split in ("train", "test"))
     for name, make in BASELINES.items():
         expected = Scorer()(test, make(test, train))["average"].rouge1
-        assert float(rows[name, "floor"]["average R-1"]) == pytest.approx(100 * expected, abs=1e-5)
+        assert float(rows[name, "baseline"]["average R-1"]) == pytest.approx(100 * expected, abs=1e-5)
 
 
 def test_another_configuration_is_an_error_that_says_what_differs(killed, place, capsys):

@@ -423,10 +423,14 @@ def test_autocast_rounds_neither_text_nor_prompt():
         (ValueError, r"init_source must be one of source_prompts \(\), .*; got 'b' and", {"init_source": "b"}),
         (ValueError, r"prior is a G, and attention='none' has none", {"prior": "p", "attention": "none"}),
         (ValueError, r"train_attention=False keeps the G of another attempt", {"train_attention": False}),
-        (ValueError, r"use_target=False leaves nothing to train", {"use_target": False, "attention": "constant"}),
         (
             ValueError,
-            r"use_target=False leaves nothing to train",
+            r"use_target=False trains nothing unless G is trained",
+            {"use_target": False, "attention": "constant"},
+        ),
+        (
+            ValueError,
+            r"use_target=False trains nothing unless G is trained",
             {"use_target": False, "train_attention": False, "prior": "p"},
         ),
     ],

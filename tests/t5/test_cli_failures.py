@@ -230,8 +230,7 @@ def test_ctrl_c_keeps_the_checkpoints_of_a_training(made, tmp_path, capsys):
     assert "Traceback" not in "\n".join(said)
     whole = sorted(int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir())
     assert said[-1] == (
-        f"mop-t5 train: interrupted; {run}/checkpoints/checkpoint-{whole[-1]} is kept, and the same command with "
-        "--resume continues."
+        f"mop-t5 train: interrupted; {run}/checkpoints/checkpoint-{whole[-1]} is kept; resume it with --resume."
     )
     assert call(capsys, *words, "--steps", whole[-1] + 2, "--resume")[0] == 0
     steps = [json.loads(line)["step"] for line in (run / "loss.jsonl").read_text().splitlines()]
@@ -257,7 +256,7 @@ def test_ctrl_c_says_how_each_command_goes_on(made, tmp_path, monkeypatch, capsy
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "run")
     assert (code, "Start again with --overwrite" in said) == (130, True)
     code, _, said = call(capsys, "train", *base, "--output", tmp_path / "seeds", "--seeds", "[0, 1]")
-    assert (code, "with --resume continues" in said) == (130, True)
+    assert (code, "resume it with --resume" in said) == (130, True)
     monkeypatch.setattr("mop_t5.evaluation.run_evaluation.generate_summaries", stop)
     code, _, said = call(capsys, "evaluate", "--run", made / "mop", "--floors", "false")
     assert (code, "the same command starts again" in said) == (130, True)

@@ -174,4 +174,4 @@ def test_a_setting_that_a_command_has_not(words, tmp_path, capsys):
     config.write_text("ouput: x\n")
     with pytest.raises(SystemExit, match="2"):
         keywords(*words, "--config", str(config))
-    assert re.search(r"config\.yaml: no such setting: ouput\. There are .*\boutput\b", capsys.readouterr().err)
+    assert re.search(r"config\.yaml: no such setting: ouput\. Known settings: .*\boutput\b", capsys.readouterr().err)

@@ -28,7 +28,7 @@ def test_every_format_gives_the_same_rows(name, tmp_path):
     [
         ("t.csv", 'a,b\n1,"2\n', r"t\.csv, line 2: cannot be read as CSV .* a quotation mark that is not closed"),
         ("t.csv", "a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: 3 columns, but the header has 2"),
-        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a stands there more than once"),
+        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a occurs more than once in the header"),
         ("t.csv", b"a\n\xff\n", r"t\.csv, line 2: not UTF-8"),
         ("t.jsonl", '{"a": 1}\n{"a": 1', r"t\.jsonl, line 2: not valid JSON"),
         ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
@@ -209,7 +209,7 @@ def test_a_row_that_cannot_be_read_is_left_out_wherever_it_stands(name, bad, why
     [
         ("t.csv", "".join(GOOD["csv"][:3]) + 'taxi,"x\n' + GOOD["csv"][3], "a quotation mark that is not closed"),
         ("t.csv", GOOD["csv"][0] + 'taxi,"so "it" " is"\n', "a quotation mark that is not closed"),
-        ("t.csv", "b,b\ntaxi,x\n", "the column b stands there more than once"),
+        ("t.csv", "b,b\ntaxi,x\n", "the column b occurs more than once in the header"),
         ("t.csv", b"b,\xff\ntaxi,x\n", "line 1: not UTF-8"),
         ("t.csv.gz", gzip.compress("".join(GOOD["csv"]).encode())[:-9], "broken or truncated gzip data"),
         ("t.jsonl.gz", gzip.compress("".join(GOOD["jsonl"]).encode())[:-9], "broken or truncated gzip data"),

@@ -281,7 +281,7 @@ def test_turns_and_references_on_the_command_line(tmp_path, capsys):
     ]
     flags += ["--turn", "{text}", "--overwrite"]
     assert "references names alas, which no row has" in convert(capsys, *flags, "--references", "[also, alas]")[2]
-    assert "are for use without --tasks" in convert(capsys, "--tasks", "samsum", *flags[:2], *flags[-5:])[2]
+    assert "cannot be used with --tasks" in convert(capsys, "--tasks", "samsum", *flags[:2], *flags[-5:])[2]
     assert "summary must not be empty" in convert(capsys, *flags, "--summary", "")[2]
 
 

@@ -202,7 +202,7 @@ def test_a_tokenizer_that_cannot_write_the_references_is_warned_of():
     best = "/".join(f"{100 * value:.1f}" for value in mean_scores([*Rouge()([WIDE], [NARROW]), *[Scores(1, 1, 1)] * 2]))
     assert f"a perfect model would score {best} (R-1/R-2/R-L)" in notes[0]
     assert best.startswith("81.")
-    assert notes[0].endswith("Pass --normalise nfkc to compare both sides in Unicode's form NFKC.")
+    assert notes[0].endswith("Pass --normalise nfkc to compare reference and summary in Unicode's form NFKC.")
     assert "the lost characters include ４ ． ５ ，" in notes[0]
 
 

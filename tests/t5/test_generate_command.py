@@ -147,8 +147,8 @@ def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(run, mixed, t
     full = report["no room for the fourth"]["said"]
     assert "the summaries could not be written to" in full
     assert "File too large" in full
-    stopped = f"interrupted; {lines[4]} lines are in {tmp_path / 'killed.jsonl'}; the same command"
-    assert report["Ctrl-C in the fifth"]["said"] == f"mop-t5 generate: {stopped} with --resume continues."
+    stopped = f"interrupted; {lines[4]} lines are in {tmp_path / 'killed.jsonl'}; resume it"
+    assert report["Ctrl-C in the fifth"]["said"] == f"mop-t5 generate: {stopped} with --resume."
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "straight.jsonl").read_bytes()
     assert "lines: 60; summaries: 53" in report["after the end"]["said"]
 
@@ -177,7 +177,7 @@ def test_resume_takes_only_its_own_lines(run, mixed, tmp_path, capsys):
     assert "out.jsonl, line 3: was not made from this line of the input" in message
     other.write_text("\n".join(lines[:2]))
     message = refused("--input", other, "--output", output, "--resume")
-    assert "out.jsonl, line 3: the input no longer has this line" in message
+    assert "out.jsonl, line 3: the input is now shorter than the output" in message
 
     assert generate(run, *command, "--resume", "--batch_size", "5", "--dry_run") == 3
     assert output.read_bytes() == damaged

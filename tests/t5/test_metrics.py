@@ -94,7 +94,7 @@ def test_texts_that_are_no_label_or_number_are_counted():
 
 
 def test_a_right_answer_that_is_no_number_is_an_error():
-    with pytest.raises(ValueError, match="task 'sts': pearson and spearman need numbers; got the right answer 'x'"):
+    with pytest.raises(ValueError, match="task 'sts': pearson and spearman need numbers; the reference is 'x'"):
         Scorer(tasks={"sts": TaskMetrics(("pearson",))})([Example("sts", "", "x", "1")], ["1"])
 
 
@@ -200,7 +200,7 @@ def test_tasks_are_read_back_and_a_corpus_without_the_file_has_none(tmp_path):
             "cola: {metrics: [f1], positive: true}",
             "task 'cola': positive must be a string or None; got True.*in quotes",
         ),
-        ("cola: {metric: [f1]}", "task 'cola': no such field: metric. There are metrics, positive"),
+        ("cola: {metric: [f1]}", "task 'cola': no such field: metric. Known fields: metrics, positive"),
         ("cola: {positive: a}", "task 'cola': metrics is missing"),
         ("cola: accuracy", "task 'cola': expected a mapping, `name: ...`, got 'accuracy'"),
         ("cola: [", ", line 1: not valid YAML"),

@@ -58,9 +58,7 @@ def test_no_weights_and_wrong_shapes(golden):
         start(-sources.sum(0), sources[:2], top=0)
     with pytest.raises(ValueError, match=r"measure must be one of 'avgpool_cosine', .*; got 'dot'"):
         similarities(target, sources, "dot")
-    with pytest.raises(
-        ValueError, match=r"got \(4, 16\) and \(3, 5, 16\)\. Prompts that are compared are of one length"
-    ):
+    with pytest.raises(ValueError, match=r"got \(4, 16\) and \(3, 5, 16\)\. All prompts must have one length"):
         similarities(target[:4], sources)
 
 

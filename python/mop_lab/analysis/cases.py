@@ -16,7 +16,7 @@ from rich.text import Text
 KEPT, INVENTED = "kept", "invented"
 _STYLES = {"": "", KEPT: "green", INVENTED: "bold red"}
 _LEGEND = (
-    "{}: a value that neither the dialogue nor the reference has. {}: a value that reference and dialogue both say and "
+    "{}: a value that neither the dialogue nor the reference has. {}: a value that reference and dialogue contain and "
     "the summary does not have."
 )
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$])")
@@ -27,8 +27,8 @@ class Segment(NamedTuple):
 
     Attributes:
         text: The piece.
-        mark: "kept" for a value that both reference and dialogue say, "invented" for a value that neither has, else
-            empty.
+        mark: "kept" for a value that both reference and dialogue contain, "invented" for a value that neither has,
+            otherwise empty.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Summary:
         seed: The seed of the training.
         text: The summary.
         segments: The segments of the summary.
-        omitted: Values that reference and dialogue say and the summary lacks.
+        omitted: Values that reference and dialogue contain and the summary lacks.
         invented: Values that neither reference nor dialogue has.
     """
 
@@ -62,7 +62,7 @@ class Case:
 
     Args:
         example: The row.
-        said: Values of the reference that the dialogue says.
+        said: Values of the reference that the dialogue contains.
         reference: The segments of the reference, in which these values are marked as kept.
         summaries: The summaries.
     """

@@ -66,7 +66,7 @@ def value_table(systems: Sequence[FinishedSystem], corpus: str) -> Table:
         rows,
         dict.fromkeys(shares, ".1f"),
         [
-            f"Values kept: % of the {sum(baseline.said.values())} values which a reference and its dialogue both say ("
+            f"Values kept: % of the {sum(baseline.said.values())} values that a reference and its dialogue contain ("
             + ", ".join(f"{baseline.said[kind]} {kind}s" for kind in KINDS)
             + ") that stand in the summary, over all rows; then by kind.",
             "Invented: % of the values in the summaries that neither dialogue nor reference has.",

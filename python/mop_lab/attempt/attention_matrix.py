@@ -18,7 +18,7 @@ def attempt_of(model: PreTrainedModel) -> Attempt:
     method = getattr(model, "mop", None)
     if not isinstance(method, Attempt):
         name = "a plain backbone" if method is None else f"the method {method.name!r}"
-        raise ValueError(f"run holds {name}, which weights no prompts. Give one of `attempt`.")
+        raise ValueError(f"run has {name}, which has no attention over prompts. Give a run of `attempt`.")
     return method
 
 

@@ -146,7 +146,7 @@ def plot_few_shot(path: Path, results: Results, draws: Draws) -> list[Path]:
             for label, by_shots in results.items()
         },
         f"few-shot, average over tasks, mean of {len(draws.draws)} draw(s)",
-        x_label="training rows a task",
+        x_label="training rows per task",
         y_label="score x 100",
         log_x=True,
         x_ticks=[(shots, str(shots)) for shots in draws.shots],

@@ -26,14 +26,14 @@ def results_table(what: str, config: SuiteConfig, suite: Suite) -> Table:
     title = f"{what}, {task_scores(config)}"
     table = scores_table(title, ["system"], (([n], s) for n, s in suite.results().items()), notes_of(config, suite))
     baselines = [
-        [name, "floor", *(100 * scores[column].mean for column in table.columns[2:])]
+        [name, "baseline", *(100 * scores[column].mean for column in table.columns[2:])]
         for name, scores in baseline_scores(config).items()
     ]
     return replace(table, rows=[*table.rows, *baselines])
 
 
 def task_scores(config: SuiteConfig) -> str:
-    """Return the part of a table's title that says how tasks were scored."""
+    """Return the part of a table's title that states how tasks were scored."""
     return f"{config.scorer()}, mean of a task's metrics x 100 on {config.split}, {config.num_beams} beam(s)"
 
 

@@ -41,7 +41,7 @@ class Step:
         source: Dialogue tokens per row.
         target: Summary tokens per row.
         device: "cpu" or "cuda".
-        bf16: Whether the step runs under bfloat16 autocast.
+        bf16: True if the step runs under bfloat16 autocast.
     """
 
     batch_size: int

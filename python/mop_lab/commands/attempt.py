@@ -33,7 +33,7 @@ Trained = Annotated[SuiteConfig, "systems", "seeds", "split", "num_beams", "eval
 def attempt_sources(
     training: Shared, suite: Trained, library: str, prompt_length: int = 100, dry_run: bool = False
 ) -> None:
-    r"""Train a source prompt on each task of a corpus, and one on all tasks, and put the former into a library.
+    r"""Train a source prompt on each task of a corpus, and one on all tasks, and put the task prompts into a library.
 
     The same command resumes an interrupted training. The prompt for all tasks (SPoT-g) is the adapter of
     OUTPUT/runs/general-prompt/seed-0.
@@ -173,7 +173,7 @@ def attempt_few_shot(
     systems = choose(suite.systems, default, suite.options, suite.learning_rates, known)
     suites = few_shot_suites(suite, training, draws, systems)
     for (shots, seed), planned in suites.items():
-        print(f"{shots} rows a task, draw {seed}", flush=True)
+        print(f"{shots} rows per task, draw {seed}", flush=True)
         carry_out(planned, dry_run)
     if not dry_run:
         results = few_shot_results(suites)

@@ -19,8 +19,8 @@ from mop_lab.finished_runs import finished_systems
 def analyse_values(runs: Words, output: str, corpus: str | None = None, split: str = "test") -> None:
     """Count the names, prices, ratings and other numbers that summaries keep and invent, beside their ROUGE.
 
-    ROUGE hardly notices a wrong amount. A value counts if the reference and its dialogue both say it. Baselines (the
-    first user turn, a random and the nearest training reference) are rows of the table. Writes values.md and .csv.
+    ROUGE hardly notices a wrong amount. A value counts if the reference and its dialogue both contain it. Baselines
+    (the first user turn, a random and the nearest training reference) are rows of the table. Writes values.md and .csv.
 
       mop-t5 analyse values runs/tables --output tables
       mop-t5 analyse values runs/mop runs/prefix --corpus DIR --split valid --output tables

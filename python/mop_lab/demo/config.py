@@ -19,7 +19,7 @@ class DemoConfig:
     Args:
         output: folder for everything that is written.
         overwrite: empty the output folder first if it holds an earlier demo.
-        dry_run: only say what would be done.
+        dry_run: only print what would be done.
         corpus: a corpus folder to use instead of the synthetic corpus.
         short: few steps on few rows. This shows that everything runs, not what the methods can do.
         methods: the methods to tune, in the order of the table's columns.
@@ -97,7 +97,7 @@ class DemoConfig:
 
         Args:
             steps: Steps of the training.
-            tunes: Whether a method is tuned. Otherwise the whole backbone is trained.
+            tunes: True if a method is tuned. Otherwise the whole backbone is trained.
         """
         return TrainingConfig(
             steps=steps,

@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST = 4, 45  # characters of a turn to repeat
 
 
 def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -> list[Example]:
-    """Return copies of rows with other values in place of the values that dialogue and summary both say.
+    """Return copies of rows with other values in place of the values that are in both dialogue and summary.
 
     Names are replaced by names of other rows, and the digits of numbers by other digits. A row without such a value
     stays as it is.

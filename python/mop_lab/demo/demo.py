@@ -210,7 +210,7 @@ def _explanation(config: DemoConfig, output: Path, model: PreTrainedModel) -> st
         task = (
             "The corpus is synthetic. The backbone has seen five summary styles mixed at random. In the test rows each "
             "scenario has one of these styles. What tuning gains over the frozen backbone is mostly the right style. "
-            "The gain says nothing about how the methods compare on real dialogues."
+            "The gain does not show how the methods compare on real dialogues."
         )
     else:
         task = (

@@ -21,7 +21,7 @@ class Cell(NamedTuple):
         text: The text that is shown.
         value: The value by which the column is sorted. None for an empty cell. Numbers are aligned to the right.
         spread: The deviation, shown behind the text.
-        best: Whether the value is the highest of the systems.
+        best: True if the value is the highest of the systems.
     """
 
     text: str

@@ -151,11 +151,11 @@ class MethodComparison:
             f"{training.steps} steps of {training.batch_size * training.accumulation} rows each, seeds "
             f"{', '.join(map(str, config.seeds))}; the average over scenarios, mean over seeds. Deviation: of the mean "
             "of the three ROUGE over seeds (n - 1).",
-            "Values kept: names, prices, ratings and other numbers of the reference that the dialogue says, and the "
-            "summary, too. Invented: values of the summaries that neither the dialogue nor the reference has.",
+            "Values kept: names, prices, ratings and other numbers of the reference that the dialogue contains, and "
+            "the summary, too. Invented: values of the summaries that neither the dialogue nor the reference has.",
             f"Minus {reference}: of the mean of the three ROUGE; the 95 % interval of the paired bootstrap over the "
             f"{len(self._rows)} rows ({self.grid.resamples:,} resamples, within scenarios, of the seeds' means), and "
-            "p after Holm for all rows of this table. The interval says what other rows would have changed, not what "
+            "p after Holm for all rows of this table. The interval shows what other rows would have changed, not what "
             "other seeds would have.",
         ]
         return Table(config.how_scored(), columns, cells, formats, notes)

@@ -96,7 +96,7 @@ NOTES = {
         "prompt-tuning: 40 tokens of width 768 are 0.0112 %, not 0.112 %. The R-L of this row, 31.54, is 34.53 in "
         "Table 2.",
         "MOP: 2.93 % in the abstract, 2.514 % in Table 4. The paper does not give the numbers of terms and the rank. "
-        '"MOP" (preset paper: one expert a scenario) is a fit of the variant that the text describes. "MOP (X-MoE '
+        '"MOP" (preset paper: one expert per scenario) is a fit of the variant that the text describes. "MOP (X-MoE '
         "top-2)\" is what code that is very probably the authors' computes, with 8 routed experts: 2.5147 %, printed "
         "so if figures are cut and not rounded, as that of its prefix-tuning is (with a LayerNorm 2.7346 %; printed "
         "2.734). It is probably what was measured.",

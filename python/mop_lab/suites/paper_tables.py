@@ -102,7 +102,7 @@ class PaperTables:
                 rows.append(self._row(label, "deviation (n - 1)", over_seeds(seeds, stdev)))
             if label in self._theirs:
                 rows.append(self._row(label, "paper", self._theirs[label]))
-        rows += [self._row(name, "floor", means) for name, means in self._baselines.items()]
+        rows += [self._row(name, "baseline", means) for name, means in self._baselines.items()]
         about_the_paper = () if self._own else paper.NOTES[number]
         return self._table(f"Table {number}. {self._title}", rows, ".2f", [*about_the_paper, *self._notes])
 

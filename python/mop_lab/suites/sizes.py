@@ -71,7 +71,7 @@ def parameter_table(backbones: Sequence[str], systems: Sequence[System], scenari
         formats["total, x"] = ".4f"
     title = f"Trained parameters, and these in % of the backbone's; {scenarios} scenarios"
     separate = [system.label for system in systems if system.separate]
-    notes = [f"{label} is {scenarios} models, one a scenario, counted together." for label in separate]
+    notes = [f"{label} is {scenarios} models, one per scenario, counted together." for label in separate]
     return Table(title, ["system", "method", "fields", *formats], rows, formats, notes, labels=3)
 
 

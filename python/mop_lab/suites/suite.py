@@ -57,7 +57,7 @@ class Suite:
 
     @property
     def finished(self) -> bool:
-        """Whether all trials are finished."""
+        """True if all trials are finished."""
         return all(trial.finished for trial in self.trials)
 
     def overview(self) -> Table:
@@ -121,7 +121,7 @@ class Suite:
         return {label: list(system.scores().values()) for label, system in self.systems().items()}
 
     def how_trained(self) -> tuple[str, str]:
-        """Return the part of a note that says the steps and their rows, and the part with the learning rates."""
+        """Return the part of a note that gives the steps and their rows, and the part with the learning rates."""
         schedule = self.trials[-1].schedule
         rates = {trial.system.label: trial.system.learning_rate for trial in self.trials if trial.system.scored}
         steps = f"{schedule.steps} steps of {schedule.batch_size * schedule.accumulation} rows"
@@ -241,7 +241,7 @@ def carry_out(suite: Suite, dry_run: bool, after: Callable[[], None] = lambda: N
         after: Called each time a trial finishes.
 
     Returns:
-        Whether the trials are finished now.
+        True if the trials are finished now.
     """
     show(suite.plan().overview())
     if not dry_run:

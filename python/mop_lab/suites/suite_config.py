@@ -21,8 +21,7 @@ class SuiteConfig:
         corpus: folder with train.jsonl and the split to score, and valid.jsonl if evaluate_every is set.
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: folder for the runs and the tables. Tables 2 and 3 can share one folder, and with it their runs.
-        systems: labels of the systems. The default is the systems of the paper's table and our own. --dry_run lists
-            them.
+        systems: labels of the systems. --dry_run lists the default.
         scenarios: train and score on the rows of these scenarios only, such as '[taxi]'. The default is all.
         seeds: train each system once with each of these seeds. The table shows the mean and the deviation over them.
         learning_rates: learning rates by system, such as '{MOP: 1e-3}', in place of the rates of the papers.
@@ -32,8 +31,8 @@ class SuiteConfig:
         split: the split to score, "test" or "valid".
         implementation: package that computes ROUGE, "rouge_score" or "rouge".
         unit: the unit that ROUGE counts, "char", "jieba" or "jieba_hmm".
-        normalise: form in which both texts are compared, "none" or "nfkc" (full-width punctuation and digits equal the
-            usual ones).
+        normalise: form in which reference and summary are compared, "none" or "nfkc" (full-width punctuation and
+            digits equal the usual ones).
         num_beams: beams of the search. 1 is greedy.
         eval_batch_size: dialogues per batch of the generation.
     """
@@ -71,7 +70,7 @@ class SuiteConfig:
         return scoring_settings(str(Path(self.corpus).resolve()), self.split, self.scorer())
 
     def how_scored(self, detail: str = "") -> str:
-        """Return the part of a table's title that says how the systems were scored, and on how many rows.
+        """Return the part of a table's title that states how the systems were scored, and on how many rows.
 
         Args:
             detail: Words after the metrics.

@@ -23,7 +23,7 @@ class MethodSystems:
         fields: Label of a system -> the fields that its method is attached with.
         learning_rate: Default learning rate, from the method's paper.
         separate: Labels of the systems that train one model per scenario.
-        in_table_2: Whether Table 2 has these systems by default. Baselines of other papers are not in Table 2.
+        in_table_2: True if Table 2 has these systems by default. Baselines of other papers are not in Table 2.
     """
 
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -104,8 +104,8 @@ class System:
         options: The fields that the method is attached with. One of them may be a FirstVersion.
         separate: Train one model per scenario, on the rows of this scenario alone.
         learning_rate: The highest learning rate.
-        scored: Whether the system is scored, or trained only.
-        fixed: Whether the options stay as they are where the user gives others to all systems.
+        scored: True if the system is scored. False: it is trained only.
+        fixed: True if options that the user gives to all systems do not change the options of this system.
     """
 
     label: str
@@ -143,7 +143,9 @@ def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
         own, fixed = systems_of(name), {} if starts is None else systems_from(starts).get(name, {})
         for label, options in [*own.fields.items(), *fixed.items()]:
             if label in found:
-                raise ValueError(f"the system {label!r} is named by the methods {found[label].method!r} and {name!r}.")
+                raise ValueError(
+                    f"methods {found[label].method!r} and {name!r} both define the system {label!r}. Rename one."
+                )
             separate = label in own.separate
             found[label] = System(label, name, dict(options), separate, own.learning_rate, fixed=label in fixed)
     printed = list(dict.fromkeys((*paper.TABLE_2, *paper.TABLE_3, *paper.CONTROLS)))

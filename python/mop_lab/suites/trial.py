@@ -78,7 +78,7 @@ class Start(NamedTuple):
     Attributes:
         field: The field of the method that is given the adapter's folder.
         trial: The trial that trains the adapter.
-        same_shapes: Whether both trials train parameters of the same shapes. Then the later trial can be planned
+        same_shapes: True if both trials train parameters of the same shapes. Then the later trial can be planned
             before the earlier one has ended.
     """
 
@@ -143,7 +143,7 @@ class Trial:
 
     @property
     def waits(self) -> bool:
-        """Whether the trial cannot be planned yet, because its starting point is not finished."""
+        """True if the trial cannot be planned yet, because its starting point is not finished."""
         return self.start is not None and not self.start.same_shapes and not self.start.trial.finished
 
     @property
@@ -185,7 +185,7 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """What is left to do: "finished", "evaluate", "go on from checkpoint-N", "start anew" or "train".
+        """Return the remaining work: "finished", "evaluate", "resume from checkpoint-N", "start anew" or "train".
 
         A run whose evaluation is of other rows or of other weights is evaluated again.
         """
@@ -196,16 +196,16 @@ class Trial:
         if read_history(self.folder):
             return "evaluate" if self.system.scored else FINISHED
         if whole := checkpoints(self.folder / CHECKPOINTS):
-            return f"go on from {whole[-1].name}"
+            return f"resume from {whole[-1].name}"
         return "start anew" if (self.folder / SETTINGS).is_file() else "train"
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return self.state == FINISHED
 
     def run(self) -> None:
-        """Do what is left to do. A finished run loses its checkpoints."""
+        """Do the remaining work. A finished run loses its checkpoints."""
         state = self.state
         if state == FINISHED:
             return
@@ -222,7 +222,7 @@ class Trial:
                 scenarios=self.scenarios,
                 rouge=self.config.scorer().rouge,
                 overwrite=state == "start anew",
-                resume=state.startswith("go on"),
+                resume=state.startswith("resume"),
             )
             print(training.run())
         if self.system.scored:

@@ -49,7 +49,7 @@ class ExpertCache(EncoderDecoderCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Give each row the keys and values of the beam that it continues."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # transformers says LongTensor, gets a Tensor
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # typed as LongTensor, called with a Tensor
         for expert, cache in enumerate(self.experts):
             for half in (cache.self_attention_cache, cache.cross_attention_cache):
                 for index, layer in enumerate(half.layers):

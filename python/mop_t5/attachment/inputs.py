@@ -69,7 +69,7 @@ def mask_padding(model: T5, kwargs: dict[str, Any]) -> None:
 
 
 def _generation_setting(model: T5, kwargs: dict[str, Any], name: str) -> Any:
-    """Return the value that generate uses for a setting: from the call, a generation_config or the config."""
+    """Return the value of a setting. The order is: call, generation_config of the call, of the model, config."""
     if name in kwargs:
         return kwargs[name]
     places = (kwargs.get("generation_config"), model.generation_config, model.config)
@@ -77,7 +77,7 @@ def _generation_setting(model: T5, kwargs: dict[str, Any], name: str) -> Any:
 
 
 def takes_dynamic_cache(model: T5, kwargs: dict[str, Any]) -> bool:
-    """Return whether generate uses a cache, and the call neither gives nor names a cache."""
+    """Return True if generate needs a new cache."""
     if kwargs.get(CACHE) is not None:
         return False
     use_cache, implementation = (

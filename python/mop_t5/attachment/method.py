@@ -96,9 +96,9 @@ class Method(nn.Module, Generic[ConfigT]):
     config: ConfigT
     adapter_places: tuple[tuple[str, str], ...] = ()  # in PLACES and INNER_PLACES, for adapters of additions()
     expert_places: tuple[tuple[str, int], ...] = ()  # (stack, layer) of the blocks that run additions().experts
-    distinguishes_scenarios: bool = False  # whether scenario_ids change what the method computes
-    has_prompt: bool = False  # whether additions() has a prompt, which is put in front of the encoder's input
-    # whether a batch may leave parameters without a gradient. If False, unused parameters get a gradient of zeros
+    distinguishes_scenarios: bool = False  # True if the outputs depend on scenario_ids
+    has_prompt: bool = False  # True if additions() has a prompt, which is put in front of the encoder's input
+    # True if a batch may leave parameters without a gradient. If False, unused parameters get a gradient of zeros
     skips_parameters: bool = False
     # parameter group -> the first parts of the names of its parameters; see parameter_groups
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}

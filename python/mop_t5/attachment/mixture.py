@@ -19,8 +19,8 @@ class Mixture:
     Args:
         blocks: (stack, layer) -> the experts in the place of this block.
         weights: (layers, rows, experts), layers in the order of blocks.
-        by_scenario: Whether a row of the weights is a scenario. False: a row is an example of the batch, for all its
-            beams.
+        by_scenario: True if a row of the weights is a scenario. Otherwise a row is an example of the batch, for all
+            its beams.
         sparse: Leave out, row by row, the experts whose weight is zero. The host then waits for the weights once per
             forward pass. Weights that need gradients need all experts.
     """

@@ -132,7 +132,7 @@ def check_loaded(
         info: The report of transformers about the loading, `output_loading_info`.
         stored: The tensors of the checkpoint. Empty if they are not known.
         place: Folder or hub name, for messages.
-        says_untied: Whether config.json says that the output head has its own weights.
+        says_untied: True if config.json states that the output head has its own weights.
 
     Raises:
         ValueError: A weight is missing, unknown, of another shape, quantised or not finite, or the embeddings of

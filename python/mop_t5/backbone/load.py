@@ -59,7 +59,7 @@ class BackboneShape:
     """Sizes of a backbone. Methods are built from them, and an adapter folder stores them.
 
     Attributes:
-        is_gated_act: Whether feed-forward networks have two input maps, wi_0 and wi_1.
+        is_gated_act: True if feed-forward networks have two input maps, wi_0 and wi_1.
     """
 
     model_type: str

@@ -15,7 +15,7 @@ def segment(text: str, *, hmm: bool = False) -> list[str]:
 
     Args:
         text: The text.
-        hmm: Whether jieba also guesses words that its dictionary lacks.
+        hmm: True if jieba also guesses words that its dictionary lacks.
 
     Raises:
         ImportError: jieba is not installed.
@@ -47,7 +47,7 @@ class SegmentingTokenizer(PreTrainedTokenizerFast):
     offered, because they would point into the segmented text.
 
     Attributes:
-        ignores_case: Whether `separate` changes the case of a text.
+        ignores_case: True if `separate` changes the case of a text.
     """
 
     ignores_case = False

@@ -32,7 +32,7 @@ _SPACE = "\u2423"
 # Chinese characters and their punctuation: no space stands beside them
 _WIDE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\u3000-\u303f\uff00-\uffef"
 _WIDE += "\u2013\u2014\u2018\u2019\u201b-\u201f\u2026\u2027\ufe4f\ufe51\ufe54\u00b7"
-# The tokens of T5-pegasus are joined by spaces. These patterns, one after the other, say which spaces are removed.
+# The tokens of T5-pegasus are joined by spaces. These patterns, one after the other, select which spaces are removed.
 _NO_SPACE = (
     rf"(?<=[{_WIDE}]) +| +(?=[{_WIDE}])",
     r" +(?=[\p{P}$+<=>^`|~])",

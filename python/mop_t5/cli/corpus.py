@@ -90,8 +90,8 @@ def corpus_convert(
     else:
         if any(given is not None for given in (*templates.values(), references)) or split != "given" or limit:
             raise ValueError(
-                "scenario, dialogue, summary, turn, join, references, split and limit are for use without --tasks: "
-                "the configuration of a task says these."
+                "scenario, dialogue, summary, turn, join, references, split and limit cannot be used with --tasks, "
+                "which sets them. Remove these flags."
             )
         configs, known = chosen_tasks(tasks, names, role, columns)
     splits, sizes, skipped = convert_tasks(configs, input, known, header, seed, skip_bad_rows)

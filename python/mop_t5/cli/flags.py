@@ -126,7 +126,7 @@ def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
         content = read_yaml(path)
         names = [name.partition(".")[0] for name in content]  # `options.rank` is a part of `options`
         if unknown := sorted(set(names) - set(known)):
-            parser.error(f"{path}: no such setting: {', '.join(unknown)}. There are {', '.join(known)}.")
+            parser.error(f"{path}: no such setting: {', '.join(unknown)}. Known settings: {', '.join(known)}.")
         if twice := sorted({name for name in names if names.count(name) > 1 and name in content}):
             raise ValueError(f"{path}: {', '.join(twice)} is given as a whole and in parts. Write it once.")
 

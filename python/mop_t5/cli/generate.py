@@ -77,7 +77,7 @@ def generate(
         with nullcontext() if dry_run else Output(target, position) as out:
             rate = summarise(summariser, requests, out, counts, window=window, total=_total(input))
     except KeyboardInterrupt:
-        cure = "" if target is None else "; the same command with --resume continues"
+        cure = "" if target is None else "; resume it with --resume"
         raise KeyboardInterrupt(f"interrupted; {counts.lines:,} lines are in {where}{cure}.") from None
     verb, speed = ("Would write", "") if dry_run else ("Written", f"; dialogues per second: {rate:.1f}")
     print(f"{verb} to {where}, {counts}{speed}.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Convert the files of a dataset to the splits of a corpus, as a `TaskConfig` says."""
+"""Convert the files of a dataset to the splits of a corpus, as a `TaskConfig` specifies."""
 
 import inspect
 import re
@@ -36,7 +36,7 @@ class Converter:
         columns: Field -> possible names of its column. A field without an entry is a column of the same name. Dots lead
             into an object (`answers.text`).
         header: Names of the columns, for files without a line of names.
-        skip: Whether rows that cannot be converted are left out. If not, the first such row raises its error.
+        skip: True if rows that cannot be converted are left out. If not, the first such row raises its error.
         skipped: Place and reason of each row that was left out.
         unseen: Columns of `config.references` that no row has had so far.
     """
@@ -150,7 +150,7 @@ class Converter:
         """Return the fields of the input. A field that holds turns becomes a list.
 
         Raises:
-            TypeError: The fields do not fit `config.turn`, or lists do not say how their elements belong together.
+            TypeError: The fields do not fit `config.turn`, or lists do not show how their elements belong together.
         """
         config, called = self.config, " and ".join(map(self._called, values))
         if config.turn is not None and config.input in {f"{{{name}}}" for name in values}:

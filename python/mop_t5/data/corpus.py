@@ -59,7 +59,7 @@ def read_examples(path: StrPath, *, need_summary: bool = True) -> list[Example]:
 
     Args:
         path: The file.
-        need_summary: Whether each row must have a summary. False for generation.
+        need_summary: True if each row must have a summary. False for generation.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -142,7 +142,7 @@ def write_corpus(
         folder: The folder to make.
         splits: The rows of each split by its name.
         files: Texts of further files by file name.
-        overwrite: Whether a corpus in the folder is replaced.
+        overwrite: True if a corpus in the folder is replaced.
 
     Raises:
         FileExistsError: The folder has content, and `overwrite` is false or some content is not part of a corpus.
@@ -203,7 +203,7 @@ def example_of(row: object, where: str, default_id: str, need_summary: bool = Tr
         row: The value of the JSON text.
         where: Place of the row, for messages.
         default_id: Id of a row without an id.
-        need_summary: Whether the row must have a summary.
+        need_summary: True if the row must have a summary.
 
     Raises:
         TypeError: The row is no object, or a field has a wrong type.

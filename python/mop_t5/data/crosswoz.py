@@ -1,9 +1,9 @@
-"""Make a corpus of one-scenario dialogues from CrossWOZ (thu-coai/CrossWOZ). A summary says what the user requests.
+"""Make a corpus of one-scenario dialogues from CrossWOZ (thu-coai/CrossWOZ). A summary states what the user requests.
 
 Two people played a CrossWOZ dialogue over a list of sub-goals, each of one domain. The annotation says which slots of
 which sub-goal the user has mentioned so far. A dialogue is cut where the sub-goal changes. Each piece has one sub-goal:
 its domain is the scenario, its turns are the dialogue, and its description for the user is the summary. A piece is
-dropped if it does not clearly belong to one sub-goal, or if the summary says more than the piece.
+dropped if it does not clearly belong to one sub-goal, or if the summary states more than the piece.
 
 CrossWOZ: Zhu et al., TACL 2020, Apache-2.0. The licence asks to keep this attribution with changed copies.
 """
@@ -200,7 +200,7 @@ def _values(slot: str, value: str | list[str]) -> list[str]:
 def _summary(description: str, names: Mapping[int, str], user: str) -> str:
     """Return the description of a sub-goal, which addresses the user, as one sentence about the user.
 
-    "id=2" is the place found in sub-goal 2. If the user says the name of the place in this piece, "id=2" becomes the
+    "id=2" is the place found in sub-goal 2. If the user gives the name of the place in this piece, "id=2" becomes the
     name. If not, "near id=2" becomes "nearby" (附近的), and any other use drops the piece.
     """
     said = _plain(user)

@@ -16,7 +16,7 @@ def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str,
 
     Args:
         path: The file.
-        by_line: Whether the name of the file says that each line is a row. It decides only if the content does not.
+        by_line: True if the name of the file means that each line is a row. It decides only if the content does not.
         bad_row: Called with the place and the error of a row that cannot be read.
 
     Raises:

@@ -20,7 +20,7 @@ def separated_rows(
 
     Args:
         path: The file.
-        tabs: Whether the file is TSV.
+        tabs: True if the file is TSV.
         header: Names of the columns. None if the first line has them.
         bad_row: Called with the place and the error of a row that cannot be read.
 
@@ -79,7 +79,7 @@ def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str
 
     Args:
         raw_lines: The lines of the file with their numbers.
-        names: Whether the first line has the names of the columns.
+        names: True if the first line has the names of the columns.
     """
     first = next((line for line in raw_lines if line[1].strip()), None)
     if first is None:
@@ -98,7 +98,7 @@ class _Lines:
         where: Place of the last line that was read.
         row: The lines of the current row.
         error: Error of the first line of the row that is not UTF-8.
-        ended: Whether the csv module has asked for a line behind the end of the file.
+        ended: True if the csv module has asked for a line behind the end of the file.
     """
 
     def __init__(self, raw_lines: Iterator[tuple[int, bytes]], path: Path):
@@ -158,4 +158,4 @@ def _is_quoted(cell: str) -> bool:
 def _check_header(header: Sequence[str], where: str) -> None:
     twice = sorted({name for name in header if name and header.count(name) > 1})  # no task uses an unnamed column
     if twice:
-        raise ValueError(f"{where}: the column {', '.join(twice)} stands there more than once. Rename it.")
+        raise ValueError(f"{where}: the column {', '.join(twice)} occurs more than once in the header. Rename it.")

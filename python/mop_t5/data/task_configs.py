@@ -1,4 +1,4 @@
-"""Read YAML configurations of tasks. A configuration says how the rows of a dataset become texts; see examples/tasks.
+"""Read YAML configurations of tasks. A configuration describes how rows of a dataset become texts; see examples/tasks.
 
     all:                                 # optional: fields of every task of the file
       training: {max_source: 256}
@@ -45,9 +45,9 @@ class TaskConfig:
         turn_labels: Field of a turn -> its values -> the texts to write for them.
         join: Text between the elements of a list. A list in target is then one answer.
         references: Columns with further right answers. A row need not have them.
-        merge_repeats: Whether rows of the valid and test splits with the same dialogue become one row. All targets of
+        merge_repeats: True if rows of the valid and test splits with the same dialogue become one row. All targets of
             these rows are right answers.
-        chinese_words: Whether texts are words with spaces between them. Spaces beside Chinese characters are removed.
+        chinese_words: True if texts are words with spaces between them. Spaces beside Chinese characters are removed.
         labels: Value of the single field of target -> the text to learn for it. None to learn the value itself.
         metrics: Metrics as in tasks.yaml. None for ROUGE.
         positive: The label that the metric f1 counts, as in tasks.yaml.
@@ -57,7 +57,7 @@ class TaskConfig:
         rows: Names of the nested lists that hold the rows, from the outside; see `inner_rows`.
         limit: Number of training rows to keep, drawn at random. 0 for all.
         prepare: Name of a function in preparations.py that changes the fields first.
-        every_answer: Whether each right answer has a training row. If not, only the first answer has one.
+        every_answer: True if each right answer has a training row. If not, only the first answer has one.
         training: Fields of `mop-t5 train` for the task.
         epochs: Role of the task, "source" or "target" -> number of passes over the training rows.
     """

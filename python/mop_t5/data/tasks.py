@@ -122,7 +122,7 @@ def check_fields(fields: object, where: str, needed: Sequence[str] = (), possibl
     known = [*needed, *(fields if possible is None else possible)]
     unknown = sorted(str(name) for name in fields if name not in known)
     if unknown:
-        raise ValueError(f"{where}: no such field: {', '.join(unknown)}. There are {', '.join(known)}.")
+        raise ValueError(f"{where}: no such field: {', '.join(unknown)}. Known fields: {', '.join(known)}.")
     missing = [name for name in needed if name not in fields]
     if missing:
         raise ValueError(f"{where}: {', '.join(missing)} is missing. Add it.")

@@ -15,7 +15,7 @@ def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
 
     Args:
         template: The template.
-        unnamed: Whether `{}`, which stands for the value itself, is allowed.
+        unnamed: True if `{}`, which stands for the value itself, is allowed.
 
     Raises:
         ValueError: Braces are not closed, or empty, or hold more than a name.

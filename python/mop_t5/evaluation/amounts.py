@@ -52,7 +52,7 @@ class Amount:
 
     @property
     def bare(self) -> bool:
-        """Whether the number has neither a unit nor a label."""
+        """True if the number has neither a unit nor a label."""
         return self.kind == "number" and not self.unit
 
     def agrees(self, other: Amount) -> bool:

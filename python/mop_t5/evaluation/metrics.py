@@ -115,7 +115,7 @@ def _correlation(measure: Callable[..., Any], golds: Golds, texts: Sequence[str]
     right = []
     for text, *_ in golds:
         if (number := _number(text)) is None:
-            raise ValueError(f"pearson and spearman need numbers; got the right answer {text!r}. Correct it.")
+            raise ValueError(f"pearson and spearman need numbers; the reference is {text!r}. Correct it.")
         right.append(number)
     lowest = min(right) - 1
     given = [lowest if (number := _number(text)) is None else number for text in texts]

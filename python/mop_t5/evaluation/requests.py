@@ -16,7 +16,7 @@ _PAUSE = 0.1  # seconds without a new line, after which the waiting lines are an
 
 
 class Request(NamedTuple):
-    """A line of the input. `example` is None if `error` says why the line cannot be summarised."""
+    """A line of the input. If the line cannot be summarised, `example` is None and `error` gives the reason."""
 
     id: str
     scenario: str | None

@@ -34,8 +34,8 @@ class Rouge:
         implementation: package that counts ROUGE, "rouge_score" or "rouge".
         unit: unit that ROUGE counts: "char" (every character except white space), "jieba" (words, HMM=False) or
             "jieba_hmm" (words, HMM=True).
-        normalise: form in which both sides are compared: "none" (unchanged) or "nfkc" (Unicode's NFKC, in which
-            full-width punctuation and digits equal the others).
+        normalise: form in which reference and summary are compared: "none" (unchanged) or "nfkc" (Unicode's NFKC,
+            in which full-width punctuation and digits equal the others).
 
     Raises:
         ValueError: A field has another value.

@@ -94,7 +94,7 @@ class RunEvaluation:
         """Generate and score the summaries, and write the folder of the evaluation.
 
         Args:
-            progress: Whether to show a bar while summaries are generated.
+            progress: Show a bar while summaries are generated.
 
         Raises:
             FileExistsError: There is an evaluation, and overwrite is not set.
@@ -114,7 +114,7 @@ class RunEvaluation:
             write_contents(self.folder, contents_of_evaluation(self._run, self._examples, self._split))
             replace_file(self.folder / "results.md", to_markdown(table).encode())
             write_predictions(self.folder, self._examples, texts)
-            write_scores(self.folder, scores)  # the last file: its presence says that the evaluation is complete
+            write_scores(self.folder, scores)  # the last file: its presence means that the evaluation is complete
         return Evaluation(self.folder, scores[self.system], table)
 
 

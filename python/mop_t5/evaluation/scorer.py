@@ -110,7 +110,7 @@ def warn_of_lost_characters(
     """Warn where references hold characters that a model with this tokenizer cannot write.
 
     The tokenizers of mT5 and umT5 write "," where a reference has the full-width comma of Chinese, so that even a
-    perfect model scores below 100. In the form "nfkc" both sides have the same characters.
+    perfect model scores below 100. In the form "nfkc" reference and summary have the same characters.
 
     Up to 200 references, evenly spread over the split, are encoded and decoded in the same way as summaries. Case and
     white space do not count.
@@ -137,7 +137,7 @@ def warn_of_lost_characters(
         numbers = "/".join(f"{100 * value:.1f}" for value in mean_scores(scores))
         perfect = f" So a perfect model would score {numbers} (R-1/R-2/R-L) on these rows."
     if scorer.form == "none" and len(_lost(references, written, "nfkc")) < len(lost):
-        cure = "Pass --normalise nfkc to compare both sides in Unicode's form NFKC."
+        cure = "Pass --normalise nfkc to compare reference and summary in Unicode's form NFKC."
     note = (
         f"{len(lost)} of {len(sample)} references of the {split} split come back changed from the tokenizer; the lost "
         f"characters include {names}.{perfect} {cure}"

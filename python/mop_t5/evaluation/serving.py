@@ -187,7 +187,7 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
             row: dict[str, Any] = found if isinstance(found, dict) else {}
             request = next(requests, None)
             if request is None:
-                raise ValueError(f"{where}: the input no longer has this line. {_CURE}")
+                raise ValueError(f"{where}: the input is now shorter than the output. {_CURE}")
             made_with, _, made_from = str(row.get("key")).partition("-")
             if made_from != request.checksum:
                 raise ValueError(f"{where}: was not made from this line of the input, {request.id!r}. {_CURE}")

@@ -2,7 +2,7 @@
 
 ROUGE hardly changes for a wrong amount or an invented hotel, which matter to a reader. No annotation is needed: numbers
 are found by their form, and a name is a run of words that are not wording. Wording is learnt from training rows. A word
-is wording if many references of a scenario have it, or if the dialogues of most references with it do not say it.
+is wording if many references of a scenario have it, or if the dialogues of most references with it do not contain it.
 """
 
 import math
@@ -42,7 +42,7 @@ class ValueScores:
     """The numbers of values that summaries keep and invent.
 
     Attributes:
-        said: kind -> number of values that both the reference and its dialogue say.
+        said: kind -> number of values that both the reference and its dialogue contain.
         kept: kind -> number of these values that the summary also has.
         found: The number of values in the summaries.
         inventions: The number of values in the summaries that neither the dialogue nor a reference has.
@@ -93,9 +93,9 @@ class Values:
         return _values(text, [reading.place(run) for run in runs], numbers)
 
     def said(self, example: Example) -> list[Value]:
-        """Return the values of a row's summary that its dialogue says, each once and in order.
+        """Return the values of a row's summary that its dialogue contains, each once and in order.
 
-        If the dialogue says only pieces of a name, the longest pieces are returned.
+        If the dialogue contains only pieces of a name, the longest pieces are returned.
         """
         reading, dialogue = read(example.summary), read(example.dialogue)
         runs, numbers = self._parts(reading)

@@ -42,20 +42,20 @@ class AttemptConfig(MethodConfig):
         trained source prompts.
     prompt_length: rows of every prompt.
     attention: how the prompts are weighted:
-        "sub", by G, all rows of a prompt alike;
-        "token", by G, each row on its own: a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j;
-        "constant", 1/(sources + 1) each, the target too, as in the public code;
-        "none", 1/sources each and 0 for the target, the paper's ablation.
-    use_target: whether there is a target prompt. If False, only G is trained, and P(X) = sum_j a_j P_j over sources.
-    pool_padding: whether the maximum over positions includes padding, as in the public code. The prompt of an example
-        then depends on the other examples of its batch.
+        "sub": by G, one weight for all rows of a prompt.
+        "token": by G, one weight per row. a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j.
+        "constant": every weight is 1/(sources + 1), also the weight of the target. The public code does this.
+        "none": 1/sources for each source, 0 for the target. This is the paper's ablation.
+    use_target: have a target prompt. If False, only G is trained, and P(X) = sum_j a_j P_j over sources.
+    pool_padding: include padding in the maximum over positions, as in the public code. The prompt of an example then
+        depends on the other examples of its batch.
     temperature: T; d_model * e if None.
     bottleneck: width between W_down and W_up.
     init: where target prompts start: "source", as a source prompt; "vocabulary", embeddings of distinct tokens out of
         the first 5,000; "uniform", between -0.5 and 0.5.
-    init_source: name of that source prompt; the first if None.
+    init_source: name of the source prompt for init="source". None: the first.
     prior: folder of a saved "attempt" on the same backbone, whose G is the start of G here.
-    train_attention: whether G is trained. False: G stays as `prior` holds it.
+    train_attention: train G. False: G stays as `prior` holds it.
     """
 
     library: str | None = None
@@ -101,7 +101,9 @@ class AttemptConfig(MethodConfig):
         if not self.train_attention and self.prior is None:
             raise ValueError("train_attention=False keeps the G of another attempt. Name its folder by prior.")
         if not self.use_target and not (self.has_attention and self.train_attention):
-            raise ValueError("use_target=False leaves nothing to train without a G that is trained.")
+            raise ValueError(
+                "use_target=False trains nothing unless G is trained. Set use_target=True or train_attention=True."
+            )
 
     def sources(self) -> dict[str, list[Path]]:
         """Return the folders of the source prompts and of the prior, by their field."""
@@ -111,7 +113,7 @@ class AttemptConfig(MethodConfig):
 
     @property
     def has_attention(self) -> bool:
-        """Whether G weights the prompts."""
+        """True if G weights the prompts."""
         return self.attention in ("sub", "token")
 
 

@@ -24,7 +24,7 @@ class BitFitConfig(PerScenarioConfig):
 
     scenarios: names of the scenarios, at least one with per_scenario.
     per_scenario: one set of biases per scenario. False: all scenarios share the biases.
-    lm_head: a bias on the head, too: as many numbers as the vocabulary has tokens.
+    lm_head: also train a bias on the head (vocab_size numbers).
     """
 
     lm_head: bool = True

@@ -43,7 +43,7 @@ class FineTuningConfig(MethodConfig):
                 )
         elif _PLACE not in templates:
             raise ValueError(
-                f"templates must be 'default' or have {_PLACE!r} in it, or it would say nothing of the scenario; got "
+                f"templates must be 'default' or have {_PLACE!r} in it, or it would not depend on the scenario; got "
                 f"{templates!r}."
             )
 

@@ -27,7 +27,7 @@ class FixedPrefixConfig(MethodConfig):
     scenarios: names of the scenarios.
     prefix_length: rows of the prefix, in every attention.
     rows: attention -> number of prefixes in each of its layers: one per scenario, or 1 for all.
-    layer_norms: whether LayerNorms of the backbone come with the prefixes, as hyper_prefix trains them.
+    layer_norms: True if the folder also has LayerNorms of the backbone, as hyper_prefix trains them.
     """
 
     prefix_length: int = 40

@@ -39,8 +39,8 @@ class HyperPrefixConfig(MethodConfig):
     d_projected: width of the network's output, from which the last map makes keys and values.
     layer_norms: train the backbone's own LayerNorms too.
     preset: "small", the sizes of HyperFormer++'s public configuration, or "matched", with as many parameters as MOP's
-        preset "paper". A field whose value is not its default overrides
-        the preset.
+        preset "paper". Fields that you set override the preset
+        (a default value does not).
     """
 
     prefix_length: int = 40

@@ -54,7 +54,7 @@ class HyperFormerConfig(MethodConfig):
         scenario's embedding and the linear maps. Both stacks share it.
     layer_norms: train the backbone's own LayerNorms too.
     preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
-        paper's Table 4. A field whose value is not its default overrides the preset.
+        paper's Table 4. Fields that you set override the preset (a default value does not).
     """
 
     variant: str = "plus_plus"

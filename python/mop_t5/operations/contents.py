@@ -1,8 +1,7 @@
-"""Checksums of the inputs of a run, in contents.json. run.json beside it names the same inputs by their paths.
+"""Record what a run was made of, as checksums.
 
-A path does not show whether a file has changed. So commands that resume a run, or show its scores again, compare the
-checksums of the rows of a split, the metrics of tasks.yaml, the weights and the tokenizer of the backbone, and the
-files that fields of the method name. Folders of earlier versions have no contents.json: their inputs are not known.
+A path does not show whether its files have changed. Code that resumes or reports a run compares the checksums. Runs of
+earlier versions have no contents.json.
 """
 
 import json
@@ -125,8 +124,8 @@ def check_same_contents(folder: str | Path, now: Mapping[str, Content]) -> bool:
 def warn_of_unknown(what: str) -> None:
     """Warn that the contents of a run of an earlier version cannot be compared. what: name of the run."""
     warnings.warn(
-        f"{what} was made by an earlier version, which did not record what the corpus and the backbone held. Whether "
-        "they still hold the same cannot be checked.",
+        f"{what} was made by an earlier version, which did not record what the corpus and the backbone held. It "
+        "cannot be checked whether they have changed.",
         stacklevel=2,
     )
 

@@ -1,7 +1,7 @@
 """Export of a trained method for use without the method.
 
 export   writes the keys and values of a prefix method into an adapter folder.
-squeeze  makes a plain T5 of a task-level mixture of experts: in every layer the expert of the largest weight.
+squeeze  turns a task-level mixture of experts into a plain T5. Each layer keeps the expert with the largest weight.
 """
 
 import copy
@@ -70,9 +70,8 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
 def squeeze(model: PreTrainedModel, scenario: str) -> PreTrainedModel:
     """Return a frozen plain T5 of the backbone's class, size and cost, with tensors of its own. model stays as it is.
 
-    Where the route of the scenario is one expert per layer ("straight_through", "random_1"), it computes the same as
-    model does for this scenario. Otherwise it computes only the part with the largest weight. It has the experts'
-    precision: float32, also where the backbone's is lower.
+    The result is exact if the scenario routes to one expert per layer. Otherwise each layer keeps the expert with the
+    largest weight. The dtype is that of the experts (float32 for a half-precision backbone).
 
     Raises:
         ValueError: Another method is attached, the scenario is unknown, or experts of different numbers with own_tables

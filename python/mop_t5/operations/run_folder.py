@@ -1,4 +1,4 @@
-"""The files of a run folder, which a training writes, and from which a model is evaluated and served.
+"""Read and write run folders. Training writes them; evaluation and serving read them.
 
 run.json      the configuration with every default filled in; `mop-t5 train --config` takes this file
 contents.json checksums of the corpus and of the backbone (see contents.py)

@@ -24,7 +24,7 @@ class Panel(NamedTuple):
         y_label: Label of the vertical axis.
         curves: The curves of each system.
         title: Title of the panel.
-        may_be_log: Whether the vertical axis is logarithmic if the values differ by more than a factor of 5.
+        may_be_log: Make the vertical axis logarithmic if the values differ by more than a factor of 5.
     """
 
     y_label: str
@@ -100,9 +100,9 @@ def plot_points(
         title: Title of the plot.
         x_label: Label of the horizontal axis.
         y_label: Label of the vertical axis.
-        log_x: Whether the horizontal axis is logarithmic.
-        log_y: Whether the vertical axis is logarithmic.
-        lines: Whether lines connect the points of a series.
+        log_x: True if the horizontal axis is logarithmic.
+        log_y: True if the vertical axis is logarithmic.
+        lines: True if lines connect the points of a series.
         x_ticks: Ticks (x, label) of the horizontal axis. Empty for numbers.
 
     Returns:

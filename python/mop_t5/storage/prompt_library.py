@@ -85,7 +85,7 @@ def add(
         name: Name of the prompt in the library.
         adapter: Folder of the saved prompt_tuning.
         scenario: Scenario whose prompt is copied, if the adapter has one prompt per scenario.
-        overwrite: Whether a prompt of this name is replaced.
+        overwrite: True if a prompt of this name is replaced.
 
     Returns:
         The prompt, as the library holds it.

@@ -16,9 +16,9 @@ def trainer_arguments(
     Args:
         config: The settings.
         folder: The folder of the checkpoints.
-        progress: Whether to show a bar.
+        progress: Show a bar.
         selection: The name of the score by which checkpoints are chosen.
-        skips_parameters: Whether a step may give no gradient to some of the method's parameters.
+        skips_parameters: True if a step may give no gradient to some of the method's parameters.
     """
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every

@@ -23,7 +23,7 @@ from mop_t5.files import checksum, failure_in_a_sentence, flush, flush_tree, put
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
 
-FILES = "files.json"  # {"files": {name: SHA-256}}; its presence says that the checkpoint is complete
+FILES = "files.json"  # {"files": {name: SHA-256}}; its presence means that the checkpoint is complete
 _WRITING = ".writing"
 
 

@@ -232,7 +232,7 @@ class TrainingRun:
                 "--save_every."
             )
         kept = f"{whole[-1]} is kept" if whole else "the finished seeds are kept"
-        return f"interrupted; {kept}, and the same command with --resume continues."
+        return f"interrupted; {kept}; resume it with --resume."
 
 
 def settings_of(

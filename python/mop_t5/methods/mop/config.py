@@ -66,7 +66,8 @@ class MOPConfig(MethodConfig):
     dropout: probability, of the generated keys and values.
     balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
     preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" sets the sizes of
-        public code that is very probably the authors'. A field whose value is not its default overrides the preset.
+        public code that is very probably the authors'. Fields that you set override the preset (a default
+        value does not).
     """
 
     prefix_length: int = 40
@@ -151,7 +152,7 @@ class MOPConfig(MethodConfig):
 
     @property
     def routed(self) -> bool:
-        """Whether a gate, not the scenario, chooses the experts."""
+        """True if a gate, not the scenario, chooses the experts."""
         return self.routing == "xmoe_top2"
 
     @property

@@ -1,4 +1,4 @@
-"""Containers of modules of one class, for type checkers: torch's containers say Module."""
+"""Containers of modules of one class, for type checkers: torch's containers are typed as Module."""
 
 from collections.abc import Callable, ItemsView, Iterator, ValuesView
 from typing import TYPE_CHECKING, Generic, TypeVar

@@ -36,7 +36,7 @@ def similarities(target: Tensor, sources: Tensor, measure: str = "avgpool_cosine
     if target.dim() != 2 or sources.shape[1:] != target.shape:
         raise ValueError(
             f"target must have shape (length, d) and sources (sources, length, d); got {tuple(target.shape)} and "
-            f"{tuple(sources.shape)}. Prompts that are compared are of one length."
+            f"{tuple(sources.shape)}. All prompts must have one length."
         )
     return SIMILARITIES[measure](target, sources)
 

@@ -46,16 +46,16 @@ class TaskMoEConfig(MethodConfig):
     d_task: width of the task vectors.
     train_task_vectors: train them, too.
     noise: deviation of the noise on the experts' initial values, which are the values of their block.
-    own_tables: whether each expert has its own table of relative positions, which it shares with the experts of the
-        same number in later blocks. False: all share the backbone's table. For T5 and mT5; in umT5 every block has a
+    own_tables: give each expert its own table of relative positions, which it shares with the experts of the same
+        number in later blocks. False: all share the backbone's table. For T5 and mT5; in umT5 every block has a
         table. Needs experts in all blocks of a stack that has any.
     train_shared: also train the weights that all experts share: embeddings, head, last LayerNorms, blocks without
         experts.
     expert_regulariser: weight of a loss, the sum over layers of the mean distance of two experts. Above 0 it pulls
         experts together.
     alternate: train the router and the task vectors in one step, all else in the next.
-    preset: "stage_two", the temperature of the second stage. A field whose value is not its default overrides the
-        preset.
+    preset: "stage_two", the temperature of the second stage. Fields that you set override the preset (a default value
+        does not).
     """
 
     experts: int = 3
@@ -122,9 +122,9 @@ class TaskMoEConfig(MethodConfig):
         if self.routes != "learned" and self.routes_from is not None:
             raise ValueError(f"routes_from needs routes='learned'; got {self.routes!r}. Leave one of them out.")
         if self.alternate and not self.has_router:
-            raise ValueError("alternate needs a router that is trained. Leave routes and routes_from out.")
+            raise ValueError("alternate needs a trained router. Remove routes and routes_from.")
 
     @property
     def has_router(self) -> bool:
-        """Whether routes are learned here. Else they are fixed."""
+        """True if routes are learned here. Otherwise they are fixed."""
         return self.routes == "learned" and self.routes_from is None

@@ -167,7 +167,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         return {name: tensor for name, tensor in shared.items() if self.trains_backbone(name)}
 
     def disable(self, experts: Sequence[tuple[int, int]]) -> None:
-        """Take experts out, and share their weight among the others as the logits say.
+        """Take experts out, and share their weight among the others according to the logits.
 
         Args:
             experts: Pairs (layer, expert). Layers count the blocks with experts, the encoder's first. An empty list
@@ -219,7 +219,7 @@ class TaskMoE(Method[TaskMoEConfig]):
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the experts and their weights, and in training the loss of expert_regulariser."""
         weights, by_scenario = self._weights(scenario_ids)
-        # whether some weights are exactly zero and need no gradient; a plain softmax has no zeros
+        # True if some weights are exactly zero and need no gradient; a plain softmax has no zeros
         some_zero = self.config.routes not in ("learned", "average") or bool(self.disabled)
         some_zero = some_zero or self.config.selection == "straight_through" or self._explores
         sparse = some_zero and not weights.requires_grad and not weights.is_meta
@@ -235,7 +235,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         return self.training and self.config.exploration > 0
 
     def _weights(self, scenario_ids: Tensor | None) -> tuple[Tensor, bool]:
-        """Return weights (layers, rows, experts), and whether a row is a scenario. Else it is an example."""
+        """Return weights (layers, rows, experts), and whether a row is a scenario. Otherwise a row is an example."""
         c, logits = self.config, self.logits()
         noisy = logits is not None and c.selection != "softmax" and (self.training or c.noise_in_evaluation)
         drawn = logits is None and c.routes == "instance" and self.training
