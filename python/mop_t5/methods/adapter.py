@@ -26,18 +26,19 @@ _PLACES = tuple(dict.fromkeys(place for _, place in PLACES))
 class AdapterConfig(PerScenarioConfig):
     """Fields of the method "adapter".
 
-    scenarios: names of the scenarios, at least one with per_scenario.
-    per_scenario: one adapter per scenario. False: all scenarios share the adapters.
-    places: the sub-layers that have an adapter behind them: some of "self_attention", "cross_attention" (of the
-        decoder) and "feed_forward".
-    reduction: the adapters' hidden width is d_model // reduction.
-    activation: "gelu_tanh" (the approximation by tanh, "gelu_new" in transformers), "relu", "gelu", "silu", "tanh" or
-        "identity".
-    layer_norms: train the backbone's own LayerNorms too. All scenarios share them.
-    drop_layers: AdapterDrop: number of first layers of encoder and decoder that have no adapters.
-    drop_up_to: robust AdapterDrop: all layers have adapters. Training leaves out the adapters of the first n layers; n
-        is drawn for every batch from 0 to drop_up_to. Evaluation leaves out drop_layers; the method's `drop` changes
-        this number.
+    Args:
+        scenarios: names of the scenarios, at least one with per_scenario.
+        per_scenario: one adapter per scenario. False: all scenarios share the adapters.
+        places: the sub-layers that have an adapter behind them: some of "self_attention", "cross_attention" (of the
+            decoder) and "feed_forward".
+        reduction: the adapters' hidden width is d_model // reduction.
+        activation: "gelu_tanh" (the approximation by tanh, "gelu_new" in transformers), "relu", "gelu", "silu", "tanh"
+            or "identity".
+        layer_norms: train the backbone's own LayerNorms too. All scenarios share them.
+        drop_layers: AdapterDrop: number of first layers of encoder and decoder that have no adapters.
+        drop_up_to: robust AdapterDrop: all layers have adapters. Training leaves out the adapters of the first n
+            layers; n is drawn for every batch from 0 to drop_up_to. Evaluation leaves out drop_layers; the method's
+            `drop` changes this number.
     """
 
     places: tuple[str, ...] = ("self_attention", "feed_forward")

@@ -34,28 +34,29 @@ _G = "mop.attention."
 class AttemptConfig(MethodConfig):
     """Fields of the method "attempt".
 
-    scenarios: names of the tasks. Each has a target prompt; none means one task.
-    library: folder of a prompt library (mop_t5.storage.prompt_library) that holds the source prompts.
-    source_prompts: names of the source prompts in the library, in the order of the attention weights. They are copied,
-        so that an attached or saved method does not need the library.
-    untrained_sources: number of source prompts of random words, in place of a library. A control: it shows the value of
-        trained source prompts.
-    prompt_length: rows of every prompt.
-    attention: how the prompts are weighted:
-        "sub": by G, one weight for all rows of a prompt.
-        "token": by G, one weight per row. a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j.
-        "constant": every weight is 1/(sources + 1), also the weight of the target. The public code does this.
-        "none": 1/sources for each source, 0 for the target. This is the paper's ablation.
-    use_target: have a target prompt. If False, only G is trained, and P(X) = sum_j a_j P_j over sources.
-    pool_padding: include padding in the maximum over positions, as in the public code. The prompt of an example then
-        depends on the other examples of its batch.
-    temperature: T; d_model * e if None.
-    bottleneck: width between W_down and W_up.
-    init: where target prompts start: "source", as a source prompt; "vocabulary", embeddings of distinct tokens out of
-        the first 5,000; "uniform", between -0.5 and 0.5.
-    init_source: name of the source prompt for init="source". None: the first.
-    prior: folder of a saved "attempt" on the same backbone, whose G is the start of G here.
-    train_attention: train G. False: G stays as `prior` holds it.
+    Args:
+        scenarios: names of the tasks. Each has a target prompt; none means one task.
+        library: folder of a prompt library (mop_t5.storage.prompt_library) that holds the source prompts.
+        source_prompts: names of the source prompts in the library, in the order of the attention weights. They are
+            copied, so that an attached or saved method does not need the library.
+        untrained_sources: number of source prompts of random words, in place of a library. A control: it shows the
+            value of trained source prompts.
+        prompt_length: rows of every prompt.
+        attention: how the prompts are weighted:
+            "sub": by G, one weight for all rows of a prompt.
+            "token": by G, one weight per row. a_jl is the softmax over j of p_jl . h / T, where p_jl is row l of P_j.
+            "constant": every weight is 1/(sources + 1), also the weight of the target. The public code does this.
+            "none": 1/sources for each source, 0 for the target. This is the paper's ablation.
+        use_target: have a target prompt. If False, only G is trained, and P(X) = sum_j a_j P_j over sources.
+        pool_padding: include padding in the maximum over positions, as in the public code. The prompt of an example
+            then depends on the other examples of its batch.
+        temperature: T; d_model * e if None.
+        bottleneck: width between W_down and W_up.
+        init: where target prompts start: "source", as a source prompt; "vocabulary", embeddings of distinct tokens out
+            of the first 5,000; "uniform", between -0.5 and 0.5.
+        init_source: name of the source prompt for init="source". None: the first.
+        prior: folder of a saved "attempt" on the same backbone, whose G is the start of G here.
+        train_attention: train G. False: G stays as `prior` holds it.
     """
 
     library: str | None = None

@@ -22,9 +22,10 @@ from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenario
 class BitFitConfig(PerScenarioConfig):
     """Fields of the method "bitfit".
 
-    scenarios: names of the scenarios, at least one with per_scenario.
-    per_scenario: one set of biases per scenario. False: all scenarios share the biases.
-    lm_head: also train a bias on the head (vocab_size numbers).
+    Args:
+        scenarios: names of the scenarios, at least one with per_scenario.
+        per_scenario: one set of biases per scenario. False: all scenarios share the biases.
+        lm_head: also train a bias on the head (vocab_size numbers).
     """
 
     lm_head: bool = True

@@ -29,15 +29,16 @@ _PLACES = {"compacter": ("self_attention", "feed_forward"), "plus_plus": ("feed_
 class CompacterConfig(MethodConfig):
     """Fields of the method "compacter".
 
-    scenarios: names of the scenarios, for the record: they share the adapters.
-    variant: "compacter", adapters after self-attention and feed-forward; "plus_plus", after feed-forward only.
-    terms: number of Kronecker terms, and side length of the rules. It must divide d_model and d_model // reduction.
-    reduction: the adapters' hidden width is d_model // reduction.
-    local_rank: rank of the locals; None trains them whole (the PHM adapters of the same paper).
-    rule_std: the rules start at N(0, rule_std^2), so small that the adapters start as the identity. The locals start
-        Glorot-uniform with gain sqrt(2), the biases at 0.
-    activation: "gelu_tanh", "relu", "gelu", "silu", "tanh" or "identity".
-    layer_norms: train the backbone's own LayerNorms too.
+    Args:
+        scenarios: names of the scenarios, for the record: they share the adapters.
+        variant: "compacter", adapters after self-attention and feed-forward; "plus_plus", after feed-forward only.
+        terms: number of Kronecker terms, and side length of the rules. It must divide d_model and d_model // reduction.
+        reduction: the adapters' hidden width is d_model // reduction.
+        local_rank: rank of the locals; None trains them whole (the PHM adapters of the same paper).
+        rule_std: the rules start at N(0, rule_std^2), so small that the adapters start as the identity. The locals
+            start Glorot-uniform with gain sqrt(2), the biases at 0.
+        activation: "gelu_tanh", "relu", "gelu", "silu", "tanh" or "identity".
+        layer_norms: train the backbone's own LayerNorms too.
     """
 
     variant: str = "compacter"

@@ -20,10 +20,11 @@ _PLACE = "{scenario}"
 class FineTuningConfig(MethodConfig):
     """Fields of the method "fine_tuning".
 
-    scenarios: names of the scenarios. They share all weights.
-    templates: text in front of a dialogue, in training and in generation. None: no text. A text with "{scenario}" in
-        it: the name of the scenario replaces it. {scenario: text}: one text per scenario. "default": a Chinese
-        sentence, in which the paper's five scenarios have Chinese names.
+    Args:
+        scenarios: names of the scenarios. They share all weights.
+        templates: text in front of a dialogue, in training and in generation. None: no text. A text with "{scenario}"
+            in it: the name of the scenario replaces it. {scenario: text}: one text per scenario. "default": a Chinese
+            sentence, in which the paper's five scenarios have Chinese names.
     """
 
     templates: str | dict[str, str] | None = None

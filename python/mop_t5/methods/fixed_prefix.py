@@ -24,10 +24,11 @@ from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 class FixedPrefixConfig(MethodConfig):
     """Fields of the method "fixed_prefix".
 
-    scenarios: names of the scenarios.
-    prefix_length: rows of the prefix, in every attention.
-    rows: attention -> number of prefixes in each of its layers: one per scenario, or 1 for all.
-    layer_norms: True if the folder also has LayerNorms of the backbone, as hyper_prefix trains them.
+    Args:
+        scenarios: names of the scenarios.
+        prefix_length: rows of the prefix, in every attention.
+        rows: attention -> number of prefixes in each of its layers: one per scenario, or 1 for all.
+        layer_norms: True if the folder also has LayerNorms of the backbone, as hyper_prefix trains them.
     """
 
     prefix_length: int = 40

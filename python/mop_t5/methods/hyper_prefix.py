@@ -32,15 +32,15 @@ _PRESETS = {
 class HyperPrefixConfig(MethodConfig):
     """Fields of the method "hyper_prefix".
 
-    scenarios: names of the scenarios, at least one.
-    prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
-    d_embedding: width of the embeddings of scenario, layer and attention. Each has one row per prefix row.
-    d_hidden: hidden width of the network.
-    d_projected: width of the network's output, from which the last map makes keys and values.
-    layer_norms: train the backbone's own LayerNorms too.
-    preset: "small", the sizes of HyperFormer++'s public configuration, or "matched", with as many parameters as MOP's
-        preset "paper". Fields that you set override the preset
-        (a default value does not).
+    Args:
+        scenarios: names of the scenarios, at least one.
+        prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
+        d_embedding: width of the embeddings of scenario, layer and attention. Each has one row per prefix row.
+        d_hidden: hidden width of the network.
+        d_projected: width of the network's output, from which the last map makes keys and values.
+        layer_norms: train the backbone's own LayerNorms too.
+        preset: "small", the sizes of HyperFormer++'s public configuration, or "matched", with as many parameters as
+            MOP's preset "paper". Fields that you set override the preset (a default value does not).
     """
 
     prefix_length: int = 40

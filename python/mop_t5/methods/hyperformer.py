@@ -38,23 +38,24 @@ _PRESETS = {
 class HyperFormerConfig(MethodConfig):
     """Fields of the method "hyperformer".
 
-    scenarios: names of the scenarios, at least one.
-    variant: "plus_plus": one network per stack makes all adapters from scenario, layer and kind. "unique": the network
-        does not see the kind, and each kind has its own linear maps. "per_layer": each layer and kind has its own
-        linear maps, from the scenario alone.
-    d_embedding: width of the embeddings of scenarios, layers and kinds.
-    d_hidden: hidden width of the network that makes e.
-    d_projected: width of e.
-    reduction: the adapters' hidden width is d_model // reduction.
-    activation: of the adapters: "gelu_tanh", "relu", "gelu", "silu" (swish), "tanh" or "identity".
-    pre_norm: another LN, before the adapter's down map.
-    conditional_layer_norm: the gain and bias of the LNs are made by the network. False, which needs
-        variant="per_layer": they are parameters, shared by the scenarios.
-    embedding_network: for variant="per_layer": a network d_embedding -> d_hidden -> d_projected stands between the
-        scenario's embedding and the linear maps. Both stacks share it.
-    layer_norms: train the backbone's own LayerNorms too.
-    preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
-        paper's Table 4. Fields that you set override the preset (a default value does not).
+    Args:
+        scenarios: names of the scenarios, at least one.
+        variant: "plus_plus": one network per stack makes all adapters from scenario, layer and kind. "unique": the
+            network does not see the kind, and each kind has its own linear maps. "per_layer": each layer and kind has
+            its own linear maps, from the scenario alone.
+        d_embedding: width of the embeddings of scenarios, layers and kinds.
+        d_hidden: hidden width of the network that makes e.
+        d_projected: width of e.
+        reduction: the adapters' hidden width is d_model // reduction.
+        activation: of the adapters: "gelu_tanh", "relu", "gelu", "silu" (swish), "tanh" or "identity".
+        pre_norm: another LN, before the adapter's down map.
+        conditional_layer_norm: the gain and bias of the LNs are made by the network. False, which needs
+            variant="per_layer": they are parameters, shared by the scenarios.
+        embedding_network: for variant="per_layer": a network d_embedding -> d_hidden -> d_projected stands between the
+            scenario's embedding and the linear maps. Both stacks share it.
+        layer_norms: train the backbone's own LayerNorms too.
+        preset: "published", the sizes of the public configuration, or "table4", sizes that give the 2.320 % of the MOP
+            paper's Table 4. Fields that you set override the preset (a default value does not).
     """
 
     variant: str = "plus_plus"

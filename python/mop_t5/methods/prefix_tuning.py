@@ -18,11 +18,12 @@ from mop_t5.methods.parts.modules import ModuleDictOf
 class PrefixTuningConfig(MethodConfig):
     """Fields of the method "prefix_tuning".
 
-    scenarios: names of the scenarios, for the record: they share one prefix.
-    prefix_length: prefix rows in every attention. 0 gives the plain model.
-    d_mid: width of the hidden layer of the generators.
-    activation: of the hidden layer: "tanh", "relu", "gelu", "silu" or "identity".
-    dropout: probability, after the last layer of the generators.
+    Args:
+        scenarios: names of the scenarios, for the record: they share one prefix.
+        prefix_length: prefix rows in every attention. 0 gives the plain model.
+        d_mid: width of the hidden layer of the generators.
+        activation: of the hidden layer: "tanh", "relu", "gelu", "silu" or "identity".
+        dropout: probability, after the last layer of the generators.
     """
 
     prefix_length: int = 40

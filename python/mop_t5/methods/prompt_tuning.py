@@ -33,29 +33,31 @@ _NEEDS = {"init_words": "words", "init_file": "file", "init_library": "spot", "i
 class PromptTuningConfig(MethodConfig):
     """Fields of the method "prompt_tuning".
 
-    scenarios: names of the scenarios. They share the prompt unless per_scenario.
-    prefix_length: rows of the prompt. 0 gives the plain model.
-    per_scenario: one prompt per scenario.
-    init: where the prompt starts:
-        "uniform", between -init_scale and init_scale (the paper of prompt-tuning);
-        "uniform_positive", between 0 and init_scale (its published code: 0.5, and 0.01 in its bare helper);
-        "normal", mean 0 and standard deviation init_scale;
-        "vocabulary", embeddings of distinct tokens drawn from the first init_vocabulary ids;
-        "words", embeddings of the words in init_words, in turn; a word of several tokens has the mean of theirs;
-        "file", the prompt in init_file;
-        "spot", the source prompts of init_library that are most similar to init_target (SPoT).
-        Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
-    init_scale: see init.
-    init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent 5,000.
-    init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer in the
-        backbone's folder splits the words.
-    init_file: see init. The folder of a saved prompt_tuning, or a .safetensors file of one tensor, of shape
-        (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
-    init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).
-    init_prompts: names of the prompts of init_library to choose from; all if empty.
-    init_target: see init. A first version of the prompt, trained for a few epochs; a folder or file as init_file.
-    init_similarity: how prompts are compared, one of mop_t5.methods.parts.spot.SIMILARITIES.
-    init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
+    Args:
+        scenarios: names of the scenarios. They share the prompt unless per_scenario.
+        prefix_length: rows of the prompt. 0 gives the plain model.
+        per_scenario: one prompt per scenario.
+        init: where the prompt starts:
+            "uniform", between -init_scale and init_scale (the paper of prompt-tuning);
+            "uniform_positive", between 0 and init_scale (its published code: 0.5, and 0.01 in its bare helper);
+            "normal", mean 0 and standard deviation init_scale;
+            "vocabulary", embeddings of distinct tokens drawn from the first init_vocabulary ids;
+            "words", embeddings of the words in init_words, in turn; a word of several tokens has the mean of theirs;
+            "file", the prompt in init_file;
+            "spot", the source prompts of init_library that are most similar to init_target (SPoT).
+            Prompts of several scenarios are drawn one by one; with "words", "file" and "spot" they may start alike.
+        init_scale: see init.
+        init_vocabulary: see init. The vocabularies of T5 are in order of frequency, so 5,000 means the most frequent
+            5,000.
+        init_words: see init. At most prefix_length words; fewer are repeated. The tokenizer in the
+            backbone's folder splits the words.
+        init_file: see init. The folder of a saved prompt_tuning, or a .safetensors file of one tensor, of shape
+            (prefix_length, d_model), for all scenarios alike, or (scenarios, prefix_length, d_model).
+        init_library: see init. Folder of a prompt library (mop_t5.storage.prompt_library).
+        init_prompts: names of the prompts of init_library to choose from; all if empty.
+        init_target: see init. A first version of the prompt, trained for a few epochs; a folder or file as init_file.
+        init_similarity: how prompts are compared, one of mop_t5.methods.parts.spot.SIMILARITIES.
+        init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
     """
 
     prefix_length: int = 40

@@ -30,44 +30,45 @@ _PRESETS = {
 class MOPConfig(MethodConfig):
     """Fields of the method "mop".
 
-    scenarios: names of the scenarios. routing="scenario" needs at least one; scenario s uses expert s.
-    prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
-    d_mid: width of the hidden layer, of the experts and of the MLP generators.
-    terms_down, terms_up: Kronecker terms p and q of the down maps and of the up maps. They must divide the widths on
-        both sides of their map: d_model and d_mid, d_mid and num_heads*d_kv.
-    rank: r of the rules, A_i = l_i e_i.
-    reading: "A", rules terms x terms (Eq. 2); "B", locals terms x terms (section 2.2).
-    routing: "scenario": an example always uses the expert of its scenario. "xmoe_top2": a gate sends each prefix row to
-        two experts, independent of the scenario. X' is added to the keys and values of every layer, which then pass a
-        LayerNorm, and a loss balances the experts. It needs num_heads*d_kv = d_model. It implies preset="xmoe_top2"
-        unless preset="paper" is given.
-    attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross". The others get the MLP
-        generator of prefix-tuning, shared by all scenarios.
-    num_experts: None: one expert per scenario. 1: one expert that all scenarios share (a control). With
-        routing="xmoe_top2": any number from 2; None means 8.
-    layers: indices of the layers that get MOP, in each attention named in `attention`. The other layers of these
-        attentions get an MLP generator. None: all layers; with routing="xmoe_top2" the last half of the layers.
-    kv_maps: "separate": an up map for keys and an up map for values on the same hidden rows. "joint": one up map of
-        twice the width, whose first half are the keys. "separate_down": two down maps and two up maps.
-    input_scope: "shared", X' is one matrix; "expert", each expert has its own.
-    rule: "low_rank"; "full", the ablation "w/o low-rank", rules trained directly and shared; "dense", experts without
-        Kronecker products, plain matrices (Eq. 1): a control.
-    rule_scope: for rule="full": "global": one rule for all layers and experts. "layer": one rule per layer.
-        "layer_expert": one rule per layer and expert ("w/o both" with rules of full rank).
-    share_lorl: False is "w/o LoRL": an expert has its own left factor l in each layer.
-    drop_lorl: True is the other meaning of "w/o LoRL": l is fixed to ones.
-    share_lore: False is "w/o LoRE": a layer has its own right factor e for each expert.
-    bias: "layer": one bias per layer, shared by the experts. "expert": one per expert, shared by the layers.
-        "layer_expert": one per layer and expert. None: no bias.
-    init: "variance_matched" starts the maps at the scale of a dense layer. "compacter" starts them almost at zero.
-        "zero_up" starts with up maps of zero, so that experts add nothing at first.
-    activation: of the experts: "relu", "gelu", "gelu_tanh", "tanh", "silu" or "identity".
-    generator_activation: of the MLP generators: "tanh", "relu", "gelu", "silu" or "identity".
-    dropout: probability, of the generated keys and values.
-    balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
-    preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" sets the sizes of
-        public code that is very probably the authors'. Fields that you set override the preset (a default
-        value does not).
+    Args:
+        scenarios: names of the scenarios. routing="scenario" needs at least one; scenario s uses expert s.
+        prefix_length: rows of the prefix, in every attention. 0 gives the plain model.
+        d_mid: width of the hidden layer, of the experts and of the MLP generators.
+        terms_down: Kronecker terms p of the down maps. They must divide d_model and d_mid.
+        terms_up: Kronecker terms q of the up maps. They must divide d_mid and num_heads*d_kv.
+        rank: r of the rules, A_i = l_i e_i.
+        reading: "A", rules terms x terms (Eq. 2); "B", locals terms x terms (section 2.2).
+        routing: "scenario": an example always uses the expert of its scenario. "xmoe_top2": a gate sends each prefix
+            row to two experts, independent of the scenario. X' is added to the keys and values of every layer, which
+            then pass a LayerNorm, and a loss balances the experts. It needs num_heads*d_kv = d_model. It implies
+            preset="xmoe_top2" unless preset="paper" is given.
+        attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross". The others get the
+            MLP generator of prefix-tuning, shared by all scenarios.
+        num_experts: None: one expert per scenario. 1: one expert that all scenarios share (a control). With
+            routing="xmoe_top2": any number from 2; None means 8.
+        layers: indices of the layers that get MOP, in each attention named in `attention`. The other layers of these
+            attentions get an MLP generator. None: all layers; with routing="xmoe_top2" the last half of the layers.
+        kv_maps: "separate": an up map for keys and an up map for values on the same hidden rows. "joint": one up map of
+            twice the width, whose first half are the keys. "separate_down": two down maps and two up maps.
+        input_scope: "shared", X' is one matrix; "expert", each expert has its own.
+        rule: "low_rank"; "full", the ablation "w/o low-rank", rules trained directly and shared; "dense", experts
+            without Kronecker products, plain matrices (Eq. 1): a control.
+        rule_scope: for rule="full": "global": one rule for all layers and experts. "layer": one rule per layer.
+            "layer_expert": one rule per layer and expert ("w/o both" with rules of full rank).
+        share_lorl: False is "w/o LoRL": an expert has its own left factor l in each layer.
+        drop_lorl: True is the other meaning of "w/o LoRL": l is fixed to ones.
+        share_lore: False is "w/o LoRE": a layer has its own right factor e for each expert.
+        bias: "layer": one bias per layer, shared by the experts. "expert": one per expert, shared by the layers.
+            "layer_expert": one per layer and expert. None: no bias.
+        init: "variance_matched" starts the maps at the scale of a dense layer. "compacter" starts them almost at zero.
+            "zero_up" starts with up maps of zero, so that experts add nothing at first.
+        activation: of the experts: "relu", "gelu", "gelu_tanh", "tanh", "silu" or "identity".
+        generator_activation: of the MLP generators: "tanh", "relu", "gelu", "silu" or "identity".
+        dropout: probability, of the generated keys and values.
+        balance_weight: of the loss that balances the experts, where routing="xmoe_top2".
+        preset: "paper" sets the sizes behind the paper's Table 4 as its text describes MOP; "xmoe_top2" sets the sizes
+            of public code that is very probably the authors'. Fields that you set override the preset (a default value
+            does not).
     """
 
     prefix_length: int = 40

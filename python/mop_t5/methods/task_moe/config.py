@@ -24,38 +24,44 @@ _PRESETS = {
 class TaskMoEConfig(MethodConfig):
     """Fields of the method "task_moe".
 
-    scenarios: names of the scenarios, the tasks.
-    experts: copies of each chosen block.
-    encoder_layers, decoder_layers: indices of the blocks that become experts; None for all of the stack.
-    router: the network from the vector of a task to logits (layers, experts): "linear", "rnn", "lstm", "gru" or
-        "transformer", each also with "_layer_specific" behind its name.
-    hidden: width of the router.
-    selection: how logits become routes: "softmax"; "gumbel", with Gumbel noise; "straight_through", the best expert
-        after the noise alone, with the gradient of "gumbel".
-    temperature, temperature_rate, minimum_temperature: the logits are divided by max(temperature * exp(-rate * step),
-        minimum), where step counts the optimizer steps.
-    noise_in_evaluation: draw the noise of "gumbel" and "straight_through" in evaluation, too, as the public code does.
-    exploration: probability that training sends an example through a random expert of a layer in place of its route.
-    routes: "learned"; "average", all experts alike; "random_N", N random experts per task and layer, drawn once;
-        "instance", a random expert per example and layer, drawn anew in training, and once for evaluation.
-    routes_from: folder of a saved task_moe whose router and task vectors make the routes, frozen. Tasks that it does
-        not know need a vector of their own in `task_vectors`.
-    experts_from: folder of a saved task_moe whose experts are the start. If routes are learned here, its router and the
-        vectors of the tasks that it knows are the start, too.
-    task_vectors: file of `mop-t5 task-vectors` with a vector for each scenario. None: random ones, N(0, 1).
-    d_task: width of the task vectors.
-    train_task_vectors: train them, too.
-    noise: deviation of the noise on the experts' initial values, which are the values of their block.
-    own_tables: give each expert its own table of relative positions, which it shares with the experts of the same
-        number in later blocks. False: all share the backbone's table. For T5 and mT5; in umT5 every block has a
-        table. Needs experts in all blocks of a stack that has any.
-    train_shared: also train the weights that all experts share: embeddings, head, last LayerNorms, blocks without
-        experts.
-    expert_regulariser: weight of a loss, the sum over layers of the mean distance of two experts. Above 0 it pulls
-        experts together.
-    alternate: train the router and the task vectors in one step, all else in the next.
-    preset: "stage_two", the temperature of the second stage. Fields that you set override the preset (a default value
-        does not).
+    Args:
+        scenarios: names of the scenarios, the tasks.
+        experts: copies of each chosen block.
+        encoder_layers: indices of the blocks of the encoder that become experts; None for all blocks.
+        decoder_layers: indices of the blocks of the decoder that become experts; None for all blocks.
+        router: the network from the vector of a task to logits (layers, experts): "linear", "rnn", "lstm", "gru" or
+            "transformer", each also with "_layer_specific" behind its name.
+        hidden: width of the router.
+        selection: how logits become routes: "softmax"; "gumbel", with Gumbel noise; "straight_through", the best expert
+            after the noise alone, with the gradient of "gumbel".
+        temperature: the logits are divided by max(temperature * exp(-temperature_rate * step), minimum_temperature),
+            where step counts the optimizer steps.
+        temperature_rate: of the exponential decay of the temperature, per optimizer step.
+        minimum_temperature: the smallest temperature.
+        noise_in_evaluation: draw the noise of "gumbel" and "straight_through" in evaluation, too, as the public code
+            does.
+        exploration: probability that training sends an example through a random expert of a layer in place of its
+            route.
+        routes: "learned"; "average", all experts alike; "random_N", N random experts per task and layer, drawn once;
+            "instance", a random expert per example and layer, drawn anew in training, and once for evaluation.
+        routes_from: folder of a saved task_moe whose router and task vectors make the routes, frozen. Tasks that it
+            does not know need a vector of their own in `task_vectors`.
+        experts_from: folder of a saved task_moe whose experts are the start. If routes are learned here, its router and
+            the vectors of the tasks that it knows are the start, too.
+        task_vectors: file of `mop-t5 task-vectors` with a vector for each scenario. None: random ones, N(0, 1).
+        d_task: width of the task vectors.
+        train_task_vectors: train them, too.
+        noise: deviation of the noise on the experts' initial values, which are the values of their block.
+        own_tables: give each expert its own table of relative positions, which it shares with the experts of the same
+            number in later blocks. False: all share the backbone's table. For T5 and mT5; in umT5 every block has a
+            table. Needs experts in all blocks of a stack that has any.
+        train_shared: also train the weights that all experts share: embeddings, head, last LayerNorms, blocks without
+            experts.
+        expert_regulariser: weight of a loss, the sum over layers of the mean distance of two experts. Above 0 it pulls
+            experts together.
+        alternate: train the router and the task vectors in one step, all else in the next.
+        preset: "stage_two", the temperature of the second stage. Fields that you set override the preset (a default
+            value does not).
     """
 
     experts: int = 3
