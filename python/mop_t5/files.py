@@ -223,13 +223,40 @@ def read_json(path: StrPath, cure: str) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ValueError: The file does not hold a JSON object.
     """
-    try:
+    with damage_in_a_sentence(path, cure):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, got {type(content).__name__}")
-    except (ValueError, RecursionError) as error:
+        return content
+
+
+def split_json_lines(text: str) -> list[Any]:
+    """Return the values of a text that `json_lines` wrote.
+
+    Only a line feed ends a line. JSON leaves other line separators, such as U+2028 and U+0085, inside its strings.
+
+    Raises:
+        ValueError: A line is not JSON.
+        RecursionError: A line has too many brackets inside each other.
+    """
+    return [json.loads(line) for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+@contextmanager
+def damage_in_a_sentence(path: StrPath, cure: str) -> Iterator[None]:
+    """Raise a ValueError with one sentence if the block finds that the content of a file is damaged.
+
+    Args:
+        path: The file, for the message.
+        cure: End of the message: what to do about a damaged file. Empty if the caller adds it.
+
+    Raises:
+        ValueError: The block raised an error that wrong JSON, or JSON of another form, causes.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). {cure}".rstrip()) from error
-    return content
 
 
 def checksum(source: bytes | Path) -> str:

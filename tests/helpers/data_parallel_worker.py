@@ -113,6 +113,18 @@ def command(folder, backbone, corpus):
     return {"codes": codes, "printed": printed.getvalue()}
 
 
+def nodes(folder, rank):
+    """Train several seeds where no process sees the output folder of another, as on two machines."""
+    from mop_t5.cli.main import main
+
+    printed = io.StringIO()
+    where = ["--corpus", folder / "corpus", "--backbone", folder / "backbone", "--output", folder / f"node-{rank}"]
+    small = ["--steps", 1, "--batch_size", 2, "--max_target", 8, "--method", "prefix_tuning", "--seeds", "[0, 1]"]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        codes = [main(["train", *map(str, [*where, *small]), *more]) for more in (["--dry_run"], [])]
+    return {"codes": codes, "printed": printed.getvalue()}
+
+
 def run(folder: Path) -> None:
     team = processes()
     count, rank = team.num_processes, team.process_index
@@ -122,6 +134,7 @@ def run(folder: Path) -> None:
         found["resumed"] = trained(folder, "mixed", 12, count, resume=True)
         found["nan"] = nan(folder)
         found["command"] = command(folder, folder / "backbone", folder / "corpus")
+        found["nodes"] = nodes(folder, rank)
     else:
         found["longer"] = trained(folder / "longer", "mixed", 12, count)
     torch.save(found, folder / f"rank-{rank}.pt")

@@ -150,6 +150,15 @@ def test_an_option_without_a_value_takes_no_flag_for_one(capsys):
     assert "expected one argument" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["3", "0", "false", "[]", "[[a, 1]]", "text"])
+def test_a_part_of_an_option_that_has_a_value(value):
+    shown = re.escape(repr(yaml.safe_load(value)))
+    with pytest.raises(ValueError, match=rf"options\.prefix_length is {shown}, so it has no part 'x\.y'\. Give --opt"):
+        keywords(*TRAIN, "--options.prefix_length", value, "--options.prefix_length.x.y", "1")
+    given = keywords(*TRAIN, "--options.prefix_length", "null", "--options.prefix_length.x", "1")
+    assert given["options"] == {"prefix_length": {"x": 1}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

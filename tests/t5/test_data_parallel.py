@@ -127,6 +127,14 @@ def test_the_command_writes_and_prints_once(ranks, folder):
     assert [json.loads(line)["step"] for line in history if "loss" in json.loads(line)] == [1, 2]
 
 
+def test_several_seeds_on_machines_without_a_shared_folder(ranks, folder):
+    assert ranks[0]["nodes"]["codes"] == ranks[1]["nodes"]["codes"] == [0, 0]
+    assert "with each of 2 seeds" in ranks[0]["nodes"]["printed"]
+    assert ranks[1]["nodes"]["printed"] == ""
+    assert (folder / "node-0" / "results.md").is_file()
+    assert not (folder / "node-1" / "results.md").exists()
+
+
 def test_torchrun_of_the_command(folder):
     where = ["--corpus", str(folder / "corpus"), "--backbone", str(folder / "backbone"), "--output", "run"]
     small = ["--steps", "2", "--batch_size", "2", "--max_target", "8", "--method", "prefix_tuning"]

@@ -38,24 +38,38 @@ def backbone(tokenizer, **options):
 def test_the_file(tmp_path):
     vectors, path = torch.randn(3, 5, dtype=torch.float64), tmp_path / "new" / "vectors.safetensors"
     task_vectors.write(path, ["a", "租车", "c"], vectors, {"kind": "random"})
+    content = path.read_bytes()
+    for _ in range(20):
+        task_vectors.write(path, ["a", "租车", "c"], vectors, {"kind": "random"})
+        assert path.read_bytes() == content  # a resumed run compares the checksum
     read = task_vectors.read(path, ["c", "租车"])
     assert read.dtype == torch.float32
     assert read.equal(vectors[[2, 1]].float())
     with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()["about"]) == {"kind": "random"}
+        assert json.loads(file.metadata()["task_vectors"])["about"] == {"kind": "random"}
     with pytest.raises(ValueError, match=r"has no vector for d, e; it has a, 租车, c\. Make vectors for all"):
         task_vectors.read(path, ["d", "a", "e"])
     with pytest.raises(FileNotFoundError, match=r"no task vectors at .*nowhere'"):
         task_vectors.read(tmp_path / "nowhere", ["a"])
     save_file({"weight": torch.zeros(2)}, tmp_path / "other")
     (tmp_path / "text").write_text("vectors")
-    for name in ("other", "text"):
+    for name in ("list", "deep"):
+        metadata = {"task_vectors": {"list": "[1]", "deep": "[" * 100000}[name]}
+        save_file({"vectors": torch.zeros(1, 2)}, tmp_path / name, metadata)
+    for name in ("other", "text", "list", "deep"):
         with pytest.raises(ValueError, match=rf"{name}' holds no task vectors"):
             task_vectors.read(tmp_path / name, ["a"])
     with pytest.raises(ValueError, match=r"shape \(2, width\), one row per task; got \(3, 5\)"):
         task_vectors.write(path, ["a", "b"], vectors, {})
     with pytest.raises(ValueError, match=r"vectors must be finite"):
         task_vectors.write(path, ["a"], torch.full((1, 2), torch.nan), {})
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    vectors = torch.randn(2, 3)
+    metadata = {"tasks": '["a", "b"]', "about": "{}"}
+    save_file({"vectors": vectors}, tmp_path / "vectors", metadata)
+    assert task_vectors.read(tmp_path / "vectors", ["b", "a"]).equal(vectors[[1, 0]])
 
 
 def test_random_vectors_of_more_tasks_begin_alike():
@@ -142,7 +156,7 @@ def test_from_the_command_line(corpus, tmp_path, capsys):
         assert main([*base, path, *more]) == 0
         assert task_vectors.read(path, TASKS).shape == (3, width)
         with safe_open(path, "pt") as file:
-            assert json.loads(file.metadata()["about"])["kind"] == kind
+            assert json.loads(file.metadata()["task_vectors"])["about"]["kind"] == kind
     out = capsys.readouterr().out
     assert "3 vectors of width 768" in out
     assert "[3/3] ticket: 2 steps on 2 rows" in out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import torch
 from mop_t5.data.tasks import read_yaml
 from mop_t5.evaluation import Table
+from mop_t5.files import damage_in_a_sentence, split_json_lines
 from mop_t5.methods.task_moe.method import TaskMoE
 from mop_t5.plots.charts import plot_points
 from transformers import PreTrainedModel
@@ -131,9 +131,14 @@ def correlation_table(found: Sequence[Correlation], names: Mapping[Expert, str],
 
 
 def route_history(run: str | Path) -> list[dict]:
-    """Return the lines of routes.jsonl, which the training wrote. Empty if the file does not exist."""
+    """Return the lines of routes.jsonl, which the training wrote. Empty if the file does not exist.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     path = Path(run) / _ROUTES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    with damage_in_a_sentence(path, "Copy it again, or train anew."):
+        return split_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def plot_entropy(path: Path, history: Sequence[Mapping[str, float]]) -> list[Path]:

@@ -191,9 +191,15 @@ def _option(name: str, value: str) -> Any:
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set a value in nested mappings, at a path of names."""
-    for name in path[:-1]:
-        values[name] = values = dict(values.get(name) or {})
+    """Set a value in nested mappings, at a path of names. Raise ValueError if a name before the last has a value."""
+    for number, name in enumerate(path[:-1], 1):
+        inner = values.get(name)
+        if inner is not None and not isinstance(inner, dict):
+            whole, part = ".".join(path[:number]), ".".join(path[number:])
+            raise ValueError(
+                f"{whole} is {inner!r}, so it has no part {part!r}. Give --{whole} or its parts, not both."
+            )
+        values[name] = values = dict(inner or {})
     values[path[-1]] = value
 
 

@@ -60,13 +60,16 @@ def train(
         overwrite=overwrite,
         resume=resume,
     )
-    trained = None if dry_run else run.run()
-    said = run.describe() if trained is None else str(trained)
-    if not processes().is_main_process:
+    is_main_process = processes().is_main_process
+    if dry_run:
+        plan = run.describe()  # every process checks its output folder
+        if is_main_process:
+            print(plan)
         return
-    print(said)
-    if trained is None:
+    trained = run.run()
+    if not is_main_process:
         return
+    print(trained)
     if trained.table is not None:
         show(trained.table)
     print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")

@@ -6,18 +6,18 @@ each system wrote for the row.
 `Scores` are the three ROUGE scores. `MetricScores` are the scores of a task with metrics of its own. Both have `mean`.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mop_t5.data import Example
 from mop_t5.data.corpus import example_of
-from mop_t5.files import json_lines, write_json
+from mop_t5.files import damage_in_a_sentence, json_lines, read_json, split_json_lines, write_json
 
 SCORES = "scores.json"
 PREDICTIONS = "predictions.jsonl"
 AVERAGE = "average"
+_CURE = "Evaluate again with --overwrite."
 
 
 class Scores(NamedTuple):
@@ -85,14 +85,12 @@ def write_scores(folder: str | Path, means: Mapping[str, Mapping[str, TaskScores
 def read_scores(folder: str | Path) -> dict[str, dict[str, TaskScores]]:
     """Return the content of scores.json: system -> scenario -> scores. Raise ValueError if the file is damaged."""
     path = Path(folder) / SCORES
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, _CURE)
+    with damage_in_a_sentence(path, _CURE):
         return {
             system: {name: from_metrics({m: _number(n) for m, n in scores.items()}) for name, scores in means.items()}
             for system, means in content.items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error
 
 
 def _number(value: object) -> float:
@@ -125,9 +123,7 @@ def read_predictions(folder: str | Path) -> list[tuple[Example, dict[str, str]]]
     """
     path = Path(folder) / PREDICTIONS
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. Evaluate again with --overwrite.")
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        raise FileNotFoundError(f"{path} is missing. {_CURE}")
+    with damage_in_a_sentence(path, _CURE):
+        rows = split_json_lines(path.read_text(encoding="utf-8"))
         return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Evaluate again with --overwrite.") from error

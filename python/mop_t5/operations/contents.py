@@ -16,9 +16,10 @@ from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.data import Example, TaskMetrics
 from mop_t5.data.corpus import checksum_of
-from mop_t5.files import checksum, write_json
+from mop_t5.files import checksum, damage_in_a_sentence, read_json, write_json
 
 CONTENTS = "contents.json"
+_CURE = "Copy it again, or train anew."
 # a text whose tokens show how a tokenizer cleans, cuts and ends texts
 _PROBE = "用户：司机绕路了，多收１２．５元！\nUser:  Don't go to ABC-road…"
 Content = dict[str, str | int]  # "sha256", and "rows" of a split
@@ -89,13 +90,11 @@ def read_contents(folder: str | Path) -> dict[str, Content] | None:
     path = Path(folder) / CONTENTS
     if not path.is_file():
         return None
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
+    contents = read_json(path, _CURE)
+    with damage_in_a_sentence(path, _CURE):
         if not all(isinstance(one["sha256"], str) for one in contents.values()):
             raise ValueError("a checksum is no text")
-        return contents
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
+    return contents
 
 
 def changes(then: Mapping[str, Content], now: Mapping[str, Content]) -> list[str]:

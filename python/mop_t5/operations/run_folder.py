@@ -26,10 +26,12 @@ from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.files import (
     check_writable,
     content_to_replace,
+    damage_in_a_sentence,
     failure_in_a_sentence,
     json_lines,
     read_json,
     replace_file,
+    split_json_lines,
     whole_folder,
     write_json,
 )
@@ -151,13 +153,11 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
     """Return the loss history of a run folder. Empty where the run has not ended. Raise ValueError if it is damaged."""
     path = Path(folder) / HISTORY
-    try:
-        points = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    with damage_in_a_sentence(path, _CURE):
+        points = split_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else []
         if not all(isinstance(point, dict) and "step" in point for point in points):
             raise ValueError("a line names no step")
         return points
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Copy it again, or train anew.") from error
 
 
 def content_of_weights(folder: str | Path) -> dict[str, contents.Content]:

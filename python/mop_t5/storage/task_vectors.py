@@ -1,7 +1,9 @@
 """Store task vectors. A router of the task-level mixture of experts reads one vector per task (scenario).
 
 The file is a safetensors file with one tensor, "vectors" (tasks, width) in float32. Its metadata holds the names of the
-tasks and how the vectors were made. `mop-t5 task-vectors` writes the file.
+tasks and how the vectors were made, as one JSON object under one key: safetensors writes several keys in random order.
+So equal vectors give equal bytes, and a resumed run recognises the file. Files of earlier versions have the two keys
+"tasks" and "about". `mop-t5 task-vectors` writes the file.
 """
 
 import json
@@ -15,6 +17,7 @@ from safetensors.torch import save
 from mop_t5.files import StrPath, failure_in_a_sentence, replace_file
 
 _TENSOR = "vectors"
+_METADATA = "task_vectors"
 _CURE = "Make vectors for all tasks by `mop-t5 task-vectors`."
 
 
@@ -41,7 +44,7 @@ def write(path: StrPath, tasks: Sequence[str], vectors: torch.Tensor, about: Map
         raise ValueError(f"vectors must have shape ({len(tasks)}, width), one row per task; got {(*vectors.shape,)}.")
     if not vectors.isfinite().all():
         raise ValueError("vectors must be finite; got values that are not finite. Make the vectors again.")
-    metadata = {"tasks": json.dumps(list(tasks)), "about": json.dumps(about)}
+    metadata = {_METADATA: json.dumps({"tasks": list(tasks), "about": about})}
     content = save({_TENSOR: vectors.detach().float().cpu().contiguous()}, metadata)
     path = Path(path)
     with failure_in_a_sentence("the task vectors", path):
@@ -61,10 +64,17 @@ def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
         raise FileNotFoundError(f"no task vectors at {str(path)!r}. {_CURE}")
     try:
         with safe_open(path, "pt") as file:
-            known, vectors = json.loads((file.metadata() or {})["tasks"]), file.get_tensor(_TENSOR)
-    except (SafetensorError, KeyError, ValueError) as error:
+            known, vectors = _names(file.metadata() or {}), file.get_tensor(_TENSOR)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} holds no task vectors. {_CURE}") from error
     missing = [task for task in tasks if task not in known]
     if missing:
         raise ValueError(f"{str(path)!r} has no vector for {', '.join(missing)}; it has {', '.join(known)}. {_CURE}")
     return vectors[[known.index(task) for task in tasks]]
+
+
+def _names(metadata: Mapping[str, str]) -> list[str]:
+    """Return the names of the tasks from the metadata of a file of this version or of an earlier version."""
+    if _METADATA in metadata:
+        return json.loads(metadata[_METADATA])["tasks"]
+    return json.loads(metadata["tasks"])

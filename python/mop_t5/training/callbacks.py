@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, ProgressCallbac
 from transformers.trainer_utils import IntervalStrategy
 
 from mop_t5.attachment.attached_model import attached
-from mop_t5.files import failure_in_a_sentence, replace_file
+from mop_t5.files import damage_in_a_sentence, failure_in_a_sentence, replace_file, split_json_lines
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import trained_groups
@@ -138,4 +138,5 @@ def _as_line(record: Mapping[str, Any]) -> str:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without a last line that was cut."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    with damage_in_a_sentence(path, "Delete it, or copy it again."):
+        return split_json_lines(text[: text.rfind("\n") + 1])

@@ -142,7 +142,7 @@ def _check_files(checkpoint: Path) -> None:
     cure = "Delete this folder to resume from the checkpoint before it."
     try:
         sums = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(checkpoint)!r} is damaged: {FILES} cannot be read. {cure}") from error
     for name, expected in sums:
         if not (checkpoint / name).is_file():

@@ -44,7 +44,7 @@ class TrainedRun:
         parameters: The numbers of parameters.
         steps: Optimizer steps of each training.
         results: seed -> result, for the seeds that were trained in this call.
-        table: One row per seed, for a run of several seeds.
+        table: One row per seed, for a run of several seeds. Only the first process has it.
     """
 
     parameters: ParameterCount
@@ -58,6 +58,8 @@ class TrainedRun:
         said = f"Trained {trained:,} parameters, {share:.4f} % of the backbone's {self.parameters.backbone:,}"
         if self.table is not None:
             return f"{said}, with each of {len(self.table.rows) - 2} seeds."
+        if len(self.results) != 1:
+            return f"{said}."
         (result,) = self.results.values()
         losses = [loss for _, loss in result.losses]
         seconds = f"{self.steps} steps of {result.seconds_per_step:.3f} s"
@@ -200,10 +202,9 @@ class TrainingRun:
                 save_run(folder, model, self._tokenizer, results[seed].history, settings)
             self._team.wait_for_everyone()
         table = None
-        if self._seeds is not None:
+        if self._seeds is not None and self._team.is_main_process:  # other machines may not have these folders
             table = history_table({seed: read_history(folder) for seed, folder in self._folders.items()})
-            if self._team.is_main_process:
-                replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
+            replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
         return TrainedRun(count_parameters(model), self._training.steps, results, table)
 
     def _new_model(self, seed: int) -> PreTrainedModel:
