@@ -111,12 +111,12 @@ def test_training_equals_that_of_a_plain_backbone(head, changes, tokenizer, tmp_
     assert not same(values(model), before)
 
 
-def test_optimizer_groups(tokenizer):
+def test_optimizer_groups(tokenizer, tmp_path):
     """Decay where a plain backbone has it: on all but norms and biases."""
     model = attached(tokenizer)
-    arguments = trainer_module._arguments(TrainingConfig(weight_decay=0.3), "unused", False)
-    trainer = trainer_module._Trainer(model=model, args=arguments)
-    trainer._config = TrainingConfig(weight_decay=0.3, group_rates={"backbone": 0.5})
+    config = TrainingConfig(weight_decay=0.3, group_rates={"backbone": 0.5})
+    rows = [Example(SCENARIOS[0], "a", "b", "1")]
+    trainer = trainer_module._Trainer(model, tokenizer, rows, config, tmp_path, [], Scorer(), False)
     groups = trainer.create_optimizer().param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decays == {id(p): 0.0 if "norm" in n or "bias" in n else 0.3 for n, p in model.named_parameters()}
