@@ -162,7 +162,7 @@ def test_a_pattern_that_matches_nothing():
     [
         ({"terms": 4}, ("head:", "out_features", "terms", "10", "4")),
         ({"terms": 3}, ("encoder.0.wi:", "in_features", "terms", "8", "3")),
-        ({"terms": 0}, ("terms", "8", "0")),
+        ({"terms": 0}, ("terms", "positive", "0")),
         ({"terms": 2, "rank": 0}, ("rank", "0")),
         ({"init": "zeros"}, ("init", "'fit'", "'variance_matched'", "'compacter'", "'zeros'")),
     ],

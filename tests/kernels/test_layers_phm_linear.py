@@ -178,7 +178,7 @@ def test_repr_names_the_sizes():
     [
         ({"in_features": 25}, ("in_features", "terms", "25", "4")),
         ({"out_features": 10}, ("out_features", "terms", "10", "4")),
-        ({"terms": 0}, ("in_features", "terms", "24", "0")),
+        ({"terms": 0}, ("terms", "positive", "0")),
         ({"in_features": 0}, ("in_features", "0")),
         ({"out_features": -4}, ("out_features", "-4")),
         ({"rank": 0}, ("rank", "0")),
