@@ -225,15 +225,20 @@ class NinjaBuild(build_ext):
         }
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
-        own_flags = {**LEVEL_FLAGS, "register_cpu_ops.cpp": as_command(f'-DMOP_CUDA="{CUDA.decision}"')}
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
-        # not for nvcc: each isolated build has pybind11 in another folder, and a changed command compiles for minutes
-        modules = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        # Each isolated build has pybind11 in another folder, and a changed command compiles a file again. So only the
+        # files that include pybind11 get its folder.
+        module = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        own_flags = {
+            **LEVEL_FLAGS,
+            "register_cpu_ops.cpp": as_command(*module, f'-DMOP_CUDA="{CUDA.decision}"'),
+            "register_cuda_ops.cpp": as_command(*module),
+        }
         flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror=return-type"]
         libraries = ["-L" + str(torch / "lib"), "-ltorch_cpu"]
         lines = [
             f"cxx = {as_command(COMPILER)}",
-            f"flags = {as_command(*flags, *common, *modules)}",
+            f"flags = {as_command(*flags, *common)}",
             "rule compile\n  command = $cxx $flags $own -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d",
         ]
         link = "$cxx -shared"
