@@ -9,7 +9,7 @@ from judging import RequestedGradients, assert_asked, assert_same, call_prompts,
 from layouts import LAYOUTS
 from safetensors.torch import load_file
 
-from mop_kernels import backends, ops, reference, testing
+from mop_kernels import ops, reference, testing
 from mop_kernels.testing import PROMPTS, PromptShape
 from mop_kernels.truth import attempt_by_example
 
@@ -29,13 +29,6 @@ ASKED = {
     "all but x": [1, 2, 3, 4, 5, 6],
     "x and w_up": [0, 4],
 }
-
-
-@pytest.fixture
-def backend(backend) -> str:
-    if backend in backends.WITHOUT and "attempt_mix" in backends.WITHOUT[backend]:
-        pytest.skip(f"{backend} has no attempt_mix")
-    return backend
 
 
 def expected(tensors, mask=None, *, task_ids, temperature):
