@@ -74,9 +74,6 @@ def run(
     if size is None:
         names = operation.names if isinstance(operation.names, tuple) else operation.names(len(tensors))
         if is_distributed((*tensors, *others)):
-            if not is_distributed(tensors):
-                name = next(n for n, t in zip(operation.others, others) if is_distributed((t,)))
-                raise TypeError(f"{name} must be no DTensor where no other tensor is; got one. Pass its full_tensor().")
             return on_local_parts(
                 lambda parts: run(operation, backend, parts[: len(tensors)], parts[len(tensors) :], settings, cast),
                 (*names, *operation.others),

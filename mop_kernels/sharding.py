@@ -56,16 +56,17 @@ def on_local_parts(
     from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
     meshes = {}
+    first_name = next(name for name, tensor in zip(names, tensors, strict=True) if isinstance(tensor, DTensor))
     for name, tensor in zip(names, tensors, strict=True):
         if isinstance(tensor, DTensor):
             meshes[tensor.device_mesh] = name
         elif isinstance(tensor, Tensor) and tensor.is_floating_point():
             raise TypeError(
-                f"all floating-point tensors of a call must be DTensors, or none; {name} is a {type(tensor).__name__}. "
-                "Use torch.distributed.tensor.distribute_tensor."
+                f"all floating-point tensors of a call must be DTensors, or none; {first_name} is a DTensor, {name} is "
+                f"a {type(tensor).__name__}. Use torch.distributed.tensor.distribute_tensor, or full_tensor()."
             )
     if len(meshes) > 1:
-        (first, first_name), (second, second_name) = list(meshes.items())[:2]
+        (first, _), (second, second_name) = list(meshes.items())[:2]
         raise ValueError(
             f"all DTensors of a call must have one mesh; {first_name} has {first}, {second_name} has {second}."
         )
