@@ -123,6 +123,11 @@ def check_choice(name: str, value: str | None, options: Collection[str | None]) 
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}.")
 
 
+def has_half_pair(text: str) -> bool:
+    """Return True if a text has half of a surrogate pair, which JSON can escape and no file or tokenizer takes."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
     """Return a list of names as a tuple.
 
@@ -132,7 +137,7 @@ def check_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
     """
     if not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
         raise TypeError(f"{name} must be a list of names; got {value!r}.")
-    unwritable = [s for s in value if not s.strip() or any("\ud800" <= c <= "\udfff" for c in s)]
+    unwritable = [s for s in value if not s.strip() or has_half_pair(s)]
     if unwritable:
         raise ValueError(f"{name} must be names with text in them, of whole characters; got {unwritable[0]!r}.")
     repeated = sorted({s for s in value if value.count(s) > 1})

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mop_t5.checks import has_half_pair
 from mop_t5.data.lines import find_file, json_value, lines, stem_of
 from mop_t5.files import StrPath, checksum, content_to_replace, json_lines, whole_folder
 
@@ -254,7 +255,7 @@ def check_characters(text: str, key: str, where: str = "") -> None:
     Raises:
         ValueError: The text has a half.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_half_pair(text):
         raise ValueError(
             f"{where}{': ' if where else ''}`{key}` has half of a surrogate pair (an escape \\ud800 to \\udfff that "
             "stands alone). Write the whole character, or delete it."
