@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mop_t5.attachment.attached_model import attached, is_attached
+from mop_t5.attachment.method import Method
 from mop_t5.data import Example, TaskMetrics
 from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
@@ -19,10 +21,12 @@ from mop_t5.evaluation.scores import PREDICTIONS, read_predictions
 from mop_t5.files import read_json
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
+from transformers import PreTrainedModel
 
 SYSTEM = "system.json"  # in the folder of a system: its label and its parameters
 _SCORING = ("num_beams", "implementation", "unit")
 _T = TypeVar("_T")
+MethodT = TypeVar("MethodT", bound=Method)
 
 
 @dataclass(frozen=True)
@@ -270,3 +274,21 @@ def _distinct_labels(systems: Mapping[Path, FinishedSystem], given: Mapping[Path
 
 def _name(path: Path, folder: Path) -> str:
     return str(path.relative_to(folder)) if path != folder else folder.resolve().name
+
+
+def method_of_run(model: PreTrainedModel, kind: type[MethodT], lacking: str) -> MethodT:
+    """Return the attached method of a run's model.
+
+    Args:
+        model: The model, as load_run returns it.
+        kind: The class that the method must have.
+        lacking: What models without it lack, for the message.
+
+    Raises:
+        ValueError: The model is a plain backbone, or has another method.
+    """
+    method = attached(model).mop if is_attached(model) else None
+    if isinstance(method, kind):
+        return method
+    name = "a plain backbone" if method is None else f"the method {method.name!r}"
+    raise ValueError(f"run has {name}, which has {lacking}. Give a run of `{kind.name}`.")

@@ -12,14 +12,12 @@ from mop_t5.methods.attempt import Attempt
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mop_lab.finished_runs import method_of_run
+
 
 def attempt_of(model: PreTrainedModel) -> Attempt:
     """Return the attached method `attempt`. Raise ValueError for a model without it."""
-    method = getattr(model, "mop", None)
-    if not isinstance(method, Attempt):
-        name = "a plain backbone" if method is None else f"the method {method.name!r}"
-        raise ValueError(f"run has {name}, which has no attention over prompts. Give a run of `attempt`.")
-    return method
+    return method_of_run(model, Attempt, "no attention over prompts")
 
 
 @torch.no_grad()

@@ -14,17 +14,15 @@ from mop_t5.methods.task_moe.method import TaskMoE
 from mop_t5.plots.charts import plot_points
 from transformers import PreTrainedModel
 
+from mop_lab.finished_runs import method_of_run
+
 Expert = tuple[int, int]  # (layer among those with experts, expert)
 _ROUTES = "routes.jsonl"
 
 
 def method_of(model: PreTrainedModel) -> TaskMoE:
     """Return the attached method task_moe. Raise ValueError for a model without it."""
-    method = getattr(model, "mop", None)
-    if not isinstance(method, TaskMoE):
-        name = "a plain backbone" if method is None else f"the method {method.name!r}"
-        raise ValueError(f"run holds {name}, which has no routes. Give one of `task_moe`.")
-    return method
+    return method_of_run(model, TaskMoE, "no routes")
 
 
 def experts_of(method: TaskMoE) -> dict[Expert, str]:
