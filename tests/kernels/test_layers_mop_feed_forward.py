@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from errors import raises
+from paper_sizes import ABLATIONS, BACKBONE, SIZES_OF_MOP
 
 import mop_kernels as mk
 from mop_kernels import MOPFeedForward, reference
@@ -31,7 +32,6 @@ FORMS = {
     "one map": {"num_maps": 1, "activation": "tanh"},
     "one pair": {"num_layers": 1, "num_experts": 1, "num_maps": 3},
 }
-BACKBONE = 275_029_248  # T5-pegasus base
 MLP = 2 * 2_506_880  # the two attentions that keep the MLP generator
 
 
@@ -137,30 +137,10 @@ def test_parameter_shapes_of_the_ablations(form, shapes):
     assert down == {"local": (2, 3, 4, 6, 4), "bias": (2, 1, 16)} | shapes
 
 
-# (reading, terms_down, terms_up): the paper's bank at rank 1 with X', and trained per cent of the backbone for MOP and
-# its ablations: w/o LoRL, w/o LoRE, w/o both, w/o low-rank.
-COUNTS = {
-    ("A", 16, 8): (1_900_416, 2.5140, 2.5217, 2.5207, 2.5284, 2.5135),
-    ("A", 8, 8): (2_265_792, 2.6468, 2.6507, 2.6502, 2.6540, 2.6462),
-    ("A", 4, 4): (4_475_184, 3.4502, 3.4511, 3.4510, 3.4520, 3.4499),
-    ("B", 8, 8): (167_936, 1.8841, 1.9045, 1.9131, 1.9336, 1.8883),
-    ("B", 16, 8): (382_976, 1.9622, 1.9827, 1.9913, 2.0118, 1.9643),
-    ("B", 16, 16): (813_056, 2.1186, 2.1391, 2.1477, 2.1681, 2.1162),
-    ("B", 32, 32): (5_974_016, 3.9951, 4.0156, 4.0242, 4.0446, 3.9894),
-}
-ABLATIONS = [
-    {},
-    {"share_lorl": False},
-    {"share_lore": False},
-    {"share_lorl": False, "share_lore": False},
-    {"rule": "full"},
-]
-
-
-@pytest.mark.parametrize("reading", COUNTS)
+@pytest.mark.parametrize("reading", SIZES_OF_MOP)
 def test_parameter_counts_of_the_paper(reading):
     name, terms_down, terms_up = reading
-    total, *percents = COUNTS[reading]
+    total, *percents = SIZES_OF_MOP[reading]
     for ablation, percent in zip(ABLATIONS, percents, strict=True):
         mop = MOPFeedForward(
             12, 5, 768, 128, 768, terms_down=terms_down, terms_up=terms_up, reading=name, **ablation, device="meta"

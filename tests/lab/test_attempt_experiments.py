@@ -1,6 +1,5 @@
 """The experiments of the ATTEMPT paper by the commands a person types: what is trained from what, resumed, counted."""
 
-import csv
 import json
 import re
 import shutil
@@ -10,6 +9,7 @@ from collections import Counter
 import mop_t5
 import pytest
 import torch
+from command_results import csv_rows, last_error
 from mop_lab.analysis.share import measured
 from mop_lab.attempt.few_shot import draw
 from mop_lab.attempt.memory import RESET
@@ -33,16 +33,11 @@ def run(*words):
 def fails(capsys, *words):
     capsys.readouterr()
     assert main([str(word) for word in words]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return last_error(capsys)
 
 
 def base(place, output, *more, steps=2):
     return ["--corpus", place / "corpus", "--backbone", place / "backbone", "--output", output, "--steps", steps, *more]
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def states(text):
@@ -165,7 +160,7 @@ def test_the_frozen_backbone_is_a_row(place, ablations):
 
 
 def test_the_table_of_ablations_and_going_on(place, ablations, capsys):
-    table = {(row["system"], row["quantity"]): row for row in rows_of(place / "table" / "ablations.csv")}
+    table = {(row["system"], row["quantity"]): row for row in csv_rows(place / "table" / "ablations.csv")}
     for label, folder, method in (("ATTEMPT", "attempt", "attempt"), ("SPoT-t", "spot-t", "prompt_tuning")):
         runs = [place / "table/runs" / folder / f"seed-{seed}" / "evaluation-test" for seed in (0, 1)]
         points = [100 * read_scores(path)[method]["taxi"].mean for path in runs]
@@ -185,7 +180,7 @@ def test_the_table_of_ablations_and_going_on(place, ablations, capsys):
 def test_source_prompts_are_added_one_by_one(place, starts):
     words = [*base(place, place / "table", *SMALL), *starts[:2], *starts[4:6], "--source_prompts", "[taxi, food]"]
     run("attempt", "modularity", *words)
-    found = rows_of(place / "table" / "modularity.csv")
+    found = csv_rows(place / "table" / "modularity.csv")
     assert [row["system"] for row in found if row["quantity"] == "score"] == ["1 source: taxi", "2 sources: + food"]
     runs = place / "table" / "runs"
     assert settings(runs / "1-source-taxi" / "seed-0")["options"]["source_prompts"] == ["taxi"]
@@ -241,7 +236,7 @@ def test_few_shot_draws_are_nested_and_the_same_for_all(place, few, capsys):
 
 
 def test_the_few_shot_table_is_the_mean_over_draws(place, few):
-    table = {(r["system"], r["rows"], r["quantity"]): r for r in rows_of(place / "few" / "few-shot.csv")}
+    table = {(r["system"], r["rows"], r["quantity"]): r for r in csv_rows(place / "few" / "few-shot.csv")}
     assert len(table) == 2 * 2
     points = []
     for seed in (0, 5):
@@ -257,7 +252,7 @@ def test_the_few_shot_table_is_the_mean_over_draws(place, few):
 def test_the_attention_matrix_is_the_mean_of_the_weights(place, ablations, capsys, tmp_path):
     folder = place / "table/runs/attempt/seed-0"
     run("attempt", "attention", "--run", folder, "--output", tmp_path)
-    table = {row["task"]: row for row in rows_of(tmp_path / "attention-test.csv")}
+    table = {row["task"]: row for row in csv_rows(tmp_path / "attention-test.csv")}
     model, tokenizer, _ = load_run(folder)
     rows = [row for row in read_split(place / "corpus", "test") if row.scenario == "ticket"]
     total = torch.zeros(3)
@@ -277,7 +272,7 @@ def test_the_attention_matrix_is_the_mean_of_the_weights(place, ablations, capsy
 def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
     found = {one.system: one for one in measured(place / "table")}
     assert (found["frozen backbone"].trained, found["SPoT-t"].trained) == (0, 3 * 3 * 16)
-    table = {(row["system"], row["quantity"]): row for row in rows_of(place / "table" / "ablations.csv")}
+    table = {(row["system"], row["quantity"]): row for row in csv_rows(place / "table" / "ablations.csv")}
     assert statistics.mean(found["ATTEMPT"].scores) == pytest.approx(float(table["ATTEMPT", "mean of 2"]["average"]))
     assert not any("first version" in label for label in found)
     # once a task: two models, their tasks' mean
@@ -292,7 +287,7 @@ def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
     assert names == [
         *("score-by-backbone.png", "score-by-trained-1.png", "score-by-trained-2.png", "trained-by-backbone.png")
     ]
-    assert len(rows_of(tmp_path / "plots" / "scale.csv")) == 2 * len(found)
+    assert len(csv_rows(tmp_path / "plots" / "scale.csv")) == 2 * len(found)
     assert "nowhere" in fails(capsys, "attempt", "scale", "--suites", "[nowhere]", "--output", tmp_path / "p")
 
 
@@ -317,7 +312,7 @@ def test_peak_memory_of_training(tmp_path, capsys):
     weights = sum(parameter.nbytes for parameter in model.parameters())
     words = ["attempt", "memory", "--backbones", f"[{tmp_path / 'backbone'}]", "--batch_sizes", "[1]", "--source", 4]
     run(*words, "--target", 4, "--systems", "[MTL-vanilla, prompt-tuning]", "--output", tmp_path)
-    found = {row["system"]: row for row in rows_of(tmp_path / "memory.csv")}
+    found = {row["system"]: row for row in csv_rows(tmp_path / "memory.csv")}
     full, prompt = (1e9 * float(list(found[label].values())[1]) for label in ("MTL-vanilla", "prompt-tuning"))
     # weights, gradients, two states and what detach restores, against weights alone; and some for everything else
     assert 4 * weights < full < 8 * weights

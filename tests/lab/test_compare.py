@@ -1,12 +1,12 @@
 """The comparison of methods: the paired bootstrap, rates from one grid, and the command `mop-t5 compare`."""
 
-import csv
 import itertools
 import math
 import shutil
 
 import numpy as np
 import pytest
+from command_results import csv_rows
 from mop_lab.finished_runs import SYSTEM, finished_systems
 from mop_lab.suites.compared_systems import FROZEN, CompareConfig, default_systems, known_systems
 from mop_lab.suites.method_comparison import MethodComparison
@@ -94,11 +94,6 @@ def test_variants_are_systems_with_some_fields_changed():
         known_systems({"new": {"system": "MOP", "inti": "zero_up"}})
 
 
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def compared(place):
     """The output of a comparison of three systems with two seeds and two rates."""
@@ -115,9 +110,9 @@ def run(place, *more):
 
 
 def test_the_best_rate_of_the_grid_is_taken(compared):
-    trials = {row["system"]: row for row in rows_of(compared / "rates.csv")}
+    trials = {row["system"]: row for row in csv_rows(compared / "rates.csv")}
     assert set(trials) == {"MOP", "prefix-tuning"}
-    table = {row["system"]: row for row in rows_of(compared / "comparison.csv")}
+    table = {row["system"]: row for row in csv_rows(compared / "comparison.csv")}
     for label, row in trials.items():
         best = max(("0.001", "0.1"), key=lambda rate: float(row[rate]))
         assert float(table[label]["rate"]) == float(best)
@@ -133,7 +128,7 @@ def test_the_best_rate_of_the_grid_is_taken(compared):
 
 
 def test_the_numbers_are_those_of_the_runs(place, compared):
-    table = {row["system"]: row for row in rows_of(compared / "comparison.csv")}
+    table = {row["system"]: row for row in csv_rows(compared / "comparison.csv")}
     systems = {system.label: system for system in finished_systems([compared / "runs"])}
     assert list(table) == [FROZEN, "MOP", "prefix-tuning", "first user turn", "random reference", "nearest reference"]
     floors = read_scores(compared / "floors")

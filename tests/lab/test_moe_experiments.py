@@ -1,6 +1,5 @@
 """The experiments on task-level mixtures of experts: the grid, resumed rows, unseen tasks, routes, disabled experts."""
 
-import csv
 import itertools
 import json
 import math
@@ -9,6 +8,7 @@ import re
 import mop_t5
 import pytest
 import torch
+from command_results import csv_rows
 from mop_lab.suites import trial
 from mop_lab.suites.score_rows import average_relative_gain
 from mop_lab.suites.suite_config import SuiteConfig
@@ -38,11 +38,6 @@ def place(place):
 def flags(place, *more, steps=3):
     base = ["--corpus", str(place / "corpus"), "--backbone", str(place / "backbone"), "--steps", str(steps)]
     return [*base, "--max_source", "30", "--max_target", "8", "--warmup_steps", "0", *more]
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def comparison(place, tables=("training", "routers"), options=None, **fields):
@@ -144,7 +139,7 @@ def test_the_comparison_runs_and_resumes(place, capsys, monkeypatch):
     assert main(command) == 0
     out = capsys.readouterr().out
     assert out.count(": finished\n") == 5
-    table = rows_of(output / "moe-training.csv")
+    table = csv_rows(output / "moe-training.csv")
     assert [row["selection"] for row in table] == ["vanilla", "softmax", "softmax"]
     assert [row["stages"] for row in table[1:]] == ["one", "two"]
 
@@ -161,7 +156,7 @@ def test_the_comparison_runs_and_resumes(place, capsys, monkeypatch):
         gains = [mine / vanilla - 1 for mine, vanilla in zip(*points) if vanilla]
         shown = row["gain over vanilla, %"]
         assert shown == "" if len(gains) < 3 else float(shown) == pytest.approx(100 * sum(gains) / 3)
-    factors = rows_of(output / "moe-training-factors.csv")
+    factors = csv_rows(output / "moe-training-factors.csv")
     assert [(row["factor"], row["value"]) for row in factors][3:] == [("stages", "one"), ("stages", "two")]
     assert float(factors[4]["minus first value"]) == pytest.approx(
         float(table[2]["average"]) - float(table[1]["average"])
@@ -201,9 +196,9 @@ def test_unseen_tasks(place, run, capsys):
     assert main([*command, "--evaluate_every", "0"]) == 1
     assert re.search(r"evaluate_every .*\b2 rates", capsys.readouterr().err)
     assert main(command) == 0
-    table, chosen = rows_of(output / "adaptation.csv"), rows_of(output / "adaptation-chosen.csv")
+    table, chosen = csv_rows(output / "adaptation.csv"), csv_rows(output / "adaptation-chosen.csv")
     assert main(command) == 0
-    assert rows_of(output / "adaptation.csv") == table
+    assert csv_rows(output / "adaptation.csv") == table
 
     runs = output / "ticket" / "draw-1" / "runs"
     drawn = {split: read_split(output / "ticket" / "draw-1" / "corpus", split) for split in ("train", "valid", "test")}
@@ -249,7 +244,7 @@ def test_routes_of_a_run(place, run, tmp_path, capsys):
     assert main([*command, str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     model, _, _ = load_run(run)
-    table = rows_of(tmp_path / "out" / "routes.csv")
+    table = csv_rows(tmp_path / "out" / "routes.csv")
     weights = model.mop.route_weights()
     for task, row in zip(("food", "taxi"), table):
         assert row["task"] == task
@@ -272,7 +267,7 @@ def test_disabling_from_the_command_line(run, tmp_path, capsys):
     (tmp_path / "features.yaml").write_text("food: {eaten: 1}\ntaxi: {eaten: 0}\n")
     command = ["moe", "disable", "--run", str(run), "--features", str(tmp_path / "features.yaml"), "--draws", "2"]
     assert main([*command, "--top", "2", "--output", str(tmp_path), "--split", "valid"]) == 0
-    table = rows_of(tmp_path / "disabling.csv")
+    table = csv_rows(tmp_path / "disabling.csv")
     assert [row["on"] for row in table] == ["1 tasks with it", "1 tasks without it"]
     assert all(float(row["all experts"]) >= 0 for row in table)
     for more, message in (

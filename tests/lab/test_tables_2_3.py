@@ -6,6 +6,7 @@ import re
 import signal
 
 import pytest
+from command_results import last_error
 from killed import report_of
 from mop_lab.suites.systems import SYSTEMS, all_systems, table_2_systems
 from mop_t5.cli.main import main
@@ -30,7 +31,7 @@ def read_table(path):
 
 def fails(capsys, *arguments):
     assert main([str(argument) for argument in arguments]) == 1
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return last_error(capsys)
 
 
 TWO = ["--systems", "[MTL-vanilla, MOP]", "--seeds", "[0, 1]", "--save_every", "2", "--schedule", "constant"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mop_lab.suites.systems import SYSTEMS
 from mop_t5.attachment.additions import ATTENTIONS
+from paper_sizes import ABLATIONS, BACKBONE, SIZES_OF_MOP
 from t5_oracle import batch, tiny
 
 SMALL = {"scenarios": ["a", "b", "c"], "prefix_length": 5, "d_mid": 8, "terms_down": 4, "terms_up": 2}
@@ -178,25 +179,7 @@ def test_activation_of_the_generators():
 
 # ---- sizes on T5-pegasus-base
 
-BACKBONE = 275_029_248
 PAPER = ["Taxi", "Ticket", "E-Commerce", "Take-out", "Food"]
-ABLATIONS = [
-    {},
-    {"share_lorl": False},
-    {"share_lore": False},
-    {"share_lorl": False, "share_lore": False},
-    {"rule": "full"},
-]
-# (reading, terms_down, terms_up): parameters of MOP, and trained per cent of the backbone for MOP and its ablations
-SIZES = {
-    ("A", 16, 8): (1_900_416, 2.5140, 2.5217, 2.5207, 2.5284, 2.5135),
-    ("A", 8, 8): (2_265_792, 2.6468, 2.6507, 2.6502, 2.6540, 2.6462),
-    ("A", 4, 4): (4_475_184, 3.4502, 3.4511, 3.4510, 3.4520, 3.4499),
-    ("B", 8, 8): (167_936, 1.8841, 1.9045, 1.9131, 1.9336, 1.8883),
-    ("B", 16, 8): (382_976, 1.9622, 1.9827, 1.9913, 2.0118, 1.9643),
-    ("B", 16, 16): (813_056, 2.1186, 2.1391, 2.1477, 2.1681, 2.1162),
-    ("B", 32, 32): (5_974_016, 3.9951, 4.0156, 4.0242, 4.0446, 3.9894),
-}
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +193,10 @@ def trained(model, **fields):
     return count
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SIZES_OF_MOP)
 def test_percentages_of_both_readings(sizes, pegasus):
     reading, terms_down, terms_up = sizes
-    of_mop, *percents = SIZES[sizes]
+    of_mop, *percents = SIZES_OF_MOP[sizes]
     fields = {"reading": reading, "terms_down": terms_down, "terms_up": terms_up}
     assert trained(pegasus, **fields) == of_mop + 2 * 2_506_880
     for ablation, percent in zip(ABLATIONS, percents, strict=True):
