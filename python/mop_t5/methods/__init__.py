@@ -86,6 +86,7 @@ class _Registry(ModuleType):  # so that mop_t5.methods() returns the names
 sys.modules[__name__].__class__ = _Registry
 
 
+@cache
 def _files() -> dict[str, str]:
     """Return method name -> module, for every file and folder below this folder."""
     found = [module for module in pkgutil.iter_modules(__path__) if module.name != "parts"]
