@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from . import backends, ops
-from .rules import RULES, Call, Differentiable, Needs, Product, Tensors, places_of, spread
+from .derivatives import Needs, Tensors, places_of, spread
+from .rule import Call, Differentiable
+from .rules import RULES
 
 MOST_GRADIENTS = 63  # tensors of one call that can have a gradient: bits of a signed 64-bit integer, `needs` of the op
 
@@ -241,7 +243,7 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 outputs = rule.forward(call, tensors)
-        return outputs[0] if isinstance(rule, Product) else list(outputs)
+        return outputs[0] if rule.returns_tensor else list(outputs)
 
     return kernel
 

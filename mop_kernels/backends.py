@@ -64,7 +64,11 @@ _DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 _OLDEST_GPU = (8, 0)  # oldest compute capability that csrc/cuda is compiled for and has enough shared memory
-WITHOUT = {"cuda": ("attempt_mix",)}  # operations that a backend has no kernel for
+WITHOUT: dict[str, tuple[str, ...]] = {  # operations that a backend has no kernel for
+    "cpu": ("rms_norm", "dropout_add", "relu_dropout", "prefix_attention"),
+    "triton": ("rms_norm", "dropout_add", "relu_dropout", "prefix_attention"),
+    "cuda": ("attempt_mix", "rms_norm", "dropout_add", "relu_dropout", "prefix_attention", "linear_cross_entropy"),
+}
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 
 # On a GPU "auto" takes the CUDA kernels up to this number of multiply-adds, and Triton's kernels beyond. A call of a

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import backends, env_report, self_check, testing
+from . import backends, env_report, self_check, step_truth, testing
 from .testing import BANKS, PROMPTS, SHAPES, Bank
 from .truth import PRODUCTS, Case, bank_case, product_case, prompt_case
 
@@ -60,6 +60,7 @@ def cases() -> dict[str, dict[str, Case]]:
     return products | {
         "mop_ffn": {f"bank {label}": case for label, case in banks.items()},
         "attempt_mix": {f"prompts {n}": prompt_case(PROMPTS[n]) for n in ("odd", "one", "long", "no_position")},
+        **step_truth.cases(),
     }
 
 

@@ -1,6 +1,7 @@
 """Derivatives of plain PyTorch functions, for the rules of operations (rules.py, which states the conventions)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 Tensors = Sequence[Tensor | None]
 Needs = Sequence[bool]
 Dims = Sequence[int | None]
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 PlainForm = Callable[..., Sequence[Tensor]]
 AnyTensor = TypeVar("AnyTensor", Tensor, Tensor | None)
 
@@ -89,3 +91,37 @@ def spread(gradients: Tensors, needs: Needs) -> list[Tensor | None]:
 def in_front(dims: Dims, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:
     """Return the tensors with the batch axis as dim 0. A tensor without a batch axis gets one of size 1."""
     return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]
+
+
+def requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
+    """Return the tensors whose bit is set, which ops take as flags."""
+    return [t for k, t in enumerate(tensors) if needs >> k & 1]
+
+
+def differentiate_inside_an_op(
+    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: int
+) -> list[Tensor]:
+    """Return the requested gradients of sum(output * grad), for the gradient op of the reference backend.
+
+    needs: Bit k is set where the gradient of tensor k is requested.
+    """
+    with autograd_inside_an_op(), torch.enable_grad():
+        leaves = [t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
+        result = function(*leaves)
+        outputs = [result] if isinstance(result, Tensor) else result
+        # an up map whose factors are all frozen takes no part in the gradients of the others
+        kept = [k for k, y in enumerate(outputs) if y.requires_grad]
+        found = torch.autograd.grad([outputs[k] for k in kept], requested(leaves, needs), [grads[k] for k in kept])
+    # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
+    return [g.clone(memory_format=torch.contiguous_format) for g in found]
+
+
+@contextmanager
+def autograd_inside_an_op() -> Iterator[None]:
+    """Include autograd again: under a TorchDispatchMode (a FLOP counter, selective checkpointing) ops run without."""
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
+    try:
+        yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, excluded)

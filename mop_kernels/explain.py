@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from . import backends, multiply_adds
-from .functional import OPERATIONS
+from .functional import OPERATIONS as PHM_OPERATIONS
+from .step import STEP_OPERATIONS
 from .validation import dtype_of_call
 
+OPERATIONS = {**PHM_OPERATIONS, **STEP_OPERATIONS}
+_FIRST = {"phm_weight": "rule", "prefix_attention": "query"}  # name of the first tensor; otherwise "x"
 _KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
 _EXPLANATIONS = json.loads((Path(__file__).parent / "explanations.json").read_text())  # per backend and operation
 
@@ -25,7 +28,7 @@ def explain_backend(op: str | Callable, *args, **kwargs) -> str:
     On a GPU the first explanation may make the tiny launch that tests a backend.
 
     Args:
-        op: "phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn" or "attempt_mix", or the function itself.
+        op: The name of an operation, such as "phm_linear" or "prefix_attention", or the function itself.
         *args: The arguments of the call, tensors first.
         **kwargs: The arguments of the call by name.
 
@@ -42,7 +45,7 @@ def explain_backend(op: str | Callable, *args, **kwargs) -> str:
     if name not in OPERATIONS:
         raise ValueError(f"op must be one of {', '.join(OPERATIONS)}; got {name!r}.")
     given = inspect.signature(OPERATIONS[name]).bind_partial(*args, **kwargs).arguments
-    backend, first = given.get("backend"), given.get("rule" if name == "phm_weight" else "x")
+    backend, first = given.get("backend"), given.get(_FIRST.get(name, "x"))
     if not isinstance(first, Tensor):
         raise TypeError(f"explain_backend needs the arguments of {name}, tensors first; got {type(first).__name__}.")
     dtype = dtype_of_call(first)

@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import backends, ops
+from . import backends, ops, step_ops
 from .reference import LowRankPHM, flags_of, group_sizes, split_maps
 
 
@@ -177,7 +177,7 @@ def attempt_mix_backward(
     return peak.shape[0] * width * total
 
 
-_COUNTS: dict[str, Callable[..., int]] = {name: globals()[name] for name in ops.SCHEMAS}
+_COUNTS: dict[str, Callable[..., int]] = {name: step_ops.COUNTS.get(name) or globals()[name] for name in ops.SCHEMAS}
 _ARGUMENTS = {
     "phm_weight": ("rule", "local"),
     "phm_linear": ("x", "rule", "local"),
@@ -190,7 +190,7 @@ def of_call(op: str, arguments: Mapping) -> int:
     """Return the size of a call by which "auto" chooses. Zero where an argument is missing or nothing is chosen.
 
     Args:
-        op: Name of a public operation. The size of attempt_mix is zero: a GPU has one backend for it.
+        op: Name of a public operation. The size is zero for an operation that has one backend on a GPU.
         arguments: Arguments of the call by name.
     """
     given = [arguments[name] for name in _ARGUMENTS.get(op, ()) if arguments.get(name) is not None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import autograd, backends
 from .ops import PLAIN
-from .rules import Call
+from .rule import Call
 from .sharding import is_distributed, on_local_parts
 from .validation import check_kind, dtype_of_call
 

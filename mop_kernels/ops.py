@@ -11,14 +11,15 @@ position, its row (int32, -1: no row).
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from . import reference
+from . import reference, step_ops
+from .derivatives import differentiate_inside_an_op, requested
 from .reference import LowRankPHM, split_maps
 
 SCHEMAS = {
@@ -44,14 +45,11 @@ SCHEMAS = {
         "Tensor task_ids, Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, float temperature, int needs) "
         "-> Tensor[]"
     ),
+    **step_ops.SCHEMAS,
 }
 
 _AUTOGRAD, _PRE_DISPATCH = torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.PreDispatch
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
-
-
-def _requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
-    return [t for k, t in enumerate(tensors) if needs >> k & 1]
 
 
 # Fakes compute shapes and dtypes only. There is one fake per schema, for all backends. Each `_inputs_of_*` takes the
@@ -104,35 +102,10 @@ def _inputs_of_attempt_mix(
 
 
 def _fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
-    return lambda *args: [t.new_empty(t.shape) for t in _requested(inputs(*args), args[-1])]
+    return lambda *args: [t.new_empty(t.shape) for t in requested(inputs(*args), args[-1])]
 
 
 # The reference backend runs the einsum forms, and takes their gradients by autograd on a fresh graph.
-
-
-def _differentiate(
-    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: int
-) -> list[Tensor]:
-    with _autograd_inside_an_op(), torch.enable_grad():
-        leaves = [t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
-        result = function(*leaves)
-        outputs = [result] if isinstance(result, Tensor) else result
-        # an up map whose factors are all frozen takes no part in the gradients of the others
-        kept = [k for k, y in enumerate(outputs) if y.requires_grad]
-        found = torch.autograd.grad([outputs[k] for k in kept], _requested(leaves, needs), [grads[k] for k in kept])
-    # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
-    return [g.clone(memory_format=torch.contiguous_format) for g in found]
-
-
-@contextmanager
-def _autograd_inside_an_op() -> Iterator[None]:
-    """Include autograd again: under a TorchDispatchMode (a FLOP counter, selective checkpointing) ops run without."""
-    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
-    torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, False)
-    try:
-        yield
-    finally:
-        torch._C._dispatch_tls_set_dispatch_key_excluded(_AUTOGRAD, excluded)
 
 
 def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None) -> Tensor:
@@ -152,7 +125,7 @@ def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, needs)
     def function(x, *factors):
         return mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
 
-    return _differentiate(function, [x, *down, *ups], grads, needs)
+    return differentiate_inside_an_op(function, [x, *down, *ups], grads, needs)
 
 
 def _attempt_mix(*args):
@@ -167,7 +140,7 @@ def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, 
 
     rows = source.shape[1]
     tensors = [peak, source, target, *factors]
-    gradients = _differentiate(function, tensors, [grad[:, :rows], grad_attention], needs)
+    gradients = differentiate_inside_an_op(function, tensors, [grad[:, :rows], grad_attention], needs)
     if needs & 1:
         of_x = grad[:, rows:]
         gradients[0] = (of_x + reference.at_position(gradients[0], position, of_x.shape[1])).contiguous()
@@ -178,7 +151,7 @@ def _forms_of_product(
     name: str, function: Callable[..., Tensor], fake: Callable, inputs: Callable[..., Sequence[Tensor]]
 ) -> dict[str, tuple[Callable, Callable]]:
     def gradients(grad, *args):
-        return _differentiate(function, inputs(grad, *args), [grad], args[-1])
+        return differentiate_inside_an_op(function, inputs(grad, *args), [grad], args[-1])
 
     forward = (fake, lambda *args: function(*args).contiguous())
     return {name: forward, f"{name}_backward": (_fake_gradients(inputs), gradients)}
@@ -192,6 +165,7 @@ _FORMS: dict[str, tuple[Callable, Callable]] = {  # per op: its fake, and its re
     "mop_ffn_backward": (_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
     "attempt_mix": (_fake_attempt_mix, _attempt_mix),
     "attempt_mix_backward": (_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
+    **step_ops.FORMS,
 }
 PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
@@ -212,10 +186,12 @@ def define(backend: str, implementations: Mapping[str, Callable] | None = None, 
         qualified = f"{name}_{backend}"
         LIBRARY.define(qualified + schema)
         torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name][0], lib=LIBRARY)
-        if implementations is not None:
-            LIBRARY.impl(qualified, implementations[name], "CompositeExplicitAutograd")
-            if direct:
-                _direct[name, backend] = implementations[name]
+        shared = step_ops.SHARED.get(name) if backend != "reference" else None
+        implementation = shared or (None if implementations is None else implementations[name])
+        if implementation is not None:
+            LIBRARY.impl(qualified, implementation, "CompositeExplicitAutograd")
+            if direct and shared is None:
+                _direct[name, backend] = implementation
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
 
 
@@ -262,10 +238,13 @@ def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | li
     if (name, backend) in _direct and not first.is_meta and _is_plain(args):
         return _direct[name, backend](*args)
     op = _overloads[name, backend]
-    if backend != "cpu" or first.dtype is not torch.bfloat16:
+    if backend != "cpu" or first.dtype is not torch.bfloat16 or name in step_ops.SHARED:
         return op(*args)
     result = op(*_cast(args, torch.float32))
-    return result.to(torch.bfloat16) if isinstance(result, Tensor) else _cast(result, torch.bfloat16)
+    if isinstance(result, Tensor):
+        return result.to(torch.bfloat16)
+    wide = step_ops.WIDE_OUTPUTS.get(name, ())
+    return [y if k in wide else _cast([y], torch.bfloat16)[0] for k, y in enumerate(result)]
 
 
 def _is_plain(args: Sequence) -> bool:

@@ -72,12 +72,26 @@ class PromptShape(NamedTuple):
     rank: int
 
 
+class AttentionShape(NamedTuple):
+    """One call of prefix_attention. rows: rows of the prefix, 0 for a call without a prefix."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    prefix: int
+    rows: int
+    causal: bool
+
+
 _NAMED = json.loads((Path(__file__).parent / "shapes.json").read_text())
 SHAPES = {name: Shape(**sizes) for name, sizes in _NAMED["maps"].items()}
 BANKS = {
     name: Bank(**sizes | {"down": Shape(**sizes["down"]), "up": Shape(**sizes["up"])})
     for name, sizes in _NAMED["banks"].items()
 }
+ATTENTIONS = {name: AttentionShape(**sizes) for name, sizes in _NAMED["attentions"].items()}
 PROMPTS = {name: PromptShape(**sizes) for name, sizes in _NAMED["prompts"].items()}
 
 
@@ -191,6 +205,30 @@ def prompt_inputs(shape: PromptShape, dtype: torch.dtype, *, seed: int = 0) -> t
         "mask": integers(g, 2, torch.bool, shape.batch, shape.length),
         "task_ids": integers(g, shape.tasks, torch.int64, shape.batch),
         "temperature": 2 * shape.width**0.5,
+    }
+    return tensors, options
+
+
+def attention_inputs(
+    shape: AttentionShape, dtype: torch.dtype, *, bias: bool = True, seed: int = 0
+) -> tuple[list[Tensor | None], dict]:
+    """Return [query, key, value, prefix_key, prefix_value, bias] of prefix_attention, and rows and key_mask by name.
+
+    The mask keeps two thirds of the keys. None in place of the prefixes where the shape has no prefix.
+    """
+    g = torch.Generator().manual_seed(seed)
+    batch, heads, queries, keys, width, prefix, rows, _ = shape
+    prefixes = [normal(g, dtype, rows, heads, prefix, width) for _ in range(2)] if rows else [None, None]
+    tensors = [
+        normal(g, dtype, batch, heads, queries, width),
+        normal(g, dtype, batch, heads, keys, width, fan=width),
+        normal(g, dtype, batch, heads, keys, width),
+        *prefixes,
+        normal(g, dtype, heads, queries, keys) if bias else None,
+    ]
+    options = {
+        "rows": integers(g, rows, torch.int64, batch) if rows > 1 else None,
+        "key_mask": integers(g, 3, torch.int64, batch, keys) > 0,
     }
     return tensors, options
 

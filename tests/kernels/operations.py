@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mop_kernels import reference
+from mop_kernels.step_truth import cases as step_cases
 from mop_kernels.testing import Bank, PromptShape, Shape, prompt_inputs
 from mop_kernels.truth import Case, bank_case, product_case, prompt_case
 
@@ -25,6 +26,7 @@ OPERATIONS: dict[str, Case] = {
     "mop_ffn": bank_case(BANK, "gelu"),
     "mop_ffn of one expert": bank_case(BANK, "tanh", [1]),
     "attempt_mix": prompt_case(PROMPTS)._replace(truth=_attempt_mix),
+    **{op: next(iter(cases.values())) for op, cases in step_cases().items()},
 }
 
 

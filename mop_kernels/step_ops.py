@@ -1,0 +1,174 @@
+"""Schemas, fakes, reference implementations and sizes of the ops of a frozen T5's step, which ops.py registers.
+
+Attention ops take tensors as T5's projections lie in memory: query, key, value and the outputs are (b, tokens, h, d).
+`seed` is an int64 tensor (1,). dropout_add_backward gives the gradient of x alone; the residual's is `grad` itself.
+prefix_attention_backward gives no gradient of the bias, and linear_cross_entropy_backward none of the weight: the rules
+(step_rules.py) take these from the plain forms.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import linear_cross_entropy_pieces, step_reference
+from .derivatives import differentiate_inside_an_op, requested
+from .reference import flags_of
+
+_ATTENTION = (
+    "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? rows, Tensor? bias, "
+    "Tensor? key_mask, Tensor? seed, "
+)
+_ATTENTION_SETTINGS = "bool causal, float scale, float dropout"
+SCHEMAS = {
+    "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
+    "rms_norm_backward": "(Tensor grad, Tensor x, Tensor weight, float eps, int needs) -> Tensor[]",
+    "dropout_add": "(Tensor x, Tensor? residual, Tensor seed, float p) -> Tensor",
+    "dropout_add_backward": "(Tensor grad, Tensor seed, float p, int needs) -> Tensor[]",
+    "relu_dropout": "(Tensor x, Tensor? seed, float p) -> Tensor[]",
+    "relu_dropout_backward": "(Tensor grad, Tensor bits, float p, int needs) -> Tensor[]",
+    "prefix_attention": f"({_ATTENTION}{_ATTENTION_SETTINGS}) -> Tensor[]",
+    "prefix_attention_backward": (
+        f"(Tensor grad, {_ATTENTION}Tensor lse, {_ATTENTION_SETTINGS}, int needs) -> Tensor[]"
+    ),
+    "linear_cross_entropy": (
+        "(Tensor x, Tensor weight, Tensor labels, float label_smoothing, int ignore_index) -> Tensor[]"
+    ),
+    "linear_cross_entropy_backward": (
+        "(Tensor grad, Tensor x, Tensor weight, Tensor labels, Tensor grad_x, float label_smoothing, int ignore_index, "
+        "int needs) -> Tensor[]"
+    ),
+}
+# Outputs that are float32 for inputs of 16 bits, by their places.
+WIDE_OUTPUTS = {"prefix_attention": (1,), "linear_cross_entropy": (0,)}
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype.itemsize < 4 else x.dtype
+
+
+def _fake_relu_dropout(x, seed, p):
+    return [x.new_empty(x.shape), x.new_empty(*x.shape[:-1], (x.shape[-1] + 7) // 8, dtype=torch.uint8)]
+
+
+def _fake_attention(query, *args):
+    batch, length, heads, _ = query.shape
+    return [query.new_empty(query.shape), query.new_empty(batch, heads, length, dtype=_wide_dtype(query))]
+
+
+def _fake_linear_cross_entropy(x, weight, labels, label_smoothing, ignore_index):
+    return [x.new_empty((), dtype=_wide_dtype(x)), x.new_empty(x.shape)]
+
+
+def _fake_gradients(first: int, count: int) -> Callable[..., list[Tensor]]:
+    """Return the fake of a gradient op whose gradients have the shapes of `count` arguments from `first` on."""
+    return lambda *args: [t.new_empty(t.shape) for t in requested(args[first : first + count], args[-1])]
+
+
+def _gradients(function: Callable, count: int, num_tensors: int) -> Callable[..., list[Tensor]]:
+    """Return the gradient op of a plain form: in the first `count` of its `num_tensors` tensors."""
+
+    def backward(grad: Tensor, *args):
+        tensors, settings, needs = args[:num_tensors], args[num_tensors:-1], args[-1]
+        return differentiate_inside_an_op(
+            lambda *t: function(*t, *tensors[count:], *settings), tensors[:count], [grad], needs
+        )
+
+    return backward
+
+
+def _attention_backward(grad, *args):
+    tensors, settings, needs = list(args[:9]), args[10:-1], args[-1]
+    present = [k for k in range(5) if tensors[k] is not None]
+
+    def function(*given):
+        every = list(tensors)
+        for k, t in zip(present, given):
+            every[k] = t
+        return step_reference.prefix_attention(*every, *settings)[0]
+
+    bits = sum((needs >> k & 1) << place for place, k in enumerate(present))
+    return differentiate_inside_an_op(function, [tensors[k] for k in present], [grad], bits)
+
+
+def _dropout_add_backward(grad, seed, p, needs):
+    return requested([step_reference.dropout_add_gradients(grad, seed, p)[0].contiguous()], needs)
+
+
+def _relu_dropout_backward(grad, bits, p, needs):
+    return requested([step_reference.relu_dropout_gradient(grad, bits, p).contiguous()], needs)
+
+
+def _linear_cross_entropy_backward(grad, x, weight, labels, grad_x, label_smoothing, ignore_index, needs):
+    return requested([(grad_x * grad).to(x.dtype)], needs)
+
+
+def _contiguous(function: Callable) -> Callable:
+    def forward(*args):
+        result = function(*args)
+        return result.contiguous() if isinstance(result, Tensor) else [t.contiguous() for t in result]
+
+    return forward
+
+
+# Per op: its fake, and its reference implementation.
+FORMS: dict[str, tuple[Callable, Callable]] = {
+    "rms_norm": (lambda x, *args: x.new_empty(x.shape), _contiguous(step_reference.rms_norm)),
+    "rms_norm_backward": (_fake_gradients(1, 2), _gradients(step_reference.rms_norm, 2, 2)),
+    "dropout_add": (lambda x, *args: x.new_empty(x.shape), _contiguous(step_reference.dropout_add)),
+    "dropout_add_backward": (_fake_gradients(0, 1), _dropout_add_backward),
+    "relu_dropout": (_fake_relu_dropout, _contiguous(step_reference.relu_dropout)),
+    "relu_dropout_backward": (_fake_gradients(0, 1), _relu_dropout_backward),
+    "prefix_attention": (_fake_attention, _contiguous(step_reference.prefix_attention)),
+    "prefix_attention_backward": (_fake_gradients(1, 5), _attention_backward),
+    "linear_cross_entropy": (_fake_linear_cross_entropy, _contiguous(step_reference.linear_cross_entropy)),
+    "linear_cross_entropy_backward": (_fake_gradients(1, 1), _linear_cross_entropy_backward),
+}
+# Implementations in plain PyTorch that serve every backend but the reference, in every dtype.
+SHARED: dict[str, Callable] = {
+    "linear_cross_entropy": linear_cross_entropy_pieces.forward,
+    "linear_cross_entropy_backward": _linear_cross_entropy_backward,
+}
+
+
+# Multiply-adds (multiply_adds.py). Norms and dropout count as zero.
+
+
+def _of_attention(query: Tensor, key: Tensor, prefix_key: Tensor | None) -> int:
+    """Return the multiply-adds of one product of the size of the scores."""
+    prefix = 0 if prefix_key is None else prefix_key.shape[2]
+    return query.numel() * (key.shape[1] + prefix)
+
+
+def _count_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None = None, *args) -> int:
+    """Count the scores and the weighted sum. Products that the mask leaves out are counted, too."""
+    return 2 * _of_attention(query, key, prefix_key)
+
+
+def _count_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args) -> int:
+    """Count the scores again, the gradient of the weights, and one product per requested gradient.
+
+    The gradients of prefixes are the first columns of the gradients of keys and values: part / all of the columns.
+    """
+    prefix_key, needs = args[0], args[-1]
+    of_query, of_key, of_value, of_prefix_key, of_prefix_value = flags_of(needs, 5)
+    every = _of_attention(query, key, prefix_key)
+    tokens = query.numel() * key.shape[1]
+    total = every * (2 + of_query) if needs else 0
+    return total + tokens * (of_key + of_value) + (every - tokens) * (of_prefix_key + of_prefix_value)
+
+
+def _count_linear_cross_entropy(x: Tensor, weight: Tensor, *args) -> int:
+    """Count the logits and the gradient of x."""
+    return 2 * x.numel() * weight.shape[0]
+
+
+def _zero(*args) -> int:
+    return 0
+
+
+COUNTS: dict[str, Callable[..., int]] = dict.fromkeys(SCHEMAS, _zero) | {
+    "prefix_attention": _count_attention,
+    "prefix_attention_backward": _count_attention_backward,
+    "linear_cross_entropy": _count_linear_cross_entropy,
+}
