@@ -139,7 +139,7 @@ def run(device: torch.device, names: list[str]) -> Iterator[Row]:
                         yield functools.reduce(judge, known, row)
 
 
-HEAD = f"{'operation':<20}{'dtype':<10}{'backend':<10}{'cases':>5}  {'forward':>9} {'backward':>9} {'budget':>7}"
+HEAD = f"{'operation':<22}{'dtype':<10}{'backend':<10}{'cases':>5}  {'forward':>9} {'backward':>9} {'budget':>7}"
 
 
 def as_line(row: Row) -> str:
@@ -147,7 +147,7 @@ def as_line(row: Row) -> str:
     share = f"{row.share:.0%}" if row.share < 10 else "> 999%"
     figures = f"{row.forward:9.1e} {row.backward:9.1e} {share:>7}"
     verdict = "FAILED" if row.failures else "ok"
-    return f"{row.op:<20}{row.dtype:<10}{row.backend:<10}{row.cases:>5}  {figures}  {verdict}"
+    return f"{row.op:<22}{row.dtype:<10}{row.backend:<10}{row.cases:>5}  {figures}  {verdict}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -266,12 +266,11 @@ def _prepare_linear_cross_entropy(tensors: Sequence, others: Sequence, settings:
     labels = labels.to(x.device)
     values = validation.readable_ids(labels)
     if values is not None:
-        counted = values[values != settings[1]]
-        if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < len(weight):
-            wrong = counted[(counted < 0) | (counted >= len(weight))][0].item()
+        wrong = [i for i in values.flatten().tolist() if i != settings[1] and not 0 <= i < len(weight)]
+        if wrong:
             raise ValueError(
                 f"labels must lie in 0..{len(weight) - 1}, the rows of weight, or be ignore_index, {settings[1]}; got "
-                f"{wrong}."
+                f"{wrong[0]}."
             )
     return (x.reshape(-1, x.shape[-1]), weight, labels.reshape(-1)), settings, multiply_adds
 

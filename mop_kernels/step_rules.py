@@ -40,7 +40,7 @@ class StepRule(Rule):
     def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the gradient op of the backend, or the plain form for a gradient that the op does not give."""
         if any(needs[place] for place in places_of(needs) if place not in self.differentiable):
-            with autograd_inside_an_op():
+            with autograd_inside_an_op(), ops.without_autocast(tensors):
                 return self.reference_gradients(call, needs, tensors)
         asked = bits_of([needs[place] for place in self.differentiable])
         return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, *call.static, asked)))

@@ -28,6 +28,7 @@ mop_t5.backbone mop_t5.data mop_t5.plots
 mop_t5.files mop_t5.checks
 mop_kernels.check
 mop_kernels.env_report
+mop_kernels.step_truth
 mop_kernels.truth
 mop_kernels.testing
 mop_kernels
@@ -35,20 +36,25 @@ mop_kernels.conversion
 mop_kernels.layers
 mop_kernels.initialisation
 mop_kernels.explain
-mop_kernels.functional
+mop_kernels.step mop_kernels.functional
 mop_kernels.operation
+mop_kernels.step_validation
 mop_kernels.sharding mop_kernels.experts
 mop_kernels.validation
 mop_kernels.autograd
 mop_kernels.rules
-mop_kernels.derivatives
+mop_kernels.step_rules
+mop_kernels.rule
 mop_kernels.multiply_adds
 mop_kernels.backends
 mop_kernels.self_check
 mop_kernels.ops
+mop_kernels.step_ops
+mop_kernels.linear_cross_entropy_pieces
+mop_kernels.derivatives
 mop_kernels.triton_kernels
 mop_kernels._C mop_kernels._C_cuda
-mop_kernels.reference
+mop_kernels.step_reference mop_kernels.reference
 """
 LEVELS = {room: level for level, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}
 FACADE = "mop_t5"  # the public names, each imported on first use; every room may use them

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mop_kernels import backends, check, testing
+from mop_kernels.step import STEP_OPERATIONS
 
 FEW = ("one_row", "no_row", "bank reading_b, gelu, experts [2, 0]", "prompts no_position")
 
@@ -35,7 +36,8 @@ def test_every_operation_is_checked_in_every_dtype_that_a_backend_takes(backend,
     assert check.main(["--backend", backend, "--device", torch.get_default_device().type]) == 0
     said = capsys.readouterr().out
     taken = [d for d in check.DTYPES if check.takes(backend, torch.get_default_device().type, d, "")]
-    ops = ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn"] + ["attempt_mix"] * (backend != "cuda")
+    ops = {"phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "attempt_mix", *STEP_OPERATIONS}
+    ops -= set(backends.WITHOUT.get(backend, ()))
     rows = sorted(line.split()[:3] for line in said.splitlines() if line.endswith(" ok"))
     assert rows == sorted([op, str(d).removeprefix("torch."), backend] for op, d in itertools.product(ops, taken))
     assert f"{len(rows)} of {len(rows)} rows are right." in said

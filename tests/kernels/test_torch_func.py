@@ -42,7 +42,8 @@ def of_batches(transform):
 
     def function(f, tensors):
         found = []
-        for places in ([0], [len(tensors) - 1], list(every(tensors))[1:], list(every(tensors))):
+        choices = ([0], [len(tensors) - 1], list(every(tensors))[1:], list(every(tensors)))
+        for places in filter(None, choices):  # an operation on one tensor has no others
             batches, dims = stacked(tensors, places)
             found.append(vmap(transform(f, tensors), dims)(*batches))
         return found
@@ -72,6 +73,8 @@ def some_tangents(f, tensors):
 
 def nested_vmap(f, tensors):
     """The outer vmap over x, the inner over everything else."""
+    if len(tensors) == 1:
+        return vmap(vmap(f))(*drawn(tensors, 3, (BATCH, 2)))
     inner = vmap(f, (None, *(0,) * (len(tensors) - 1)))
     outer = vmap(inner, (0, *(None,) * (len(tensors) - 1)))
     return outer(*drawn(tensors[:1], 3, (BATCH,)), *drawn(tensors[1:], 4, (2,)))
@@ -105,7 +108,7 @@ TRANSFORMS = {
     "forward mode without torch.func": tangents_by_hand,
     "jacrev": lambda f, t: jacrev(f, every(t))(*t),
     "jacfwd": lambda f, t: jacfwd(f, every(t))(*t),
-    "hessian": lambda f, t: hessian(loss(f), (0, len(t) - 1))(*t),
+    "hessian": lambda f, t: hessian(loss(f), tuple(sorted({0, len(t) - 1})))(*t),
     "reverse over forward": lambda f, t: grad(lambda *t: loss(lambda *u: jvp(f, u, drawn(u, 1))[1])(*t), every(t))(*t),
     "forward over reverse": lambda f, t: jvp(grad(loss(f), every(t)), tuple(t), drawn(t, 1)),
     "reverse over reverse": lambda f, t: grad(loss(grad(loss(f), every(t))), every(t))(*t),
