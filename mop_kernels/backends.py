@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from . import ops, self_check
 
@@ -268,6 +269,17 @@ def resolve(
         f"backend {name!r} (asked for by {source}) cannot run here: {reason}. "
         f"Available: {', '.join(available_backends())}; backend='auto' takes the best of them."
     )
+
+
+def has_kernel(op: str, tensor: Tensor) -> bool:
+    """Tell whether a call of `op` that names no backend runs on kernels.
+
+    Otherwise it would run in plain PyTorch or raise, and a caller with a plain form of its own can take that form.
+    """
+    name, _ = requested(None)
+    kind, dtype = tensor.device.type, tensor.dtype
+    chosen = best_for(kind, tensor.device, dtype, op, 0) if name == "auto" else name
+    return chosen != "reference" and (why_not(chosen, tensor.device) or unfit(chosen, kind, dtype, op)) is None
 
 
 def best_for(kind: str, device: torch.device, dtype: torch.dtype, op: str, multiply_adds: int) -> str:

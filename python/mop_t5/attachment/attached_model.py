@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import TransformersKwargs
 
+from mop_kernels import linear_cross_entropy
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
 from mop_t5.attachment.caches import CACHE, rename_cache
+from mop_t5.attachment.fused_layers import WithoutLogits, can_skip_logits, without_logits
 from mop_t5.attachment.hooks import check_hooks, own_slots
 from mop_t5.attachment.inputs import (
     TARGETS,
@@ -84,7 +87,7 @@ class Record:
     trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
 
 
-class AttachedT5(RuntimeMixin, KeptWeights):
+class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
     """Mixed into the class of an attached model."""
 
     mop: Method
@@ -101,12 +104,13 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         names = list(signature.parameters)[1:]  # of positional arguments, without self
 
         @functools.wraps(plain.forward)
-        def forward(self, *args, scenario_ids=None, mop_additions=None, **kwargs):
-            return self._forward_with_additions(kwargs | dict(zip(names, args)), scenario_ids, mop_additions)
+        def forward(self, *args, scenario_ids=None, mop_additions=None, skip_logits=False, **kwargs):
+            kwargs |= dict(zip(names, args))
+            return self._forward_with_additions(kwargs, scenario_ids, mop_additions, skip_logits)
 
         # Trainer and generate read the names of the arguments that forward takes
         parameters = list(signature.parameters.values())
-        for name in ("scenario_ids", "mop_additions"):
+        for name in ("scenario_ids", "mop_additions", "skip_logits"):
             parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
         vars(forward)["__signature__"] = signature.replace(parameters=parameters)
         return {"forward": forward, "_arguments": frozenset(names[:-1]) | _MORE_ARGUMENTS}  # the last is **kwargs
@@ -116,7 +120,9 @@ class AttachedT5(RuntimeMixin, KeptWeights):
         """Names of the scenarios; scenario s has id s. Empty if the method does not tell scenarios apart."""
         return self.mop.scenarios
 
-    def _forward_with_additions(self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None) -> Any:
+    def _forward_with_additions(
+        self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None, skip_logits: bool
+    ) -> Any:
         rename_cache(kwargs)
         check_arguments(kwargs, self._arguments)
         self._check_attention()
@@ -148,8 +154,12 @@ class AttachedT5(RuntimeMixin, KeptWeights):
             if use_cache and kwargs.get(CACHE) is None:
                 kwargs[CACHE] = additions.experts.new_cache()
         num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
+        mine = {"scenario_ids": scenario_ids, "mop_additions": additions, "mop_fused": _has_plain_masks(kwargs)}
         with nullcontext() if torch.compiler.is_compiling() else own_slots():
-            output = super().forward(scenario_ids=scenario_ids, mop_additions=additions, **kwargs)
+            if labels is not None and skip_logits and self._can_skip_logits(kwargs):
+                output = self._loss_without_logits(kwargs | mine)
+            else:
+                output = super().forward(**mine, **kwargs)
         if additions.loss is not None and self.training:
             # without labels this is the whole loss; code that computes a loss outside the model adds it
             output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
@@ -157,6 +167,21 @@ class AttachedT5(RuntimeMixin, KeptWeights):
             # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
             output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
         return output
+
+    def _can_skip_logits(self, kwargs: dict[str, Any]) -> bool:
+        as_dict = self.config.return_dict if kwargs.get("return_dict") is None else kwargs["return_dict"]
+        return bool(as_dict) and self.training and can_skip_logits(self)
+
+    def _loss_without_logits(self, kwargs: dict[str, Any]) -> Any:
+        """Return the output of T5 with its loss, and None in place of the logits."""
+        labels = kwargs.pop("labels")
+        if kwargs.get("decoder_input_ids") is None and kwargs.get("decoder_inputs_embeds") is None:
+            kwargs["decoder_input_ids"] = self._shift_right(labels)
+        with without_logits():
+            output = super().forward(**kwargs)
+        rows = output.logits
+        loss = linear_cross_entropy(rows.flatten(0, -2), self.lm_head.weight, labels.to(rows.device).flatten())
+        return type(output)(**{**output, "loss": loss, "logits": None})
 
     def generate(
         self,
@@ -274,6 +299,12 @@ class AttachedT5(RuntimeMixin, KeptWeights):
                 "longer has: the layer was changed after attach, for example by LoRA or pruning. Undo that, then save."
             )
         adapter_folder.write(save_directory, self.description_of(self.mop), mine)
+
+
+def _has_plain_masks(kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether all masks of a call are padding masks (batch, tokens), which fused attention reads."""
+    masks = (kwargs.get(name) for name in ("attention_mask", "decoder_attention_mask"))
+    return all(mask is None or mask.dim() == 2 for mask in masks)
 
 
 def _with_loss(output: Any, loss: Tensor, labels: Tensor | None) -> Any:

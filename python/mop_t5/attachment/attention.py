@@ -4,11 +4,12 @@ T5 does not scale by 1/sqrt(d). Prefix columns have bias 0 and mask 0; real toke
 prefix. The prefix is joined here, after T5 has computed the bias and updated its cache, so neither contains the prefix.
 prefixed_attention computes the softmax in one of two ways. The split way computes prefix scores and token scores
 separately and copies no real keys and values. It is faster at a decoding step. The joined way copies keys and values
-into one fused call. It is faster for long queries. docs/injection.md has the measurements.
+into one fused call. It is faster for long queries. docs/injection.md has the measurements. In training
+mop_kernels.prefix_attention does all of it in one kernel.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,9 @@ from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from mop_kernels import prefix_attention
 from mop_t5.attachment.additions import Additions, row_index, wide
+from mop_t5.attachment.fused_layers import runs_fused
 
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
 PLAIN = {prefixed: plain for plain, prefixed in PREFIXED.items()}
@@ -156,6 +159,53 @@ def _mask_of_stack(
     return mask
 
 
+def _fused(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: tuple[Tensor, Tensor] | None,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    attention_mask: Tensor | None,
+    kwargs: Mapping[str, Any],
+) -> Tensor:
+    """Return the output of an attention in training, (batch, q, heads, d), contiguous.
+
+    attention_mask is a mask that transformers made of a padding mask (batch, k), or None if nothing is padded.
+    """
+    dtype = query.dtype
+    prefix_key, prefix_value = (None, None) if prefix is None else (t.to(dtype) for t in prefix)
+    # the last query sees every token that is not padding, in a causal attention, too
+    key_mask = None if attention_mask is None else attention_mask[:, 0, -1, :]
+    scaling = kwargs.get("scaling")
+    out = prefix_attention(
+        query,
+        key,
+        value,
+        prefix_key,
+        prefix_value,
+        rows,
+        None if bias is None else _contiguous_bias(bias, dtype),
+        key_mask,
+        causal=module.is_causal,
+        scale=scaling,
+        dropout=kwargs.get("dropout", 0.0),
+    )
+    return out.transpose(1, 2)
+
+
+def _contiguous_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the bias (heads, q, k), copied once for all layers of a stack."""
+    compiling = torch.compiler.is_compiling()
+    kept = None if compiling else getattr(bias, "_mop_bias", None)
+    if kept is None or kept.dtype != dtype:
+        kept = bias[0].to(dtype).contiguous()
+        if not compiling:
+            bias._mop_bias = kept  # type: ignore[attr-defined]  # goes with the bias, which is one object per stack
+    return kept
+
+
 def _forward(
     implementation: str,
     module: Any,
@@ -166,6 +216,7 @@ def _forward(
     *,
     mop_additions: Additions | None = None,
     scenario_ids: Tensor | None = None,
+    mop_fused: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     attention = getattr(module, "_mop_attention", None)
@@ -180,7 +231,15 @@ def _forward(
             "itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
         )
     pair = mop_additions.prefix(attention, module.layer_idx)
-    if pair is None or pair[0].shape[-2] == 0:
+    if pair is not None and pair[0].shape[-2] == 0:
+        pair = None
+    position_bias = kwargs.get("position_bias")
+    bias = None if attention == "cross" else position_bias  # the bias of a cross-attention is zero
+    fused = mop_fused and implementation == "sdpa" and (bias is None or not bias.requires_grad)
+    if fused and runs_fused(module, "prefix_attention", query):
+        rows = None if pair is None else row_index(mop_additions.scenarios, scenario_ids, len(pair[0]))
+        return _fused(module, query, key, value, pair, rows, bias, attention_mask, kwargs), None
+    if pair is None:
         plain: Any = sdpa_attention_forward
         if implementation == "eager":  # every T5 variant has its own eager function beside its attention class
             plain = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
@@ -196,7 +255,7 @@ def _forward(
         query,
         key,
         attention_mask,
-        kwargs.get("position_bias"),
+        position_bias,
         prefix_key.shape[-2],
         query.dtype if joined else wide(query.dtype),
         causal,

@@ -2,7 +2,8 @@
 
 attach_method  points the attention of encoder and decoder at mop_t5.attachment.attention, hooks the sub-layers that the
                method adapts, lets blocks run its experts (mop_t5.attachment.experts), adds the method as the submodule
-               `mop`, and swaps model.__class__ for a subclass whose forward and generate take scenario_ids.
+               `mop`, lets layers run fused in training (mop_t5.attachment.fused_layers), and swaps model.__class__
+               for a subclass whose forward and generate take scenario_ids.
 detach_method  undoes all of it, bit for bit.
 
 Scenario ids and Additions travel as keyword arguments through the model, never on modules. So two forward passes before
@@ -23,6 +24,7 @@ from transformers import __version__ as transformers_version
 from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, Record
 from mop_t5.attachment.attention import PREFIXED, point_attention, point_back
 from mop_t5.attachment.experts import check_forward, insert_experts, remove_experts
+from mop_t5.attachment.fused_layers import fuse_layers, unfuse_layers
 from mop_t5.attachment.hooks import add_hooks, remove_hooks
 from mop_t5.attachment.method import Method
 from mop_t5.attachment.mixin import combined, plain_class
@@ -62,6 +64,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
         insert_experts(model, method.expert_places)
         model.add_module(SUBMODULE, method)
         method.train(model.training)
+        fuse_layers(model)
         model.__class__ = combined(AttachedT5, type(model))
     except BaseException:
         _take_off(model, record)
@@ -116,6 +119,7 @@ def _rehearse(name: str, parameter: Tensor | None, values: Tensor) -> None:
 def _take_off(model: T5, record: Record) -> None:
     """Undo all changes of attach_method, and restore requires_grad of the parameters."""
     model.__class__ = plain_class(model)
+    unfuse_layers(model)  # and the method, which the caller may keep
     model._modules.pop(SUBMODULE, None)
     model.__dict__.pop("_mop_record", None)
     model._keys_to_ignore_on_save = record.keys_to_ignore_on_save

@@ -1,0 +1,144 @@
+"""Fused layers of an attached T5 in training: dropout, norms, feed-forward networks and the head (mop_kernels.step).
+
+While a method is attached, the classes of these modules are subclasses of their own classes. In training mode, with
+gradients, they call the operations of mop_kernels.step, which save far less for backward. In evaluation mode, and
+where no kernel runs (mop_kernels.use_backend("reference"), a device without kernels), the forward of the plain class
+runs, so that evaluation and generation do not change. No module is replaced, and detach gives the classes back.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import T5ForConditionalGeneration as T5
+
+from mop_kernels import dropout_add, relu_dropout, rms_norm
+from mop_kernels.backends import has_kernel
+from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
+
+if TYPE_CHECKING:  # the layers of MT5 and UMT5 have the same attributes
+    from transformers.models.t5.modeling_t5 import T5DenseActDense, T5LayerFF, T5LayerNorm
+else:
+    T5DenseActDense = T5LayerFF = T5LayerNorm = nn.Module
+
+_FAMILIES = ("T5", "MT5", "UMT5")
+_HEAD = threading.local()  # .skips: the forward pass that this thread runs leaves the logits out
+
+
+def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
+    """Tell whether a module takes a kernel: in training, with gradients, on a plain tensor that the kernel serves."""
+    return module.training and torch.is_grad_enabled() and type(hidden) is Tensor and has_kernel(op, hidden)
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Tell whether nobody hooks a module, so that it need not be called."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+class FusedDropout(RuntimeMixin, nn.Dropout):
+    """Mixed into the class of a dropout."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the dropout of `input`."""
+        if self.inplace or not 0 < self.p < 1 or not runs_fused(self, "dropout_add", input):
+            return super().forward(input)
+        return dropout_add(input, None, self.p)
+
+
+class FusedLayerNorm(RuntimeMixin, T5LayerNorm):
+    """Mixed into the class of a T5 LayerNorm."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return the norm of the hidden states. Plain T5 computes 16-bit weights beside other dtypes in another way."""
+        same = self.weight.dtype == hidden_states.dtype
+        if not same or type(self.weight) is not nn.Parameter or not runs_fused(self, "rms_norm", hidden_states):
+            return super().forward(hidden_states)
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+
+class FusedNetwork(RuntimeMixin, T5DenseActDense):
+    """Mixed into the class of a feed-forward network with ReLU. One bit per hidden element is saved for backward."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return wo(dropout(relu(wi(hidden_states))))."""
+        bare = isinstance(self.act, nn.ReLU) and _is_bare(self.act) and _is_bare(self.dropout)
+        if not bare or not runs_fused(self, "relu_dropout", hidden_states) or not self.dropout.p < 1:
+            return super().forward(hidden_states)
+        hidden = relu_dropout(self.wi(hidden_states), self.dropout.p if self.dropout.training else 0.0)
+        if hidden.dtype != self.wo.weight.dtype and self.wo.weight.dtype.is_floating_point:
+            hidden = hidden.to(self.wo.weight.dtype)
+        return self.wo(hidden)
+
+
+class FusedFeedForward(RuntimeMixin, T5LayerFF):
+    """Mixed into the class of a feed-forward sub-layer."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return hidden_states + dropout(network(norm(hidden_states)))."""
+        fused = _is_bare(self.dropout) and self.dropout.training and 0 < self.dropout.p < 1
+        if not fused or not runs_fused(self, "dropout_add", hidden_states):
+            return super().forward(hidden_states)
+        return dropout_add(self.DenseReluDense(self.layer_norm(hidden_states)), hidden_states, self.dropout.p)
+
+
+class WithoutLogits:
+    """Mixed into the class of an attached model, so that its forward can leave the logits out."""
+
+    @property
+    def lm_head(self: Any) -> Any:
+        """The head, or within `without_logits` a function that returns the hidden rows unchanged."""
+        return _unchanged if getattr(_HEAD, "skips", False) else self._modules["lm_head"]
+
+
+def _unchanged(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+@contextmanager
+def without_logits() -> Iterator[None]:
+    """Let the attached models that this thread runs return the decoder's rows in place of logits."""
+    _HEAD.skips = True
+    try:
+        yield
+    finally:
+        _HEAD.skips = False
+
+
+def can_skip_logits(model: T5) -> bool:
+    """Tell whether the loss can be computed without logits: the head is frozen, and nobody reads its output."""
+    head: Any = model.lm_head
+    return (
+        type(head) is nn.Linear
+        and head.bias is None
+        and type(head.weight) is nn.Parameter
+        and not head.weight.requires_grad
+        and _is_bare(head)
+    )
+
+
+def fuse_layers(model: T5) -> None:
+    """Give the layers of an attached model, and of its method, their fused classes."""
+    for module in model.modules():
+        mixin = _mixin_of(module)
+        if mixin is not None and "forward" not in module.__dict__:
+            module.__class__ = combined(mixin, type(module))
+
+
+def unfuse_layers(model: nn.Module) -> None:
+    """Give all layers their own classes back."""
+    for module in model.modules():
+        if isinstance(module, (FusedDropout, FusedLayerNorm, FusedNetwork, FusedFeedForward)):
+            module.__class__ = plain_class(module)
+
+
+def _mixin_of(module: nn.Module) -> type[RuntimeMixin] | None:
+    if type(module) is nn.Dropout:
+        return FusedDropout
+    if not type(module).__module__.startswith("transformers.models."):
+        return None
+    name = type(module).__name__
+    mixins = {"LayerNorm": FusedLayerNorm, "DenseActDense": FusedNetwork, "LayerFF": FusedFeedForward}
+    return next((mixins[part] for family in _FAMILIES for part in mixins if name == family + part), None)
