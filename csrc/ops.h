@@ -43,6 +43,7 @@ inline std::vector<Tensor> as_contiguous(std::vector<Tensor> tensors) {
 }
 inline i64 as_contiguous(i64 number) { return number; }
 inline double as_contiguous(double number) { return number; }
+inline bool as_contiguous(bool flag) { return flag; }
 inline std::string as_contiguous(std::string text) { return text; }
 
 // The first `any` arguments, gradients of outputs, stay unchanged: kernels read them with any strides.

@@ -22,4 +22,14 @@ std::vector<Tensor> attempt_mix_backward(Tensor grad_prefixed, Tensor grad_atten
                                          Tensor source, Tensor target, Tensor task_ids, Tensor w_down, Tensor w_up,
                                          Tensor ln_weight, Tensor ln_bias, double temperature, i64 mask);
 
+std::vector<Tensor> prefix_attention(Tensor query, Tensor key, Tensor value, std::optional<Tensor> prefix_key,
+                                     std::optional<Tensor> prefix_value, std::optional<Tensor> rows,
+                                     std::optional<Tensor> bias, std::optional<Tensor> key_mask,
+                                     std::optional<Tensor> seed, bool causal, double scale, double dropout);
+std::vector<Tensor> prefix_attention_backward(Tensor grad, Tensor query, Tensor key, Tensor value,
+                                              std::optional<Tensor> prefix_key, std::optional<Tensor> prefix_value,
+                                              std::optional<Tensor> rows, std::optional<Tensor> bias,
+                                              std::optional<Tensor> key_mask, std::optional<Tensor> seed, Tensor lse,
+                                              bool causal, double scale, double dropout, i64 needs);
+
 }  // namespace mop

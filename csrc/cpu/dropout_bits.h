@@ -26,13 +26,18 @@ MOP_INLINE DropoutRow dropout_row(uint64_t seed, int64_t row) {
   return {uint32_t(z), uint32_t(z >> 32)};
 }
 
-// keep[16 / kLanes<T>]: all ones where a column of group `group`, of columns 16 group to 16 group + 15, is kept.
+// keep[16 / kLanes<T>]: all ones where a column of group `group`, of columns 16 group to 16 group + 15, is kept. A
+// threshold of 0 makes no bits.
 template <class T>
 MOP_INLINE void dropout_keep(DropoutRow row, int32_t threshold, int64_t group, Lanes<T>* keep) {
   typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
   typedef int32_t Halves __attribute__((vector_size(kVectorBytes)));  // signed: cheaper to compare
   constexpr int W = kVectorBytes / 4, N = 8 / W;
   constexpr uint32_t kStep = 0x9E3779B1u;
+  if (threshold == 0) {
+    for (int n = 0; n < kDropoutGroup / kLanes<T>; ++n) keep[n] = ~Lanes<T>{};
+    return;
+  }
   Halves kept[2 * N];
   for (int n = 0; n < N; ++n) {
     Words x;

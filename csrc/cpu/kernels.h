@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../dims.h"
+#include "prefix_attention.h"
 
 namespace mop {
 
@@ -200,6 +201,8 @@ struct Kernels {
   // to[m, n] = sum over b of left[b, m] right[b, n]; the rows m of `to` that start at `first`
   void (*sum_products)(i64 depth, i64 first, i64 rows, i64 columns, const T* left, i64 left_row, const T* right, T* to);
   void (*sum_rows)(i64 rows, i64 width, const T* from, i64 row, T* to);  // to[w] = sum over rows, in order
+  void (*attention_forward)(const AttentionHead<T>&, T* out, T* lse, T* scratch);
+  void (*attention_backward)(const AttentionHead<T>&, const AttentionGradients<T>&, T* scratch);
 };
 
 // Scratch of a unit in elements, an upper bound: each buffer is rounded up to whole lines.
@@ -224,6 +227,13 @@ inline i64 pair_backward_scratch(const PhmDims& down, const PhmDims& up, i64 row
   return 2 * line(down.j() * rows * down.loc_out) + 4 * line(rows * down.out()) + map_backward_scratch(up, rows);
 }
 inline i64 pool_scratch(i64 columns) { return 2 * line(columns); }
+template <class T>
+i64 attention_scratch(i64 columns, i64 width, bool backward) {
+  const AttentionSizes n = attention_sizes<T>(columns, width);
+  const i64 packed = line(n.columns * n.width), block = line(n.rows * n.width), scores = line(n.rows * n.stride);
+  const i64 both = line(n.width) + line(columns) + 2 * packed + scores + block + line(n.rows);
+  return backward ? both + 3 * packed + scores + 2 * block : both;
+}
 inline i64 down_tail_scratch(const PhmDims& d) { return line(d.loc_in * d.loc_out); }
 
 template <class T>

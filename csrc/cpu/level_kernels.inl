@@ -2,21 +2,12 @@
 // and the compiler flags decide its registers.
 #include "attempt_mix_kernels.h"
 #include "kernels.h"
+#include "prefix_attention_kernels.h"
 #include "stages.h"
 
 namespace {
 
 using namespace mop;
-
-template <class T>
-struct Arena {  // hands out whole lines of a kernel's scratch
-  T* next;
-  T* take(i64 elements) {
-    T* got = next;
-    next += line(elements);
-    return got;
-  }
-};
 
 // One map on a block of rows.
 
@@ -266,7 +257,9 @@ constexpr Kernels<T> kTable = {stage1<T>,
                                prompt_head<T>,
                                prompt_head_backward<T>,
                                sum_products<T>,
-                               sum_rows_to<T>};
+                               sum_rows_to<T>,
+                               attention_forward<T>,
+                               attention_backward<T>};
 
 }  // namespace
 

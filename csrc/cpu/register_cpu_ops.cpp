@@ -9,6 +9,8 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   mop::register_ops(m, "cpu");
   m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));
+  m.impl("prefix_attention_cpu", TORCH_BOX(&mop::Contiguous<&mop::prefix_attention>::call));
+  m.impl("prefix_attention_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::prefix_attention_backward>::call));
 }
 
 namespace {

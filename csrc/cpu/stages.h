@@ -10,6 +10,16 @@ namespace {
 using namespace mop;
 
 template <class T>
+struct Arena {  // hands out whole lines of a kernel's scratch
+  T* next;
+  T* take(i64 elements) {
+    T* got = next;
+    next += line(elements);
+    return got;
+  }
+};
+
+template <class T>
 void stage1(const PhmDims& d, const T* rule_in, i64 rows, const T* x, T* t) {
   for (i64 n = 0; n < rows; ++n)
     product<T>(d.j(), d.loc_in, d.g_in, {rule_in, d.g_in, 1}, {x + n * d.in(), d.loc_in},

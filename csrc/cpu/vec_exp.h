@@ -1,0 +1,31 @@
+// exp of a register: 2^n by adding a number so large that the sum is rounded to n, and a Taylor polynomial of the rest.
+// Relative error 8e-8 in float32 and 3e-16 in float64. 0 where the result would not be a normal number. NaN stays NaN.
+// Right up to the largest x with a finite exp; this file must not be compiled with -ffast-math.
+#pragma once
+
+#include "dropout_bits.h"
+#include "vec.h"
+
+namespace {
+
+constexpr double kInverseFactorials[] = {
+    1.,        1.,         1. / 2,      1. / 6,       1. / 24,       1. / 120,       1. / 720,
+    1. / 5040, 1. / 40320, 1. / 362880, 1. / 3628800, 1. / 39916800, 1. / 479001600, 1. / 6227020800};
+
+template <class T>
+MOP_INLINE Vec<T> exp_lanes(Vec<T> x) {
+  constexpr bool kFloat = sizeof(T) == 4;
+  constexpr int kDegree = kFloat ? 7 : 13;  // |rest| <= log(2) / 2: cut off below 6e-9 and 5e-18
+  constexpr T kRound = kFloat ? T(0x1.8p23) : T(0x1.8p52), kLowest = kFloat ? T(-87) : T(-708);
+  constexpr T kLog2High = kFloat ? T(0x1.63p-1) : T(0x1.62e42feep-1);  // so short that n times it is exact
+  constexpr T kLog2Low = kFloat ? T(-0x1.bd0106p-13) : T(0x1.a39ef35793c76p-33);
+  const Vec<T> shifted = x * T(1.4426950408889634074) + kRound;
+  const Vec<T> n = shifted - kRound;
+  const Vec<T> rest = (x - n * kLog2High) - n * kLog2Low;
+  Vec<T> y = Vec<T>{} + T(kInverseFactorials[kDegree]);
+  for (int k = kDegree - 1; k >= 0; --k) y = y * rest + T(kInverseFactorials[k]);
+  const Lanes<T> scaled = Lanes<T>(y) + (Lanes<T>(shifted) << (kFloat ? 23 : 52));
+  return Vec<T>(scaled & ~Lanes<T>(x < kLowest));
+}
+
+}  // namespace
