@@ -85,8 +85,9 @@ struct Call {
       T* at = to + task * size;
       std::fill_n(at, size, T(0));
       for (i64 b = 0; b < examples(); ++b) {
+        if (row_of(b) != row) continue;
         const T* part = from + (b * heads() + h) * size;
-        for (i64 k = 0; row_of(b) == row && k < size; ++k) at[k] += part[k];
+        for (i64 k = 0; k < size; ++k) at[k] += part[k];
       }
     });
     return sum;

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "dropout_bits.h"
-#include "stages.h"
+#include "panels.h"
 #include "vec_exp.h"
 
 namespace {
@@ -14,69 +14,10 @@ namespace {
 using namespace mop;
 
 template <class T>
-constexpr int kPanel = 2 * kLanes<T>;  // the columns of a register tile
-
-template <class T>
 constexpr T kInfinity = T(__builtin_inf());
 
 MOP_INLINE float log_of(float x) { return __builtin_logf(x); }
 MOP_INLINE double log_of(double x) { return __builtin_log(x); }
-
-// C (rows x columns) = [C +] A (rows x depth) B. B lies in panels, each of `height` rows of kPanel columns. C is
-// written up to whole panels.
-template <class T>
-void panel_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, const T* b, i64 height, Panel<T> c, bool add) {
-  constexpr int P = kPanel<T>;
-  constexpr i64 kDepth = 384;  // deeper products are sums of stretches: less rounding, and a stretch of B fits L1
-  for (i64 n = 0; n < columns; n += P)
-    for (i64 k = 0; k < depth || k == 0; k += kDepth) {
-      const Panel<T> to{c.data + n, c.row};
-      const Panel<const T> init{add || k > 0 ? to.data : nullptr, c.row};
-      product_columns<T, 2, false, false>(rows, smaller(kDepth, depth - k), {a.data + k * a.col, a.row, a.col},
-                                          {b + n * height + k * P, P}, to, init, kLanes<T>);
-    }
-}
-
-// to[e / kPanel][c][e % kPanel] of `rows` rows; row_of(c) is the row. `height`: rows of a panel
-template <class T, class RowOf>
-void pack_rows(i64 rows, i64 width, i64 height, const RowOf& row_of, T* to) {
-  constexpr int W = kLanes<T>, P = kPanel<T>;
-  const i64 padded = (width + P - 1) / P * P;
-  for (i64 c = 0; c < rows; ++c) {
-    const T* from = row_of(c);
-    for (i64 e = 0; e < padded; e += W) {
-      const Vec<T> part = e + W <= width ? load(from + e) : e < width ? load_first(from + e, int(width - e)) : Vec<T>{};
-      store(to + (e / P * height + c) * P + e % P, part);
-    }
-  }
-}
-
-// to[c / kPanel][e][c % kPanel] of whole panels of columns
-template <class T, class RowOf>
-void pack_columns(i64 columns, i64 width, const RowOf& row_of, T* to) {
-  constexpr int W = kLanes<T>, P = kPanel<T>;
-  for (i64 c = 0; c < columns; c += W) {
-    const T* from[W];
-    for (int k = 0; k < W; ++k) from[k] = row_of(c + k);
-    T* panel = to + c / P * P * width + c % P;
-    for (i64 e = 0; e < width; e += W) {
-      const int some = int(smaller(W, width - e));
-      Vec<T> block[W];
-      for (int k = 0; k < W; ++k) block[k] = some == W ? load(from[k] + e) : load_first(from[k] + e, some);
-      transpose_block(from[0], block);
-      for (int k = 0; k < some; ++k) store(panel + (e + k) * P, block[k]);
-    }
-  }
-}
-
-// to[e] = from[e] factor
-template <class T>
-MOP_INLINE void write_scaled(i64 width, const T* from, T factor, T* to) {
-  constexpr int W = kLanes<T>;
-  i64 e = 0;
-  for (; e + W <= width; e += W) store(to + e, load(from + e) * factor);
-  if (e < width) store_first(to + e, load(from + e) * factor, int(width - e));
-}
 
 // The columns of a head: the prefix, then the tokens up to the last real one.
 template <class T>
