@@ -31,5 +31,13 @@ std::vector<Tensor> prefix_attention_backward(Tensor grad, Tensor query, Tensor 
                                               std::optional<Tensor> rows, std::optional<Tensor> bias,
                                               std::optional<Tensor> key_mask, std::optional<Tensor> seed, Tensor lse,
                                               bool causal, double scale, double dropout, i64 needs);
+Tensor rms_norm(Tensor x, Tensor weight, double eps);
+std::vector<Tensor> rms_norm_backward(Tensor grad, Tensor x, Tensor weight, double eps, i64 mask);
+
+Tensor dropout_add(Tensor x, std::optional<Tensor> residual, Tensor seed, double p);
+std::vector<Tensor> dropout_add_backward(Tensor grad, Tensor seed, double p, i64 mask);
+
+std::vector<Tensor> relu_dropout(Tensor x, std::optional<Tensor> seed, double p);
+std::vector<Tensor> relu_dropout_backward(Tensor grad, Tensor bits, double p, i64 mask);
 
 }  // namespace mop

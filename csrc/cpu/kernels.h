@@ -7,6 +7,7 @@
 
 #include "../dims.h"
 #include "prefix_attention.h"
+#include "dropout.h"
 
 namespace mop {
 
@@ -178,6 +179,53 @@ struct PromptHeadBackward {
   T *grad_scores, *grad_query, *scaled_query, *grad_up, *grad_hidden, *grad_peak;  // made; the last may be null
 };
 
+// The row-wise operations, on the rows from `first` on. Their pointers point to the first row of the block.
+struct RowBlock {
+  i64 first, rows, width;
+};
+
+template <class T>
+struct RmsNorm {
+  RowBlock block;
+  double eps;
+  const T *x, *weight;
+  T* y;
+};
+
+template <class T>
+struct RmsNormBackward {
+  RowBlock block;
+  double eps;
+  const T *grad, *x, *weight;
+  T *grad_x, *grad_weight;  // [rows, width]; [width], the part of these rows; each may be null
+};
+
+template <class T>
+struct DropoutAdd {
+  RowBlock block;
+  Dropout dropout;
+  const T *x, *residual;  // residual: or null
+  T* y;
+};
+
+template <class T>
+struct ReluDropout {
+  RowBlock block;
+  Dropout dropout;
+  const T* x;
+  T* y;
+  unsigned char* bits;  // [rows, ceil(width / 8)]; bit c % 8 of byte c / 8: column c is positive and kept
+};
+
+template <class T>
+struct ReluDropoutBackward {
+  RowBlock block;
+  double scale;
+  const T* grad;
+  const unsigned char* bits;
+  T* grad_x;
+};
+
 template <class T>
 struct Kernels {
   void (*stage1)(const PhmDims&, const T* rule_in, i64 rows, const T* x, T* t);
@@ -203,6 +251,11 @@ struct Kernels {
   void (*sum_rows)(i64 rows, i64 width, const T* from, i64 row, T* to);  // to[w] = sum over rows, in order
   void (*attention_forward)(const AttentionHead<T>&, T* out, T* lse, T* scratch);
   void (*attention_backward)(const AttentionHead<T>&, const AttentionGradients<T>&, T* scratch);
+  void (*rms_norm)(const RmsNorm<T>&);
+  void (*rms_norm_backward)(const RmsNormBackward<T>&);
+  void (*dropout_add)(const DropoutAdd<T>&);
+  void (*relu_dropout)(const ReluDropout<T>&);
+  void (*relu_dropout_backward)(const ReluDropoutBackward<T>&);
 };
 
 // Scratch of a unit in elements, an upper bound: each buffer is rounded up to whole lines.

@@ -3,6 +3,7 @@
 #include "attempt_mix_kernels.h"
 #include "kernels.h"
 #include "prefix_attention_kernels.h"
+#include "rowwise_kernels.h"
 #include "stages.h"
 
 namespace {
@@ -259,7 +260,12 @@ constexpr Kernels<T> kTable = {stage1<T>,
                                sum_products<T>,
                                sum_rows_to<T>,
                                attention_forward<T>,
-                               attention_backward<T>};
+                               attention_backward<T>,
+                               rms_norm<T>,
+                               rms_norm_backward<T>,
+                               dropout_add<T>,
+                               relu_dropout<T>,
+                               relu_dropout_backward<T>};
 
 }  // namespace
 

@@ -11,6 +11,12 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));
   m.impl("prefix_attention_cpu", TORCH_BOX(&mop::Contiguous<&mop::prefix_attention>::call));
   m.impl("prefix_attention_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::prefix_attention_backward>::call));
+  m.impl("rms_norm_cpu", TORCH_BOX(&mop::Contiguous<&mop::rms_norm>::call));
+  m.impl("rms_norm_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::rms_norm_backward>::call));
+  m.impl("dropout_add_cpu", TORCH_BOX(&mop::Contiguous<&mop::dropout_add>::call));
+  m.impl("dropout_add_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::dropout_add_backward>::call));
+  m.impl("relu_dropout_cpu", TORCH_BOX(&mop::Contiguous<&mop::relu_dropout>::call));
+  m.impl("relu_dropout_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::relu_dropout_backward>::call));
 }
 
 namespace {

@@ -119,6 +119,22 @@ MOP_INLINE void transpose_block(const float*, Vec<float>* block) {
 }
 #endif
 
+// Bit k of the result is the sign of lane k.
+#if defined(__AVX2__)
+MOP_INLINE unsigned sign_bits(Vec<float> v) { return unsigned(_mm256_movemask_ps(v)); }
+MOP_INLINE unsigned sign_bits(Vec<double> v) { return unsigned(_mm256_movemask_pd(v)); }
+#elif defined(__SSE2__)
+MOP_INLINE unsigned sign_bits(Vec<float> v) { return unsigned(_mm_movemask_ps(v)); }
+MOP_INLINE unsigned sign_bits(Vec<double> v) { return unsigned(_mm_movemask_pd(v)); }
+#else
+template <class Lanes>
+MOP_INLINE unsigned sign_bits(Lanes v) {
+  unsigned bits = 0;
+  for (unsigned k = 0; k < sizeof(v) / sizeof(v[0]); ++k) bits |= unsigned(__builtin_signbit(v[k]) != 0) << k;
+  return bits;
+}
+#endif
+
 template <class T>
 MOP_INLINE T sum_lanes(Vec<T> v) {
   T parts[kLanes<T>];

@@ -1,0 +1,175 @@
+// The kernels of rms_norm, dropout_add and relu_dropout on a block of rows.
+#pragma once
+
+#include "dropout_bits.h"
+#include "kernels.h"
+#include "stages.h"
+
+namespace {
+
+using namespace mop;
+
+template <class T>
+MOP_INLINE Vec<T> load_lanes(const T* p, int lanes) {
+  return lanes == kLanes<T> ? load(p) : load_first(p, lanes);
+}
+template <class T>
+MOP_INLINE void store_lanes(T* p, Vec<T> v, int lanes) {
+  if (lanes == kLanes<T>)
+    store(p, v);
+  else
+    store_first(p, v, lanes);
+}
+
+// Calls body(column, lanes) for each register of a row. Only the last may have fewer lanes than a register.
+template <class T, class Body>
+MOP_INLINE void for_each_register(i64 width, const Body& body) {
+  constexpr int W = kLanes<T>;
+  i64 c = 0;
+  for (; c + W <= width; c += W) body(c, W);
+  if (c < width) body(c, int(width - c));
+}
+
+// Returns the sum of the lanes of term(column, lanes) over a row. Four registers hold the sums of a stretch of columns.
+// The sums of the stretches are added in double, so that the error does not grow with the width.
+template <class T, class Term>
+MOP_INLINE double sum_of_row(i64 width, const Term& term) {
+  constexpr int W = kLanes<T>, N = 4;
+  constexpr i64 kStretch = 32 * N * W;
+  double total = 0;
+  for (i64 from = 0; from < width; from += kStretch) {
+    const i64 end = smaller(width, from + kStretch);
+    Vec<T> sums[N] = {};
+    i64 c = from;
+    for (; c + N * W <= end; c += N * W)
+      for (int k = 0; k < N; ++k) sums[k] += term(c + k * W, W);
+    for (; c < end; c += W) sums[0] += term(c, int(smaller(W, end - c)));
+    total += sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return total;
+}
+
+// Returns 1 / sqrt(mean(x^2) + eps) of a row.
+template <class T>
+MOP_INLINE double inverse_rms(i64 width, const T* x, double eps) {
+  const double squares = sum_of_row<T>(width, [=](i64 c, int lanes) {
+    const Vec<T> v = load_lanes(x + c, lanes);
+    return v * v;
+  });
+  return 1 / __builtin_sqrt(squares / double(width) + eps);
+}
+
+template <class T>
+void rms_norm(const RmsNorm<T>& m) {
+  const i64 width = m.block.width;
+  for (i64 n = 0; n < m.block.rows; ++n) {
+    const T* x = m.x + n * width;
+    T* y = m.y + n * width;
+    const T r = T(inverse_rms(width, x, m.eps));
+    for_each_register<T>(width, [=](i64 c, int lanes) {
+      store_lanes(y + c, load_lanes(x + c, lanes) * r * load_lanes(m.weight + c, lanes), lanes);
+    });
+  }
+}
+
+template <class T>
+void rms_norm_backward(const RmsNormBackward<T>& m) {
+  const i64 width = m.block.width;
+  for (i64 n = 0; n < m.block.rows; ++n) {
+    const T *x = m.x + n * width, *grad = m.grad + n * width;
+    const double inverse = inverse_rms(width, x, m.eps);
+    const T r = T(inverse);
+    if (m.grad_weight)
+      for_each_register<T>(width, [=](i64 c, int lanes) {
+        T* to = m.grad_weight + c;
+        const Vec<T> part = load_lanes(grad + c, lanes) * (load_lanes(x + c, lanes) * r);
+        store_lanes(to, n == 0 ? part : load_lanes(to, lanes) + part, lanes);
+      });
+    if (!m.grad_x) continue;
+    const double along = sum_of_row<T>(width, [=](i64 c, int lanes) {
+      return load_lanes(m.weight + c, lanes) * load_lanes(grad + c, lanes) * load_lanes(x + c, lanes);
+    });
+    const T of_x = T(inverse * inverse * inverse * (along / double(width)));
+    T* to = m.grad_x + n * width;
+    for_each_register<T>(width, [=](i64 c, int lanes) {
+      const Vec<T> of_normal = load_lanes(m.weight + c, lanes) * load_lanes(grad + c, lanes);
+      store_lanes(to + c, of_normal * r - load_lanes(x + c, lanes) * of_x, lanes);
+    });
+  }
+}
+
+// Calls body(row, column, lanes, keep) for each register of a block of rows, group of columns by group, and
+// group_done(row, column) after each group that starts at the column. Without dropout no bits are made.
+template <class T, class Body, class GroupDone>
+MOP_INLINE void for_each_kept(const RowBlock& block, const Dropout& dropout, const Body& body,
+                              const GroupDone& group_done) {
+  constexpr int W = kLanes<T>, N = kDropoutGroup / W;
+  Lanes<T> keep[N];
+  for (int k = 0; k < N; ++k) keep[k] = Lanes<T>{} == Lanes<T>{};
+  for (i64 n = 0; n < block.rows; ++n) {
+    const DropoutRow row = dropout_row(dropout.seed, block.first + n);
+    for (i64 c = 0; c < block.width; c += kDropoutGroup) {
+      if (dropout.threshold > 0) dropout_keep<T>(row, dropout.threshold, c / kDropoutGroup, keep);
+      if (c + kDropoutGroup <= block.width)
+        for (int k = 0; k < N; ++k) body(n, c + k * W, W, keep[k], k);
+      else
+        for (int k = 0; k < N && c + k * W < block.width; ++k)
+          body(n, c + k * W, int(smaller(W, block.width - c - k * W)), keep[k], k);
+      group_done(n, c);
+    }
+  }
+}
+
+template <class T>
+void dropout_add(const DropoutAdd<T>& m) {
+  const T scale = T(m.dropout.scale);
+  for_each_kept<T>(
+      m.block, m.dropout,
+      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
+        const i64 at = n * m.block.width + c;
+        const Vec<T> y = dropped<T>(load_lanes(m.x + at, lanes) * scale, keep);
+        store_lanes(m.y + at, m.residual ? load_lanes(m.residual + at, lanes) + y : y, lanes);
+      },
+      [](i64, i64) {});
+}
+
+template <class T>
+void relu_dropout(const ReluDropout<T>& m) {
+  const T scale = T(m.dropout.scale);
+  const i64 bytes = (m.block.width + 7) / 8;
+  unsigned bits = 0;
+  for_each_kept<T>(
+      m.block, m.dropout,
+      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int k) {
+        const i64 at = n * m.block.width + c;
+        const Vec<T> x = load_lanes(m.x + at, lanes), zero = {};
+        bits |= sign_bits(Vec<T>((x > zero) & keep)) << k * kLanes<T>;
+        const Vec<T> passed = x < zero ? zero : x;  // NaN passes, as in torch
+        store_lanes(m.y + at, dropped<T>(passed * scale, keep), lanes);
+      },
+      [&](i64 n, i64 c) {
+        unsigned char* to = m.bits + n * bytes + c / 8;
+        to[0] = (unsigned char)(bits);
+        if (c + 8 < m.block.width) to[1] = (unsigned char)(bits >> 8);
+        bits = 0;
+      });
+}
+
+template <class T>
+void relu_dropout_backward(const ReluDropoutBackward<T>& m) {
+  const i64 width = m.block.width, bytes = (width + 7) / 8;
+  const T scale = T(m.scale);
+  Lanes<T> own_bit;
+  for (int k = 0; k < kLanes<T>; ++k) own_bit[k] = 1 << k;
+  for (i64 n = 0; n < m.block.rows; ++n) {
+    const T* grad = m.grad + n * width;
+    const unsigned char* bits = m.bits + n * bytes;
+    T* to = m.grad_x + n * width;
+    for_each_register<T>(width, [=](i64 c, int lanes) {
+      const Lanes<T> here = (Lanes<T>{} + (bits[c / 8] >> c % 8)) & own_bit;
+      store_lanes(to + c, dropped<T>(load_lanes(grad + c, lanes) * scale, here == own_bit), lanes);
+    });
+  }
+}
+
+}  // namespace
