@@ -59,9 +59,9 @@ def _of_rows(x: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float) 
     """
     rows, classes = x.shape[0], weight.shape[0]
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-    factor_dtype = sums if x.device.type == "cpu" else x.dtype
+    factor_dtype = sums if x.is_cpu else x.dtype
     factor = x.to(factor_dtype)
-    most = _CLASSES_ON_CPU if x.device.type == "cpu" else max(_CLASSES_ON_CPU, _LOGITS_ON_GPU // max(rows, 1))
+    most = _CLASSES_ON_CPU if x.is_cpu else max(_CLASSES_ON_CPU, _LOGITS_ON_GPU // max(rows, 1))
     buffer = x.new_empty(rows * min(most, classes), dtype=sums)
     grad = x.new_zeros(x.shape, dtype=sums)
     largest = x.new_full((rows,), torch.finfo(sums).min, dtype=sums)
@@ -82,6 +82,7 @@ def _of_rows(x: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float) 
         total.mul_(scale).add_(exponentials.sum(1))
         grad.mul_(scale.unsqueeze(1))
         _add_product(grad, exponentials, part)
+        del part  # a cast piece leaves before the next comes
     del buffer, logits, exponentials  # their memory serves W_label
 
     losses = (largest - own).add_(total.log())

@@ -213,7 +213,9 @@ def linear_cross_entropy(
     loss = run(_LINEAR_CROSS_ENTROPY, backend, (x, weight), (labels,), settings)[0]
     if reduction == "sum":
         return loss
-    return loss / (labels != ignore_index).sum()
+    count = (labels != ignore_index).sum()
+    # without a label that counts: NaN by a constant, because a division by zero would make the gradients NaN as well
+    return torch.where(count > 0, loss / count.clamp(min=1), math.nan)
 
 
 STEP_OPERATIONS = {f.__name__: f for f in (rms_norm, dropout_add, relu_dropout, prefix_attention, linear_cross_entropy)}

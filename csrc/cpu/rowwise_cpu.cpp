@@ -94,7 +94,7 @@ std::vector<Tensor> rms_norm_backward(Tensor grad, Tensor x, Tensor weight, doub
                                       to_x ? to_x + at : nullptr,
                                       to_weight ? to_weight + k * of.width : nullptr});
     });
-    if (to_weight) sum_parts<T>(1, of.blocks(), of.width, to_weight, out<T>(grad_weight));
+    if (mask & 2) sum_parts<T>(1, of.blocks(), of.width, to_weight, out<T>(grad_weight));
   });
   return asked;
 }
