@@ -47,9 +47,10 @@ def backend(request) -> str:
     of_a_gpu = request.param in ("triton", "cuda") and not recorded
     if of_a_gpu and backends.runs_on_cpu(request.param) and is_left_to_a_gpu(request):
         reason = "left to a GPU: too slow interpreted or emulated to run all cases"
-    of_prompts = request.node.path.stem.startswith("test_attempt_mix")
-    if request.param == "cuda" and (of_prompts or request.node.callspec.params.get("name") == "attempt_mix"):
-        reason = "it has no attempt_mix"
+    file, name = request.node.path.stem, request.node.callspec.params.get("name")
+    for operation in backends.WITHOUT.get(request.param, ()):
+        if file.startswith(f"test_{operation}") or name == operation:
+            reason = f"it has no {operation}"
     if reason is not None:
         pytest.skip(reason)
     device = testing.device_of(request.param)

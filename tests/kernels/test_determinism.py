@@ -10,6 +10,19 @@ from mop_kernels.testing import BANKS, SHAPES
 
 COMPILED = [name for name in available_backends() if name == "cpu"]  # the one whose work is shared by threads
 CASES = ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn some experts"]
+CASES += ["rms_norm", "dropout_add", "relu_dropout"]
+
+
+def drawn(*shapes):
+    g = torch.Generator().manual_seed(2)
+    return [testing.normal(g, torch.float32, *shape) for shape in shapes]
+
+
+STEP_INPUTS = {  # row-wise operations: several blocks of rows, the last not full
+    "rms_norm": lambda: drawn((3, 77, 130), (130,)),
+    "dropout_add": lambda: drawn((3, 77, 130), (3, 77, 130)),
+    "relu_dropout": lambda: drawn((3, 77, 130)),
+}
 
 
 def case(name, backend):
@@ -20,6 +33,12 @@ def case(name, backend):
 
         def function(*t):
             return call_bank(t, experts=experts, backend=backend)
+    elif name in STEP_INPUTS:
+        tensors = STEP_INPUTS[name]()
+
+        def function(*t):
+            settings = () if name == "rms_norm" else (0.1, 7)
+            return getattr(mk, name)(*t, *settings, backend=backend)
     else:
         inputs = testing.lowrank_inputs if name == "lowrank_phm_linear" else testing.linear_inputs
         tensors = inputs(SHAPES["paper_down"]._replace(rows=301), torch.float32)
