@@ -18,8 +18,9 @@ def threshold(p: float) -> int:
 
 
 def factor(p: float) -> float:
-    """Return 1 / (1 - p'), the factor of elements that are kept. p' = threshold(p) / 2**16."""
-    return _STEPS / (_STEPS - threshold(p))
+    """Return 1 / (1 - p'), the factor of elements that are kept. p' = threshold(p) / 2**16. 0 if none is kept."""
+    kept_values = _STEPS - threshold(p)
+    return _STEPS / kept_values if kept_values else 0.0
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:

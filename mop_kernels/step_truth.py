@@ -31,7 +31,7 @@ def drops(seed: int, row: int, column: int, p: float) -> bool:
 def factors(shape: Sequence[int], seed: int, p: float, device: torch.device) -> Tensor:
     """Return the factor of every element under dropout: 0 or 1 / (1 - p'), float64."""
     columns, rows = shape[-1], torch.Size(shape[:-1]).numel()
-    kept = 65536 / (65536 - round(p * 65536))
+    kept = 65536 / max(65536 - round(p * 65536), 1)
     values = [[0.0 if drops(seed, row, c, p) else kept for c in range(columns)] for row in range(rows)]
     return torch.tensor(values, dtype=torch.float64, device=device).reshape(tuple(shape))
 

@@ -61,8 +61,8 @@ def test_layouts_of_output_gradients(layout, backend):
     judge(backend, inputs(SHAPES["odd"], torch.float32), layout)
 
 
-# p: the first drops one of 65536 values of an element's bits, the second none.
-@pytest.mark.parametrize("p", [2**-16, 2**-18, 0.1, 0.5, 0.999])
+# p: the first drops one of 65536 values of an element's bits, the second none, the last all.
+@pytest.mark.parametrize("p", [2**-16, 2**-18, 0.1, 0.5, 0.999, 1 - 2**-18])
 @pytest.mark.parametrize("seed", [0, 1, 2**32 + 5, 2**63 - 1, -1])
 def test_named_seeds_give_the_mask_of_the_definition(seed, p, backend):
     """Draw one mask for x and for its gradient, equal to plain integer arithmetic in every element."""

@@ -59,7 +59,7 @@ def test_layouts_of_output_gradients(layout, backend):
     judge(backend, inputs(SHAPES["odd"], torch.float32), layout)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.999, 1 - 2**-18])
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 17, 45, 64])
 def test_named_widths_give_the_bits_of_the_definition(width, p, backend):
     x = testing.normal(torch.Generator().manual_seed(width), torch.float32, 3, 5, width)
