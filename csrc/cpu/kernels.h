@@ -6,8 +6,8 @@
 #pragma once
 
 #include "../dims.h"
-#include "prefix_attention.h"
 #include "dropout.h"
+#include "prefix_attention.h"
 
 namespace mop {
 

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_named(factor, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert {line.split()[0] for line in said.splitlines() if line.endswith(" FAILED")} == {"phm_linear"}
     assert "phm_linear by cpu in float32, one_row: relative errors " in said
-    assert said.endswith(" of 15 rows are right.\n")
+    assert said.endswith(" of 30 rows are right.\n")
 
 
 @pytest.mark.skipif(backends.why_not("cpu") is not None, reason="needs the compiled module")
@@ -92,7 +92,7 @@ def test_what_raises_stops_no_other(monkeypatch, capsys):
     assert check.main(["--backend", "cpu", "--device", "cpu"]) == 1
     said = capsys.readouterr().out
     assert "mop_ffn by cpu in float64, bank reading_b, gelu, experts [2, 0]: RuntimeError: no kernel image\n" in said
-    assert "12 of 15 rows are right." in said
+    assert "27 of 30 rows are right." in said
 
 
 def test_a_backend_that_is_named_must_be_here(monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_a_backend_that_is_named_must_be_here(monkeypatch, capsys):
     assert check.main(["--backend", "cpu", "--backend", "reference", "--device", "cpu"]) == 1
     said = capsys.readouterr().out
     assert "cpu        not here: the compiled module mop_kernels._C is missing" in said
-    assert "20 of 20 rows are right." in said
+    assert "40 of 40 rows are right." in said
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:63", "meta"])

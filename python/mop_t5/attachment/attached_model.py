@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import TransformersKwargs
 
-from mop_kernels import linear_cross_entropy
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
 from mop_t5.attachment.caches import CACHE, rename_cache
@@ -174,6 +173,8 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
 
     def _loss_without_logits(self, kwargs: dict[str, Any]) -> Any:
         """Return the output of T5 with its loss, and None in place of the logits."""
+        from mop_kernels import linear_cross_entropy  # in training only: a saved prefix is served without the kernels
+
         labels = kwargs.pop("labels")
         if kwargs.get("decoder_input_ids") is None and kwargs.get("decoder_inputs_embeds") is None:
             kwargs["decoder_input_ids"] = self._shift_right(labels)

@@ -21,7 +21,6 @@ from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from mop_kernels import prefix_attention
 from mop_t5.attachment.additions import Additions, row_index, wide
 from mop_t5.attachment.fused_layers import runs_fused
 
@@ -174,6 +173,8 @@ def _fused(
 
     attention_mask is a mask that transformers made of a padding mask (batch, k), or None if nothing is padded.
     """
+    from mop_kernels import prefix_attention  # in training only: a saved prefix is served without the kernels
+
     dtype = query.dtype
     prefix_key, prefix_value = (None, None) if prefix is None else (t.to(dtype) for t in prefix)
     # the last query sees every token that is not padding, in a causal attention, too

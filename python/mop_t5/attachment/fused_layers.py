@@ -4,6 +4,8 @@ While a method is attached, the classes of these modules are subclasses of their
 gradients, they call the operations of mop_kernels.step, which save far less for backward. In evaluation mode, and
 where no kernel runs (mop_kernels.use_backend("reference"), a device without kernels), the forward of the plain class
 runs, so that evaluation and generation do not change. No module is replaced, and detach gives the classes back.
+
+mop_kernels is imported in training only: a saved prefix is served without it.
 """
 
 import threading
@@ -15,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_kernels import dropout_add, relu_dropout, rms_norm
-from mop_kernels.backends import has_kernel
 from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
 
 if TYPE_CHECKING:  # the layers of MT5 and UMT5 have the same attributes
@@ -30,7 +30,11 @@ _HEAD = threading.local()  # .skips: the forward pass that this thread runs leav
 
 def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
     """Tell whether a module takes a kernel: in training, with gradients, on a plain tensor that the kernel serves."""
-    return module.training and torch.is_grad_enabled() and type(hidden) is Tensor and has_kernel(op, hidden)
+    if not module.training or not torch.is_grad_enabled() or type(hidden) is not Tensor:
+        return False
+    from mop_kernels.backends import has_kernel
+
+    return has_kernel(op, hidden)
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -45,6 +49,8 @@ class FusedDropout(RuntimeMixin, nn.Dropout):
         """Return the dropout of `input`."""
         if self.inplace or not 0 < self.p < 1 or not runs_fused(self, "dropout_add", input):
             return super().forward(input)
+        from mop_kernels import dropout_add
+
         return dropout_add(input, None, self.p)
 
 
@@ -52,10 +58,15 @@ class FusedLayerNorm(RuntimeMixin, T5LayerNorm):
     """Mixed into the class of a T5 LayerNorm."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the norm of the hidden states. Plain T5 computes 16-bit weights beside other dtypes in another way."""
-        same = self.weight.dtype == hidden_states.dtype
+        """Return the norm of the hidden states.
+
+        The plain class serves float64, whose mean it computes in float32, and weights of another dtype.
+        """
+        same = self.weight.dtype == hidden_states.dtype != torch.float64
         if not same or type(self.weight) is not nn.Parameter or not runs_fused(self, "rms_norm", hidden_states):
             return super().forward(hidden_states)
+        from mop_kernels import rms_norm
+
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 
 
@@ -67,6 +78,8 @@ class FusedNetwork(RuntimeMixin, T5DenseActDense):
         bare = isinstance(self.act, nn.ReLU) and _is_bare(self.act) and _is_bare(self.dropout)
         if not bare or not runs_fused(self, "relu_dropout", hidden_states) or not self.dropout.p < 1:
             return super().forward(hidden_states)
+        from mop_kernels import relu_dropout
+
         hidden = relu_dropout(self.wi(hidden_states), self.dropout.p if self.dropout.training else 0.0)
         if hidden.dtype != self.wo.weight.dtype and self.wo.weight.dtype.is_floating_point:
             hidden = hidden.to(self.wo.weight.dtype)
@@ -81,7 +94,10 @@ class FusedFeedForward(RuntimeMixin, T5LayerFF):
         fused = _is_bare(self.dropout) and self.dropout.training and 0 < self.dropout.p < 1
         if not fused or not runs_fused(self, "dropout_add", hidden_states):
             return super().forward(hidden_states)
-        return dropout_add(self.DenseReluDense(self.layer_norm(hidden_states)), hidden_states, self.dropout.p)
+        from mop_kernels import dropout_add
+
+        changed = self.DenseReluDense(self.layer_norm(hidden_states))
+        return dropout_add(changed, hidden_states, self.dropout.p)
 
 
 class WithoutLogits:

@@ -1,0 +1,157 @@
+"""Training by the operations of mop_kernels.step: losses, gradients, and what is saved."""
+
+import mop_t5
+import pytest
+import torch
+from mop_t5.attachment import fused_layers
+from mop_t5.attachment.mixin import RuntimeMixin, plain_class
+from t5_oracle import batch, tiny
+from torch.utils._pytree import tree_leaves
+
+import mop_kernels
+
+IDS = torch.tensor([0, 2, 1, 2])
+KINDS = ("t5", "mt5", "umt5")
+
+
+def attached(kind="t5", method="mop", dropout=0.0, **options):
+    torch.manual_seed(0)
+    model = tiny(kind, dtype=torch.float32, implementation="sdpa")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        if hasattr(module, "relative_attention_num_buckets"):
+            module.dropout = dropout
+    sizes = {"d_mid": 4, "prefix_length": 3} if method in ("mop", "prefix_tuning") else {}
+    terms = {"terms_down": 2, "terms_up": 2} if method == "mop" else {}
+    sizes |= {"adapter": {"reduction": 4}, "compacter": {"reduction": 4, "terms": 2}}.get(method, {})
+    return mop_t5.attach(model, method, scenarios=["a", "b", "c"], **sizes, **terms, **options).train()
+
+
+def step(model, inputs, seed=3, **options):
+    torch.manual_seed(seed)
+    model.zero_grad()
+    output = model(**inputs, scenario_ids=IDS, **options)
+    output.loss.backward()
+    return output, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def inputs_of(kind="padding"):
+    inputs = batch(kind)
+    labels = torch.randint(2, 20, (4, 6))
+    labels[0, 4:] = -100
+    return {name: t for name, t in inputs.items() if not name.startswith("decoder")} | {"labels": labels}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["mop", "prefix_tuning", "adapter", "compacter", "prompt_tuning"])
+def test_loss_and_gradients_equal_plain_pytorch(kind, method):
+    model, inputs = attached(kind, method), inputs_of()
+    fused, gradients = step(model, inputs, skip_logits=True)
+    assert fused.logits is None
+    with mop_kernels.use_backend("reference"):
+        plain, expected = step(model, inputs)
+    torch.testing.assert_close(fused.loss, plain.loss, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected.keys()
+    scale = max(g.abs().max() for g in expected.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=2e-3, atol=2e-5 * scale.item(), msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_repeats_a_step_with_dropout(kind):
+    model, inputs = attached(kind, dropout=0.3), inputs_of()
+    one, same, other = (step(model, inputs, seed, skip_logits=True) for seed in (3, 3, 4))
+    assert one[0].loss == same[0].loss != other[0].loss
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, same[1][name], rtol=0, atol=0)
+
+
+def test_checkpointing_draws_the_same_masks_again():
+    model, inputs = attached(dropout=0.3), inputs_of()
+    plain, gradients = step(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again, recomputed = step(model, inputs)
+    torch.testing.assert_close(again.loss, plain.loss)
+    for name, gradient in recomputed.items():
+        torch.testing.assert_close(gradient, gradients[name])
+
+
+def test_evaluation_and_generation_do_not_change():
+    model, inputs = attached(), inputs_of()
+    model.eval()
+
+    def run():
+        logits = model(**inputs, scenario_ids=IDS, skip_logits=True).logits
+        return logits, model.generate(inputs["input_ids"], scenario_ids=IDS, max_new_tokens=4, do_sample=False)
+
+    found = run()
+    for layer in (m for m in model.modules() if isinstance(m, RuntimeMixin) and m is not model):
+        layer.__class__ = plain_class(layer)
+    for a, e in zip(found, run(), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_detach_gives_the_classes_back():
+    model = tiny()
+    before = [type(module) for module in model.modules()]
+    attachedt5 = mop_t5.attach(model, "mop", scenarios=["a", "b"], d_mid=4, terms_down=2, terms_up=2, prefix_length=2)
+    fused = [type(m) for m in model.modules() if isinstance(m, fused_layers.FusedDropout)]
+    assert len(fused) > 10
+    method = attachedt5.mop
+    mop_t5.detach(attachedt5)
+    assert [type(module) for module in model.modules()] == before
+    assert not any(isinstance(m, fused_layers.FusedDropout) for m in method.modules())
+
+
+def test_a_mask_of_four_dimensions_takes_the_plain_way():
+    """Only a padding mask says which keys a query sees."""
+    model, inputs = attached(), inputs_of()
+    mask = torch.rand(4, 1, inputs["input_ids"].shape[1], inputs["input_ids"].shape[1]) < 0.7
+    mask |= torch.eye(mask.shape[-1], dtype=torch.bool)
+    ids = inputs["input_ids"]
+    given = {"input_ids": ids, "labels": inputs["labels"], "encoder_outputs": None}
+    seen = []
+    real = mop_kernels.prefix_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mop_kernels.prefix_attention", lambda *a, **k: seen.append(1) or real(*a, **k))
+        model(**given, attention_mask=ids.ne(0), scenario_ids=IDS)
+        assert seen
+        seen.clear()
+        hidden = model.encoder(ids, mask, mop_additions=model.mop.additions(), scenario_ids=IDS)
+        assert not seen
+    assert hidden[0].isfinite().all()
+
+
+def test_what_is_saved_for_backward():
+    """Without kernels the scores, masks and hidden activations are saved; with them one bit per hidden element."""
+    model, inputs = attached(dropout=0.1), inputs_of()
+
+    def saved(**options):
+        kept = {}
+
+        def pack(t):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        frozen = {p.untyped_storage().data_ptr() for p in tree_leaves(dict(model.named_parameters()))}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            output = model(**inputs, scenario_ids=IDS, **options)
+        del output
+        return sum(size for pointer, size in kept.items() if pointer not in frozen)
+
+    fused = saved(skip_logits=True)
+    with mop_kernels.use_backend("reference"):
+        assert saved() > 2 * fused
+
+
+@pytest.mark.parametrize("change", ["trained", "hooked", "bias"])
+def test_logits_stay_where_somebody_needs_them(change):
+    model, inputs = attached(), inputs_of()
+    if change == "trained":
+        model.lm_head.weight.requires_grad_()
+    elif change == "hooked":
+        model.lm_head.register_forward_hook(lambda module, args, output: output)
+    else:
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features), requires_grad=False)
+    assert model(**inputs, scenario_ids=IDS, skip_logits=True).logits is not None
