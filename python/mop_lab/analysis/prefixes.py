@@ -69,15 +69,16 @@ def prefixes_of(model: PreTrainedModel, attention: str, label: str) -> Prefixes:
     if not is_attached(model):
         raise ValueError(f"{label} trained all weights of its backbone: it generates no prefixes. Leave it out.")
     method = model.eval().mop
-    pairs = method.additions().prefixes.get(attention, ())
-    if not pairs or not pairs[0][0].shape[2]:
+    every = method.additions().prefixes.get(attention, ())
+    pairs = [(layer, pair) for layer, pair in enumerate(every) if pair is not None and pair[0].shape[2]]
+    if not pairs:
         raise ValueError(
             f"{label} holds the method {method.name!r}, which generates no prefixes for {attention}. Give a run of "
             "mop, prefix_tuning or hyper_prefix."
         )
     vectors: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     where = []
-    for layer, pair in enumerate(pairs):
+    for layer, pair in pairs:
         rows, _, length, _ = pair[0].shape
         for kind, tensor in zip(KINDS, pair):  # (rows, heads, places, d_kv) -> (rows * places, heads * d_kv)
             vectors[kind].append(tensor.transpose(1, 2).reshape(rows * length, -1).double().cpu().numpy())

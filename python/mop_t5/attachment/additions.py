@@ -48,8 +48,9 @@ class Additions:
     Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict.
 
     Args:
-        prefixes: Attention -> one (keys, values) per layer, each (rows, heads, prefix, d_kv). An attention without an
-            entry has no prefix. rows is 1 where all scenarios share the prefix.
+        prefixes: Attention -> one (keys, values) per layer, each (rows, heads, prefix, d_kv), or None for a layer
+            without a prefix. An attention without an entry has no prefix. rows is 1 where all scenarios share the
+            prefix.
         scenarios: (rows,) the scenario of each prefix row, ascending. None: row s belongs to scenario s.
         prompt: Function that puts a prompt on the left of the embeddings: (batch, prompt + source, d_model). The
             encoder runs on the result, and the decoder attends to all outputs of the encoder.
@@ -67,7 +68,7 @@ class Additions:
 
     def __init__(
         self,
-        prefixes: Mapping[str, Sequence[Prefix]] | None = None,
+        prefixes: Mapping[str, Sequence[Prefix | None]] | None = None,
         scenarios: Tensor | None = None,
         *,
         prompt: Prompt | None = None,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import ATTENTIONS, Additions
+from mop_t5.attachment.additions import ATTENTIONS, Additions, Prefix
 from mop_t5.attachment.method import Device, DType, Method, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_least
@@ -27,7 +27,8 @@ class FixedPrefixConfig(MethodConfig):
     Args:
         scenarios: names of the scenarios.
         prefix_length: rows of the prefix, in every attention.
-        rows: attention -> number of prefixes in each of its layers: one per scenario, or 1 for all.
+        rows: attention -> number of prefixes in each of its layers: one per scenario, 1 for all, or 0 for a layer
+            without a prefix. An attention that is not named has no prefix.
         layer_norms: True if the folder also has LayerNorms of the backbone, as hyper_prefix trains them.
     """
 
@@ -44,9 +45,9 @@ class FixedPrefixConfig(MethodConfig):
                 f"{self.rows!r}. Use mop_t5.export, which makes this config of a trained prefix method."
             )
         for layers in self.rows.values():
-            if any(count not in (1, len(self.scenarios)) for count in layers):
+            if any(count not in (0, 1, len(self.scenarios)) for count in layers):
                 raise ValueError(
-                    f"rows must be a list of 1 or {len(self.scenarios)}, the number of scenarios; got {layers!r}."
+                    f"rows must be a list of 0, 1 or {len(self.scenarios)}, the number of scenarios; got {layers!r}."
                 )
 
     def with_scenarios(self, scenarios: Sequence[str]) -> "FixedPrefixConfig":
@@ -64,6 +65,11 @@ class _Pair(nn.Module):
         super().__init__()
         self.register_buffer("keys", torch.empty(size, device=device, dtype=dtype))
         self.register_buffer("values", torch.empty(size, device=device, dtype=dtype))
+
+    def of(self, needed: Tensor | None) -> Prefix:
+        """Return the rows of the scenarios `needed`; all rows if it is None or if one row serves all."""
+        everything = needed is None or len(self.keys) == 1
+        return (self.keys, self.values) if everything else (self.keys[needed], self.values[needed])
 
 
 @register
@@ -93,11 +99,7 @@ class FixedPrefix(Method[FixedPrefixConfig]):
         """Return the prefixes of the scenarios of a batch."""
         needed = self.needed_scenarios(scenario_ids)
         prefixes = {
-            attention: tuple((self._rows(pair.keys, needed), self._rows(pair.values, needed)) for pair in pairs)
+            attention: tuple(pair.of(needed) if len(pair.keys) else None for pair in pairs)
             for attention, pairs in self.prefixes.items()
         }
         return Additions(prefixes, needed)
-
-    @staticmethod
-    def _rows(rows: Tensor, needed: Tensor | None) -> Tensor:
-        return rows if needed is None or len(rows) == 1 else rows[needed]

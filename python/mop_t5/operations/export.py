@@ -52,14 +52,15 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
     if not additions.prefixes or additions.adapters or others:
         raise ValueError(f"{method.name!r} adds something else than prefixes to the backbone. Use mop_t5.save.")
     trained = {name: p for name, p in t5.named_parameters() if method.trains_backbone(name)}
-    rows = {a: [len(keys) for keys, _ in pairs] for a, pairs in additions.prefixes.items()}
-    keys, _ = next(iter(additions.prefixes.values()))[0]
+    rows = {a: [0 if pair is None else len(pair[0]) for pair in pairs] for a, pairs in additions.prefixes.items()}
+    keys, _ = next(pair for pairs in additions.prefixes.values() for pair in pairs if pair is not None)
     config = FixedPrefixConfig(method.scenarios, keys.shape[-2], rows, bool(trained))
     fixed = FixedPrefix(config, method.shape, device=keys.device, dtype=keys.dtype)
     for attention, pairs in additions.prefixes.items():
-        for pair, (keys, values) in zip(fixed.prefixes[attention], pairs, strict=True):
-            pair.keys.copy_(keys)
-            pair.values.copy_(values)
+        for stored, pair in zip(fixed.prefixes[attention], pairs, strict=True):
+            if pair is not None:
+                stored.keys.copy_(pair[0])
+                stored.values.copy_(pair[1])
     tensors = {f"{SUBMODULE}.{name}": tensor for name, tensor in fixed.state_dict().items()} | trained
     adapter_folder.write(folder, t5.description_of(fixed), tensors)
     parameters = [*method.parameters(), *trained.values()]

@@ -42,6 +42,7 @@ SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
 _CURE = "Copy it again, or train anew."
 _EARLIER = {"normalise": "none"}  # settings that earlier versions did not write
+_EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, and the places of its files
 _MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
 
@@ -147,6 +148,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     settings = read_json(path, _CURE)
     if not isinstance(settings.get("seeds") or [], list):
         raise ValueError(f"{path} is damaged: it holds no settings. {_CURE}")
+    if isinstance(options := settings.get("options"), dict):
+        settings["options"] = _EARLIER_OPTIONS.get(settings.get("method"), {}) | options
     return _EARLIER | settings
 
 

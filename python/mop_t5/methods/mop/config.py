@@ -42,12 +42,14 @@ class MOPConfig(MethodConfig):
             row to two experts, independent of the scenario. X' is added to the keys and values of every layer, which
             then pass a LayerNorm, and a loss balances the experts. It needs num_heads*d_kv = d_model. It implies
             preset="xmoe_top2" unless preset="paper" is given.
-        attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross". The others get the
-            MLP generator of prefix-tuning, shared by all scenarios.
+        attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross". `others` says what
+            the others get.
+        others: what the attentions that `attention` does not name get, and the layers that `layers` does not name.
+            "mlp": the MLP generator of prefix-tuning, shared by all scenarios. "none": no prefix, so nothing is trained
+            there.
         num_experts: None: one expert per scenario. 1: one expert that all scenarios share (a control). With
             routing="xmoe_top2": any number from 2; None means 8.
-        layers: indices of the layers that get MOP, in each attention named in `attention`. The other layers of these
-            attentions get an MLP generator. None: all layers; with routing="xmoe_top2" the last half of the layers.
+        layers: indices of the layers that get MOP, in each attention named in `attention`. None: all layers; with routing="xmoe_top2" the last half of the layers.
         kv_maps: "separate": an up map for keys and an up map for values on the same hidden rows. "joint": one up map of
             twice the width, whose first half are the keys. "separate_down": two down maps and two up maps.
         input_scope: "shared", X' is one matrix; "expert", each expert has its own.
@@ -79,6 +81,7 @@ class MOPConfig(MethodConfig):
     reading: str = "A"
     routing: str = "scenario"
     attention: tuple[str, ...] = ("decoder_self",)
+    others: str = "mlp"
     num_experts: int | None = None
     layers: tuple[int, ...] | None = None
     kv_maps: str = "separate"
@@ -105,6 +108,7 @@ class MOPConfig(MethodConfig):
         check_least(self, 0, "prefix_length", "layers")
         check_least(self, 1, "d_mid", "terms_down", "terms_up", "rank")
         for name, options in (
+            ("others", ("mlp", "none")),
             ("reading", ("A", "B")),
             ("kv_maps", ("separate", "joint", "separate_down")),
             ("input_scope", ("shared", "expert")),

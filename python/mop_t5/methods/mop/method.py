@@ -6,6 +6,7 @@ the prefixes depend on the scenario only, never on the text. With routing="xmoe_
 of X' instead, and all scenarios share the prefixes.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -32,7 +33,7 @@ _BANK_FIELDS = (
 
 @register
 class MOP(Method[MOPConfig]):
-    """The experts of the named attentions, the MLP generators of the others, and X'."""
+    """The experts of the named attentions, the MLP generators of the others (if they have a prefix), and X'."""
 
     name = "mop"
     Config = MOPConfig
@@ -61,13 +62,13 @@ class MOP(Method[MOPConfig]):
                     self.value_experts[attention] = self._bank(mop_layers, made)
                 if c.routed:
                     self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **made)
-            if layers > mop_layers:
+            if layers > mop_layers and c.others == "mlp":
                 # with gates, the other layers of an attention are generated from X', too
                 own_rows = None if c.routed and mop_layers else c.prefix_length
                 self.generators[attention] = MLPGenerator(
                     shape, layers - mop_layers, own_rows, c.d_mid, c.generator_activation, dropout, **made
                 )
-            if c.routed:
+            if c.routed and (mop_layers or attention in self.generators):
                 self.norms[attention] = ResidualNorm(shape, c.dropout, **made)
 
     def _bank(self, layers: int, made: Where) -> MOPFeedForward:
@@ -84,9 +85,10 @@ class MOP(Method[MOPConfig]):
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
-        """Return the prefixes of all attentions, and in training the loss that balances routed experts."""
+        """Return the prefixes of all attentions that have them, and in training the loss that balances routed experts."""
         active = self.needed_scenarios(scenario_ids)
-        prefixes, balance = {}, []
+        prefixes: dict[str, tuple[Prefix | None, ...]] = {}
+        balance = []
         for attention in ATTENTIONS:
             layers = self.config.mop_layers(attention, self.shape)
             by_experts: Iterator[Prefix] = iter(())
@@ -104,9 +106,11 @@ class MOP(Method[MOPConfig]):
                 rows: Tensor = self.input if generator.embedding is None else generator.embedding
                 keys, values = generator(rows).unbind(1)
                 by_generator = self._pairs(attention, keys, values, rows)
-            prefixes[attention] = tuple(
-                next(by_experts if layer in layers else by_generator) for layer in range(self.shape.layers(attention))
-            )
+            if attention in self.experts or attention in self.generators:
+                by_others = by_generator if attention in self.generators else itertools.repeat(None)
+                prefixes[attention] = tuple(
+                    next(by_experts if layer in layers else by_others) for layer in range(self.shape.layers(attention))
+                )
         loss = self.config.balance_weight * sum(balance[1:], balance[0]) if balance and self.training else None
         return Additions(prefixes, active, loss=loss)
 
