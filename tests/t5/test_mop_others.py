@@ -94,7 +94,7 @@ def test_a_layer_is_added_to_all_scenarios():
 
 def test_the_field_is_checked():
     assert MOPConfig(scenarios=SCENARIOS).others == "mlp"
-    with pytest.raises(ValueError, match="others.*'zero'"):
+    with pytest.raises(ValueError, match=r"others.*'zero'"):
         MOPConfig(scenarios=SCENARIOS, others="zero")
 
 

@@ -149,7 +149,7 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     if not isinstance(settings.get("seeds") or [], list):
         raise ValueError(f"{path} is damaged: it holds no settings. {_CURE}")
     if isinstance(options := settings.get("options"), dict):
-        settings["options"] = _EARLIER_OPTIONS.get(settings.get("method"), {}) | options
+        settings["options"] = _EARLIER_OPTIONS.get(str(settings.get("method")), {}) | options
     return _EARLIER | settings
 
 

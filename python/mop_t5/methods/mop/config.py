@@ -42,8 +42,7 @@ class MOPConfig(MethodConfig):
             row to two experts, independent of the scenario. X' is added to the keys and values of every layer, which
             then pass a LayerNorm, and a loss balances the experts. It needs num_heads*d_kv = d_model. It implies
             preset="xmoe_top2" unless preset="paper" is given.
-        attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross". `others` says what
-            the others get.
+        attention: the attentions that get MOP, a subset of "encoder_self", "decoder_self", "cross".
         others: what the attentions that `attention` does not name get, and the layers that `layers` does not name.
             "mlp": the MLP generator of prefix-tuning, shared by all scenarios. "none": no prefix, so nothing is trained
             there.

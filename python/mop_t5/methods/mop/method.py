@@ -85,7 +85,7 @@ class MOP(Method[MOPConfig]):
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
-        """Return the prefixes of all attentions that have them, and in training the loss that balances routed experts."""
+        """Return the prefixes of the attentions, and in training the loss that balances routed experts."""
         active = self.needed_scenarios(scenario_ids)
         prefixes: dict[str, tuple[Prefix | None, ...]] = {}
         balance = []
