@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -40,6 +40,25 @@ def replace_file(path: StrPath, content: bytes) -> None:
     write_durably(waiting, content)
     os.replace(waiting, path)
     flush(path.parent)
+
+
+@contextmanager
+def new_file(path: StrPath) -> Iterator[BinaryIO]:
+    """Yield an open file, and rename it to `path` at the end of the block. Remove it on an error.
+
+    The file has a name of its own until then, so that several processes may write the same path.
+    """
+    path = Path(path)
+    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    try:
+        with open(writing, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(writing, path)
+        flush(path.parent)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -259,14 +278,16 @@ def damage_in_a_sentence(path: StrPath, cure: str) -> Iterator[None]:
         raise ValueError(f"{path} is damaged ({error}). {cure}".rstrip()) from error
 
 
-def checksum(source: bytes | Path) -> str:
-    """Return the SHA-256 of bytes, or of the content of a file, as hexadecimal digits."""
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
+def checksum(source: bytes | Path | Iterable[bytes]) -> str:
+    """Return the SHA-256 of bytes, of their parts in order, or of the content of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(source, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    if isinstance(source, Path):
+        with open(source, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    else:
+        for part in [source] if isinstance(source, bytes) else source:
+            digest.update(part)
     return digest.hexdigest()
 
 

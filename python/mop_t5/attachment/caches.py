@@ -1,10 +1,11 @@
-"""T5's cache of keys and values: its name, and the cache of a decoder whose blocks are several experts.
+"""T5's cache of keys and values: its name, the cache of a decoder whose blocks are several experts, and given keys.
 
 The cache is called `past_key_values` up to transformers 5.23 and `cache` from 5.24 on. transformers 5.24 still takes
 the old name from a caller. 5.23 accepts `cache` without an error and decodes without a cache.
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,3 +95,31 @@ class _SelfAttentionCache(DynamicCache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.get_seq_length(layer_idx) + query_length, 0
+
+
+class CrossCache(EncoderDecoderCache):
+    """Given keys and values of the cross-attentions, for one forward pass in training.
+
+    The decoder uses them in place of maps of the encoder's outputs. The self-attentions keep nothing. Where gradient
+    checkpointing is on, transformers drops every cache, and the decoder computes the keys and values again.
+
+    Args:
+        pairs: Keys and values of each layer, each (batch, heads, source, d_kv).
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]):
+        cross = DynamicCache()
+        for keys, values in pairs:
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values  # `update` would copy them
+            cross.layers.append(layer)
+        super().__init__(_NothingKept(), cross)
+        self.is_updated = dict.fromkeys(range(len(cross.layers)), True)
+
+
+class _NothingKept(DynamicCache):
+    """The cache of self-attentions of which no later step follows."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states

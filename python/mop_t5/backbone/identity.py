@@ -80,7 +80,7 @@ def check_readable(parameters: Mapping[str, torch.Tensor]) -> None:
             list(_content(name, values))
 
 
-def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
+def hash_weights(parameters: Mapping[str, torch.Tensor], *, whole: bool = False) -> str:
     """Return the SHA-256 of the name, the shape and up to 4096 evenly spread values of every parameter.
 
     Any other checkpoint differs in many of these values. Reading them costs milliseconds, whatever the size of the
@@ -91,27 +91,32 @@ def hash_weights(parameters: Mapping[str, torch.Tensor]) -> str:
     A tensor subclass that wraps other tensors (torchao's quantised weights) enters with its class name, its metadata
     and the values of its inner tensors. A replicated DTensor enters as the tensor that it replicates.
 
+    Args:
+        parameters: The parameters and buffers by name.
+        whole: Read all values in their own dtype, so that any change of any value gives another hash.
+
     Raises:
         ValueError: A parameter lies on device "meta", is sharded over processes, or cannot be read.
     """
     if any(values.is_meta for values in parameters.values()):
         raise ValueError("model lies on device 'meta' and has no values to save or to compare. Load its weights first.")
-    return checksum(b"".join(part for name in sorted(parameters) for part in _content(name, parameters[name])))
+    return checksum(part for name in sorted(parameters) for part in _content(name, parameters[name], whole))
 
 
-def _content(name: str, values: torch.Tensor) -> Iterator[bytes]:
+def _content(name: str, values: torch.Tensor, whole: bool = False) -> Iterator[bytes]:
     """Yield the bytes of a parameter that enter the hash."""
     values = _whole(name, values.detach())
     if is_traceable_wrapper_subclass(values):
         inner, metadata = values.__tensor_flatten__()
         yield f"{name} {type(values).__qualname__} {tuple(values.shape)} {_as_text(metadata)}\n".encode()
         for attribute in sorted(inner):
-            yield from _content(f"{name}.{attribute}", getattr(values, attribute))
+            yield from _content(f"{name}.{attribute}", getattr(values, attribute), whole)
         return
     # an odd step visits all columns of a matrix; an even step could stay in a single column
-    step = math.ceil(values.numel() / _SAMPLE) | 1
+    step = 1 if whole else math.ceil(values.numel() / _SAMPLE) | 1
     try:
-        sample = values.reshape(-1)[::step].to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().tobytes()
+        sampled = values.reshape(-1)[::step].to(values.dtype if whole else torch.bfloat16).cpu().contiguous()
+        sample = sampled.view(torch.uint8).numpy().tobytes()
     except (NotImplementedError, RuntimeError, TypeError) as error:
         if not _has_own_dispatch(values):
             raise
@@ -121,7 +126,7 @@ def _content(name: str, values: torch.Tensor) -> Iterator[bytes]:
             f"({reason}). mop_t5 reads them to tell one backbone from another. Use a backbone of plain tensors, or of "
             "a subclass that has __tensor_flatten__."
         ) from error
-    yield f"{name} {tuple(values.shape)}\n".encode()
+    yield f"{name} {tuple(values.shape)}{f' {values.dtype}' if whole else ''}\n".encode()
     yield sample
 
 

@@ -66,6 +66,8 @@ def train(
         if is_main_process:
             print(plan)
         return
+    if is_main_process and run.cache is not None:
+        print(run.cache)
     trained = run.run()
     if not is_main_process:
         return

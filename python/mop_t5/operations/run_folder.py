@@ -41,10 +41,20 @@ from mop_t5.operations.attach import is_attached, load, save
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
 _CURE = "Copy it again, or train anew."
-_EARLIER = {"normalise": "none"}  # settings that earlier versions did not write
+# settings that earlier versions did not write
+_EARLIER = {
+    "normalise": "none",
+    "cache_encoder": "no",
+    "cache_cross": False,
+    "cache_folder": None,
+    "cache_gigabytes": 8.0,
+}
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, and the places of its files
-_MAY_CHANGE = ("steps", "patience", "evaluate_every", "save_every", "log_every", "corpus", "backbone")
+_MAY_CHANGE = (
+    *("steps", "patience", "evaluate_every", "save_every", "log_every"),
+    *("corpus", "backbone", "cache_folder", "cache_gigabytes"),
+)
 
 
 def processes() -> PartialState:

@@ -8,6 +8,7 @@ from mop_t5.data import BATCHINGS
 
 SCHEDULES = ("linear", "cosine", "constant")
 _LOSSES = ("mean", "sum")
+_CACHES = ("no", "memory", "disk")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class TrainingConfig:
         save_every: steps between checkpoints. 0: only validations write a checkpoint, and they always do.
         log_every: steps per point of the loss history. A point has the mean loss of these steps.
         bf16: compute in bfloat16 by autocast. The dtype of the weights does not change.
+        cache_encoder: "memory" or "disk": compute the outputs of the encoder once per dialogue, before the first step,
+            and keep them there. "no": compute them at every step. Something else than "no" needs a method that acts in
+            the decoder only, and turns the dropout of the encoder off.
+        cache_cross: keep the keys and values of all cross-attentions, too. For T5-small this takes 13 times the room,
+            and a step saves the maps that make them.
+        cache_folder: folder of the kept files, where cache_encoder is "disk". Runs that name the same folder share the
+            files.
+        cache_gigabytes: the most that the kept values may take, in 10^9 bytes. A run that needs more is an error.
         seed: seed of everything that is random.
     """
 
@@ -62,6 +71,10 @@ class TrainingConfig:
     save_every: int = 0
     log_every: int = 20
     bf16: bool = False
+    cache_encoder: str = "no"
+    cache_cross: bool = False
+    cache_folder: str | None = None
+    cache_gigabytes: float = 8.0
     seed: int = 0
 
     def __post_init__(self):
@@ -80,5 +93,14 @@ class TrainingConfig:
         check_choice("batching", self.batching, BATCHINGS)
         check_choice("loss", self.loss, _LOSSES)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("cache_encoder", self.cache_encoder, _CACHES)
+        check_number("cache_gigabytes", self.cache_gigabytes, above=0)
+        if self.cache_cross and self.cache_encoder == "no":
+            raise ValueError("cache_cross must be false where cache_encoder is 'no'; got true. Set cache_encoder.")
+        if (self.cache_folder is not None) != (self.cache_encoder == "disk"):
+            raise ValueError(
+                f"cache_folder must name a folder where cache_encoder is 'disk', and only there; got "
+                f"{self.cache_folder!r} with cache_encoder {self.cache_encoder!r}."
+            )
         if self.patience and not self.evaluate_every:
             raise ValueError(f"patience must be 0 unless evaluate_every is set; got {self.patience}.")

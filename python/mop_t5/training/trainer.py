@@ -27,6 +27,7 @@ from mop_t5.training.arguments import trainer_arguments
 from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
 from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint_to_resume
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.encoder_cache import cache_of
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
 
 CHECKPOINTS = "checkpoints"
@@ -87,8 +88,8 @@ def train(
         progress: Show a bar.
 
     Raises:
-        ValueError: No parameter requires a gradient, `valid` is missing, a row has an unknown scenario, or the
-            checkpoint is damaged or of another model.
+        ValueError: No parameter requires a gradient, `valid` is missing, a row has an unknown scenario, the checkpoint
+            is damaged or of another model, or the encoder cache is refused (see EncoderCache).
         FloatingPointError: The gradient of a step is not finite. The step has not changed a weight.
         OSError: A checkpoint cannot be written. All earlier checkpoints are kept.
         FileExistsError: There are checkpoints, and `resume` is False.
@@ -112,6 +113,8 @@ def train(
         check_same_contents(checkpoint, trainer.made_of)
         _check_processes(checkpoint, trainer.args.world_size)
     try:
+        if trainer.cache is not None:
+            trainer.cache.fill(progress=progress and trainer.is_world_process_zero())
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.close_bars()
@@ -169,6 +172,7 @@ class _Trainer(WholeCheckpoints):
             compute_metrics=_validation(tokenizer, valid, scorer) if valid else None,
             callbacks=callbacks_of(config),
         )
+        self.cache = cache_of(config, model, self._rows)
         self.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if valid else {})
         # the whole run is one pass of the sampler, so that no step spans two epochs with fewer batches
         self._sampler = TemperatureBatchSampler(
@@ -189,6 +193,11 @@ class _Trainer(WholeCheckpoints):
     def get_train_dataloader(self) -> DataLoader[Any]:
         share = BatchSamplerShard(self._sampler, self.args.world_size, self.args.process_index)
         return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator)
+
+    def _prepare_inputs(self, inputs):
+        if self.cache is not None and self.model.training:
+            inputs = self.cache(inputs)
+        return super()._prepare_inputs(inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the share of this batch in the loss of the step: the mean over all label tokens, or their sum.

@@ -14,6 +14,7 @@ from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
+from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
 from mop_t5.evaluation.tables import history_table
 from mop_t5.files import replace_file
@@ -33,6 +34,7 @@ from mop_t5.operations.run_folder import (
 )
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.encoder_cache import EncoderCache, cache_of
 from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
 
 
@@ -68,6 +70,8 @@ class TrainedRun:
 
 class TrainingRun:
     """A training with its inputs read and checked. Nothing is written before `run`.
+
+    `cache` states the size of the encoder cache that the trainings will fill. It is None if they have none.
 
     Args:
         training: The settings of the training.
@@ -127,6 +131,10 @@ class TrainingRun:
             warn_of_lost_characters(self._tokenizer, self._valid, self._scorer, "valid")
         # attaching raises an error for a wrong method before a folder is made
         self._model = self._new_model(training.seed if seeds is None else seeds[0])
+        self.cache: EncoderCache | None = None
+        if training.cache_encoder != "no":
+            sources = encoded(self._model, self._tokenizer, self._examples, None, max_source=training.max_source)
+            self.cache = cache_of(training, self._model, sources)
         config = None if method is None else attached(self._model).mop.config
         self._settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge)
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
@@ -153,6 +161,7 @@ class TrainingRun:
             f"Would train {count:,} parameters for {self._training.steps} steps of {rows} rows on "
             f"{len(self._examples)} rows{validation}"
         ]
+        lines += [] if self.cache is None else [str(self.cache)]
         for seed, folder in self._folders.items() if self._keep["keep"] else ():
             whole = checkpoints(folder / CHECKPOINTS)
             state = f"from {whole[-1].name}" if whole else "finished" if _finished(folder) else "from the start"

@@ -48,7 +48,8 @@ class MOPConfig(MethodConfig):
             there.
         num_experts: None: one expert per scenario. 1: one expert that all scenarios share (a control). With
             routing="xmoe_top2": any number from 2; None means 8.
-        layers: indices of the layers that get MOP, in each attention named in `attention`. None: all layers; with routing="xmoe_top2" the last half of the layers.
+        layers: indices of the layers that get MOP, in each attention named in `attention`. None: all layers; with
+            routing="xmoe_top2" the last half of the layers.
         kv_maps: "separate": an up map for keys and an up map for values on the same hidden rows. "joint": one up map of
             twice the width, whose first half are the keys. "separate_down": two down maps and two up maps.
         input_scope: "shared", X' is one matrix; "expert", each expert has its own.

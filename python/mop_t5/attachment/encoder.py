@@ -1,0 +1,101 @@
+"""What acts in the encoder, and the encoding of a text where nothing does.
+
+Where nothing is trained in the encoder and nothing there depends on the scenario, its outputs depend on the text only.
+They can be computed once (mop_t5.training.EncoderCache).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import T5ForConditionalGeneration as T5
+
+from mop_t5.attachment.additions import Additions
+from mop_t5.attachment.attached_model import is_attached
+
+_NAMED = 3  # number of trained parameters that a message names
+
+
+def acting_in_encoder(model: PreTrainedModel) -> list[str]:
+    """Return what makes the encoder's outputs change in training or differ between scenarios, as phrases.
+
+    The phrases name prefixes, a prompt, adapters and experts of the attached method, and trained parameters of the
+    encoder, with the embeddings that it shares with the decoder. Empty if the outputs depend on the text only.
+
+    Args:
+        model: A T5 with or without a method.
+    """
+    found = []
+    if is_attached(model):
+        method, was_training = model.mop, model.mop.training
+        try:
+            with torch.no_grad():
+                additions = method.eval().additions()
+        finally:
+            method.train(was_training)
+        if any(pair is not None and pair[0].shape[-2] for pair in additions.prefixes.get("encoder_self", ())):
+            found.append("prefixes of the attention encoder_self")
+        if method.has_prompt:
+            found.append("a prompt before the text")
+        places = [place for stack, place in method.adapter_places if stack == "encoder"]
+        if places:
+            found.append(f"adapters at {', '.join(places[:_NAMED])}{', ...' * (len(places) > _NAMED)}")
+        layers = [layer for stack, layer in method.expert_places if stack == "encoder"]
+        if layers:
+            found.append(f"experts in {len(layers)} encoder blocks")
+    return found + _trained(model.encoder.named_parameters(prefix="encoder"))
+
+
+def acting_on_cross_keys(model: PreTrainedModel) -> list[str]:
+    """Return what makes the keys and values of the cross-attentions change for the same encoder outputs, as phrases.
+
+    Prefixes do not: they stand beside the keys and values of the text.
+
+    Args:
+        model: A T5 with or without a method.
+    """
+    maps = ("cross_attention_k", "cross_attention_v")
+    places = [place for _, place in model.mop.adapter_places if place in maps] if is_attached(model) else []
+    parameters = (
+        (f"decoder.block.{number}.layer.1.EncDecAttention.{name}", parameter)
+        for number, block in enumerate(model.decoder.block)
+        for map_ in ("k", "v")
+        for name, parameter in getattr(block.layer[1].EncDecAttention, map_).named_parameters(prefix=map_)
+    )
+    return [f"adapters at {', '.join(places)}"] * bool(places) + _trained(parameters)
+
+
+def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:
+    names = [name for name, parameter in parameters if parameter.requires_grad]
+    return [f"trained weights, {', '.join(names[:_NAMED])}{', ...' * (len(names) > _NAMED)}"] * bool(names)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Turn dropout off for the block, and gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def encode(model: T5, tokens: Sequence[int], *, cross: bool = False) -> list[Tensor]:
+    """Return the encoder's outputs (tokens, d_model) of one text without padding.
+
+    Call it in `evaluating`, and only if acting_in_encoder is empty.
+
+    Args:
+        model: The T5, with or without a method.
+        tokens: The token ids of the text.
+        cross: Also return keys and values of each cross-attention, (tokens, heads * d_kv), layer by layer.
+    """
+    ids = torch.tensor([tokens], device=model.encoder.device)
+    nothing = {"mop_additions": Additions()} if is_attached(model) else {}
+    hidden = model.encoder(input_ids=ids, **nothing).last_hidden_state
+    attentions = [block.layer[1].EncDecAttention for block in model.decoder.block] if cross else []
+    return [hidden[0], *(map_(hidden)[0] for attention in attentions for map_ in (attention.k, attention.v))]
