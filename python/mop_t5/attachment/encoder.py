@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attached_model import is_attached
+from mop_t5.attachment.inject import attention_modules
 
 _NAMED = 3  # number of trained parameters that a message names
 
 
-def acting_in_encoder(model: PreTrainedModel) -> list[str]:
+def acting_in_encoder(model: T5) -> list[str]:
     """Return what makes the encoder's outputs change in training or differ between scenarios, as phrases.
 
     The phrases name prefixes, a prompt, adapters and experts of the attached method, and trained parameters of the
@@ -48,7 +48,7 @@ def acting_in_encoder(model: PreTrainedModel) -> list[str]:
     return found + _trained(model.encoder.named_parameters(prefix="encoder"))
 
 
-def acting_on_cross_keys(model: PreTrainedModel) -> list[str]:
+def acting_on_cross_keys(model: T5) -> list[str]:
     """Return what makes the keys and values of the cross-attentions change for the same encoder outputs, as phrases.
 
     Prefixes do not: they stand beside the keys and values of the text.
@@ -58,13 +58,18 @@ def acting_on_cross_keys(model: PreTrainedModel) -> list[str]:
     """
     maps = ("cross_attention_k", "cross_attention_v")
     places = [place for _, place in model.mop.adapter_places if place in maps] if is_attached(model) else []
-    parameters = (
-        (f"decoder.block.{number}.layer.1.EncDecAttention.{name}", parameter)
-        for number, block in enumerate(model.decoder.block)
-        for map_ in ("k", "v")
-        for name, parameter in getattr(block.layer[1].EncDecAttention, map_).named_parameters(prefix=map_)
-    )
+    parameters = (pair for name, map_ in cross_maps(model) for pair in map_.named_parameters(prefix=name))
     return [f"adapters at {', '.join(places)}"] * bool(places) + _trained(parameters)
+
+
+def cross_maps(model: T5) -> list[tuple[str, nn.Module]]:
+    """Return the maps of the cross-attentions that make keys and values, with their names: k and v, layer by layer."""
+    attentions = [module for attention, module in attention_modules(model) if attention == "cross"]
+    return [
+        (f"decoder.block.{layer}.layer.1.EncDecAttention.{name}", getattr(attention, name))
+        for layer, attention in enumerate(attentions)
+        for name in ("k", "v")
+    ]
 
 
 def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:
@@ -73,7 +78,7 @@ def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: T5) -> Iterator[None]:
     """Turn dropout off for the block, and gradients."""
     was_training = model.training
     model.eval()
@@ -97,5 +102,4 @@ def encode(model: T5, tokens: Sequence[int], *, cross: bool = False) -> list[Ten
     ids = torch.tensor([tokens], device=model.encoder.device)
     nothing = {"mop_additions": Additions()} if is_attached(model) else {}
     hidden = model.encoder(input_ids=ids, **nothing).last_hidden_state
-    attentions = [block.layer[1].EncDecAttention for block in model.decoder.block] if cross else []
-    return [hidden[0], *(map_(hidden)[0] for attention in attentions for map_ in (attention.k, attention.v))]
+    return [hidden[0], *(map_(hidden)[0] for _, map_ in (cross_maps(model) if cross else ()))]

@@ -9,18 +9,19 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.attached_model import check_not_wrapped
 from mop_t5.attachment.attention import PLAIN
 from mop_t5.attachment.caches import CACHE, CrossCache
-from mop_t5.attachment.encoder import acting_in_encoder, acting_on_cross_keys, encode, evaluating
+from mop_t5.attachment.encoder import acting_in_encoder, acting_on_cross_keys, cross_maps, encode, evaluating
 from mop_t5.backbone.identity import hash_weights, weights_of
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.data import EncodedExamples
@@ -65,27 +66,28 @@ class EncoderCache:
         bf16: bool = False,
     ):
         check_not_wrapped(model)
-        if found := acting_in_encoder(model):
+        self._model = cast(T5, model)
+        if found := acting_in_encoder(self._model):
             raise ValueError(
                 f"cache_encoder needs a method that acts in the decoder only, but in the encoder act "
                 f"{' and '.join(found)}. Attach mop with others='none' and without encoder_self in attention, or set "
                 "cache_encoder to 'no'."
             )
-        if cross and (found := acting_on_cross_keys(model)):
+        if cross and (found := acting_on_cross_keys(self._model)):
             raise ValueError(
                 f"cache_cross needs fixed keys and values of the cross-attentions, but on them act "
                 f"{' and '.join(found)}. Set cache_cross to false."
             )
-        self._model: Any = model
         self._cross, self._bf16, self._folder = cross, bf16, None if folder is None else Path(folder)
         self._shape = BackboneShape.of(model)
         self._texts = list(dict.fromkeys(text_of(source) for source in sources))
         if b"" in self._texts:
             raise ValueError("sources must have at least one token each; got a dialogue of 0 tokens.")
-        self._dtype = torch.bfloat16 if bf16 else self._model.encoder.final_layer_norm.weight.dtype
+        last_norm: Any = self._model.encoder.final_layer_norm
+        self._dtype: torch.dtype = torch.bfloat16 if bf16 else last_norm.weight.dtype
         self._widths = [self._shape.d_model] + cross * 2 * self._shape.num_decoder_layers * [self._shape.inner]
         self.tokens = sum(map(length_of, self._texts))
-        self.bytes = self.tokens * sum(self._widths) * self._dtype.itemsize
+        self.bytes: int = self.tokens * sum(self._widths) * self._dtype.itemsize
         self._check_size(gigabytes)
         self._limit = gigabytes
         self._kept: Mapping[bytes, Tensor] = {}
@@ -160,10 +162,9 @@ class EncoderCache:
     def _description(self) -> dict[str, Any]:
         """Return what determines an encoding beside its text."""
         model = self._model
-        parts = [("encoder", model.encoder)]
-        for number, block in enumerate(model.decoder.block if self._cross else ()):
-            attention = block.layer[1].EncDecAttention
-            parts += [(f"{number}.{name}", getattr(attention, name)) for name in ("k", "v")]
+        parts: list[tuple[str, torch.nn.Module]] = [("encoder", model.encoder)]
+        if self._cross:
+            parts += cross_maps(model)
         weights = {f"{name}.{own}": tensor for name, part in parts for own, tensor in weights_of(part).items()}
         implementation = model.encoder.config._attn_implementation
         return {

@@ -195,7 +195,7 @@ class _Trainer(WholeCheckpoints):
         return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator)
 
     def _prepare_inputs(self, inputs):
-        if self.cache is not None and self.model.training:
+        if self.cache is not None and self._t5.training:
             inputs = self.cache(inputs)
         return super()._prepare_inputs(inputs)
 
