@@ -203,9 +203,11 @@ class EncoderCache:
                 "the encoder cache lacks a dialogue of the batch. Make it with the sources of all dialogues that are "
                 "trained on, cut to the same max_source, and call fill."
             ) from None
-        whole = torch.zeros(*ids.shape, sum(self._widths), dtype=self._dtype)
-        whole[mask] = torch.cat(rows)
-        hidden, *cross = whole.to(self._model.encoder.device, non_blocking=True).split(self._widths, dim=-1)
+        parts = [torch.zeros(*ids.shape, width, dtype=self._dtype) for width in self._widths]
+        for i, row in enumerate(rows):
+            for part, values in zip(parts, row.split(self._widths, dim=-1), strict=True):
+                part[i, mask[i]] = values
+        hidden, *cross = (part.to(self._model.encoder.device) for part in parts)
         filled = {name: value for name, value in batch.items() if name != "input_ids"} | {"encoder_outputs": (hidden,)}
         if cross:
             heads = [part.unflatten(-1, (-1, self._shape.d_kv)).transpose(1, 2) for part in cross]
