@@ -1,5 +1,7 @@
 """MOP with others="none": no prefix where MOP is not named, in the model, in its sizes, saved and exported."""
 
+from dataclasses import asdict
+
 import mop_t5
 import pytest
 import torch
@@ -7,6 +9,8 @@ from method_cases import SCENARIOS, SMALL, backbone
 from mop_lab.analysis.prefixes import prefixes_of
 from mop_t5.attachment.additions import ATTENTIONS
 from mop_t5.methods.mop.config import MOPConfig
+from mop_t5.operations.run_folder import check_resumable, write_settings
+from mop_t5.training import TrainingConfig
 from t5_oracle import batch
 
 IDS = torch.tensor([0, 2, 1, 2])
@@ -90,6 +94,21 @@ def test_a_layer_is_added_to_all_scenarios():
     pairs = model.mop.additions().prefixes["decoder_self"]
     assert pairs[0] is None
     assert len(pairs[1][0]) == len(SCENARIOS) + 1
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path):
+    """run.json of a run without the new settings stands for their defaults."""
+    config = MOPConfig(scenarios=SCENARIOS)
+    settings = {"method": "mop", "options": config.to_dict(), **asdict(TrainingConfig())}
+    earlier = {name: value for name, value in settings.items() if not name.startswith("cache_")}
+    earlier["options"] = {name: value for name, value in settings["options"].items() if name != "others"}
+    write_settings(tmp_path, earlier)
+    check_resumable(tmp_path, settings)
+    for field, value in (("others", "none"), ("d_mid", 64)):
+        with pytest.raises(ValueError, match=f"'{field}': '?{value}"):
+            check_resumable(tmp_path, settings | {"options": settings["options"] | {field: value}})
+    with pytest.raises(ValueError, match="cache_encoder was 'no', now 'memory'"):
+        check_resumable(tmp_path, settings | {"cache_encoder": "memory"})
 
 
 def test_the_field_is_checked():

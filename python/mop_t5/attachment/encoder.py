@@ -79,7 +79,7 @@ def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:
 
 @contextmanager
 def evaluating(model: T5) -> Iterator[None]:
-    """Turn dropout off for the block, and gradients."""
+    """Turn dropout and gradients off for the block."""
     was_training = model.training
     model.eval()
     try:
