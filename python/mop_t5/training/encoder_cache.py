@@ -180,7 +180,7 @@ class EncoderCache:
 
     def _encoded(self, texts: Sequence[bytes], progress: bool) -> Iterator[Tensor]:
         """Yield the encoding (tokens, width) of each text, on the CPU."""
-        for text in tqdm(texts, desc="encoding dialogues", disable=not progress):
+        for text in tqdm(texts, desc=f"encoding dialogues, {_gigabytes(self.bytes)} GB in all", disable=not progress):
             parts = encode(self._model, tokens_of(text), cross=self._cross)
             yield torch.cat([part.to(self._dtype) for part in parts], dim=-1).cpu()
 
