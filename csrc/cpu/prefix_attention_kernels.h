@@ -138,41 +138,47 @@ void attention_forward(const AttentionHead<T>& h, T* out, T* lse, T* scratch) {
   }
 }
 
-// From scores p and products g of the gradient with the values: p = exp(p - lse), with a sign where it is dropped, and
-// g = the gradient of p. Returns the sum of their products. g may be null.
 template <class T>
-T weigh_row(i64 groups, T lse, const Dropout& dropout, i64 row, T* p, T* g) {
+struct RowSums {
+  T weights, products;
+};
+
+// From scores p and products g of the gradient with the values: p = exp(p - lse), with a sign where it is dropped, and
+// g = the gradient of p. Returns the sums of p and of p g. g may be null.
+template <class T>
+RowSums<T> weigh_row(i64 groups, T lse, const Dropout& dropout, i64 row, T* p, T* g) {
   constexpr int W = kLanes<T>, N = kDropoutGroup / W;
   const DropoutRow keys = dropout_row(dropout.seed, row);
   const Lanes<T> sign = Lanes<T>(-Vec<T>{});
-  Vec<T> sum[N] = {};
+  Vec<T> weights[N] = {}, products[N] = {};
   for (i64 group = 0; group < groups; ++group) {
     Lanes<T> keep[N];
     dropout_keep<T>(keys, dropout.threshold, group, keep);
     for (int n = 0; n < N; ++n) {
-      T* at = p + group * kDropoutGroup + n * W;
-      const Vec<T> e = exp_lanes<T>(load(at) - lse);
-      if (g) {
-        T* g_at = g + group * kDropoutGroup + n * W;
-        const Vec<T> of_e = dropped<T>(load(g_at) * T(dropout.scale), keep[n]);
-        sum[n] += e * of_e;
-        store(g_at, of_e);
-      }
-      store(at, Vec<T>(Lanes<T>(e) | (sign & ~keep[n])));
+      const i64 c = group * kDropoutGroup + n * W;
+      const Vec<T> e = exp_lanes<T>(load(p + c) - lse);
+      weights[n] += e;
+      store(p + c, Vec<T>(Lanes<T>(e) | (sign & ~keep[n])));
+      if (g == nullptr) continue;
+      const Vec<T> of_e = dropped<T>(load(g + c) * T(dropout.scale), keep[n]);
+      products[n] += e * of_e;
+      store(g + c, of_e);
     }
   }
-  for (int n = 1; n < N; ++n) sum[0] += sum[n];
-  return sum_lanes<T>(sum[0]);
+  for (int n = 1; n < N; ++n) weights[0] += weights[n], products[0] += products[n];
+  return {sum_lanes<T>(weights[0]), sum_lanes<T>(products[0])};
 }
 
-// g = |p| (g - mean), the gradient of the scores; p = 0 where dropped; both 0 from the groups up to column `end`.
+// p = |p| / sum of p, and 0 where dropped; g = |p| / sum (g - mean), the gradient of the scores; both 0 from the groups
+// up to column `end`. The sum is 1 but for the rounding of lse, which grows with the scores.
 template <class T>
-void grad_scores(i64 groups, i64 end, T mean, T* p, T* g) {
+void grad_scores(i64 groups, i64 end, RowSums<T> sums, T* p, T* g) {
   constexpr int W = kLanes<T>;
+  const T factor = sums.weights == T(0) ? T(0) : T(1) / sums.weights, mean = sums.products * factor;
   for (i64 c = 0; c < groups * kDropoutGroup; c += W) {
-    const Vec<T> signed_p = load(p + c), kept = signed_p < T(0) ? Vec<T>{} : signed_p;
-    if (g) store(g + c, (signed_p < T(0) ? -signed_p : signed_p) * (load(g + c) - mean));
-    store(p + c, kept);
+    const Vec<T> weight = load(p + c) * factor;
+    if (g) store(g + c, (weight < T(0) ? -weight : weight) * (load(g + c) - mean));
+    store(p + c, weight < T(0) ? Vec<T>{} : weight);
   }
   for (i64 c = groups * kDropoutGroup; c < end; ++c) p[c] = T(0);
   for (i64 c = groups * kDropoutGroup; g && c < end; ++c) g[c] = T(0);
@@ -239,8 +245,8 @@ void attention_backward(const AttentionHead<T>& h, const AttentionGradients<T>& 
       const i64 groups = columns.groups_of(i + r);
       score_row(columns, i + r, p);
       const T lse = g.lse[i + r] == -kInfinity<T> ? kInfinity<T> : g.lse[i + r];  // a row that sees nothing weighs 0
-      const T mean = weigh_row(groups, lse, h.dropout, h.dropout_row + i + r, p, of_p);
-      grad_scores(groups, end, mean, p, of_p);
+      const RowSums<T> sums_of_row = weigh_row(groups, lse, h.dropout, h.dropout_row + i + r, p, of_p);
+      grad_scores(groups, end, sums_of_row, p, of_p);
     }
     if (g.query) {
       panel_product<T>(rows, h.width, end, {grads, n.stride, 1}, key_panels, n.columns, {sums, n.width}, false);

@@ -25,7 +25,7 @@ def test_the_plain_level_can_be_asked_for():
 @pytest.mark.skipif(backends.build_info().get("vector_level_here") != "avx2", reason="this run is of the plain level")
 def test_values_and_gradients_of_the_plain_level():
     names = ("phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn_experts", "attempt_mix")
-    names += ("rms_norm", "dropout_add", "relu_dropout")
+    names += ("rms_norm", "dropout_add", "relu_dropout", "prefix_attention")
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", OF_KERNELS, *files]
     run = subprocess.run(command, env=PLAIN, capture_output=True, text=True, cwd=HERE.parents[1])
