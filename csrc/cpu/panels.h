@@ -31,7 +31,7 @@ void pack_rows(i64 rows, i64 width, i64 height, const RowOf& row_of, T* to) {
   for (i64 c = 0; c < rows; ++c) {
     const T* from = row_of(c);
     for (i64 e = 0; e < padded; e += W) {
-      const Vec<T> part = e + W <= width ? load(from + e) : e < width ? load_first(from + e, int(width - e)) : Vec<T>{};
+      const Vec<T> part = e < width ? load_lanes(from + e, int(smaller(W, width - e))) : Vec<T>{};
       store(to + (e / P * height + c) * P + e % P, part);
     }
   }
@@ -48,20 +48,18 @@ void pack_columns(i64 columns, i64 width, const RowOf& row_of, T* to) {
     for (i64 e = 0; e < width; e += W) {
       const int some = int(smaller(W, width - e));
       Vec<T> block[W];
-      for (int k = 0; k < W; ++k) block[k] = some == W ? load(from[k] + e) : load_first(from[k] + e, some);
+      for (int k = 0; k < W; ++k) block[k] = load_lanes(from[k] + e, some);
       transpose_block(from[0], block);
       for (int k = 0; k < some; ++k) store(panel + (e + k) * P, block[k]);
     }
   }
 }
 
-// to[e] = from[e] factor
+// to[e] = from[e] factor; reads whole registers
 template <class T>
 MOP_INLINE void write_scaled(i64 width, const T* from, T factor, T* to) {
   constexpr int W = kLanes<T>;
-  i64 e = 0;
-  for (; e + W <= width; e += W) store(to + e, load(from + e) * factor);
-  if (e < width) store_first(to + e, load(from + e) * factor, int(width - e));
+  for (i64 e = 0; e < width; e += W) store_lanes(to + e, load(from + e) * factor, int(smaller(W, width - e)));
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ struct AttentionGradients {
   T *query, *key, *value, *prefix_key, *prefix_value;  // made; null: not asked for
 };
 
-// The sizes of the scratch of a head. A row of scores is an odd number of groups long: at a distance of a power of two,
-// the rows of a column share a few sets of the L1 cache.
+// The sizes of the scratch of a head. Rows of scores lie at an odd number of groups: at distances of a power of two,
+// the elements of a column would share a few sets of the L1 cache. Blocks have fewer rows if rows are long.
 struct AttentionSizes {
   i64 columns, stride, width, rows;  // rows: of a block of queries, a multiple of the 6 rows of a tile
 };

@@ -1,8 +1,8 @@
 // The kernels of prefix_attention: one head of one example, forward and backward.
 //
 // Letters: i query; c column; e element of a head. The right operand of every product is packed in panels of kPanel
-// columns, so that all its rows are neighbours. Tokens that nobody sees are packed as zeros: whatever their numbers
-// are, they do not matter.
+// columns, so that all its rows are neighbours. Tokens that the mask hides are packed as zeros: their numbers, NaN for
+// one, do not matter.
 #pragma once
 
 #include "dropout_bits.h"
@@ -41,7 +41,7 @@ struct Columns {
     }
   }
 
-  // The columns that a query sees, but for hidden tokens; as many, in whole groups.
+  // The number of columns up to the last that query i may see, and the number of their groups of dropout bits.
   i64 seen_by(i64 i) const { return head.prefix + (head.causal ? smaller(tokens, i + 1) : tokens); }
   i64 groups_of(i64 i) const { return (seen_by(i) + kDropoutGroup - 1) / kDropoutGroup; }
 
@@ -53,30 +53,27 @@ struct Columns {
   }
 };
 
-// s = s scale + bias, -inf where hidden; returns the largest number so far.
+// Writes s = s scale + bias, and -inf where a token is hidden. Returns the largest number so far, per lane.
 template <class T>
 MOP_INLINE Vec<T> finish_scores(i64 count, T scale, const T* bias, const T* hidden, T* s, Vec<T> largest) {
   constexpr int W = kLanes<T>;
+  const Vec<T> nothing = Vec<T>{} - kInfinity<T>;
   Lanes<T> lane;
   for (int k = 0; k < W; ++k) lane[k] = k;
   for (i64 c = 0; c < count; c += W) {
     const int some = int(smaller(W, count - c));
-    const auto part = [some](const T* from) { return some == W ? load(from) : load_first(from, some); };
-    Vec<T> v = part(s + c) * scale;
-    if (bias) v += part(bias + c);
-    if (hidden) v = part(hidden + c) != T(0) ? Vec<T>{} - kInfinity<T> : v;
-    if (some < W) {
-      v = lane < some ? v : Vec<T>{} - kInfinity<T>;
-      store_first(s + c, v, some);
-    } else {
-      store(s + c, v);
-    }
-    largest = v > largest ? v : largest;  // without NaN: its exp is found later
+    Vec<T> v = load_lanes(s + c, some) * scale;
+    if (bias) v += load_lanes(bias + c, some);
+    if (hidden) v = load_lanes(hidden + c, some) != T(0) ? nothing : v;
+    if (some < W) v = lane < some ? v : nothing;
+    store_lanes(s + c, v, some);
+    largest = v > largest ? v : largest;  // passes over NaN, whose exp is NaN
   }
   return largest;
 }
 
-// Makes the scores of query i from its products with the columns, -inf up to whole groups; returns the largest.
+// Makes the scores of query i from its products with the columns, and -inf from there to a whole group. Returns the
+// largest score.
 template <class T>
 T score_row(const Columns<T>& columns, i64 i, T* s) {
   const AttentionHead<T>& h = columns.head;
@@ -91,7 +88,8 @@ T score_row(const Columns<T>& columns, i64 i, T* s) {
   return largest;
 }
 
-// s = exp(s - shift), 0 where dropped and up to column `end`; returns the sum, of the dropped ones too.
+// Writes s = exp(s - shift), and 0 where an element is dropped and from the groups to column `end`. Returns the sum of
+// all exp, dropped or not.
 template <class T>
 T exp_row(i64 groups, i64 end, T shift, const Dropout& dropout, i64 row, T* s) {
   constexpr int W = kLanes<T>, N = kDropoutGroup / W;
@@ -143,8 +141,9 @@ struct RowSums {
   T weights, products;
 };
 
-// From scores p and products g of the gradient with the values: p = exp(p - lse), with a sign where it is dropped, and
-// g = the gradient of p. Returns the sums of p and of p g. g may be null.
+// p: the scores; becomes exp(p - lse), with a minus sign where an element is dropped.
+// g: products of the gradient of out with the values; becomes the gradient of the weights. May be null.
+// Returns the sums of |p| and of |p| g.
 template <class T>
 RowSums<T> weigh_row(i64 groups, T lse, const Dropout& dropout, i64 row, T* p, T* g) {
   constexpr int W = kLanes<T>, N = kDropoutGroup / W;
@@ -169,8 +168,9 @@ RowSums<T> weigh_row(i64 groups, T lse, const Dropout& dropout, i64 row, T* p, T
   return {sum_lanes<T>(weights[0]), sum_lanes<T>(products[0])};
 }
 
-// p = |p| / sum of p, and 0 where dropped; g = |p| / sum (g - mean), the gradient of the scores; both 0 from the groups
-// up to column `end`. The sum is 1 but for the rounding of lse, which grows with the scores.
+// p: becomes the weights, and 0 where an element is dropped. g: becomes the gradient of the scores, weight (g - mean).
+// Both become 0 from the groups to column `end`. The sum of |p| is 1 but for the rounding of lse, which grows with the
+// scores: a division by the sum makes the weights as exact as a softmax.
 template <class T>
 void grad_scores(i64 groups, i64 end, RowSums<T> sums, T* p, T* g) {
   constexpr int W = kLanes<T>;

@@ -9,18 +9,6 @@ namespace {
 
 using namespace mop;
 
-template <class T>
-MOP_INLINE Vec<T> load_lanes(const T* p, int lanes) {
-  return lanes == kLanes<T> ? load(p) : load_first(p, lanes);
-}
-template <class T>
-MOP_INLINE void store_lanes(T* p, Vec<T> v, int lanes) {
-  if (lanes == kLanes<T>)
-    store(p, v);
-  else
-    store_first(p, v, lanes);
-}
-
 // Calls body(column, lanes) for each register of a row. Only the last may have fewer lanes than a register.
 template <class T, class Body>
 MOP_INLINE void for_each_register(i64 width, const Body& body) {

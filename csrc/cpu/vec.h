@@ -83,6 +83,19 @@ MOP_INLINE void stream(T* p, Vec<T> v) {
 #endif
 #endif
 
+// The first `lanes` lanes, at full speed if these are all.
+template <class T>
+MOP_INLINE Vec<T> load_lanes(const T* p, int lanes) {
+  return lanes == kLanes<T> ? load(p) : load_first(p, lanes);
+}
+template <class T>
+MOP_INLINE void store_lanes(T* p, Vec<T> v, int lanes) {
+  if (lanes == kLanes<T>)
+    store(p, v);
+  else
+    store_first(p, v, lanes);
+}
+
 // Streamed stores are weakly ordered: a kernel that streams ends with this fence.
 MOP_INLINE void stream_fence() {
 #if defined(__SSE2__)
