@@ -36,6 +36,7 @@ ASKED = {
 
 
 def inputs(name, dtype=torch.float32, **kwargs):
+    """Return inputs for which the plain form is not exact by chance: its error is the budget."""
     return testing.attention_inputs(SHAPES[name], dtype, seed=3, **kwargs)
 
 
@@ -99,7 +100,6 @@ def test_layouts_of_inputs(layout, backend):
     tensors, options = inputs("odd")
     grad = torch.randn(tensors[0].shape)
     there = [LAYOUTS[layout](t) for t in tensors]
-    options["key_mask"][0] = False
     expected = values_and_gradients(backend, tensors, options, grad, dropout=DROPOUT, seed=SEED)
     options["key_mask"] = LAYOUTS["transposed"](options["key_mask"])
     for a, b in zip(values_and_gradients(backend, there, options, grad, dropout=DROPOUT, seed=SEED), expected):
@@ -138,7 +138,7 @@ def test_a_query_without_columns_gives_zeros(backend):
         assert t[1].any()
 
 
-@pytest.mark.parametrize("p", [0.5 / 65536, 1.5 / 65536, 0.1, 0.5, 0.999])
+@pytest.mark.parametrize("p", [0.5 / 65536, 1.5 / 65536, 0.1, 0.5, 0.999, 1 - 2**-20])
 def test_dropout_drops_what_the_generator_says(p, backend):
     """Values that are the unit vectors: the output is the matrix of weights."""
     shape = AttentionShape(2, 3, 50, 29, 46, 17, 1, False)
