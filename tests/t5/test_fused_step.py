@@ -155,3 +155,28 @@ def test_logits_stay_where_somebody_needs_them(change):
     else:
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features), requires_grad=False)
     assert model(**inputs, scenario_ids=IDS, skip_logits=True).logits is not None
+
+
+@pytest.mark.parametrize("skip_logits", [False, True])
+def test_label_smoothing(skip_logits):
+    model, inputs = attached(), inputs_of()
+    output, gradients = step(model, inputs, skip_logits=skip_logits, label_smoothing=0.2)
+    assert (output.logits is None) == skip_logits
+    model.zero_grad()
+    logits = model(**inputs, scenario_ids=IDS).logits.flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, inputs["labels"].flatten(), label_smoothing=0.2)
+    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
+    expected.backward()
+    scale = max(g.abs().max() for g in gradients.values()).item()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(gradients[name], p.grad, rtol=1e-3, atol=1e-5 * scale, msg=name)
+
+
+def test_label_smoothing_of_a_tuple():
+    model, inputs = attached(), inputs_of()
+    by_name = model(**inputs, scenario_ids=IDS, label_smoothing=0.1)
+    loss, logits, *_ = model(**inputs, scenario_ids=IDS, label_smoothing=0.1, return_dict=False, skip_logits=True)
+    assert (loss, logits.shape) == (by_name.loss, by_name.logits.shape)
+    with pytest.raises(ValueError, match=r"label_smoothing.*1\.5"):
+        model(**inputs, scenario_ids=IDS, label_smoothing=1.5)

@@ -95,8 +95,8 @@ def test_the_model_stays_a_t5():
     assert type(model).__name__ == plain.__name__
     assert type(model).__module__ == plain.__module__
     names = list(inspect.signature(model.forward).parameters)
-    assert names[-4:] == ["scenario_ids", "mop_additions", "skip_logits", "kwargs"]
-    assert names[:-4] == list(inspect.signature(plain.forward).parameters)[1:-1]
+    assert names[-5:] == ["scenario_ids", "mop_additions", "skip_logits", "label_smoothing", "kwargs"]
+    assert names[:-5] == list(inspect.signature(plain.forward).parameters)[1:-1]
     assert model.scenarios == ("a", "b", "c")
     assert [k for k in model.state_dict() if not k.startswith("mop.")] == list(tiny().state_dict())
 

@@ -16,7 +16,6 @@ from transformers.utils.generic import TransformersKwargs
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
 from mop_t5.attachment.caches import CACHE, rename_cache
-from mop_t5.attachment.fused_layers import WithoutLogits, can_skip_logits, without_logits
 from mop_t5.attachment.hooks import check_hooks, own_slots
 from mop_t5.attachment.inputs import (
     TARGETS,
@@ -27,6 +26,7 @@ from mop_t5.attachment.inputs import (
     takes_dynamic_cache,
 )
 from mop_t5.attachment.kept_weights import KeptWeights
+from mop_t5.attachment.loss import LossSettings, WithoutLogits, run_with_loss
 from mop_t5.attachment.method import Method
 from mop_t5.attachment.mixin import RuntimeMixin
 from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
@@ -103,14 +103,24 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         names = list(signature.parameters)[1:]  # of positional arguments, without self
 
         @functools.wraps(plain.forward)
-        def forward(self, *args, scenario_ids=None, mop_additions=None, skip_logits=False, **kwargs):
+        def forward(
+            self,
+            *args,
+            scenario_ids=None,
+            mop_additions=None,
+            skip_logits=False,
+            label_smoothing=0.0,
+            **kwargs,
+        ):
             kwargs |= dict(zip(names, args))
-            return self._forward_with_additions(kwargs, scenario_ids, mop_additions, skip_logits)
+            wanted = LossSettings(bool(skip_logits), label_smoothing)
+            return self._forward_with_additions(kwargs, scenario_ids, mop_additions, wanted)
 
         # Trainer and generate read the names of the arguments that forward takes
         parameters = list(signature.parameters.values())
-        for name in ("scenario_ids", "mop_additions", "skip_logits"):
-            parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None))
+        own = {"scenario_ids": None, "mop_additions": None, "skip_logits": False, "label_smoothing": 0.0}
+        for name, default in own.items():
+            parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
         vars(forward)["__signature__"] = signature.replace(parameters=parameters)
         return {"forward": forward, "_arguments": frozenset(names[:-1]) | _MORE_ARGUMENTS}  # the last is **kwargs
 
@@ -120,7 +130,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         return self.mop.scenarios
 
     def _forward_with_additions(
-        self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None, skip_logits: bool
+        self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None, wanted: LossSettings
     ) -> Any:
         rename_cache(kwargs)
         check_arguments(kwargs, self._arguments)
@@ -155,10 +165,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
         mine = {"scenario_ids": scenario_ids, "mop_additions": additions, "mop_fused": _has_plain_masks(kwargs)}
         with nullcontext() if torch.compiler.is_compiling() else own_slots():
-            if labels is not None and skip_logits and self._can_skip_logits(kwargs):
-                output = self._loss_without_logits(kwargs | mine)
-            else:
-                output = super().forward(**mine, **kwargs)
+            output = run_with_loss(self, super().forward, kwargs | mine, wanted)
         if additions.loss is not None and self.training:
             # without labels this is the whole loss; code that computes a loss outside the model adds it
             output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
@@ -166,23 +173,6 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
             # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
             output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
         return output
-
-    def _can_skip_logits(self, kwargs: dict[str, Any]) -> bool:
-        as_dict = self.config.return_dict if kwargs.get("return_dict") is None else kwargs["return_dict"]
-        return bool(as_dict) and self.training and can_skip_logits(self)
-
-    def _loss_without_logits(self, kwargs: dict[str, Any]) -> Any:
-        """Return the output of T5 with its loss, and None in place of the logits."""
-        from mop_kernels import linear_cross_entropy  # in training only: a saved prefix is served without the kernels
-
-        labels = kwargs.pop("labels")
-        if kwargs.get("decoder_input_ids") is None and kwargs.get("decoder_inputs_embeds") is None:
-            kwargs["decoder_input_ids"] = self._shift_right(labels)
-        with without_logits():
-            output = super().forward(**kwargs)
-        rows = output.logits
-        loss = linear_cross_entropy(rows.flatten(0, -2), self.lm_head.weight, labels.to(rows.device).flatten())
-        return type(output)(**{**output, "loss": loss, "logits": None})
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Fused layers of an attached T5 in training: dropout, norms, feed-forward networks and the head (mop_kernels.step).
+"""Fused layers of an attached T5 in training: dropout, norms and feed-forward networks (mop_kernels.step).
 
 While a method is attached, the classes of these modules are subclasses of their own classes. In training mode, with
 gradients, they call the operations of mop_kernels.step, which save far less for backward. In evaluation mode, and
@@ -8,10 +8,7 @@ runs, so that evaluation and generation do not change. No module is replaced, an
 mop_kernels is imported in training only: a saved prefix is served without it.
 """
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +22,6 @@ else:
     T5DenseActDense = T5LayerFF = T5LayerNorm = nn.Module
 
 _FAMILIES = ("T5", "MT5", "UMT5")
-_HEAD = threading.local()  # .skips: the forward pass that this thread runs leaves the logits out
 
 
 def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
@@ -37,7 +33,7 @@ def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
     return has_kernel(op, hidden)
 
 
-def _is_bare(module: nn.Module) -> bool:
+def is_bare(module: nn.Module) -> bool:
     """Tell whether nobody hooks a module, so that it need not be called."""
     return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
@@ -75,7 +71,7 @@ class FusedNetwork(RuntimeMixin, T5DenseActDense):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return wo(dropout(relu(wi(hidden_states))))."""
-        bare = isinstance(self.act, nn.ReLU) and _is_bare(self.act) and _is_bare(self.dropout)
+        bare = isinstance(self.act, nn.ReLU) and is_bare(self.act) and is_bare(self.dropout)
         if not bare or not runs_fused(self, "relu_dropout", hidden_states) or not self.dropout.p < 1:
             return super().forward(hidden_states)
         from mop_kernels import relu_dropout
@@ -91,48 +87,13 @@ class FusedFeedForward(RuntimeMixin, T5LayerFF):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states + dropout(network(norm(hidden_states)))."""
-        fused = _is_bare(self.dropout) and self.dropout.training and 0 < self.dropout.p < 1
+        fused = is_bare(self.dropout) and self.dropout.training and 0 < self.dropout.p < 1
         if not fused or not runs_fused(self, "dropout_add", hidden_states):
             return super().forward(hidden_states)
         from mop_kernels import dropout_add
 
         changed = self.DenseReluDense(self.layer_norm(hidden_states))
         return dropout_add(changed, hidden_states, self.dropout.p)
-
-
-class WithoutLogits:
-    """Mixed into the class of an attached model, so that its forward can leave the logits out."""
-
-    @property
-    def lm_head(self: Any) -> Any:
-        """The head, or within `without_logits` a function that returns the hidden rows unchanged."""
-        return _unchanged if getattr(_HEAD, "skips", False) else self._modules["lm_head"]
-
-
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden
-
-
-@contextmanager
-def without_logits() -> Iterator[None]:
-    """Let the attached models that this thread runs return the decoder's rows in place of logits."""
-    _HEAD.skips = True
-    try:
-        yield
-    finally:
-        _HEAD.skips = False
-
-
-def can_skip_logits(model: T5) -> bool:
-    """Tell whether the loss can be computed without logits: the head is frozen, and nobody reads its output."""
-    head: Any = model.lm_head
-    return (
-        type(head) is nn.Linear
-        and head.bias is None
-        and type(head.weight) is nn.Parameter
-        and not head.weight.requires_grad
-        and _is_bare(head)
-    )
 
 
 def fuse_layers(model: T5) -> None:

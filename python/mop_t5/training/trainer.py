@@ -154,9 +154,9 @@ class _Trainer(WholeCheckpoints):
         self._t5, self._tokenizer, self._config = model, tokenizer, config
         scenarios = list(attached(model).scenarios) if is_attached(model) else None
         limits = {"max_source": config.max_source, "max_target": config.max_target}
-        # Trainer smooths labels outside the model, which then needs the inputs of the decoder
+        # Trainer smooths the labels of a plain model outside it, and needs the inputs of the decoder then
         decoder_inputs: Callable[..., torch.Tensor] | None = None
-        if config.label_smoothing:
+        if config.label_smoothing and not is_attached(model):
             decoder_inputs = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  not in its type
         skips = is_attached(model) and attached(model).mop.skips_parameters
         self._rows = encoded(model, tokenizer, examples, scenarios, **limits)
@@ -173,6 +173,8 @@ class _Trainer(WholeCheckpoints):
             callbacks=callbacks_of(config),
         )
         self.cache = cache_of(config, model, self._rows)
+        if is_attached(model):
+            self.label_smoother = None  # an attached model smooths the labels itself, without logits
         self.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if valid else {})
         # the whole run is one pass of the sampler, so that no step spans two epochs with fewer batches
         self._sampler = TemperatureBatchSampler(
@@ -211,9 +213,9 @@ class _Trainer(WholeCheckpoints):
             num_items_in_batch: The number of label tokens in all batches of the step, of all processes.
         """
         tokens = inputs["labels"].ne(IGNORED).sum()
+        if is_attached(self._t5):
+            inputs = {**inputs, "skip_logits": not return_outputs, "label_smoothing": self._config.label_smoothing}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if self.label_smoother is not None and outputs.get("loss") is not None:
-            loss = loss + outputs["loss"]  # the method's own loss: the labels were smoothed outside the model
         if num_items_in_batch is not None and self._config.loss == "sum":
             loss = loss * (self.accelerator.num_processes * tokens)
         elif num_items_in_batch is not None:
