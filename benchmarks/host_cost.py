@@ -93,12 +93,10 @@ def time_of(process: subprocess.Popen[str], backend: str, direction: str) -> flo
     return float(process.stdout.readline())
 
 
-def tree_of(commit: str, folder: Path) -> Path:
-    """Return a folder with the package at that commit, and the binary of this tree."""
+def tree_of(commit: str, folder: Path, *packages: str) -> Path:
+    """Return a folder with the packages, folders of the repository, at that commit, and the binary of this tree."""
     folder.mkdir()
-    archive = subprocess.run(
-        ["git", "archive", commit, "mop_kernels"], cwd=ROOT, stdout=subprocess.PIPE, check=True
-    ).stdout
+    archive = subprocess.run(["git", "archive", commit, *packages], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
     for binary in (ROOT / "mop_kernels").glob("_C.*.so"):
         shutil.copy(binary, folder / "mop_kernels")
@@ -133,7 +131,7 @@ def main() -> None:
             library = stub_runtime.build(options.cuda, folder)
         servers = {}
         if options.against:
-            tree = tree_of(options.against, folder / "tree")
+            tree = tree_of(options.against, folder / "tree", "mop_kernels")
             servers[options.against] = stack.enter_context(server(tree, folder / "before", None))
         servers[HERE] = stack.enter_context(server(ROOT, folder / "here", library))
         rows = []

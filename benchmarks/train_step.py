@@ -1,0 +1,216 @@
+"""Time whole training steps of a frozen T5-small: of this tree, of another commit beside it, and of PEFT.
+
+    python -m benchmarks.train_step --against COMMIT [--keep]
+
+A step is forward and backward of 8 dialogues of 256 tokens with 64 summary tokens, dropout 0.1, float32. One process
+per tree answers in turn, in many rounds, so that a disturbance of the machine disturbs all. The command prints a table
+of the times and of what autograd saves for backward, and a profile of one step per tree; --keep writes them to
+benchmarks/results. Rows of PEFT need peft, in this environment.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = "this tree"
+SIZES = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
+BATCH, SOURCE, TARGET = 8, 256, 64
+MOP, PADDED = "MOP, default", "MOP, default, 30 % of the source tokens are padding"
+DECODER_ONLY = "MOP in the decoder's self-attention only"
+CACHED = "MOP in the decoder's self-attention only, encoder outputs and cross keys kept"
+PEFT = "PEFT PREFIX_TUNING, 40 rows"
+OF_OLD_TREES = (MOP, PADDED)
+# parts of a profile: the first word that an operator's name contains
+PARTS = {
+    "products of the frozen maps": ("aten::mm", "aten::addmm"),
+    "attention": ("prefix_attention", "aten::bmm", "_softmax", "scaled_dot_product"),
+    "dropout, norms, activations": ("bernoulli", "dropout", "rms_norm", "relu", "threshold", "rsqrt", "pow"),
+    "loss": ("linear_cross_entropy", "log_softmax", "nll"),
+}
+
+
+def inputs_of(name: str) -> dict[str, torch.Tensor]:
+    """Return the batch of a row."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, SIZES["vocab_size"], (BATCH, SOURCE), generator=generator)
+    mask = torch.ones(BATCH, SOURCE, dtype=torch.int64)
+    if name == PADDED:
+        for row, share in enumerate(torch.linspace(0, 0.6, BATCH).tolist()):  # a mean of 30 %
+            mask[row, SOURCE - int(share * SOURCE) :] = 0
+        ids = ids * mask
+    labels = torch.randint(3, SIZES["vocab_size"], (BATCH, TARGET), generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def backbone() -> Any:
+    """Return a T5-small with random weights."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    return T5ForConditionalGeneration(T5Config(**SIZES, decoder_start_token_id=0, dropout_rate=0.1))
+
+
+def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
+    """Return the model of a row, and a function that computes its loss."""
+    inputs = inputs_of(name)
+    if name == PEFT:
+        import peft
+
+        config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=40)
+        model: Any = peft.get_peft_model(backbone(), config).train()
+        return model, lambda: model(**inputs).loss
+    import mop_t5
+
+    fields = {"others": "none"} if name in (DECODER_ONLY, CACHED) else {}
+    model = mop_t5.attach(backbone(), "mop", scenarios=["taxi", "ticket", "hotel", "food", "film"], **fields).train()
+    options: dict[str, Any] = {"scenario_ids": torch.arange(BATCH) % 5}
+    if hasattr(type(model), "lm_head"):
+        options["skip_logits"] = True  # as `mop-t5 train` asks
+    if name == CACHED:
+        from mop_t5.training import EncoderCache
+
+        kept = EncoderCache(model, inputs["input_ids"].tolist(), cross=True)
+        kept.fill()
+        return model, lambda: model(**kept(inputs), **options).loss
+    return model, lambda: model(**inputs, **options).loss
+
+
+def saved_megabytes(model: Any, loss: Callable[[], torch.Tensor]) -> float:
+    """Return the MB that autograd keeps for backward, each storage once, without parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held: no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss()
+    return sum(s.nbytes() for address, s in storages.items() if address not in parameters) / 1e6
+
+
+def profiled(step: Callable[[], None]) -> dict[str, float]:
+    """Return the seconds of each part of a step, from a profile. Profiled steps are slower: read the shares."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        step()
+    seconds = dict.fromkeys([*PARTS, "all else"], 0.0)
+    for event in found.key_averages():
+        part = next((p for p, words in PARTS.items() if any(w in event.key for w in words)), "all else")
+        seconds[part] += event.self_cpu_time_total / 1e6
+    return {part: round(time, 3) for part, time in seconds.items()}
+
+
+def serve() -> None:
+    """Answer each line "name|what" with a number in JSON: seconds of one step, MB saved for backward, or a profile."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+    @cache
+    def case(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
+        return call_of(name)
+
+    for line in sys.stdin:
+        name, what = line.strip().split("|")
+        model, loss = case(name)
+
+        def step(model: Any = model, loss: Callable[[], torch.Tensor] = loss) -> None:
+            loss().backward()
+            model.zero_grad()
+
+        if what == "saved":
+            answer: Any = saved_megabytes(model, loss)
+        elif what == "profile":
+            answer = profiled(step)
+        else:
+            start = time.perf_counter()
+            step()
+            answer = time.perf_counter() - start
+        print(json.dumps(answer), flush=True)
+
+
+def server(tree: Path) -> subprocess.Popen[str]:
+    """Start a process that answers for one source tree."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "python", *_extra())))}
+    environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    command = [sys.executable, __file__, "--serve"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdin=pipe, stdout=pipe)
+
+
+def _extra() -> list[str]:
+    """Return the folders of PYTHONPATH, which may hold peft."""
+    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+
+
+def asked(process: subprocess.Popen[str], name: str, what: str) -> Any:
+    """Return the answer of a process."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print(f"{name}|{what}", file=process.stdin, flush=True)
+    return json.loads(process.stdout.readline())
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
+    parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve()
+    from benchmarks import host_cost
+    from benchmarks.support import results, tables
+
+    names = [MOP, PADDED, DECODER_ONLY, CACHED] + [PEFT] * (importlib.util.find_spec("peft") is not None)
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        servers = {HERE: stack.enter_context(server(ROOT))}
+        if options.against:
+            before = host_cost.tree_of(options.against, Path(temporary) / "tree", "mop_kernels", "python")
+            servers[options.against] = stack.enter_context(server(before))
+        every = [(name, tree) for name in names for tree in servers if tree == HERE or name in OF_OLD_TREES]
+        for name, tree in every:  # load, start threads, fill caches
+            asked(servers[tree], name, "time")
+        times: dict[tuple[str, str], list[float]] = {pair: [] for pair in every}
+        for _ in range(options.rounds):
+            for name, tree in every:
+                times[name, tree].append(1e3 * asked(servers[tree], name, "time"))
+        rows, profiles = [], {}
+        for name, tree in every:
+            kind = "peer" if name == PEFT else "ours" if tree == HERE else "before"
+            saved = round(asked(servers[tree], name, "saved"), 1)
+            label = name if tree == HERE else f"{name}, {tree}"
+            group = "one step of T5-small, 8 x (256 -> 64), forward + backward"
+            rows.append(results.row_of(group, label, kind, times[name, tree], saved_mb=saved))
+        for tree, process in servers.items():
+            profiles[tree] = asked(process, MOP, "profile")
+        for process in servers.values():
+            assert process.stdin is not None
+            process.stdin.close()
+    command = results.command("python -m benchmarks.train_step")
+    found = {"machine": results.machine(), "command": command, "rows": rows, "profiles": profiles}
+    print(*tables.as_markdown("train_step", found), sep="\n")
+    for tree, parts in profiles.items():
+        total = sum(parts.values())
+        print(f"\n{tree}:", *(f"{part} {time:.2f} s ({time / total:.0%})" for part, time in parts.items()), sep="\n  ")
+    if options.keep:
+        print(f"written to {results.keep('train_step', found).relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
