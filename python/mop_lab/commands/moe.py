@@ -29,7 +29,15 @@ OfRows = Annotated[SuiteConfig, "systems", "learning_rates", "group_rates"]
 OfTasks = Annotated[SuiteConfig, "systems", "learning_rates"]
 SharedByRows = Annotated[TrainingConfig, "learning_rate", "group_rates", "seed", "batching"]
 SharedByTasks = Annotated[
-    TrainingConfig, "learning_rate", "group_rates", "seed", "batch_size", "steps", "evaluate_every", "warmup_steps"
+    TrainingConfig,
+    "learning_rate",
+    "group_rates",
+    "seed",
+    "batch_size",
+    "tokens_per_batch",
+    "steps",
+    "evaluate_every",
+    "warmup_steps",
 ]
 
 

@@ -148,7 +148,7 @@ class MethodComparison:
         formats |= {"values kept, %": ".1f", "invented, %": ".1f"}
         config, training = self.config, self.training
         notes = [
-            f"{training.steps} steps of {training.batch_size * training.accumulation} rows each, seeds "
+            f"{training.steps} steps of {training.step_size} each, seeds "
             f"{', '.join(map(str, config.seeds))}; the average over scenarios, mean over seeds. Deviation: of the mean "
             "of the three ROUGE over seeds (n - 1).",
             "Values kept: names, prices, ratings and other numbers of the reference that the dialogue contains, and "

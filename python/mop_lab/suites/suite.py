@@ -124,7 +124,7 @@ class Suite:
         """Return the part of a note that gives the steps and their rows, and the part with the learning rates."""
         schedule = self.trials[-1].schedule
         rates = {trial.system.label: trial.system.learning_rate for trial in self.trials if trial.system.scored}
-        steps = f"{schedule.steps} steps of {schedule.batch_size * schedule.accumulation} rows"
+        steps = f"{schedule.steps} steps of {schedule.step_size}"
         return steps, f"Learning rates: {', '.join(f'{label} {rate:g}' for label, rate in rates.items())}"
 
     def parameters(self, label: str) -> tuple[int, int, int]:

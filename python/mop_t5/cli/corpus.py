@@ -146,6 +146,8 @@ def training_flags(
         else:
             flags[name] = values[0]
     defaults = TrainingConfig(**flags)  # raises an error for a wrong field
+    if defaults.tokens_per_batch is not None:
+        return {}, f"There is no {TRAINING}: tokens_per_batch does not say how many steps an epoch has. Set batch_size."
     passes = sum(sizes[name] * config.epochs[role] for name, config in configs.items())
     return {"steps": math.ceil(passes / (defaults.batch_size * defaults.accumulation)), **flags}, None
 

@@ -70,6 +70,11 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._rows[index]
 
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """(source length, target length) of each row in tokens, after the cut to max_source and max_target."""
+        return [(len(row["input_ids"]), len(row["labels"])) for row in self._rows]
+
 
 def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> list[int]:
     """Return the position of every example's scenario in `scenarios`.

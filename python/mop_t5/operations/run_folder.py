@@ -48,6 +48,7 @@ _EARLIER = {
     "cache_cross": False,
     "cache_folder": None,
     "cache_gigabytes": 8.0,
+    "by_length": False,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, and the places of its files

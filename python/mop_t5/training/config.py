@@ -31,6 +31,10 @@ class TrainingConfig:
             AdamW itself is invariant to it.
         temperature: mixing temperature T, P(scenario) proportional to size^(1/T). 1 keeps the corpus as it is.
         batching: "homogeneous", one scenario per batch, or "mixed".
+        by_length: rows of similar length share a batch, to save computation on padding. An epoch has the same rows
+            equally often, and its batches are in random order. Validation sorts its rows, too.
+        tokens_per_batch: tokens per batch and device, padding included, in place of batch_size. A batch has as many
+            rows of similar length as fit into rows * (longest source + longest target). Validation keeps batch_size.
         max_source: tokens kept per dialogue.
         max_target: tokens kept per summary, and generated at most when validating.
         evaluate_every: steps between validations, which score generated summaries. The best checkpoint is kept. 0: no
@@ -64,6 +68,8 @@ class TrainingConfig:
     loss: str = "mean"
     temperature: float = 2.0
     batching: str = "homogeneous"
+    by_length: bool = False
+    tokens_per_batch: int | None = None
     max_source: int = 512
     max_target: int = 128
     evaluate_every: int = 0
@@ -80,6 +86,7 @@ class TrainingConfig:
     def __post_init__(self):
         check_types(self, infinite=("temperature",))
         check_least(self, 1, "steps", "batch_size", "accumulation", "max_source", "max_target", "log_every")
+        check_least(self, 1, "tokens_per_batch")
         check_least(self, 0, "warmup_steps", "evaluate_every", "patience", "save_every", "seed")
         for name in ("weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name), 0)
@@ -104,3 +111,15 @@ class TrainingConfig:
             )
         if self.patience and not self.evaluate_every:
             raise ValueError(f"patience must be 0 unless evaluate_every is set; got {self.patience}.")
+
+    @property
+    def sorts_by_length(self) -> bool:
+        """Whether rows of similar length share a batch."""
+        return self.by_length or self.tokens_per_batch is not None
+
+    @property
+    def step_size(self) -> str:
+        """The size of an optimizer step on one device, in words."""
+        if self.tokens_per_batch is None:
+            return f"{self.batch_size * self.accumulation} rows"
+        return f"at most {self.tokens_per_batch * self.accumulation} tokens"

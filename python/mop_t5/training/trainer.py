@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
@@ -122,8 +122,10 @@ def train(
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes the folder even if it saves nothing
     steps = max(1, trainer.state.global_step)
-    rows = config.batch_size * config.accumulation * trainer.args.world_size
-    history = [point | {"epoch": point["step"] * rows / len(examples)} for point in trainer.state.log_history]
+    per_step = config.accumulation * trainer.args.world_size
+    last = max((point["step"] for point in trainer.state.log_history), default=0)
+    drawn = trainer.sampler.rows_drawn(last * per_step)
+    history = [p | {"epoch": drawn[p["step"] * per_step] / len(examples)} for p in trainer.state.log_history]
     return TrainingResult(history, outcome.metrics["train_runtime"] / steps)
 
 
@@ -160,6 +162,13 @@ class _Trainer(WholeCheckpoints):
             decoder_inputs = getattr(model, "prepare_decoder_input_ids_from_labels")  # noqa: B009  not in its type
         skips = is_attached(model) and attached(model).mop.skips_parameters
         self._rows = encoded(model, tokenizer, examples, scenarios, **limits)
+        self.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if valid else {})
+        validated: Dataset[dict[str, Any]] | None = None
+        if valid:
+            validated = rows = encoded(model, tokenizer, valid, scenarios, **limits)
+            if config.sorts_by_length:  # the longest first, so that too little memory is an error at once
+                order = sorted(range(len(rows)), key=rows.lengths.__getitem__, reverse=True)
+                validated, valid = Subset(rows, order), [valid[i] for i in order]
         super().__init__(
             model=model,
             args=trainer_arguments(config, folder, progress, _selection(scorer), skips),
@@ -167,7 +176,7 @@ class _Trainer(WholeCheckpoints):
                 tokenizer.pad_token_id, None if scenarios is None else len(scenarios), decoder_inputs=decoder_inputs
             ),
             train_dataset=self._rows,
-            eval_dataset=encoded(model, tokenizer, valid, scenarios, **limits) if valid else None,
+            eval_dataset=validated,
             processing_class=tokenizer,
             compute_metrics=_validation(tokenizer, valid, scorer) if valid else None,
             callbacks=callbacks_of(config),
@@ -175,15 +184,16 @@ class _Trainer(WholeCheckpoints):
         self.cache = cache_of(config, model, self._rows)
         if is_attached(model):
             self.label_smoother = None  # an attached model smooths the labels itself, without logits
-        self.made_of = {"train": of_rows(examples)} | ({"valid": of_rows(valid)} if valid else {})
         # the whole run is one pass of the sampler, so that no step spans two epochs with fewer batches
-        self._sampler = TemperatureBatchSampler(
+        self.sampler = TemperatureBatchSampler(
             scenario_ids_of(examples, scenarios or scenarios_of(examples)),
-            config.batch_size,
+            config.batch_size if config.tokens_per_batch is None else None,
             temperature=config.temperature,
             batching=config.batching,
             seed=config.seed,
             num_batches=config.steps * config.accumulation * self.args.world_size,
+            lengths=self._rows.lengths if config.sorts_by_length else None,
+            tokens_per_batch=config.tokens_per_batch,
         )
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -193,7 +203,7 @@ class _Trainer(WholeCheckpoints):
         self.model_accepts_loss_kwargs = True  # makes Trainer count the tokens of a step; see compute_loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        share = BatchSamplerShard(self._sampler, self.args.world_size, self.args.process_index)
+        share = BatchSamplerShard(self.sampler, self.args.world_size, self.args.process_index)
         return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator)
 
     def _prepare_inputs(self, inputs):

@@ -153,13 +153,12 @@ class TrainingRun:
     def describe(self) -> str:
         """Describe what `run` would do, for a dry run."""
         count = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
-        rows = self._training.batch_size * self._training.accumulation
         validation = ", without validation."
         if self._valid:
             validation = f", validated on {len(self._valid)} every {self._training.evaluate_every} steps."
         lines = [
-            f"Would train {count:,} parameters for {self._training.steps} steps of {rows} rows on "
-            f"{len(self._examples)} rows{validation}"
+            f"Would train {count:,} parameters for {self._training.steps} steps of "
+            f"{self._training.step_size} on {len(self._examples)} rows{validation}"
         ]
         lines += [] if self.cache is None else [str(self.cache)]
         for seed, folder in self._folders.items() if self._keep["keep"] else ():
