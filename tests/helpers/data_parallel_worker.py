@@ -23,7 +23,8 @@ SCENARIOS = ["e-commerce", "food", "take-out", "taxi", "ticket"]
 TOKENIZER = train_tokenizer([text for row in CORPUS["general"] for text in (row.dialogue, row.summary)], 600)
 RUNS = {  # name: settings for one process; two take half of the accumulation
     "homogeneous": {"batching": "homogeneous", "accumulation": 4},
-    "mixed": {"batching": "mixed", "accumulation": 2, "label_smoothing": 0.1, "evaluate_every": 3, "patience": 9},
+    "mixed": {"batching": "mixed", "accumulation": 2, "label_smoothing": 0.1, "evaluate_every": 3, "patience": 9}
+    | {"tokens_per_batch": 160},
 }
 
 

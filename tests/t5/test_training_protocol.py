@@ -50,12 +50,14 @@ def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def by_hand(model, steps, batch_size, accumulation, batching, smoothing, own_loss=lambda: 0):
+def by_hand(model, steps, batch_size, accumulation, batching, smoothing, own_loss=lambda: 0, tokens=None):
     """The same steps in a plain loop: each on one joint batch, AdamW, linear decay, norm 1. Returns the losses."""
     attached = mop_t5.is_attached(model)
     rows = EncodedExamples(CORPUS["train"], TOKENIZER, SCENARIOS if attached else None)
     ids = scenario_ids_of(CORPUS["train"], SCENARIOS)
-    stream = iter(TemperatureBatchSampler(ids, batch_size, batching=batching, num_batches=steps * accumulation))
+    fields = {"batching": batching, "num_batches": steps * accumulation}
+    fields |= {"tokens_per_batch": tokens, "lengths": rows.lengths} if tokens else {"batch_size": batch_size}
+    stream = iter(TemperatureBatchSampler(ids, **fields))
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     spared = [p for n, p in named if "bias" in n or "norm" in n]
     decayed = [p for n, p in named if not any(p is q for q in spared)]
@@ -80,15 +82,16 @@ def by_hand(model, steps, batch_size, accumulation, batching, smoothing, own_los
 
 
 @pytest.mark.parametrize(
-    ("method", "batching", "accumulation", "smoothing"),
+    ("method", "batching", "accumulation", "smoothing", "tokens"),
     [
-        ("mop", "homogeneous", 3, 0.0),
-        ("mop", "mixed", 2, 0.1),
-        ("prefix_tuning", "mixed", 1, 0.0),
-        (None, "mixed", 2, 0),
+        ("mop", "homogeneous", 3, 0.0, None),
+        ("mop", "mixed", 2, 0.1, None),
+        ("mop", "homogeneous", 2, 0.0, 400),
+        ("prefix_tuning", "mixed", 1, 0.0, None),
+        (None, "mixed", 2, 0, None),
     ],
 )
-def test_training_is_adamw_on_joint_batches(tmp_path, method, batching, accumulation, smoothing):
+def test_training_is_adamw_on_joint_batches(tmp_path, method, batching, accumulation, smoothing, tokens):
     model, other = new_model(method), new_model(method)
     before = weights(model)
     # 14 micro-batches of 3 rows: more than an epoch of 20 batches when accumulated twice or three times
@@ -104,8 +107,9 @@ def test_training_is_adamw_on_joint_batches(tmp_path, method, batching, accumula
         weight_decay=0.1,
         beta2=0.98,
         max_target=128,  # nothing is cut: micro-batches have unequal numbers of tokens
+        tokens_per_batch=tokens,
     )
-    losses = by_hand(other, 14, 3, accumulation, batching, smoothing)
+    losses = by_hand(other, 14, 3, accumulation, batching, smoothing, tokens=tokens)
     # Trainer adds up losses in float32, T5 normalises in float32
     assert [loss for _, loss in result.losses] == pytest.approx(losses, rel=1e-5)
     for name, weight in weights(model).items():
@@ -223,3 +227,44 @@ def test_an_infinite_gradient_stops_the_run_too(tmp_path):
 def test_the_history_counts_epochs_in_rows(tmp_path):
     history = run(new_model(), tmp_path, steps=3, batch_size=4, accumulation=5).history
     assert [point["epoch"] for point in history if "loss" in point] == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_a_run_by_tokens_resumes_in_its_second_epoch_and_counts_epochs_in_rows(tmp_path):
+    changes = {"schedule": "constant", "save_every": 7, "max_target": 128, "accumulation": 2, "tokens_per_batch": 1200}
+    straight, first, second = new_model(), new_model(), new_model()
+    history = run(straight, tmp_path / "straight", steps=8, **changes).history
+    run(first, tmp_path / "cut", steps=7, **changes)
+    resumed = run(second, tmp_path / "cut", resume=True, steps=8, **changes).history
+    assert all(torch.equal(weight, weights(straight)[name]) for name, weight in weights(second).items())
+    assert any(not torch.equal(weight, weights(straight)[name]) for name, weight in weights(first).items())
+    rows, ids = EncodedExamples(CORPUS["train"], TOKENIZER, SCENARIOS), scenario_ids_of(CORPUS["train"], SCENARIOS)
+    batches = list(TemperatureBatchSampler(ids, lengths=rows.lengths, num_batches=16, tokens_per_batch=1200))
+    expected = [sum(map(len, batches[: 2 * step])) / 60 for step in range(1, 9)]
+    for points in (history, resumed):
+        assert [point["epoch"] for point in points if "loss" in point] == pytest.approx(expected)
+    assert expected[5] > 1
+
+
+def test_a_validation_by_length_scores_each_text_with_its_row(tmp_path):
+    pairs = []
+
+    def rouge(references, texts):
+        pairs.append(dict(zip(references, texts, strict=True)))
+        return [Scores(len(r) / 100, len(t) / 100, 0.5) for r, t in zip(references, texts)]
+
+    histories = [
+        run(
+            new_model(),
+            tmp_path / str(sort),
+            steps=1,
+            evaluate_every=1,
+            learning_rate=1e-9,
+            by_length=sort,
+            rouge=rouge,
+        )
+        for sort in (False, True)
+    ]
+    assert pairs[0] == pairs[1]
+    assert list(pairs[0]) != list(pairs[1])  # another order
+    found, expected = ([point["eval_rouge"] for point in h.history if "eval_rouge" in point] for h in histories)
+    assert found == pytest.approx(expected)
