@@ -26,7 +26,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = "this tree"
-SIZES = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
+SIZES: dict[str, Any] = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
 BATCH, SOURCE, TARGET = 8, 256, 64
 MOP, PADDED = "MOP, default", "MOP, default, 30 % of the source tokens are padding"
 DECODER_ONLY = "MOP in the decoder's self-attention only"

@@ -1,5 +1,6 @@
 """Temperature mixing, against golden batches of the public sampler and by counting. Batches by length, likewise."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -167,7 +168,7 @@ def test_a_budget_is_never_passed_and_always_used(batching):
         groups.setdefault(ids_of(SIZES)[batch[0]] if batching == "homogeneous" else 0, []).append(batch)
     for group in groups.values():
         group.sort(key=lambda batch: [LENGTHS[row] for row in batch])
-        for batch, longer in zip(group, group[1:]):
+        for batch, longer in itertools.pairwise(group):
             assert LENGTHS[batch[-1]] <= LENGTHS[longer[0]]
             assert padded([*batch, longer[0]]) > 300
     alone = by_length(batch_size=None, tokens_per_batch=max(sum(one) for one in LENGTHS))

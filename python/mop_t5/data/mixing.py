@@ -206,6 +206,6 @@ def _check_lengths(lengths: Sequence[tuple[int, int]] | None, rows: int, tokens_
     if tokens_per_batch is not None and sum(lengths[longest]) > tokens_per_batch:
         source, target = lengths[longest]
         raise ValueError(
-            f"tokens_per_batch must be at least {source + target}, the tokens of row {longest} ({source} in the source, "
-            f"{target} in the target); got {tokens_per_batch}. Raise it, or lower max_source or max_target."
+            f"tokens_per_batch must be at least {source + target}, the tokens of row {longest} (source {source}, "
+            f"target {target}); got {tokens_per_batch}. Raise it, or lower max_source or max_target."
         )

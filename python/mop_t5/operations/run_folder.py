@@ -49,6 +49,9 @@ _EARLIER = {
     "cache_folder": None,
     "cache_gigabytes": 8.0,
     "by_length": False,
+    "compile": False,
+    "gradient_checkpointing": False,
+    "fused": True,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, and the places of its files

@@ -29,6 +29,7 @@ def trainer_arguments(
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
+        optim="adamw_torch_fused" if config.fused else "adamw_torch",
         lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,

@@ -51,6 +51,11 @@ class TrainingConfig:
         cache_folder: folder of the kept files, where cache_encoder is "disk". Runs that name the same folder share the
             files.
         cache_gigabytes: the most that the kept values may take, in 10^9 bytes. A run that needs more is an error.
+        compile: train with torch.compile, for batches of any length. The first steps compile, for minutes on a CPU.
+        gradient_checkpointing: keep only the inputs of each block of the T5 for backward, and compute the block again
+            there. It needs less memory and more time, and changes no result.
+        fused: update all weights in one kernel of AdamW. False: PyTorch's plain AdamW, which also takes parameters that
+            lie on several devices.
         seed: seed of everything that is random.
     """
 
@@ -81,6 +86,9 @@ class TrainingConfig:
     cache_cross: bool = False
     cache_folder: str | None = None
     cache_gigabytes: float = 8.0
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    fused: bool = True
     seed: int = 0
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.utils import TorchDynamoPlugin
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import (
     EvalPrediction,
@@ -29,8 +30,10 @@ from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.encoder_cache import cache_of
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
+from mop_t5.training.recomputation import recomputed_blocks
 
 CHECKPOINTS = "checkpoints"
+_COMPILER = "inductor"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def train(
     try:
         if trainer.cache is not None:
             trainer.cache.fill(progress=progress and trainer.is_world_process_zero())
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        with recomputed_blocks(model, config.gradient_checkpointing):
+            outcome = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.close_bars()
     model.eval()
@@ -184,6 +188,9 @@ class _Trainer(WholeCheckpoints):
         self.cache = cache_of(config, model, self._rows)
         if is_attached(model):
             self.label_smoother = None  # an attached model smooths the labels itself, without logits
+        if config.compile:
+            # Trainer's torch_compile would compile again for other lengths, and turn TF32 on for the whole process
+            self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=_COMPILER, dynamic=True)
         # the whole run is one pass of the sampler, so that no step spans two epochs with fewer batches
         self.sampler = TemperatureBatchSampler(
             scenario_ids_of(examples, scenarios or scenarios_of(examples)),
