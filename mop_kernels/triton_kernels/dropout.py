@@ -67,3 +67,11 @@ def block_sizes(width: int) -> tuple[int, int]:
     """Return the block of rows and the block of words: 2048 numbers, 16 per thread, which hide the mixing of keys."""
     block_w = min(max(8, power_of_2(width) // 2), 1024)
     return 1024 // block_w, block_w
+
+
+@triton.jit
+def keeps_columns(low, high, column, dropped):
+    """Return True where dropout keeps the columns of rows with the keys `low` and `high`. The arguments are broadcast."""
+    drawn = words(low, high, column // 16 * 8 + column % 8)
+    bits = tl.where(column // 8 % 2 == 0, drawn & 0xFFFF, drawn >> 16)
+    return bits.to(tl.int32) >= dropped

@@ -5,8 +5,7 @@ x (..., d), weight (d,) -> y (..., d). Sums are in float32. Nothing but x and th
     gx = r (weight gy) - x r^3 mean(weight gy x)
     gweight = sum over rows of gy x r                  parts by blocks of rows, then torch.sum
 
-A program holds whole rows on chip, so that x and gy are read once. The bytes limit both kernels. Rows of more than 8192
-numbers take more warps.
+A program holds whole rows on chip, so that x and gy are read once. The bytes limit both kernels.
 """
 
 import torch
@@ -63,9 +62,9 @@ def rms_norm_backward_kernel(
 
 
 def block_sizes(width: int) -> tuple[int, int, int]:
-    """Return the block of rows, the block of columns, and the warps of a program: 16 numbers per thread or more."""
+    """Return the block of rows, the block of columns, and the warps: 16 numbers per thread, and more in rows of over 16,384."""
     block_d = power_of_2(width)
-    return max(1, 2048 // block_d), block_d, min(16, max(4, block_d // 2048))
+    return max(1, 2048 // block_d), block_d, min(32, max(4, block_d // 512))
 
 
 def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,183 @@
+"""Compute prefix_attention: attention to the prefix of an example and to its tokens, with dropout of the weights.
+
+query (b, q, h, d), key and value (b, k, h, d), prefix_key and prefix_value (r, h, p, d), rows (b,), bias (h, q, k),
+key_mask (b, k) -> out (b, q, h, d), lse (b, h, q). A head of an example has p + k columns: c < p are those of the
+prefix rows[b], which all queries see; the others are the tokens j = c - p, which query i sees if key_mask[b, j] and, if
+causal, j <= i. With the sums over the columns that query i sees:
+
+    s[i, c] = query[i] . key[c] scale + bias[i, j]
+    lse[i]  = log sum_c exp(s[i, c])
+    out[i]  = sum_c keep[i, c] exp(s[i, c] - lse[i]) value[c] / (1 - p')           dropout.py says what is kept, and p'
+
+A query that sees no column has out 0 and lse -inf. Sums, s and the weights are in float32; the weights are rounded to
+the dtype of value for their product.
+
+A program computes a block of queries of one head. It reads blocks of columns with a running maximum, so nothing of the
+size of the scores is in memory. Prefix and tokens are one axis: a block of columns may hold both, each read where it
+lies. A block ends behind the last token that a query of the block sees and that the mask has. Bias and mask are read
+as they are, never expanded.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device_functions import ASSERTS, blocks, power_of_2
+from .dropout import factor, keeps_columns, row_keys, threshold
+from .launch import Config, Configs, Sizes, input_precision, launch, pick, tensor_cores
+
+PER_CALL = ["queries", "keys", "prefixes", "prefix_rows", "dropped"]  # numbers for which nothing is compiled again
+
+
+@triton.jit
+def prefix_of(rows, b, prefix_rows):
+    """Return the row of the prefixes that example b reads, int64."""
+    if rows is None:
+        row = tl.full((), 0, tl.int64)
+    else:
+        row = tl.load(rows + b)
+        assert (row >= 0) & (row < prefix_rows), "rows must lie in 0..r-1, r the number of prefix rows"
+    return row
+
+
+@triton.jit
+def place_of(tokens, prefix, column, row, b, h, heads, keys, prefixes, D: tl.constexpr):
+    """Return the addresses of columns of a head, in (b, k, h, d) and for c < p in (r, h, p, d). row, b, h are int64."""
+    place = tokens + ((b * keys + (column - prefixes)) * heads + h) * D
+    if prefix is not None:
+        of_prefix = prefix + ((row * heads + h) * prefixes + column) * D
+        place = tl.where(column < prefixes, of_prefix, place)
+    return place
+
+
+@triton.jit
+def exists(key_mask, column, b, keys, prefixes):
+    """Return True for columns that queries may see: prefixes, and tokens that the mask has."""
+    found = column < prefixes + keys
+    if key_mask is not None:
+        token = column - prefixes
+        found &= tl.load(key_mask + b * keys + token, mask=found & (token >= 0), other=1) != 0
+    return found
+
+
+@triton.jit
+def end_of(key_mask, b, keys):
+    """Return the number of tokens without the last ones that the mask leaves out."""
+    end = keys
+    if key_mask is not None:
+        end = 0
+        for first in range(0, keys, 1024):
+            token = first + tl.arange(0, 1024)
+            found = tl.load(key_mask + b * keys + token, mask=token < keys, other=0) != 0
+            end = tl.maximum(end, tl.max(tl.where(found, token + 1, 0)))
+    return end
+
+
+@triton.jit
+def scores(products, bias, i, column, found, h, queries, keys, prefixes, scale, CAUSAL: tl.constexpr):
+    """Return a tile of s, -inf where a query does not see a column. i, column and found are broadcast to the tile."""
+    s = products * scale
+    token = column - prefixes
+    if bias is not None:
+        mask = found & (token >= 0) & (i < queries)
+        s += tl.load(bias + ((h * queries + i) * keys + token), mask=mask, other=0.0).to(tl.float32)
+    if CAUSAL:
+        found = found & (token <= i)
+    return tl.where(found, s, -float("inf"))
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "prefixes", "prefix_rows", "dropped"])
+def prefix_attention_kernel(
+    query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, out, lse,
+    heads, queries, keys, prefixes, prefix_rows, scale, dropped, kept_factor,
+    CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Write out and lse. A program computes BLOCK_Q queries of one head; those of a head are neighbours."""
+    query_blocks = tl.cdiv(queries, BLOCK_Q)
+    head = (tl.program_id(0) // query_blocks).to(tl.int64)
+    b, h = head // heads, head % heads
+    first_i = tl.program_id(0) % query_blocks * BLOCK_Q
+    i = (first_i + tl.arange(0, BLOCK_Q)).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    q_mask = (i < queries)[:, None] & (d < D)
+    row_of_q = ((b * queries + i) * heads + h)[:, None] * D + d
+    q = tl.load(query + row_of_q, mask=q_mask, other=0.0)
+    row = prefix_of(rows, b, prefix_rows)
+    if DROPOUT:
+        low, high = row_keys(seed, head * queries + i)
+    end = end_of(key_mask, b, keys)
+    if CAUSAL:
+        end = tl.minimum(end, first_i + BLOCK_Q)
+
+    peak = tl.full((BLOCK_Q,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for first in range(0, prefixes + end, BLOCK_C):
+        column = first + tl.arange(0, BLOCK_C)
+        found = exists(key_mask, column, b, keys, prefixes)
+        mask = found[:, None] & (d < D)
+        k = tl.load(place_of(key, prefix_key, column, row, b, h, heads, keys, prefixes, D)[:, None] + d, mask=mask, other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        s = scores(s, bias, i[:, None], column[None, :], found[None, :], h, queries, keys, prefixes, scale, CAUSAL)
+        higher = tl.maximum(peak, tl.max(s, 1))
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        weights = tl.exp(s - base[:, None])
+        shrink = tl.exp(peak - base)
+        total = total * shrink + tl.sum(weights, 1)
+        if DROPOUT:
+            weights = tl.where(keeps_columns(low[:, None], high[:, None], column[None, :], dropped), weights, 0.0)
+        v = tl.load(place_of(value, prefix_value, column, row, b, h, heads, keys, prefixes, D)[:, None] + d, mask=mask, other=0.0)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        peak = higher
+    total = tl.where(total == 0, 1.0, total)  # of a query that sees no column: out is 0, and lse is peak, -inf
+    acc *= (kept_factor / total)[:, None]
+    tl.store(out + row_of_q, acc.to(out.dtype.element_ty), mask=q_mask)
+    tl.store(lse + head * queries + i, peak + tl.log(total), mask=i < queries)
+
+
+class Call:
+    """The tensors and numbers that the kernels of forward and backward take alike."""
+
+    def __init__(
+        self, query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None,
+        rows: Tensor | None, bias: Tensor | None, key_mask: Tensor | None, seed: Tensor | None, causal: bool,
+        scale: float, dropout: float,
+    ):  # fmt: skip
+        self.batch, self.queries, self.heads, self.d = query.shape
+        self.keys = key.shape[1]
+        prefix_rows, _, self.prefixes, _ = (0, 0, 0, 0) if prefix_key is None else prefix_key.shape
+        mask = None if key_mask is None else key_mask.view(torch.uint8)
+        self.tensors = (query, key, value, prefix_key, prefix_value, rows, bias, mask, seed)
+        self.numbers = (self.heads, self.queries, self.keys, self.prefixes, prefix_rows, scale)
+        self.numbers += (threshold(dropout), factor(dropout))
+        self.flags = {"CAUSAL": causal, "DROPOUT": threshold(dropout) > 0, "D": self.d}
+        self.sizes = {"d": self.d, "tf32": int(query.dtype is torch.float32 and input_precision() == "tf32")}
+        self.sizes["tensor_cores"] = int(tensor_cores(query.device))
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of a head."""
+        return self.prefixes + self.keys
+
+    def config(self, kernel: str, configs) -> Config:
+        """Return the blocks and options of a launch. Only launches that read rows have asserts."""
+        query, rows = self.tensors[0], self.tensors[5]
+        config = pick(kernel, self.sizes, query.dtype, query.device, configs)
+        config |= {"BLOCK_D": max(16, power_of_2(self.d)), "PRECISION": "tf32" if self.sizes["tf32"] else "ieee"}
+        return config | self.flags | ({} if rows is None else ASSERTS)
+
+
+def configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
+    yield {"BLOCK_Q": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
+
+
+def forward(query: Tensor, *args) -> list[Tensor]:
+    """Return [out, lse]. The arguments are those of SCHEMAS["prefix_attention"]."""
+    call = Call(query, *args)
+    out, lse = torch.empty_like(query), query.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32)
+    config = call.config("prefix_attention", configs)
+    programs = call.batch * call.heads * blocks(call.queries, config["BLOCK_Q"])
+    launch(prefix_attention_kernel, (programs,), *call.tensors, out, lse, *call.numbers, **config)
+    return [out, lse]
