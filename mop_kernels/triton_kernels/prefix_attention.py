@@ -42,49 +42,70 @@ def prefix_of(rows, b, prefix_rows):
 
 
 @triton.jit
-def place_of(tokens, prefix, column, row, b, h, heads, keys, prefixes, D: tl.constexpr):
-    """Return the addresses of columns of a head, in (b, k, h, d) and for c < p in (r, h, p, d). row, b, h are int64."""
-    place = tokens + ((b * keys + (column - prefixes)) * heads + h) * D
-    if prefix is not None:
-        of_prefix = prefix + ((row * heads + h) * prefixes + column) * D
-        place = tl.where(column < prefixes, of_prefix, place)
-    return place
-
-
-@triton.jit
-def exists(key_mask, column, b, keys, prefixes):
-    """Return True for columns that queries may see: prefixes, and tokens that the mask has."""
-    found = column < prefixes + keys
-    if key_mask is not None:
-        token = column - prefixes
-        found &= tl.load(key_mask + b * keys + token, mask=found & (token >= 0), other=1) != 0
-    return found
-
-
-@triton.jit
-def end_of(key_mask, b, keys):
-    """Return the number of tokens without the last ones that the mask leaves out."""
-    end = keys
-    if key_mask is not None:
+def end_of(key_mask, keys):
+    """Return the number of tokens of an example without the last ones that the mask leaves out."""
+    if key_mask is None:
+        end = keys
+    else:
         end = 0
         for first in range(0, keys, 1024):
             token = first + tl.arange(0, 1024)
-            found = tl.load(key_mask + b * keys + token, mask=token < keys, other=0) != 0
+            found = tl.load(key_mask + token, mask=token < keys, other=0) != 0
             end = tl.maximum(end, tl.max(tl.where(found, token + 1, 0)))
     return end
 
 
 @triton.jit
-def scores(products, bias, i, column, found, h, queries, keys, prefixes, scale, CAUSAL: tl.constexpr):
+def exists(key_mask, column, columns):
+    """Return True for the columns that queries may see."""
+    found = column < columns
+    if key_mask is not None:
+        found &= tl.load(key_mask + column, mask=found, other=0) != 0
+    return found
+
+
+@triton.jit
+def scores(products, bias, i, column, found, queries, keys, scale, CAUSAL: tl.constexpr):
     """Return a tile of s, -inf where a query does not see a column. i, column and found are broadcast to the tile."""
     s = products * scale
-    token = column - prefixes
     if bias is not None:
-        mask = found & (token >= 0) & (i < queries)
-        s += tl.load(bias + ((h * queries + i) * keys + token), mask=mask, other=0.0).to(tl.float32)
+        s += tl.load(bias + i * keys + column, mask=found & (i < queries), other=0.0).to(tl.float32)
     if CAUSAL:
-        found = found & (token <= i)
+        found = found & (column <= i)
     return tl.where(found, s, -float("inf"))
+
+
+@triton.jit
+def attend(
+    peak, total, acc, q, low, high, i, key, value, stride, columns, shift, bias, key_mask, queries, keys, scale,
+    dropped, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Return peak, total and acc after some columns of a head: those of its prefix, or its tokens.
+
+    key, value, bias, key_mask: addresses of the head's own parts; stride: of the rows of key and value. shift: the
+    place of the first column in the rows of dropout.
+    """
+    d = tl.arange(0, BLOCK_D)[None, :]
+    for first in range(0, columns, BLOCK_C):
+        column = first + tl.arange(0, BLOCK_C)
+        found = exists(key_mask, column, columns)
+        place = (column.to(tl.int64) * stride)[:, None] + d
+        mask = found[:, None] & (d < D)
+        k = tl.load(key + place, mask=mask, other=0.0)
+        v = tl.load(value + place, mask=mask, other=0.0)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        s = scores(s, bias, i[:, None], column[None, :], found[None, :], queries, keys, scale, CAUSAL)
+        higher = tl.maximum(peak, tl.max(s, 1))
+        base = tl.where(higher == -float("inf"), 0.0, higher)
+        weights = tl.exp(s - base[:, None])
+        shrink = tl.exp(peak - base)
+        total = total * shrink + tl.sum(weights, 1)
+        if DROPOUT:
+            weights = tl.where(keeps_columns(low[:, None], high[:, None], shift + column[None, :], dropped), weights, 0.0)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        peak = higher
+    return peak, total, acc
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefixes", "prefix_rows", "dropped"])
@@ -102,38 +123,34 @@ def prefix_attention_kernel(
     i = (first_i + tl.arange(0, BLOCK_Q)).to(tl.int64)
     d = tl.arange(0, BLOCK_D)[None, :]
     q_mask = (i < queries)[:, None] & (d < D)
-    row_of_q = ((b * queries + i) * heads + h)[:, None] * D + d
-    q = tl.load(query + row_of_q, mask=q_mask, other=0.0)
-    row = prefix_of(rows, b, prefix_rows)
-    if DROPOUT:
-        low, high = row_keys(seed, head * queries + i)
-    end = end_of(key_mask, b, keys)
-    if CAUSAL:
-        end = tl.minimum(end, first_i + BLOCK_Q)
+    q_place = ((b * queries + i) * heads + h)[:, None] * D + d
+    q = tl.load(query + q_place, mask=q_mask, other=0.0)
+    low, high = row_keys(seed, head * queries + i) if DROPOUT else (i, i)
 
     peak = tl.full((BLOCK_Q,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
-    for first in range(0, prefixes + end, BLOCK_C):
-        column = first + tl.arange(0, BLOCK_C)
-        found = exists(key_mask, column, b, keys, prefixes)
-        mask = found[:, None] & (d < D)
-        k = tl.load(place_of(key, prefix_key, column, row, b, h, heads, keys, prefixes, D)[:, None] + d, mask=mask, other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        s = scores(s, bias, i[:, None], column[None, :], found[None, :], h, queries, keys, prefixes, scale, CAUSAL)
-        higher = tl.maximum(peak, tl.max(s, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp(s - base[:, None])
-        shrink = tl.exp(peak - base)
-        total = total * shrink + tl.sum(weights, 1)
-        if DROPOUT:
-            weights = tl.where(keeps_columns(low[:, None], high[:, None], column[None, :], dropped), weights, 0.0)
-        v = tl.load(place_of(value, prefix_value, column, row, b, h, heads, keys, prefixes, D)[:, None] + d, mask=mask, other=0.0)
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        peak = higher
+    if prefix_key is not None:
+        start = (prefix_of(rows, b, prefix_rows) * heads + h) * prefixes * D
+        peak, total, acc = attend(
+            peak, total, acc, q, low, high, i, prefix_key + start, prefix_value + start, D, prefixes, 0, None, None,
+            queries, keys, scale, dropped, False, DROPOUT, D, PRECISION, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+    if bias is not None:
+        bias += h * queries * keys
+    if key_mask is not None:
+        key_mask += b * keys
+    end = end_of(key_mask, keys)
+    if CAUSAL:
+        end = tl.minimum(end, first_i + BLOCK_Q)
+    start = (b * keys * heads + h) * D
+    peak, total, acc = attend(
+        peak, total, acc, q, low, high, i, key + start, value + start, heads * D, end, prefixes, bias, key_mask,
+        queries, keys, scale, dropped, CAUSAL, DROPOUT, D, PRECISION, BLOCK_C, BLOCK_D,
+    )  # fmt: skip
     total = tl.where(total == 0, 1.0, total)  # of a query that sees no column: out is 0, and lse is peak, -inf
     acc *= (kept_factor / total)[:, None]
-    tl.store(out + row_of_q, acc.to(out.dtype.element_ty), mask=q_mask)
+    tl.store(out + q_place, acc.to(out.dtype.element_ty), mask=q_mask)
     tl.store(lse + head * queries + i, peak + tl.log(total), mask=i < queries)
 
 
