@@ -173,10 +173,9 @@ class Call:
         self.sizes = {"d": self.d, "tf32": int(query.dtype is torch.float32 and input_precision() == "tf32")}
         self.sizes["tensor_cores"] = int(tensor_cores(query.device))
 
-    @property
-    def columns(self) -> int:
-        """Number of columns of a head."""
-        return self.prefixes + self.keys
+    def programs(self, size: int, block: int) -> int:
+        """Return the number of programs that cover `size` queries or columns of every head."""
+        return self.batch * self.heads * blocks(size, block)
 
     def config(self, kernel: str, configs) -> Config:
         """Return the blocks and options of a launch. Only launches that read rows have asserts."""
@@ -195,6 +194,6 @@ def forward(query: Tensor, *args) -> list[Tensor]:
     call = Call(query, *args)
     out, lse = torch.empty_like(query), query.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32)
     config = call.config("prefix_attention", configs)
-    programs = call.batch * call.heads * blocks(call.queries, config["BLOCK_Q"])
+    programs = call.programs(call.queries, config["BLOCK_Q"])
     launch(prefix_attention_kernel, (programs,), *call.tensors, out, lse, *call.numbers, **config)
     return [out, lse]
