@@ -9,7 +9,20 @@ from collections.abc import Callable
 
 import triton
 
-from . import attempt_mix, attempt_mix_backward, lowrank_phm_linear, mop_ffn, mop_ffn_backward, phm_linear, phm_weight
+from . import (
+    attempt_mix,
+    attempt_mix_backward,
+    dropout_add,
+    lowrank_phm_linear,
+    mop_ffn,
+    mop_ffn_backward,
+    phm_linear,
+    phm_weight,
+    prefix_attention,
+    prefix_attention_backward,
+    relu_dropout,
+    rms_norm,
+)
 from .device_functions import INTERPRETED
 from .replay import Replayed
 
@@ -30,5 +43,14 @@ _FUNCTIONS: dict[str, Callable] = {
     "mop_ffn_backward": mop_ffn_backward.backward,
     "attempt_mix": attempt_mix.forward,
     "attempt_mix_backward": attempt_mix_backward.backward,
+    "rms_norm": rms_norm.forward,
+    "rms_norm_backward": rms_norm.backward,
+    "dropout_add": dropout_add.forward,
+    "dropout_add_backward": dropout_add.backward,
+    "relu_dropout": relu_dropout.forward,
+    "relu_dropout_backward": relu_dropout.backward,
+    "prefix_attention": prefix_attention.forward,
+    "prefix_attention_backward": prefix_attention_backward.backward,
 }
-IMPLEMENTATIONS = {name: Replayed(function) for name, function in _FUNCTIONS.items()}
+_ANNEALED = ("attempt_mix", "attempt_mix_backward")  # a temperature that changes in every step of a training
+IMPLEMENTATIONS = {name: Replayed(function, name in _ANNEALED) for name, function in _FUNCTIONS.items()}

@@ -2,7 +2,7 @@
 
 A row has two keys of 32 bits, mixed from the seed and the number of the row. A word of 32 bits decides two columns:
 word w decides column 16 (w // 8) + w % 8 by its low half, and the column 8 behind it by its high half. A column is kept
-if the 16 bits are at least `threshold(p)`. All numbers are unsigned and wrap around.
+if the 16 bits are at least step_reference.threshold(p). All numbers are unsigned and wrap around.
 """
 
 import triton
@@ -10,14 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from .device_functions import power_of_2
-
-
-def threshold(p: float) -> int:
-    return round(p * 65536)
-
-
-def factor(p: float) -> float:
-    return 65536 / (65536 - threshold(p))
 
 
 @triton.jit
@@ -55,6 +47,14 @@ def keeps(drawn, half: tl.constexpr, dropped):
     return bits.to(tl.int32) >= dropped
 
 
+@triton.jit
+def keeps_columns(low, high, column, dropped):
+    """Return True where dropout keeps the columns of rows with the keys `low` and `high`. The arguments are broadcast."""
+    drawn = words(low, high, column // 16 * 8 + column % 8)
+    bits = tl.where(column // 8 % 2 == 0, drawn & 0xFFFF, drawn >> 16)
+    return bits.to(tl.int32) >= dropped
+
+
 # Of the kernels that work on rows:
 
 
@@ -67,11 +67,3 @@ def block_sizes(width: int) -> tuple[int, int]:
     """Return the block of rows and the block of words: 2048 numbers, 16 per thread, which hide the mixing of keys."""
     block_w = min(max(8, power_of_2(width) // 2), 1024)
     return 1024 // block_w, block_w
-
-
-@triton.jit
-def keeps_columns(low, high, column, dropped):
-    """Return True where dropout keeps the columns of rows with the keys `low` and `high`. The arguments are broadcast."""
-    drawn = words(low, high, column // 16 * 8 + column % 8)
-    bits = tl.where(column // 8 % 2 == 0, drawn & 0xFFFF, drawn >> 16)
-    return bits.to(tl.int32) >= dropped

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..step_reference import factor, threshold
 from .device_functions import blocks
-from .dropout import block_sizes, column_of, factor, keeps, matrix, row_keys, threshold, words
+from .dropout import block_sizes, column_of, keeps, matrix, row_keys, words
 from .launch import launch
 
 

@@ -23,11 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..step_reference import factor, threshold
 from .device_functions import ASSERTS, blocks, power_of_2
-from .dropout import factor, keeps_columns, row_keys, threshold
+from .dropout import keeps_columns, row_keys
 from .launch import Config, Configs, Sizes, input_precision, launch, pick, tensor_cores
-
-PER_CALL = ["queries", "keys", "prefixes", "prefix_rows", "dropped"]  # numbers for which nothing is compiled again
 
 
 @triton.jit

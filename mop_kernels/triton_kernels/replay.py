@@ -1,13 +1,13 @@
 """Do the host work of an operation once per kind of call. Later calls only allocate, collect addresses and launch.
 
-A kind of call is given by the sizes, strides, dtypes, alignment and device of its tensors, its other arguments except
-floats, and torch's setting of TF32. The first two calls of a kind run the operation's function as written. The second
+A kind of call is given by the sizes, strides, dtypes, alignment and device of its tensors, its other arguments, and
+torch's setting of TF32. The first two calls of a kind run the operation's function as written. The second
 call takes notes of the function's launches, with their compiled kernels, and of its calls of torch. Later calls repeat
 the notes on their own tensors.
 
-Therefore the work of a function must depend only on the kind of call and on the conditions in `is_usual`. A float may
-differ from call to call, because the function passes it to kernels and does not compute with it. A function that does
-something that notes cannot repeat always runs as written.
+Therefore the work of a function must depend only on the kind of call and on the conditions in `is_usual`. A function
+with `any_floats` passes its floats to kernels and does not compute with them: then they do not belong to the kind, and
+may differ from call to call. A function that does something that notes cannot repeat always runs as written.
 """
 
 import functools
@@ -144,10 +144,15 @@ class Replayed:
 
     Gradients of outputs, the first arguments, may have any strides. The other tensors are made contiguous, because an
     exported program may pass other strides.
+
+    Args:
+        function: The function of the operation.
+        any_floats: True if the floats of a call do not belong to its kind.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, any_floats: bool = False):
         self.function = function
+        self.any_floats = any_floats
         self.any_strides = sum(name.startswith("grad") for name in inspect.signature(function).parameters)
         self.programs: dict[tuple, Program | str] = {}
 
@@ -161,6 +166,8 @@ class Replayed:
             args = self.contiguous(args)
             tensors, floats, others = _by_kind(args)
             strides = tuple(map(Tensor.stride, tensors))
+        if not self.any_floats:
+            others, floats = others + floats, []
         addresses = list(map(Tensor.data_ptr, tensors))
         low = functools.reduce(operator.or_, addresses) & 15  # Triton compiles other kernels if it is not 0
         driver = _triton.active
@@ -206,7 +213,7 @@ class Replayed:
         def own(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
                 return next(rest)
-            return next(numbers) if type(leaf) is float else leaf
+            return next(numbers) if type(leaf) is float and self.any_floats else leaf
 
         arguments = tree_map(own, tuple(args))
         with Notes(tensors, bool(floats)) as notes:
