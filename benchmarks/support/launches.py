@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.support.work import BOTH, PRECISIONS, WORK, Precision, Work, run
+from benchmarks.support.step_work import LAUNCHED, StepWork
+from benchmarks.support.work import BOTH, PRECISIONS, Precision, Work, run
 from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.launch import Launch as Made
 from mop_kernels.triton_kernels.launch import asked, forced, recording
@@ -146,7 +147,7 @@ def kinds_of(text: str) -> tuple:
 
 
 def of_works(
-    works: Iterable[Work] = WORK,
+    works: Iterable[Work | StepWork] = LAUNCHED,
     precisions: Iterable[Precision] = PRECISIONS,
     candidates: bool = False,
     direction: str = BOTH,
@@ -166,7 +167,9 @@ def of_works(
     return list(found.values())
 
 
-def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
+def made_by(
+    work: Work | StepWork, precision: Precision, direction: str = BOTH, candidates: bool = False
+) -> list[Made]:
     """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
     with torch.device("meta"), precision.in_force(), recording() as made:
         tensors = work.inputs(precision.dtype)

@@ -13,10 +13,11 @@ A query that sees no column has out 0 and lse -inf. Sums, s and the weights are 
 the dtype of value for their product.
 
 A program computes a block of queries of one head. It reads blocks of columns with a running maximum, so nothing of the
-size of the scores is in memory. Prefix and tokens are one axis: a block of columns may hold both, each read where it
-lies. A block ends behind the last token that a query of the block sees and that the mask has. Bias and mask are read
-as they are, never expanded.
+size of the scores is in memory: first the columns of the prefix, then the tokens up to the last that a query of the
+block sees and that the mask has. Prefixes, tokens, bias and mask are read where they lie.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,7 +27,7 @@ from torch import Tensor
 from ..step_reference import factor, threshold
 from .device_functions import ASSERTS, blocks, power_of_2
 from .dropout import keeps_columns, row_keys
-from .launch import Config, Configs, Sizes, input_precision, launch, pick, tensor_cores
+from .launch import input_precision, launch, tensor_cores
 
 
 @triton.jit
@@ -101,7 +102,8 @@ def attend(
         shrink = tl.exp(peak - base)
         total = total * shrink + tl.sum(weights, 1)
         if DROPOUT:
-            weights = tl.where(keeps_columns(low[:, None], high[:, None], shift + column[None, :], dropped), weights, 0.0)
+            keep = keeps_columns(low[:, None], high[:, None], shift + column[None, :], dropped)
+            weights = tl.where(keep, weights, 0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         peak = higher
     return peak, total, acc
@@ -153,6 +155,28 @@ def prefix_attention_kernel(
     tl.store(lse + head * queries + i, peak + tl.log(total), mask=i < queries)
 
 
+class Tile(NamedTuple):
+    """Block sizes and warps of a launch."""
+
+    queries: int
+    columns: int
+    num_warps: int
+
+
+class Tiles(NamedTuple):
+    """Tiles of a kernel by the width of its products: heads of at most 64, 128 and 256 numbers, and wider heads."""
+
+    on_tensor_cores: tuple[Tile, Tile, Tile, Tile]
+    by_fma: tuple[Tile, Tile, Tile, Tile]
+
+
+# The largest tiles whose accumulators, scores and addresses of the bias stay in registers, on sm_80 and sm_90.
+TILES = Tiles(
+    on_tensor_cores=(Tile(64, 32, 4), Tile(64, 32, 8), Tile(64, 16, 8), Tile(16, 16, 8)),
+    by_fma=(Tile(32, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+)
+
+
 class Call:
     """The tensors and numbers that the kernels of forward and backward take alike."""
 
@@ -169,30 +193,27 @@ class Call:
         self.numbers = (self.heads, self.queries, self.keys, self.prefixes, prefix_rows, scale)
         self.numbers += (threshold(dropout), factor(dropout))
         self.flags = {"CAUSAL": causal, "DROPOUT": threshold(dropout) > 0, "D": self.d}
-        self.sizes = {"d": self.d, "tf32": int(query.dtype is torch.float32 and input_precision() == "tf32")}
-        self.sizes["tensor_cores"] = int(tensor_cores(query.device))
+        self.tf32 = query.dtype is torch.float32 and input_precision() == "tf32"
+        self.by_fma = not tensor_cores(query.device) or (query.dtype is torch.float32 and not self.tf32)
 
     def programs(self, size: int, block: int) -> int:
         """Return the number of programs that cover `size` queries or columns of every head."""
         return self.batch * self.heads * blocks(size, block)
 
-    def config(self, kernel: str, configs) -> Config:
-        """Return the blocks and options of a launch. Only launches that read rows have asserts."""
-        query, rows = self.tensors[0], self.tensors[5]
-        config = pick(kernel, self.sizes, query.dtype, query.device, configs)
-        config |= {"BLOCK_D": max(16, power_of_2(self.d)), "PRECISION": "tf32" if self.sizes["tf32"] else "ieee"}
-        return config | self.flags | ({} if rows is None else ASSERTS)
+    def options(self, tiles: Tiles, reads_rows: bool = True) -> dict[str, Any]:
+        """Return the constexprs and options of a launch. Only launches that read rows have asserts."""
+        block_d = max(16, power_of_2(self.d))
+        tile = (tiles.by_fma if self.by_fma else tiles.on_tensor_cores)[min(3, max(0, block_d.bit_length() - 7))]
+        found = {"BLOCK_Q": tile.queries, "BLOCK_C": tile.columns, "BLOCK_D": block_d, "num_warps": tile.num_warps}
+        found |= {"PRECISION": "tf32" if self.tf32 else "ieee", "num_stages": 2} | self.flags
+        return found | ASSERTS if reads_rows and self.tensors[5] is not None else found
 
 
-def configs(sizes: Sizes, dtype: torch.dtype, multiprocessors: int) -> Configs:
-    yield {"BLOCK_Q": 64, "BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
-
-
-def forward(query: Tensor, *args) -> list[Tensor]:
+def forward(query: Tensor, *args: Any) -> list[Tensor]:
     """Return [out, lse]. The arguments are those of SCHEMAS["prefix_attention"]."""
     call = Call(query, *args)
     out, lse = torch.empty_like(query), query.new_empty(call.batch, call.heads, call.queries, dtype=torch.float32)
-    config = call.config("prefix_attention", configs)
-    programs = call.programs(call.queries, config["BLOCK_Q"])
-    launch(prefix_attention_kernel, (programs,), *call.tensors, out, lse, *call.numbers, **config)
+    options = call.options(TILES)
+    programs = call.programs(call.queries, options["BLOCK_Q"])
+    launch(prefix_attention_kernel, (programs,), *call.tensors, out, lse, *call.numbers, **options)
     return [out, lse]

@@ -23,7 +23,7 @@ from torch import Tensor
 from .device_functions import blocks
 from .dropout import keeps_columns, row_keys
 from .launch import launch
-from .prefix_attention import Call, end_of, exists, prefix_of, scores
+from .prefix_attention import Call, Tile, Tiles, end_of, exists, prefix_of, scores
 
 
 @triton.jit
@@ -64,7 +64,8 @@ def pass_over_columns(
         weights = tl.exp(s - lse[:, None])
         g = tl.dot(gy, tl.trans(v), input_precision=PRECISION) * kept_factor
         if DROPOUT:
-            g = tl.where(keeps_columns(low[:, None], high[:, None], shift + column[None, :], dropped), g, 0.0)
+            keep = keeps_columns(low[:, None], high[:, None], shift + column[None, :], dropped)
+            g = tl.where(keep, g, 0.0)
         if OF_QUERY:
             gs = weights * (g - delta[:, None])
             acc = tl.dot(gs.to(k.dtype), k, acc, input_precision=PRECISION)
@@ -216,12 +217,14 @@ def sum_of_examples_kernel(parts, rows, total, examples, size, BLOCK: tl.constex
     tl.store(total + row.to(tl.int64) * size + c, acc.to(total.dtype.element_ty), mask=c < size)
 
 
-def query_configs(sizes, dtype, multiprocessors):
-    yield {"BLOCK_Q": 32, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
-
-
-def column_configs(sizes, dtype, multiprocessors):
-    yield {"BLOCK_Q": 32, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
+OF_QUERIES = Tiles(
+    on_tensor_cores=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
+    by_fma=(Tile(32, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+)
+OF_COLUMNS = Tiles(
+    on_tensor_cores=(Tile(32, 64, 4), Tile(32, 64, 8), Tile(16, 32, 8), Tile(16, 16, 8)),
+    by_fma=(Tile(32, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+)
 
 
 def backward(
@@ -230,45 +233,42 @@ def backward(
     scale: float, dropout: float, needs: int,
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients that the bits of `needs` ask for. The arguments are those of SCHEMAS."""
-    call = Call(
-        query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, causal, scale, dropout
-    )
+    call = Call(query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, causal, scale, dropout)
     delta = torch.empty_like(lse)
     numbers = (*call.numbers, *grad.stride())
     found: list[Tensor] = []
-    if needs & 0b01011:
-        grad_query = torch.empty_like(query) if needs & 1 else None
-        config = call.config("prefix_attention_query_gradients", query_configs)
-        launch(
-            query_gradients_kernel, (call.programs(call.queries, config["BLOCK_Q"]),), *call.tensors, grad, lse, delta,
-            grad_query, *numbers, **config,
-        )  # fmt: skip
-        if grad_query is not None:
-            found.append(grad_query)
 
-    def of_columns(keys: Tensor, values: Tensor, grad_key: Tensor | None, grad_value: Tensor | None, prefix: bool) -> None:
-        config = call.config("prefix_attention_column_gradients", column_configs)
-        own_bias, own_mask = (None, None) if prefix else call.tensors[6:8]
-        own_rows = rows if prefix else None
+    if needs & 0b01011:
+        options = call.options(OF_QUERIES)
+        grad_query = torch.empty_like(query) if needs & 1 else None
         launch(
-            column_gradients_kernel, (call.programs(call.prefixes if prefix else call.keys, config["BLOCK_C"]),),
-            query, keys, values, own_rows, own_bias, own_mask, seed, grad, lse, delta, grad_key, grad_value, *numbers,
-            **config | {"PREFIX": prefix, "CAUSAL": causal and not prefix},
+            query_gradients_kernel, (call.programs(call.queries, options["BLOCK_Q"]),), *call.tensors, grad, lse, delta,
+            grad_query, *numbers, **options,
         )  # fmt: skip
+        found += [] if grad_query is None else [grad_query]
 
     if needs & 0b00110:
-        grads = torch.empty_like(key) if needs & 2 else None, torch.empty_like(value) if needs & 4 else None
-        of_columns(key, value, *grads, prefix=False)
+        options = call.options(OF_COLUMNS, reads_rows=False)
+        grads = [torch.empty_like(t) if needs & bit else None for t, bit in ((key, 2), (value, 4))]
+        launch(
+            column_gradients_kernel, (call.programs(call.keys, options["BLOCK_C"]),), query, key, value,
+            *call.tensors[5:], grad, lse, delta, *grads, *numbers, PREFIX=False, **options,
+        )  # fmt: skip
         found += [g for g in grads if g is not None]
+
     if needs & 0b11000:
-        assert prefix_key is not None and prefix_value is not None
-        shape = call.batch, *prefix_key.shape[1:]
-        parts = [lse.new_empty(shape) if needs & bit else None for bit in (8, 16)]
-        of_columns(prefix_key, prefix_value, *parts, prefix=True)
+        assert prefix_key is not None
+        options = call.options(OF_COLUMNS)
+        size = prefix_key[0].numel()
+        parts = [lse.new_empty(call.batch, size) if needs & bit else None for bit in (8, 16)]
+        launch(
+            column_gradients_kernel, (call.programs(call.prefixes, options["BLOCK_C"]),), query, prefix_key,
+            prefix_value, rows, None, None, seed, grad, lse, delta, *parts, *numbers, PREFIX=True,
+            **options | {"CAUSAL": False},
+        )  # fmt: skip
         for part in parts:
             if part is not None:
                 found.append(torch.empty_like(prefix_key))
-                size = prefix_key[0].numel()
                 launch(
                     sum_of_examples_kernel, (prefix_key.shape[0] * blocks(size, 256),), part, rows, found[-1],
                     call.batch, size, BLOCK=256, num_warps=4,

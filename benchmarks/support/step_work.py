@@ -1,0 +1,94 @@
+"""Works of the operations of a frozen T5's training step, and all works whose launches are compiled ahead of time.
+
+They have no plain form on a GPU beside them yet, so nothing times them (`work.WORK` holds the timed works).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.support.work import WORK, Work
+from mop_kernels import testing
+from mop_kernels.testing import AttentionShape
+
+P, EPS, SCALE = 0.1, 1e-6, 1.0  # of T5
+
+
+class StepWork(NamedTuple):
+    """One operation at one size, like `Work`.
+
+    Attributes:
+        op: Name of the public operation.
+        label: The size in words.
+        shape: An AttentionShape for prefix_attention, (rows, columns) for the other operations.
+    """
+
+    op: str
+    label: str
+    shape: AttentionShape | tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """Return the operation and its size in words."""
+        return f"{self.op}, {self.label}"
+
+    def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
+        """Return the differentiable inputs, in the order of the raw operation."""
+        if isinstance(self.shape, AttentionShape):
+            rows, prefixes, _ = self._attention(dtype, seed)
+            return [*rows, *prefixes]
+        generator = torch.Generator().manual_seed(seed)
+        x = testing.normal(generator, dtype, *self.shape)
+        if self.op == "rms_norm":
+            return [x, testing.normal(generator, dtype, self.shape[1])]
+        return [x, torch.ones_like(x)] if self.op == "dropout_add" else [x]
+
+    def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
+        """Return the arguments of the raw operation."""
+        if self.op == "rms_norm":
+            return *tensors, EPS
+        seed = torch.zeros(1, dtype=torch.int64)
+        if not isinstance(self.shape, AttentionShape):
+            return *tensors, seed, P
+        *_, (bias, rows, key_mask) = self._attention(tensors[0].dtype, 0)
+        query, key, value, *prefixes = tensors
+        prefixes = prefixes or [None, None]
+        return query, key, value, *prefixes, rows, bias, key_mask, seed, self.shape.causal, SCALE, P
+
+    def backward_arguments(self, tensors: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple:
+        """Return the arguments of the raw backward operation, which asks for all gradients."""
+        arguments = self.forward_arguments(tensors)
+        if self.op == "rms_norm":
+            return outputs[0], *arguments, 3
+        if self.op == "dropout_add":
+            return outputs[0], *arguments[2:], 1
+        if self.op == "relu_dropout":
+            return *outputs, P, 1
+        return outputs[0], *arguments[:9], outputs[1], *arguments[9:], (1 << len(tensors)) - 1
+
+    def _attention(self, dtype: torch.dtype, seed: int) -> tuple:
+        """Return query, key and value in the layout of the raw operation; the prefixes; bias, rows and mask."""
+        assert isinstance(self.shape, AttentionShape)
+        (*rows, prefix_key, prefix_value, bias), options = testing.attention_inputs(self.shape, dtype, seed=seed)
+        prefixes = [] if prefix_key is None else [prefix_key, prefix_value]
+        return (
+            [t.transpose(1, 2).contiguous() for t in rows],
+            prefixes,
+            (bias, options["rows"], options["key_mask"]),
+        )
+
+
+STEP_WORK = [
+    StepWork("prefix_attention", "T5-small encoder", AttentionShape(8, 8, 256, 256, 64, 40, 5, False)),
+    StepWork("prefix_attention", "T5-small decoder", AttentionShape(8, 8, 64, 64, 64, 40, 5, True)),
+    StepWork("prefix_attention", "T5-11B encoder", AttentionShape(2, 128, 512, 512, 128, 40, 5, False)),
+    StepWork("prefix_attention", "heads of 256", AttentionShape(2, 16, 512, 512, 256, 40, 1, True)),
+    StepWork("prefix_attention", "T5-small without prefixes", AttentionShape(8, 8, 256, 256, 64, 0, 0, False)),
+    StepWork("rms_norm", "2048 rows of 512", (2048, 512)),
+    StepWork("rms_norm", "1024 rows of 4096", (1024, 4096)),
+    StepWork("dropout_add", "2048 rows of 512", (2048, 512)),
+    StepWork("relu_dropout", "2048 rows of 2048", (2048, 2048)),
+]
+LAUNCHED: list[Work | StepWork] = [*WORK, *STEP_WORK]
