@@ -3,7 +3,7 @@
     python -m benchmarks.compile_table [--arch 90 80] [--launches recorded] [--match TEXT] [--summary] [--workers 2]
 
 Launches: "recorded", all of tests/triton/launches.json; "sample", the launches that the tests compile, each for one
-architecture; "paper", the launches of support/work.py; "candidates", the configurations that `make tune` tries.
+architecture; "paper", the launches of support/step_work.py; "candidates", the configurations that `make tune` tries.
 With --results a run continues where the last run stopped. To compile with another triton, put it first on PYTHONPATH.
 The exit status is 1 if there is a problem.
 """

@@ -75,7 +75,7 @@ class Launch(NamedTuple):
 class Recorded(NamedTuple):
     """A launch, its origin, and the seconds of its compilation if measured.
 
-    The origin is the id of a test, or "operation, shape, dtype" for a work of support/work.py.
+    The origin is the id of a test, or "operation, shape, dtype" for a work of support/step_work.py.
     """
 
     launch: Launch
@@ -167,9 +167,7 @@ def of_works(
     return list(found.values())
 
 
-def made_by(
-    work: Work | StepWork, precision: Precision, direction: str = BOTH, candidates: bool = False
-) -> list[Made]:
+def made_by(work: Work | StepWork, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
     """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
     with torch.device("meta"), precision.in_force(), recording() as made:
         tensors = work.inputs(precision.dtype)

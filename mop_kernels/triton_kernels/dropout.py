@@ -27,7 +27,7 @@ def row_keys(seed, row):
 
 @triton.jit
 def words(low, high, word):
-    """Return the words of rows with the keys `low` and `high`. The arguments are broadcast."""
+    """Return words, numbered by `word`, of the rows with the keys `low` and `high`. All arguments are broadcast."""
     x = (word.to(tl.uint32) * 0x9E3779B1) ^ low
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = ((x ^ (x >> 15)) + high) * 0x846CA68B
@@ -49,7 +49,7 @@ def keeps(drawn, half: tl.constexpr, dropped):
 
 @triton.jit
 def keeps_columns(low, high, column, dropped):
-    """Return True where dropout keeps the columns of rows with the keys `low` and `high`. The arguments are broadcast."""
+    """Return True where dropout keeps columns of the rows with the keys `low` and `high`. All arguments are broadcast."""
     drawn = words(low, high, column // 16 * 8 + column % 8)
     bits = tl.where(column // 8 % 2 == 0, drawn & 0xFFFF, drawn >> 16)
     return bits.to(tl.int32) >= dropped

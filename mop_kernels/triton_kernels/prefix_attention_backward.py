@@ -1,6 +1,6 @@
 """Compute the gradients of prefix_attention, whose formulas and names are in prefix_attention.py. Sums are in float32.
 
-Scores, weights and the dropout mask are computed again from the tensors that forward saved. With gy the gradient of out:
+Scores, weights and the dropout mask are computed again from what forward saved. With gy the gradient of out:
 
     P[i, c] = exp(s[i, c] - lse[i])          G[i, c] = keep[i, c] gy[i] . value[c] / (1 - p')
     delta[i] = sum_c P G                     gs = P (G - delta)

@@ -62,7 +62,7 @@ def rms_norm_backward_kernel(
 
 
 def block_sizes(width: int) -> tuple[int, int, int]:
-    """Return the block of rows, the block of columns, and the warps: 16 numbers per thread, and more in rows of over 16,384."""
+    """Return the block of rows, the block of columns, and the warps: 16 numbers per thread, more in very long rows."""
     block_d = power_of_2(width)
     return max(1, 2048 // block_d), block_d, min(32, max(4, block_d // 512))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mop_kernels import backends, ops, testing
-from mop_kernels.testing import PROMPTS, Bank, Shape
+from mop_kernels.testing import ATTENTIONS, PROMPTS, Bank, Shape
 
 InterpreterError = pytest.importorskip("triton").runtime.errors.InterpreterError
 
@@ -125,3 +125,19 @@ def test_task_ids_out_of_range(task, direction):
         )
     with pytest.raises(InterpreterError, match=r"task_ids must lie in 0\.\.tasks-1"):
         call(*first, source, target, task_ids, *factors, temperature, *last)
+
+
+@pytest.mark.parametrize("row", [-1, 2])
+@pytest.mark.parametrize("needs", [None, 0b00001, 0b01000, 0b10000], ids=["forward", "query", "keys", "values"])
+def test_prefix_rows_out_of_range(row, needs):
+    (*tensors, bias), options = testing.attention_inputs(ATTENTIONS["odd"], torch.float32)
+    query, key, value = (t.transpose(1, 2).contiguous() for t in tensors[:3])
+    rows = options["rows"].clone()
+    arguments = query, key, value, *tensors[3:], rows, bias, options["key_mask"], None
+    out, lse = ops.get("prefix_attention", "triton")(*arguments, False, 1.0, 0.0)
+    rows[1] = row
+    with pytest.raises(InterpreterError, match=r"rows must lie in 0\.\.r-1"):
+        if needs is None:
+            ops.get("prefix_attention", "triton")(*arguments, False, 1.0, 0.0)
+        else:
+            ops.get("prefix_attention_backward", "triton")(out, *arguments, lse, False, 1.0, 0.0, needs)

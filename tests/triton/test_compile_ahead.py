@@ -14,7 +14,8 @@ import torch
 
 from benchmarks import compile_table
 from benchmarks.support import compiler, launches
-from benchmarks.support.work import BOTH, PRECISIONS, WORK
+from benchmarks.support.step_work import LAUNCHED
+from benchmarks.support.work import BOTH, PRECISIONS
 from mop_kernels import backends
 from mop_kernels.triton_kernels.launch import Launch as Made
 
@@ -54,7 +55,7 @@ def test_the_sample_has_every_kind_of_launch(recorded, tasks):
     of_sample = [r.launch for r, _ in tasks]
     for feature in (launches.combination, lambda launch: (launch.kernel, launch.dtype)):
         assert {feature(r.launch) for r in recorded} == {feature(launch) for launch in of_sample}
-    assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in WORK}
+    assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in LAUNCHED}
     for arch in launches.ARCHES:
         assert {r.launch.kernel for r in recorded} == {r.launch.kernel for r, chosen in tasks if chosen == arch}
 
@@ -190,7 +191,7 @@ def test_kinds_are_as_triton_tells_arguments_apart(recorded):
         launches.kind(torch.empty(2, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("work", WORK, ids=lambda work: f"{work.op}, {work.label}")
+@pytest.mark.parametrize("work", LAUNCHED, ids=lambda work: f"{work.op}, {work.label}")
 def test_every_dtype_has_launches(work):
     """Forward and backward, on tensors that only have sizes."""
     for precision in PRECISIONS:

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.support.launches import made_by
+from benchmarks.support.step_work import StepWork
 from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, PRECISIONS, WORK, Work
 from mop_kernels import backends, testing
-from mop_kernels.testing import BANKS, PROMPTS, Bank, PromptShape, Shape
+from mop_kernels.testing import BANKS, PROMPTS, AttentionShape, Bank, PromptShape, Shape
 from mop_kernels.triton_kernels import IMPLEMENTATIONS, attempt_mix, attempt_mix_backward
 from mop_kernels.triton_kernels.launch import recording
 
@@ -25,6 +26,11 @@ LARGE = [
     Work("phm_weight", "large", Shape(1, 4, 4, 4, 2**14, 2**14, 1)),
     Work("lowrank_phm_linear", "many rows", Shape(2**22, 4, 4, 4, 256, 256, 4)),
     Work("lowrank_phm_linear", "large", Shape(40, 16, 16, 16, 4096, 4096, 2)),
+    StepWork("prefix_attention", "long", AttentionShape(64, 32, 2**17, 2**17, 64, 2**12, 1000, True)),
+    StepWork("prefix_attention", "many examples", AttentionShape(2**20, 16, 1, 1, 16, 1, 1, False)),
+    StepWork("rms_norm", "many rows", (2**30, 16)),
+    StepWork("dropout_add", "many rows", (2**30, 16)),
+    StepWork("relu_dropout", "wide", (2**20, 2**18)),
 ]
 
 
@@ -102,6 +108,26 @@ def test_other_batches_and_lengths_compile_nothing_again():
         return made_by(Work("attempt_mix", "prompts", shape), BFLOAT16, BOTH)
 
     assert not differences(at(32, 256), at(31, 255)) | differences(at(32, 256), at(16, 1))
+
+
+@pytest.mark.skipif(backends.interpreting(), reason="the interpreter specialises nothing")
+@pytest.mark.parametrize("precision", [FLOAT32, BFLOAT16], ids=lambda precision: precision.name)
+def test_other_steps_compile_nothing_again(precision):
+    """Batches differ in examples and lengths; prefixes in their number and length."""
+
+    def at(batch, queries, keys, prefix, rows):
+        shape = AttentionShape(batch, 8, queries, keys, 64, prefix, rows, True)
+        sizes = (batch * queries, 512)
+        works = [StepWork(op, "", sizes) for op in ("rms_norm", "dropout_add", "relu_dropout")]
+        return [
+            launch
+            for work in (StepWork("prefix_attention", "", shape), *works)
+            for launch in made_by(work, precision, BOTH)
+        ]
+
+    usual = at(8, 256, 256, 40, 5)
+    for other in (at(7, 255, 19, 40, 5), at(2, 1, 1, 40, 2), at(16, 64, 256, 1, 16), at(1, 33, 48, 7, 3)):
+        assert not differences(usual, other)
 
 
 def test_launches_that_read_ids_assert_them():
