@@ -27,7 +27,7 @@ from torch import Tensor
 from ..step_reference import factor, threshold
 from .device_functions import ASSERTS, blocks, power_of_2
 from .dropout import keeps_columns, row_keys
-from .launch import input_precision, launch, tensor_cores
+from .launch import input_precision, launch
 
 
 @triton.jit
@@ -164,16 +164,16 @@ class Tile(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """Tiles of a kernel by the width of its products: heads of at most 64, 128 and 256 numbers, and wider heads."""
+    """Tiles of a kernel by dtype and width of a head: at most 64, 128 and 256 numbers, and more."""
 
-    on_tensor_cores: tuple[Tile, Tile, Tile, Tile]
-    by_fma: tuple[Tile, Tile, Tile, Tile]
+    of_16_bits: tuple[Tile, Tile, Tile, Tile]
+    of_float32: tuple[Tile, Tile, Tile, Tile]
 
 
-# The largest tiles whose accumulators, scores and addresses of the bias stay in registers, on sm_80 and sm_90.
+# On sm_80 and sm_90, the largest tiles whose accumulators, scores and addresses of the bias stay in registers.
 TILES = Tiles(
-    on_tensor_cores=(Tile(64, 32, 4), Tile(64, 32, 8), Tile(64, 16, 8), Tile(16, 16, 8)),
-    by_fma=(Tile(32, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+    of_16_bits=(Tile(64, 32, 4), Tile(64, 32, 8), Tile(64, 16, 8), Tile(16, 16, 8)),
+    of_float32=(Tile(64, 32, 8), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 
 
@@ -193,8 +193,6 @@ class Call:
         self.numbers = (self.heads, self.queries, self.keys, self.prefixes, prefix_rows, scale)
         self.numbers += (threshold(dropout), factor(dropout))
         self.flags = {"CAUSAL": causal, "DROPOUT": threshold(dropout) > 0, "D": self.d}
-        self.tf32 = query.dtype is torch.float32 and input_precision() == "tf32"
-        self.by_fma = not tensor_cores(query.device) or (query.dtype is torch.float32 and not self.tf32)
 
     def programs(self, size: int, block: int) -> int:
         """Return the number of programs that cover `size` queries or columns of every head."""
@@ -202,11 +200,12 @@ class Call:
 
     def options(self, tiles: Tiles, reads_rows: bool = True) -> dict[str, Any]:
         """Return the constexprs and options of a launch. Only launches that read rows have asserts."""
-        block_d = max(16, power_of_2(self.d))
-        tile = (tiles.by_fma if self.by_fma else tiles.on_tensor_cores)[min(3, max(0, block_d.bit_length() - 7))]
+        query, rows, block_d = self.tensors[0], self.tensors[5], max(16, power_of_2(self.d))
+        of_dtype = tiles.of_float32 if query.dtype is torch.float32 else tiles.of_16_bits
+        tile = of_dtype[min(max(0, block_d.bit_length() - 7), 3)]
         found = {"BLOCK_Q": tile.queries, "BLOCK_C": tile.columns, "BLOCK_D": block_d, "num_warps": tile.num_warps}
-        found |= {"PRECISION": "tf32" if self.tf32 else "ieee", "num_stages": 2} | self.flags
-        return found | ASSERTS if reads_rows and self.tensors[5] is not None else found
+        found |= {"PRECISION": input_precision() if query.dtype is torch.float32 else "ieee", "num_stages": 2}
+        return found | self.flags | (ASSERTS if reads_rows and rows is not None else {})
 
 
 def forward(query: Tensor, *args: Any) -> list[Tensor]:

@@ -84,6 +84,7 @@ INTERPRETED = {
     "test_every_way_of_phm_linear": {"shape": (testing.Shape(9, 2, 2, 6, 60, 50, 1),)},  # ways of the C++ one
     "test_what_is_asked_is_computed": {"asked": ([0], [2, 3, 4, 5, 6])},
     "test_the_shape_of_the_paper": {"backend": ()},
+    "test_the_share_that_is_kept": {"backend": ()},
     "test_two_callers_at_once": {"backend": ()},
     "test_two_runs_are_bit_equal": {"backend": ()},
     "test_bank_takes_any_number_of_rows_without_recompiling": {"backend": ()},
