@@ -172,7 +172,7 @@ class Tiles(NamedTuple):
 
 # On sm_80 and sm_90, the largest tiles whose accumulators, scores and addresses of the bias stay in registers.
 TILES = Tiles(
-    of_16_bits=(Tile(64, 32, 4), Tile(64, 32, 8), Tile(64, 16, 8), Tile(16, 16, 8)),
+    of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(64, 16, 8), Tile(16, 16, 8)),
     of_float32=(Tile(64, 32, 8), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 
