@@ -60,7 +60,9 @@ def backbone() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    return T5ForConditionalGeneration(T5Config(**SIZES, decoder_start_token_id=0, dropout_rate=0.1))
+    config = T5Config(**SIZES, dropout_rate=0.1)
+    config.decoder_start_token_id = 0
+    return T5ForConditionalGeneration(config)
 
 
 def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
