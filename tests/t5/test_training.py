@@ -182,6 +182,11 @@ def test_nothing_to_train_and_missing_validation(model, tokenizer, tmp_path):
         ({"batching": "sorted"}, "batching must be one of 'homogeneous', 'mixed'; got 'sorted'"),
         ({"schedule": "step"}, "schedule must be one of 'linear', 'cosine', 'constant'; got 'step'"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1; got 1.0"),
+        ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1; got 0"),
+        (
+            {"gradient_checkpointing": True, "cache_cross": True, "cache_encoder": "memory"},
+            "gradient_checkpointing must be false where cache_cross",
+        ),
         ({"patience": 2}, "patience must be 0 unless evaluate_every is set; got 2"),
     ],
 )

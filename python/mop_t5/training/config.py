@@ -112,6 +112,11 @@ class TrainingConfig:
         check_number("cache_gigabytes", self.cache_gigabytes, above=0)
         if self.cache_cross and self.cache_encoder == "no":
             raise ValueError("cache_cross must be false where cache_encoder is 'no'; got true. Set cache_encoder.")
+        if self.cache_cross and self.gradient_checkpointing:  # transformers drops the cache of a recomputed block
+            raise ValueError(
+                "gradient_checkpointing must be false where cache_cross is true: a block computed again takes no "
+                "kept keys and values. Set one of them to false."
+            )
         if (self.cache_folder is not None) != (self.cache_encoder == "disk"):
             raise ValueError(
                 f"cache_folder must name a folder where cache_encoder is 'disk', and only there; got "
