@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from errors import raises
+from errors import raises, says, warns
 
 import mop_kernels as mk
 from mop_kernels import backends, explain, testing
@@ -40,13 +40,13 @@ def test_argument_beats_use_backend_beats_environment_beats_auto(monkeypatch):
     best = "cpu" if "cpu" in mk.available_backends() else "reference"
     assert f"backend {best} (auto" in explained()
     monkeypatch.setenv("MOP_KERNELS_BACKEND", "reference")
-    assert "backend reference (asked for by the environment variable MOP_KERNELS_BACKEND)" in explained()
+    says(explained(), "reference", "MOP_KERNELS_BACKEND")
     with mk.use_backend("auto"):
         assert f"backend {best} (auto" in explained()
     with mk.use_backend("reference"):
         monkeypatch.setenv("MOP_KERNELS_BACKEND", "nonsense")
-        assert "backend reference (asked for by use_backend)" in explained()
-        assert "backend reference (asked for by the argument backend=)" in explained(backend="reference")
+        says(explained(), "reference", "use_backend")
+        says(explained(backend="reference"), "reference", "backend=")
         assert f"backend {best} (auto" in explained(backend="auto")
 
 
@@ -82,38 +82,35 @@ def test_backward_takes_the_backend_of_forward(backend):
 
 
 def test_unknown_names(monkeypatch):
-    message = r"backend must be one of 'auto', 'reference', 'cpu', 'triton', 'cuda'; got 'gpu'"
-    with pytest.raises(ValueError, match=message):
+    message = ("backend", "'auto', 'reference', 'cpu', 'triton', 'cuda'", "'gpu'")
+    with raises(ValueError, *message):
         mk.lowrank_phm_linear(*TENSORS, backend="gpu")
-    with pytest.raises(ValueError, match=message), mk.use_backend("gpu"):
+    with raises(ValueError, *message), mk.use_backend("gpu"):
         pass
     monkeypatch.setenv("MOP_KERNELS_BACKEND", "gpu")
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         mk.lowrank_phm_linear(*TENSORS)
     with raises(TypeError, "backend", "int"):
         mk.lowrank_phm_linear(*TENSORS, backend=1)
 
 
-ABSENT = (
-    r"backend 'cpu' \(asked for by {}\) cannot run here: the compiled module mop_kernels\._C is missing.*"
-    r"pip install.*Available: reference"
-)
+ABSENT = ("mop_kernels._C", "pip install", "Available: reference")
 
 
 def test_what_is_named_and_absent_raises(monkeypatch):
     pretend_there_is_no_compiled_module(monkeypatch)
-    with pytest.raises(RuntimeError, match=ABSENT.format("the argument backend=")):
+    with raises(RuntimeError, "'cpu'", "backend=", *ABSENT):
         mk.lowrank_phm_linear(*TENSORS, backend="cpu")
-    with mk.use_backend("cpu"), pytest.raises(RuntimeError, match=ABSENT.format("use_backend")):
+    with mk.use_backend("cpu"), raises(RuntimeError, "'cpu'", "use_backend", *ABSENT):
         mk.lowrank_phm_linear(*TENSORS)
     monkeypatch.setenv("MOP_KERNELS_BACKEND", "cpu")
-    with pytest.raises(RuntimeError, match=ABSENT.format("the environment variable MOP_KERNELS_BACKEND")):
+    with raises(RuntimeError, "'cpu'", "MOP_KERNELS_BACKEND", *ABSENT):
         mk.lowrank_phm_linear(*TENSORS)
 
 
 @pytest.mark.parametrize("name", [name for name in backends.NAMES if name not in mk.available_backends()])
 def test_backends_that_are_not_here_say_so(name):
-    with pytest.raises(RuntimeError, match=rf"backend '{name}' .* cannot run here: .*Available: reference"):
+    with raises(RuntimeError, f"backend '{name}'", "Available: reference"):
         mk.lowrank_phm_linear(*TENSORS, backend=name)
     assert f"not here: {name} (" in explained()
 
@@ -124,14 +121,14 @@ def test_a_dtype_the_named_backend_does_not_take():
     half = [t.half() for t in TENSORS]
     with raises(RuntimeError, "float32", "float64", "bfloat16", "torch.float16"):
         mk.lowrank_phm_linear(*half, backend="cpu")
-    with pytest.warns(UserWarning, match=r"slow reference backend: it takes .*float16"):
+    with warns(UserWarning, "reference", "float16"):
         assert mk.lowrank_phm_linear(*half).dtype == torch.float16
 
 
 def test_auto_warns_once_where_it_is_slow(monkeypatch):
     pretend_there_is_no_compiled_module(monkeypatch)
     layer = mk.PHMLinear(12, 12)
-    with pytest.warns(UserWarning, match=r"slow reference backend.*Name backend='reference' to silence") as caught:
+    with warns(UserWarning, "reference", "backend='reference'") as caught:
         layer(torch.randn(2, 12))
     assert [w.filename for w in caught] == [__file__], "the warning points at the caller's line"
     with warnings.catch_warnings():
@@ -224,16 +221,16 @@ def test_on_a_gpu_small_work_goes_to_cuda_and_large_work_to_triton(missing):
 def test_on_a_gpu_the_other_is_taken_where_one_is_missing(missing):
     missing.add("cuda")
     assert chosen(0) == "triton"
-    assert "Triton kernels serve torch.float32 on cuda; not here: cuda" in explain.reason_of(None, GPU, torch.float32)
+    says(explain.reason_of(None, GPU, torch.float32), "Triton", "torch.float32 on cuda", "not here: cuda")
     missing.symmetric_difference_update({"cuda", "triton"})
     assert chosen(2**40) == "cuda"
     missing.add("cuda")
-    with pytest.warns(UserWarning, match="slow reference backend: not here"):
+    with warns(UserWarning, "reference", "not here"):
         assert chosen(0) == "reference"
 
 
 def test_on_a_gpu_float64_is_the_reference_s(missing):
-    with pytest.warns(UserWarning, match=r"it takes float32, bfloat16, float16, these are torch\.float64"):
+    with warns(UserWarning, "float32, bfloat16, float16", "torch.float64"):
         assert chosen(0, torch.float64) == "reference"
 
 

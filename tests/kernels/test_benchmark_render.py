@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from errors import raises
 
 from benchmarks import render
 from benchmarks.support import goals, plots, results, tables
@@ -74,5 +75,5 @@ def test_the_command(modules, tmp_path, monkeypatch, capsys):
     assert readme_row in capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.png")} == {"scaling.png", "share_of_floor.png"}
     (tmp_path / "mop_ffn.another-2-threads.json").write_text("{}")
-    with pytest.raises(SystemExit, match="--machine must be one of a-cpu-2-threads, another-2-threads"):
+    with raises(SystemExit, "--machine", "a-cpu-2-threads, another-2-threads"):
         render.main()

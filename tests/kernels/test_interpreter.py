@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import says
 
 from mop_kernels import backends
 
@@ -94,7 +95,7 @@ print(kernels.INTERPRETED, backends.interpreting())
     expected = SETTINGS[setting]
     assert before == f"False {expected}"
     assert with_triton == after == f"{expected} {expected}"
-    assert said == "ran" if expected else "TRITON_INTERPRET=1 runs the kernels slowly on CPU tensors" in said
+    assert said == "ran" if expected else "TRITON_INTERPRET=1" in said
 
 
 def test_a_knob_counts_as_the_variable_does(run):
@@ -106,7 +107,7 @@ print(backends.interpreting())
     assert run(code, "1") == "False"
 
 
-SET_LATE = "TRITON_INTERPRET was set after triton was imported; set it before Python starts"
+SET_LATE = "TRITON_INTERPRET was set after triton was imported"
 
 
 @pytest.mark.parametrize("imported", ["triton", "mop_kernels.triton_kernels"])
@@ -124,7 +125,7 @@ os.environ["TRITON_INTERPRET"] = "on"
 torch.cuda.is_available = lambda: True
 print(call())
 """
-    assert f"it takes tensors on cuda, these are on cpu; {SET_LATE}" in run(code)
+    says(run(code), "cuda", "cpu", SET_LATE)
 
 
 def test_a_variable_that_is_set_in_time(run):
@@ -153,7 +154,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    assert "TRITON_INTERPRET was changed between the import of triton and" in run(code, "true")
+    says(run(code, "true"), "TRITON_INTERPRET", "import of triton")
 
 
 def test_asking_costs_less_than_a_microsecond(run):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from errors import raises
+from errors import raises, warns
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mop_kernels as mk
@@ -73,16 +73,14 @@ FAILED = "a tiny launch on cuda:0 raised RuntimeError: no kernel image"
 
 def test_what_does_not_launch_is_left_out_with_one_warning(machine):
     machine.failures["cuda", 0] = FAILED
-    with pytest.warns(UserWarning, match=f"^mop_kernels leaves its backend 'cuda' out: {FAILED}"):
+    with warns(UserWarning, "mop_kernels", "'cuda'", FAILED):
         assert chosen_on(0) == "triton"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (chosen_on(0), chosen_on(1)) == ("triton", "cuda")
         assert f"not here: cuda ({FAILED})" in explained_on_a_gpu()
         assert "not here: cuda" in explain.reason_of(None, GPU, torch.float32, "mop_ffn", 1000)
-    with pytest.raises(
-        RuntimeError, match=f"'cuda' \\(asked for by the argument backend=\\) cannot run here: {FAILED}"
-    ):
+    with raises(RuntimeError, "'cuda'", "backend=", FAILED):
         chosen_on(0, "cuda")
     assert sorted(machine.launches) == [(b, k) for b in ("cuda", "triton") for k in (0, 1)], "once each"
 
@@ -94,7 +92,7 @@ def explained_on_a_gpu() -> str:
 
 def test_where_nothing_launches_the_reference_computes(machine):
     machine.failures.update({("cuda", 0): FAILED, ("triton", 0): FAILED.replace("no kernel image", "no C compiler")})
-    with pytest.warns(UserWarning, match="mop_kernels") as caught:
+    with warns(UserWarning, "mop_kernels") as caught:
         assert chosen_on(0) == "reference"
     said = [str(warning.message) for warning in caught]
     assert [text.split(":")[0] for text in said] == [
@@ -110,7 +108,7 @@ def test_nothing_is_launched_into_a_capture(machine, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert (chosen_on(0), machine.launches) == ("cuda", [])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    with pytest.warns(UserWarning, match="leaves its backend 'cuda' out"):
+    with warns(UserWarning, "mop_kernels", "'cuda'"):
         assert chosen_on(0) == "triton"
 
 
@@ -179,7 +177,7 @@ def test_a_lack_of_memory_says_nothing_of_a_backend(machine, monkeypatch):
     assert chosen_on(0) == "cuda"
     machine.failures["cuda", 0] = FAILED
     monkeypatch.setattr(self_check, "_launch", working)
-    with pytest.warns(UserWarning, match="leaves its backend 'cuda' out"):
+    with warns(UserWarning, "mop_kernels", "'cuda'"):
         assert chosen_on(0) == "triton"
 
 
