@@ -3,6 +3,7 @@
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.methods.adapter import AdapterConfig
 from t5_oracle import adapt_by_hand, batch, randomised, same_gradients, tiny
 
@@ -110,9 +111,9 @@ def test_robust_adapterdrop_draws_in_training_and_drops_what_it_is_told_in_evalu
     loaded = mop_t5.load(tiny(), tmp_path)
     assert loaded.mop.config.drop_layers == 2
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
-    with pytest.raises(ValueError, match=r"layers must be at most drop_up_to = 2, for which .* were trained; got 3"):
+    with raises(ValueError, "layers", "drop_up_to = 2", "3"):
         model.mop.drop(3)
-    with pytest.raises(ValueError, match=r"layers must be at most drop_up_to = None"):
+    with raises(ValueError, "layers", "drop_up_to = None"):
         attached({"drop_layers": 1}).mop.drop(1)
 
 
@@ -136,31 +137,31 @@ def test_sizes_on_t5_base(fields, trained):
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (ValueError, r"scenarios must name at least one scenario; got none", {"per_scenario": True}),
-        (TypeError, r"per_scenario must be True or False; got 1", {"per_scenario": 1}),
-        (TypeError, r"places must be a list of names; got 'cross", {"places": "cross"}),
-        (ValueError, r"places must be .* self_attention, .*; got head", {"places": ["feed_forward", "head"]}),
-        (ValueError, r"places must be .*; got none", {"places": []}),
-        (ValueError, r"reduction must be at least 1; got 0", {"reduction": 0}),
-        (ValueError, r"activation must be one of .*; got 'gelu_new'", {"activation": "gelu_new"}),
-        (TypeError, r"layer_norms must be True or False; got 'no'", {"layer_norms": "no"}),
-        (ValueError, r"drop_layers must be at least 0; got -1", {"drop_layers": -1}),
-        (ValueError, r"drop_up_to must be at least 3; got 2", {"drop_layers": 3, "drop_up_to": 2}),
+        (ValueError, ("scenarios", "none"), {"per_scenario": True}),
+        (TypeError, ("per_scenario", "1"), {"per_scenario": 1}),
+        (TypeError, ("places", "list", "'cross"), {"places": "cross"}),
+        (ValueError, ("places", "self_attention", "head"), {"places": ["feed_forward", "head"]}),
+        (ValueError, ("places", "none"), {"places": []}),
+        (ValueError, ("reduction", "1", "0"), {"reduction": 0}),
+        (ValueError, ("activation", "'gelu_new'"), {"activation": "gelu_new"}),
+        (TypeError, ("layer_norms", "'no'"), {"layer_norms": "no"}),
+        (ValueError, ("drop_layers", "0", "-1"), {"drop_layers": -1}),
+        (ValueError, ("drop_up_to", "3", "2"), {"drop_layers": 3, "drop_up_to": 2}),
     ],
 )
 def test_config_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         AdapterConfig(**given)
 
 
 @pytest.mark.parametrize(
     ("message", "given"),
     [
-        (r"reduction must be at most d_model = 24; got 32", {}),
-        (r"drop_layers must be below 2, .* and drop_up_to at most that; got 2 and None", {"drop_layers": 2}),
-        (r"drop_up_to at most that; got 0 and 3", {"drop_up_to": 3}),
+        (("reduction", "d_model = 24", "32"), {}),
+        (("drop_layers", "2", "drop_up_to", "2 and None"), {"drop_layers": 2}),
+        (("drop_up_to", "0 and 3"), {"drop_up_to": 3}),
     ],
 )
 def test_errors_that_need_the_backbone(message, given):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         mop_t5.attach(tiny(), "adapter", **({"reduction": 4} if given else {}), **given)

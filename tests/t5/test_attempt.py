@@ -6,6 +6,7 @@ import shutil
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
@@ -212,7 +213,7 @@ def test_other_starts_of_the_target():
     targets = mop_t5.attach(tiny(), "attempt", **{**SHARED, "init": "uniform"}).mop.target_prompts
     assert -0.5 <= targets.min() < -0.45
     assert 0.45 < targets.max() <= 0.5
-    with pytest.raises(ValueError, match=r"prompt_length must be at most the vocabulary's 40 with .*; got 41"):
+    with raises(ValueError, "prompt_length", "40", "41"):
         mop_t5.attach(tiny(), "attempt", untrained_sources=1, prompt_length=41)
 
 
@@ -241,21 +242,21 @@ def test_sources_are_copied_and_loaded_bit_for_bit(library, tmp_path):
     assert loaded.mop.attention.norm.bias.abs().max() > 0.05, "the LayerNorm of G is trained and saved"
     with torch.no_grad():
         assert torch.equal(loaded(**inputs, scenario_ids=IDS).logits, expected)
-    with pytest.raises(NotADirectoryError, match="library' is no folder"):
+    with raises(NotADirectoryError, "library'", "folder"):
         mop_t5.attach(tiny(), "attempt", **from_library(library))
 
 
 def test_a_library_that_does_not_fit(library):
-    with pytest.raises(ValueError, match=r"library' must have 6 rows, as .*; mnli has 4, squad has 4\. Choose"):
+    with raises(ValueError, "library'", "6 rows", "mnli", "4", "squad", "4"):
         mop_t5.attach(tiny(), "attempt", **from_library(library, prompt_length=6))
-    with pytest.raises(ValueError, match=r"has no prompt 'cola'; expected one of mnli, qqp, squad"):
+    with raises(ValueError, "prompt 'cola'", "mnli, qqp, squad"):
         mop_t5.attach(tiny(), "attempt", **from_library(library, source_prompts=["mnli", "cola"]))
     other = tiny(seed=1)
-    with pytest.raises(ValueError, match=r"mnli' was trained on another backbone"):
+    with raises(ValueError, "mnli'", "another backbone"):
         mop_t5.attach(other, "attempt", **from_library(library))
     assert not mop_t5.is_attached(other)
     prompt_library.remove(library, "mnli")
-    with pytest.raises(ValueError, match=r"has no prompt 'mnli'; expected one of qqp, squad"):
+    with raises(ValueError, "prompt 'mnli'", "qqp, squad"):
         mop_t5.attach(tiny(), "attempt", **from_library(library))
 
 
@@ -292,15 +293,15 @@ def test_a_prior_that_does_not_fit(tmp_path):
     mop_t5.save(attached({**SHARED, "attention": "constant"}), tmp_path / "constant")
     mop_t5.save(mop_t5.attach(tiny(), "prompt_tuning", prefix_length=3), tmp_path / "prompt")
     attach("prior", attention="token")
-    with pytest.raises(ValueError, match=r"bottleneck must be that of prior '.*', 6; got 8"):
+    with raises(ValueError, "bottleneck", "prior", "6", "8"):
         attach("prior", bottleneck=8)
-    with pytest.raises(ValueError, match=r"prior' was trained on another backbone"):
+    with raises(ValueError, "prior'", "another backbone"):
         attach("prior", tiny(seed=1))
-    with pytest.raises(ValueError, match=r"constant' has no G, because its attention is fixed"):
+    with raises(ValueError, "constant'", "G"):
         attach("constant")
-    with pytest.raises(ValueError, match=r"prompt' holds the method 'prompt_tuning'; expected 'attempt'"):
+    with raises(ValueError, "prompt'", "'prompt_tuning'", "'attempt'"):
         attach("prompt")
-    with pytest.raises(FileNotFoundError, match=r"nowhere' has no mop_config.json"):
+    with raises(FileNotFoundError, "nowhere'", "mop_config.json"):
         attach("nowhere")
 
 
@@ -405,36 +406,36 @@ def test_autocast_rounds_neither_text_nor_prompt():
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (ValueError, r"source_prompts must name at least one prompt of the library", {"untrained_sources": 0}),
-        (ValueError, r"unless untrained_sources is given in its place; got \['a'\] and", {"source_prompts": ["a"]}),
-        (ValueError, r"library must be given where .*; got None\.", {"source_prompts": ["a"], "untrained_sources": 0}),
-        (ValueError, r"library must be given where source_prompts are, and only there; got 'x'", {"library": "x"}),
-        (TypeError, r"library must be a string or None; got 3", {"library": 3}),
-        (TypeError, r"source_prompts must be a list of names; got 'a'", {"source_prompts": "a"}),
-        (ValueError, r"source_prompts must be distinct; got a more than once", {"source_prompts": ["a", "a"]}),
-        (ValueError, r"untrained_sources must be at least 0; got -1", {"untrained_sources": -1}),
-        (ValueError, r"prompt_length must be at least 1; got 0", {"prompt_length": 0}),
-        (ValueError, r"attention must be one of 'sub', .*'none'; got 'dot'", {"attention": "dot"}),
-        (TypeError, r"use_target must be True or False; got 1", {"use_target": 1}),
-        (TypeError, r"pool_padding must be True or False; got 'no'", {"pool_padding": "no"}),
-        (ValueError, r"temperature must be above 0 and finite; got 0", {"temperature": 0}),
-        (ValueError, r"bottleneck must be at least 1; got 0", {"bottleneck": 0}),
-        (ValueError, r"init must be one of 'source', 'vocabulary', 'uniform'; got 'b'", {"init": "b"}),
-        (ValueError, r"init_source must be one of source_prompts \(\), .*; got 'b' and", {"init_source": "b"}),
-        (ValueError, r"prior is a G, and attention='none' has none", {"prior": "p", "attention": "none"}),
-        (ValueError, r"train_attention=False keeps the G of another attempt", {"train_attention": False}),
+        (ValueError, ("source_prompts", "library"), {"untrained_sources": 0}),
+        (ValueError, ("source_prompts", "untrained_sources", "['a']"), {"source_prompts": ["a"]}),
+        (ValueError, ("library", "source_prompts", "None"), {"source_prompts": ["a"], "untrained_sources": 0}),
+        (ValueError, ("library", "source_prompts", "'x'"), {"library": "x"}),
+        (TypeError, ("library", "3"), {"library": 3}),
+        (TypeError, ("source_prompts", "list", "'a'"), {"source_prompts": "a"}),
+        (ValueError, ("source_prompts", "distinct", "got a"), {"source_prompts": ["a", "a"]}),
+        (ValueError, ("untrained_sources", "0", "-1"), {"untrained_sources": -1}),
+        (ValueError, ("prompt_length", "1", "0"), {"prompt_length": 0}),
+        (ValueError, ("attention", "'sub'", "'none'", "'dot'"), {"attention": "dot"}),
+        (TypeError, ("use_target", "1"), {"use_target": 1}),
+        (TypeError, ("pool_padding", "'no'"), {"pool_padding": "no"}),
+        (ValueError, ("temperature", "0", "0"), {"temperature": 0}),
+        (ValueError, ("bottleneck", "1", "0"), {"bottleneck": 0}),
+        (ValueError, ("init", "'source', 'vocabulary', 'uniform'", "'b'"), {"init": "b"}),
+        (ValueError, ("init_source", "source_prompts ()", "'b'"), {"init_source": "b"}),
+        (ValueError, ("prior", "G", "attention='none'"), {"prior": "p", "attention": "none"}),
+        (ValueError, ("train_attention=False", "G"), {"train_attention": False}),
         (
             ValueError,
-            r"use_target=False trains nothing unless G is trained",
+            ("use_target=False", "G"),
             {"use_target": False, "attention": "constant"},
         ),
         (
             ValueError,
-            r"use_target=False trains nothing unless G is trained",
+            ("use_target=False", "G"),
             {"use_target": False, "train_attention": False, "prior": "p"},
         ),
     ],
 )
 def test_config_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         AttemptConfig(**{**SMALL, **given})

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone import load as backbone
 from mop_t5.backbone.load import BackboneShape, is_untied
 from safetensors.torch import load_file, save_file
@@ -148,19 +149,17 @@ def test_overrides_of_a_known_name_reach_the_decoder_too():
 
 
 def test_build_errors():
-    with pytest.raises(
-        ValueError, match=r"config 't5-smal' is not a known backbone; expected one of t5-small, t5-base"
-    ):
+    with raises(ValueError, "config", "'t5-smal'", "t5-small, t5-base"):
         mop_t5.build_backbone("t5-smal")
-    with pytest.raises(ValueError, match=r"num_layer: not a field of T5Config. Check the spelling"):
+    with raises(ValueError, "num_layer", "T5Config"):
         mop_t5.build_backbone("t5-small", num_layer=2)
-    with pytest.raises(ValueError, match=r"model_type t5, mt5, umt5; got 'bert'"):
+    with raises(ValueError, "model_type t5, mt5, umt5", "'bert'"):
         mop_t5.build_backbone(BertConfig())
-    with pytest.raises(TypeError, match=r"config must be a transformers config or a name; got int"):
+    with raises(TypeError, "config", "int"):
         mop_t5.build_backbone(3)
-    with pytest.raises(TypeError, match=r"dtype must be a floating torch.dtype or its name.*; got torch.int64"):
+    with raises(TypeError, "dtype", "torch.dtype", "torch.int64"):
         mop_t5.build_backbone("t5-small", dtype=torch.int64)
-    with pytest.raises(TypeError, match=r"dtype must be .*; got 'float12'"):
+    with raises(TypeError, "dtype", "'float12'"):
         mop_t5.build_backbone("t5-small", dtype="float12")
 
 
@@ -175,27 +174,27 @@ def test_a_config_that_asks_for_tuples(tmp_path):
 
 
 def test_load_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"has no config.json. Expected a folder written by save_pretrained"):
+    with raises(ValueError, "config.json", "save_pretrained"):
         mop_t5.load_backbone(tmp_path)
     (tmp_path / "mop_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"It is an adapter folder: load its backbone first"):
+    with raises(ValueError, "config.json", "adapter folder", "mop_t5.load(backbone, folder)"):
         mop_t5.load_backbone(tmp_path)
     for other, cure in (
-        ("adapter_config.json", "It is an adapter folder of PEFT"),
-        ("run.json", "the folder of a run"),
+        ("adapter_config.json", ("PEFT", "merge_and_unload()", "save_pretrained")),
+        ("run.json", ("run.json", "backbone")),
     ):
         (tmp_path / "x").mkdir(exist_ok=True)
         (tmp_path / "x" / other).write_text("{}")
-        with pytest.raises(ValueError, match=cure):
+        with raises(ValueError, *cure):
             mop_t5.load_backbone(tmp_path / "x")
         (tmp_path / "x" / other).unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"holds a 'bert' model; expected t5, mt5, umt5"):
+    with raises(ValueError, "'bert'", "t5, mt5, umt5"):
         mop_t5.load_backbone(tmp_path)
-    with pytest.raises(OSError, match="no/such-model"):
+    with raises(OSError, "no/such-model"):
         mop_t5.load_backbone(str(tmp_path / "no/such-model"))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds an adapter of PEFT \(adapter_config\.json\) beside the backbone"):
+    with raises(ValueError, "PEFT (adapter_config.json)"):
         mop_t5.load_backbone(tmp_path)
 
 
@@ -265,57 +264,57 @@ def test_checkpoints_with_all_weights(kind, change, file, checkpoint):
 @pytest.mark.parametrize(
     ("kind", "change", "config", "message"),
     [
-        ("mt5", with_prefix("module."), {}, r"names begin with 'module\.': save the weights without it"),
-        ("t5", with_prefix("_orig_mod."), {}, r"names begin with '_orig_mod\.'"),
-        ("t5", with_prefix("base_model.model."), {}, r"names begin with 'base_model\.model\.'"),
-        ("t5", without(QUERY), {}, rf"describes: {QUERY} is missing\. Copy the checkpoint again"),
-        ("t5", lambda weights: weights | {"head.bias": torch.zeros(2)}, {}, r"describes: head\.bias is unknown\."),
-        ("t5", lambda weights: {}, {}, r"is missing; \d+ more are missing\."),
+        ("mt5", with_prefix("module."), {}, ("'module.'",)),
+        ("t5", with_prefix("_orig_mod."), {}, ("'_orig_mod.'",)),
+        ("t5", with_prefix("base_model.model."), {}, ("'base_model.model.'",)),
+        ("t5", without(QUERY), {}, (QUERY, "missing", "checkpoint")),
+        ("t5", lambda weights: weights | {"head.bias": torch.zeros(2)}, {}, ("head.bias", "unknown")),
+        ("t5", lambda weights: {}, {}, ("missing", "more")),
         (
             "t5",
             lambda weights: weights | {QUERY.replace("weight", "lora_A.weight"): torch.zeros(2, 24)},
             {},
-            r"lora_A\.weight is unknown\. It holds an adapter of PEFT",
+            ("lora_A.weight", "unknown", "PEFT"),
         ),
-        ("t5", without("decoder."), {}, r"It is an encoder alone"),
-        ("mt5", without("lm_head"), {}, r"describes: lm_head\.weight is missing\."),
-        ("mt5", without("shared"), {}, r"describes: shared\.weight is missing\."),
-        ("t5", without("shared"), {}, r"describes: shared\.weight is missing\."),
+        ("t5", without("decoder."), {}, ("encoder alone",)),
+        ("mt5", without("lm_head"), {}, ("lm_head.weight", "missing")),
+        ("mt5", without("shared"), {}, ("shared.weight", "missing")),
+        ("t5", without("shared"), {}, ("shared.weight", "missing")),
         (
             "mt5",
             None,
             {"model_type": "t5", "is_gated_act": False, "feed_forward_proj": "relu"},
-            r"are gated, as of mT5",
+            ("are gated", "mT5"),
         ),
-        ("t5", None, {"is_gated_act": True, "feed_forward_proj": "gated-gelu"}, r"are not gated, as of the first T5"),
-        ("umt5", None, {"model_type": "mt5"}, r"position biases in every layer, as of umT5"),
-        ("mt5", None, {"model_type": "umt5"}, r"position biases in one layer, as of T5 and mT5"),
-        ("t5", None, {"num_layers": 3}, r"encoder\.block\.2\.\S+ is missing"),
-        ("t5", None, {"num_decoder_layers": 2}, r"decoder\.block\.2\.\S+ is unknown"),
-        ("t5", None, {"vocab_size": 41}, r"describes: shared\.weight has shape \(40, 24\), not \(41, 24\)\."),
-        ("mt5", None, {"vocab_size": 41}, r"lm_head\.weight has shape \(40, 24\), not \(41, 24\); shared\.weight has"),
-        ("t5", None, {"d_ff": 40}, r"wi\.weight has shape \(32, 24\), not \(40, 24\)"),
+        ("t5", None, {"is_gated_act": True, "feed_forward_proj": "gated-gelu"}, ("not gated", "first T5")),
+        ("umt5", None, {"model_type": "mt5"}, ("position biases", "every layer", "umT5")),
+        ("mt5", None, {"model_type": "umt5"}, ("position biases", "one layer", "T5 and mT5")),
+        ("t5", None, {"num_layers": 3}, ("encoder.block.2", "missing")),
+        ("t5", None, {"num_decoder_layers": 2}, ("decoder.block.2", "unknown")),
+        ("t5", None, {"vocab_size": 41}, ("shared.weight", "(40, 24)", "(41, 24)")),
+        ("mt5", None, {"vocab_size": 41}, ("lm_head.weight", "(40, 24)", "(41, 24)", "shared.weight")),
+        ("t5", None, {"d_ff": 40}, ("wi.weight", "(32, 24)", "(40, 24)")),
         (
             "t5",
             lambda weights: {name: torch.zeros(0) for name in weights},
             {},
-            r"has shape \(0,\), not .*\. Empty tensors are the shards of DeepSpeed ZeRO-3",
+            ("(0,)", "Empty tensors", "ZeRO-3"),
         ),
-        ("t5", with_query(lambda t: (100 * t).to(torch.int8)), {}, rf"must be floating point; {QUERY} is (I|int)8, so"),
-        ("t5", with_query(lambda t: t * float("nan")), {}, rf"hold values that are not finite: {QUERY}\."),
-        ("t5", with_query(lambda t: t / 0), {}, rf"hold values that are not finite: {QUERY}\."),
+        ("t5", with_query(lambda t: (100 * t).to(torch.int8)), {}, ("floating point", QUERY)),
+        ("t5", with_query(lambda t: t * float("nan")), {}, ("not finite", QUERY)),
+        ("t5", with_query(lambda t: t / 0), {}, ("not finite", QUERY)),
         (
             "t5",
             lambda weights: weights | {"encoder.embed_tokens.weight": weights["shared.weight"] + 1},
             {},
-            r"encoder\.embed_tokens\.weight in .* differs from shared\.weight",
+            ("encoder.embed_tokens.weight", "shared.weight"),
         ),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(kind, change, config, message, checkpoint, caplog):
     _, folder = checkpoint(kind, change, config)
     logging.getLogger("transformers").propagate = True
-    with caplog.at_level(logging.WARNING), pytest.raises(ValueError, match=message):
+    with caplog.at_level(logging.WARNING), raises(ValueError, *message):
         mop_t5.load_backbone(folder)
     assert "LOAD REPORT" not in caplog.text  # the error says it
 
@@ -323,17 +322,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused(kind, change, config, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tiny, r"pytorch_model\.bin is damaged, or holds more than tensors, such as a whole pickled model"),
+        (tiny, ("pytorch_model.bin", "damaged", "tensors")),
         (
             lambda: {"state_dict": {}, "epoch": 3},
-            r"must hold a dictionary of tensors.*; got a dictionary of state_dict, e",
+            ("dictionary of tensors", "state_dict, epoch"),
         ),
-        (lambda: [torch.zeros(1)], r"must hold a dictionary of tensors, a state_dict; got a list"),
+        (lambda: [torch.zeros(1)], ("dictionary of tensors", "state_dict", "list")),
     ],
 )
 def test_a_file_that_is_no_state_dict(content, message, checkpoint):
     _, folder = checkpoint(change=lambda weights: content(), file="pytorch_model.bin")
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         mop_t5.load_backbone(folder)
 
 
@@ -347,26 +346,26 @@ def test_shards(tmp_path):
     told = json.loads(index.read_text())
     tiny(seed=1, dtype=torch.float32).save_pretrained(tmp_path / "older")
     (tmp_path / "older" / "model.safetensors").rename(tmp_path / "model.safetensors")  # transformers would read this
-    with pytest.raises(ValueError, match=r"holds both model\.safetensors and model\.safetensors\.index\.json, two"):
+    with raises(ValueError, "model.safetensors", "model.safetensors.index.json"):
         mop_t5.load_backbone(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     kept = {name: shard for name, shard in told["weight_map"].items() if shard != shards[0].name}
     index.write_text(json.dumps(told | {"weight_map": kept}))
-    with pytest.raises(ValueError, match=r"is missing; .*Copy the checkpoint again"):
+    with raises(ValueError, ".weight", "missing", "checkpoint"):
         mop_t5.load_backbone(tmp_path)
     index.write_text("{}")
-    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json has no weight_map"):
+    with raises(ValueError, "model.safetensors.index.json", "weight_map"):
         mop_t5.load_backbone(tmp_path)
     index.write_text(json.dumps(told))
     shards[0].unlink()
-    with pytest.raises(OSError, match=rf"cannot be read: .*{shards[0].name}"):
+    with raises(OSError, "cannot be read", shards[0].name):
         mop_t5.load_backbone(tmp_path)
 
 
 def test_a_damaged_generation_config_is_said(checkpoint):
     _, folder = checkpoint()
     (folder / "generation_config.json").write_text('{"max_length": 200')
-    with pytest.raises(ValueError, match=r"cannot be read: .*generation_config.json is damaged"):
+    with raises(ValueError, "generation_config.json", "damaged"):
         mop_t5.load_backbone(folder)
 
 
@@ -378,14 +377,14 @@ def test_models_of_other_classes(tmp_path):
     assert loaded.config.decoder_start_token_id == loaded.generation_config.decoder_start_token_id == 0
     assert logits(loaded).isfinite().all()
     T5EncoderModel(T5Config(**SIZES)).save_pretrained(tmp_path / "encoder")
-    with pytest.raises(ValueError, match="It is an encoder alone: take the checkpoint of the whole model"):
+    with raises(ValueError, "encoder alone", "whole model"):
         mop_t5.load_backbone(tmp_path / "encoder")
 
 
 def test_values_that_the_dtype_cannot_hold(checkpoint):
     _, folder = checkpoint(change=with_query(lambda t: t + 1e6))
     mop_t5.load_backbone(folder)
-    with pytest.raises(ValueError, match=r"not finite: .* the values do not fit into the dtype\. .*dtype='float32'"):
+    with raises(ValueError, "not finite", "dtype", "dtype='float32'"):
         mop_t5.load_backbone(folder, dtype="float16")
 
 

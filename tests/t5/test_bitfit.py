@@ -3,6 +3,7 @@
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from t5_oracle import batch, randomised, same_gradients, tiny
 
 SCENARIOS = ["a", "b", "c"]
@@ -110,7 +111,7 @@ def test_modules_called_alone_are_refused_and_detached_ones_are_plain():
         ("cross_attention_q of decoder layer 1", attention.EncDecAttention.q),
         ("cross_attention_layer_norm of decoder layer 1", attention.layer_norm),
     ):
-        with pytest.raises(RuntimeError, match=f"the {place} was called without mop_additions"):
+        with raises(RuntimeError, place, "mop_additions"):
             module(hidden)
     mop_t5.detach(model)
     assert torch.equal(model(**inputs).logits, tiny()(**inputs).logits)
@@ -120,10 +121,10 @@ def test_modules_called_alone_are_refused_and_detached_ones_are_plain():
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (ValueError, r"scenarios must name at least one scenario; got none", {"per_scenario": True}),
-        (TypeError, r"lm_head must be True or False; got None", {"lm_head": None}),
+        (ValueError, ("scenarios", "none"), {"per_scenario": True}),
+        (TypeError, ("lm_head", "None"), {"lm_head": None}),
     ],
 )
 def test_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         mop_t5.attach(tiny(), "bitfit", **given)

@@ -4,6 +4,7 @@ import mop_t5
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from mop_t5.methods.compacter import CompacterConfig
 from safetensors.torch import load_file
 from t5_oracle import adapt_by_hand, batch, randomised, same_gradients, tiny
@@ -130,30 +131,30 @@ def test_sizes_of_its_paper_on_t5_base(variant, trained, percent):
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (ValueError, r"variant must be one of 'compacter', 'plus_plus'; got '\+\+'", {"variant": "++"}),
-        (ValueError, r"terms must be at least 1; got 0", {"terms": 0}),
-        (ValueError, r"reduction must be at least 1; got 0", {"reduction": 0}),
-        (ValueError, r"local_rank must be at least 1; got 0", {"local_rank": 0}),
-        (ValueError, r"rule_std must be above 0 and finite; got 0", {"rule_std": 0}),
-        (ValueError, r"rule_std must be finite; got nan", {"rule_std": float("nan")}),
-        (TypeError, r"rule_std must be a number; got '1e-4'", {"rule_std": "1e-4"}),
-        (ValueError, r"activation must be one of .*; got 'gelu_new'", {"activation": "gelu_new"}),
-        (TypeError, r"layer_norms must be True or False; got 'no'", {"layer_norms": "no"}),
+        (ValueError, ("variant", "'compacter', 'plus_plus'", "'++'"), {"variant": "++"}),
+        (ValueError, ("terms", "1", "0"), {"terms": 0}),
+        (ValueError, ("reduction", "1", "0"), {"reduction": 0}),
+        (ValueError, ("local_rank", "1", "0"), {"local_rank": 0}),
+        (ValueError, ("rule_std", "0", "0"), {"rule_std": 0}),
+        (ValueError, ("rule_std", "nan"), {"rule_std": float("nan")}),
+        (TypeError, ("rule_std", "'1e-4'"), {"rule_std": "1e-4"}),
+        (ValueError, ("activation", "'gelu_new'"), {"activation": "gelu_new"}),
+        (TypeError, ("layer_norms", "'no'"), {"layer_norms": "no"}),
     ],
 )
 def test_config_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         CompacterConfig(**given)
 
 
 @pytest.mark.parametrize(
     ("message", "given"),
     [
-        (r"terms must divide d_model = 24; got 5. Choose other terms", {"terms": 5, "reduction": 3}),
-        (r"terms must divide d_model // reduction = 6; got 4. .*another reduction", {"reduction": 4}),
-        (r"terms must divide d_model // reduction = 0; got 4", {"reduction": 32}),
+        (("terms", "d_model = 24", "5"), {"terms": 5, "reduction": 3}),
+        (("terms", "d_model // reduction = 6", "4", "reduction"), {"reduction": 4}),
+        (("terms", "d_model // reduction = 0", "4"), {"reduction": 32}),
     ],
 )
 def test_errors_that_need_the_backbone(message, given):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         mop_t5.attach(tiny(), "compacter", **given)

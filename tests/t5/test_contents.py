@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import mop_t5
 import pytest
 import torch
+from errors import raises, says, warns
 from mop_lab.analysis.comparability import not_comparable
 from mop_lab.attempt.few_shot import write_draw
 from mop_lab.finished_runs import finished_systems
@@ -26,7 +27,7 @@ from mop_t5.operations.run_folder import load_run
 from mop_t5.storage import prompt_library
 
 SMALL = ["--batch_size", "4", "--max_source", "30", "--max_target", "8", "--warmup_steps", "0"]
-OLD = "made by an earlier version, which did not record"
+OLD = "earlier version"
 
 
 def run(*words):
@@ -145,8 +146,8 @@ def test_a_run_is_not_resumed_on_other_data(begun, tmp_path, capsys, name, chang
         capsys.readouterr()
         assert run("train", *words, "--steps", "4", "--resume") == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(f"{name} cannot be resumed with other data: {said}", message), message
-    assert message.endswith("Take back what was there, or start anew with another --output.")
+    assert re.search(f"{name} .*other data: {said}", message), message
+    assert message.endswith("--output.")
 
 
 def moved(place):
@@ -195,7 +196,7 @@ def test_a_moved_run_and_one_of_an_earlier_version_go_on(begun, tmp_path, capsys
     known = (tmp_path / "run" / "contents.json").read_bytes()
     assert known == (begun / "plain" / "contents.json").read_bytes()
     (tmp_path / "run" / "contents.json").unlink()
-    with pytest.warns(UserWarning, match=OLD):
+    with warns(UserWarning, OLD):
         assert run("train", *words, "--steps", "4") == 0
     assert not (tmp_path / "run" / "contents.json").exists()  # what its first steps were made of stays unknown
     (tmp_path / "run" / "contents.json").write_text('{"train": 3}')
@@ -209,7 +210,7 @@ def test_seeds_that_ended_after_other_steps_are_not_shown_as_these(begun, tmp_pa
     assert run("train", *words, "--steps", "1") == 0
     assert [(tmp_path / "runs" / name / "contents.json").is_file() for name in (".", "seed-0", "seed-1")] == [True] * 3
     assert run("train", *words, "--steps", "2", "--resume") == 1
-    assert "seed-0 ended after 1 steps without a checkpoint, so it cannot continue to 2" in capsys.readouterr().err
+    says(capsys.readouterr().err, "seed-0", "1 steps", "checkpoint", "2")
     assert run("train", *words, "--steps", "1", "--resume") == 0
 
 
@@ -231,7 +232,7 @@ def test_a_run_whose_adapter_is_of_another_method_is_damaged(begun, tmp_path):
     shutil.copytree(begun / "plain", tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "mop"}))
-    with pytest.raises(ValueError, match=r"run is damaged: run\.json names the method 'mop', but its adapter is"):
+    with raises(ValueError, "run", "damaged", "run.json", "'mop'", "adapter"):
         load_run(tmp_path / "run")
 
 
@@ -244,7 +245,7 @@ def test_a_run_is_not_used_with_another_tokenizer(begun, tmp_path, capsys):
         for words in (["evaluate"], ["generate", "--scenario", "taxi", "--dialogue", "用户：好"]):
             capsys.readouterr()
             assert run(*words, "--run", begun / "plain") == 1
-            assert "was trained with another tokenizer than" in capsys.readouterr().err
+            says(capsys.readouterr().err, "another tokenizer", "--backbone")
 
 
 def test_tokenizers_are_told_apart_and_known_again(tmp_path):
@@ -331,7 +332,7 @@ def test_a_suite_is_scored_again_where_the_split_changed(suite, begun, tmp_path,
         # the system that was left out is not shown beside the others as if it were of the same rows
         (said,) = not_comparable(finished_systems([copy]))
         scenario = test[0].scenario
-        assert said.startswith(f"prefix-tuning and prompt-tuning were evaluated on different rows of {scenario}: their")
+        says(said, "prefix-tuning", "prompt-tuning", f"different rows of {scenario}")
         assert before[old / "scores.json"] == (old / "scores.json").read_bytes()
         assert run("report", copy, "--output", tmp_path / "page.html") == 0
         assert said in (tmp_path / "page.html").read_text()
@@ -371,7 +372,7 @@ def test_a_suite_of_an_earlier_version_is_used_with_a_warning(suite, begun, tmp_
     shutil.copytree(suite, copy)
     for path in copy.rglob("contents.json"):
         path.unlink()
-    with pytest.warns(UserWarning, match=f"a run in .*suite was {OLD}"):
+    with warns(UserWarning, "run", "suite", OLD):
         assert states(capsys, *table(begun, copy)) == ["finished", "finished"]
     shutil.copytree(begun / "corpus", tmp_path / "data")  # where contents are not known, paths are all there is
     assert run(*table(begun, copy), "--corpus", tmp_path / "data") == 1
@@ -388,8 +389,7 @@ def test_scores_by_other_ways_are_said_to_be_incomparable(suite, tmp_path, capsy
     assert not_comparable(finished_systems([copy])) == []  # earlier versions did not normalise
     path.write_text(json.dumps(content | {"normalise": "nfkc"}))
     (said,) = not_comparable(finished_systems([copy]))
-    assert said.startswith("Not all systems were scored in the same way (")
-    assert "normalise nfkc" in said
+    says(said, "systems", "scored", "normalise nfkc")
     path.write_text(json.dumps(content | {"metrics": {"taxi": {"metrics": ["rougeL"]}}}))
     assert "taxi: rougeL" in not_comparable(finished_systems([copy]))[0]
     assert run("analyse", "values", copy, "--output", tmp_path) == 1
@@ -408,5 +408,5 @@ def test_drawn_rows_follow_the_split_that_is_scored_and_nothing_else(place, tmp_
     assert not (tmp_path / "drawn" / "tasks.yaml").exists()
     assert read_examples(tmp_path / "drawn" / "test.jsonl") == rows_of(tmp_path, "test")
     (tmp_path / "corpus" / "valid.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"valid\.jsonl holds other rows than would be drawn now"):
+    with raises(ValueError, "valid.jsonl", "other rows"):
         write_draw(*arguments)

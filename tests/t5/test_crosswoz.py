@@ -5,6 +5,7 @@ import json
 import zipfile
 
 import pytest
+from errors import raises, says
 from mop_t5.cli.main import main
 from mop_t5.data import read_corpus
 from mop_t5.data.crosswoz import crosswoz_corpus, read_clone
@@ -130,16 +131,16 @@ def test_a_question_without_an_answer_drops_the_dialogue():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("task description", [HOTEL, SIGHT], "3 sub-goals need as many descriptions; got"),
-        ("task description", None, "3 sub-goals need as many descriptions; got None"),
-        ("task description", [HOTEL, SIGHT, {"zh": CAB}], "TypeError"),
-        ("messages", None, "TypeError"),
-        ("messages", [message | {"content": float("nan")} for message in dialogue()["messages"]], "TypeError"),
-        ("messages", [message | {"content": ["a"]} for message in dialogue()["messages"]], "TypeError"),
+        ("task description", [HOTEL, SIGHT], ("3 sub-goals", "descriptions")),
+        ("task description", None, ("3 sub-goals", "descriptions", "None")),
+        ("task description", [HOTEL, SIGHT, {"zh": CAB}], ("TypeError",)),
+        ("messages", None, ("TypeError",)),
+        ("messages", [message | {"content": float("nan")} for message in dialogue()["messages"]], ("TypeError",)),
+        ("messages", [message | {"content": ["a"]} for message in dialogue()["messages"]], ("TypeError",)),
     ],
 )
 def test_what_is_no_text_becomes_none(name, value, message):
-    with pytest.raises(ValueError, match=f"dialogue '7' does not have the layout of CrossWOZ .*{message}"):
+    with raises(ValueError, "dialogue '7'", "CrossWOZ", *message):
         crosswoz_corpus({"7": dialogue() | {name: value}})
 
 
@@ -147,7 +148,7 @@ def test_a_clone_without_rows_writes_nothing(tmp_path, capsys):
     for part in ("train", "val", "test"):
         (tmp_path / f"{part}.json").write_text(json.dumps({part: dialogue(finished=False)}))
     assert main(["corpus", "crosswoz", "--clone", str(tmp_path), "--output", str(tmp_path / "out")]) == 1
-    assert "gives no training rows. Dropped pieces: sub-goal not finished: 9" in capsys.readouterr().err
+    says(capsys.readouterr().err, "no training rows", "sub-goal not finished: 9")
     assert not (tmp_path / "out").exists()
 
 
@@ -199,12 +200,12 @@ def test_the_command(tmp_path, capsys):
         row.id for rows in corpus.values() for row in rows if int(row.id.split("-")[1]) >= 20
     }
     assert main(small) == 1
-    assert "exists and is not empty" in capsys.readouterr().err
+    says(capsys.readouterr().err, "exists", "not empty")
 
     assert main(["corpus", "floors", "--corpus", str(tmp_path / "a"), "--output", str(tmp_path / "tables")]) == 0
     printed = capsys.readouterr().out
     assert "nearest reference" in printed
-    assert f"on {len(corpus['test'])} test rows, without a model" in printed
+    says(printed, f"{len(corpus['test'])} test rows")
     table = (tmp_path / "tables" / "floors.md").read_text(encoding="utf-8")
     assert [line for line in table.splitlines() if "100.0/100.0/100.0" in line]  # all summaries of a scenario are equal
 
@@ -212,28 +213,28 @@ def test_the_command(tmp_path, capsys):
 def test_errors(tmp_path):
     folder = clone(tmp_path / "clone")
     inside = folder / "data" / "crosswoz"
-    with pytest.raises(ValueError, match=r"parts must be .*train, val, test; got valid"):
+    with raises(ValueError, "parts", "train, val, test", "valid"):
         read_clone(folder, ["valid"])
-    with pytest.raises(FileNotFoundError, match=r"has no train\.json or train\.json\.zip"):
+    with raises(FileNotFoundError, "train.json", "train.json.zip"):
         read_clone(tmp_path)
     (inside / "val.json").write_text('{"3": {}}')
-    with pytest.raises(ValueError, match="dialogue '3' of val stands in another part"):
+    with raises(ValueError, "dialogue '3'", "val"):
         read_clone(folder)
-    with pytest.raises(ValueError, match=r"dialogue '3' does not have the layout of CrossWOZ \(KeyError: 'messages'"):
+    with raises(ValueError, "dialogue '3'", "CrossWOZ", "KeyError", "'messages'"):
         crosswoz_corpus(read_clone(folder, ["val"]))
     one = json.dumps(dialogue(), ensure_ascii=False)
     (inside / "val.json").write_text(f'{{"7": {one}, "7": {one}}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"val\.json in .* cannot be read .*the key '7' stands in it more than once"):
+    with raises(ValueError, "val.json", "key '7'", "more than once"):
         read_clone(folder, ["val"])
     (inside / "val.json").write_bytes('{"7": "咨询"}'.encode("gb18030"))
-    with pytest.raises(ValueError, match=r"val\.json in .* cannot be read .*not UTF-8"):
+    with raises(ValueError, "val.json", "UTF-8"):
         read_clone(folder, ["val"])
     (inside / "val.json").write_text("\ufeff{}", encoding="utf-8")  # as some editors save it
     assert read_clone(folder, ["val"]) == {}
     (inside / "val.json").write_text("[1]")
-    with pytest.raises(ValueError, match="must hold dialogues by their ids; got list"):
+    with raises(ValueError, "val.json", "list"):
         read_clone(folder, ["val"])
     (inside / "val.json").unlink()
     (inside / "val.json.zip").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"val\.json in .* cannot be read"):
+    with raises(ValueError, "val.json", "cannot be read"):
         read_clone(folder, ["val"])

@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+from errors import raises
 from mop_t5.data import Example, read_corpus, read_examples, read_split, scenarios_of, write_examples
 from mop_t5.data.corpus import find_split, write_corpus
 
@@ -43,42 +44,42 @@ def test_other_key_names_missing_ids_blank_lines_and_a_byte_order_mark(tmp_path)
 def test_summary_may_be_missing_only_where_asked(tmp_path):
     path = write_lines(tmp_path / "new.jsonl", row(summary=None))
     assert read_examples(path, need_summary=False)[0].summary == ""
-    with pytest.raises(ValueError, match=r"new\.jsonl, line 1: no `summary` \(or `target`\)\. Keys found: `scenario`"):
+    with raises(ValueError, "new.jsonl, line 1", "`summary`", "`target`", "`scenario`"):
         read_examples(path)
 
 
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ('{"scenario": "taxi",', ValueError, r"line 2: not valid JSON \(.*column \d+\)"),
-        ('["taxi"]', TypeError, r"line 2: expected a JSON object .* got list"),
-        (row(dialogue=None), ValueError, r"line 2: no `dialogue` \(or `input`\)"),
-        (row(summary=3), TypeError, r"line 2: `summary` must be a string, got int"),
-        (row(summary=["a"]), TypeError, r"line 2: `summary` must be a string, got list"),
+        ('{"scenario": "taxi",', ValueError, ("line 2", "JSON", "column")),
+        ('["taxi"]', TypeError, ("line 2", "JSON object", "list")),
+        (row(dialogue=None), ValueError, ("line 2", "`dialogue`", "`input`")),
+        (row(summary=3), TypeError, ("line 2", "`summary`", "int")),
+        (row(summary=["a"]), TypeError, ("line 2", "`summary`", "list")),
         (
             row(dialogue=["a"]),
             TypeError,
-            r"line 2: `dialogue` must be a string, got list\. Write its turns as one text",
+            ("line 2", "`dialogue`", "string", "list", "turns"),
         ),
-        (row(dialogue=[{"text": "a"}]), TypeError, r"line 2: `dialogue` must be a string, got list"),
-        (row(scenario={"a": 1}), TypeError, r"line 2: `scenario` must be a string, got dict"),
-        (row(summary=float("nan")), TypeError, r"line 2: `summary` must be a string, got float"),
-        (row(dialogue=float("inf")), TypeError, r"line 2: `dialogue` must be a string, got float"),
-        (row(summary=True), TypeError, r"line 2: `summary` must be a string, got bool"),
-        (row(references=["a", None]), TypeError, r"line 2: `references` must be a list of strings, got \['a', None\]"),
-        (row(references=["a", float("nan")]), TypeError, r"line 2: `references` must be a list of strings"),
-        (row(references="a"), TypeError, r"line 2: `references` must be a list of strings, got 'a'"),
-        (row(references=["a", " "]), ValueError, r"line 2: `references` has an empty text"),
-        (row(scenario=" "), ValueError, r"line 2: `scenario` is empty"),
-        (row(dialogue="\n"), ValueError, r"line 2: `dialogue` is empty"),
-        (row(input="x"), ValueError, r"line 2: has both `dialogue` and `input`"),
-        (row(id=7), TypeError, r"line 2: `id` must be a string, got int"),
-        (b'{"scenario": "\xb0\xa1"}', ValueError, r"line 2: not UTF-8 .*iconv"),
+        (row(dialogue=[{"text": "a"}]), TypeError, ("line 2", "`dialogue`", "list")),
+        (row(scenario={"a": 1}), TypeError, ("line 2", "`scenario`", "dict")),
+        (row(summary=float("nan")), TypeError, ("line 2", "`summary`", "float")),
+        (row(dialogue=float("inf")), TypeError, ("line 2", "`dialogue`", "float")),
+        (row(summary=True), TypeError, ("line 2", "`summary`", "bool")),
+        (row(references=["a", None]), TypeError, ("line 2", "`references`", "['a', None]")),
+        (row(references=["a", float("nan")]), TypeError, ("line 2", "`references`", "list", "nan")),
+        (row(references="a"), TypeError, ("line 2", "`references`", "'a'")),
+        (row(references=["a", " "]), ValueError, ("line 2", "`references`", "empty")),
+        (row(scenario=" "), ValueError, ("line 2", "`scenario`", "empty")),
+        (row(dialogue="\n"), ValueError, ("line 2", "`dialogue`", "empty")),
+        (row(input="x"), ValueError, ("line 2", "both", "`dialogue`", "`input`")),
+        (row(id=7), TypeError, ("line 2", "`id`", "int")),
+        (b'{"scenario": "\xb0\xa1"}', ValueError, ("line 2", "UTF-8", "iconv")),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, error, message):
     path = write_lines(tmp_path / "train.jsonl", row(), line)
-    with pytest.raises(error, match=r"train\.jsonl, " + message):
+    with raises(error, "train.jsonl", *message):
         read_examples(path)
 
 
@@ -86,34 +87,34 @@ def test_truncated_gzip(tmp_path):
     data = gzip.compress("".join(row(dialogue=f"用户：{i * 7919}") + "\n" for i in range(500)).encode())
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"train\.jsonl\.gz: broken or truncated gzip data after line \d+"):
+    with raises(ValueError, "train.jsonl.gz", "gzip", "line"):
         read_examples(path)
     path.write_bytes(b"plain text\n")
-    with pytest.raises(ValueError, match=r"broken or truncated gzip data after line 0"):
+    with raises(ValueError, "gzip", "line 0"):
         read_examples(path)
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no corpus file at .*none\.jsonl"):
+    with raises(FileNotFoundError, "corpus file", "none.jsonl"):
         read_examples(tmp_path / "none.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"no corpus folder at .*nowhere"):
+    with raises(FileNotFoundError, "corpus folder", "nowhere"):
         find_split(tmp_path / "nowhere", "train")
-    with pytest.raises(FileNotFoundError, match=r"has no valid split\. Add valid\.jsonl or valid\.jsonl\.gz"):
+    with raises(FileNotFoundError, "valid split", "valid.jsonl", "valid.jsonl.gz"):
         find_split(tmp_path, "valid")
-    with pytest.raises(ValueError, match=r"train\.jsonl holds no examples"):
+    with raises(ValueError, "train.jsonl", "no examples"):
         read_examples(write_lines(tmp_path / "train.jsonl", ""))
     write_examples(tmp_path / "train.jsonl.gz", ROWS)
-    with pytest.raises(ValueError, match=r"has train\.jsonl and train\.jsonl\.gz"):
+    with raises(ValueError, "train.jsonl", "train.jsonl.gz"):
         find_split(tmp_path, "train")
 
 
 def test_a_corpus_has_three_splits_and_no_scenario_that_train_lacks(tmp_path):
     for split in ("train", "valid"):
         write_examples(tmp_path / f"{split}.jsonl", ROWS)
-    with pytest.raises(FileNotFoundError, match="has no test split"):
+    with raises(FileNotFoundError, "test split"):
         read_corpus(tmp_path)
     write_examples(tmp_path / "test.jsonl", [*ROWS, Example("metro", "x", "y", "c")])
-    with pytest.raises(ValueError, match=r"test\.jsonl has scenarios that train lacks: metro"):
+    with raises(ValueError, "test.jsonl", "train", "metro"):
         read_corpus(tmp_path)
     write_examples(tmp_path / "test.jsonl", ROWS[:1])
     corpus = read_corpus(tmp_path)
@@ -123,7 +124,7 @@ def test_a_corpus_has_three_splits_and_no_scenario_that_train_lacks(tmp_path):
 
 def test_different_rows_of_a_written_corpus_have_different_ids(tmp_path):
     other = Example("taxi", "x", "y", "a")
-    with pytest.raises(ValueError, match=r"two rows have the id 'a'\. Give the files"):
+    with raises(ValueError, "two rows", "id 'a'"):
         write_corpus(tmp_path / "corpus", {"train": ROWS, "test": [other]})
     assert not (tmp_path / "corpus").exists()
     write_corpus(tmp_path / "corpus", {"train": ROWS, "valid": ROWS[:1], "test": iter(ROWS[1:])})  # a row in two splits

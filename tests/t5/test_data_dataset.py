@@ -3,6 +3,7 @@
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, Example, scenario_ids_of
 from transformers import T5Config
@@ -61,10 +62,10 @@ def test_decoder_inputs_are_the_shifted_labels(tokenizer):
 
 
 def test_wrong_scenarios(tokenizer):
-    with pytest.raises(ValueError, match="example 'b' is of scenario 'food'; known are taxi"):
+    with raises(ValueError, "example 'b'", "scenario 'food'", "taxi"):
         scenario_ids_of(ROWS, ["taxi"])
     rows = EncodedExamples(ROWS, tokenizer, ["food", "taxi"])
-    with pytest.raises(ValueError, match=r"scenario_ids must be in \[0, 1\), got \[1\]"):
+    with raises(ValueError, "scenario_ids", "[0, 1)", "[1]"):
         Collator(0, 1)([rows[0], rows[1]])
-    with pytest.raises(ValueError, match="examples is empty"):
+    with raises(ValueError, "examples", "empty"):
         EncodedExamples([], tokenizer, None)

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from errors import raises, says, warns
 from mop_t5.cli.main import main
 from mop_t5.data import read_split
 from mop_t5.data.table_files import read_table
@@ -26,22 +27,22 @@ def test_every_format_gives_the_same_rows(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", 'a,b\n1,"2\n', r"t\.csv, line 2: cannot be read as CSV .* a quotation mark that is not closed"),
-        ("t.csv", "a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: 3 columns, but the header has 2"),
-        ("t.tsv", "a\ta\n", r"t\.tsv, line 1: the column a occurs more than once in the header"),
-        ("t.csv", b"a\n\xff\n", r"t\.csv, line 2: not UTF-8"),
-        ("t.jsonl", '{"a": 1}\n{"a": 1', r"t\.jsonl, line 2: not valid JSON"),
-        ("t.jsonl", "[1]", r"t\.jsonl, line 1: expected a JSON object, got list"),
-        ("t.json", '{"rows": []}', r"t\.json: expected a list of objects, or an object with one as \"data\""),
-        ("t.json", '{"data": [{"a": 1}, 2]}', r"t\.json, row 2: expected a JSON object, got int"),
-        ("t.json", "[1,\n2", r"t\.json: not valid JSON .* line 2, column 2\). Write a list of objects"),
-        ("t.txt", "", r"t\.txt: its name must end in \.jsonl, \.json, \.csv, \.tsv"),
+        ("t.csv", 'a,b\n1,"2\n', ("t.csv, line 2", "CSV", "quotation mark")),
+        ("t.csv", "a,b\n1,2\n1,2,3\n", ("t.csv, line 3", "3 columns", "header", "2")),
+        ("t.tsv", "a\ta\n", ("t.tsv, line 1", "column a", "header")),
+        ("t.csv", b"a\n\xff\n", ("t.csv, line 2", "UTF-8")),
+        ("t.jsonl", '{"a": 1}\n{"a": 1', ("t.jsonl, line 2", "JSON")),
+        ("t.jsonl", "[1]", ("t.jsonl, line 1", "JSON", "list")),
+        ("t.json", '{"rows": []}', ("t.json", "list of objects", '"data"')),
+        ("t.json", '{"data": [{"a": 1}, 2]}', ("t.json, row 2", "JSON", "int")),
+        ("t.json", "[1,\n2", ("t.json", "JSON", "line 2, column 2", "list of objects")),
+        ("t.txt", "", ("t.txt", ".jsonl, .json, .csv, .tsv")),
     ],
 )
 def test_a_damaged_file_says_where(name, text, message, tmp_path):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises((ValueError, TypeError), match=message):
+    with raises((ValueError, TypeError), *message):
         list(read_table(path))
 
 
@@ -116,7 +117,7 @@ def test_quotation_marks_of_csv_in_a_tsv_file_are_said_once(tmp_path):
     text = 'a\tb\n"he said ""hi"""\tx\n"she said ""ho"""\ty\n'
     (tmp_path / "t.tsv").write_text(text)
     (tmp_path / "t.csv").write_text(text)
-    with pytest.warns(UserWarning, match=r"t\.tsv, line 2: a field is quoted as in CSV") as said:
+    with warns(UserWarning, "t.tsv, line 2", "quoted", "CSV") as said:
         assert [row["b"] for _, row in read_table(tmp_path / "t.tsv")] == ["x", "y"]
     assert len(said) == 1
     assert next(read_table(tmp_path / "t.csv"))[1]["a"] == 'he said "hi"'
@@ -130,16 +131,16 @@ def test_a_line_of_texts_does_not_say_what_separates_columns(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\nx,y\n".encode("utf-16"), "UTF-16. Convert the file with `iconv -f UTF-16"),
-        (gzip.compress(b"a,b\n", mtime=0), "gzip data. Rename the file, with .gz behind"),
-        (b"PK\x03\x04\xff", "a ZIP archive or a workbook of Excel"),
-        (b"PAR1\x15\xff", "Parquet. Write the table as JSON lines"),
+        ("a,b\nx,y\n".encode("utf-16"), ("UTF-16", "`iconv -f UTF-16")),
+        (gzip.compress(b"a,b\n", mtime=0), ("gzip data", ".gz")),
+        (b"PK\x03\x04\xff", ("ZIP", "Excel")),
+        (b"PAR1\x15\xff", ("Parquet", "JSON lines")),
     ],
 )
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json"])
 def test_a_file_of_another_kind_is_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=re.escape(f"{name}, line 1: not UTF-8, but {message}")):
+    with raises(ValueError, f"{name}, line 1", "UTF-8", *message):
         list(read_table(tmp_path / name))
 
 
@@ -199,7 +200,7 @@ def test_a_row_that_cannot_be_read_is_left_out_wherever_it_stands(name, bad, why
         assert fails(capsys, *flags).startswith(f"mop-t5 corpus convert: {where}: ")
         assert main(["corpus", "convert", *map(str, flags), "--skip_bad_rows"]) == 0
         said = capsys.readouterr().out
-        assert f"Left out 1 rows that could not be converted, the first of them {where}." in said
+        says(said, "Left out 1 rows", where)
         assert re.search(why, said.replace("\n", " "))
         assert [one.dialogue for one in read_split(tmp_path / f"out{number}", "train")] == ["x0", "x1", "x2", "x3"]
 

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from errors import raises, says, warns
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, TaskMetrics, synthetic_corpus
 from mop_t5.evaluation import (
@@ -113,15 +114,15 @@ def test_what_was_used_is_said():
 
 
 def test_wrong_arguments():
-    with pytest.raises(ValueError, match=r"implementation must be one of .* got 'bleu'"):
+    with raises(ValueError, "implementation", "'bleu'"):
         Rouge("bleu")
-    with pytest.raises(ValueError, match=r"unit must be one of .* got 'word'"):
+    with raises(ValueError, "unit", "'word'"):
         Rouge(unit="word")
-    with pytest.raises(ValueError, match=r"normalise must be one of .* got 'NFKC'"):
+    with raises(ValueError, "normalise", "'NFKC'"):
         Rouge(normalise="NFKC")
-    with pytest.raises(ValueError, match="got 1 references and 2 hypotheses"):
+    with raises(ValueError, "1 references", "2 hypotheses"):
         Rouge()(["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="no scores to average"):
+    with raises(ValueError, "scores"):
         mean_scores([])
 
 
@@ -195,15 +196,15 @@ def narrowing(*, lower=False, known="评分人均元好,.:!0123456789"):
 
 def test_a_tokenizer_that_cannot_write_the_references_is_warned_of():
     rows = [Example("taxi", "", text, "") for text in (WIDE, NARROW, "好" * 8)]
-    with pytest.warns(UserWarning, match="1 of 3 references of the valid split come back changed") as said:
+    with warns(UserWarning, "1 of 3 references", "valid split") as said:
         notes = warn_of_lost_characters(narrowing(), rows, Scorer(), "valid")
     assert notes == [str(said[0].message)]
     # of the 16 characters of WIDE the 7 that have one width come back
     best = "/".join(f"{100 * value:.1f}" for value in mean_scores([*Rouge()([WIDE], [NARROW]), *[Scores(1, 1, 1)] * 2]))
-    assert f"a perfect model would score {best} (R-1/R-2/R-L)" in notes[0]
+    says(notes[0], "perfect model", best, "R-1/R-2/R-L")
     assert best.startswith("81.")
-    assert notes[0].endswith("Pass --normalise nfkc to compare reference and summary in Unicode's form NFKC.")
-    assert "the lost characters include ４ ． ５ ，" in notes[0]
+    says(notes[0], "--normalise nfkc", "NFKC")
+    says(notes[0], "lost characters", "４ ． ５ ，")
 
 
 @pytest.mark.parametrize(

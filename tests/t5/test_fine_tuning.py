@@ -5,6 +5,7 @@ import json
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example, synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores, generate_summaries
@@ -72,7 +73,7 @@ def test_everything_is_trained_saved_and_restored(head, tokenizer, tmp_path):
         mop_t5.detach(one)
         assert same(values(one), before)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == asked
-    with pytest.raises(ValueError, match="trained on another backbone"):
+    with raises(ValueError, "another backbone"):
         mop_t5.load(mop_t5.build_backbone(model.config, seed=1), tmp_path / "saved")
 
 
@@ -134,7 +135,7 @@ def test_a_resumed_run_ends_where_a_straight_one_ends(head, tokenizer, tmp_path)
     assert not same(values(first), values(straight))
     mop_t5.detach(second)
     assert same(values(second), values(backbone(tokenizer, head))), "detach gives what was there before the run"
-    with pytest.raises(ValueError, match=r"has other fields \(templates: saved 'default', here None\)"):
+    with raises(ValueError, "templates", "'default'", "None"):
         run(attached(tokenizer, head), tokenizer, tmp_path / "cut", resume=True, steps=8, **changes)
 
 
@@ -174,7 +175,7 @@ def test_templates(templates, scenario, expected):
     method = mop_t5.attach(tiny(), "fine_tuning", scenarios=SCENARIOS, templates=templates).mop
     assert method.source_text("对话", scenario) == expected
     changed = TEXTS | {"hotel": "己："}
-    with pytest.raises(ValueError, match="templates have no text for scenario 'hotel'; they have e-commerce, food"):
+    with raises(ValueError, "templates", "scenario 'hotel'", "e-commerce, food"):
         mop_t5.attach(tiny(), "fine_tuning", scenarios=SCENARIOS, templates=TEXTS).mop.source_text("对话", "hotel")
     assert FineTuningConfig(scenarios=SCENARIOS, templates=changed).templates == changed
 
@@ -215,22 +216,22 @@ def test_templates_are_read_in_training_validation_and_generation_and_saved(toke
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (TypeError, r"templates must be .*; got 3", {"templates": 3}),
-        (ValueError, r"templates must be 'default' or have '\{scenario\}' in it.*got 'Chat'", {"templates": "Chat"}),
-        (TypeError, r"templates must be .*; got \{'taxi': 3\}", {"templates": {"taxi": 3}}),
+        (TypeError, ("templates", "3"), {"templates": 3}),
+        (ValueError, ("templates", "'default'", "'{scenario}'", "'Chat'"), {"templates": "Chat"}),
+        (TypeError, ("templates", "{'taxi': 3}"), {"templates": {"taxi": 3}}),
         (
             ValueError,
-            r"templates must have a text for each scenario; got none for food, take-out\. Write one",
+            ("templates", "none", "food, take-out"),
             {"templates": {"e-commerce": "a", "taxi": "b", "ticket": "c"}},
         ),
     ],
 )  # fmt: skip
 def test_config_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         FineTuningConfig(scenarios=SCENARIOS, **given)
 
 
 def test_scenarios_share_everything():
     model = mop_t5.attach(tiny(), "fine_tuning", scenarios=SCENARIOS, templates=TEXTS)
-    with pytest.raises(ValueError, match="share all its parameters"):
+    with raises(ValueError, "scenarios", "share", "parameters"):
         mop_t5.add_scenario(model, "hotel")

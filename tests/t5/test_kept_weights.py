@@ -7,6 +7,7 @@ import mop_t5
 import pytest
 import torch
 import transformers
+from errors import raises, warns
 from packaging.version import Version
 from t5_oracle import KINDS, batch, tiny
 from transformers import AutoModelForSeq2SeqLM
@@ -26,7 +27,7 @@ def test_a_head_of_its_own_stays(kind, tmp_path):
     head = model.lm_head.weight
     assert head is not model.shared.weight
     scaled = kind == "umt5" and Version(transformers.__version__).release < (5, 24)
-    with pytest.warns(UserWarning, match="scales the head's input") if scaled else nullcontext():
+    with warns(UserWarning, "umT5", "head", "transformers") if scaled else nullcontext():
         mop_t5.attach(model, "bitfit")
     model.tie_weights()
     assert model.lm_head.weight is head
@@ -46,7 +47,7 @@ def test_embeddings_keep_their_size():
     embeddings = model.shared
     assert model.resize_token_embeddings(40) is embeddings is model.resize_token_embeddings(None, 8)
     for size in ((41,), (39,), (40, 16)):
-        with pytest.raises(RuntimeError, match=r"40 rows and cannot get .* Call mop_t5.detach, resize"):
+        with raises(RuntimeError, "40 rows", "mop_t5.detach"):
             model.resize_token_embeddings(*size)
     assert model.shared is embeddings
     mop_t5.detach(model).resize_token_embeddings(48)
@@ -57,7 +58,7 @@ def test_embeddings_keep_their_size():
 def test_embeddings_and_head_are_not_replaced():
     model = attach(tiny())
     for replace in (model.set_input_embeddings, model.set_output_embeddings):
-        with pytest.raises(RuntimeError, match=r"cannot be replaced while a method is attached.* Call mop_t5.detach"):
+        with raises(RuntimeError, "mop_t5.detach"):
             replace(torch.nn.Embedding(40, 24))
     mop_t5.detach(model).set_input_embeddings(torch.nn.Embedding(40, 24))
 
@@ -66,9 +67,7 @@ def test_weights_of_an_untied_head_are_not_loaded_into_a_tied_one():
     """torch says that all keys match, and the head overwrites the embeddings."""
     untied, tied = attach(tiny(tie_word_embeddings=False)), attach(tiny())
     before = tied.shared.weight.clone()
-    with pytest.raises(
-        ValueError, match=r"has a lm_head.weight of its own, .* build it with tie_word_embeddings=False"
-    ):
+    with raises(ValueError, "lm_head.weight", "tie_word_embeddings=False"):
         tied.load_state_dict(untied.state_dict())
     assert torch.equal(tied.shared.weight, before)
     for model in (tied, untied):
@@ -84,6 +83,6 @@ def test_weights_that_the_method_trains_are_saved_or_missed(tmp_path):
     torch.nn.utils.parametrize.register_parametrization(
         model.encoder.block[0].layer[0].SelfAttention.q, "weight", torch.nn.Identity()
     )
-    with pytest.raises(ValueError, match=r"trains encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight"):
+    with raises(ValueError, "encoder.block.0.layer.0.SelfAttention.q.weight"):
         mop_t5.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from errors import raises
 from mop_t5.data import Example, TaskMetrics, read_examples, read_tasks, tasks_yaml, write_examples
 from mop_t5.data.tasks import METRICS
 from mop_t5.evaluation import (
@@ -94,7 +95,7 @@ def test_texts_that_are_no_label_or_number_are_counted():
 
 
 def test_a_right_answer_that_is_no_number_is_an_error():
-    with pytest.raises(ValueError, match="task 'sts': pearson and spearman need numbers; the reference is 'x'"):
+    with raises(ValueError, "task 'sts'", "pearson", "spearman", "'x'"):
         Scorer(tasks={"sts": TaskMetrics(("pearson",))})([Example("sts", "", "x", "1")], ["1"])
 
 
@@ -137,7 +138,7 @@ def test_without_tasks_the_scores_are_those_of_rouge():
     expected = {"a": each[1], "b": mean_scores([each[0], each[2]])}
     assert scorer(rows, texts) == expected | {AVERAGE: mean_scores(list(expected.values()))}
     assert scorer.remarks(rows, {"mop": texts}) == []
-    with pytest.raises(ValueError, match="got 3 examples and 1 texts"):
+    with raises(ValueError, "3 examples", "1 texts"):
         scorer(rows, ["a"])
 
 
@@ -190,26 +191,26 @@ def test_tasks_are_read_back_and_a_corpus_without_the_file_has_none(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cola: {metrics: [bleu]}", "task 'cola': metrics must be .* accuracy, f1, .*got bleu"),
-        ("cola: {metrics: [f1_macro, f1_macro]}", "task 'cola': metrics must be distinct; got f1_macro"),
-        ("cola: {metrics: []}", "task 'cola': metrics must be .*got none"),
-        ("cola: {metrics: accuracy}", "task 'cola': metrics must be a list of names; got 'accuracy'"),
-        ("cola: {metrics: [f1]}", "task 'cola': positive must be the label that f1 counts"),
-        ("cola: {metrics: [accuracy], positive: a}", "task 'cola': positive must be the label .* left out without f1"),
+        ("cola: {metrics: [bleu]}", ("task 'cola'", "metrics", "accuracy, f1", "bleu")),
+        ("cola: {metrics: [f1_macro, f1_macro]}", ("task 'cola'", "metrics", "distinct", "f1_macro")),
+        ("cola: {metrics: []}", ("task 'cola'", "metrics", "none")),
+        ("cola: {metrics: accuracy}", ("task 'cola'", "metrics", "list", "'accuracy'")),
+        ("cola: {metrics: [f1]}", ("task 'cola'", "positive", "label", "f1")),
+        ("cola: {metrics: [accuracy], positive: a}", ("task 'cola'", "positive", "label", "f1")),
         (
             "cola: {metrics: [f1], positive: true}",
-            "task 'cola': positive must be a string or None; got True.*in quotes",
+            ("task 'cola'", "positive", "string", "True", "quotes"),
         ),
-        ("cola: {metric: [f1]}", "task 'cola': no such field: metric. Known fields: metrics, positive"),
-        ("cola: {positive: a}", "task 'cola': metrics is missing"),
-        ("cola: accuracy", "task 'cola': expected a mapping, `name: ...`, got 'accuracy'"),
-        ("cola: [", ", line 1: not valid YAML"),
-        ("- cola", "must hold a mapping"),
+        ("cola: {metric: [f1]}", ("task 'cola'", "field: metric", "metrics, positive")),
+        ("cola: {positive: a}", ("task 'cola'", "metrics", "missing")),
+        ("cola: accuracy", ("task 'cola'", "mapping", "`name: ...`", "'accuracy'")),
+        ("cola: [", ("line 1", "YAML")),
+        ("- cola", ("mapping",)),
     ],
 )
 def test_a_wrong_tasks_file_says_where(text, message, tmp_path):
     (tmp_path / "tasks.yaml").write_text(text)
-    with pytest.raises((ValueError, TypeError), match=f"tasks.yaml.*{message}"):
+    with raises((ValueError, TypeError), "tasks.yaml", *message):
         read_tasks(tmp_path)
 
 
@@ -219,5 +220,5 @@ def test_further_right_answers_are_read_back(tmp_path):
     assert "references" not in (tmp_path / "train.jsonl").read_text().splitlines()[1]
     assert read_examples(tmp_path / "train.jsonl") == rows
     (tmp_path / "train.jsonl").write_text('{"task": "a", "input": "x", "target": "y", "references": "z"}')
-    with pytest.raises(TypeError, match=r"train\.jsonl, line 1: `references` must be a list of strings, got 'z'"):
+    with raises(TypeError, "train.jsonl, line 1", "`references`", "'z'"):
         read_examples(tmp_path / "train.jsonl")

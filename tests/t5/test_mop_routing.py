@@ -5,6 +5,7 @@ import math
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.methods.mop.method import MOPConfig
 from mop_t5.methods.mop.routing import Top2Gate
 from t5_oracle import batch, tiny
@@ -300,7 +301,7 @@ def test_scenarios_do_not_matter():
     assert list(model.mop.expert_parameters()) == []
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, model(**inputs, scenario_ids=[0, 2, 1, 0]).logits)
-    with pytest.raises(ValueError, match="share all its parameters"):
+    with raises(ValueError, "scenarios", "share", "parameters"):
         mop_t5.add_scenario(model, "d")
 
 
@@ -408,19 +409,19 @@ def test_no_prefix_rows_is_the_plain_model():
 @pytest.mark.parametrize(
     ("error", "message", "given"),
     [
-        (ValueError, r"num_experts must be at least 2; got 1", {"num_experts": 1}),
-        (ValueError, r"input_scope must be 'shared' where routing='xmoe_top2', .*'expert'", {"input_scope": "expert"}),
-        (ValueError, r"balance_weight must be at least 0 and finite; got -1", {"balance_weight": -1}),
-        (ValueError, r"balance_weight must be finite; got nan", {"balance_weight": float("nan")}),
-        (TypeError, r"balance_weight must be a number; got True", {"balance_weight": True}),
-        (ValueError, r"dropout must be at least 0 and below 1; got 1", {"dropout": 1}),
+        (ValueError, ("num_experts", "2", "1"), {"num_experts": 1}),
+        (ValueError, ("input_scope", "'shared'", "routing='xmoe_top2'", "'expert'"), {"input_scope": "expert"}),
+        (ValueError, ("balance_weight", "0", "-1"), {"balance_weight": -1}),
+        (ValueError, ("balance_weight", "nan"), {"balance_weight": float("nan")}),
+        (TypeError, ("balance_weight", "True"), {"balance_weight": True}),
+        (ValueError, ("dropout", "0", "1", "1"), {"dropout": 1}),
     ],
 )
 def test_config_errors(error, message, given):
-    with pytest.raises(error, match=message):
+    with raises(error, *message):
         MOPConfig(routing="xmoe_top2", **given)
 
 
 def test_residual_needs_equal_widths():
-    with pytest.raises(ValueError, match=r"num_heads\*d_kv must be d_model = 24; got 32. Use routing='scenario'"):
+    with raises(ValueError, "num_heads*d_kv", "d_model = 24", "32", "routing='scenario'"):
         mop_t5.attach(tiny(), "mop", **SMALL)

@@ -6,6 +6,7 @@ import os
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.cli.main import main
 from mop_t5.storage import prompt_library
 from t5_oracle import tiny
@@ -42,7 +43,7 @@ def test_prompts_come_out_as_they_went_in(library):
         assert torch.equal(mop_t5.load(tiny(), folder / name).mop.prompt, found.prompt), "a prompt is an adapter"
     chosen = prompt_library.read_for(tiny(), folder, ["sst2", "mnli", "sst2"], LENGTH)
     assert torch.equal(chosen, torch.stack([models[name].mop.prompt for name in ("sst2", "mnli", "sst2")]))
-    with pytest.raises(ValueError, match=r"must have 3 rows, .*; sst2 has 4\. Choose other"):
+    with raises(ValueError, "3 rows", "sst2", "4"):
         prompt_library.read_for(tiny(), folder, ["sst2"], 3)
 
 
@@ -52,20 +53,20 @@ def test_one_prompt_of_several(tmp_path):
     added = prompt_library.add(tmp_path / "library", "打车", tmp_path / "own", scenario="打车")
     assert torch.equal(added.prompt, model.mop.prompt[1])
     assert added.scenarios == ("打车",)
-    with pytest.raises(ValueError, match=r"scenario must be one of taxi, .*; got None"):
+    with raises(ValueError, "scenario", "taxi", "None"):
         prompt_library.add(tmp_path / "library", "food", tmp_path / "own")
-    with pytest.raises(ValueError, match=r"one of taxi.* got 'hotel'"):
+    with raises(ValueError, "taxi", "'hotel'"):
         prompt_library.add(tmp_path / "library", "hotel", tmp_path / "own", scenario="hotel")
     saved(tmp_path / "shared", prefix_length=LENGTH, scenarios=scenarios)
     assert prompt_library.add(tmp_path / "library", "all", tmp_path / "shared").scenarios == tuple(scenarios)
-    with pytest.raises(ValueError, match=r"scenario 'taxi' cannot be chosen: .* has one prompt for all"):
+    with raises(ValueError, "scenario 'taxi'", "one prompt"):
         prompt_library.add(tmp_path / "library", "taxi", tmp_path / "shared", scenario="taxi")
     assert prompt_library.names(tmp_path / "library") == ("all", "打车")
 
 
 def test_remove_and_overwrite(library, tmp_path):
     folder, models = library
-    with pytest.raises(FileExistsError, match=r"mnli exists .* overwrite=True"):
+    with raises(FileExistsError, "mnli", "overwrite=True"):
         prompt_library.add(folder, "mnli", tmp_path / "sst2")
     assert torch.equal(prompt_library.read(folder, "mnli").prompt, models["mnli"].mop.prompt)
     prompt_library.add(folder, "mnli", tmp_path / "sst2", overwrite=True)
@@ -73,11 +74,11 @@ def test_remove_and_overwrite(library, tmp_path):
     prompt_library.remove(folder, "mnli")
     assert prompt_library.names(folder) == ("sst2",)
     assert sorted(os.listdir(folder)) == ["sst2"]
-    with pytest.raises(ValueError, match=r"has no prompt 'mnli'; expected one of sst2"):
+    with raises(ValueError, "prompt 'mnli'", "sst2"):
         prompt_library.remove(folder, "mnli")
     (folder / "sst2" / "model.safetensors").write_bytes(b"damaged")
     prompt_library.remove(folder, "sst2")
-    with pytest.raises(ValueError, match=r"has no prompt 'sst2'; expected one of none: it is empty"):
+    with raises(ValueError, "prompt 'sst2'", "none", "empty"):
         prompt_library.read(folder, "sst2")
 
 
@@ -85,11 +86,11 @@ def test_a_library_has_one_backbone(library, tmp_path):
     folder, _ = library
     for name, backbone in (("weights", tiny(seed=1)), ("shape", tiny(d_ff=48))):
         saved(tmp_path / name, backbone=backbone)
-        with pytest.raises(ValueError, match=r"on another backbone than the prompts in .*library'\. A .*another"):
+        with raises(ValueError, "another backbone", "library'"):
             prompt_library.add(folder, name, tmp_path / name)
-    with pytest.raises(ValueError, match=r"mnli' was trained on another backbone \(the same shape with other weights"):
+    with raises(ValueError, "mnli'", "another backbone", "same shape", "other weights"):
         prompt_library.read_for(tiny(seed=1), folder, ["mnli"], LENGTH)
-    with pytest.raises(ValueError, match=r"mnli' was trained on another backbone \(d_ff: saved 32, here 48\)"):
+    with raises(ValueError, "mnli'", "another backbone", "d_ff", "32", "48"):
         prompt_library.read_for(tiny(d_ff=48), folder, ["mnli"], LENGTH)
     # alone in its library, another backbone's prompt may take the place of the last one
     prompt_library.remove(folder, "sst2")
@@ -99,29 +100,29 @@ def test_a_library_has_one_backbone(library, tmp_path):
 
 def test_what_is_no_prompt(tmp_path):
     saved(tmp_path / "mlp", method="prefix_tuning", prefix_length=2, d_mid=3)
-    with pytest.raises(ValueError, match=r"mlp' holds the method 'prefix_tuning'; expected 'prompt_tuning'"):
+    with raises(ValueError, "mlp'", "'prefix_tuning'", "'prompt_tuning'"):
         prompt_library.add(tmp_path / "library", "mlp", tmp_path / "mlp")
     model = saved(tmp_path / "nan")
     with torch.no_grad():
         model.mop.prompt[1, 2] = torch.nan
     mop_t5.save(model, tmp_path / "nan")
-    with pytest.raises(ValueError, match=r"holds values that are not finite: mop\.prompt\. Train the method again"):
+    with raises(ValueError, "not finite", "mop.prompt"):
         prompt_library.add(tmp_path / "library", "nan", tmp_path / "nan")
-    with pytest.raises(FileNotFoundError, match=r"nowhere' has no mop_config\.json"):
+    with raises(FileNotFoundError, "nowhere'", "mop_config.json"):
         prompt_library.add(tmp_path / "library", "x", tmp_path / "nowhere")
     assert not (tmp_path / "library").exists()
-    with pytest.raises(NotADirectoryError, match=r"library' is no folder\. Make one with"):
+    with raises(NotADirectoryError, "library'", "folder"):
         prompt_library.names(tmp_path / "library")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "a\\b", "a ", "a.", "a\n", "\ud800"])
 def test_names_that_are_no_folder(name, tmp_path):
-    with pytest.raises(ValueError, match="name must be letters, digits and, between them,"):
+    with raises(ValueError, "name", "letters, digits"):
         prompt_library.add(tmp_path, name, tmp_path)
 
 
 def test_a_name_is_a_string(tmp_path):
-    with pytest.raises(TypeError, match=r"name .* got 3"):
+    with raises(TypeError, "name", "3"):
         prompt_library.read(tmp_path, 3)
 
 
@@ -132,7 +133,7 @@ def test_a_prompt_that_was_changed(library, file):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with raises(ValueError, "damaged"):
         prompt_library.read(folder, "mnli")
 
 
@@ -145,9 +146,7 @@ def test_a_full_disk_leaves_the_library_as_it_was(library, tmp_path, monkeypatch
 
     monkeypatch.setattr(prompt_library, "write_durably", full)
     for name, overwrite in (("new", False), ("mnli", True)):
-        with pytest.raises(
-            OSError, match=rf"prompt '{name}' could not be written to .*: No space left on device\. Not"
-        ):
+        with raises(OSError, f"prompt '{name}'", "No space left", "Nothing", "lost"):
             prompt_library.add(folder, name, tmp_path / "sst2", overwrite=overwrite)
     assert sorted(os.listdir(folder)) == ["mnli", "sst2"]
     assert torch.equal(prompt_library.read(folder, "mnli").prompt, models["mnli"].mop.prompt)

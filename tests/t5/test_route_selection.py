@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from errors import raises
 from mop_t5.methods.task_moe.selection import (
     entropy,
     expert_mask,
@@ -94,9 +95,9 @@ def test_disabled_experts_have_no_weight_at_any_temperature(kind):
 
 
 def test_masks_that_are_wrong():
-    with pytest.raises(ValueError, match=r"pairs \(layer below 2, expert below 3\); got \(2, 0\)"):
+    with raises(ValueError, "pairs", "layer below 2, expert below 3", "(2, 0)"):
         expert_mask([(2, 0)], 2, 3)
-    with pytest.raises(ValueError, match=r"all 3 of layer 1\. Leave it one"):
+    with raises(ValueError, "all 3", "layer 1"):
         expert_mask([(1, 0), (1, 1), (1, 2)], 2, 3)
 
 
@@ -136,7 +137,7 @@ def test_golden_fixed_routes(golden):
     assert fixed_routes("average", 6, 4, 3).unique().tolist() == pytest.approx([1 / 3])
     assert not fixed_routes("random_1", 6, 4, 3).requires_grad
     for wrong in ("random_0", "random_4", "random", "averages", "random_-1"):
-        with pytest.raises(ValueError, match=rf"'random_N' with N from 1 to 3; got '{wrong}'"):
+        with raises(ValueError, "'random_N'", "1 to 3", f"'{wrong}'"):
             fixed_routes(wrong, 2, 2, 3)
 
 
@@ -152,5 +153,5 @@ def test_entropy():
 
 
 def test_unknown_selection():
-    with pytest.raises(ValueError, match=r"selection must be one of 'softmax', 'gumbel', .*; got 'hard'"):
+    with raises(ValueError, "selection", "'softmax', 'gumbel'", "'hard'"):
         select(torch.zeros(1, 1, 2), "hard")

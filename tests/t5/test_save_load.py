@@ -6,6 +6,7 @@ import os
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.storage import adapter_folder
 from safetensors.torch import load_file
 from t5_oracle import batch, tiny
@@ -77,7 +78,7 @@ def test_save_pretrained_writes_the_same_and_no_config(tmp_path):
     model.save_pretrained(tmp_path / "d", state_dict=changed)
     saved = load_file(tmp_path / "d" / "model.safetensors")
     assert torch.equal(saved["mop.input"], model.mop.input + 1)
-    with pytest.raises(ValueError, match=r"push_to_hub=True is not supported"):
+    with raises(ValueError, "push_to_hub=True"):
         model.save_pretrained(tmp_path / "e", push_to_hub=True)
 
 
@@ -97,17 +98,17 @@ def test_trainer_can_load_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
-        ("mt5", {}, r"another backbone \(model_type: saved t5, here mt5; is_gated_act: saved False, here True\)"),
-        ("t5", {"num_decoder_layers": 2}, r"num_decoder_layers: saved 3, here 2"),
-        ("t5", {"d_kv": 16, "num_heads": 2}, r"d_kv: saved 8, here 16; num_heads: saved 4, here 2"),
-        ("t5", {"vocab_size": 50}, r"vocab_size: saved 40, here 50"),
+        ("mt5", {}, ("another backbone", "model_type", "t5", "mt5", "is_gated_act", "False", "True")),
+        ("t5", {"num_decoder_layers": 2}, ("num_decoder_layers", "3", "2")),
+        ("t5", {"d_kv": 16, "num_heads": 2}, ("d_kv", "8", "16", "num_heads", "4", "2")),
+        ("t5", {"vocab_size": 50}, ("vocab_size", "40", "50")),
     ],
 )
 def test_another_backbone_is_refused_and_left_alone(kind, overrides, message, tmp_path):
     mop_t5.save(attached(), tmp_path)
     model = tiny(kind, **overrides)
     before, attributes = {n: p.clone() for n, p in model.state_dict().items()}, dict(vars(model))
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         mop_t5.load(model, tmp_path)
     assert not mop_t5.is_attached(model)
     assert vars(model) == attributes
@@ -117,7 +118,7 @@ def test_another_backbone_is_refused_and_left_alone(kind, overrides, message, tm
 
 def test_broken_folders_are_refused(tmp_path):
     model, config = tiny(), tmp_path / "mop_config.json"
-    with pytest.raises(FileNotFoundError, match=r"has no mop_config.json; expected a folder written by mop_t5.save"):
+    with raises(FileNotFoundError, "mop_config.json", "mop_t5.save"):
         mop_t5.load(model, tmp_path)
     mop_t5.save(attached(), tmp_path)
     description = json.loads(config.read_text(encoding="utf-8"))
@@ -129,32 +130,32 @@ def test_broken_folders_are_refused(tmp_path):
         config.write_text(json.dumps(changed))
 
     rewrite(format_version=1)
-    with pytest.raises(ValueError, match=r"has format_version 1; this mop_t5 reads 2"):
+    with raises(ValueError, "format_version 1", "mop_t5", "2"):
         mop_t5.load(model, tmp_path)
     rewrite(method="unheard_of")
-    with pytest.raises(ValueError, match=r"unknown method 'unheard_of'"):
+    with raises(ValueError, "method 'unheard_of'"):
         mop_t5.load(model, tmp_path)
     rewrite(config={**description["config"], "d_mid": 16})
-    with pytest.raises(ValueError, match=r"does not fit mop_config.json: mop.experts.* or of another shape"):
+    with raises(ValueError, "mop_config.json", "mop.experts", "another shape"):
         mop_t5.load(model, tmp_path)
     rewrite(config={**description["config"], "new_field": 1})
-    with pytest.raises(ValueError, match=r"unknown field new_field for MOPConfig"):
+    with raises(ValueError, "field new_field", "MOPConfig"):
         mop_t5.load(model, tmp_path)
     rewrite(config=None)
-    with pytest.raises(ValueError, match=r"has no config, so it was not written by mop_t5.save"):
+    with raises(ValueError, "config", "mop_t5.save"):
         mop_t5.load(model, tmp_path)
     rewrite(backbone={"name": None, "shape": {}})
-    with pytest.raises(ValueError, match=r"has no sha256 of the backbone, so it was not written by mop_t5.save"):
+    with raises(ValueError, "sha256", "backbone", "mop_t5.save"):
         mop_t5.load(model, tmp_path)
     rewrite(sign=False, config={**description["config"], "scenarios": ["ticket", "打车", "food"]})
-    with pytest.raises(ValueError, match=r"is damaged or was changed by hand: .* Copy or save it again"):
+    with raises(ValueError, "damaged"):
         mop_t5.load(model, tmp_path)
     config.write_text("[1, 2")
-    with pytest.raises(ValueError, match=r"mop_config.json is damaged"):
+    with raises(ValueError, "mop_config.json", "damaged"):
         mop_t5.load(model, tmp_path)
     rewrite()
     os.unlink(tmp_path / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors"):
+    with raises(FileNotFoundError, "model.safetensors"):
         mop_t5.load(model, tmp_path)
     assert not mop_t5.is_attached(model)
 
@@ -179,9 +180,7 @@ def own_head():
 def test_another_checkpoint_of_the_same_shape_is_refused(other, tmp_path):
     mop_t5.save(attached(), tmp_path)
     model = other()
-    with pytest.raises(
-        ValueError, match=r"trained on another backbone \(the same shape with other weights\). Load that"
-    ):
+    with raises(ValueError, "another backbone", "same shape", "other weights"):
         mop_t5.load(model, tmp_path)
     assert not mop_t5.is_attached(model)
 
@@ -192,7 +191,7 @@ def test_the_name_of_the_backbone_is_said(tmp_path):
     text = (tmp_path / "adapter" / "mop_config.json").read_text(encoding="utf-8")
     assert '"name": "my-t5"' in text
     assert "somewhere" not in text
-    with pytest.raises(ValueError, match=r"trained on another backbone than this one, 'my-t5' \(the same shape"):
+    with raises(ValueError, "another backbone", "'my-t5'", "same shape"):
         mop_t5.load(tiny(seed=5), tmp_path / "adapter")
     mop_t5.load(mop_t5.load_backbone(tmp_path / "somewhere" / "my-t5"), tmp_path / "adapter")
 
@@ -206,14 +205,14 @@ def test_a_backbone_is_known_in_another_dtype(dtype, tmp_path):
 
 
 def test_other_errors(tmp_path):
-    with pytest.raises(RuntimeError, match=r"no method attached"):
+    with raises(RuntimeError, "model", "mop_t5.attach"):
         mop_t5.save(tiny(), tmp_path)
     mop_t5.save(attached(), tmp_path)
-    with pytest.raises(RuntimeError, match=r"has the method 'mop' attached already"):
+    with raises(RuntimeError, "method 'mop'", "mop_t5.detach"):
         mop_t5.load(attached(), tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"is a file. Give a directory"):
+    with raises(NotADirectoryError, "file", "directory"):
         mop_t5.save(attached(), tmp_path / "mop_config.json")
-    with pytest.raises(TypeError, match=r"model must be one of T5ForConditionalGeneration"):
+    with raises(TypeError, "model", "T5ForConditionalGeneration"):
         mop_t5.load(torch.nn.Linear(2, 2), tmp_path)
 
 

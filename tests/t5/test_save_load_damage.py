@@ -9,6 +9,7 @@ import subprocess
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.files import failure_in_a_sentence
 from mop_t5.storage import adapter_folder
 from t5_oracle import tiny
@@ -84,7 +85,7 @@ def test_a_damaged_folder_leaves_the_model_alone(name, how, saved, tmp_path):
     (tmp_path / name).write_bytes(damaged)
     model = tiny(dtype=torch.float32)
     before, attributes = {n: p.clone() for n, p in model.state_dict().items()}, dict(vars(model))
-    with pytest.raises(ValueError, match="is damaged"):
+    with raises(ValueError, "damaged"):
         mop_t5.load(model, tmp_path)
     assert not mop_t5.is_attached(model)
     assert vars(model) == attributes
@@ -111,16 +112,14 @@ def test_a_full_disk_is_said_and_loses_nothing(small_disk):
     model = attached()
     mop_t5.save(model, small_disk / "adapter")
     before = contents(small_disk / "adapter")
-    with pytest.raises(
-        OSError, match=r"the method could not be written to '.*adapter': .*\. Nothing that was saved before is lost"
-    ) as caught:
+    with raises(OSError, "method", "adapter'", "Nothing", "lost") as caught:
         mop_t5.save(attached(prefix_length=2000), small_disk / "adapter")
     assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
     assert contents(small_disk / "adapter") == before
     assert same(small_disk / "adapter", model)
-    with pytest.raises(OSError, match=r"could not be written"):
+    with raises(OSError, "written"):
         mop_t5.save(attached(prefix_length=2000), small_disk / "new")
-    with pytest.raises(FileNotFoundError, match=r"has no mop_config.json"):
+    with raises(FileNotFoundError, "mop_config.json"):
         mop_t5.load(tiny(dtype=torch.float32), small_disk / "new")
     mop_t5.save(attached(prefix_length=3), small_disk / "adapter")  # there is room for this one
     assert same(small_disk / "adapter", attached(prefix_length=3))
@@ -137,8 +136,9 @@ def test_a_read_only_folder_is_said(tmp_path):
     else:
         tmp_path.chmod(0o500)
     try:
-        with pytest.raises(OSError, match=r"the method could not be written to .*: (Read-only|Permission)"):
+        with raises(OSError, "method", str(tmp_path)) as caught:
             mop_t5.save(attached(prefix_length=3), tmp_path)
+        assert caught.value.errno in (errno.EROFS, errno.EACCES)
         assert same(tmp_path, model)
     finally:
         if as_root:
@@ -188,7 +188,7 @@ def test_killed_at_any_moment_a_folder_is_old_or_new(tmp_path):
 def test_a_first_save_that_is_killed_is_no_adapter(tmp_path):
     for moment in range(3):
         assert killed_while_saving(attached(), tmp_path / str(moment), moment)
-        with pytest.raises(FileNotFoundError, match=r"expected a folder written by mop_t5.save"):
+        with raises(FileNotFoundError, "folder", "mop_t5.save"):
             mop_t5.load(tiny(dtype=torch.float32), tmp_path / str(moment))
 
 
@@ -207,7 +207,7 @@ def test_only_failed_writes_are_made_os_errors(tmp_path):
 
 def test_a_model_without_values_is_not_saved(tmp_path):
     model = mop_t5.attach(mop_t5.build_backbone("t5-small", device="meta"), "prefix_tuning", prefix_length=2)
-    with pytest.raises(ValueError, match=r"model lies on device 'meta' and has no values to save or to compare"):
+    with raises(ValueError, "model", "'meta'"):
         mop_t5.save(model, tmp_path)
 
 
@@ -219,6 +219,6 @@ def test_values_that_are_not_finite_are_not_loaded(value, tmp_path):
         parameter.view(-1)[-1] = value
     mop_t5.save(model, tmp_path)
     plain = mop_t5.detach(model)
-    with pytest.raises(ValueError, match=rf"holds values that are not finite: mop\.{name}\. Train the method again"):
+    with raises(ValueError, "not finite", f"mop.{name}"):
         mop_t5.load(plain, tmp_path)
     assert not mop_t5.is_attached(plain)

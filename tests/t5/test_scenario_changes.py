@@ -6,6 +6,7 @@ import mop_t5
 import pytest
 import small_training as setting
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.training import hold_absent_experts
 from t5_oracle import batch, tiny
@@ -197,7 +198,7 @@ def test_methods_whose_scenarios_share_everything(method, change):
     own = {"prefix_tuning": {"scenarios": NAMES, "prefix_length": 3, "d_mid": 8}, "mop": {**FIELDS, "num_experts": 1}}
     model = mop_t5.attach(tiny(), method, **own[method])
     mop = model.mop
-    with pytest.raises(ValueError, match=rf"the scenarios of this '{method}' share all its parameters, so none can be"):
+    with raises(ValueError, "scenarios", f"'{method}'", "share", "parameters"):
         change(model)
     assert model.mop is mop
     assert mop_t5.scenarios(model) == tuple(NAMES)
@@ -210,32 +211,32 @@ def test_errors():
         (
             lambda: mop_t5.add_scenario(model, "taxi"),
             ValueError,
-            r"name 'taxi' is a scenario of the model already",
+            ("name 'taxi'", "already"),
         ),
-        (lambda: mop_t5.add_scenario(model, 3), TypeError, r"name must be the name of a scenario; got 3"),
-        (lambda: mop_t5.add_scenario(model, " "), ValueError, r"name must be names with text in them, .*; got ' '"),
-        (lambda: mop_t5.add_scenario(model, "\ud800"), ValueError, r"of whole characters"),
+        (lambda: mop_t5.add_scenario(model, 3), TypeError, ("name", "3")),
+        (lambda: mop_t5.add_scenario(model, " "), ValueError, ("name", "text", "' '")),
+        (lambda: mop_t5.add_scenario(model, "\ud800"), ValueError, ("name", "characters")),
         (
             lambda: mop_t5.add_scenario(model, "x", like="y"),
             ValueError,
-            r"like 'y' is no scenario .*of taxi, ticket",
+            ("like 'y'", "taxi, ticket"),
         ),
-        (lambda: mop_t5.add_scenario(model, "x", like=0), TypeError, r"like must be the name of a scenario; got 0"),
-        (lambda: mop_t5.remove_scenario(model, "x"), ValueError, r"name 'x' is no scenario of the model; expected one"),
+        (lambda: mop_t5.add_scenario(model, "x", like=0), TypeError, ("like", "0")),
+        (lambda: mop_t5.remove_scenario(model, "x"), ValueError, ("name 'x'", "expected")),
         (
             lambda: mop_t5.train_only(model, []),
             ValueError,
-            r"names must hold at least one scenario; got none",
+            ("names", "none"),
         ),
-        (lambda: mop_t5.train_only(model, "taxi"), TypeError, r"names must be a list of names; got 'taxi'"),
-        (lambda: mop_t5.train_only(model, ["x"]), ValueError, r"names 'x' is no scenario of the model"),
-        (lambda: mop_t5.scenarios(tiny()), RuntimeError, r"no method attached"),
+        (lambda: mop_t5.train_only(model, "taxi"), TypeError, ("names", "list", "'taxi'")),
+        (lambda: mop_t5.train_only(model, ["x"]), ValueError, ("names 'x'", "expected")),
+        (lambda: mop_t5.scenarios(tiny()), RuntimeError, ("model", "mop_t5.attach")),
     ):
-        with pytest.raises(error, match=message):
+        with raises(error, *message):
             change()
     assert mop_t5.scenarios(model) == tuple(NAMES)
     only = trained(scenarios=["taxi"])
-    with pytest.raises(ValueError, match=r"name 'taxi' is the last scenario of the method\. Detach the method instead"):
+    with raises(ValueError, "name 'taxi'", "last scenario", "Detach"):
         mop_t5.remove_scenario(only, "taxi")
     before = logits(only, "taxi")
     mop_t5.add_scenario(only, "hotel")  # one expert that was alone becomes one of two

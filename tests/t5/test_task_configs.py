@@ -1,10 +1,10 @@
 """The example configurations: a row of each dataset, as it is published, gives the text and target that it should."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
+from errors import raises
 from mop_t5.cli.corpus import training_flags
 from mop_t5.data.conversion import Converter
 from mop_t5.data.task_configs import TaskConfig, read_columns, read_task_configs
@@ -178,87 +178,87 @@ def test_tasks_that_cannot_be_trained_together_have_no_flags():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prepare": "spans"}, "prepare must be one of .*'mark_spans', .* got 'spans'"),
-        ({"metrics": ["bleu"]}, "metrics must be .* accuracy, .*got bleu"),
-        ({"metrics": ["f1"]}, "positive must be the label that f1 counts"),
-        ({"positive": "1"}, "positive is the label that the metric f1 counts, and there are no metrics"),
+        ({"prepare": "spans"}, ("prepare", "'mark_spans'", "'spans'")),
+        ({"metrics": ["bleu"]}, ("metrics", "accuracy", "bleu")),
+        ({"metrics": ["f1"]}, ("positive", "label", "f1")),
+        ({"positive": "1"}, ("positive", "label", "f1", "no metrics")),
         (
             {"target": "a {label}", "labels": {0: "no"}},
-            r"target must be one field, such as '\{label\}', to have labels",
+            ("target", "one field", "'{label}'", "labels"),
         ),
-        ({"labels": {0: False}}, "labels must be a dict.*; got .*False.*in quotes"),
-        ({"input": "{"}, r"the template '\{' is wrong"),
-        ({"input": "{}"}, "the template .* must have the name of a field, and nothing else, in braces"),
-        ({"input": "{a:>3}"}, "the template .* must have the name of a field, and nothing else, in braces"),
-        ({"split": "thirds"}, "split must be one of 'given', 'halve', 'hold_out', '8:1:1'; got 'thirds'"),
-        ({"epochs": {"tail": 2}}, "epochs must be numbers above 0 by role, source or target"),
-        ({"files": {"valid": "dev"}}, "files must be a dict.*; got .*'dev'"),
-        ({"rows": [1]}, r"rows must be a list of names; got \[1\]"),
-        ({"files": {"dev": ["dev"]}}, "files must be named by split, train, valid, test; got dev"),
-        ({"turn": "a"}, r"turn must have a field of a turn in braces, or \{\} for the turn; got 'a'"),
-        ({"turn": "{a:>3}"}, "the template .* must have the name of a field, and nothing else, in braces"),
-        ({"turn_labels": {"a": {"b": "c"}}}, r"turn_labels must be named by fields of turn, \[\]; got \['a'\]"),
-        ({"turn": "{a}", "turn_labels": {"a": "b"}}, "turn_labels must be a dict.*; got .*'b'"),
-        ({"references": "a"}, "references must be a list of names; got 'a'"),
-        ({"references": [1]}, r"references must be a list of names; got \[1\]"),
-        ({"merge_repeats": 1}, "merge_repeats must be True or False; got 1"),
-        ({"limit": -1}, "limit must be at least 0"),
-        ({"limit": "many"}, "limit must be an int; got 'many'"),
-        ({"inputs": "x"}, "no such field: inputs"),
+        ({"labels": {0: False}}, ("labels", "dict", "False", "quotes")),
+        ({"input": "{"}, ("template '{'",)),
+        ({"input": "{}"}, ("template", "name of a field", "braces")),
+        ({"input": "{a:>3}"}, ("template", "name of a field", "braces")),
+        ({"split": "thirds"}, ("split", "'given', 'halve', 'hold_out', '8:1:1'", "'thirds'")),
+        ({"epochs": {"tail": 2}}, ("epochs", "0", "source or target")),
+        ({"files": {"valid": "dev"}}, ("files", "dict", "'dev'")),
+        ({"rows": [1]}, ("rows", "list", "[1]")),
+        ({"files": {"dev": ["dev"]}}, ("files", "train, valid, test", "dev")),
+        ({"turn": "a"}, ("turn", "braces", "{}", "'a'")),
+        ({"turn": "{a:>3}"}, ("template", "name of a field", "braces")),
+        ({"turn_labels": {"a": {"b": "c"}}}, ("turn_labels", "turn, []", "['a']")),
+        ({"turn": "{a}", "turn_labels": {"a": "b"}}, ("turn_labels", "dict", "'b'")),
+        ({"references": "a"}, ("references", "list", "'a'")),
+        ({"references": [1]}, ("references", "list", "[1]")),
+        ({"merge_repeats": 1}, ("merge_repeats", "True or False", "1")),
+        ({"limit": -1}, ("limit", "0")),
+        ({"limit": "many"}, ("limit", "int", "'many'")),
+        ({"inputs": "x"}, ("field: inputs",)),
     ],
 )
 def test_a_wrong_configuration_says_file_task_and_field(change, message, tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text(json.dumps({"tasks": {"t": {"input": "{a}", "target": "{label}"} | change}}))
-    with pytest.raises((ValueError, TypeError), match=f"{re.escape(str(path))}, task 't': {message}"):
+    with raises((ValueError, TypeError), str(path), "task 't'", *message):
         read_task_configs(path)
 
 
 def test_wrong_files(tmp_path):
     path = tmp_path / "one.yaml"
     path.write_text("tasks:\n  a: {input: x, target: y}\n  a: {input: x, target: y}\n")
-    with pytest.raises(ValueError, match=r"one\.yaml, line 2: not valid YAML \(two of the keys a, a are the same"):
+    with raises(ValueError, "one.yaml, line 2", "YAML", "keys a, a"):
         read_task_configs(path)
     path.write_text("tasks:\n  a: {input: x, target: '{y}', labels: {0: a, false: b}}\n")
-    with pytest.raises(ValueError, match=r"line 2: .*two of the keys 0, false are the same; put words such as true"):
+    with raises(ValueError, "line 2", "keys 0, false"):
         read_task_configs(path)
     path.write_text("tasks:\n  a: {input: x}\n")
-    with pytest.raises(ValueError, match="task 'a': target is missing"):
+    with raises(ValueError, "task 'a'", "target"):
         read_task_configs(path)
     path.write_text("- a")
-    with pytest.raises(TypeError, match="must hold a mapping"):
+    with raises(TypeError, "mapping"):
         read_task_configs(path)
     path.write_text("a: {text: sentence}")
-    with pytest.raises(TypeError, match="task 'a': text must be a list of names; got 'sentence'"):
+    with raises(TypeError, "task 'a'", "text", "list", "'sentence'"):
         read_columns(path)
-    with pytest.raises(FileNotFoundError, match=r"holds no \.yaml file"):
+    with raises(FileNotFoundError, ".yaml file"):
         read_task_configs(FOLDER.parent)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"a": "x"}, r"here: no value for 'label' \(column label\). The columns are a"),
-        ({"a": "x", "label": -1}, "here: label is '-1', which is none of the labels 0, 1. .* a split that is labelled"),
-        ({"a": " ", "label": 1}, "here: input is empty"),
-        ({"a": "x", "label": float("nan")}, "here: label holds nan, which is no text"),
-        ({"a": "x", "label": {"b": 1}}, "here: label holds an object with the fields b"),
-        ({"a": "\ud800", "label": 1}, "here: `input` has half of a surrogate pair"),
+        ({"a": "x"}, ("here", "'label'", "column label", "columns are a")),
+        ({"a": "x", "label": -1}, ("here", "label", "'-1'", "0, 1", "split")),
+        ({"a": " ", "label": 1}, ("here", "input", "empty")),
+        ({"a": "x", "label": float("nan")}, ("here", "label", "nan")),
+        ({"a": "x", "label": {"b": 1}}, ("here", "label", "object", "fields b")),
+        ({"a": "\ud800", "label": 1}, ("here", "`input`", "surrogate pair")),
     ],
 )
 def test_a_wrong_row_says_where_it_stands(row, message):
     converter = Converter(TaskConfig("{a}", "{label}", labels={0: "no", 1: "yes"}), "t")
-    with pytest.raises((ValueError, TypeError), match=message):
+    with raises((ValueError, TypeError), *message):
         converter.example(row, "here", "1")
 
 
 def test_a_span_that_is_not_there_is_said():
     row = WSC | WSC_SPANS | {"span2_index": 12}
-    with pytest.raises(ValueError, match=r"here: mark_spans: no span 'He' at word 12 of the text; found 'book\.'"):
+    with raises(ValueError, "here", "mark_spans", "'He'", "word 12", "'book.'"):
         Converter(CONFIGS["wsc"], "wsc").example(row, "here", "1")
 
 
 @pytest.mark.parametrize("score", ["inf", "nan", "high"])
 def test_a_score_that_is_no_number_is_said(score):
-    with pytest.raises(ValueError, match="here: in_fifths: "):
+    with raises(ValueError, "here", "in_fifths"):
         Converter(CONFIGS["stsb"], "stsb").example({"sentence1": "a", "sentence2": "b", "label": score}, "here", "1")

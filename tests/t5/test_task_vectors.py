@@ -5,6 +5,7 @@ import json
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_lab.task_moe.task_representations import (
     fisher_vectors,
     matrices_of,
@@ -47,9 +48,9 @@ def test_the_file(tmp_path):
     assert read.equal(vectors[[2, 1]].float())
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["task_vectors"])["about"] == {"kind": "random"}
-    with pytest.raises(ValueError, match=r"has no vector for d, e; it has a, 租车, c\. Make vectors for all"):
+    with raises(ValueError, "d, e", "a, 租车, c"):
         task_vectors.read(path, ["d", "a", "e"])
-    with pytest.raises(FileNotFoundError, match=r"no task vectors at .*nowhere'"):
+    with raises(FileNotFoundError, "task vectors", "nowhere'"):
         task_vectors.read(tmp_path / "nowhere", ["a"])
     save_file({"weight": torch.zeros(2)}, tmp_path / "other")
     (tmp_path / "text").write_text("vectors")
@@ -57,11 +58,11 @@ def test_the_file(tmp_path):
         metadata = {"task_vectors": {"list": "[1]", "deep": "[" * 100000}[name]}
         save_file({"vectors": torch.zeros(1, 2)}, tmp_path / name, metadata)
     for name in ("other", "text", "list", "deep"):
-        with pytest.raises(ValueError, match=rf"{name}' holds no task vectors"):
+        with raises(ValueError, f"{name}'", "task vectors"):
             task_vectors.read(tmp_path / name, ["a"])
-    with pytest.raises(ValueError, match=r"shape \(2, width\), one row per task; got \(3, 5\)"):
+    with raises(ValueError, "(2, width)", "(3, 5)"):
         task_vectors.write(path, ["a", "b"], vectors, {})
-    with pytest.raises(ValueError, match=r"vectors must be finite"):
+    with raises(ValueError, "vectors", "finite"):
         task_vectors.write(path, ["a"], torch.full((1, 2), torch.nan), {})
 
 
@@ -135,7 +136,7 @@ def test_principal_components():
     expected = torch.cdist(*[torch.nn.functional.normalize(vectors)] * 2)
     torch.testing.assert_close(distances / distances[0, 1] * 2**0.5, expected, atol=1e-5, rtol=1e-5)
     assert principal_components(vectors, 2).shape == (4, 2)
-    with pytest.raises(ValueError, match=r"need at least 2 tasks; got 1\. Use kind text or random"):
+    with raises(ValueError, "2 tasks", "1", "text", "random"):
         principal_components(vectors[:1], 2)
 
 

@@ -5,6 +5,7 @@ import json
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone import tokenizer_files
 from mop_t5.backbone.tokenizer import JiebaTokenizer, load_tokenizer, read_pegasus_vocabulary, segment, train_tokenizer
 from mop_t5.data import EncodedExamples, Example, synthetic_corpus
@@ -67,7 +68,7 @@ def test_another_tokenizer_is_left_to_transformers(tokenizer, tmp_path):
     plain.save_pretrained(tmp_path)
     assert not isinstance(load_tokenizer(tmp_path), JiebaTokenizer)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty has no tokenizer: none of tokenizer\.json, spiece\.model"):
+    with raises(FileNotFoundError, "empty", "tokenizer.json, spiece.model"):
         load_tokenizer(tmp_path / "empty")
 
 
@@ -76,13 +77,13 @@ def test_training_twice_gives_the_same_vocabulary(tokenizer):
 
 
 def test_errors(tokenizer):
-    with pytest.raises(ValueError, match=r"vocab_size must be above 259 .* got 100"):
+    with raises(ValueError, "vocab_size", "259", "100"):
         train_tokenizer(TEXTS, 100)
-    with pytest.raises(TypeError, match="texts must be strings, got int"):
+    with raises(TypeError, "texts", "int"):
         train_tokenizer([1])
-    with pytest.raises(ValueError, match="no pairs"):
+    with raises(ValueError, "pairs"):
         tokenizer("a", "b")
-    with pytest.raises(ValueError, match="no offsets"):
+    with raises(ValueError, "offsets"):
         tokenizer("a", return_offsets_mapping=True)
 
 
@@ -127,7 +128,7 @@ def test_what_is_no_added_token(segmenting):
     assert not built_in & set(segmenting.tokenize("".join(built_in)))  # what a user types is text
     assert [token.strip() for token in segmenting.tokenize("用户  <a> 客服")] == ["用户", "<a>", "客服"]
     assert segmenting.tokenize("订单号") != [*segmenting.tokenize("订"), "单号"]
-    with pytest.raises(ValueError, match=r"takes no added token with white space in it, .*; got 'a b'\."):
+    with raises(ValueError, "'a b'"):
         segmenting.add_tokens(["c", "a b"])
 
 
@@ -206,41 +207,41 @@ def test_a_summary_ends_where_training_ended_it(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"vocab_txt": VOCAB_TXT, "tokenizer_config_json": {}}, r"has no files of a tokenizer\. .*`mop-t5 convert`"),
-        ({"vocab_txt": VOCAB_TXT}, r"has no files of a tokenizer\. .*`mop-t5 convert`"),
+        ({"vocab_txt": VOCAB_TXT, "tokenizer_config_json": {}}, ("tokenizer", "`mop-t5 convert`")),
+        ({"vocab_txt": VOCAB_TXT}, ("tokenizer", "`mop-t5 convert`")),
         (
             {"vocab_txt": VOCAB_TXT, "tokenizer_config_json": {"tokenizer_class": "T5PegasusTokenizer"}},
-            r"of the class T5PegasusTokenizer, which transformers \S+ does not know",
+            ("class T5PegasusTokenizer", "transformers"),
         ),
-        ({"vocab_json": {"a": 0}, "merges_txt": ""}, r"has no files of a tokenizer\. A folder needs tokenizer\.json"),
+        ({"vocab_json": {"a": 0}, "merges_txt": ""}, ("tokenizer", "tokenizer.json")),
         (
             {"vocab_txt": VOCAB_TXT, "config_json": {"tokenizer_class": "T5Tokenizer"}},
-            r"no files of a tokenizer of the class T5Tokenizer\.",
+            ("tokenizer", "class T5Tokenizer"),
         ),
         (
             {
                 "vocab_txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n▁用户\n▁司机\n",
                 "tokenizer_config_json": {"tokenizer_class": "BertTokenizer"},
             },
-            r"a BertTokenizer of \d+ tokens, knows no words: it makes '\[UNK\]' of every text",
+            ("BertTokenizer", "tokens", "'[UNK]'"),
         ),
-        ({"tokenizer_json": whole_words(eos=None)}, "puts no end token behind a text"),
+        ({"tokenizer_json": whole_words(eos=None)}, ("end token",)),
         (
             {"tokenizer_json": whole_words(specials=("[X]", "</s>", "<unk>"))},
-            r"has no padding token, and a T5 needs one\. .*\"pad_token\"",
+            ("padding token", "tokenizer_config.json", '"pad_token"'),
         ),
         (
             {"tokenizer_json": whole_words(words=[f"w{i}" for i in range(70)])},
-            r"has 73 tokens, but the backbone has 64 embeddings .*: none for 'w61', .*resize_token_embeddings",
+            ("73 tokens", "64 embeddings", "'w61'", "resize_token_embeddings"),
         ),
-        ({"tokenizer_config_json": "{"}, r"cannot be read: .*tokenizer_config.json is damaged"),
-        ({"tokenizer_config_json": []}, r"expected a JSON object, got list"),
-        ({"tokenizer_json": "{}"}, r"the tokenizer '.*' cannot be read: "),
-        ({"tokenizer_json": "nothing"}, r"the tokenizer '.*' cannot be read: "),
+        ({"tokenizer_config_json": "{"}, ("tokenizer_config.json", "damaged")),
+        ({"tokenizer_config_json": []}, ("JSON", "list")),
+        ({"tokenizer_json": "{}"}, ("tokenizer", "cannot be read")),
+        ({"tokenizer_json": "nothing"}, ("tokenizer", "cannot be read")),
     ],
 )
 def test_a_tokenizer_that_does_not_serve_a_t5(files, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         load_tokenizer(folder_of(tmp_path, **files))
 
 
@@ -258,9 +259,7 @@ def test_an_id_of_the_backbone_that_is_a_word_of_the_tokenizer(field, file, tmp_
     for value in (ids["taxi"], [1, ids["taxi"]]):
         path.write_text(json.dumps(written | {field: value}))
         own = 1 if field == "eos_token_id" else 0
-        with pytest.raises(
-            ValueError, match=rf"^{field} of .* is 5, which is the word 'taxi' .*tokenizer's is {own}\)"
-        ):
+        with raises(ValueError, field, "5", "'taxi'", "tokenizer", str(own)):
             load_tokenizer(folder)
 
 
@@ -268,11 +267,9 @@ def test_a_token_without_an_embedding_is_found_before_training(tokenizer):
     rows = [Example("taxi", "退款", "退款", "1"), Example("taxi", "退款", "司机绕路，要求退款", "2")]
     fits = max(i for row in rows for i in tokenizer(row.summary)["input_ids"]) + 1
     assert len(EncodedExamples(rows, tokenizer, None, vocab_size=fits)) == 2
-    with pytest.raises(
-        ValueError, match=rf"example '2' has the token '.+' of id {fits - 1}, but the model has {fits - 1} e"
-    ):
+    with raises(ValueError, "example '2'", f"id {fits - 1}", f"{fits - 1} embeddings"):
         EncodedExamples(rows, tokenizer, None, vocab_size=fits - 1)
-    with pytest.raises(ValueError, match="but the model has 8 embeddings"):
+    with raises(ValueError, "model", "8 embeddings"):
         generate_summaries(tiny("t5", dtype=torch.float32, vocab_size=8), tokenizer, rows)
 
 
@@ -333,7 +330,7 @@ def test_a_spiece_model_is_read_as_sentencepiece_does(model_type, with_bytes, pi
 def test_another_order_of_special_tokens_is_refused(pieces, tmp_path):
     content, _ = pieces(pad_id=3, eos_id=2, unk_id=0, bos_id=1)
     (folder_of(tmp_path) / "spiece.model").write_bytes(content)
-    with pytest.raises(ValueError, match=r"writes </s> for a word that it does not know, instead of .* '<unk>'"):
+    with raises(ValueError, "</s>", "'<unk>'"):
         load_tokenizer(tmp_path)
 
 
@@ -342,7 +339,5 @@ def test_a_missing_reader_of_sentencepiece_is_named(absent, tmp_path, monkeypatc
     for package in ("sentencepiece", "protobuf"):
         monkeypatch.setattr(tokenizer_files, f"is_{package}_available", lambda package=package: package not in absent)
     (folder_of(tmp_path) / "spiece.model").write_bytes(b"")
-    with pytest.raises(
-        ImportError, match=rf"the extra mop-kernels\[t5\]: pip install {' '.join(absent)}\. Then try again\."
-    ):
+    with raises(ImportError, "mop-kernels[t5]", f"pip install {' '.join(absent)}"):
         load_tokenizer(tmp_path)

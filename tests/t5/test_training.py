@@ -5,6 +5,7 @@ import json
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
@@ -141,7 +142,7 @@ def test_group_rates_reach_the_optimizer(tokenizer, tmp_path):
     experts = {id(parameter) for parameter in model.mop.parameter_groups()["experts"]}
     for name, parameter in model.mop.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) not in experts)
-    with pytest.raises(ValueError, match="group_rates names no such group: gate"):
+    with raises(ValueError, "group_rates", "gate"):
         run(new_model(tokenizer, "mop"), tokenizer, tmp_path, group_rates={"gate": 1.0})
 
 
@@ -164,34 +165,34 @@ def test_patience_stops_early(tokenizer, tmp_path):
 
 
 def test_nothing_to_train_and_missing_validation(model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+    with raises(ValueError, "no parameter", "gradient", "model.requires_grad_(True)"):
         run(model, tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="valid must hold examples"):
+    with raises(ValueError, "valid", "examples"):
         run(new_model(tokenizer, "mop"), tokenizer, tmp_path, evaluate_every=2)
     narrow = new_model(tokenizer, "mop", scenarios=["taxi"])
-    with pytest.raises(ValueError, match=r"is of scenario .*; known are taxi"):
+    with raises(ValueError, "scenario", "known", "taxi"):
         run(narrow, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0.*; got 0.0"),
-        ({"temperature": -1.0}, "temperature must be above 0.*; got -1.0"),
-        ({"batching": "sorted"}, "batching must be one of 'homogeneous', 'mixed'; got 'sorted'"),
-        ({"schedule": "step"}, "schedule must be one of 'linear', 'cosine', 'constant'; got 'step'"),
-        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1; got 1.0"),
-        ({"tokens_per_batch": 0}, "tokens_per_batch must be at least 1; got 0"),
+        ({"steps": 0}, ("steps", "1", "0")),
+        ({"learning_rate": 0.0}, ("learning_rate", "0", "0.0")),
+        ({"temperature": -1.0}, ("temperature", "0", "-1.0")),
+        ({"batching": "sorted"}, ("batching", "'homogeneous', 'mixed'", "'sorted'")),
+        ({"schedule": "step"}, ("schedule", "'linear', 'cosine', 'constant'", "'step'")),
+        ({"label_smoothing": 1.0}, ("label_smoothing", "0", "1", "1.0")),
+        ({"patience": 2}, ("patience", "0", "evaluate_every", "2")),
+        ({"tokens_per_batch": 0}, ("tokens_per_batch", "1", "0")),
         (
             {"gradient_checkpointing": True, "cache_cross": True, "cache_encoder": "memory"},
-            "gradient_checkpointing must be false where cache_cross",
+            ("gradient_checkpointing", "false", "cache_cross"),
         ),
-        ({"patience": 2}, "patience must be 0 unless evaluate_every is set; got 2"),
     ],
 )
 def test_wrong_settings(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, *message):
         TrainingConfig(**changes)
 
 
@@ -223,9 +224,9 @@ def test_output_folders_are_not_overwritten_unasked(tmp_path):
     assert prepare_output(folder) == folder
     assert prepare_output(folder) == folder  # still empty
     (folder / "note.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"exists and is not empty\. Choose another folder or pass --overwrite"):
+    with raises(FileExistsError, "not empty", "--overwrite"):
         prepare_output(folder)
-    with pytest.raises(FileExistsError, match=r"has no run\.json, so it is not an earlier output"):
+    with raises(FileExistsError, "run.json", "earlier output"):
         prepare_output(folder, overwrite=True)
     assert (folder / "note.txt").exists()
     write_settings(folder, {})
@@ -234,12 +235,10 @@ def test_output_folders_are_not_overwritten_unasked(tmp_path):
     prepare_output(folder, overwrite=True)
     assert list(folder.iterdir()) == []
     (tmp_path / "file").write_text("x")
-    with pytest.raises(FileExistsError, match="file is a file"):
+    with raises(FileExistsError, "file", "is a file"):
         prepare_output(tmp_path / "file")
-    with pytest.raises(
-        FileNotFoundError, match=r"has no run\.json\. Give the folder that `mop-t5 train --output` wrote"
-    ):
+    with raises(FileNotFoundError, "run.json", "`mop-t5 train --output`"):
         load_run(folder)
     write_settings(folder, {"backbone": "x"})
-    with pytest.raises(FileNotFoundError, match="has no trained weights yet"):
+    with raises(FileNotFoundError, "trained weights", "`mop-t5 train --resume`"):
         load_run(folder)

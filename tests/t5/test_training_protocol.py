@@ -6,6 +6,7 @@ import math
 import mop_t5
 import pytest
 import torch
+from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Collator, EncodedExamples, TemperatureBatchSampler, scenario_ids_of, synthetic_corpus
 from mop_t5.evaluation import Scorer, Scores
@@ -206,9 +207,7 @@ def test_nan_stops_the_run_and_the_last_checkpoint_is_good(tmp_path):
             output.loss = output.loss * float("nan")
 
     model.register_forward_hook(poison)
-    with pytest.raises(
-        FloatingPointError, match=r"step 6: the loss or its gradient is not finite.*checkpoint-4\. Lower"
-    ):
+    with raises(FloatingPointError, "step 6", "gradient", "checkpoint-4", "learning_rate"):
         run(model, tmp_path, steps=8, save_every=2)
     assert all(torch.equal(weight, before[6][name]) for name, weight in weights(model).items())
     kept = mop_t5.load(mop_t5.detach(model), tmp_path / CHECKPOINTS / "checkpoint-4")
@@ -220,7 +219,7 @@ def test_nan_stops_the_run_and_the_last_checkpoint_is_good(tmp_path):
 def test_an_infinite_gradient_stops_the_run_too(tmp_path):
     model = new_model()
     next(model.mop.parameters()).register_hook(lambda gradient: gradient / 0)
-    with pytest.raises(FloatingPointError, match=r"step 1: .* the last checkpoint is none: save_every was 0\."):
+    with raises(FloatingPointError, "step 1", "none", "save_every", "0"):
         run(model, tmp_path, max_grad_norm=0.0)
 
 
