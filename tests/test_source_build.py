@@ -114,7 +114,7 @@ def test_the_torch_of_the_environment_that_is_installed_into(
     assert asked.returncode == 0, asked.stderr
     pinned = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     assert asked.stdout.splitlines()[-1] == ("[]" if finds else f"[{pinned!r}]")
-    assert ("activate its environment first" in asked.stdout) is not finds
+    assert ("activate" in asked.stdout) is not finds
 
 
 def test_an_old_setuptools_gets_a_sentence(source, tmp_path):
