@@ -1,11 +1,10 @@
-"""What tests/t5/test_data_parallel.py runs in two processes, and in one: `torchrun ... data_parallel_worker.py FOLDER`.
+"""What tests/t5/test_data_parallel.py runs in two processes, and in one.
 
 Every process does the same and leaves what it has seen in FOLDER/rank-R.pt.
 """
 
 import contextlib
 import io
-import sys
 from pathlib import Path
 
 import mop_t5
@@ -141,7 +140,3 @@ def run(folder: Path) -> None:
     torch.save(found, folder / f"rank-{rank}.pt")
     team.wait_for_everyone()
     team.destroy_process_group()
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
 """Commands and trainings in processes that are killed, run out of room or are interrupted, and are started again.
 
-`report_of` runs a worker in a Python of its own. The worker forks a process for every attempt, so that no attempt
+`report_of` runs a worker in a process of its own. The worker forks a process for every attempt, so that no attempt
 imports anything anew, and returns a report: how each attempt ended, and what it left.
 """
 
@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,12 +23,9 @@ from mop_t5.evaluation import serving
 from mop_t5.training import CHECKPOINTS, checkpoints, training_run
 
 
-def report_of(worker, folder, *flags):
-    command = [sys.executable, __file__, worker, str(folder), *map(str, flags)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def report_of(forks, worker, folder, *flags):
+    arguments = (worker, str(folder), *map(str, flags))
+    forks.run(f"from killed import report; report{arguments!r}")
     return json.loads((Path(folder) / "report.json").read_text())
 
 
@@ -219,8 +215,7 @@ def training(folder, flags):
     return report
 
 
-if __name__ == "__main__":
+def report(worker, place, *flags):
     torch.set_num_threads(1)
-    worker, place, *flags = sys.argv[1:]
     found = {"generate": generate, "table": table, "training": training}[worker](Path(place), flags)
     (Path(place) / "report.json").write_text(json.dumps(found))

@@ -1,19 +1,16 @@
 """torch's FLOP counter on every operation: figures by hand, and torch's own count of the same products."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from forks import forks_of
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import mop_kernels as mk
 from mop_kernels import backends, multiply_adds, ops, testing
 from mop_kernels.testing import Bank, PromptShape, Shape
 
-ROOT = Path(__file__).parents[2]
 # Distinct primes, so that no two sizes can be mistaken for each other.
 SHAPE = Shape(rows=17, terms=2, g_in=3, g_out=5, loc_in=7, loc_out=11, rank=13)
 WEIGHT = 2 * (3 * 7) * (5 * 11)  # terms * in * out
@@ -256,6 +253,12 @@ print(counter.get_total_flops())
 """
 
 
+@pytest.fixture(scope="module")
+def forks():
+    with forks_of("import torch\n") as forks:
+        yield forks
+
+
 @pytest.mark.parametrize(
     "imports",
     [
@@ -266,7 +269,5 @@ print(counter.get_total_flops())
     ],
     ids=["before", "after", "by the compiler"],
 )
-def test_either_may_be_imported_first(imports):
-    code = f"import torch\n{imports}{COUNT}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == 2 * 3 * (2 * 2 * 4 + 2 * 4 * 4 + 2 * 2 * 4)
+def test_either_may_be_imported_first(imports, forks):
+    assert int(forks.run(imports + COUNT)) == 2 * 3 * (2 * 2 * 4 + 2 * 4 * 4 + 2 * 2 * 4)

@@ -1,18 +1,14 @@
 """Whether Triton's interpreter runs the kernels: by the variable before they are imported, by what they are after."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from errors import says
+from forks import forks_of
 
 from mop_kernels import backends
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {"on": True, "yes": True, "TRUE": True, "0": False, "": False, "t": False}
 
 pytestmark = [
@@ -34,50 +30,11 @@ def call():
 """
 
 
-SERVER = """
-import json
-for line in sys.stdin:
-    code, setting = json.loads(line)
-    source, sink = os.pipe()
-    if not os.fork():
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
-        os.environ.pop("TRITON_INTERPRET", None)
-        if setting is not None:
-            os.environ["TRITON_INTERPRET"] = setting
-        status = 1
-        try:
-            exec(code)
-            status = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        sys.stdout.flush()
-        os._exit(status)
-    os.close(sink)
-    with open(source) as said:
-        answer = said.read()
-    print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), answer]), flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def run():
     """Run code in a process that has imported torch and mop_kernels, but not triton."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", START + SERVER]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-
-        def run(code: str, setting: str | None = None) -> str:
-            print(json.dumps([code, setting]), file=server.stdin, flush=True)
-            status, said = json.loads(server.stdout.readline())
-            assert status == 0, said
-            return said.strip()
-
-        yield run
-        server.stdin.close()
+    with forks_of(START, {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}) as forks:
+        yield lambda code, setting=None: forks.run(code, **({} if setting is None else {"TRITON_INTERPRET": setting}))
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=repr)

@@ -41,11 +41,11 @@ OF_MOP = {name: OPTIONS[name] for name in ("prefix_length", "d_mid", "terms_down
 
 
 @pytest.fixture(scope="module")
-def killed(place):
+def killed(place, forks_with_t5):
     """A folder with the suite run in one go, "straight", and another one that was killed five times, "killed"."""
     folder = place / "suites"
     folder.mkdir()
-    report_of("table", folder, *flags(place, *TWO, options=OF_MOP))
+    report_of(forks_with_t5, "table", folder, *flags(place, *TWO, options=OF_MOP))
     return folder
 
 

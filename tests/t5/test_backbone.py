@@ -388,20 +388,21 @@ def test_values_that_the_dtype_cannot_hold(checkpoint):
         mop_t5.load_backbone(folder, dtype="float16")
 
 
-def test_imports():
+def test_imports(forks_with_t5):
     """torch comes on first use; jieba, ROUGE and plotting where they are used, never for kernels or injection."""
+    first = 'import sys, mop_t5; assert callable(mop_t5.methods) and "torch" not in sys.modules'
+    subprocess.run([sys.executable, "-c", first], check=True)
     code = """
-import sys, mop_t5
-assert callable(mop_t5.methods) and "torch" not in sys.modules
-from transformers import T5ForConditionalGeneration
+import sys
 names = ("jieba", "rouge", "rouge_score", "matplotlib", "rich")
 theirs = [name for name in names if name in sys.modules]  # transformers 5.15 itself imports rich
+import mop_t5
 assert mop_t5.attach(mop_t5.build_backbone("t5-small", device="meta"), "prefix_tuning")
 assert [name for name in names if name in sys.modules] == theirs
 import mop_t5.backbone.tokenizer, mop_t5.data, mop_t5.evaluation
 assert "jieba" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    forks_with_t5.run(code)
 
 
 def test_a_folder_that_does_not_say_whether_the_backbone_is_gated_still_fits():

@@ -17,7 +17,6 @@ from mop_lab.suites import trial
 from mop_t5.cli.flags import dataclasses_of, function_of, positionals_of
 from mop_t5.cli.main import main
 
-COMMAND = [sys.executable, "-m", "mop_t5.cli"]
 SMALL = ["--steps", "2", "--batch_size", "4", "--log_every", "1", "--max_target", "8"]
 # flags for what is read, and how a path is written behind those that take several
 READ = {"suites": "[{}]", "runs": "[{}]", "backbones": "[{}]", "representations": "{{x: {}}}"}
@@ -201,33 +200,42 @@ def test_help_is_there_without_torch():
     assert "\n  mop-t5 table 4 " in done.stdout
 
 
-def test_a_reader_that_goes_ends_the_command_quietly(tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "prompts", "list", "--library", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    assert process.wait(60) == 1
-    assert process.stderr.read() == b""
+def test_a_reader_that_goes_ends_the_command_quietly(tmp_path, forks_with_t5):
+    """What a process does when it ends, writing the rest of its output, is done here by forks.py."""
+    code = f"""
+import os, sys
+from mop_t5.cli.main import main
+source, sink = os.pipe()
+os.close(source)
+os.dup2(sink, 1)
+try:
+    code = main(["prompts", "list", "--library", {str(tmp_path)!r}])
+except SystemExit as stop:  # of rich
+    code = stop.code
+print(code, file=sys.stderr)
+"""
+    assert forks_with_t5.run(code) == "1"
 
 
-def test_ctrl_c_keeps_the_checkpoints_of_a_training(made, tmp_path, capsys):
-    """On a real process, in the middle of its steps."""
+def test_ctrl_c_keeps_the_checkpoints_of_a_training(made, tmp_path, capsys, forks_with_t5):
+    """On a process of its own, in the middle of its steps."""
     run = tmp_path / "run"
     words = ["train", "--corpus", str(made / "corpus"), "--backbone", str(made / "backbone"), "--output", str(run)]
     words += ["--method", "prompt_tuning", "--save_every", "2", "--log_every", "1", "--schedule", "constant"]
-    process = subprocess.Popen(
-        [*COMMAND, *words, "--steps", "100000"],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell lets what it starts in the background ignore Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # a shell lets what it starts in the background ignore Ctrl-C
+    code = f"""
+import signal
+from mop_t5.cli.main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print(main({[*words, "--steps", "100000"]!r}))
+"""
+    process = forks_with_t5.begin(code)
     end = time.monotonic() + 300
-    while not (run / "checkpoints" / "checkpoint-4").is_dir() and time.monotonic() < end and process.poll() is None:
+    while not (run / "checkpoints" / "checkpoint-4").is_dir() and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1].splitlines()
-    assert process.returncode == 130
+    os.kill(process, signal.SIGINT)
+    *said, status = forks_with_t5.end().splitlines()
+    assert status == "130"
     assert "Traceback" not in "\n".join(said)
     whole = sorted(int(path.name.split("-")[1]) for path in (run / "checkpoints").iterdir())
     says(said[-1], "mop-t5 train", "interrupted", f"{run}/checkpoints/checkpoint-{whole[-1]}", "--resume")

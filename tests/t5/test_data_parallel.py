@@ -1,10 +1,9 @@
-"""Two processes on gloo, started by torchrun, against one process with the joint batches."""
+"""Two processes on gloo against one process with the joint batches."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import data_parallel_worker as worker
 import mop_t5
@@ -13,7 +12,7 @@ import torch
 from errors import raises, says
 from mop_t5.data import write_examples
 
-HERE = Path(__file__).parents[1] / "helpers"
+ALONE = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ranks(folder):
+def ranks(folder, forks_with_t5):
     """What each of two processes has seen."""
-    torchrun(folder, str(HERE / "data_parallel_worker.py"), str(folder))
+    code = f"""
+from pathlib import Path
+import data_parallel_worker
+from two_processes import in_two_processes
+in_two_processes(lambda: data_parallel_worker.run(Path({str(folder)!r})))
+"""
+    forks_with_t5.run(code, **ALONE)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 
@@ -39,15 +44,6 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     worker.run(folder)
     return torch.load(folder / "rank-0.pt")
-
-
-def torchrun(folder, *arguments):
-    """Run in two processes that find no other job's port and no GPU; returns what was printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def losses(result):
@@ -139,6 +135,10 @@ def test_several_seeds_on_machines_without_a_shared_folder(ranks, folder):
 def test_torchrun_of_the_command(folder):
     where = ["--corpus", str(folder / "corpus"), "--backbone", str(folder / "backbone"), "--output", "run"]
     small = ["--steps", "2", "--batch_size", "2", "--max_target", "8", "--method", "prefix_tuning"]
-    printed = torchrun(folder, "-m", "mop_t5.cli", "train", *where, *small)
-    assert printed.count("Trained ") == 1
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "mop_t5.cli", "train", *where, *small]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ALONE
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Trained ") == 1
     assert (folder / "run" / "adapter" / "model.safetensors").is_file()

@@ -1,10 +1,7 @@
 """examples/: each runs as it is, learns, and does what it says."""
 
-import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import mop_t5
@@ -70,14 +67,14 @@ def test_accelerate_makes_the_steps_of_joint_batches(accelerated):
     assert saved.scenarios == tuple(found["scenarios"])
 
 
-def test_accelerate_in_two_processes_prints_the_same_losses(accelerated, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    example = str(EXAMPLES / "tune_with_accelerate.py")
-    done = subprocess.run(
-        [*command, example], env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    losses = [float(loss) for loss in re.findall(r"step \d+: loss ([\d.]+)", done.stdout)]
+def test_accelerate_in_two_processes_prints_the_same_losses(accelerated, tmp_path, forks_with_t5):
+    code = f"""
+import os, runpy
+from two_processes import in_two_processes
+os.chdir({str(tmp_path)!r})
+in_two_processes(lambda: runpy.run_path({str(EXAMPLES / "tune_with_accelerate.py")!r}, run_name="__main__"))
+"""
+    printed = forks_with_t5.run(code, CUDA_VISIBLE_DEVICES="")
+    losses = [float(loss) for loss in re.findall(r"step \d+: loss ([\d.]+)", printed)]
     assert losses == pytest.approx(accelerated[0]["losses"], abs=2e-3)
     assert len(losses) == accelerated[0]["STEPS"]

@@ -1,8 +1,6 @@
 """The method fixed_prefix, as mop_t5.export writes it: bit for bit the generator's prefixes, without kernels."""
 
 import json
-import subprocess
-import sys
 
 import mop_t5
 import pytest
@@ -127,7 +125,7 @@ def test_an_export_is_exported_and_saved_again(tmp_path):
         mop_t5.add_scenario(loaded, "hotel")
 
 
-def test_loading_imports_no_kernels(tmp_path):
+def test_loading_imports_no_kernels(tmp_path, forks_with_t5):
     model = attached("mop", dtype=torch.float32)
     mop_t5.export(model, tmp_path / "prefixes")
     mop_t5.detach(model)
@@ -140,9 +138,7 @@ model = mop_t5.load(mop_t5.load_backbone({str(tmp_path / "backbone")!r}), {str(t
 model.generate(model.dummy_inputs["input_ids"] % 40, scenario_ids=2, max_new_tokens=2)
 print([name for name in sys.modules if name.startswith("mop_t5.methods.") and ".parts" not in name])
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "['mop_t5.methods.fixed_prefix']"
+    assert forks_with_t5.run(code).splitlines()[-1] == "['mop_t5.methods.fixed_prefix']"
 
 
 def test_what_cannot_be_exported(tmp_path):

@@ -130,8 +130,8 @@ def test_a_file_without_errors_exits_with_zero_and_gzip_says_where_it_breaks_off
 
 
 @pytest.mark.slow
-def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(run, mixed, tmp_path):
-    report = report_of("generate", tmp_path, "--run", run, "--input", mixed)
+def test_an_output_that_was_interrupted_ends_as_one_made_in_one_go(run, mixed, tmp_path, forks_with_t5):
+    report = report_of(forks_with_t5, "generate", tmp_path, "--run", run, "--input", mixed)
     stdout = report.pop("no room on standard output")
     assert stdout["code"] == 1
     says(stdout["said"], "written", "'standard output'", "No space left")

@@ -177,10 +177,10 @@ def test_a_new_run_does_not_mix_its_checkpoints_with_old_ones(trained, tokenizer
         run(new_model(tokenizer), tokenizer, trained.parent)
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(tmp_path):
+def test_a_killed_run_ends_as_an_unbroken_one(tmp_path, forks_with_t5):
     """Kill processes in a step, at every stage of writing a checkpoint, and by a timer. Resume each in a process of its
     own. It must log the losses of an unbroken run, bit for bit."""
-    report = report_of("training", tmp_path)
+    report = report_of(forks_with_t5, "training", tmp_path)
     straight = report.pop("straight")
     assert [point["step"] for point in straight["history"] if "loss" in point] == list(range(1, 10))
     assert len(report) >= 9

@@ -1,0 +1,15 @@
+"""What tests of several folders share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from forks import Forks, forks_of
+
+
+@pytest.fixture(scope="session")
+def forks_with_t5() -> Iterator[Forks]:
+    """Forks of a process that has imported torch and T5 with its trainer, but nothing of this project."""
+    start = "from transformers import Adafactor, T5ForConditionalGeneration, Trainer\n"
+    with forks_of(start, os.environ | {"OMP_NUM_THREADS": "1"}) as forks:
+        yield forks
