@@ -21,6 +21,7 @@ from mop_lab.attempt.scale import plot_scale
 from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_library, prior_system, source_systems
 from mop_lab.commands.analyse import present_sizes
 from mop_lab.commands.table import Shared
+from mop_lab.suites.sizes import check_backbone
 from mop_lab.suites.starting_points import StartingPoints
 from mop_lab.suites.suite import carry_out, suite_of
 from mop_lab.suites.suite_config import SuiteConfig
@@ -263,6 +264,8 @@ def attempt_memory(
     """
     if not backbones or len(backbones) != len(batch_sizes):
         raise ValueError(f"batch_sizes must be one for each of {len(backbones)} backbones; got {batch_sizes}.")
+    for backbone in backbones:
+        check_backbone(backbone)
     if output is not None:
         check_writable(output)
     cells: dict[str, list[int]] = {}

@@ -16,6 +16,13 @@ from mop_lab.suites.systems import System
 OVERVIEW = ("t5-base", "t5-large", "mt5-base", "t5-pegasus-base")
 
 
+def check_backbone(backbone: str) -> None:
+    """Raise ValueError if `backbone` is neither a known architecture nor a folder."""
+    if backbone not in mop_t5.known_backbones() and not Path(backbone).is_dir():
+        known = ", ".join(mop_t5.known_backbones())
+        raise ValueError(f"backbone must be a folder or one of {known}; got {backbone!r}.")
+
+
 def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
     """Return a backbone to count on.
 
@@ -26,11 +33,9 @@ def skeleton(backbone: str, device: str = "meta") -> PreTrainedModel:
     Raises:
         ValueError: The backbone is neither.
     """
+    check_backbone(backbone)
     if backbone in mop_t5.known_backbones():
         return mop_t5.build_backbone(backbone, device=device)
-    if not Path(backbone).is_dir():
-        known = ", ".join(mop_t5.known_backbones())
-        raise ValueError(f"backbone must be a folder or one of {known}; got {backbone!r}.")
     return mop_t5.load_backbone(backbone)
 
 
