@@ -5,11 +5,10 @@ The flag is asked in a copy of the repository that holds the configuration and f
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import forks_of
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = {"benchmarks/bench_a.py", "benchmarks/bench_b.py"}
@@ -26,6 +25,21 @@ def repository(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def forks_with_pytest():
+    """Forks of a process that has imported pytest and its plugins."""
+    start = """
+import os, pytest
+from importlib.metadata import entry_points
+for plugin in entry_points(group="pytest11"):
+    plugin.load()
+"""
+    # pytest-benchmark takes a process that a worker of pytest-xdist starts for a worker
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    with forks_of(start, environment) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize(
     ("arguments", "files"),
     [
@@ -37,10 +51,7 @@ def repository(tmp_path_factory):
     ],
     ids=["all", "with another option", "a named file", "the option of pytest-benchmark", "without"],
 )
-def test_the_files_that_are_collected(repository, arguments, files):
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
-    # pytest-benchmark takes a process that a worker of pytest-xdist starts for a worker
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.split("::")[0] for line in done.stdout.splitlines() if "::" in line} == files
+def test_the_files_that_are_collected(repository, forks_with_pytest, arguments, files):
+    words = ["--collect-only", "-q", *arguments]
+    printed = forks_with_pytest.run(f"os.chdir({str(repository)!r}); assert pytest.main({words!r}) == 0")
+    assert {line.split("::")[0] for line in printed.splitlines() if "::" in line} == files
