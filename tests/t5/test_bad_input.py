@@ -142,6 +142,7 @@ VALID = {
     "reading": st.sampled_from(["A", "B"]),
     "routing": st.sampled_from(["scenario", "xmoe_top2"]),
     "attention": st.lists(st.sampled_from(["encoder_self", "decoder_self", "cross"]), min_size=1),
+    "others": st.sampled_from(["mlp", "none"]),
     "num_experts": st.none() | st.integers(1, 3),
     "layers": st.none() | st.lists(st.integers(0, 3), min_size=1),
     "kv_maps": st.sampled_from(["separate", "joint", "separate_down"]),
