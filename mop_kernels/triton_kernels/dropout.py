@@ -49,7 +49,7 @@ def keeps(drawn, half: tl.constexpr, dropped):
 
 @triton.jit
 def keeps_columns(low, high, column, dropped):
-    """Return True where dropout keeps columns of the rows with the keys `low` and `high`. All arguments are broadcast."""
+    """Return True where columns of the rows with the keys `low` and `high` are kept. All arguments are broadcast."""
     drawn = words(low, high, column // 16 * 8 + column % 8)
     bits = tl.where(column // 8 % 2 == 0, drawn & 0xFFFF, drawn >> 16)
     return bits.to(tl.int32) >= dropped

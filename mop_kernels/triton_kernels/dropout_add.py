@@ -33,7 +33,7 @@ def dropout_add_kernel(
         c = column_of(word, half)
         mask = (n < rows)[:, None] & (c < width)[None, :]
         place = n[:, None] * width + c[None, :]
-        tile = tl.load(x + (n[:, None] * x_n + c[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
+        tile = tl.load(x + (n[:, None] * x_n + c.to(tl.int64)[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
         if DROPOUT:
             tile = tl.where(keeps(drawn, half, dropped), tile * kept_factor, 0.0)
         if residual is not None:

@@ -30,7 +30,7 @@ from .prefix_attention import Call, Tile, Tiles, end_of, exists, prefix_of, scor
 def of_gradient(grad, b, i, h, grad_b, grad_q, grad_h, grad_d, queries, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Return the rows i of a head of the gradient of out, [i, d]."""
     d = tl.arange(0, BLOCK_D)[None, :]
-    place = b * grad_b + h * grad_h + (i * grad_q)[:, None] + d * grad_d
+    place = b * grad_b + h * grad_h + (i * grad_q)[:, None] + d.to(tl.int64) * grad_d
     return tl.load(grad + place, mask=(i < queries)[:, None] & (d < D), other=0.0)
 
 
@@ -219,11 +219,11 @@ def sum_of_examples_kernel(parts, rows, total, examples, size, BLOCK: tl.constex
 
 OF_QUERIES = Tiles(
     of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(32, 32, 8), Tile(16, 32, 4), Tile(16, 16, 8), Tile(16, 16, 8)),
+    of_float32=(Tile(16, 32, 8), Tile(16, 32, 4), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 OF_COLUMNS = Tiles(
     of_16_bits=(Tile(32, 64, 4), Tile(32, 64, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(32, 32, 8), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+    of_float32=(Tile(16, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 
 

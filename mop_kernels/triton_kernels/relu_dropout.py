@@ -62,7 +62,7 @@ def relu_dropout_backward_kernel(
     mask = (n < rows)[:, None] & (c < width)[None, :]
     byte = tl.load(bits + (n[:, None] * tl.cdiv(width, 8) + c[None, :] // 8), mask=mask, other=0)
     passes = (byte >> (c % 8).to(tl.uint8)[None, :]) & 1 != 0
-    g = tl.load(grad + (n[:, None] * grad_n + c[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad + (n[:, None] * grad_n + c.to(tl.int64)[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
     g = tl.where(passes, g * kept_factor, 0.0)
     tl.store(grad_x + (n[:, None] * width + c[None, :]), g.to(grad_x.dtype.element_ty), mask=mask)
 

@@ -48,7 +48,8 @@ def rms_norm_backward_kernel(
         mask = (n < rows)[:, None] & (c < width)[None, :]
         place = n[:, None] * width + c[None, :]
         tile = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        g = tl.load(grad + (n[:, None] * grad_n + c[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
+        grad_place = n[:, None] * grad_n + c.to(tl.int64)[None, :] * grad_c
+        g = tl.load(grad + grad_place, mask=mask, other=0.0).to(tl.float32)
         scale = (1.0 / tl.sqrt(tl.sum(tile * tile, 1) / width + eps))[:, None]
         normal = tile * scale
         if parts is not None:

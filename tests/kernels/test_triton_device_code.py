@@ -137,8 +137,9 @@ def test_prefix_rows_out_of_range(row, needs):
     arguments = query, key, value, *tensors[3:], rows, bias, options["key_mask"], None
     out, lse = ops.get("prefix_attention", "triton")(*arguments, False, 1.0, 0.0)
     rows[1] = row
+    call, first, last = ops.get("prefix_attention", "triton"), (), ()
+    if needs is not None:
+        call, first, last = ops.get("prefix_attention_backward", "triton"), (out,), (needs,)
+        arguments = *arguments, lse
     with pytest.raises(InterpreterError, match=r"rows must lie in 0\.\.r-1"):
-        if needs is None:
-            ops.get("prefix_attention", "triton")(*arguments, False, 1.0, 0.0)
-        else:
-            ops.get("prefix_attention_backward", "triton")(out, *arguments, lse, False, 1.0, 0.0, needs)
+        call(*first, *arguments, False, 1.0, 0.0, *last)
