@@ -5,7 +5,8 @@ x (..., d), weight (d,) -> y (..., d). Sums are in float32. Nothing but x and th
     gx = r (weight gy) - x r^3 mean(weight gy x)
     gweight = sum over rows of gy x r                  parts by blocks of rows, then torch.sum
 
-A program holds whole rows on chip, so that x and gy are read once. The bytes limit both kernels.
+A program holds whole rows on chip, so that x and gy are read once. The bytes limit both kernels. Rows of more than
+WIDEST numbers would not stay in registers: such a call takes the reference op.
 """
 
 import torch
@@ -17,6 +18,7 @@ from .device_functions import blocks, power_of_2
 from .dropout import matrix
 from .launch import launch
 
+WIDEST = 8192  # numbers of a row: 16 per thread
 ROWS_OF_A_PART = 64  # of the gradient of the weight: a program sums them. The same on every GPU, as the bits then are
 
 
@@ -63,13 +65,15 @@ def rms_norm_backward_kernel(
 
 
 def block_sizes(width: int) -> tuple[int, int, int]:
-    """Return the block of rows, the block of columns, and the warps: 16 numbers per thread, more in very long rows."""
+    """Return the block of rows, the block of columns, and the warps: 16 numbers per thread."""
     block_d = power_of_2(width)
-    return max(1, 2048 // block_d), block_d, min(32, max(4, block_d // 512))
+    return max(1, 2048 // block_d), block_d, max(4, block_d // 512)
 
 
 def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Return y. The arguments are those of SCHEMAS["rms_norm"]."""
+    if x.shape[-1] > WIDEST:
+        return torch.ops.mop_kernels.rms_norm_reference(x, weight, eps)
     y = x.new_empty(x.shape)
     n, width = matrix(x).shape
     block_n, block_d, num_warps = block_sizes(width)
@@ -84,6 +88,8 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float, needs: int) ->
     """Return the gradients that the bits of `needs` ask for. The arguments are those of SCHEMAS."""
     if not needs & 3:
         return []
+    if x.shape[-1] > WIDEST:
+        return torch.ops.mop_kernels.rms_norm_backward_reference(grad, x, weight, eps, needs)
     rows = matrix(grad)
     n, width = rows.shape
     block_n, block_d, num_warps = block_sizes(width)
