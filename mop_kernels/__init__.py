@@ -12,7 +12,7 @@ from .explain import explain_backend
 from .functional import attempt_mix, lowrank_phm_linear, mop_ffn, phm_linear, phm_weight
 from .layers import MOPFeedForward, PHMLinear
 from .reference import LowRankPHM
-from .step import dropout_add, linear_cross_entropy, prefix_attention, relu_dropout, rms_norm
+from .step import dropout_add, gated_gelu_dropout, linear_cross_entropy, prefix_attention, relu_dropout, rms_norm
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "available_backends",
     "dropout_add",
     "explain_backend",
+    "gated_gelu_dropout",
     "linear_cross_entropy",
     "lowrank_phm_linear",
     "mop_ffn",

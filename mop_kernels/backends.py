@@ -66,7 +66,15 @@ _DTYPES = {
 }
 _OLDEST_GPU = (8, 0)  # oldest compute capability that csrc/cuda is compiled for and has enough shared memory
 WITHOUT: dict[str, tuple[str, ...]] = {  # operations that a backend has no kernel for
-    "cuda": ("attempt_mix", "rms_norm", "dropout_add", "relu_dropout", "prefix_attention", "linear_cross_entropy"),
+    "cuda": (
+        "attempt_mix",
+        "rms_norm",
+        "dropout_add",
+        "relu_dropout",
+        "gated_gelu_dropout",
+        "prefix_attention",
+        "linear_cross_entropy",
+    ),
 }
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 

@@ -1,4 +1,4 @@
-"""The public operations of a frozen T5's training step: attention with prefixes, dropout, norms, the loss.
+"""The public operations of a frozen T5's training step: attention with prefixes, dropout, activations, norms, loss.
 
 A frozen backbone needs no gradient of its weights, so far less must be saved for backward than PyTorch saves. All
 operations are differentiable any number of times. They draw dropout masks by a counter-based generator and draw them
@@ -15,6 +15,7 @@ from . import validation
 from .operation import Operation, Prepared, run
 from .step_validation import (
     check_attention,
+    check_gated,
     check_linear_cross_entropy,
     check_not_distributed,
     check_number,
@@ -106,6 +107,37 @@ def relu_dropout(x: Tensor, p: float = 0.0, seed: int | Tensor | None = None, *,
     check_probability("p", p)
     check_not_distributed("relu_dropout", x)
     return run(_RELU_DROPOUT, backend, (x,), (seed_of(seed, p, x),), (p,), cast=False)[0]
+
+
+def gated_gelu_dropout(
+    gate: Tensor, x: Tensor, p: float = 0.0, seed: int | Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """Compute dropout(gelu_tanh(gate) * x): the activation of a gated network (T5 1.1, flan-T5, mT5).
+
+    gelu_tanh(g) = g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2, which transformers calls "gelu_new". One pass
+    computes the result. Backward saves gate, x and the seed, and computes the activation and the mask again. Under
+    autocast the dtypes stay as they are.
+
+    Args:
+        gate: (..., d), before the activation.
+        x: (..., d).
+        p: Probability to drop an element, from 0 to below 1, as for dropout_add.
+        seed: As for dropout_add.
+        backend: "reference", "cpu", "triton", or None for the automatic choice.
+
+    Returns:
+        (..., d).
+
+    Raises:
+        TypeError: An argument has a wrong type, or the dtypes of gate and x differ.
+        ValueError: A shape, a device, p or the seed does not fit, a tensor is a DTensor, or `backend` has an unknown
+            name.
+        RuntimeError: `backend` cannot run here.
+    """
+    check_probability("p", p)
+    check_not_distributed("gated_gelu_dropout", gate, x)
+    tensors = promoted("gate", gate, "x", x)
+    return run(_GATED_GELU_DROPOUT, backend, tensors, (seed_of(seed, p, gate),), (p,), cast=False)[0]
 
 
 def prefix_attention(
@@ -218,7 +250,8 @@ def linear_cross_entropy(
     return torch.where(count > 0, loss / count.clamp(min=1), math.nan)
 
 
-STEP_OPERATIONS = {f.__name__: f for f in (rms_norm, dropout_add, relu_dropout, prefix_attention, linear_cross_entropy)}
+_ALL = (rms_norm, dropout_add, relu_dropout, gated_gelu_dropout, prefix_attention, linear_cross_entropy)
+STEP_OPERATIONS = {f.__name__: f for f in _ALL}
 
 
 def _prepare_rms_norm(tensors: Sequence, others: Sequence, settings: tuple, multiply_adds: int) -> Prepared:
@@ -287,6 +320,9 @@ _DROPOUT_ADD = Operation(
     "dropout_add", ("x", "residual"), check_rows, _nothing, _prepare_dropout, optional=("residual",), others=("seed",)
 )
 _RELU_DROPOUT = Operation("relu_dropout", ("x",), check_rows, _nothing, _prepare_dropout, others=("seed",))
+_GATED_GELU_DROPOUT = Operation(
+    "gated_gelu_dropout", ("gate", "x"), check_gated, _nothing, _prepare_dropout, others=("seed",)
+)
 _PREFIX_ATTENTION = Operation(
     "prefix_attention",
     ("query", "key", "value", "prefix_key", "prefix_value", "bias"),

@@ -27,6 +27,10 @@ SCHEMAS = {
     "dropout_add_backward": "(Tensor grad, Tensor seed, float p, int needs) -> Tensor[]",
     "relu_dropout": "(Tensor x, Tensor? seed, float p) -> Tensor[]",
     "relu_dropout_backward": "(Tensor grad, Tensor bits, float p, int needs) -> Tensor[]",
+    "gated_gelu_dropout": "(Tensor gate, Tensor x, Tensor? seed, float p) -> Tensor",
+    "gated_gelu_dropout_backward": (
+        "(Tensor grad, Tensor gate, Tensor x, Tensor? seed, float p, int needs) -> Tensor[]"
+    ),
     "prefix_attention": f"({_ATTENTION}{_ATTENTION_SETTINGS}) -> Tensor[]",
     "prefix_attention_backward": (
         f"(Tensor grad, {_ATTENTION}Tensor lse, {_ATTENTION_SETTINGS}, int needs) -> Tensor[]"
@@ -119,6 +123,11 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
     "dropout_add_backward": (_fake_gradients(0, 1), _dropout_add_backward),
     "relu_dropout": (_fake_relu_dropout, _contiguous(step_reference.relu_dropout)),
     "relu_dropout_backward": (_fake_gradients(0, 1), _relu_dropout_backward),
+    "gated_gelu_dropout": (
+        lambda gate, *args: gate.new_empty(gate.shape),
+        _contiguous(step_reference.gated_gelu_dropout),
+    ),
+    "gated_gelu_dropout_backward": (_fake_gradients(1, 2), _gradients(step_reference.gated_gelu_dropout, 2, 3)),
     "prefix_attention": (_fake_attention, _contiguous(step_reference.prefix_attention)),
     "prefix_attention_backward": (_fake_gradients(1, 5), _attention_backward),
     "linear_cross_entropy": (_fake_linear_cross_entropy, _contiguous(step_reference.linear_cross_entropy)),
@@ -131,7 +140,7 @@ SHARED: dict[str, Callable] = {
 }
 
 
-# Multiply-adds (multiply_adds.py). Norms and dropout count as zero.
+# Multiply-adds (multiply_adds.py). Norms, activations and dropout count as zero.
 
 
 def _of_attention(query: Tensor, key: Tensor, prefix_key: Tensor | None) -> int:

@@ -107,6 +107,18 @@ def relu_dropout_gradient(grad: Tensor, bits: Tensor, p: float) -> Tensor:
     return torch.where(passed[..., : grad.shape[-1]], _wide(grad) * factor(p), 0).to(grad.dtype)
 
 
+def gated_gelu_dropout(gate: Tensor, x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """Return dropout(gelu_tanh(gate) * x), in float32 or better.
+
+    gelu_tanh(g) = g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2. What is dropped is 0 and has gradients 0, even
+    where gate or x is NaN.
+    """
+    columns = x.shape[-1]
+    keep = kept(seed, x.numel() // columns if columns else 0, columns, p, x.device).view(x.shape)
+    wide_gate, wide_x = (torch.where(keep, _wide(t), 0) for t in (gate, x))
+    return (F.gelu(wide_gate, approximate="tanh") * wide_x * factor(p)).to(x.dtype)
+
+
 def prefix_attention(
     query: Tensor,
     key: Tensor,

@@ -106,6 +106,17 @@ class ReluDropout(StepRule):
         return (step_reference.relu_dropout_gradient(*tensors, *call.static),)
 
 
+class GatedGeluDropout(StepRule):
+    """gated_gelu_dropout: tensors (gate, x, seed), static (p,)."""
+
+    returns_tensor = True
+    num_tensors, differentiable, num_kept = 3, (0, 1), 3
+
+    def reference(self, call, tensors):
+        """Compute the outputs in plain PyTorch."""
+        return (step_reference.gated_gelu_dropout(*tensors, *call.static),)
+
+
 class _WithSavedOutput(StepRule):
     """A rule whose gradients read all tensors, and the second output."""
 
@@ -152,6 +163,7 @@ STEP_RULES: dict[str, Rule] = {
     "rms_norm": RMSNorm(),
     "dropout_add": DropoutAdd(),
     "relu_dropout": ReluDropout(),
+    "gated_gelu_dropout": GatedGeluDropout(),
     "prefix_attention": PrefixAttention(),
     "linear_cross_entropy": LinearCrossEntropy(),
 }

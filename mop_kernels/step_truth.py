@@ -1,6 +1,7 @@
 """The truth of the operations of step.py: their definitions, one element, row or head at a time (see truth.py)."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,6 +48,11 @@ def _dropout_add(x: Tensor, residual: Tensor | None = None) -> Tensor:
 
 def _relu_dropout(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 0) * factors(x.shape, SEED, P, x.device)
+
+
+def _gated_gelu_dropout(gate: Tensor, x: Tensor) -> Tensor:
+    inner = (gate + 0.044715 * gate**3) * math.sqrt(2 / math.pi)
+    return gate * (1 + torch.tanh(inner)) / 2 * x * factors(x.shape, SEED, P, x.device)
 
 
 def _attention_by_head(
@@ -154,6 +160,9 @@ def cases() -> dict[str, dict[str, Case]]:
     def with_relu(x: Tensor, **kwargs):
         return step.relu_dropout(x, P, SEED, **kwargs)
 
+    def gated(gate: Tensor, x: Tensor, **kwargs):
+        return step.gated_gelu_dropout(gate, x, P, SEED, **kwargs)
+
     attentions = {name: attention_case(s) for name, s in testing.ATTENTIONS.items()}
     return {
         "rms_norm": {str(s): Case(step.rms_norm, _rms_norm, drawn(s, s[-1:])) for s in (shape, odd)},
@@ -162,6 +171,7 @@ def cases() -> dict[str, dict[str, Case]]:
             "alone": Case(dropped, _dropout_add, drawn(odd)),
         },
         "relu_dropout": {str(s): Case(with_relu, _relu_dropout, drawn(s)) for s in (shape, odd)},
+        "gated_gelu_dropout": {str(s): Case(gated, _gated_gelu_dropout, drawn(s, s)) for s in (shape, odd)},
         "prefix_attention": attentions
         | {"without dropout": attention_case(testing.ATTENTIONS["odd"], 0.0, bias=False)},
         "linear_cross_entropy": {

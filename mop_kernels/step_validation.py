@@ -73,6 +73,12 @@ def check_rows(x: Tensor, residual: Tensor | None = None) -> None:
         check_shape("residual", residual, "the shape of x", tuple(x.shape))
 
 
+def check_gated(gate: Tensor, x: Tensor) -> None:
+    """Check the shapes of gated_gelu_dropout."""
+    check_dims("gate", gate, "(..., d)", at_least=1, filled=0, cure="gate.unsqueeze(0)")
+    check_shape("x", x, "the shape of gate", tuple(gate.shape))
+
+
 def check_attention(
     query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None, bias
 ) -> None:

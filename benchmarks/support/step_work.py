@@ -43,6 +43,8 @@ class StepWork(NamedTuple):
         x = testing.normal(generator, dtype, *self.shape)
         if self.op == "rms_norm":
             return [x, testing.normal(generator, dtype, self.shape[1])]
+        if self.op == "gated_gelu_dropout":
+            return [x, testing.normal(generator, dtype, *self.shape)]
         return [x, torch.ones_like(x)] if self.op == "dropout_add" else [x]
 
     def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
@@ -62,7 +64,7 @@ class StepWork(NamedTuple):
         grads: Gradients of the outputs. They also stand for the outputs that forward saved.
         """
         arguments = self.forward_arguments(tensors)
-        if self.op == "rms_norm":
+        if self.op in ("rms_norm", "gated_gelu_dropout"):
             return grads[0], *arguments, 3
         if self.op == "dropout_add":
             return grads[0], *arguments[2:], 1
@@ -91,5 +93,6 @@ STEP_WORK = [
     StepWork("rms_norm", "1024 rows of 4096", (1024, 4096)),
     StepWork("dropout_add", "2048 rows of 512", (2048, 512)),
     StepWork("relu_dropout", "2048 rows of 2048", (2048, 2048)),
+    StepWork("gated_gelu_dropout", "2048 rows of 1024", (2048, 1024)),
 ]
 LAUNCHED: list[Work | StepWork] = [*WORK, *STEP_WORK]

@@ -40,4 +40,8 @@ std::vector<Tensor> dropout_add_backward(Tensor grad, Tensor seed, double p, i64
 std::vector<Tensor> relu_dropout(Tensor x, std::optional<Tensor> seed, double p);
 std::vector<Tensor> relu_dropout_backward(Tensor grad, Tensor bits, double p, i64 mask);
 
+Tensor gated_gelu_dropout(Tensor gate, Tensor x, std::optional<Tensor> seed, double p);
+std::vector<Tensor> gated_gelu_dropout_backward(Tensor grad, Tensor gate, Tensor x, std::optional<Tensor> seed,
+                                                double p, i64 mask);
+
 }  // namespace mop

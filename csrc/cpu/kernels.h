@@ -227,6 +227,22 @@ struct ReluDropoutBackward {
 };
 
 template <class T>
+struct GatedGeluDropout {
+  RowBlock block;
+  Dropout dropout;
+  const T *gate, *x;
+  T* y;
+};
+
+template <class T>
+struct GatedGeluDropoutBackward {
+  RowBlock block;
+  Dropout dropout;
+  const T *grad, *gate, *x;
+  T *grad_gate, *grad_x;  // each may be null
+};
+
+template <class T>
 struct Kernels {
   void (*stage1)(const PhmDims&, const T* rule_in, i64 rows, const T* x, T* t);
   void (*map_forward)(const MapForward<T>&, T* scratch);
@@ -256,6 +272,8 @@ struct Kernels {
   void (*dropout_add)(const DropoutAdd<T>&);
   void (*relu_dropout)(const ReluDropout<T>&);
   void (*relu_dropout_backward)(const ReluDropoutBackward<T>&);
+  void (*gated_gelu_dropout)(const GatedGeluDropout<T>&);
+  void (*gated_gelu_dropout_backward)(const GatedGeluDropoutBackward<T>&);
 };
 
 // Scratch of a unit in elements, an upper bound: each buffer is rounded up to whole lines.

@@ -265,7 +265,9 @@ constexpr Kernels<T> kTable = {stage1<T>,
                                rms_norm_backward<T>,
                                dropout_add<T>,
                                relu_dropout<T>,
-                               relu_dropout_backward<T>};
+                               relu_dropout_backward<T>,
+                               gated_gelu_dropout<T>,
+                               gated_gelu_dropout_backward<T>};
 
 }  // namespace
 

@@ -17,6 +17,8 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   m.impl("dropout_add_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::dropout_add_backward>::call));
   m.impl("relu_dropout_cpu", TORCH_BOX(&mop::Contiguous<&mop::relu_dropout>::call));
   m.impl("relu_dropout_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::relu_dropout_backward>::call));
+  m.impl("gated_gelu_dropout_cpu", TORCH_BOX(&mop::Contiguous<&mop::gated_gelu_dropout>::call));
+  m.impl("gated_gelu_dropout_backward_cpu", TORCH_BOX(&mop::Contiguous<&mop::gated_gelu_dropout_backward>::call));
 }
 
 namespace {

@@ -1,4 +1,5 @@
-// rms_norm, dropout_add and relu_dropout: the operations of a training step that work on one row at a time.
+// rms_norm, dropout_add, relu_dropout and gated_gelu_dropout: the operations of a training step that work on one row at
+// a time.
 //
 // A task takes a block of rows. The blocks depend on the width alone, so that the sums of the gradient of rms_norm's
 // weight, one part per block, are equal for any number of threads.
@@ -148,6 +149,51 @@ std::vector<Tensor> relu_dropout_backward(Tensor grad, Tensor bits, double p, i6
     });
   });
   return {grad_x};
+}
+
+Tensor gated_gelu_dropout(Tensor gate, Tensor x, std::optional<Tensor> seed, double p) {
+  const RowsOf of(gate);
+  MOP_GUARD(x.numel() == gate.numel());
+  const Dropout dropout = dropout_by(seed, p);
+  const Tensor y = torch::stable::empty_like(gate);
+  by_dtype(gate, [&](auto zero) {
+    using T = decltype(zero);
+    const T *gates = in<T>(gate), *from = in<T>(x);
+    T* to = out<T>(y);
+    of.for_each_block([&](i64, i64 first, i64 count) {
+      const i64 at = first * of.width;
+      kernels<T>().gated_gelu_dropout({{first, count, of.width}, dropout, gates + at, from + at, to + at});
+    });
+  });
+  return y;
+}
+
+std::vector<Tensor> gated_gelu_dropout_backward(Tensor grad, Tensor gate, Tensor x, std::optional<Tensor> seed,
+                                                double p, i64 mask) {
+  const RowsOf of(gate);
+  MOP_GUARD(x.numel() == gate.numel() && grad.numel() == gate.numel());
+  const Dropout dropout = dropout_by(seed, p);
+  std::vector<Tensor> asked;
+  Tensor grad_gate, grad_x;
+  if (mask & 1) asked.push_back(grad_gate = torch::stable::empty_like(gate));
+  if (mask & 2) asked.push_back(grad_x = torch::stable::empty_like(x));
+  if (asked.empty()) return asked;
+  by_dtype(gate, [&](auto zero) {
+    using T = decltype(zero);
+    const T *grads = in<T>(grad), *gates = in<T>(gate), *from = in<T>(x);
+    T *to_gate = mask & 1 ? out<T>(grad_gate) : nullptr, *to_x = mask & 2 ? out<T>(grad_x) : nullptr;
+    of.for_each_block([&](i64, i64 first, i64 count) {
+      const i64 at = first * of.width;
+      kernels<T>().gated_gelu_dropout_backward({{first, count, of.width},
+                                                dropout,
+                                                grads + at,
+                                                gates + at,
+                                                from + at,
+                                                to_gate ? to_gate + at : nullptr,
+                                                to_x ? to_x + at : nullptr});
+    });
+  });
+  return asked;
 }
 
 }  // namespace mop

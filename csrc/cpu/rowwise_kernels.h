@@ -1,9 +1,10 @@
-// The kernels of rms_norm, dropout_add and relu_dropout on a block of rows.
+// The kernels of rms_norm, dropout_add, relu_dropout and gated_gelu_dropout on a block of rows.
 #pragma once
 
 #include "dropout_bits.h"
 #include "kernels.h"
 #include "stages.h"
+#include "vec_exp.h"
 
 namespace {
 
@@ -158,6 +159,56 @@ void relu_dropout_backward(const ReluDropoutBackward<T>& m) {
       store_lanes(to + c, dropped<T>(load_lanes(grad + c, lanes) * scale, here == own_bit), lanes);
     });
   }
+}
+
+template <class T>
+struct GeluTanh {
+  Vec<T> value, slope;
+};
+
+// Returns g (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (g + 0.044715 g^3), and its derivative in g. It is computed as
+// g sigmoid(2 u): 1 + tanh(u) would cancel where g is negative. Only exp(-|2 u|) is needed, which cannot overflow.
+template <class T>
+MOP_INLINE GeluTanh<T> gelu_tanh(Vec<T> g) {
+  constexpr double kLinear = 1.5957691216057307118, kCubic = kLinear * 0.044715;  // kLinear = 2 sqrt(2 / pi)
+  const Vec<T> zero = {}, one = zero + T(1), square = g * g;
+  const Vec<T> twice_u = g * (square * T(kCubic) + T(kLinear));
+  const Vec<T> e = exp_lanes<T>(twice_u < zero ? twice_u : -twice_u);
+  const Vec<T> positive = one / (one + e), negative = e * positive;  // sigmoid(|2 u|), sigmoid(-|2 u|)
+  const Vec<T> sigmoid = twice_u < zero ? negative : positive;
+  const Vec<T> bend = g * (positive * negative) * (square * T(3 * kCubic) + T(kLinear));
+  return {g * sigmoid, sigmoid + dropped<T>(bend, e != zero)};  // where e is 0, its factor may be infinite
+}
+
+template <class T>
+void gated_gelu_dropout(const GatedGeluDropout<T>& m) {
+  const T scale = T(m.dropout.scale);
+  for_each_kept<T>(
+      m.block, m.dropout,
+      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
+        const i64 at = n * m.block.width + c;
+        const Vec<T> y = gelu_tanh<T>(load_lanes(m.gate + at, lanes)).value * load_lanes(m.x + at, lanes);
+        store_lanes(m.y + at, dropped<T>(y * scale, keep), lanes);
+      },
+      [](i64, i64) {});
+}
+
+template <class T>
+void gated_gelu_dropout_backward(const GatedGeluDropoutBackward<T>& m) {
+  const T scale = T(m.dropout.scale);
+  for_each_kept<T>(
+      m.block, m.dropout,
+      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
+        const i64 at = n * m.block.width + c;
+        const Vec<T> grad = load_lanes(m.grad + at, lanes) * scale;
+        const GeluTanh<T> of_gate = gelu_tanh<T>(load_lanes(m.gate + at, lanes));
+        if (m.grad_gate) {
+          const Vec<T> product = grad * load_lanes(m.x + at, lanes) * of_gate.slope;
+          store_lanes(m.grad_gate + at, dropped<T>(product, keep), lanes);
+        }
+        if (m.grad_x) store_lanes(m.grad_x + at, dropped<T>(grad * of_gate.value, keep), lanes);
+      },
+      [](i64, i64) {});
 }
 
 }  // namespace

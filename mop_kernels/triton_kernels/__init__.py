@@ -13,6 +13,7 @@ from . import (
     attempt_mix,
     attempt_mix_backward,
     dropout_add,
+    gated_gelu_dropout,
     lowrank_phm_linear,
     mop_ffn,
     mop_ffn_backward,
@@ -49,6 +50,8 @@ _FUNCTIONS: dict[str, Callable] = {
     "dropout_add_backward": dropout_add.backward,
     "relu_dropout": relu_dropout.forward,
     "relu_dropout_backward": relu_dropout.backward,
+    "gated_gelu_dropout": gated_gelu_dropout.forward,
+    "gated_gelu_dropout_backward": gated_gelu_dropout.backward,
     "prefix_attention": prefix_attention.forward,
     "prefix_attention_backward": prefix_attention_backward.backward,
 }

@@ -10,7 +10,7 @@ from mop_kernels.testing import BANKS, SHAPES
 
 COMPILED = [name for name in available_backends() if name == "cpu"]  # the one whose work is shared by threads
 CASES = ["phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn some experts"]
-CASES += ["rms_norm", "dropout_add", "relu_dropout"]
+CASES += ["rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout"]
 
 
 def drawn(*shapes):
@@ -22,6 +22,7 @@ STEP_INPUTS = {  # row-wise operations: several blocks of rows, the last not ful
     "rms_norm": lambda: drawn((3, 77, 130), (130,)),
     "dropout_add": lambda: drawn((3, 77, 130), (3, 77, 130)),
     "relu_dropout": lambda: drawn((3, 77, 130)),
+    "gated_gelu_dropout": lambda: drawn((3, 77, 130), (3, 77, 130)),
 }
 
 

@@ -21,7 +21,7 @@ LEVEL = "from mop_kernels import backends; print(backends.build_info()['vector_l
 @pytest.mark.skipif(backends.build_info().get("vector_level_here") != "avx2", reason="this run is of the plain level")
 def test_values_and_gradients_of_the_plain_level():
     names = ("phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn_experts", "attempt_mix")
-    names += ("rms_norm", "dropout_add", "relu_dropout", "prefix_attention")
+    names += ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout", "prefix_attention")
     files = [str(HERE / f"test_{name}.py") for name in names]
     script = f"{LEVEL}; import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "-q", "-x", "-p", "no:cacheprovider", "-k", OF_KERNELS, *files]

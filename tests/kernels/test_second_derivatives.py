@@ -12,7 +12,8 @@ from mop_kernels.truth import kron_linear, kron_weight
 
 SAVE_AN_OUTPUT = ("attempt_mix", "relu_dropout", "prefix_attention", "linear_cross_entropy")
 # norms and sums keep their dtype, and a loss is float32, as in PyTorch
-UNDER_AUTOCAST = dict.fromkeys(("rms_norm", "dropout_add", "relu_dropout", "linear_cross_entropy"), torch.float32)
+KEEP_THEIR_DTYPE = ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout", "linear_cross_entropy")
+UNDER_AUTOCAST = dict.fromkeys(KEEP_THEIR_DTYPE, torch.float32)
 
 
 def second_derivatives(function, tensors, needs, seed=0):

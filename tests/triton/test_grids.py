@@ -31,6 +31,7 @@ LARGE = [
     StepWork("rms_norm", "many rows", (2**30, 16)),
     StepWork("dropout_add", "many rows", (2**30, 16)),
     StepWork("relu_dropout", "wide", (2**20, 2**18)),
+    StepWork("gated_gelu_dropout", "wide", (2**20, 2**18)),
 ]
 
 
@@ -118,7 +119,8 @@ def test_other_steps_compile_nothing_again(precision):
     def at(batch, queries, keys, prefix, rows):
         shape = AttentionShape(batch, 8, queries, keys, 64, prefix, rows, True)
         sizes = (batch * queries, 512)
-        works = [StepWork(op, "", sizes) for op in ("rms_norm", "dropout_add", "relu_dropout")]
+        ops = ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout")
+        works = [StepWork(op, "", sizes) for op in ops]
         return [
             launch
             for work in (StepWork("prefix_attention", "", shape), *works)
