@@ -5,13 +5,16 @@ import pytest
 import torch
 from mop_t5.attachment import fused_layers
 from mop_t5.attachment.mixin import RuntimeMixin, plain_class
-from t5_oracle import batch, tiny
+from t5_oracle import SIZES, batch, tiny
 from torch.utils._pytree import tree_leaves
+from transformers.activations import ACT2FN
 
 import mop_kernels
 
 IDS = torch.tensor([0, 2, 1, 2])
 KINDS = ("t5", "mt5", "umt5")
+DEPTH = SIZES["num_layers"] + SIZES["num_decoder_layers"]
+GATED = ("t5_gated", "mt5", "umt5")
 
 
 def attached(kind="t5", method="mop", dropout=0.0, **options):
@@ -92,16 +95,80 @@ def test_evaluation_and_generation_do_not_change():
         assert torch.equal(a, e)
 
 
-def test_detach_gives_the_classes_back():
-    model = tiny()
+@pytest.mark.parametrize(("kind", "network"), [("t5", "FusedNetwork"), ("mt5", "FusedGatedNetwork")])
+def test_detach_gives_the_classes_back(kind, network):
+    model = tiny(kind)
     before = [type(module) for module in model.modules()]
     attachedt5 = mop_t5.attach(model, "mop", scenarios=["a", "b"], d_mid=4, terms_down=2, terms_up=2, prefix_length=2)
     fused = [type(m) for m in model.modules() if isinstance(m, fused_layers.FusedDropout)]
     assert len(fused) > 10
+    assert sum(isinstance(m, getattr(fused_layers, network)) for m in model.modules()) == DEPTH
     method = attachedt5.mop
     mop_t5.detach(attachedt5)
     assert [type(module) for module in model.modules()] == before
     assert not any(isinstance(m, fused_layers.FusedDropout) for m in method.modules())
+
+
+def gated_calls(model, inputs, monkeypatch):
+    """The dropout probabilities of the calls of gated_gelu_dropout in a training step."""
+    seen, real = [], mop_kernels.gated_gelu_dropout
+    with monkeypatch.context() as patch:
+        patch.setattr(mop_kernels, "gated_gelu_dropout", lambda gate, x, p: seen.append(p) or real(gate, x, p))
+        step(model, inputs)
+    return seen
+
+
+def networks(model):
+    return [m for m in model.modules() if isinstance(m, fused_layers.FusedGatedNetwork)]
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_gated_networks_run_fused_in_training(kind, monkeypatch):
+    model, inputs = attached(kind, dropout=0.3), inputs_of()
+    called = []
+    for network in networks(model):
+        for inner in (network.wi_0, network.wi_1, network.wo):
+            inner.register_forward_hook(lambda *args: called.append(args[0]))
+    assert gated_calls(model, inputs, monkeypatch) == [0.3] * DEPTH
+    assert len(called) == 3 * DEPTH
+    for network in networks(model):
+        network.dropout.eval()
+    assert gated_calls(model, inputs, monkeypatch) == [0.0] * DEPTH
+    with mop_kernels.use_backend("reference"):
+        assert not gated_calls(model, inputs, monkeypatch)
+
+
+OF_TORCH = {"torch tanh": torch.nn.GELU(approximate="tanh"), "torch erf": torch.nn.GELU()}
+OTHERS = ("gelu_pytorch_tanh", "gelu_python_tanh", "gelu", "silu", "hooked", *OF_TORCH)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_gated_networks_with_other_activations(name, monkeypatch):
+    """Those that are the same function run fused. All others, and hooked ones, keep their forward."""
+    model, inputs = attached("mt5"), inputs_of()
+    for network in networks(model):
+        if name == "hooked":
+            network.act.register_forward_hook(lambda module, args, output: 2 * output)
+        else:
+            network.act = OF_TORCH.get(name) or ACT2FN[name]
+    calls = gated_calls(model, inputs, monkeypatch)
+    assert len(calls) == (DEPTH if "tanh" in name else 0)
+    found, _ = step(model, inputs)
+    with mop_kernels.use_backend("reference"):
+        expected, _ = step(model, inputs)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("wide", ["wi_0", "wi_1"])
+def test_a_gated_network_whose_maps_return_two_dtypes(wide):
+    model, inputs = attached("mt5"), inputs_of()
+    for network in networks(model):
+        getattr(network, wide).register_forward_hook(lambda module, args, output: output.double())
+    found, gradients = step(model, inputs)
+    with mop_kernels.use_backend("reference"):
+        expected, _ = step(model, inputs)
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
+    assert gradients
 
 
 def test_a_mask_of_four_dimensions_takes_the_plain_way():
@@ -123,9 +190,10 @@ def test_a_mask_of_four_dimensions_takes_the_plain_way():
     assert hidden[0].isfinite().all()
 
 
-def test_what_is_saved_for_backward():
-    """Without kernels the scores, masks and hidden activations are saved; with them one bit per hidden element."""
-    model, inputs = attached(dropout=0.1), inputs_of()
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_what_is_saved_for_backward(kind):
+    """Without kernels the scores, masks and hidden activations are saved. With them far less is."""
+    model, inputs = attached(kind, dropout=0.1), inputs_of()
 
     def saved(**options):
         kept = {}

@@ -17,11 +17,12 @@ from transformers import T5ForConditionalGeneration as T5
 from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
 
 if TYPE_CHECKING:  # the layers of MT5 and UMT5 have the same attributes
-    from transformers.models.t5.modeling_t5 import T5DenseActDense, T5LayerFF, T5LayerNorm
+    from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerFF, T5LayerNorm
 else:
-    T5DenseActDense = T5LayerFF = T5LayerNorm = nn.Module
+    T5DenseActDense = T5DenseGatedActDense = T5LayerFF = T5LayerNorm = nn.Module
 
 _FAMILIES = ("T5", "MT5", "UMT5")
+_GELU_TANH = ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh")  # one function in transformers, which renames classes
 
 
 def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
@@ -77,9 +78,26 @@ class FusedNetwork(RuntimeMixin, T5DenseActDense):
         from mop_kernels import relu_dropout
 
         hidden = relu_dropout(self.wi(hidden_states), self.dropout.p if self.dropout.training else 0.0)
-        if hidden.dtype != self.wo.weight.dtype and self.wo.weight.dtype.is_floating_point:
-            hidden = hidden.to(self.wo.weight.dtype)
-        return self.wo(hidden)
+        return _last_map(self, hidden)
+
+
+class FusedGatedNetwork(RuntimeMixin, T5DenseGatedActDense):
+    """Mixed into the class of a gated feed-forward network with GELU by tanh (T5 1.1, flan-T5, mT5).
+
+    Nothing but the outputs of wi_0 and wi_1 is saved for backward.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return wo(dropout(act(wi_0(hidden_states)) * wi_1(hidden_states)))."""
+        bare = _is_gelu_tanh(self.act) and is_bare(self.act) and is_bare(self.dropout)
+        if not bare or not runs_fused(self, "gated_gelu_dropout", hidden_states) or not self.dropout.p < 1:
+            return super().forward(hidden_states)
+        from mop_kernels import gated_gelu_dropout
+
+        gate, x = self.wi_0(hidden_states), self.wi_1(hidden_states)
+        if gate.dtype != x.dtype:  # a map that was replaced or is hooked may return another dtype
+            return _last_map(self, self.dropout(self.act(gate) * x))
+        return _last_map(self, gated_gelu_dropout(gate, x, self.dropout.p if self.dropout.training else 0.0))
 
 
 class FusedFeedForward(RuntimeMixin, T5LayerFF):
@@ -96,6 +114,28 @@ class FusedFeedForward(RuntimeMixin, T5LayerFF):
         return dropout_add(changed, hidden_states, self.dropout.p)
 
 
+def _is_gelu_tanh(act: nn.Module) -> bool:
+    """Tell whether an activation is the GELU by tanh, which transformers names gelu_new and gelu_pytorch_tanh."""
+    if isinstance(act, nn.GELU):
+        return act.approximate == "tanh"
+    return type(act).__name__ in _GELU_TANH and type(act).__module__ == "transformers.activations"
+
+
+def _last_map(network: T5DenseActDense | T5DenseGatedActDense, hidden: Tensor) -> Tensor:
+    """Return wo(hidden), in the dtype of wo: transformers keeps wo in float32 in networks of 16 bits."""
+    dtype = network.wo.weight.dtype
+    return network.wo(hidden.to(dtype) if hidden.dtype != dtype and dtype.is_floating_point else hidden)
+
+
+_OF_CLASS: dict[str, type[RuntimeMixin]] = {  # by the name of a class without its family
+    "LayerNorm": FusedLayerNorm,
+    "DenseActDense": FusedNetwork,
+    "DenseGatedActDense": FusedGatedNetwork,
+    "LayerFF": FusedFeedForward,
+}
+_MIXINS: tuple[type[RuntimeMixin], ...] = (FusedDropout, *_OF_CLASS.values())
+
+
 def fuse_layers(model: T5) -> None:
     """Give the layers of an attached model, and of its method, their fused classes."""
     for module in model.modules():
@@ -107,7 +147,7 @@ def fuse_layers(model: T5) -> None:
 def unfuse_layers(model: nn.Module) -> None:
     """Give all layers their own classes back."""
     for module in model.modules():
-        if isinstance(module, (FusedDropout, FusedLayerNorm, FusedNetwork, FusedFeedForward)):
+        if isinstance(module, _MIXINS):
             module.__class__ = plain_class(module)
 
 
@@ -117,5 +157,4 @@ def _mixin_of(module: nn.Module) -> type[RuntimeMixin] | None:
     if not type(module).__module__.startswith("transformers.models."):
         return None
     name = type(module).__name__
-    mixins = {"LayerNorm": FusedLayerNorm, "DenseActDense": FusedNetwork, "LayerFF": FusedFeedForward}
-    return next((mixins[part] for family in _FAMILIES for part in mixins if name == family + part), None)
+    return next((_OF_CLASS[part] for family in _FAMILIES for part in _OF_CLASS if name == family + part), None)
