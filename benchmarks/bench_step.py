@@ -5,6 +5,7 @@ forms of attention join the prefix to keys and values and expand the masks, as a
 benchmarks/train_step.py times whole steps.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,6 +118,10 @@ def _network(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     return F.linear(mk.relu_dropout(F.linear(x, w_in), P), w_out)
 
 
+def _new_gelu(gate: Tensor) -> Tensor:
+    return 0.5 * gate * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * torch.pow(gate, 3.0))))
+
+
 def _plain_network(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
     return F.linear(F.dropout(F.linear(x, w_in).relu(), P), w_out)
 
@@ -146,6 +151,18 @@ ROWWISE: dict[str, tuple[list[tuple[int, ...]], int, dict[str, tuple[str, Callab
         {
             "relu_dropout": ("ours", lambda x: mk.relu_dropout(x, P)),
             "F.dropout(x.relu())": ("form", lambda x: F.dropout(x.relu(), P)),
+        },
+    ),
+    "gated GELU + dropout of 2048 x 1024": (
+        [(2048, 1024), (2048, 1024)],
+        2,
+        {
+            "gated_gelu_dropout": ("ours", lambda gate, x: mk.gated_gelu_dropout(gate, x, P)),
+            "F.dropout(NewGELUActivation(gate) * x)": ("form", lambda gate, x: F.dropout(_new_gelu(gate) * x, P)),
+            "F.dropout(F.gelu(gate) * x)": (
+                "form",
+                lambda gate, x: F.dropout(F.gelu(gate, approximate="tanh") * x, P),
+            ),
         },
     ),
     "network 512 -> 2048 -> 512 on 2048 rows, frozen weights": (
