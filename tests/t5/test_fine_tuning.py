@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from t5_oracle import batch, tiny
 from transformers import MT5Config, T5Config
 
+import mop_kernels
+
 CORPUS = synthetic_corpus(2, general=120, train=60, valid=10, test=10)
 SCENARIOS = ["e-commerce", "food", "take-out", "taxi", "ticket"]
 HEADS = {"tied": T5Config, "untied": MT5Config}
@@ -101,14 +103,24 @@ def test_nothing_is_added_to_the_model():
 )
 @pytest.mark.parametrize("head", HEADS)
 def test_training_equals_that_of_a_plain_backbone(head, changes, tokenizer, tmp_path):
-    """With dropout, so that random numbers must be drawn in the same order, too."""
+    """With dropout, so that random numbers must be drawn in the same order, too; without kernels, which draw others.
+
+    The attached model smooths its labels itself, in another order of sums than Trainer.
+    """
     plain, model = backbone(tokenizer, head, 0.1).requires_grad_(True), attached(tokenizer, head, 0.1)
     plain.decoder.config.use_cache = False  # attached models train without; a cache changes the last bit
     before = values(plain)
     expected = run(plain, tokenizer, tmp_path / "plain", **changes)
-    got = run(model, tokenizer, tmp_path / "method", **changes)
-    assert [point["loss"] for point in got.history if "loss" in point] == [loss for _, loss in expected.losses]
-    assert same(values(model), values(plain))
+    with mop_kernels.use_backend("reference"):
+        got = run(model, tokenizer, tmp_path / "method", **changes)
+    losses = [point["loss"] for point in got.history if "loss" in point]
+    if "label_smoothing" in changes:
+        assert losses == pytest.approx([loss for _, loss in expected.losses], rel=1e-5)
+        for name, value in values(model).items():
+            torch.testing.assert_close(value, values(plain)[name], rtol=1e-3, atol=1e-5, msg=name)
+    else:
+        assert losses == [loss for _, loss in expected.losses]
+        assert same(values(model), values(plain))
     assert not same(values(model), before)
 
 
