@@ -116,8 +116,6 @@ def test_training_equals_that_of_a_plain_backbone(head, changes, tokenizer, tmp_
     losses = [point["loss"] for point in got.history if "loss" in point]
     if "label_smoothing" in changes:
         assert losses == pytest.approx([loss for _, loss in expected.losses], rel=1e-5)
-        for name, value in values(model).items():
-            torch.testing.assert_close(value, values(plain)[name], rtol=1e-3, atol=1e-5, msg=name)
     else:
         assert losses == [loss for _, loss in expected.losses]
         assert same(values(model), values(plain))
