@@ -218,7 +218,7 @@ def sum_of_examples_kernel(parts, rows, total, examples, size, BLOCK: tl.constex
 
 
 OF_QUERIES = Tiles(
-    of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+    of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8)),
     of_float32=(Tile(16, 32, 8), Tile(16, 32, 4), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 OF_COLUMNS = Tiles(

@@ -1,4 +1,4 @@
-"""Launches compile ahead of time, fit shared memory and spill two registers at most: a sample of every kind.
+"""Launches compile ahead of time, fit shared memory and spill few registers: a sample of every kind.
 
 launches.json holds them all; `make record-launches` writes it, `make compile-launches ARCH=90` compiles all.
 """
@@ -77,6 +77,8 @@ def test_what_is_wrong_is_named():
     assert "sm_80" in shared
     assert len(compile_table.problems([row._replace(arch=90)])) == 1
     assert not compile_table.problems([row._replace(arch=90, spill_bytes=8)]), "two registers"
+    assert not compile_table.problems([row._replace(arch=90, registers=128, spill_bytes=32)]), "a step of occupancy"
+    assert compile_table.problems([row._replace(arch=90, registers=128, spill_bytes=40)])
     (failed,) = compile_table.problems([row._replace(error="RuntimeError: why", spill_bytes=0, shared_bytes=0)])
     says(failed, "k", "sm_80, fp32")
     assert "why" in failed
