@@ -8,8 +8,10 @@ Scores, weights and the dropout mask are computed again from what forward saved.
     gkey[c] = scale sum_i gs query[i]        `column_gradients_kernel`: a program computes a block of columns of a head
     gvalue[c] = sum_i keep P gy[i] / (1 - p')                                  and loops over the queries that see them
 
-Forward saves no output, so delta takes a pass over the columns instead of gy . out. A gradient that is not asked for
-costs no product: delta alone needs one pass, the gradients of prefixes need the prefix columns only.
+Forward saves no output, so delta takes a pass over the columns instead of gy . out. This pass also sums P. The sum is 1
+but for the rounding of lse, and delta and gs are divided by it: at lse = 8 the rounding is 5e-7 of every P of a row.
+A gradient that is not asked for costs no product: delta alone needs one pass, the gradients of prefixes need the prefix
+columns only.
 
 The prefix columns give one part per example, in float32. `sum_of_examples_kernel` adds the parts of a prefix row in the
 order of its examples. All sums have a fixed order: two runs give the same bits.
@@ -43,13 +45,13 @@ def of_rows(pointer, i, queries):
 
 @triton.jit
 def pass_over_columns(
-    acc, delta, q, gy, lse, low, high, i, key, value, stride, columns, shift, bias, key_mask, queries, keys, scale,
-    dropped, kept_factor, OF_QUERY: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr,
+    acc, total, delta, q, gy, lse, low, high, i, key, value, stride, columns, shift, bias, key_mask, queries, keys,
+    scale, dropped, kept_factor, OF_QUERY: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Return acc plus the sum of gs key [i, d] over some columns if OF_QUERY, or plus that of P G [i].
+    """Add sums over some columns: of gs key [i, d] to acc if OF_QUERY, or else of P G [i] to acc and of P [i] to total.
 
-    The arguments are those of prefix_attention.attend.
+    The other arguments are those of prefix_attention.attend. Return acc and total.
     """
     d = tl.arange(0, BLOCK_D)[None, :]
     for first in range(0, columns, BLOCK_C):
@@ -71,17 +73,18 @@ def pass_over_columns(
             acc = tl.dot(gs.to(k.dtype), k, acc, input_precision=PRECISION)
         else:
             acc += tl.sum(weights * g, 1)
-    return acc
+            total += tl.sum(weights, 1)
+    return acc, total
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefixes", "prefix_rows", "dropped"])
 def query_gradients_kernel(
-    query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, grad, lse, delta, grad_query,
+    query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, grad, lse, delta, inverse, grad_query,
     heads, queries, keys, prefixes, prefix_rows, scale, dropped, kept_factor, grad_b, grad_q, grad_h, grad_d,
     CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Write delta, and grad_query unless it is None. A program computes BLOCK_Q queries of one head."""
+    """Write delta, inverse, and grad_query unless it is None. A program computes BLOCK_Q queries of one head."""
     query_blocks = tl.cdiv(queries, BLOCK_Q)
     head = (tl.program_id(0) // query_blocks).to(tl.int64)
     b, h = head // heads, head % heads
@@ -104,36 +107,43 @@ def query_gradients_kernel(
         end = tl.minimum(end, first_i + BLOCK_Q)
     start = (b * keys * heads + h) * D
     of_row = tl.zeros((BLOCK_Q,), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
     if prefix_key is not None:
         prefix = (prefix_of(rows, b, prefix_rows) * heads + h) * prefixes * D
-        of_row = pass_over_columns(
-            of_row, of_row, q, gy, log_sum, low, high, i, prefix_key + prefix, prefix_value + prefix, D, prefixes, 0,
-            None, None, queries, keys, scale, dropped, kept_factor, False, False, DROPOUT, D, PRECISION, BLOCK_C,
-            BLOCK_D,
+        of_row, total = pass_over_columns(
+            of_row, total, of_row, q, gy, log_sum, low, high, i, prefix_key + prefix, prefix_value + prefix, D,
+            prefixes, 0, None, None, queries, keys, scale, dropped, kept_factor, False, False, DROPOUT, D, PRECISION,
+            BLOCK_C, BLOCK_D,
         )  # fmt: skip
-    of_row = pass_over_columns(
-        of_row, of_row, q, gy, log_sum, low, high, i, key + start, value + start, heads * D, end, prefixes, bias,
+    of_row, total = pass_over_columns(
+        of_row, total, of_row, q, gy, log_sum, low, high, i, key + start, value + start, heads * D, end, prefixes, bias,
         key_mask, queries, keys, scale, dropped, kept_factor, False, CAUSAL, DROPOUT, D, PRECISION, BLOCK_C, BLOCK_D,
     )  # fmt: skip
+    correction = 1.0 / tl.where(total == 0, 1.0, total)
+    of_row *= correction
+    tl.store(inverse + head * queries + i, correction, mask=i < queries)
     tl.store(delta + head * queries + i, of_row, mask=i < queries)
     if grad_query is not None:
         acc = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
         if prefix_key is not None:
-            acc = pass_over_columns(
-                acc, of_row, q, gy, log_sum, low, high, i, prefix_key + prefix, prefix_value + prefix, D, prefixes, 0,
-                None, None, queries, keys, scale, dropped, kept_factor, True, False, DROPOUT, D, PRECISION, BLOCK_C,
-                BLOCK_D,
+            acc, total = pass_over_columns(
+                acc, total, of_row, q, gy, log_sum, low, high, i, prefix_key + prefix, prefix_value + prefix, D,
+                prefixes, 0, None, None, queries, keys, scale, dropped, kept_factor, True, False, DROPOUT, D,
+                PRECISION, BLOCK_C, BLOCK_D,
             )  # fmt: skip
-        acc = pass_over_columns(
-            acc, of_row, q, gy, log_sum, low, high, i, key + start, value + start, heads * D, end, prefixes, bias,
-            key_mask, queries, keys, scale, dropped, kept_factor, True, CAUSAL, DROPOUT, D, PRECISION, BLOCK_C, BLOCK_D,
+        acc, total = pass_over_columns(
+            acc, total, of_row, q, gy, log_sum, low, high, i, key + start, value + start, heads * D, end, prefixes,
+            bias, key_mask, queries, keys, scale, dropped, kept_factor, True, CAUSAL, DROPOUT, D, PRECISION, BLOCK_C,
+            BLOCK_D,
         )  # fmt: skip
-        tl.store(grad_query + q_place, (acc * scale).to(grad_query.dtype.element_ty), mask=q_mask)
+        tl.store(
+            grad_query + q_place, (acc * (scale * correction)[:, None]).to(grad_query.dtype.element_ty), mask=q_mask
+        )
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefixes", "prefix_rows", "dropped"])
 def column_gradients_kernel(
-    query, key, value, rows, bias, key_mask, seed, grad, lse, delta, grad_key, grad_value,
+    query, key, value, rows, bias, key_mask, seed, grad, lse, delta, inverse, grad_key, grad_value,
     heads, queries, keys, prefixes, prefix_rows, scale, dropped, kept_factor, grad_b, grad_q, grad_h, grad_d,
     PREFIX: tl.constexpr, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -190,10 +200,11 @@ def column_gradients_kernel(
             kept = tl.where(keep, weights, 0.0) if DROPOUT else weights
             of_value = tl.dot(kept.to(gy.dtype), gy, of_value, input_precision=PRECISION)
         if grad_key is not None:
-            g = tl.dot(v, tl.trans(gy), input_precision=PRECISION) * kept_factor
+            correction = tl.load(inverse + head * queries + i, mask=i < queries, other=0.0)
+            of_row = tl.load(delta + head * queries + i, mask=i < queries, other=0.0) * correction
+            g = tl.dot(v, tl.trans(gy), input_precision=PRECISION) * (kept_factor * correction)[None, :]
             if DROPOUT:
                 g = tl.where(keep, g, 0.0)
-            of_row = tl.load(delta + head * queries + i, mask=i < queries, other=0.0)
             gs = weights * (g - of_row[None, :])
             of_key = tl.dot(gs.to(q.dtype), q, of_key, input_precision=PRECISION)
     place += grad_start
@@ -234,7 +245,7 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """Return the gradients that the bits of `needs` ask for. The arguments are those of SCHEMAS."""
     call = Call(query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, causal, scale, dropout)
-    delta = torch.empty_like(lse)
+    delta, inverse = torch.empty_like(lse), torch.empty_like(lse)
     numbers = (*call.numbers, *grad.stride())
     found: list[Tensor] = []
 
@@ -243,7 +254,7 @@ def backward(
         grad_query = torch.empty_like(query) if needs & 1 else None
         launch(
             query_gradients_kernel, (call.programs(call.queries, options["BLOCK_Q"]),), *call.tensors, grad, lse, delta,
-            grad_query, *numbers, **options,
+            inverse, grad_query, *numbers, **options,
         )  # fmt: skip
         found += [] if grad_query is None else [grad_query]
 
@@ -252,7 +263,7 @@ def backward(
         grads = [torch.empty_like(t) if needs & bit else None for t, bit in ((key, 2), (value, 4))]
         launch(
             column_gradients_kernel, (call.programs(call.keys, options["BLOCK_C"]),), query, key, value,
-            *call.tensors[5:], grad, lse, delta, *grads, *numbers, PREFIX=False, **options,
+            *call.tensors[5:], grad, lse, delta, inverse, *grads, *numbers, PREFIX=False, **options,
         )  # fmt: skip
         found += [g for g in grads if g is not None]
 
@@ -263,7 +274,7 @@ def backward(
         parts = [lse.new_empty(call.batch, size) if needs & bit else None for bit in (8, 16)]
         launch(
             column_gradients_kernel, (call.programs(call.prefixes, options["BLOCK_C"]),), query, prefix_key,
-            prefix_value, rows, None, None, seed, grad, lse, delta, *parts, *numbers, PREFIX=True,
+            prefix_value, rows, None, None, seed, grad, lse, delta, inverse, *parts, *numbers, PREFIX=True,
             **options | {"CAUSAL": False},
         )  # fmt: skip
         for part in parts:

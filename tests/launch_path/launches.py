@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.support.step_work import StepWork
 from mop_kernels import testing
-from mop_kernels.testing import PROMPTS, Bank, Shape
+from mop_kernels.testing import ATTENTIONS, PROMPTS, Bank, Shape
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 TINY = Shape(3, 2, 2, 2, 4, 4, 1)
@@ -33,8 +34,11 @@ class Case(NamedTuple):
     forward: tuple
     local_first: bool | None = None  # of the linear operations: which of their two ways is taken
     mask: int = -1  # of the gradients
+    work: StepWork | None = None  # of an operation of a T5's step
 
     def backward(self, outputs: list[Tensor]) -> tuple:
+        if self.work is not None:
+            return self.work.backward_arguments(self.inputs, outputs)
         mask = self.mask & ((1 << len(self.inputs)) - 1)
         if self.op == "mop_ffn":
             return [torch.ones_like(y) for y in outputs], *self.forward, mask
@@ -69,6 +73,12 @@ def low_rank(dtype, *, bias: bool, local_first: bool) -> Case:
     return Case("lowrank_phm_linear", [t for t in tensors if t is not None], tuple(tensors), local_first)
 
 
+def step(op: str, shape, dtype=FLOAT) -> Case:
+    work = StepWork(op, "few numbers", shape)
+    tensors = work.inputs(dtype)
+    return Case(op, tensors, work.forward_arguments(tensors), work=work)
+
+
 SMALL = Bank(2, 2, Shape(3, 2, 2, 2, 4, 4, 1), Shape(3, 2, 2, 2, 4, 4, 1), maps=2)
 CASES = {
     "mop_ffn": lambda: bank(SMALL),
@@ -83,6 +93,12 @@ CASES = {
     "lowrank_phm_linear, three stages": lambda: low_rank(FLOAT, bias=True, local_first=False),
     "attempt_mix": lambda: prompts("odd", masked=True),
     "attempt_mix without mask": lambda: prompts("one", masked=False),
+    "prefix_attention": lambda: step("prefix_attention", ATTENTIONS["odd"]),
+    "prefix_attention bfloat16, no prefix": lambda: step("prefix_attention", ATTENTIONS["no_prefix"], HALF),
+    "rms_norm": lambda: step("rms_norm", (5, 20)),
+    "rms_norm, rows too wide": lambda: step("rms_norm", (2, 8193)),
+    "dropout_add": lambda: step("dropout_add", (5, 20)),
+    "relu_dropout bfloat16": lambda: step("relu_dropout", (5, 20), HALF),
 }
 
 

@@ -33,13 +33,15 @@ def test_numbers_are_not_computed_with():
 
 
 def test_a_function_that_computes_with_its_float(stub):
-    """It is called as it is written, each time with its own float."""
+    """It is called as it is written, each time with its own float, unless the float belongs to the kind of the call."""
     x = torch.arange(4.0)
     for compute in (lambda x, scale: x * scale, lambda x, scale: x.new_full((4,), math.exp(scale))):
-        operation = replay.Replayed(compute)
-        for scale in (2.0, 3.0, 0.5, 2.0):
+        operation, of_kinds = replay.Replayed(compute, any_floats=True), replay.Replayed(compute)
+        for scale in (2.0, 3.0, 0.5, 2.0, 2.0, 3.0):
             assert torch.equal(operation(x, scale), compute(x, scale))
+            assert torch.equal(of_kinds(x, scale), compute(x, scale))
         assert list(operation.programs.values()) == ["not repeatable"]
+        assert len(of_kinds.programs) == 3
 
 
 def test_calls_of_torch_are_repeated(stub):
