@@ -170,8 +170,8 @@ class Tiles(NamedTuple):
     of_float32: tuple[Tile, Tile, Tile, Tile]
 
 
-# Of the tiles that were compiled, the largest that stay in registers on sm_80 and sm_90 with the addresses of the bias,
-# in heads of up to 128 numbers, as T5's are. None was timed.
+# Of the tiles that were compiled, the largest whose kernels stay in registers on sm_80 and sm_90, or spill no more than
+# compile_table.py accepts, in heads of up to 128 numbers, as T5's are. None was timed.
 TILES = Tiles(
     of_16_bits=(Tile(32, 32, 4), Tile(64, 32, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
     of_float32=(Tile(32, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),

@@ -136,9 +136,8 @@ def query_gradients_kernel(
             bias, key_mask, queries, keys, scale, dropped, kept_factor, True, CAUSAL, DROPOUT, D, PRECISION, BLOCK_C,
             BLOCK_D,
         )  # fmt: skip
-        tl.store(
-            grad_query + q_place, (acc * (scale * correction)[:, None]).to(grad_query.dtype.element_ty), mask=q_mask
-        )
+        acc *= (scale * correction)[:, None]
+        tl.store(grad_query + q_place, acc.to(grad_query.dtype.element_ty), mask=q_mask)
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "prefixes", "prefix_rows", "dropped"])
@@ -230,7 +229,7 @@ def sum_of_examples_kernel(parts, rows, total, examples, size, BLOCK: tl.constex
 
 OF_QUERIES = Tiles(
     of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(16, 32, 8), Tile(16, 32, 4), Tile(16, 16, 8), Tile(16, 16, 8)),
+    of_float32=(Tile(16, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
 )
 OF_COLUMNS = Tiles(
     of_16_bits=(Tile(32, 64, 4), Tile(32, 64, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
