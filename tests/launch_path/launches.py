@@ -99,6 +99,7 @@ CASES = {
     "rms_norm, rows too wide": lambda: step("rms_norm", (2, 8193)),
     "dropout_add": lambda: step("dropout_add", (5, 20)),
     "relu_dropout bfloat16": lambda: step("relu_dropout", (5, 20), HALF),
+    "gated_gelu_dropout": lambda: step("gated_gelu_dropout", (5, 20)),
 }
 
 
