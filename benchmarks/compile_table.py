@@ -20,10 +20,12 @@ from benchmarks.support import launches, tables
 from benchmarks.support.compiler import SHARED_BYTES, Compiled, compile_all
 from benchmarks.support.launches import Recorded
 
-# Bytes of spilled registers that are no problem. A thread has 255 registers at most: a kernel that needs two more is
-# accepted. With fewer, ptxas chooses to spill up to eight to stay at a step of occupancy, such as 80, 128 or 168.
-MOST_REGISTERS = 255
-ACCEPTED_SPILL, CHOSEN_SPILL = 8, 32
+# Bytes of spilled registers that are no problem: ptxas spills one or two registers to stay at 64, 168 or 255 registers,
+# the steps of occupancy.
+ACCEPTED_SPILL = 8
+# In the kernels of attention ptxas spills up to eight registers for a step of occupancy: one of them, compiled for 255
+# registers, took 235 and spilled none.
+ACCEPTED_IN_ATTENTION = 32
 NUMBERS = ("registers", "spill B", "shared KB")
 
 
@@ -34,7 +36,8 @@ def problems(rows: Iterable[Compiled]) -> list[str]:
         where = f"{row.kernel} for sm_{row.arch}, {row.dtype}, {row.config}, first launched by {row.origin}"
         if row.error:
             found.append(f"does not compile: {where}: {row.error}")
-        if row.spill_bytes > (ACCEPTED_SPILL if row.registers == MOST_REGISTERS else CHOSEN_SPILL):
+        in_attention = row.kernel.startswith("prefix_attention") and row.registers < 255
+        if row.spill_bytes > (ACCEPTED_IN_ATTENTION if in_attention else ACCEPTED_SPILL):
             found.append(f"{row.spill_bytes} bytes of registers spilled: {where}")
         if row.shared_bytes > SHARED_BYTES[row.arch]:
             found.append(f"{row.shared_bytes} bytes of shared memory, more than sm_{row.arch} has: {where}")

@@ -229,23 +229,29 @@ ARCHES = (90, 80)
 SECONDS = 0.5  # assumed for a kernel without measured compilations
 
 
-def combination(launch: Launch) -> tuple:
-    """Return the choices of code in a kernel: dtypes, flags, names, and absent, unaligned or long arguments."""
+def combinations(launch: Launch) -> set[tuple]:
+    """Return the choices of code in a kernel: dtypes, flags, names, and absent, unaligned or long arguments.
+
+    They are one feature, so that a sample has every combination. In attention, whose flags each add or leave out a load
+    of their own, every choice is a feature: all combinations would double the compilations of the sample.
+    """
     kinds = flat(launch.arguments)
     flags = tuple((name, value) for name, value in launch.meta if isinstance(value, bool | str))
     dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS)
     rare = tuple(any(kind.endswith(mark) for kind in kinds) for mark in ("None", "-", "L"))
-    return launch.kernel, dtypes, launch.dtype, flags, rare
+    if launch.kernel.startswith("prefix_attention"):
+        return {(launch.kernel, launch.dtype, choice) for choice in (*flags, *enumerate(rare))}
+    return {(launch.kernel, dtypes, launch.dtype, flags, rare)}
 
 
 def features(recorded: Recorded) -> set[tuple]:
     """Return the features of a launch that a sample must contain.
 
-    A sample contains all combinations, every block and option of each kernel, and every kernel of the paper's shapes in
+    A sample contains all choices of code, every block and option of each kernel, and every kernel of the paper's shapes in
     each dtype.
     """
     launch, origin = recorded.launch, recorded.origin
-    found: set[tuple[Any, ...]] = {combination(launch)}
+    found: set[tuple[Any, ...]] = combinations(launch)
     if "::" not in origin:  # not a test
         found.add((launch.kernel, launch.dtype, origin.partition(",")[0]))
     for name, value in launch.meta:

@@ -1,4 +1,4 @@
-"""Launches compile ahead of time, fit shared memory and spill few registers: a sample of every kind.
+"""Launches compile ahead of time, fit shared memory and spill two registers at most: a sample of every kind.
 
 launches.json holds them all; `make record-launches` writes it, `make compile-launches ARCH=90` compiles all.
 """
@@ -54,8 +54,9 @@ def test_the_sample_compiles_and_fits(tasks, empty_cache):
 def test_the_sample_has_every_kind_of_launch(recorded, tasks):
     assert len(tasks) == len(set(tasks)) >= 100
     of_sample = [r.launch for r, _ in tasks]
-    for feature in (launches.combination, lambda launch: (launch.kernel, launch.dtype)):
-        assert {feature(r.launch) for r in recorded} == {feature(launch) for launch in of_sample}
+    for features in (launches.combinations, lambda launch: {(launch.kernel, launch.dtype)}):
+        every = {feature for r in recorded for feature in features(r.launch)}
+        assert every == {feature for launch in of_sample for feature in features(launch)}
     assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in LAUNCHED}
     for arch in launches.ARCHES:
         assert {r.launch.kernel for r in recorded} == {r.launch.kernel for r, chosen in tasks if chosen == arch}
@@ -77,8 +78,10 @@ def test_what_is_wrong_is_named():
     assert "sm_80" in shared
     assert len(compile_table.problems([row._replace(arch=90)])) == 1
     assert not compile_table.problems([row._replace(arch=90, spill_bytes=8)]), "two registers"
-    assert not compile_table.problems([row._replace(arch=90, registers=128, spill_bytes=32)]), "a step of occupancy"
-    assert compile_table.problems([row._replace(arch=90, registers=128, spill_bytes=40)])
+    attention = row._replace(kernel="prefix_attention.k", arch=90, registers=128, spill_bytes=32)
+    assert not compile_table.problems([attention]), "a step of occupancy"
+    assert compile_table.problems([attention._replace(registers=255)])
+    assert compile_table.problems([attention._replace(spill_bytes=40)])
     (failed,) = compile_table.problems([row._replace(error="RuntimeError: why", spill_bytes=0, shared_bytes=0)])
     says(failed, "k", "sm_80, fp32")
     assert "why" in failed
