@@ -76,14 +76,10 @@ def _of_rows(x: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float) 
         found = logits.gather(1, column.clamp(0, size - 1).unsqueeze(1)).squeeze(1)
         own = torch.where(is_here, found, own)
 
-        previous, largest = largest, torch.maximum(largest, logits.amax(1))
-        scale = (previous - largest).exp_()
-        exponentials = logits.sub_(largest.unsqueeze(1)).exp_()
-        total.mul_(scale).add_(exponentials.sum(1))
-        grad.mul_(scale.unsqueeze(1))
-        _add_product(grad, exponentials, part)
+        grad.mul_(_softmax_piece(logits, largest, total).unsqueeze(1))
+        _add_product(grad, logits, part)
         del part  # a cast piece leaves before the next comes
-    del buffer, logits, exponentials  # their memory serves W_label
+    del buffer, logits  # their memory serves W_label
 
     losses = (largest - own).add_(total.log())
     grad.div_(total.unsqueeze(1)).sub_(weight.index_select(0, labels), alpha=1 - label_smoothing)
@@ -92,6 +88,21 @@ def _of_rows(x: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float) 
         losses.add_(own - x.to(sums) @ mean, alpha=label_smoothing)
         grad.sub_(mean, alpha=label_smoothing)
     return losses, grad
+
+
+def _softmax_piece(logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
+    """Make a step of the online softmax, in place. Return the factor of what was summed before.
+
+    logits become exp(logits - largest), after `largest` has risen, and their sums are added to `total`.
+    """
+    if logits.is_cpu and hasattr(torch.ops.mop_kernels, "softmax_piece"):  # the compiled module: two passes, not five
+        return torch.ops.mop_kernels.softmax_piece(logits, largest, total)
+    previous = largest.clone()
+    torch.maximum(largest, logits.amax(1), out=largest)
+    scale = (previous - largest).exp_()
+    logits.sub_(largest.unsqueeze(1)).exp_()
+    total.mul_(scale).add_(logits.sum(1))
+    return scale
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:

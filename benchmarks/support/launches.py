@@ -247,8 +247,8 @@ def combinations(launch: Launch) -> set[tuple]:
 def features(recorded: Recorded) -> set[tuple]:
     """Return the features of a launch that a sample must contain.
 
-    A sample contains all choices of code, every block and option of each kernel, and every kernel of the paper's shapes in
-    each dtype.
+    A sample contains all choices of code, every block and option of each kernel, and every kernel of the paper's shapes
+    in each dtype.
     """
     launch, origin = recorded.launch, recorded.origin
     found: set[tuple[Any, ...]] = combinations(launch)

@@ -44,4 +44,7 @@ Tensor gated_gelu_dropout(Tensor gate, Tensor x, std::optional<Tensor> seed, dou
 std::vector<Tensor> gated_gelu_dropout_backward(Tensor grad, Tensor gate, Tensor x, std::optional<Tensor> seed,
                                                 double p, i64 mask);
 
+// A step of the online softmax over a piece of the classes, in place; see kernels.h. Used by linear_cross_entropy.
+Tensor softmax_piece(Tensor logits, Tensor peak, Tensor total);
+
 }  // namespace mop

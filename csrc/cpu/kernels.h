@@ -274,6 +274,9 @@ struct Kernels {
   void (*relu_dropout_backward)(const ReluDropoutBackward<T>&);
   void (*gated_gelu_dropout)(const GatedGeluDropout<T>&);
   void (*gated_gelu_dropout_backward)(const GatedGeluDropoutBackward<T>&);
+  // raises peak to the largest of the logits, makes them exp(logit - peak), and adds their sum to `total`; returns the
+  // factor exp(old peak - peak) of what was summed before
+  T (*softmax_piece)(i64 classes, T* logits, T* peak, T* total);
 };
 
 // Scratch of a unit in elements, an upper bound: each buffer is rounded up to whole lines.

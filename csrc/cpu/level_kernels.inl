@@ -267,7 +267,8 @@ constexpr Kernels<T> kTable = {stage1<T>,
                                relu_dropout<T>,
                                relu_dropout_backward<T>,
                                gated_gelu_dropout<T>,
-                               gated_gelu_dropout_backward<T>};
+                               gated_gelu_dropout_backward<T>,
+                               softmax_piece<T>};
 
 }  // namespace
 

@@ -5,7 +5,12 @@
 
 #include "cpu_ops.h"
 
+STABLE_TORCH_LIBRARY_FRAGMENT(mop_kernels, m) {
+  m.def("softmax_piece(Tensor(a!) logits, Tensor(b!) peak, Tensor(c!) total) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
+  m.impl("softmax_piece", TORCH_BOX(&mop::softmax_piece));
   mop::register_ops(m, "cpu");
   m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));

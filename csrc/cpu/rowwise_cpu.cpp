@@ -196,4 +196,21 @@ std::vector<Tensor> gated_gelu_dropout_backward(Tensor grad, Tensor gate, Tensor
   return asked;
 }
 
+Tensor softmax_piece(Tensor logits, Tensor peak, Tensor total) {
+  const i64 rows = peak.numel(), classes = logits.numel() / std::max<i64>(rows, 1);
+  MOP_GUARD(logits.is_contiguous() && peak.is_contiguous() && total.is_contiguous() && total.numel() == rows);
+  MOP_GUARD(peak.scalar_type() == logits.scalar_type() && total.scalar_type() == logits.scalar_type());
+  const Tensor scale = torch::stable::empty_like(peak);
+  by_dtype(logits, [&](auto zero) {
+    using T = decltype(zero);
+    T *at = out<T>(logits), *peaks = out<T>(peak), *totals = out<T>(total), *scales = out<T>(scale);
+    constexpr i64 kRows = 16;
+    for_each_task((rows + kRows - 1) / kRows, [&](i64 task) {
+      for (i64 r = task * kRows; r < std::min(rows, (task + 1) * kRows); ++r)
+        scales[r] = kernels<T>().softmax_piece(classes, at + r * classes, peaks + r, totals + r);
+    });
+  });
+  return scale;
+}
+
 }  // namespace mop

@@ -1,4 +1,5 @@
-// The kernels of rms_norm, dropout_add, relu_dropout and gated_gelu_dropout on a block of rows.
+// The kernels of rms_norm, dropout_add, relu_dropout and gated_gelu_dropout on a block of rows, and of the loss on a
+// row.
 #pragma once
 
 #include "dropout_bits.h"
@@ -209,6 +210,32 @@ void gated_gelu_dropout_backward(const GatedGeluDropoutBackward<T>& m) {
         if (m.grad_x) store_lanes(m.grad_x + at, dropped<T>(grad * of_gate.value, keep), lanes);
       },
       [](i64, i64) {});
+}
+
+template <class T>
+T softmax_piece(i64 classes, T* logits, T* peak, T* total) {
+  constexpr T kLeast = -T(__builtin_inf());
+  Vec<T> lanes = Vec<T>{} + *peak;
+  for_each_register<T>(classes, [&](i64 c, int some) {
+    Vec<T> v = load_lanes(logits + c, some);
+    if (some < kLanes<T>)
+      for (int k = some; k < kLanes<T>; ++k) v[k] = kLeast;
+    lanes = v > lanes ? v : lanes;  // passes over NaN, whose exp is NaN
+  });
+  T largest = lanes[0];
+  for (int k = 1; k < kLanes<T>; ++k) largest = lanes[k] > largest ? lanes[k] : largest;
+  const Vec<T> scale = exp_lanes<T>(Vec<T>{} + (*peak - largest));
+  const double sum = sum_of_row<T>(classes, [&](i64 c, int some) {
+    const Vec<T> e = exp_lanes<T>(load_lanes(logits + c, some) - largest);
+    store_lanes(logits + c, e, some);
+    if (some == kLanes<T>) return e;
+    Vec<T> part = {};
+    for (int k = 0; k < some; ++k) part[k] = e[k];
+    return part;
+  });
+  *peak = largest;
+  *total = T(*total * scale[0] + sum);
+  return scale[0];
 }
 
 }  // namespace
