@@ -122,7 +122,7 @@ def bank_of_experts(mesh):
     compare(bank, tensors, [[Shard(2)], *rest], mesh, [Shard(2)])
     compare(some, tensors, [FIRST, *rest], mesh, ALL)
     sharded = [distribute_tensor(t, mesh, FIRST) for t in tensors]
-    with raises(ValueError, "row_gradients", "DTensor"):
+    with raises(ValueError, "row_gradients", "DTensors"):
         bank(*sharded, row_gradients=True)
     with raises(TypeError, "experts", "DTensor", "full_tensor()"):
         bank(*tensors, experts=distribute_tensor(torch.tensor([2, 0]), mesh, FIRST))
