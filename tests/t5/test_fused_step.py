@@ -248,3 +248,18 @@ def test_label_smoothing_of_a_tuple():
     assert (loss, logits.shape) == (by_name.loss, by_name.logits.shape)
     with pytest.raises(ValueError, match=r"label_smoothing.*1\.5"):
         model(**inputs, scenario_ids=IDS, label_smoothing=1.5)
+
+
+def test_a_cache_in_training_mode_continues_as_in_evaluation():
+    """The queries behind a cache are not the first tokens, which a causal kernel would take them for."""
+    model, inputs = attached(), inputs_of()
+    ids, decoder_ids = inputs["input_ids"], torch.randint(2, 20, (4, 5))
+
+    def last_logits():
+        first = model(input_ids=ids, decoder_input_ids=decoder_ids[:, :3], scenario_ids=IDS, use_cache=True)
+        given = {"encoder_outputs": (first.encoder_last_hidden_state,), "past_key_values": first.past_key_values}
+        return model(decoder_input_ids=decoder_ids[:, 3:], attention_mask=ids.ne(0), scenario_ids=IDS, **given).logits
+
+    expected = model.eval()(input_ids=ids, decoder_input_ids=decoder_ids, scenario_ids=IDS).logits[:, 3:]
+    model.train()
+    torch.testing.assert_close(last_logits(), expected, rtol=1e-4, atol=1e-4)

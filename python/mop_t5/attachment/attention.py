@@ -236,7 +236,8 @@ def _forward(
         pair = None
     position_bias = kwargs.get("position_bias")
     bias = None if attention == "cross" else position_bias  # the bias of a cross-attention is zero
-    fused = mop_fused and implementation == "sdpa" and (bias is None or not bias.requires_grad)
+    whole = not module.is_causal or query.shape[2] == key.shape[2]  # not a continuation behind a cache
+    fused = mop_fused and implementation == "sdpa" and whole and (bias is None or not bias.requires_grad)
     if fused and runs_fused(module, "prefix_attention", query):
         rows = None if pair is None else row_index(mop_additions.scenarios, scenario_ids, len(pair[0]))
         return _fused(module, query, key, value, pair, rows, bias, attention_mask, kwargs), None
