@@ -48,7 +48,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str | Non
         ValueError: A shape, a device or eps does not fit, or `backend` has an unknown name.
         RuntimeError: `backend` cannot run here.
     """
-    tensors = promoted("x", x, "weight", weight)
+    tensors = promoted(x, weight)
     return run(_RMS_NORM, backend, tensors, (), (eps,), cast=False)[0]
 
 
@@ -80,10 +80,10 @@ def dropout_add(
     check_probability("p", p)
     check_not_distributed("dropout_add", x, residual)
     if residual is not None:
-        x, residual = promoted("x", x, "residual", residual)
+        x, residual = promoted(x, residual)
     drawn = seed_of(seed, p, x)
-    if drawn is None:
-        return x.clone() if residual is None else residual + x
+    if drawn is None and isinstance(x, Tensor):
+        drawn = x.new_zeros(1, dtype=torch.int64)  # nothing is dropped, whatever the seed
     return run(_DROPOUT_ADD, backend, (x, residual), (drawn,), (p,), cast=False)[0]
 
 
@@ -136,7 +136,7 @@ def gated_gelu_dropout(
     """
     check_probability("p", p)
     check_not_distributed("gated_gelu_dropout", gate, x)
-    tensors = promoted("gate", gate, "x", x)
+    tensors = promoted(gate, x)
     return run(_GATED_GELU_DROPOUT, backend, tensors, (seed_of(seed, p, gate),), (p,), cast=False)[0]
 
 
@@ -299,14 +299,10 @@ def _prepare_linear_cross_entropy(tensors: Sequence, others: Sequence, settings:
     check_int64("labels", labels, "(...), the leading dims of x")
     check_shape("labels", labels, "the leading dims of x", tuple(x.shape[:-1]))
     labels = labels.to(x.device)
-    values = validation.readable_ids(labels)
-    if values is not None:
-        wrong = [i for i in values.flatten().tolist() if i != settings[1] and not 0 <= i < len(weight)]
-        if wrong:
-            raise ValueError(
-                f"labels must lie in 0..{len(weight) - 1}, the rows of weight, or be ignore_index, {settings[1]}; got "
-                f"{wrong[0]}."
-            )
+    if validation.readable_ids(labels) is not None:
+        ignored = settings[1]
+        meaning = f", the rows of weight, or be ignore_index, {ignored}"
+        check_ids("labels", labels.where(labels != ignored, 0), len(weight), meaning)
     return (x.reshape(-1, x.shape[-1]), weight, labels.reshape(-1)), settings, multiply_adds
 
 

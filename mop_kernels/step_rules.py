@@ -37,6 +37,11 @@ class StepRule(Rule):
         result = ops.call(call.name, call.backend, (*tensors, *call.static))
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
+    def reference(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
+        """Compute the outputs in plain PyTorch."""
+        result = getattr(step_reference, call.name)(*tensors, *call.static)
+        return (result,) if isinstance(result, Tensor) else result
+
     def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the gradient op of the backend, or the plain form for a gradient that the op does not give."""
         if any(needs[place] for place in places_of(needs) if place not in self.differentiable):
@@ -57,10 +62,6 @@ class RMSNorm(StepRule):
     returns_tensor = True
     num_tensors, differentiable, num_kept = 2, (0, 1), 2
 
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return (step_reference.rms_norm(*tensors, *call.static),)
-
 
 class DropoutAdd(StepRule):
     """dropout_add: tensors (x, residual, seed), static (p,). The gradient of residual is the gradient of the output."""
@@ -76,10 +77,6 @@ class DropoutAdd(StepRule):
         """Run the gradient op of the backend, and pass the gradient of the output on to the residual."""
         found = ops.call("dropout_add_backward", call.backend, (*tensors, *call.static, 1)) if needs[0] else ()
         return (*found, tensors[0].view_as(tensors[0])) if needs[1] else tuple(found)
-
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return (step_reference.dropout_add(*tensors, *call.static),)
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -97,10 +94,6 @@ class ReluDropout(StepRule):
         """Return the tensors that the gradients read."""
         return outputs[1:]
 
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return step_reference.relu_dropout(*tensors, *call.static)
-
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
         return (step_reference.relu_dropout_gradient(*tensors, *call.static),)
@@ -111,10 +104,6 @@ class GatedGeluDropout(StepRule):
 
     returns_tensor = True
     num_tensors, differentiable, num_kept = 3, (0, 1), 3
-
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return (step_reference.gated_gelu_dropout(*tensors, *call.static),)
 
 
 class _WithSavedOutput(StepRule):
@@ -141,10 +130,6 @@ class PrefixAttention(_WithSavedOutput):
 
     num_tensors, differentiable, num_kept = 9, (0, 1, 2, 3, 4), 10
 
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return step_reference.prefix_attention(*tensors, *call.static)
-
 
 class LinearCrossEntropy(_WithSavedOutput):
     """linear_cross_entropy: tensors (x, weight, labels), static (label_smoothing, ignore_index).
@@ -153,10 +138,6 @@ class LinearCrossEntropy(_WithSavedOutput):
     """
 
     num_tensors, differentiable, num_kept = 3, (0,), 4
-
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return step_reference.linear_cross_entropy(*tensors, *call.static)
 
 
 STEP_RULES: dict[str, Rule] = {

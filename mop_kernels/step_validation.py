@@ -9,16 +9,11 @@ from .validation import check_dims, check_equal, check_int64, check_shape
 _SEED_END = 2**63 - 1
 
 
-def promoted(first_name: str, first: Tensor, second_name: str, second: Tensor) -> tuple[Tensor, Tensor]:
+def promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Return both tensors in the wider of their dtypes under autocast, which leaves norms and sums alone."""
     tensors = (first, second)
-    if not all(isinstance(t, Tensor) for t in tensors) or first.dtype == second.dtype:
+    if not torch._C._is_any_autocast_enabled() or not all(isinstance(t, Tensor) for t in tensors):
         return tensors
-    if not torch._C._is_any_autocast_enabled():
-        raise TypeError(
-            f"all tensors must have one dtype; {first_name} has {first.dtype}, {second_name} has {second.dtype}. Cast "
-            "one of them, or use torch.autocast."
-        )
     wide = torch.promote_types(first.dtype, second.dtype)
     return first.to(wide), second.to(wide)
 

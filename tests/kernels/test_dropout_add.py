@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from errors import raises
 from judging import check
 from layouts import LAYOUTS
 
@@ -118,3 +119,12 @@ def test_torchs_generator_repeats_a_run(backend):
     assert torch.equal(draw(), first)
     assert torch.equal(draw(), second)
     assert not torch.equal(first, second)
+
+
+def test_arguments_are_checked_where_nothing_is_dropped(backend):
+    x = torch.ones(2, 3)
+    assert torch.equal(mk.dropout_add(x, x, 0.0, backend=backend), 2 * x)
+    with raises(ValueError, "residual", "(2, 3)", "(3,)"):
+        mk.dropout_add(x, torch.ones(3), 0.0, backend=backend)
+    with raises(TypeError, "x", "torch.float32", "residual", "torch.float64"):
+        mk.dropout_add(x, x.double(), 0.0, backend=backend)
