@@ -101,26 +101,28 @@ MOP_INLINE void for_each_kept(const RowBlock& block, const Dropout& dropout, con
     for (i64 c = 0; c < block.width; c += kDropoutGroup) {
       if (dropout.threshold > 0) dropout_keep<T>(row, dropout.threshold, c / kDropoutGroup, keep);
       if (c + kDropoutGroup <= block.width)
-        for (int k = 0; k < N; ++k) body(n, c + k * W, W, keep[k], k);
+        for (int k = 0; k < N; ++k) body(n, c + k * W, W, keep[k]);
       else
         for (int k = 0; k < N && c + k * W < block.width; ++k)
-          body(n, c + k * W, int(smaller(W, block.width - c - k * W)), keep[k], k);
+          body(n, c + k * W, int(smaller(W, block.width - c - k * W)), keep[k]);
       group_done(n, c);
     }
   }
 }
 
+template <class T, class Body>
+MOP_INLINE void for_each_kept(const RowBlock& block, const Dropout& dropout, const Body& body) {
+  for_each_kept<T>(block, dropout, body, [](i64, i64) {});
+}
+
 template <class T>
 void dropout_add(const DropoutAdd<T>& m) {
   const T scale = T(m.dropout.scale);
-  for_each_kept<T>(
-      m.block, m.dropout,
-      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
-        const i64 at = n * m.block.width + c;
-        const Vec<T> y = dropped<T>(load_lanes(m.x + at, lanes) * scale, keep);
-        store_lanes(m.y + at, m.residual ? load_lanes(m.residual + at, lanes) + y : y, lanes);
-      },
-      [](i64, i64) {});
+  for_each_kept<T>(m.block, m.dropout, [&](i64 n, i64 c, int lanes, Lanes<T> keep) {
+    const i64 at = n * m.block.width + c;
+    const Vec<T> y = dropped<T>(load_lanes(m.x + at, lanes) * scale, keep);
+    store_lanes(m.y + at, m.residual ? load_lanes(m.residual + at, lanes) + y : y, lanes);
+  });
 }
 
 template <class T>
@@ -130,10 +132,10 @@ void relu_dropout(const ReluDropout<T>& m) {
   unsigned bits = 0;
   for_each_kept<T>(
       m.block, m.dropout,
-      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int k) {
+      [&](i64 n, i64 c, int lanes, Lanes<T> keep) {
         const i64 at = n * m.block.width + c;
         const Vec<T> x = load_lanes(m.x + at, lanes), zero = {};
-        bits |= sign_bits(Vec<T>((x > zero) & keep)) << k * kLanes<T>;
+        bits |= sign_bits(Vec<T>((x > zero) & keep)) << c % kDropoutGroup;
         const Vec<T> passed = x < zero ? zero : x;  // NaN passes, as in torch
         store_lanes(m.y + at, dropped<T>(passed * scale, keep), lanes);
       },
@@ -184,32 +186,26 @@ MOP_INLINE GeluTanh<T> gelu_tanh(Vec<T> g) {
 template <class T>
 void gated_gelu_dropout(const GatedGeluDropout<T>& m) {
   const T scale = T(m.dropout.scale);
-  for_each_kept<T>(
-      m.block, m.dropout,
-      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
-        const i64 at = n * m.block.width + c;
-        const Vec<T> y = gelu_tanh<T>(load_lanes(m.gate + at, lanes)).value * load_lanes(m.x + at, lanes);
-        store_lanes(m.y + at, dropped<T>(y * scale, keep), lanes);
-      },
-      [](i64, i64) {});
+  for_each_kept<T>(m.block, m.dropout, [&](i64 n, i64 c, int lanes, Lanes<T> keep) {
+    const i64 at = n * m.block.width + c;
+    const Vec<T> y = gelu_tanh<T>(load_lanes(m.gate + at, lanes)).value * load_lanes(m.x + at, lanes);
+    store_lanes(m.y + at, dropped<T>(y * scale, keep), lanes);
+  });
 }
 
 template <class T>
 void gated_gelu_dropout_backward(const GatedGeluDropoutBackward<T>& m) {
   const T scale = T(m.dropout.scale);
-  for_each_kept<T>(
-      m.block, m.dropout,
-      [&](i64 n, i64 c, int lanes, Lanes<T> keep, int) {
-        const i64 at = n * m.block.width + c;
-        const Vec<T> grad = load_lanes(m.grad + at, lanes) * scale;
-        const GeluTanh<T> of_gate = gelu_tanh<T>(load_lanes(m.gate + at, lanes));
-        if (m.grad_gate) {
-          const Vec<T> product = grad * load_lanes(m.x + at, lanes) * of_gate.slope;
-          store_lanes(m.grad_gate + at, dropped<T>(product, keep), lanes);
-        }
-        if (m.grad_x) store_lanes(m.grad_x + at, dropped<T>(grad * of_gate.value, keep), lanes);
-      },
-      [](i64, i64) {});
+  for_each_kept<T>(m.block, m.dropout, [&](i64 n, i64 c, int lanes, Lanes<T> keep) {
+    const i64 at = n * m.block.width + c;
+    const Vec<T> grad = load_lanes(m.grad + at, lanes) * scale;
+    const GeluTanh<T> of_gate = gelu_tanh<T>(load_lanes(m.gate + at, lanes));
+    if (m.grad_gate) {
+      const Vec<T> product = grad * load_lanes(m.x + at, lanes) * of_gate.slope;
+      store_lanes(m.grad_gate + at, dropped<T>(product, keep), lanes);
+    }
+    if (m.grad_x) store_lanes(m.grad_x + at, dropped<T>(grad * of_gate.value, keep), lanes);
+  });
 }
 
 template <class T>
