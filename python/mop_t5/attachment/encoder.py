@@ -29,12 +29,9 @@ def acting_in_encoder(model: T5) -> list[str]:
     """
     found = []
     if is_attached(model):
-        method, was_training = model.mop, model.mop.training
-        try:
-            with torch.no_grad():
-                additions = method.eval().additions()
-        finally:
-            method.train(was_training)
+        method = model.mop
+        with evaluating(method):
+            additions = method.additions()
         if any(pair is not None and pair[0].shape[-2] for pair in additions.prefixes.get("encoder_self", ())):
             found.append("prefixes of the attention encoder_self")
         if method.has_prompt:
@@ -78,7 +75,7 @@ def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:
 
 
 @contextmanager
-def evaluating(model: T5) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Turn dropout and gradients off for the block."""
     was_training = model.training
     model.eval()

@@ -14,6 +14,7 @@ from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached, unwrapped
 from mop_t5.attachment.attention import point_attention
+from mop_t5.attachment.encoder import evaluating
 from mop_t5.attachment.method import Where
 from mop_t5.backbone.build import build_backbone
 from mop_t5.backbone.load import is_untied
@@ -42,12 +43,9 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
         OSError: As mop_t5.save raises.
     """
     t5 = attached(model)
-    method, was_training = t5.mop, t5.mop.training
-    try:
-        with torch.no_grad():
-            additions = method.eval().additions()
-    finally:
-        method.train(was_training)
+    method = t5.mop
+    with evaluating(method):
+        additions = method.additions()
     others = [value for value in (additions.prompt, additions.experts, additions.loss) if value is not None]
     if not additions.prefixes or additions.adapters or others:
         raise ValueError(f"{method.name!r} adds something else than prefixes to the backbone. Use mop_t5.save.")
