@@ -6,32 +6,16 @@ tokens, 32 summary tokens). A small batch is our worst case, because the generat
 """
 
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
 from mop_t5.attachment import attention
 
 import mop_kernels as mk
-from benchmarks.support.t5 import training_step
+from benchmarks.support.t5 import saved_megabytes, training_step
 from mop_kernels import testing
 
 GROUP = "training step, frozen T5-base, 8 x (64 -> 32) tokens"
-
-
-def saved_megabytes(step: Callable[[], object], model: torch.nn.Module) -> float:
-    """Return the MB that autograd keeps for backward in one step, each storage once, without parameters."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage  # held, so that no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return round(sum(s.nbytes() for address, s in storages.items() if address not in parameters) / 1e6, 1)
 
 
 # queries from which keys and values are concatenated with the prefix; None: the default

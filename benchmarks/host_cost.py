@@ -11,7 +11,6 @@ allocator on a GPU does.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,27 +79,16 @@ def server(tree: Path, folder: Path, cuda: Path | None) -> subprocess.Popen[str]
     folder.mkdir()
     environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
-    command = [sys.executable, __file__, "--serve", str(folder)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdin=pipe, stdout=pipe)
+    from benchmarks.support import two_trees
+
+    return two_trees.start(__file__, ["--serve", str(folder)], tree, environment)
 
 
 def time_of(process: subprocess.Popen[str], backend: str, direction: str) -> float:
     """Return the microseconds of one call, as the process measures them."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(f"{backend}|{direction}", file=process.stdin, flush=True)
-    return float(process.stdout.readline())
+    from benchmarks.support import two_trees
 
-
-def tree_of(commit: str, folder: Path, *packages: str) -> Path:
-    """Return a folder with the packages, folders of the repository, at that commit, and the binary of this tree."""
-    folder.mkdir()
-    archive = subprocess.run(["git", "archive", commit, *packages], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
-    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
-    for binary in (ROOT / "mop_kernels").glob("_C.*.so"):
-        shutil.copy(binary, folder / "mop_kernels")
-    return folder
+    return float(two_trees.ask(process, f"{backend}|{direction}"))
 
 
 def main() -> None:
@@ -117,7 +105,7 @@ def main() -> None:
     sys.path[:0] = map(str, (ROOT, *STUBS))
     import stub_driver
 
-    from benchmarks.support import results, tables
+    from benchmarks.support import results, tables, two_trees
 
     reason = stub_driver.why_not()
     if reason is not None:
@@ -131,7 +119,7 @@ def main() -> None:
             library = stub_runtime.build(options.cuda, folder)
         servers = {}
         if options.against:
-            tree = tree_of(options.against, folder / "tree", "mop_kernels")
+            tree = two_trees.tree_of(options.against, folder / "tree", "mop_kernels")
             servers[options.against] = stack.enter_context(server(tree, folder / "before", None))
         servers[HERE] = stack.enter_context(server(ROOT, folder / "here", library))
         rows = []

@@ -90,20 +90,6 @@ def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
     return model, lambda: model(**inputs, **options).loss
 
 
-def saved_megabytes(model: Any, loss: Callable[[], torch.Tensor]) -> float:
-    """Return the MB that autograd keeps for backward, each storage once, without parameters."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held: no address is used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss()
-    return sum(s.nbytes() for address, s in storages.items() if address not in parameters) / 1e6
-
-
 def profiled(step: Callable[[], None]) -> dict[str, float]:
     """Return the seconds of each part of a step, from a profile. Profiled steps are slower: read the shares."""
     from torch.profiler import ProfilerActivity, profile
@@ -119,6 +105,9 @@ def profiled(step: Callable[[], None]) -> dict[str, float]:
 
 def serve() -> None:
     """Answer each line "name|what" with a number in JSON: seconds of one step, MB saved for backward, or a profile."""
+    sys.path.append(str(ROOT))  # behind the packages of the tree
+    from benchmarks.support.t5 import saved_megabytes
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
     @cache
@@ -134,7 +123,7 @@ def serve() -> None:
             model.zero_grad()
 
         if what == "saved":
-            answer: Any = saved_megabytes(model, loss)
+            answer: Any = saved_megabytes(loss, model)
         elif what == "profile":
             answer = profiled(step)
         else:
@@ -148,9 +137,9 @@ def server(tree: Path) -> subprocess.Popen[str]:
     """Start a process that answers for one source tree."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "python", *_extra())))}
     environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    command = [sys.executable, __file__, "--serve"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdin=pipe, stdout=pipe)
+    from benchmarks.support import two_trees
+
+    return two_trees.start(__file__, ["--serve"], tree, environment)
 
 
 def _extra() -> list[str]:
@@ -160,10 +149,9 @@ def _extra() -> list[str]:
 
 def asked(process: subprocess.Popen[str], name: str, what: str) -> Any:
     """Return the answer of a process."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    print(f"{name}|{what}", file=process.stdin, flush=True)
-    return json.loads(process.stdout.readline())
+    from benchmarks.support import two_trees
+
+    return json.loads(two_trees.ask(process, f"{name}|{what}"))
 
 
 def main() -> None:
@@ -176,14 +164,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve()
-    from benchmarks import host_cost
-    from benchmarks.support import results, tables
+    from benchmarks.support import results, tables, two_trees
 
     names = [MOP, PADDED, DECODER_ONLY, CACHED] + [PEFT] * (importlib.util.find_spec("peft") is not None)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         servers = {HERE: stack.enter_context(server(ROOT))}
         if options.against:
-            before = host_cost.tree_of(options.against, Path(temporary) / "tree", "mop_kernels", "python")
+            before = two_trees.tree_of(options.against, Path(temporary) / "tree", "mop_kernels", "python")
             servers[options.against] = stack.enter_context(server(before))
         every = [(name, tree) for name in names for tree in servers if tree == HERE or name in OF_OLD_TREES]
         for name, tree in every:  # load, start threads, fill caches

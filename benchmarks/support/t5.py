@@ -43,3 +43,18 @@ def training_step(model: Any, batch: Batch, learning_rate: float) -> Callable[[]
         assert (gradient is not None) == parameter.requires_grad
         assert gradient is None or gradient.isfinite().all()
     return step
+
+
+def saved_megabytes(step: Callable[[], object], model: torch.nn.Module) -> float:
+    """Return the MB that autograd keeps for backward in one step, each storage once, without parameters."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return round(sum(s.nbytes() for address, s in storages.items() if address not in parameters) / 1e6, 1)
