@@ -11,10 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..step_reference import factor, threshold
-from .device_functions import blocks
-from .dropout import block_sizes, column_of, keeps, matrix, row_keys, words
-from .launch import launch
+from .dropout import block_of, columns_of, drawn_words, keeps, launch_on_rows, load_strided, matrix
 
 
 @triton.jit(do_not_specialize=["rows", "dropped"])
@@ -23,17 +20,12 @@ def dropout_add_kernel(
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Write y. A program computes [BLOCK_N rows, 2 BLOCK_W columns]. x_n, x_c: strides of x."""
-    word_blocks = tl.cdiv(width, 2 * BLOCK_W)
-    n = (tl.program_id(0) // word_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.program_id(0) % word_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+    n, word = block_of(width, BLOCK_N, BLOCK_W)
     if DROPOUT:
-        low, high = row_keys(seed, n)
-        drawn = words(low[:, None], high[:, None], word[None, :])
+        drawn = drawn_words(seed, n, word)
     for half in tl.static_range(2):
-        c = column_of(word, half)
-        mask = (n < rows)[:, None] & (c < width)[None, :]
-        place = n[:, None] * width + c[None, :]
-        tile = tl.load(x + (n[:, None] * x_n + c.to(tl.int64)[None, :] * x_c), mask=mask, other=0.0).to(tl.float32)
+        c, mask, place = columns_of(n, word, half, rows, width)
+        tile = load_strided(x, n, c, x_n, x_c, mask)
         if DROPOUT:
             tile = tl.where(keeps(drawn, half, dropped), tile * kept_factor, 0.0)
         if residual is not None:
@@ -45,12 +37,7 @@ def forward(x: Tensor, residual: Tensor | None, seed: Tensor, p: float) -> Tenso
     """Return y. The arguments are those of SCHEMAS["dropout_add"]."""
     y = x.new_empty(x.shape)
     rows = matrix(x)
-    (n, width), (block_n, block_w) = rows.shape, block_sizes(x.shape[-1])
-    launch(
-        dropout_add_kernel, (blocks(n, block_n) * blocks(width, 2 * block_w),), rows, residual, seed, y, n, width,
-        *rows.stride(), threshold(p), factor(p), DROPOUT=threshold(p) > 0, BLOCK_N=block_n, BLOCK_W=block_w,
-        num_warps=4,
-    )  # fmt: skip
+    launch_on_rows(dropout_add_kernel, rows, (rows, residual, seed, y), rows.stride(), p)
     return y
 
 

@@ -14,10 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..step_reference import factor, threshold
-from .device_functions import activate, blocks, derivative
-from .dropout import block_sizes, column_of, keeps, matrix, row_keys, words
-from .launch import launch
+from .device_functions import activate, derivative
+from .dropout import block_of, columns_of, drawn_words, keeps, launch_on_rows, load_strided, matrix
 
 
 @triton.jit(do_not_specialize=["rows", "dropped"])
@@ -26,16 +24,11 @@ def gated_gelu_dropout_kernel(
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Write y. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
-    word_blocks = tl.cdiv(width, 2 * BLOCK_W)
-    n = (tl.program_id(0) // word_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.program_id(0) % word_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+    n, word = block_of(width, BLOCK_N, BLOCK_W)
     if DROPOUT:
-        low, high = row_keys(seed, n)
-        drawn = words(low[:, None], high[:, None], word[None, :])
+        drawn = drawn_words(seed, n, word)
     for half in tl.static_range(2):
-        c = column_of(word, half)
-        mask = (n < rows)[:, None] & (c < width)[None, :]
-        place = n[:, None] * width + c[None, :]
+        _, mask, place = columns_of(n, word, half, rows, width)
         g = tl.load(gate + place, mask=mask, other=0.0).to(tl.float32)
         tile = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         tile = activate(g, "gelu_tanh") * tile * kept_factor
@@ -50,18 +43,12 @@ def gated_gelu_dropout_backward_kernel(
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Write grad_gate and grad_x; each may be None. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
-    word_blocks = tl.cdiv(width, 2 * BLOCK_W)
-    n = (tl.program_id(0) // word_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    word = tl.program_id(0) % word_blocks * BLOCK_W + tl.arange(0, BLOCK_W)
+    n, word = block_of(width, BLOCK_N, BLOCK_W)
     if DROPOUT:
-        low, high = row_keys(seed, n)
-        drawn = words(low[:, None], high[:, None], word[None, :])
+        drawn = drawn_words(seed, n, word)
     for half in tl.static_range(2):
-        c = column_of(word, half)
-        mask = (n < rows)[:, None] & (c < width)[None, :]
-        place = n[:, None] * width + c[None, :]
-        tile = tl.load(grad + (n[:, None] * grad_n + c[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
-        tile *= kept_factor
+        c, mask, place = columns_of(n, word, half, rows, width)
+        tile = load_strided(grad, n, c, grad_n, grad_c, mask) * kept_factor
         g = tl.load(gate + place, mask=mask, other=0.0).to(tl.float32)
         if grad_gate is not None:
             of_gate = tile * tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * derivative(g, "gelu_tanh")
@@ -78,11 +65,7 @@ def gated_gelu_dropout_backward_kernel(
 def forward(gate: Tensor, x: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """Return y. The arguments are those of SCHEMAS["gated_gelu_dropout"]."""
     y = gate.new_empty(gate.shape)
-    (n, width), (block_n, block_w) = matrix(gate).shape, block_sizes(gate.shape[-1])
-    launch(
-        gated_gelu_dropout_kernel, (blocks(n, block_n) * blocks(width, 2 * block_w),), gate, x, seed, y, n, width,
-        threshold(p), factor(p), DROPOUT=threshold(p) > 0, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=4,
-    )  # fmt: skip
+    launch_on_rows(gated_gelu_dropout_kernel, matrix(gate), (gate, x, seed, y), (), p)
     return y
 
 
@@ -93,10 +76,6 @@ def backward(grad: Tensor, gate: Tensor, x: Tensor, seed: Tensor | None, p: floa
     grad_gate = gate.new_empty(gate.shape) if needs & 1 else None
     grad_x = x.new_empty(x.shape) if needs & 2 else None
     rows = matrix(grad)
-    (n, width), (block_n, block_w) = rows.shape, block_sizes(gate.shape[-1])
-    launch(
-        gated_gelu_dropout_backward_kernel, (blocks(n, block_n) * blocks(width, 2 * block_w),), rows, gate, x, seed,
-        grad_gate, grad_x, n, width, *rows.stride(), threshold(p), factor(p), DROPOUT=threshold(p) > 0,
-        BLOCK_N=block_n, BLOCK_W=block_w, num_warps=4,
-    )  # fmt: skip
+    tensors = (rows, gate, x, seed, grad_gate, grad_x)
+    launch_on_rows(gated_gelu_dropout_backward_kernel, rows, tensors, rows.stride(), p)
     return [t for t in (grad_gate, grad_x) if t is not None]

@@ -31,6 +31,21 @@ from .launch import input_precision, launch
 
 
 @triton.jit
+def block_of_queries(queries, BLOCK_Q: tl.constexpr):
+    """Return the head of the program, int64, and its queries: the first, and all, int64."""
+    query_blocks = tl.cdiv(queries, BLOCK_Q)
+    first = tl.program_id(0) % query_blocks * BLOCK_Q
+    return (tl.program_id(0) // query_blocks).to(tl.int64), first, (first + tl.arange(0, BLOCK_Q)).to(tl.int64)
+
+
+@triton.jit
+def places_of_queries(b, h, i, heads, queries, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Return the places [i, d] of the queries i of a head in (b, q, h, d), and which of them exist."""
+    d = tl.arange(0, BLOCK_D)[None, :]
+    return ((b * queries + i) * heads + h)[:, None] * D + d, (i < queries)[:, None] & (d < D)
+
+
+@triton.jit
 def prefix_of(rows, b, prefix_rows):
     """Return the row of the prefixes that example b reads, int64."""
     if rows is None:
@@ -76,6 +91,24 @@ def scores(products, bias, i, column, found, queries, keys, scale, CAUSAL: tl.co
 
 
 @triton.jit
+def columns_from(
+    first, q, i, key, value, stride, columns, bias, key_mask, queries, keys, scale,
+    CAUSAL: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Return BLOCK_C columns from `first` on, their rows of key and value, and their s."""
+    column = first + tl.arange(0, BLOCK_C)
+    found = exists(key_mask, column, columns)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    place = (column.to(tl.int64) * stride)[:, None] + d
+    mask = found[:, None] & (d < D)
+    k = tl.load(key + place, mask=mask, other=0.0)
+    v = tl.load(value + place, mask=mask, other=0.0)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    s = scores(s, bias, i[:, None], column[None, :], found[None, :], queries, keys, scale, CAUSAL)
+    return column, k, v, s
+
+
+@triton.jit
 def attend(
     peak, total, acc, q, low, high, i, key, value, stride, columns, shift, bias, key_mask, queries, keys, scale,
     dropped, CAUSAL: tl.constexpr, DROPOUT: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,16 +119,11 @@ def attend(
     key, value, bias, key_mask: addresses of the head's own parts; stride: of the rows of key and value. shift: the
     place of the first column in the rows of dropout.
     """
-    d = tl.arange(0, BLOCK_D)[None, :]
     for first in range(0, columns, BLOCK_C):
-        column = first + tl.arange(0, BLOCK_C)
-        found = exists(key_mask, column, columns)
-        place = (column.to(tl.int64) * stride)[:, None] + d
-        mask = found[:, None] & (d < D)
-        k = tl.load(key + place, mask=mask, other=0.0)
-        v = tl.load(value + place, mask=mask, other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        s = scores(s, bias, i[:, None], column[None, :], found[None, :], queries, keys, scale, CAUSAL)
+        column, _, v, s = columns_from(
+            first, q, i, key, value, stride, columns, bias, key_mask, queries, keys, scale, CAUSAL, D, PRECISION,
+            BLOCK_C, BLOCK_D,
+        )  # fmt: skip
         higher = tl.maximum(peak, tl.max(s, 1))
         base = tl.where(higher == -float("inf"), 0.0, higher)
         weights = tl.exp(s - base[:, None])
@@ -117,14 +145,9 @@ def prefix_attention_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write out and lse. A program computes BLOCK_Q queries of one head; those of a head are neighbours."""
-    query_blocks = tl.cdiv(queries, BLOCK_Q)
-    head = (tl.program_id(0) // query_blocks).to(tl.int64)
+    head, first_i, i = block_of_queries(queries, BLOCK_Q)
     b, h = head // heads, head % heads
-    first_i = tl.program_id(0) % query_blocks * BLOCK_Q
-    i = (first_i + tl.arange(0, BLOCK_Q)).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)[None, :]
-    q_mask = (i < queries)[:, None] & (d < D)
-    q_place = ((b * queries + i) * heads + h)[:, None] * D + d
+    q_place, q_mask = places_of_queries(b, h, i, heads, queries, D, BLOCK_D)
     q = tl.load(query + q_place, mask=q_mask, other=0.0)
     low, high = row_keys(seed, head * queries + i) if DROPOUT else (i, i)
 

@@ -25,7 +25,18 @@ from torch import Tensor
 from .device_functions import blocks
 from .dropout import keeps_columns, row_keys
 from .launch import launch
-from .prefix_attention import Call, Tile, Tiles, end_of, exists, prefix_of, scores
+from .prefix_attention import (
+    Call,
+    Tile,
+    Tiles,
+    block_of_queries,
+    columns_from,
+    end_of,
+    exists,
+    places_of_queries,
+    prefix_of,
+    scores,
+)
 
 
 @triton.jit
@@ -53,16 +64,11 @@ def pass_over_columns(
 
     The other arguments are those of prefix_attention.attend. Return acc and total.
     """
-    d = tl.arange(0, BLOCK_D)[None, :]
     for first in range(0, columns, BLOCK_C):
-        column = first + tl.arange(0, BLOCK_C)
-        found = exists(key_mask, column, columns)
-        place = (column.to(tl.int64) * stride)[:, None] + d
-        mask = found[:, None] & (d < D)
-        k = tl.load(key + place, mask=mask, other=0.0)
-        v = tl.load(value + place, mask=mask, other=0.0)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        s = scores(s, bias, i[:, None], column[None, :], found[None, :], queries, keys, scale, CAUSAL)
+        column, k, v, s = columns_from(
+            first, q, i, key, value, stride, columns, bias, key_mask, queries, keys, scale, CAUSAL, D, PRECISION,
+            BLOCK_C, BLOCK_D,
+        )  # fmt: skip
         weights = tl.exp(s - lse[:, None])
         g = tl.dot(gy, tl.trans(v), input_precision=PRECISION) * kept_factor
         if DROPOUT:
@@ -85,14 +91,9 @@ def query_gradients_kernel(
     BLOCK_Q: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write delta, inverse, and grad_query unless it is None. A program computes BLOCK_Q queries of one head."""
-    query_blocks = tl.cdiv(queries, BLOCK_Q)
-    head = (tl.program_id(0) // query_blocks).to(tl.int64)
+    head, first_i, i = block_of_queries(queries, BLOCK_Q)
     b, h = head // heads, head % heads
-    first_i = tl.program_id(0) % query_blocks * BLOCK_Q
-    i = (first_i + tl.arange(0, BLOCK_Q)).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)[None, :]
-    q_mask = (i < queries)[:, None] & (d < D)
-    q_place = ((b * queries + i) * heads + h)[:, None] * D + d
+    q_place, q_mask = places_of_queries(b, h, i, heads, queries, D, BLOCK_D)
     q = tl.load(query + q_place, mask=q_mask, other=0.0)
     gy = of_gradient(grad, b, i, h, grad_b, grad_q, grad_h, grad_d, queries, D, BLOCK_D)
     log_sum = of_rows(lse + head * queries, i, queries)
@@ -186,8 +187,8 @@ def column_gradients_kernel(
         first_query = tl.where(tl.max(found.to(tl.int32)) == 0, queries, first_query)  # no query sees the columns
     for first in range(first_query, queries, BLOCK_Q):
         i = (first + tl.arange(0, BLOCK_Q)).to(tl.int64)
-        q_place = ((b * queries + i) * heads + h)[:, None] * D + d
-        q = tl.load(query + q_place, mask=(i < queries)[:, None] & (d < D), other=0.0)
+        q_place, q_mask = places_of_queries(b, h, i, heads, queries, D, BLOCK_D)
+        q = tl.load(query + q_place, mask=q_mask, other=0.0)
         gy = of_gradient(grad, b, i, h, grad_b, grad_q, grad_h, grad_d, queries, D, BLOCK_D)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [column, i]
         s = scores(s, bias, i[None, :], column[:, None], found[:, None], queries, keys, scale, CAUSAL)

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..step_reference import factor, threshold
+from ..step_reference import factor
 from .device_functions import blocks
-from .dropout import block_sizes, column_of, keeps, matrix, row_keys, words
+from .dropout import block_of, block_sizes, columns_of, drawn_words, keeps, launch_on_rows, load_strided, matrix
 from .launch import launch
 
 
@@ -25,17 +25,12 @@ def relu_dropout_kernel(
     DROPOUT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Write y and bits. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
-    word_blocks = tl.cdiv(width, 2 * BLOCK_W)
-    n = (tl.program_id(0) // word_blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    first_word = tl.program_id(0) % word_blocks * BLOCK_W
-    word = first_word + tl.arange(0, BLOCK_W)
+    n, word = block_of(width, BLOCK_N, BLOCK_W)
+    first_byte = tl.program_id(0) % tl.cdiv(width, 2 * BLOCK_W) * (BLOCK_W // 8)
     if DROPOUT:
-        low, high = row_keys(seed, n)
-        drawn = words(low[:, None], high[:, None], word[None, :])
+        drawn = drawn_words(seed, n, word)
     for half in tl.static_range(2):
-        c = column_of(word, half)
-        mask = (n < rows)[:, None] & (c < width)[None, :]
-        place = n[:, None] * width + c[None, :]
+        _, mask, place = columns_of(n, word, half, rows, width)
         tile = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         passes = tile > 0
         tile = tl.where(tile < 0, 0.0, tile) * kept_factor  # keeps NaN, as torch does
@@ -45,7 +40,7 @@ def relu_dropout_kernel(
             tile = tl.where(keep, tile, 0.0)
         tl.store(y + place, tile.to(y.dtype.element_ty), mask=mask)
         of_byte = tl.reshape(passes.to(tl.int32), (BLOCK_N, BLOCK_W // 8, 8)) << tl.arange(0, 8)[None, None, :]
-        byte = (first_word // 8 + tl.arange(0, BLOCK_W // 8)) * 2 + half
+        byte = (first_byte + tl.arange(0, BLOCK_W // 8)) * 2 + half
         width_of_bits = tl.cdiv(width, 8)
         mask = (n < rows)[:, None] & (byte < width_of_bits)[None, :]
         tl.store(bits + (n[:, None] * width_of_bits + byte[None, :]), tl.sum(of_byte, 2).to(tl.uint8), mask=mask)
@@ -62,19 +57,14 @@ def relu_dropout_backward_kernel(
     mask = (n < rows)[:, None] & (c < width)[None, :]
     byte = tl.load(bits + (n[:, None] * tl.cdiv(width, 8) + c[None, :] // 8), mask=mask, other=0)
     passes = (byte >> (c % 8).to(tl.uint8)[None, :]) & 1 != 0
-    g = tl.load(grad + (n[:, None] * grad_n + c.to(tl.int64)[None, :] * grad_c), mask=mask, other=0.0).to(tl.float32)
-    g = tl.where(passes, g * kept_factor, 0.0)
+    g = tl.where(passes, load_strided(grad, n, c, grad_n, grad_c, mask) * kept_factor, 0.0)
     tl.store(grad_x + (n[:, None] * width + c[None, :]), g.to(grad_x.dtype.element_ty), mask=mask)
 
 
 def forward(x: Tensor, seed: Tensor | None, p: float) -> list[Tensor]:
     """Return [y, bits]. The arguments are those of SCHEMAS["relu_dropout"]."""
     y, bits = x.new_empty(x.shape), x.new_empty(*x.shape[:-1], blocks(x.shape[-1], 8), dtype=torch.uint8)
-    (n, width), (block_n, block_w) = matrix(x).shape, block_sizes(x.shape[-1])
-    launch(
-        relu_dropout_kernel, (blocks(n, block_n) * blocks(width, 2 * block_w),), x, seed, y, bits, n, width,
-        threshold(p), factor(p), DROPOUT=threshold(p) > 0, BLOCK_N=block_n, BLOCK_W=block_w, num_warps=4,
-    )  # fmt: skip
+    launch_on_rows(relu_dropout_kernel, matrix(x), (x, seed, y, bits), (), p)
     return [y, bits]
 
 

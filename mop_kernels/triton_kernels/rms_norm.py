@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device_functions import blocks, power_of_2
-from .dropout import matrix
+from .dropout import load_strided, matrix
 from .launch import launch
 
 WIDEST = 8192  # numbers of a row: 16 per thread
@@ -50,8 +50,7 @@ def rms_norm_backward_kernel(
         mask = (n < rows)[:, None] & (c < width)[None, :]
         place = n[:, None] * width + c[None, :]
         tile = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        grad_place = n[:, None] * grad_n + c.to(tl.int64)[None, :] * grad_c
-        g = tl.load(grad + grad_place, mask=mask, other=0.0).to(tl.float32)
+        g = load_strided(grad, n, c, grad_n, grad_c, mask)
         scale = (1.0 / tl.sqrt(tl.sum(tile * tile, 1) / width + eps))[:, None]
         normal = tile * scale
         if parts is not None:
