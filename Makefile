@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test check-fast docs lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
+.PHONY: setup demo demo-short test test-extras check-fast docs lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
 	gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
@@ -36,7 +36,19 @@ demo-short: setup
 # one thread per process: the two workers share the cores
 test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
-	$(MAKE) -j2 --output-sync interpret-banks interpret-layers emulate-cuda gpu-dry-run
+	$(MAKE) -j2 --output-sync test-extras interpret-banks interpret-layers emulate-cuda gpu-dry-run
+
+# Packages that transformers imports, slowly, as soon as they are installed: in a folder of their own
+EXTRAS := build/extras
+
+test-extras: export PYTHONPATH := $(EXTRAS)
+test-extras: export OMP_NUM_THREADS := 1
+test-extras: setup $(EXTRAS)/.installed
+	$(BIN)/python -m pytest tests/extras
+
+$(EXTRAS)/.installed: tests/extras/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(EXTRAS) -r $<
+	touch $@
 
 # Before each commit, in less than a minute on two cores
 FAST_TESTS := tests/test_imports.py tests/test_readme.py tests/kernels/test_reference.py tests/kernels/test_mop_ffn.py \

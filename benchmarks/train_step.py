@@ -2,10 +2,10 @@
 
     python -m benchmarks.train_step --against COMMIT [--keep]
 
-A step is forward and backward of 8 dialogues of 256 tokens with 64 summary tokens, dropout 0.1, float32. One process
-per tree answers in turn, in many rounds, so that a disturbance of the machine disturbs all. The command prints a table
-of the times and of what autograd saves for backward, and a profile of one step per tree; --keep writes them to
-benchmarks/results. Rows of PEFT need peft, in this environment.
+A step is forward and backward of 8 dialogues of 256 tokens with 64 summary tokens, dropout 0.1, float32. Rows of AdamW
+time the optimizer alone. One process per tree answers in turn, in many rounds, so that a disturbance of the machine
+disturbs all. The command prints a table of the times and of what autograd saves for backward, and a profile of one step
+per tree; --keep writes them to benchmarks/results. Rows of PEFT need peft, in this environment.
 """
 
 import argparse
@@ -32,6 +32,8 @@ MOP, PADDED = "MOP, default", "MOP, default, 30 % of the source tokens are paddi
 DECODER_ONLY = "MOP in the decoder's self-attention only"
 CACHED = "MOP in the decoder's self-attention only, encoder outputs and cross keys kept"
 PEFT = "PEFT PREFIX_TUNING, 40 rows"
+COMPILED, RECOMPUTED = "MOP, default, `compile`", "MOP, default, `gradient_checkpointing`"
+FUSED, PLAIN = "AdamW alone, MOP's parameters, `fused`", "AdamW alone, MOP's parameters, `fused: false`"
 OF_OLD_TREES = (MOP, PADDED)
 # parts of a profile: the first word that an operator's name contains
 PARTS = {
@@ -65,6 +67,23 @@ def backbone() -> Any:
     return T5ForConditionalGeneration(config)
 
 
+def step_of(name: str) -> tuple[Any, Callable[[], torch.Tensor], Callable[[], None]]:
+    """Return the model of a row, a function that computes its loss, and a function that makes one step."""
+    model, loss = call_of(name)
+    if name in (FUSED, PLAIN):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for p in trained:
+            p.grad = torch.full_like(p, 1e-3)
+        # without `fused` the optimizer works as Trainer makes it: tensor by tensor on a CPU
+        return model, loss, torch.optim.AdamW(trained, lr=5e-4, weight_decay=0.01, fused=name == FUSED).step
+
+    def step() -> None:
+        loss().backward()
+        model.zero_grad()
+
+    return model, loss, step
+
+
 def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
     """Return the model of a row, and a function that computes its loss."""
     inputs = inputs_of(name)
@@ -87,6 +106,11 @@ def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
         kept = EncoderCache(model, inputs["input_ids"].tolist(), cross=True)
         kept.fill()
         return model, lambda: model(**kept(inputs), **options).loss
+    if name == RECOMPUTED:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if name == COMPILED:
+        compiled = torch.compile(model, dynamic=True)
+        return model, lambda: compiled(**inputs, **options).loss
     return model, lambda: model(**inputs, **options).loss
 
 
@@ -111,17 +135,12 @@ def serve() -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
     @cache
-    def case(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
-        return call_of(name)
+    def case(name: str) -> tuple[Any, Callable[[], torch.Tensor], Callable[[], None]]:
+        return step_of(name)
 
     for line in sys.stdin:
         name, what = line.strip().split("|")
-        model, loss = case(name)
-
-        def step(model: Any = model, loss: Callable[[], torch.Tensor] = loss) -> None:
-            loss().backward()
-            model.zero_grad()
-
+        model, loss, step = case(name)
         if what == "saved":
             answer: Any = saved_megabytes(loss, model)
         elif what == "profile":
@@ -166,7 +185,8 @@ def main() -> None:
         return serve()
     from benchmarks.support import results, tables, two_trees
 
-    names = [MOP, PADDED, DECODER_ONLY, CACHED] + [PEFT] * (importlib.util.find_spec("peft") is not None)
+    names = [MOP, PADDED, COMPILED, RECOMPUTED, FUSED, PLAIN, DECODER_ONLY, CACHED]
+    names += [PEFT] * (importlib.util.find_spec("peft") is not None)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         servers = {HERE: stack.enter_context(server(ROOT))}
         if options.against:
@@ -182,7 +202,7 @@ def main() -> None:
         rows, profiles = [], {}
         for name, tree in every:
             kind = "peer" if name == PEFT else "ours" if tree == HERE else "before"
-            saved = round(asked(servers[tree], name, "saved"), 1)
+            saved = None if name in (FUSED, PLAIN) else round(asked(servers[tree], name, "saved"), 1)
             label = name if tree == HERE else f"{name}, {tree}"
             group = "one step of T5-small, 8 x (256 -> 64), forward + backward"
             rows.append(results.row_of(group, label, kind, times[name, tree], saved_mb=saved))
