@@ -42,13 +42,17 @@ def check_types(config: Any, infinite: Collection[str] = (), hint: str = "") -> 
     except NameError:  # an annotation of another package that exists for type checkers only
         return
     for name in (field.name for field in dataclasses.fields(config)):
-        value, annotation = getattr(config, name), annotations[name]
-        if not _fits(value, annotation):
-            raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.{hint}")
-        if isinstance(value, int) and abs(value) > LARGEST_INT and not _fits(0.5, annotation):
-            raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
-        if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max and name not in infinite:
-            raise ValueError(f"{name} must be finite; got {value}.")
+        check_type(name, getattr(config, name), annotations[name], name in infinite, hint)
+
+
+def check_type(name: str, value: object, annotation: Any, infinite: bool = False, hint: str = "") -> None:
+    """Check a value against an annotation. See check_types."""
+    if not _fits(value, annotation):
+        raise TypeError(f"{name} must be {_described(annotation)}; got {value!r}.{hint}")
+    if isinstance(value, int) and abs(value) > LARGEST_INT and not _fits(0.5, annotation):
+        raise ValueError(f"{name} must be at most {LARGEST_INT}; got more.")
+    if isinstance(value, (int, float)) and not abs(value) <= sys.float_info.max and not infinite:
+        raise ValueError(f"{name} must be finite; got {value}.")
 
 
 def _fits(value: object, annotation: Any) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from errors import raises
 from mop_t5.training import group_parameters, hold_absent_experts
+from transformers import Adafactor
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
@@ -57,6 +58,24 @@ def test_absent_from_the_very_first_step(make):
     for seed in range(3):
         step(optimizer, experts, shared, [0, 2], seed)
     assert torch.equal(experts[:, 1], bank()[0][:, 1])
+
+
+def test_adafactor_keeps_what_belongs_to_one_expert():
+    """A mean over the experts has as many columns as there are experts here, and is no state of an expert."""
+    torch.manual_seed(0)
+    experts = torch.nn.Parameter(torch.randn(3, 3))
+    optimizer = Adafactor([experts], lr=0.1, scale_parameter=False, relative_step=False, weight_decay=0.1)
+    hold_absent_experts(optimizer, [(experts, 0)])
+    for present in ([0, 1, 2], [0, 2]):
+        before = experts.detach().clone()
+        state = {key: t.clone() for key, t in optimizer.state[experts].items() if torch.is_tensor(t)}
+        optimizer.zero_grad()
+        (experts * torch.randn(3, 3))[present].sum().backward()
+        optimizer.step()
+    rows, columns = (optimizer.state[experts][f"exp_avg_sq_{part}"] for part in ("row", "col"))
+    assert (experts == before).all(1).tolist() == [False, True, False]
+    assert (rows == state["exp_avg_sq_row"]).tolist() == [False, True, False]
+    assert (columns != state["exp_avg_sq_col"]).all()
 
 
 def test_an_expert_that_comes_late_starts_like_a_new_one():

@@ -90,7 +90,7 @@ def test_a_run_of_an_earlier_version_resumes(tokenizer, tmp_path):
     assert main([*common, "--steps", "1", "--schedule", "constant"]) == 0
     settings = json.loads((output / "run.json").read_text())
     new = {"by_length": False, "tokens_per_batch": None, "compile": False, "gradient_checkpointing": False}
-    new |= {"fused": True}
+    new |= {"fused": True, "trainer": {}}
     assert {name: settings.pop(name) for name in new} == new
     (output / "run.json").write_text(json.dumps(settings))
     assert main([*common, "--steps", "2", "--schedule", "constant", "--resume", "--dry_run"]) == 0

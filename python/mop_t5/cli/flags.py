@@ -19,7 +19,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 from mop_t5.cli.commands import Command
 from mop_t5.methods import get, method_names
 
-_OPTION = "--options."
+# flags of single entries of a mapping: --options.rank 4, --trainer.optim sgd
+_MAPPINGS = ("options", "trainer")
 # jsonargparse reads a text as YAML unless its type is `str`: "#x", "~" and "null" become None. It reads the texts in a
 # dict[str, Any] twice. It does not change a `str`, and accepts None for it as a default or from a file.
 _TYPES: dict[Any, Any] = {
@@ -72,9 +73,9 @@ def parse(
     function, given = function_of(command.function), namespace.as_dict()
     given.pop("config", None)
     for path, value in options:
-        if "options" not in given:
-            parser.error(f"unrecognized arguments: {_OPTION}{'.'.join(path)}")
-        _put(given, ["options", *path], value)
+        if path[0] not in given:
+            parser.error(f"unrecognized arguments: --{'.'.join(path)}")
+        _put(given, path, value)
     return function, _gather(function, given)
 
 
@@ -152,9 +153,9 @@ def _command_parser(command: Callable[..., Any]) -> _Parser:
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
-    """Return the arguments without the single options of a method, and these options as (path of names, value).
+    """Return the arguments without the single entries of mappings, and these entries as (path of names, value).
 
-    jsonargparse would read each option as YAML, but only the methods know which options are texts.
+    jsonargparse would read each entry as YAML, but only the methods and Trainer know which entries are texts.
     """
     others: list[str] = []
     options: list[tuple[list[str], Any]] = []
@@ -162,23 +163,20 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str],
     for place in places:
         flag, joined, value = arguments[place].partition("=")
         apart = not joined and place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
-        if flag.startswith(_OPTION) and (joined or apart):
-            path = flag.removeprefix(_OPTION).split(".")
-            options.append((path, _option(path[-1], arguments[next(places)] if apart else value)))
+        path = flag.removeprefix("--").split(".")
+        if flag.startswith("--") and path[0] in _MAPPINGS and len(path) > 1 and (joined or apart):
+            options.append((path, _entry(path, arguments[next(places)] if apart else value)))
         else:
             others.append(arguments[place])
     return others, options
 
 
-def _option(name: str, value: str) -> Any:
-    """Return the value of an option. It is read as YAML, unless the fields of this name are texts.
+def _entry(path: Sequence[str], value: str) -> Any:
+    """Return the value of an entry. It is read as YAML, unless the fields of this name are texts.
 
     A text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`.
     """
-    kinds: set[Any] = set()
-    for config in (get(method).Config for method in method_names()):
-        hint = get_type_hints(config).get(name)
-        kinds |= set(get_args(hint)) if NoneType in get_args(hint) else {hint} - {None}
+    kinds = _kinds_of_trainer(path[1]) if path[0] == "trainer" else _kinds_of_option(path[-1])
     try:
         read = get_loader("yaml")(value)
     except yaml.YAMLError:
@@ -188,6 +186,23 @@ def _option(name: str, value: str) -> Any:
         return read
     texts = isinstance(read, dict) and all(isinstance(text, str) for pair in read.items() for text in pair)
     return read if texts and value.startswith("{") and kinds - {str, NoneType} else value
+
+
+def _kinds_of_option(name: str) -> set[Any]:
+    """Return the types that the methods' fields of this name may have."""
+    kinds: set[Any] = set()
+    for config in (get(method).Config for method in method_names()):
+        hint = get_type_hints(config).get(name)
+        kinds |= set(get_args(hint)) if NoneType in get_args(hint) else {hint} - {None}
+    return kinds
+
+
+def _kinds_of_trainer(name: str) -> set[Any]:
+    """Return the types that a field of transformers' Trainer may have."""
+    from mop_t5.training.trainer_settings import trainer_types  # imported here, so that the help needs no torch
+
+    hint = trainer_types().get(name)
+    return set(get_args(hint)) or {hint} - {None}
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -52,12 +52,21 @@ _EARLIER = {
     "compile": False,
     "gradient_checkpointing": False,
     "fused": True,
+    "trainer": {},
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
-# settings that a resumed run may change: its length, its intervals, and the places of its files
+# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, and how its
+# batches are loaded
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
     *("corpus", "backbone", "cache_folder", "cache_gigabytes"),
+    *("trainer.report_to", "trainer.run_name", "trainer.project", "trainer.logging_first_step", "trainer.eval_delay"),
+    *("trainer.trackio_space_id", "trainer.trackio_bucket_id", "trainer.trackio_static_space_id"),
+    *("trainer.log_level", "trainer.log_level_replica", "trainer.log_on_each_node", "trainer.disable_tqdm"),
+    *("trainer.dataloader_num_workers", "trainer.dataloader_prefetch_factor", "trainer.dataloader_pin_memory"),
+    *("trainer.dataloader_persistent_workers", "trainer.dataloader_multiprocessing_context"),
+    *("trainer.save_total_limit", "trainer.eval_accumulation_steps", "trainer.torch_empty_cache_steps"),
+    *("trainer.include_num_input_tokens_seen", "trainer.skip_memory_metrics", "trainer.debug"),
 )
 
 
@@ -190,14 +199,24 @@ def check_resumable(folder: str | Path, settings: Mapping[str, Any], may_change:
     method would be another run.
     """
     # JSON turns tuples into lists
-    given, stored = json.loads(json.dumps(settings)), read_settings(folder)
-    other = sorted(name for name in given if name not in may_change and given[name] != stored.get(name))
+    given, stored = _each(json.loads(json.dumps(settings))), _each(read_settings(folder))
+    names = given | {name: None for name in stored if name.startswith("trainer.")}
+    other = sorted(name for name in names if name not in may_change and given.get(name) != stored.get(name))
     if other:
-        changes = "; ".join(f"{name} was {stored.get(name)!r}, now {given[name]!r}" for name in other)
+        changes = "; ".join(f"{name} was {stored.get(name)!r}, now {given.get(name)!r}" for name in other)
         raise ValueError(
             f"{folder} cannot be resumed with another configuration: {changes}. Take it back, or start a new run with "
             "another --output."
         )
+
+
+def _each(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with each field of `trainer` as a setting of its own."""
+    trainer = settings.get("trainer")
+    fields = trainer if isinstance(trainer, dict) else {}
+    return {name: value for name, value in settings.items() if name != "trainer"} | {
+        f"trainer.{name}": value for name, value in fields.items()
+    }
 
 
 def load_run(

@@ -1,11 +1,16 @@
 """The settings of a training run, as transformers' arguments."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import Seq2SeqTrainingArguments
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments, get_scheduler
+from transformers.integrations import get_reporting_integration_callbacks, is_tensorboard_available
 
+from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.trainer_settings import refused_by_transformers
 
 
 def trainer_arguments(
@@ -22,15 +27,22 @@ def trainer_arguments(
     """
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every
+    changeable = {
+        "optim": "adamw_torch_fused" if config.fused else "adamw_torch",
+        "lr_scheduler_type": config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        "save_total_limit": 2,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "report_to": "none",
+        "disable_tqdm": not progress,
+    }
     arguments = Seq2SeqTrainingArguments(
+        **changeable | config.trainer,
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.learning_rate,
-        optim="adamw_torch_fused" if config.fused else "adamw_torch",
-        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=config.beta2,
@@ -44,7 +56,6 @@ def trainer_arguments(
         eval_steps=config.evaluate_every or None,
         save_strategy="steps" if save_every else "no",
         save_steps=save_every or 500,
-        save_total_limit=2,
         restore_callback_states_from_checkpoint=True,  # otherwise a resumed run would count its patience from zero
         load_best_model_at_end=validates,
         metric_for_best_model=selection if validates else None,
@@ -53,12 +64,65 @@ def trainer_arguments(
         seed=config.seed,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
         # every trained parameter gets a gradient at every step, with zeros if its scenario is absent, so DDP need not
         # search for unused parameters, except for methods that skip some
         ddp_find_unused_parameters=skips_parameters,
-        report_to="none",
-        disable_tqdm=not progress,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per process; more would be torch's old DataParallel
     return arguments
+
+
+def loader_settings(arguments: TrainingArguments) -> dict[str, Any]:
+    """Return the keywords of a DataLoader that say how its rows are loaded."""
+    return {
+        "num_workers": arguments.dataloader_num_workers,
+        "prefetch_factor": arguments.dataloader_prefetch_factor,
+        "persistent_workers": arguments.dataloader_persistent_workers,
+        "pin_memory": arguments.dataloader_pin_memory,
+        "multiprocessing_context": arguments.dataloader_multiprocessing_context,
+    }
+
+
+def check_trainer_arguments(config: TrainingConfig, model: PreTrainedModel) -> None:
+    """Raise the errors of transformers about `config.trainer` before a training writes anything.
+
+    This function makes everything that the settings name: the arguments, a loader, an optimizer of one parameter, its
+    schedule and the reports.
+
+    Args:
+        config: The settings.
+        model: The model to train.
+
+    Raises:
+        RuntimeError: A report needs TensorBoard, which is not installed.
+        ValueError: transformers or torch refuses a value, or the optimizer does not fit the method.
+    """
+    if not config.trainer:
+        return
+    optim = str(config.trainer.get("optim", ""))
+    if is_attached(model) and attached(model).mop.expert_parameters() and ("8bit" in optim or "4bit" in optim):
+        raise ValueError(
+            f"trainer.optim must keep a state of 16 bits or more for {attached(model).mop.name}; got {optim!r}: an "
+            "expert shares the scales of a quantised state with other experts. Choose another optimizer."
+        )
+    reports = config.trainer.get("report_to", "none")
+    if "tensorboard" in (reports or "") and not is_tensorboard_available():
+        raise RuntimeError(
+            "trainer.report_to names tensorboard, which is not installed. Install it: "
+            "pip install 'mop-kernels[tensorboard]'"
+        )
+    with refused_by_transformers():
+        arguments = trainer_arguments(config, Path("checkpoints"), False, "rouge", False)
+        arguments.get_process_log_level()
+        for report in get_reporting_integration_callbacks(arguments.report_to):
+            report()
+        DataLoader(TensorDataset(torch.zeros(1)), **loader_settings(arguments))
+        optimizer_class, fields = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(1))], **fields)
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs,  # type: ignore[arg-type]  # no text is left
+        )

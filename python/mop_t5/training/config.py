@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from mop_t5.checks import LARGEST_INT, check_choice, check_least, check_number, check_types
 from mop_t5.data import BATCHINGS
+from mop_t5.training.trainer_settings import check_trainer_settings
 
 SCHEDULES = ("linear", "cosine", "constant")
 _LOSSES = ("mean", "sum")
@@ -56,6 +58,8 @@ class TrainingConfig:
             there. It needs less memory and more time, and changes no result.
         fused: update all weights in one kernel of AdamW. False: PyTorch's plain AdamW, which also takes parameters that
             lie on several devices.
+        trainer: further fields of transformers' Seq2SeqTrainingArguments, such as {"report_to": "tensorboard"}; as
+            flags --trainer.report_to tensorboard. Fields that the settings above decide are refused.
         seed: seed of everything that is random.
     """
 
@@ -89,6 +93,7 @@ class TrainingConfig:
     compile: bool = False
     gradient_checkpointing: bool = False
     fused: bool = True
+    trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
@@ -109,6 +114,12 @@ class TrainingConfig:
         check_choice("loss", self.loss, _LOSSES)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("cache_encoder", self.cache_encoder, _CACHES)
+        check_trainer_settings(self.trainer)
+        if self.trainer.get("neftune_noise_alpha") and self.cache_encoder != "no":
+            raise ValueError(
+                "trainer.neftune_noise_alpha must be 0 where cache_encoder is not 'no': kept outputs of the encoder "
+                "have no noise. Leave one of them out."
+            )
         check_number("cache_gigabytes", self.cache_gigabytes, above=0)
         if self.cache_cross and self.cache_encoder == "no":
             raise ValueError("cache_cross must be false where cache_encoder is 'no'; got true. Set cache_encoder.")

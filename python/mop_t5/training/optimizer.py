@@ -61,8 +61,8 @@ def hold_absent_experts(
     Otherwise weight decay and momentum would change experts that the batch did not use, and most those of rare
     scenarios. Before a step, the slices of these experts are copied from the parameter and from every state tensor with
     the same experts. After the step the slices are restored, so this works with any optimizer. State that the optimizer
-    makes during the step starts at zero in these slices. Adam has one step counter per parameter, which continues to
-    count.
+    makes during the step starts at zero in these slices. State that several experts share continues to count: the step
+    counter of Adam, and the column means of Adafactor for a parameter of one vector per expert.
 
     Args:
         optimizer: The optimizer.
@@ -100,7 +100,7 @@ def hold_absent_experts(
 def _slices(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, dim: int) -> dict[str, torch.Tensor]:
     """Return the state tensors of a parameter that share its dimensions up to the dimension of the experts."""
     leading = parameter.shape[: dim + 1]
-    state = optimizer.state.get(parameter, {})
-    return {
-        key: t for key, t in state.items() if torch.is_tensor(t) and t.dim() > dim and t.shape[: dim + 1] == leading
-    }
+    state = {key: t for key, t in optimizer.state.get(parameter, {}).items() if torch.is_tensor(t)}
+    if dim == parameter.dim() - 2:  # Adafactor's means over the experts may have as many columns as there are experts
+        state.pop("exp_avg_sq_col", None)
+    return {key: t for key, t in state.items() if t.dim() > dim and t.shape[: dim + 1] == leading}

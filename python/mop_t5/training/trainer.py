@@ -24,10 +24,11 @@ from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.evaluation.generation import encoded, search_settings
 from mop_t5.operations.contents import check_same_contents, of_rows
-from mop_t5.training.arguments import trainer_arguments
+from mop_t5.training.arguments import check_trainer_arguments, loader_settings, trainer_arguments
 from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
 from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint_to_resume
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.embedding_noise import noisy_embeddings
 from mop_t5.training.encoder_cache import cache_of
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
 from mop_t5.training.recomputation import recomputed_blocks
@@ -105,6 +106,7 @@ def train(
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
+    check_trainer_arguments(config, model)
     validated = list(valid or ()) if config.evaluate_every else []
     folder = Path(output) / CHECKPOINTS
     if not resume:
@@ -118,7 +120,8 @@ def train(
     try:
         if trainer.cache is not None:
             trainer.cache.fill(progress=progress and trainer.is_world_process_zero())
-        with recomputed_blocks(model, config.gradient_checkpointing):
+        noise = noisy_embeddings(model, config.trainer.get("neftune_noise_alpha"))
+        with recomputed_blocks(model, config.gradient_checkpointing), noise:
             outcome = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.close_bars()
@@ -185,6 +188,7 @@ class _Trainer(WholeCheckpoints):
             compute_metrics=_validation(tokenizer, valid, scorer) if valid else None,
             callbacks=callbacks_of(config),
         )
+        self.neftune_noise_alpha = None  # see noisy_embeddings
         self.cache = cache_of(config, model, self._rows)
         if is_attached(model):
             self.label_smoother = None  # an attached model smooths the labels itself, without logits
@@ -211,7 +215,8 @@ class _Trainer(WholeCheckpoints):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         share = BatchSamplerShard(self.sampler, self.args.world_size, self.args.process_index)
-        return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator)
+        loader = loader_settings(self.args)
+        return DataLoader(self._rows, batch_sampler=share, collate_fn=self.data_collator, **loader)
 
     def _prepare_inputs(self, inputs):
         if self.cache is not None and self._t5.training:

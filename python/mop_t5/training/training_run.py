@@ -32,6 +32,7 @@ from mop_t5.operations.run_folder import (
     seed_folders,
     write_settings,
 )
+from mop_t5.training.arguments import check_trainer_arguments
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.encoder_cache import EncoderCache, cache_of
@@ -131,6 +132,7 @@ class TrainingRun:
             warn_of_lost_characters(self._tokenizer, self._valid, self._scorer, "valid")
         # attaching raises an error for a wrong method before a folder is made
         self._model = self._new_model(training.seed if seeds is None else seeds[0])
+        check_trainer_arguments(training, self._model)
         self.cache: EncoderCache | None = None
         if training.cache_encoder != "no":
             sources = encoded(self._model, self._tokenizer, self._examples, None, max_source=training.max_source)
