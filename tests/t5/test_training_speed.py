@@ -101,5 +101,5 @@ def test_a_run_of_an_earlier_version_resumes(tokenizer, tmp_path):
     common[common.index("--output") + 1] = str(tmp_path / "other")
     assert main([*common, "--steps", "1", "--config", str(other)]) == 0
     made = json.loads((tmp_path / "other" / "run.json").read_text())
-    assert [made[name] for name in new] == [True, 400, False, True, False]
+    assert [made[name] for name in new] == [True, 400, False, True, False, {}]
     assert main([*common, "--steps", "1", "--dry_run", "--overwrite", *flags]) == 0
