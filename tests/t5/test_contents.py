@@ -16,7 +16,7 @@ from mop_lab.finished_runs import finished_systems
 from mop_t5.backbone.tokenizer import load_tokenizer, read_pegasus_vocabulary, train_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
-from mop_t5.data.corpus import checksum_of
+from mop_t5.data.rows import checksum_of
 from mop_t5.evaluation import BASELINES, Scorer, read_scores
 from mop_t5.evaluation.serving import Summariser
 from mop_t5.methods.attempt import AttemptConfig

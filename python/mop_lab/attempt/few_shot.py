@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mop_t5.data import SPLITS, TASKS, Example, of_scenarios, read_examples, read_split, scenarios_of, write_examples
-from mop_t5.data.corpus import checksum_of
+from mop_t5.data.rows import checksum_of
 from mop_t5.evaluation import Table, TaskScores
 from mop_t5.plots.charts import plot_points
 from mop_t5.training import TrainingConfig

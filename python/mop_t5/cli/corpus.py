@@ -42,9 +42,10 @@ def corpus_convert(
     skip_bad_rows: bool = False,
     overwrite: bool = False,
 ) -> None:
-    r"""Make a corpus of CSV, TSV, JSON or JSON-lines files, by configurations of tasks or by the names of columns.
+    r"""Make a corpus of CSV, TSV, JSON, Parquet or Arrow files, by configurations of tasks or by the names of columns.
 
-    Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix.
+    Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix, or
+    .parquet or .arrow.
     Beside the splits, OUTPUT gets tasks.yaml (the metrics of the tasks) and train.yaml (flags of `mop-t5 train`). The
     names of these published corpora of dialogues are known: samsum, dialogsum, csds, lccc and crosswoz.
 

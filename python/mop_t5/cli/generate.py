@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from mop_t5.checks import check_int
+from mop_t5.data.arrow_tables import is_arrow, row_count
 from mop_t5.data.lines import open_binary, stem_of
 from mop_t5.evaluation.generation import lengths_of
-from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in
+from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in, requests_in_table
 from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise
 from mop_t5.operations.run_folder import load_run
 
@@ -33,10 +34,10 @@ def generate(
 ) -> int:
     """Write summaries of the dialogues in a file or a stream, or of one dialogue.
 
-    Each line of the input is a JSON object with scenario and dialogue, possibly with an id. Each line gives one line of
-    output, in the same order: a JSON object with id, scenario and summary, or with an error and "summary": null. A
-    wrong line does not end the run. Exit codes: 0, all lines have a summary; 3, some have none; 1, the run failed; 130,
-    Ctrl-C.
+    Each line of the input is a JSON object with scenario and dialogue, possibly with an id. The rows of a Parquet or
+    Arrow file are read as such lines. Each line gives one line of output, in the same order: a JSON object with id,
+    scenario and summary, or with an error and "summary": null. A wrong line does not end the run. Exit codes: 0, all
+    lines have a summary; 3, some have none; 1, the run failed; 130, Ctrl-C.
 
       mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl
       mop-t5 generate --run runs/mop --input new.jsonl --output summaries.jsonl --resume
@@ -45,7 +46,7 @@ def generate(
 
     Args:
         run: folder that `mop-t5 train` wrote.
-        input: .jsonl or .jsonl.gz file of dialogues with their scenarios; - is standard input.
+        input: .jsonl, .jsonl.gz, .parquet or .arrow file of dialogues with their scenarios; - is standard input.
         dialogue: one dialogue instead of a file.
         scenario: the scenario of that dialogue.
         output: file for the result; standard output if not given.
@@ -86,7 +87,9 @@ def generate(
 
 def _check_files(input: str | None, target: Path | None, resume: bool, overwrite: bool) -> None:
     if input not in (None, _STREAM) and (not Path(input).exists() or Path(input).is_dir()):
-        raise FileNotFoundError(f"no file at {input}. Give a .jsonl or .jsonl.gz file, or - for standard input.")
+        raise FileNotFoundError(
+            f"no file at {input}. Give a .jsonl, .jsonl.gz, .parquet or .arrow file, or - for standard input."
+        )
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: one keeps the output, the other replaces it.")
     if target is None:
@@ -119,6 +122,8 @@ def _requests(
     if input is None or input == _STREAM:
         # Python locks sys.stdin.buffer when it ends, and the thread that waits for a line would hold this lock
         return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known)
+    if is_arrow(Path(input)):
+        return requests_in_table(Path(input), known)
     return requests_in(open_binary(Path(input)), input, stem_of(Path(input)), known)
 
 
@@ -129,6 +134,8 @@ def _total(input: str | None) -> int | None:
     if input == _STREAM or not Path(input).is_file():
         return None
     try:
+        if is_arrow(Path(input)):
+            return row_count(Path(input))
         with open_binary(Path(input)) as file:
             return sum(1 for _ in filled_lines(file, input))
     except ValueError:  # damaged gzip data is reported after the lines before it

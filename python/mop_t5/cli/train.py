@@ -17,6 +17,7 @@ def train(
     options: dict[str, Any] | None = None,
     scenarios: list[str] | None = None,
     seeds: list[int] | None = None,
+    stream: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     dry_run: bool = False,
@@ -29,18 +30,22 @@ def train(
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --options.prefix_length 20
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --evaluate_every 500 --patience 3
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --stream rows
       torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
 
     Args:
         training: how to train.
         rouge: how ROUGE is counted when validating.
-        corpus: folder with train.jsonl, and valid.jsonl if evaluate_every is set.
+        corpus: folder with the split train, and valid if evaluate_every is set: .jsonl, .parquet, .arrow, or a folder
+            of save_to_disk. Or a dataset on the hub: hub:OWNER/NAME, hub:OWNER/NAME@REVISION:CONFIG.
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: folder for the result. It must be new or empty.
         method: name of the method to tune. Without it all weights of the backbone are trained.
         options: fields of the method, such as {"prefix_length": 20}; as flags --options.prefix_length 20.
         scenarios: train and validate on the rows of these scenarios only, such as '[taxi]'; all if not given.
         seeds: train once with each of these in place of seed, into OUTPUT/seed-N, and report mean and deviation.
+        stream: folder for the training rows, which then stay on the disk instead of in memory, for corpora larger than
+            memory. The first run writes them there, and later runs use them.
         overwrite: empty the output folder first if it holds an earlier run.
         resume: continue from the newest checkpoint in the output folder. The configuration must be the same, except
             for steps, patience and the intervals. The rows and the backbone must be the same; their folders may have
@@ -57,6 +62,7 @@ def train(
         scenarios=scenarios,
         seeds=seeds,
         rouge=rouge,
+        stream=stream,
         overwrite=overwrite,
         resume=resume,
     )

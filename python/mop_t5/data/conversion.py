@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from mop_t5.checks import errors_at
-from mop_t5.data.corpus import SPLITS, Example, check_characters
+from mop_t5.data.corpus import SPLITS
+from mop_t5.data.examples import Example, check_characters
 from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.table_files import SUFFIXES, dataset_files, inner_rows, read_table, value_at

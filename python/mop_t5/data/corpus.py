@@ -1,108 +1,144 @@
-r"""Read and write corpora: JSON lines, one dialogue and its summary per line, one file per split.
+r"""Read and write corpora: one dialogue and its summary per row, one file per split.
 
     {"scenario": "taxi", "dialogue": "用户：…\n客服：…", "summary": "…", "id": "optional"}
 
 `task`, `input` and `target` are accepted for `scenario`, `dialogue` and `summary`. `references` is a list of further
 right answers beside the summary. Training uses the summary, and scoring uses all of them. A corpus is a folder with
-train.jsonl, valid.jsonl and test.jsonl, each possibly with `.gz` behind.
+the splits train, valid and test. A split is a file of JSON lines, train.jsonl, possibly with `.gz` behind, a table with
+these columns, train.parquet or train.arrow, or a folder `train` that `save_to_disk` of the library `datasets` wrote.
+"hub:OWNER/NAME" in place of the folder is a dataset on the hub.
 
-Reading is strict. Every error names its file and line, because a row that is left out without a message changes every
+Reading is strict. Every error names its file and row, because a row that is left out without a message changes every
 later number. Ids are for people. Rows with the same id are different rows, and only `analyse cases --ids` refuses such
 an id.
 """
 
 import gzip
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mop_t5.checks import has_half_pair
+from mop_t5.data.arrow_tables import ARROW_SUFFIXES, examples_of_table, is_arrow, table_of_file
+from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, STATE, HubSplit, load_saved, table_of_dataset
+from mop_t5.data.examples import Example, example_of, quoted
 from mop_t5.data.lines import find_file, json_value, lines, stem_of
+from mop_t5.data.rows import checksum_of, scenarios_of
+from mop_t5.data.stored_examples import StoredExamples, is_stored, store_examples
 from mop_t5.files import StrPath, checksum, content_to_replace, json_lines, whole_folder
 
 SPLITS = ("train", "valid", "test")
 _CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
-_KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One dialogue of one scenario.
-
-    Attributes:
-        summary: The text to learn. Empty only in a row that was read for generation.
-        references: Further right answers.
-    """
-
-    scenario: str
-    dialogue: str
-    summary: str
-    id: str
-    references: tuple[str, ...] = ()
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        """All right answers: the summary and the references."""
-        return (self.summary, *self.references)
-
-    def row(self) -> dict[str, Any]:
-        """Return the example as a row of a file. A row without references has no such key."""
-        return {name: value for name, value in asdict(self).items() if value != ()}
+_FORMAT = 1  # of the rows that `stream_split` keeps; a change of their ids or of the files needs another number
 
 
 def read_examples(path: StrPath, *, need_summary: bool = True) -> list[Example]:
-    """Return all rows of one `.jsonl` or `.jsonl.gz` file in order.
+    """Return all rows of a split in order.
 
     A row without an id gets the id `<file stem>-<line number>`.
 
     Args:
-        path: The file.
+        path: A file of JSON lines (`.jsonl` or `.jsonl.gz`), a `.parquet` or `.arrow` file, or a folder of
+            `save_to_disk`.
         need_summary: True if each row must have a summary. False for generation.
 
     Raises:
         FileNotFoundError: There is no such file.
+        ImportError: A package that reads the file is not installed.
         TypeError: A field is not a string.
         ValueError: A row or the file cannot be read, or the file is empty.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no corpus file at {path}. Give the path of a .jsonl or .jsonl.gz file.")
-    stem = stem_of(path)
-    examples = [
-        example_of(json_value(line, where := f"{path}, line {number}"), where, f"{stem}-{number}", need_summary)
-        for number, line in lines(path)
-        if line.strip()
-    ]
-    if not examples:
-        raise ValueError(f"{path} holds no examples. Write one JSON object per line, or leave the file out.")
-    return examples
+    return list(_examples_in(Path(path), need_summary))
 
 
-def find_split(folder: StrPath, split: str) -> Path:
-    """Return the file of one split: `<folder>/<split>.jsonl` or `.jsonl.gz`.
+def find_split(corpus: StrPath, split: str) -> Path | HubSplit:
+    """Return the place of one split: `<folder>/<split>.jsonl`, for example. The split valid may be called validation.
 
     Raises:
         FileNotFoundError: There is no such folder or file.
-        ValueError: Both files exist.
+        ValueError: The split is there twice.
     """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"no corpus folder at {folder}. A corpus is a folder with {_names(SPLITS)}.")
-    found = find_file(folder, [split], [".jsonl"])
-    if found is None:
-        raise FileNotFoundError(f"{folder} has no {split} split. Add {split}.jsonl or {split}.jsonl.gz to it.")
-    return found
+    if is_hub(corpus):
+        return HubSplit.of(str(corpus), split)
+    folder = Path(corpus)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no corpus folder at {corpus}. A corpus is a folder with {quoted(SPLITS)}, or {HUB}OWNER/NAME."
+        )
+    names = SPLIT_NAMES[split]
+    found = [find_file(folder, names, [".jsonl"]), *(folder / f"{n}{end}" for n in names for end in ARROW_SUFFIXES)]
+    found += [folder / name for name in names if (folder / name / STATE).is_file()]
+    there = [path for path in found if path is not None and path.exists()]
+    if len(there) > 1:
+        raise ValueError(f"{corpus} has {' and '.join(path.name for path in there)}. Keep one of them.")
+    if not there:
+        one = " The folder is a single dataset of save_to_disk. Name it train, and give the folder that holds it."
+        raise FileNotFoundError(
+            f"{corpus} has no {split} split. Add {split}.jsonl or {split}.jsonl.gz to it (or {split}.parquet or "
+            f"{split}.arrow).{one if (folder / STATE).is_file() else ''}"
+        )
+    return there[0]
 
 
-def read_split(folder: StrPath, split: str) -> list[Example]:
-    """Return all rows of one split of a corpus folder. Raise the errors of `find_split` and `read_examples`."""
-    return read_examples(find_split(folder, split))
+def splits_in(corpus: StrPath) -> list[str]:
+    """Return the splits that a corpus has. Raise the errors of `find_split` for a split that is there twice."""
+    present = []
+    for split in SPLITS:
+        try:
+            place = find_split(corpus, split)
+            if isinstance(place, HubSplit):
+                place.load()
+            present.append(split)
+        except FileNotFoundError:
+            continue
+    return present
 
 
-def read_corpus(folder: StrPath) -> dict[str, list[Example]]:
-    """Return the splits train, valid and test of a corpus folder.
+def read_split(corpus: StrPath, split: str) -> list[Example]:
+    """Return all rows of one split of a corpus.
+
+    Args:
+        corpus: The folder, or "hub:OWNER/NAME[@REVISION][:CONFIG]".
+        split: "train", "valid" or "test".
+
+    Raises:
+        OSError: The hub cannot be reached. See also `find_split` and `read_examples`.
+    """
+    return list(_examples_in(find_split(corpus, split)))
+
+
+def stream_split(corpus: StrPath, split: str, folder: StrPath) -> StoredExamples:
+    """Return all rows of one split of a corpus, which stay on the disk.
+
+    The first call reads and checks all rows, and writes them to a file in `folder`. Later calls use the file if the
+    content of the split is the same. They read the content once for its checksum.
+
+    Args:
+        corpus: The folder, or "hub:OWNER/NAME[@REVISION][:CONFIG]".
+        split: "train", "valid" or "test".
+        folder: The folder of the rows. Several corpora may share it.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: The rows cannot be written, or the hub cannot be reached. See also `find_split` and `read_examples`.
+        ValueError: A row or the file cannot be read, or the split is empty.
+    """
+    place = find_split(corpus, split)
+    dataset = _dataset_in(place)
+    files = [place] if dataset is None else [file["filename"] for file in dataset.cache_files]
+    # a dataset of the library may lie in memory, by a setting of the library
+    sums = [checksum(Path(file)) for file in files] or [checksum_of(_examples_in(place))]
+    features = None if dataset is None else dataset.features
+    key = checksum(f"{part}\n".encode() for part in (_FORMAT, _stem(place), features, *sums))
+    path = Path(folder) / f"{split}-{key[:24]}.arrow"
+    return StoredExamples(path) if is_stored(path) else store_examples(_examples_in(place), path)
+
+
+def read_corpus(corpus: StrPath) -> dict[str, list[Example]]:
+    """Return the splits train, valid and test of a corpus.
+
+    Args:
+        corpus: The folder, or "hub:OWNER/NAME[@REVISION][:CONFIG]".
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -110,16 +146,59 @@ def read_corpus(folder: StrPath) -> dict[str, list[Example]]:
         ValueError: A file cannot be read, or valid or test has a scenario that train lacks, which no method could
             learn.
     """
-    corpus = {split: read_split(folder, split) for split in SPLITS}
-    known = set(scenarios_of(corpus["train"]))
+    rows = {split: read_split(corpus, split) for split in SPLITS}
+    known = set(scenarios_of(rows["train"]))
     for split in ("valid", "test"):
-        unknown = sorted(set(scenarios_of(corpus[split])) - known)
+        unknown = sorted(set(scenarios_of(rows[split])) - known)
         if unknown:
             raise ValueError(
-                f"{find_split(folder, split)} has scenarios that train lacks: {', '.join(unknown)}. "
+                f"{find_split(corpus, split)} has scenarios that train lacks: {', '.join(unknown)}. "
                 "Add training rows for them or take them out."
             )
-    return corpus
+    return rows
+
+
+def is_hub(corpus: StrPath) -> bool:
+    """Return whether a corpus is a dataset on the hub. A folder of such a name is written with ./ in front."""
+    return isinstance(corpus, str) and corpus.startswith(HUB)
+
+
+def _dataset_in(place: Path | HubSplit) -> Any:
+    """Return the dataset of the library `datasets` at the place of a split. None if a file is there."""
+    if isinstance(place, HubSplit):
+        return place.load()
+    return load_saved(place) if (place / STATE).is_file() else None
+
+
+def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[Example]:
+    """Yield the rows at the place of a split. Raise the errors of `read_examples`."""
+    stem, dataset = _stem(place), _dataset_in(place)
+    if dataset is None and not (isinstance(place, Path) and place.is_file()):
+        raise FileNotFoundError(
+            f"no corpus file at {place}. Give the path of a .jsonl, .jsonl.gz, .parquet or .arrow file."
+        )
+    if dataset is not None:
+        examples = examples_of_table(table_of_dataset(dataset, str(place)), stem, need_summary)
+    elif isinstance(place, Path) and is_arrow(place):
+        examples = examples_of_table(table_of_file(place), stem, need_summary)
+    else:
+        assert isinstance(place, Path)
+        examples = (
+            example_of(json_value(line, where := f"{place}, line {number}"), where, f"{stem}-{number}", need_summary)
+            for number, line in lines(place)
+            if line.strip()
+        )
+    is_empty = True
+    for example in examples:
+        is_empty = False
+        yield example
+    if is_empty:
+        raise ValueError(f"{place} holds no examples. Write one row per dialogue, or leave the file out.")
+
+
+def _stem(place: Path | HubSplit) -> str:
+    """Return the start of the ids of rows without an id."""
+    return place.split if isinstance(place, HubSplit) else stem_of(place, (".jsonl", *ARROW_SUFFIXES))
 
 
 def write_examples(path: StrPath, examples: Iterable[Example]) -> None:
@@ -162,105 +241,3 @@ def write_corpus(
             write_examples(writing / f"{split}.jsonl", examples)
         for name, text in (files or {}).items():
             (writing / name).write_text(text, encoding="utf-8")
-
-
-def scenarios_of(examples: Iterable[Example]) -> list[str]:
-    """Return the distinct scenarios, sorted. Therefore scenario ids do not depend on the order of the rows."""
-    return sorted({example.scenario for example in examples})
-
-
-def checksum_of(examples: Iterable[Example]) -> str:
-    """Return a checksum of scenario, dialogue, summary and references of rows in their order.
-
-    Neither the format of the file nor the ids count, because ids are for people.
-    """
-    rows = ([e.scenario, e.dialogue, e.summary, *e.references] for e in examples)
-    return checksum("\n".join(map(json.dumps, rows)).encode())
-
-
-def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> list[Example]:
-    """Return the rows of some scenarios.
-
-    Args:
-        examples: The rows.
-        scenarios: Names of the scenarios. None for all rows.
-
-    Raises:
-        ValueError: A scenario has no row.
-    """
-    missing = sorted(set(scenarios or ()) - set(scenarios_of(examples)))
-    if missing:
-        raise ValueError(
-            f"scenarios names {', '.join(missing)}, which have no rows; scenarios with rows are "
-            f"{', '.join(scenarios_of(examples))}."
-        )
-    return [example for example in examples if scenarios is None or example.scenario in scenarios]
-
-
-def example_of(row: object, where: str, default_id: str, need_summary: bool = True) -> Example:
-    """Return the example that a row of JSON describes.
-
-    Args:
-        row: The value of the JSON text.
-        where: Place of the row, for messages.
-        default_id: Id of a row without an id.
-        need_summary: True if the row must have a summary.
-
-    Raises:
-        TypeError: The row is no object, or a field has a wrong type.
-        ValueError: A field is missing, empty or given twice.
-    """
-    if not isinstance(row, dict):
-        raise TypeError(f"{where}: expected a JSON object with {_names(_KEYS)}, got {type(row).__name__}.")
-    fields = {key: _field(row, key, where, key != "summary" or need_summary) for key in _KEYS}
-    identifier, references = row.get("id", default_id), row.get("references", [])
-    if not isinstance(identifier, str):
-        raise TypeError(f"{where}: `id` must be a string, got {type(identifier).__name__}. Put it in quotes.")
-    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-        raise TypeError(f"{where}: `references` must be a list of strings, got {references!r}.")
-    if not all(map(str.strip, references)):
-        raise ValueError(f"{where}: `references` has an empty text. Fill it in or delete it.")
-    for key, texts in {"id": [identifier], "references": references}.items():
-        check_characters("".join(texts), key, where)
-    return Example(**fields, id=identifier, references=tuple(references))
-
-
-def _field(row: dict[str, object], key: str, where: str, needed: bool) -> str:
-    present = [name for name in (key, _KEYS[key]) if name in row]
-    if len(present) == 2:
-        raise ValueError(f"{where}: has both `{key}` and `{_KEYS[key]}`, which mean the same. Keep one of them.")
-    if not (present or needed):
-        return ""
-    if not present:
-        raise ValueError(f"{where}: no `{key}` (or `{_KEYS[key]}`). Keys found: {_names(row) or 'none'}. Add it.")
-    value = row[present[0]]
-    if not isinstance(value, str):
-        is_turns = isinstance(value, list) and key == "dialogue"
-        cure = " Write its turns as one text, one line per turn." if is_turns else ""
-        raise TypeError(f"{where}: `{present[0]}` must be a string, got {type(value).__name__}.{cure}")
-    check_characters(value, present[0], where)
-    if needed and not value.strip():
-        raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
-    return value
-
-
-def check_characters(text: str, key: str, where: str = "") -> None:
-    """Check that a text has no half of a surrogate pair. JSON can escape a half, but no tokenizer or file takes it.
-
-    Args:
-        text: The text.
-        key: Name of the field, for messages.
-        where: Place of the row, for messages.
-
-    Raises:
-        ValueError: The text has a half.
-    """
-    if has_half_pair(text):
-        raise ValueError(
-            f"{where}{': ' if where else ''}`{key}` has half of a surrogate pair (an escape \\ud800 to \\udfff that "
-            "stands alone). Write the whole character, or delete it."
-        )
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

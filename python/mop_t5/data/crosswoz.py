@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mop_t5.checks import check_subset
-from mop_t5.data.corpus import SPLITS, Example
+from mop_t5.data.corpus import SPLITS
+from mop_t5.data.examples import Example
 from mop_t5.data.lines import decoded, json_value
 from mop_t5.files import StrPath, checksum
 

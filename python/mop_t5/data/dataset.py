@@ -1,6 +1,8 @@
 """Encode examples as token ids, and collate them into batches of tensors."""
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,16 +10,19 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mop_t5.data.corpus import Example
+from mop_t5.data.examples import Example
+from mop_t5.data.rows import scenario_ids_of
+from mop_t5.data.stored_examples import StoredExamples
 
 IGNORED = -100  # label of padding, which the cross entropy of transformers ignores
+_PART = 1000  # rows that are encoded at once
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
     """Dataset of encoded examples: rows `{"input_ids": list, "labels": list, "scenario_ids": int}`.
 
     Args:
-        examples: The examples. They are encoded once.
+        examples: The examples. They are encoded once. A row of `StoredExamples` is encoded each time it is asked for.
         tokenizer: Tokenizer of the model.
         scenarios: Names of the scenarios. The position of a name is its id. None to leave out the ids, as for a plain
             backbone.
@@ -28,6 +33,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         vocab_size: Number of embeddings of the model. None to skip this check.
 
     Raises:
+        TypeError: `examples` is a dataset of the library `datasets`.
         ValueError: `examples` is empty, or an example has an unknown scenario or a token without an embedding.
     """
 
@@ -42,54 +48,77 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         max_target: int = 128,
         vocab_size: int | None = None,
     ):
-        if not examples:
+        if type(examples).__module__.partition(".")[0] == "datasets":
+            raise TypeError(
+                f"examples must be a sequence of Example; got a {type(examples).__name__} of the library datasets. "
+                "Read it with mop_t5.data.examples_of. If it is larger than the memory, write it with save_to_disk or "
+                "to_parquet, and read it with mop_t5.data.stream_split."
+            )
+        if not len(examples):
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
-        texts = [e.dialogue if source_text is None else source_text(e.dialogue, e.scenario) for e in examples]
-        sources = tokenizer(texts, truncation=True, max_length=max_source)["input_ids"]
+        self._examples, self._tokenizer, self._source_text = examples, tokenizer, source_text
+        self._max_source, self._max_target, self._vocab_size = max_source, max_target, vocab_size
+        self._scenario_ids = None if scenarios is None else scenario_ids_of(examples, scenarios)
+        self._rows: list[dict[str, Any]] | None = None
+        if not isinstance(examples, StoredExamples):
+            self._rows = self._encoded(range(len(examples)))
+
+    def _encoded(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        examples = [self._examples[place] for place in places]
+        as_source = self._source_text
+        texts = [e.dialogue if as_source is None else as_source(e.dialogue, e.scenario) for e in examples]
+        tokenizer = self._tokenizer
+        sources = tokenizer(texts, truncation=True, max_length=self._max_source)["input_ids"]
         # an example to generate from has no summary, and its label is the end-of-sequence token alone
         summaries = [e.summary for e in examples]
-        targets = tokenizer(text_target=summaries, truncation=True, max_length=max_target)["input_ids"]
-        self._rows: list[dict[str, Any]] = []
-        for example, source, target in zip(examples, sources, targets):
+        targets = tokenizer(text_target=summaries, truncation=True, max_length=self._max_target)["input_ids"]
+        rows = []
+        for place, example, source, target in zip(places, examples, sources, targets):
             highest = max(source + target, default=0)
-            if vocab_size is not None and highest >= vocab_size:
+            if self._vocab_size is not None and highest >= self._vocab_size:
                 token = tokenizer.convert_ids_to_tokens(highest)
                 raise ValueError(
                     f"example {example.id!r} has the token {token!r} of id {highest}, but "
-                    f"the model has {vocab_size} embeddings. Take the tokenizer that belongs to the model, or call "
-                    "model.resize_token_embeddings(len(tokenizer)) before a method is attached."
+                    f"the model has {self._vocab_size} embeddings. Take the tokenizer that belongs to the model, or "
+                    "call model.resize_token_embeddings(len(tokenizer)) before a method is attached."
                 )
-            self._rows.append({"input_ids": source, "labels": target})
-        if scenarios is not None:
-            for row, scenario_id in zip(self._rows, scenario_ids_of(examples, scenarios)):
-                row["scenario_ids"] = scenario_id
+            row = {"input_ids": source, "labels": target}
+            rows.append(row if self._scenario_ids is None else row | {"scenario_ids": int(self._scenario_ids[place])})
+        return rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._rows[index]
+        return self._rows[index] if self._rows is not None else self._encoded([index])[0]
 
-    @property
-    def lengths(self) -> list[tuple[int, int]]:
-        """(source length, target length) of each row in tokens, after the cut to max_source and max_target."""
-        return [(len(row["input_ids"]), len(row["labels"])) for row in self._rows]
+    @cached_property
+    def lengths(self) -> Sequence[tuple[int, int]]:
+        """(source length, target length) of each row in tokens, after the cut to max_source and max_target.
+
+        The rows of `StoredExamples` are all encoded once for it, and 8 bytes per row are kept.
+        """
+        if self._rows is not None:
+            return [(len(row["input_ids"]), len(row["labels"])) for row in self._rows]
+        sources, targets = array("i"), array("i")
+        for start in range(0, len(self), _PART):
+            for row in self._encoded(range(start, min(start + _PART, len(self)))):
+                sources.append(len(row["input_ids"]))
+                targets.append(len(row["labels"]))
+        return _Pairs(sources, targets)
 
 
-def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> list[int]:
-    """Return the position of every example's scenario in `scenarios`.
+class _Pairs(Sequence[tuple[int, int]]):
+    """Pairs of ints in two arrays."""
 
-    Raises:
-        ValueError: A scenario is not in `scenarios`.
-    """
-    position = {name: i for i, name in enumerate(scenarios)}
-    for example in examples:
-        if example.scenario not in position:
-            raise ValueError(
-                f"example {example.id!r} is of scenario {example.scenario!r}; known are {', '.join(scenarios)}. "
-                "Train with this scenario in the corpus, or take the row out."
-            )
-    return [position[example.scenario] for example in examples]
+    def __init__(self, first: "array[int]", second: "array[int]"):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, index):
+        return self._first[index], self._second[index]
 
 
 class Collator:

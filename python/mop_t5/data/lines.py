@@ -15,7 +15,8 @@ _OTHER_FILES = {  # first bytes of a file -> its kind, and what to do
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16. Convert the file with `iconv -f UTF-16 -t UTF-8`"),
     b"\x1f\x8b": "gzip data. Rename the file, with .gz behind",
     b"PK": "a ZIP archive or a workbook of Excel. Unpack it, or save the table as CSV",
-    b"PAR1": "Parquet. Write the table as JSON lines",
+    b"PAR1": "Parquet. Let its name end in .parquet",
+    b"ARROW1": "Arrow. Let its name end in .arrow",
 }
 BadRow = Callable[[str, Exception], None]  # called with the place and the error of a row that cannot be read
 

@@ -17,7 +17,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mop_t5.data.corpus import Example
+from mop_t5.data.examples import Example
 
 # "problems": per scenario, pairs of the user's sentence and its clause of the summary. "wishes", "outcomes": such pairs
 # for all scenarios. "questions": the agent's question and the user's answer. "styles" and "shares" (of the rows) follow

@@ -1,16 +1,17 @@
-"""Read the rows of CSV, TSV, JSON and JSON-lines files, each with its place. Files that end in .gz are unpacked."""
+"""Read the rows of CSV, TSV, JSON, Parquet and Arrow files, each with its place. Texts that end in .gz are unpacked."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mop_t5.data.arrow_tables import ARROW_SUFFIXES, is_arrow, table_of_file
 from mop_t5.data.json_rows import json_rows
 from mop_t5.data.lines import BadRow, find_file, refuse
 from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", *ARROW_SUFFIXES)
 _SHOWN = 20  # largest number of files in a message
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 # value of TaskConfig.split -> splits that are read from files
@@ -68,7 +69,7 @@ def read_table(
     A `.json` or `.jsonl` file has one row per line. Or it is one list of rows, an object whose "data" is such a list,
     an object of rows by their ids, or a table as pandas writes it by columns or split. An id becomes the column "id" of
     a row that has no such column. A row is an object, or a list of texts, which becomes the column "turns". Values of
-    CSV and TSV are texts. Values of JSON stay as they are.
+    CSV and TSV are texts. Values of JSON, Parquet and Arrow stay as they are.
 
     Args:
         path: The file.
@@ -77,6 +78,7 @@ def read_table(
 
     Raises:
         FileNotFoundError: There is no such file.
+        ImportError: pyarrow is not installed, and the file is Parquet or Arrow.
         TypeError, ValueError: `bad_row` raises, or the rows of the file cannot be told apart. The message has the
             place.
     """
@@ -86,10 +88,14 @@ def read_table(
         raise FileNotFoundError(f"no file at {path}. Give one that ends in {', '.join(SUFFIXES)}.")
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}, possibly with .gz behind.")
+    if suffix in ARROW_SUFFIXES and not is_arrow(path):
+        raise ValueError(f"{path}: a {suffix} file is not read from gzip data. Unpack it with `gunzip`.")
     if suffix in (".csv", ".tsv"):
         return separated_rows(path, suffix == ".tsv", header, bad_row)
     if header is not None:
         raise ValueError(f"header names the columns of CSV and TSV files; {path} names its own.")
+    if suffix in ARROW_SUFFIXES:
+        return table_of_file(path).rows()
     return json_rows(path, suffix == ".jsonl", bad_row)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mop_t5.checks import check_choice, check_names
 from mop_t5.data.conversion import Converter
-from mop_t5.data.corpus import Example
+from mop_t5.data.examples import Example
 from mop_t5.data.task_configs import (
     COLUMNS,
     PUBLISHED,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from mop_t5.data import SPLITS, of_scenarios, read_split, scenarios_of
+from mop_t5.data import of_scenarios, read_split, scenarios_of
+from mop_t5.data.corpus import splits_in
 from mop_t5.evaluation.tables import Table
 
 
@@ -22,8 +23,8 @@ def corpus_table(corpus: str | Path, tokenizer: PreTrainedTokenizerBase | None =
     Raises:
         FileNotFoundError: The corpus has no split.
     """
-    present = [split for split in SPLITS if any((Path(corpus) / f"{split}.jsonl{z}").is_file() for z in ("", ".gz"))]
-    splits = {split: read_split(corpus, split) for split in present or ["train"]}  # read_split says that it is missing
+    present = splits_in(corpus) or ["train"]  # read_split says that it is missing
+    splits = {split: read_split(corpus, split) for split in present}
     examples = [example for rows in splits.values() for example in rows]
     lengths: dict[str, Callable[[list[str]], int]] = {"characters": lambda texts: len("".join("".join(texts).split()))}
     if tokenizer is not None:

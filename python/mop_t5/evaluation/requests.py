@@ -1,16 +1,20 @@
 """Read requests from a file or a stream. An error in a line does not stop the reading."""
 
+import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from io import BufferedIOBase
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mop_t5.data.corpus import Example, example_of
-from mop_t5.data.dataset import scenario_ids_of
+from mop_t5.data.arrow_tables import corpus_columns, fields_of, table_of_file
+from mop_t5.data.examples import Example, example_of
 from mop_t5.data.lines import decoded, json_value, numbered
+from mop_t5.data.rows import scenario_ids_of
 from mop_t5.files import checksum
 
+_UNREAD = ("summary", "target", "references")  # fields of a request that may hold anything
 LONGEST = 2**24  # bytes per line, so that no input can fill the memory
 _PAUSE = 0.1  # seconds without a new line, after which the waiting lines are answered
 
@@ -39,6 +43,24 @@ def requests_in(file: BufferedIOBase, name: str, stem: str, scenarios: Sequence[
             yield request_of(raw, f"{name}, line {number}", f"{stem}-{number}", scenarios, number)
 
 
+def requests_in_table(path: Path, scenarios: Sequence[str] | None) -> Iterator[Request]:
+    """Yield the request of each row of a Parquet or Arrow file.
+
+    Args:
+        path: The file.
+        scenarios: The known scenarios. None allows any scenario.
+
+    Raises:
+        TypeError, ValueError: A column is missing or does not hold texts, or the file cannot be read.
+    """
+    table = table_of_file(path)
+    table = table._replace(types={name: kind for name, kind in table.types.items() if name not in _UNREAD})
+    rows = table.rows(corpus_columns(table, need_summary=False, names={}))
+    for number, (where, row) in enumerate(rows, start=1):
+        raw = json.dumps(fields_of(row, {}), ensure_ascii=False).encode()
+        yield request_of(raw, where, f"{path.stem}-{number}", scenarios, number)
+
+
 def filled_lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, bytes]]:
     """Return the numbers and the bytes of the lines that are not blank. A line longer than LONGEST is cut."""
     return ((number, raw) for number, raw in numbered(_bounded(file), name) if raw.strip())
@@ -53,8 +75,7 @@ def request_of(raw: bytes, where: str, default_id: str, scenarios: Sequence[str]
             raise ValueError(f"{where}: longer than {LONGEST:,} bytes. Cut the dialogue.")
         found = json_value(decoded(raw, number, where), where)
         row = found if isinstance(found, dict) else row
-        unread = ("summary", "target", "references")  # these fields may hold anything
-        wanted = {key: value for key, value in row.items() if key not in unread} if row else found
+        wanted = {key: value for key, value in row.items() if key not in _UNREAD} if row else found
         read = example_of(wanted, where, default_id, need_summary=False)
         if scenarios is not None:
             scenario_ids_of([read], scenarios)

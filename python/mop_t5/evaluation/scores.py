@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mop_t5.data import Example
-from mop_t5.data.corpus import example_of
+from mop_t5.data.examples import example_of
 from mop_t5.files import damage_in_a_sentence, json_lines, read_json, split_json_lines, write_json
 
 SCORES = "scores.json"

@@ -15,7 +15,7 @@ from mop_t5.attachment.attached_model import backbone_parameters
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.data import Example, TaskMetrics
-from mop_t5.data.corpus import checksum_of
+from mop_t5.data.rows import checksum_of
 from mop_t5.files import checksum, damage_in_a_sentence, read_json, write_json
 
 CONTENTS = "contents.json"

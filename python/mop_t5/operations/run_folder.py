@@ -44,6 +44,7 @@ _CURE = "Copy it again, or train anew."
 # settings that earlier versions did not write
 _EARLIER = {
     "normalise": "none",
+    "stream": None,
     "cache_encoder": "no",
     "cache_cross": False,
     "cache_folder": None,
@@ -59,7 +60,7 @@ _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of
 # batches are loaded
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
-    *("corpus", "backbone", "cache_folder", "cache_gigabytes"),
+    *("corpus", "stream", "backbone", "cache_folder", "cache_gigabytes"),
     *("trainer.report_to", "trainer.run_name", "trainer.project", "trainer.logging_first_step", "trainer.eval_delay"),
     *("trainer.trackio_space_id", "trainer.trackio_bucket_id", "trainer.trackio_static_space_id"),
     *("trainer.log_level", "trainer.log_level_replica", "trainer.log_on_each_node", "trainer.disable_tqdm"),

@@ -1,6 +1,6 @@
 """Train into a run folder. This is the work of `mop-t5 train`. Nothing in this module prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from mop_t5.attachment.attached_model import attached
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.data import of_scenarios, read_split, read_tasks, scenarios_of
+from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of, stream_split
+from mop_t5.data.corpus import is_hub
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
@@ -76,7 +77,8 @@ class TrainingRun:
 
     Args:
         training: The settings of the training.
-        corpus: Folder with train.jsonl, and valid.jsonl if evaluate_every is set.
+        corpus: Folder with the split train, and valid if evaluate_every is set. Or a dataset on the hub,
+            "hub:OWNER/NAME[@REVISION][:CONFIG]".
         backbone: Folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: The run folder.
         method: Name of the method to tune. None trains all weights of the backbone.
@@ -84,6 +86,7 @@ class TrainingRun:
         scenarios: Train and validate on the rows of these scenarios only. None takes all.
         seeds: Train once with each of these seeds, into output/seed-N.
         rouge: ROUGE for the validations.
+        stream: Folder for the training rows, which then stay on the disk. None keeps them in memory.
         overwrite: Empty the output folder first if it holds an earlier run.
         resume: Continue from the newest checkpoint in the output folder.
 
@@ -104,6 +107,7 @@ class TrainingRun:
         scenarios: list[str] | None = None,
         seeds: list[int] | None = None,
         rouge: Rouge | None = None,
+        stream: str | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ):
@@ -123,7 +127,12 @@ class TrainingRun:
         self._training, self._seeds, self._output = training, seeds, output
         self._keep = {"overwrite": overwrite, "keep": resume}
         self._backbone, self._method, self._options = backbone, method, dict(options or {})
-        rows = read_split(corpus, "train")
+        if stream is not None and training.cache_encoder != "no":
+            raise ValueError(
+                f"cache_encoder must be 'no' with stream, because the cache holds all dialogues; got "
+                f"{training.cache_encoder!r}. Leave one of them out."
+            )
+        rows = self._training_rows(corpus, stream)
         self._examples = of_scenarios(rows, scenarios)
         self._valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
         self._scorer = Scorer(rouge, read_tasks(corpus, scenarios_of(rows)))
@@ -138,7 +147,9 @@ class TrainingRun:
             sources = encoded(self._model, self._tokenizer, self._examples, None, max_source=training.max_source)
             self.cache = cache_of(training, self._model, sources)
         config = None if method is None else attached(self._model).mop.config
-        self._settings = settings_of(training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge)
+        self._settings = settings_of(
+            training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge, stream
+        )
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
         self._made_of |= contents.of_backbone(self._model, self._tokenizer)
         self._recorded: dict[str, contents.Content] | None = self._made_of
@@ -217,6 +228,12 @@ class TrainingRun:
             replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
         return TrainedRun(count_parameters(model), self._training.steps, results, table)
 
+    def _training_rows(self, corpus: str, stream: str | None) -> Sequence[Example]:
+        if stream is None:
+            return read_split(corpus, "train")
+        with self._team.main_process_first():  # it writes the rows, and the other processes use the file
+            return stream_split(corpus, "train", stream)
+
     def _new_model(self, seed: int) -> PreTrainedModel:
         model = load_backbone(self._backbone)
         set_seed(seed)  # attach draws the method's initial values
@@ -255,26 +272,29 @@ def settings_of(
     scenarios: list[str] | None,
     seeds: list[int] | None,
     rouge: Rouge,
+    stream: str | None = None,
 ) -> dict[str, Any]:
     """Return the content of run.json.
 
     Args:
         training: The settings of the training.
-        corpus: The corpus folder.
+        corpus: The corpus folder, or the name of a dataset on the hub.
         backbone: The folder of the backbone, or its name on the model hub.
         method: The name of the method. None for all weights.
         config: The configuration of the method, with its defaults filled in.
         scenarios: The scenarios of the training rows. None for all.
         seeds: The seeds of a run of several seeds.
         rouge: ROUGE of the validations.
+        stream: The folder of the training rows. None for rows in memory.
     """
     options = {} if config is None else config.to_dict()
     return {
-        "corpus": str(Path(corpus).resolve()),
+        "corpus": corpus if is_hub(corpus) else str(Path(corpus).resolve()),
         "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
         "method": method,
         "options": {name: value for name, value in options.items() if name != "scenarios"},
         "scenarios": scenarios,
+        "stream": None if stream is None else str(Path(stream).resolve()),
         **asdict(rouge),
         "seeds": seeds,
         **asdict(training),

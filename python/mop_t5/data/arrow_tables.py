@@ -1,0 +1,280 @@
+"""Read Parquet and Arrow files in batches of rows. Any other table of the same form can be read as these files are.
+
+A corpus in a table has the columns of a corpus in JSON lines. Reading is as strict: a column that does not hold texts,
+and a null, is an error. Only `id` and `references` may be null, because a row of a table has every column.
+"""
+
+import importlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mop_t5.data.examples import KEYS, Example, example_of, quoted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ARROW_SUFFIXES = (".parquet", ".arrow")
+_BATCH = 1000  # rows
+_FILE_START = b"ARROW1"
+_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_OPTIONAL = ("id", "references")
+
+
+class ArrowTable(NamedTuple):
+    """A table that is read in batches of rows.
+
+    Attributes:
+        name: Name of the table, for messages.
+        types: Column -> type.
+        labels: Column of numbers -> names of the numbers, as `datasets.ClassLabel` has them.
+        batches: Yields batches of some columns, or of all columns for None.
+    """
+
+    name: str
+    types: "Mapping[str, pa.DataType]"
+    labels: Mapping[str, Sequence[str]]
+    batches: "Callable[[Sequence[str] | None], Iterator[pa.RecordBatch | pa.Table]]"
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the rows, each with its place: "NAME, row N".
+
+        Args:
+            columns: The columns to read. None for all columns.
+
+        Raises:
+            ValueError: A batch cannot be read, or a number has no name.
+        """
+        number = 0
+        for batch in self.batches(columns):
+            try:
+                values = [batch.column(place).to_pylist() for place in range(batch.num_columns)]
+            except UnicodeDecodeError as error:
+                rows = f"rows {number + 1} to {number + batch.num_rows}"
+                raise ValueError(f"{self.name}, {rows}: a text is not UTF-8. Write the table again.") from error
+            names = list(batch.schema.names)
+            for row in zip(*values):
+                number += 1
+                where = f"{self.name}, row {number}"
+                yield where, named(dict(zip(names, row)), self.labels, where)
+
+
+def package(name: str) -> Any:
+    """Return a package of the extra `datasets`.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"Parquet, Arrow and hub corpora, and --stream, need the package {name.split('.')[0]}. Install it: pip "
+            "install 'mop-kernels[datasets]'"
+        ) from error
+
+
+def is_arrow(path: Path) -> bool:
+    """Return whether the name of a file says that it is Parquet or Arrow."""
+    return path.name.endswith(ARROW_SUFFIXES)
+
+
+def table_of_file(path: Path) -> ArrowTable:
+    """Return the table in a Parquet file, or in an Arrow file in the file format or the stream format.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: The file cannot be read, breaks off, or has two columns of one name.
+    """
+    batches = _parquet_batches if path.suffix == ".parquet" else _ipc_batches
+    with unreadable(path):
+        schema = _parquet_file(path).schema_arrow if path.suffix == ".parquet" else _ipc_schema(path)
+    repeated = sorted(name for name, count in Counter(schema.names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{path}: several columns are called {quoted(repeated)}. Rename all but one.")
+    types = dict(zip(schema.names, schema.types))
+    return ArrowTable(str(path), types, _labels(schema), lambda columns: batches(path, columns))
+
+
+def row_count(path: Path) -> int:
+    """Return the number of rows of a Parquet or Arrow file. Raise the errors of `table_of_file`."""
+    table = table_of_file(path)
+    if path.suffix == ".parquet":
+        return _parquet_file(path).metadata.num_rows
+    return sum(batch.num_rows for batch in table.batches(None))
+
+
+def examples_of_table(
+    table: ArrowTable, stem: str, need_summary: bool = True, names: Mapping[str, str] | None = None
+) -> Iterator[Example]:
+    """Yield the examples in a table.
+
+    Args:
+        table: The table.
+        stem: Start of the id of a row without an id. The number of the row follows.
+        need_summary: True if each row must have a summary. False for generation.
+        names: "scenario", "dialogue" or "summary" -> name of its column, if it is not the usual name.
+
+    Raises:
+        TypeError: A column does not hold texts, or a field is null.
+        ValueError: A column is missing, a field is empty, or the table is damaged.
+    """
+    names = names or {}
+    columns = corpus_columns(table, need_summary, names)
+    for number, (where, row) in enumerate(table.rows(columns), start=1):
+        yield example_of(fields_of(row, names), where, f"{stem}-{number}", need_summary)
+
+
+def fields_of(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row of a table as a row of JSON: the fields of an example, without those that are null and may be.
+
+    Args:
+        row: The row.
+        names: See `examples_of_table`. The row must have these columns.
+    """
+    usual = {*_OPTIONAL, *(column for key in KEYS if key not in names for column in (key, KEYS[key]))}
+    fields = {column: value for column, value in row.items() if column in usual - set(names.values())}
+    fields |= {key: row[column] for key, column in names.items()}
+    return {key: value for key, value in fields.items() if value is not None or key not in _OPTIONAL}
+
+
+def corpus_columns(table: ArrowTable, need_summary: bool, names: Mapping[str, str]) -> list[str]:
+    """Return the columns of a table that a corpus reads.
+
+    Raises:
+        TypeError: A column does not hold texts.
+        ValueError: A column is missing, or both names of a field are columns.
+    """
+    chosen = []
+    for key, other in KEYS.items():
+        taken = set(names.values())
+        possible = [names[key]] if key in names else [one for one in (key, other) if one not in taken]
+        found = [column for column in possible if column in table.types]
+        if len(found) > 1:
+            raise ValueError(f"{table.name}: has both columns {quoted(found)}, which mean the same. Keep one of them.")
+        if not found and (key != "summary" or need_summary or key in names):
+            raise ValueError(
+                f"{table.name}: no column {' or '.join(f'`{name}`' for name in possible)}. Its columns: "
+                f"{quoted(table.types) or 'none'}. Rename a column, or use `mop-t5 corpus convert`."
+            )
+        chosen += found
+    for column in chosen:
+        _check_texts(table, column, table.types[column])
+    for column in _OPTIONAL:
+        if column in table.types and column not in chosen:
+            _check_texts(table, column, table.types[column], of_lists=column == "references")
+            chosen.append(column)
+    return chosen
+
+
+def named(row: dict[str, Any], labels: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
+    """Put the names of numbers in their place, as `datasets.ClassLabel` has them.
+
+    Raises:
+        ValueError: A number has no name.
+    """
+    for column, names in labels.items():
+        if (number := row.get(column)) is not None:
+            if not 0 <= number < len(names):
+                raise ValueError(
+                    f"{where}: `{column}` is label {number}, and the labels are 0 to {len(names) - 1}. Fill it in or "
+                    "delete the row."
+                )
+            row[column] = names[number]
+    return row
+
+
+def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: bool = False) -> None:
+    types = package("pyarrow").types
+    value = kind
+    if of_lists and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+        value, of_lists = kind.value_type, False
+    if types.is_dictionary(value):
+        value = value.value_type
+    a_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
+    # a column of nulls alone has a type of its own; the first null is an error, where the row must have a text
+    if (of_lists and not types.is_null(value)) or not (a_text or types.is_null(value) or column in table.labels):
+        wanted = "lists of texts" if column == "references" else "texts"
+        cure = "Write its turns as one text per row" if column in ("dialogue", "input") else "Write it so"
+        raise TypeError(f"{table.name}: column `{column}` must hold {wanted}; it holds {kind}. {cure}.")
+
+
+def _labels(schema: "pa.Schema") -> dict[str, list[str]]:
+    """Return the names of numbers that the library `datasets` has written into a schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):  # another program wrote the file
+        return {}
+
+
+@contextmanager
+def unreadable(path: object, cure: str = "Copy it again, or write it again.") -> Iterator[None]:
+    """Raise a ValueError with one sentence if the block cannot read a table.
+
+    Args:
+        path: The file or the dataset, for the message.
+        cure: End of the message: what to do.
+
+    Raises:
+        OSError: The disk cannot be read.
+        ValueError: The content is damaged.
+    """
+    errors = package("pyarrow").lib.ArrowException
+    try:
+        yield
+    except (errors, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{path} cannot be read ({reason}). {cure}") from error
+
+
+def _parquet_file(path: Path) -> Any:
+    return package("pyarrow.parquet").ParquetFile(path, page_checksum_verification=True)
+
+
+def _parquet_batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
+    with unreadable(path), _parquet_file(path) as file:
+        for batch in file.iter_batches(_BATCH, columns=columns):
+            batch.validate(full=True)
+            yield batch
+
+
+def _ipc_schema(path: Path) -> "pa.Schema":
+    with _ipc_reader(path) as reader:
+        return reader.schema
+
+
+def _ipc_batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
+    with unreadable(path), _ipc_reader(path) as reader:
+        count = getattr(reader, "num_record_batches", None)
+        for batch in reader if count is None else map(reader.get_batch, range(count)):
+            chosen = batch if columns is None else batch.select(list(columns))
+            chosen.validate(full=True)
+            for start in range(0, chosen.num_rows, _BATCH):
+                yield chosen.slice(start, _BATCH)
+
+
+def _ipc_reader(path: Path) -> Any:
+    pyarrow = package("pyarrow")
+    with open(path, "rb") as file:
+        is_file = file.read(len(_FILE_START)) == _FILE_START
+    if not is_file:
+        check_stream_end(path)
+    return (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(pyarrow.memory_map(str(path)))
+
+
+def check_stream_end(path: Path) -> None:
+    """Check that a file in Arrow's stream format ends with the mark of its end. pyarrow reads it without the mark, too.
+
+    Raises:
+        ValueError: The mark is missing, so that rows may be missing.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - len(_STREAM_END)))
+        if file.read() != _STREAM_END:
+            raise ValueError(f"{path} cannot be read (it breaks off: it has no end mark). Copy or write it again.")

@@ -1,0 +1,162 @@
+"""Read datasets of the library `datasets`: objects, folders of `save_to_disk`, and names on the hub."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mop_t5.data.arrow_tables import (
+    ArrowTable,
+    check_stream_end,
+    examples_of_table,
+    fields_of,
+    named,
+    package,
+    unreadable,
+)
+from mop_t5.data.examples import Example, example_of, quoted
+
+HUB = "hub:"
+STATE = "state.json"  # a folder of save_to_disk has it
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+_BATCH = 1000  # rows
+_FORM = "hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION:CONFIG"
+
+
+class HubSplit(NamedTuple):
+    """One split of a dataset on the hub."""
+
+    name: str
+    revision: str | None
+    config: str | None
+    split: str
+
+    @classmethod
+    def of(cls, corpus: str, split: str) -> "HubSplit":
+        """Return a split of the dataset that "hub:OWNER/NAME[@REVISION][:CONFIG]" names.
+
+        Raises:
+            ValueError: The text has another form.
+        """
+        rest, colon, config = corpus.removeprefix(HUB).partition(":")
+        name, at, revision = rest.partition("@")
+        if not name.strip() or (colon and not config) or (at and not revision):
+            raise ValueError(f"corpus must have the form {_FORM}; got {corpus!r}.")
+        return cls(name, revision or None, config or None, split)
+
+    def __str__(self) -> str:
+        return f"{HUB}{self.name}" + f"@{self.revision}" * bool(self.revision) + f":{self.config}" * bool(self.config)
+
+    def load(self) -> Any:
+        """Return the split as a `datasets.Dataset`. The library keeps its files in its own cache.
+
+        Raises:
+            ImportError: datasets is not installed.
+            OSError: The hub cannot be reached, or has no such dataset.
+            ValueError: The dataset cannot be read, or has no such split.
+        """
+        datasets = package("datasets")
+        try:
+            found = datasets.load_dataset(self.name, self.config, revision=self.revision)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(
+                f"the dataset {self} cannot be loaded ({reason}). Correct its name ({_FORM}), or try again."
+            ) from error
+        possible = [name for name in SPLIT_NAMES[self.split] if name in found]
+        if len(possible) != 1:
+            raise FileNotFoundError(
+                f"{self} has no {self.split} split. Its splits: {', '.join(found)}. Write "
+                f"{' or '.join(SPLIT_NAMES[self.split])} to it, or download it and use `mop-t5 corpus convert`."
+            )
+        return found[possible[0]]
+
+
+def load_saved(path: Path) -> Any:
+    """Return the `datasets.Dataset` in a folder of `save_to_disk`. It is not read into memory.
+
+    Raises:
+        ImportError: datasets is not installed.
+        ValueError: The folder is damaged.
+    """
+    datasets = package("datasets")
+    for file in sorted(path.glob("*.arrow")):
+        check_stream_end(file)
+    try:
+        with unreadable(path):
+            return datasets.load_from_disk(str(path))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{path} cannot be read"):
+            raise
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}".rstrip(".")
+        raise ValueError(f"{path} cannot be read ({reason}). Copy it again, or write it again.") from error
+
+
+def table_of_dataset(dataset: Any, name: str) -> ArrowTable:
+    """Return a `datasets.Dataset` as a table.
+
+    Args:
+        dataset: The dataset.
+        name: Its name, for messages.
+    """
+
+    def batches(columns: Any) -> Iterator[Any]:
+        arrow = dataset.with_format("arrow")
+        with unreadable(name):
+            for batch in (arrow if columns is None else arrow.select_columns(list(columns))).iter(_BATCH):
+                batch.validate(full=True)
+                yield batch
+
+    schema = dataset.features.arrow_schema
+    return ArrowTable(name, dict(zip(schema.names, schema.types)), _labels(dataset.features), batches)
+
+
+def examples_of(
+    dataset: Any, *, scenario: str | None = None, dialogue: str | None = None, summary: str | None = None
+) -> list[Example]:
+    """Return all rows of a dataset of the library `datasets` in order.
+
+    The columns are those of a corpus in JSON lines: `scenario` or `task`, `dialogue` or `input`, `summary` or `target`,
+    and, if the dataset has them, `id` and `references`. A row without an id gets the id `row-<number>`. The names of a
+    `ClassLabel` are read in place of its numbers.
+
+    Args:
+        dataset: A `Dataset` or an `IterableDataset`, which is one split. An IterableDataset is read once, into memory.
+        scenario: Column of the scenario, if it has another name.
+        dialogue: Column of the dialogue, if it has another name.
+        summary: Column of the summary, if it has another name.
+
+    Raises:
+        ImportError: datasets is not installed.
+        TypeError: `dataset` is something else, or a field is not a string.
+        ValueError: A column is missing, a field is empty, or the dataset has no rows.
+    """
+    datasets = package("datasets")
+    given = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
+    names = {key: column for key, column in given.items() if column is not None}
+    if isinstance(dataset, datasets.Dataset):
+        rows = list(examples_of_table(table_of_dataset(dataset, "dataset"), "row", names=names))
+    elif isinstance(dataset, datasets.IterableDataset):
+        rows = list(_streamed(dataset, names))
+    else:
+        cure = ""
+        if isinstance(dataset, Mapping):
+            cure = f" Give one of its splits: {', '.join(map(str, dataset)) or 'it has none'}."
+        raise TypeError(f"dataset must be a datasets.Dataset or IterableDataset; got {type(dataset).__name__}.{cure}")
+    if not rows:
+        raise ValueError("dataset has no rows. Give a split that has some.")
+    return rows
+
+
+def _streamed(dataset: Any, names: Mapping[str, str]) -> Iterator[Example]:
+    """Yield the examples of an IterableDataset, which need not know its columns."""
+    labels = _labels(dataset.features or {})
+    for number, row in enumerate(dataset.with_format(None), start=1):
+        where = f"dataset, row {number}"
+        if missing := [column for column in names.values() if column not in row]:
+            raise ValueError(f"{where}: no column {quoted(missing)}. Its columns: {quoted(row)}.")
+        yield example_of(fields_of(named(row, labels, where), names), where, f"row-{number}")
+
+
+def _labels(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {name: one.names for name, one in features.items() if type(one).__name__ == "ClassLabel"}

@@ -1,0 +1,170 @@
+"""Keep the rows of a split on the disk, for corpora that are larger than the memory.
+
+The rows lie in an Arrow file, which is mapped into memory: a row is read when it is asked for. Only the scenario of
+each row is kept, 4 bytes per row. So mixing, batches, resume and checksums are the same as for rows in memory.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from mop_t5.data.arrow_tables import package, unreadable
+from mop_t5.data.examples import Example, checksum_of_examples
+from mop_t5.files import StrPath, damage_in_a_sentence, failure_in_a_sentence, new_file, read_json
+
+_BATCH = 1000  # rows of a batch in the file
+_CURE = "Delete this file and the file beside it. They are made again."
+
+
+class StoredExamples(Sequence[Example]):
+    """The rows of a split in a file that `store_examples` wrote. A row is read when it is asked for.
+
+    Args:
+        path: The file.
+        rows: Numbers of the rows in the file that this object holds. None for all rows.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: The file is damaged.
+    """
+
+    def __init__(self, path: StrPath, rows: "np.ndarray[Any, np.dtype[np.int64]] | None" = None):
+        self.path, self._rows = Path(path), rows
+        description = read_json(_description(self.path), _CURE)
+        with unreadable(self.path, _CURE):
+            pyarrow = package("pyarrow")
+            self._file = pyarrow.ipc.open_file(pyarrow.memory_map(str(self.path)))
+            batches = range(self._file.num_record_batches)
+            numbers = [self._file.get_batch(number).column(0).to_numpy() for number in batches]
+        with damage_in_a_sentence(self.path, _CURE):
+            self._names: list[str] = description["scenarios"]
+            self._sum: str = description["sha256"]
+            stored = np.concatenate(numbers)
+            if len(stored) != description["rows"] or any(len(one) != _BATCH for one in numbers[:-1]):
+                raise ValueError(f"{len(stored)} rows in place of {description['rows']}")
+            if stored.min() < 0 or stored.max() >= len(self._names):
+                raise ValueError(f"a row has a scenario that is none of {self._names}")
+        self._numbers = stored if rows is None else stored[rows]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._rows)  # a worker of a DataLoader opens the file itself
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # raises IndexError
+        row = place if self._rows is None else int(self._rows[place])
+        return self._read(self._file.get_batch(row // _BATCH), row % _BATCH)
+
+    def __iter__(self) -> Iterator[Example]:
+        opened, batch = -1, None
+        for row in range(len(self)) if self._rows is None else self._rows.tolist():
+            if row // _BATCH != opened:
+                opened = row // _BATCH
+                batch = self._file.get_batch(opened)
+            yield self._read(batch, row % _BATCH)
+
+    def _read(self, batch: Any, place: int) -> Example:
+        number, dialogue, summary, identifier, references = (column[place].as_py() for column in batch.columns)
+        return Example(self._names[number], dialogue, summary, identifier, tuple(references))
+
+    @cached_property
+    def scenarios(self) -> list[str]:
+        """The distinct scenarios, sorted."""
+        return sorted(self._names[number] for number in np.unique(self._numbers))
+
+    @cached_property
+    def checksum(self) -> str:
+        """The checksum of the rows, as `checksum_of_examples` gives it. It is stored beside the file."""
+        return self._sum if self._rows is None else checksum_of_examples(self)
+
+    def of_scenarios(self, scenarios: Sequence[str]) -> "StoredExamples":
+        """Return the rows of some scenarios."""
+        chosen = np.isin(self._numbers, [n for n, name in enumerate(self._names) if name in scenarios])
+        if chosen.all():
+            return self
+        return StoredExamples(self.path, np.flatnonzero(chosen) if self._rows is None else self._rows[chosen])
+
+    def positions(self, scenarios: Sequence[str]) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        """Return the position of every row's scenario in `scenarios`. -1 for a scenario that is not in it."""
+        known = {name: position for position, name in enumerate(scenarios)}
+        return np.array([known.get(name, -1) for name in self._names], np.int64)[self._numbers]
+
+
+def store_examples(examples: Iterable[Example], path: StrPath) -> StoredExamples:
+    """Write rows to a file one after another, and return them. The memory holds 1,000 rows at a time.
+
+    A second file NAME.json has the number of rows, the scenarios and the checksum. It is written last: its presence
+    means that both files are complete.
+
+    Args:
+        examples: The rows.
+        path: The file. It is replaced if it exists.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        OSError: The file cannot be written.
+        ValueError: There are no rows.
+    """
+    pyarrow, path = package("pyarrow"), Path(path)
+    text = pyarrow.large_string()
+    schema = pyarrow.schema(
+        {"scenario": pyarrow.int32(), "dialogue": text, "summary": text, "id": text}
+        | {"references": pyarrow.large_list(text)}
+    )
+    names: dict[str, int] = {}
+    count = 0
+
+    def written(writer: Any) -> Iterator[Example]:
+        nonlocal count
+        waiting: list[list[Any]] = [[] for _ in schema.names]
+
+        def write() -> None:
+            with failure_in_a_sentence("the rows of the corpus", path.parent):
+                writer.write_batch(pyarrow.record_batch(waiting, schema=schema))
+            for column in waiting:
+                column.clear()
+
+        for example in examples:
+            number = names.setdefault(example.scenario, len(names))
+            row = (number, example.dialogue, example.summary, example.id, example.references)
+            for column, value in zip(waiting, row):
+                column.append(value)
+            count += 1
+            if len(waiting[0]) == _BATCH:
+                write()
+            yield example
+        if waiting[0]:
+            write()
+
+    with failure_in_a_sentence("the rows of the corpus", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as file:
+        with pyarrow.ipc.new_file(file, schema) as writer:
+            digest = checksum_of_examples(written(writer))
+        if not count:
+            raise ValueError(f"there are no rows to write to {path}.")
+    description = {"rows": count, "scenarios": list(names), "sha256": digest}
+    with failure_in_a_sentence("the rows of the corpus", path.parent), new_file(_description(path)) as file:
+        file.write((json.dumps(description, ensure_ascii=False, indent=2) + "\n").encode())
+    return StoredExamples(path)
+
+
+def is_stored(path: Path) -> bool:
+    """Return whether a file and its description are complete."""
+    return path.is_file() and _description(path).is_file()
+
+
+def _description(path: Path) -> Path:
+    return path.with_suffix(".json")
