@@ -5,6 +5,7 @@
     model(input_ids=..., attention_mask=..., labels=..., scenario_ids=...).loss.backward()
     model.generate(input_ids, scenario_ids=..., num_beams=4)
     mop_t5.save(model, folder); mop_t5.load(fresh_backbone, folder); mop_t5.detach(model)
+    mop_t5.push_to_hub(model, "owner/name"); mop_t5.load(fresh_backbone, "owner/name")
 
 torch and transformers are imported on first use.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # _WHERE once more: type checkers read imports only
         detach,
         is_attached,
         load,
+        push_to_hub,
         save,
         scenario_ids,
     )
@@ -39,7 +41,9 @@ _WHERE = {
         "methods": "method_names",
         "backbone.load": "load_backbone",
         "backbone.build": "build_backbone known_backbones",
-        "operations.attach": "ParameterCount attach count_parameters detach is_attached load save scenario_ids",
+        "operations.attach": (
+            "ParameterCount attach count_parameters detach is_attached load push_to_hub save scenario_ids"
+        ),
         "operations.export": "export squeeze",
         "operations.scenarios": "add_scenario remove_scenario scenarios train_only",
     }.items()

@@ -37,6 +37,8 @@ SUBMODULE = "mop"
 # keyword arguments that T5 reads from **kwargs, besides the named arguments of its forward
 _MORE_ARGUMENTS = {"return_dict", *TransformersKwargs.__annotations__}
 
+_PUSH = "push_to_hub of transformers does not upload a method. Call mop_t5.push_to_hub(model, 'owner/name')."
+
 
 def is_attached(model: nn.Module) -> TypeGuard["AttachedT5"]:
     """Return whether a method is attached. A wrapper of an attached model (torch.compile, DDP) counts, too.
@@ -84,6 +86,7 @@ class Record:
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set[str] | list[str] | None
     trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
+    hub_commit: str | None = None  # of the adapter, if it came from the model hub
 
 
 class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
@@ -128,6 +131,11 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
     def scenarios(self) -> tuple[str, ...]:
         """Names of the scenarios; scenario s has id s. Empty if the method does not tell scenarios apart."""
         return self.mop.scenarios
+
+    @property
+    def hub_commit(self) -> str | None:
+        """The commit of the model hub that the adapter was loaded from. None for any other adapter."""
+        return self._mop_record.hub_commit
 
     def _forward_with_additions(
         self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None, wanted: LossSettings
@@ -277,7 +285,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         state_dict: The values to write, which Trainer gives under sharding. None: the values of the model.
         """
         if push_to_hub:
-            raise ValueError("push_to_hub=True is not supported with a method attached. Upload the saved folder.")
+            raise ValueError(_PUSH)
         if not is_main_process:
             return
         state_dict = self.state_dict() if state_dict is None else state_dict
@@ -290,6 +298,10 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
                 "longer has: the layer was changed after attach, for example by LoRA or pruning. Undo that, then save."
             )
         adapter_folder.write(save_directory, self.description_of(self.mop), mine)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse what transformers would do: upload the method with a card of its own."""
+        raise ValueError(_PUSH)
 
 
 def _has_plain_masks(kwargs: Mapping[str, Any]) -> bool:

@@ -1,8 +1,10 @@
 """Train a run: `mop-t5 train`."""
 
+import shlex
 from typing import Any
 
 from mop_t5.evaluation import Rouge, show
+from mop_t5.operations.run_card import HubTarget, push_run
 from mop_t5.operations.run_folder import processes
 from mop_t5.training import TrainingConfig, TrainingRun
 
@@ -10,6 +12,7 @@ from mop_t5.training import TrainingConfig, TrainingRun
 def train(
     training: TrainingConfig,
     rouge: Rouge,
+    hub: HubTarget,
     corpus: str,
     backbone: str,
     output: str,
@@ -26,16 +29,20 @@ def train(
 
     The output folder can be given to `evaluate` and `generate`. Its run.json is the configuration with every default
     filled in: `--config OUTPUT/run.json --output ANOTHER` repeats the run. torchrun trains on several devices.
+    --hub_model_id uploads the adapter and its model card to the model hub at the end. The token is that of
+    `hf auth login` or of HF_TOKEN.
 
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --options.prefix_length 20
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --evaluate_every 500 --patience 3
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --stream rows
+      mop-t5 train --config train.yaml --hub_model_id owner/name --licence apache-2.0
       torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
 
     Args:
         training: how to train.
         rouge: how ROUGE is counted when validating.
+        hub: where the adapter is uploaded.
         corpus: folder with the split train, and valid if evaluate_every is set: .jsonl, .parquet, .arrow, or a folder
             of save_to_disk. Or a dataset on the hub: hub:OWNER/NAME, hub:OWNER/NAME@REVISION:CONFIG.
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
@@ -63,6 +70,7 @@ def train(
         seeds=seeds,
         rouge=rouge,
         stream=stream,
+        hub=hub,
         overwrite=overwrite,
         resume=resume,
     )
@@ -81,3 +89,17 @@ def train(
     if trained.table is not None:
         show(trained.table)
     print(f"Written to {output}. Next: mop-t5 evaluate --run {output}")
+    if hub.hub_model_id is not None:
+        _upload(output, hub)
+
+
+def _upload(output: str, hub: HubTarget) -> None:
+    """Upload the adapter of a finished run. Every error says that the run is complete, and how to upload it later."""
+    kept = f"the run is complete in {output}, and is not on the hub"
+    cure = f"Upload it by: mop-t5 push --run {shlex.quote(output)} {hub.flags}"
+    try:
+        print(f"Uploaded to {push_run(output, hub).url}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; {kept}. {cure}") from None
+    except Exception as error:  # whatever the hub answers
+        raise RuntimeError(f"{kept}: {error} {cure}") from error

@@ -1,6 +1,7 @@
-"""The public calls on one model: attach, detach, save, load, count_parameters, scenario_ids."""
+"""The public calls on one model: attach, detach, save, load, push_to_hub, count_parameters, scenario_ids."""
 
 import os
+import tempfile
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,9 +22,19 @@ from mop_t5.attachment.method import Device, Method, MethodConfig, Where
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.methods import get, of_config
-from mop_t5.storage import adapter_folder
+from mop_t5.storage import adapter_folder, hub
 
-__all__ = ["ParameterCount", "attach", "count_parameters", "detach", "is_attached", "load", "save", "scenario_ids"]
+__all__ = [
+    "ParameterCount",
+    "attach",
+    "count_parameters",
+    "detach",
+    "is_attached",
+    "load",
+    "push_to_hub",
+    "save",
+    "scenario_ids",
+]
 
 
 class ParameterCount(NamedTuple):
@@ -111,6 +122,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     """Write the attached method to folder: its parameters, its config, and which backbone it was trained on.
 
+    A model card (README.md) is written, too. A card that was changed by hand stays as it is.
+
     Raises:
         RuntimeError: No method is attached. model.save_pretrained(folder) saves a plain backbone.
         OSError: The disk is full or the folder cannot be written. Files that were in it stay as they were.
@@ -118,19 +131,48 @@ def save(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     attached(model).save_pretrained(folder)
 
 
-def load(model: PreTrainedModel, folder: str | os.PathLike) -> AttachedT5:
-    """Attach the method saved in folder to a plain backbone, with its weights. Return the same model object.
+def load(
+    model: PreTrainedModel, folder: str | os.PathLike, *, revision: str | None = None, token: hub.Token = None
+) -> AttachedT5:
+    """Attach a saved method to a plain backbone, with its weights. Return the same model object.
 
-    On an error the model is unchanged.
+    On an error the model is unchanged. `model.hub_commit` is the commit of an adapter of the model hub. Give it as
+    `revision` to load the same adapter again, without asking the hub if the cache has it.
+
+    Args:
+        model: The backbone.
+        folder: The folder of the adapter, or the name of its repository on the model hub, owner/name. A folder of this
+            name comes first.
+        revision: A branch, a tag or a commit of the repository. None for the branch main.
+        token: A token of the hub. None takes the token of the login, and False takes none.
 
     Raises:
         ValueError: The adapter belongs to a backbone of other sizes or other weights (see
-            backbone.identity.hash_weights), or a file is damaged.
-        FileNotFoundError: A file is missing.
+            backbone.identity.hash_weights), a file is damaged, the repository holds something else, or `revision` is
+            given for a folder.
+        FileNotFoundError: A file, the repository or the revision is missing, or the token may not see the repository.
+        ConnectionError: The hub cannot be reached, and the cache does not hold the adapter. If it does, a warning
+            names the commit that is loaded.
+        PermissionError: The hub refuses the token.
     """
     backbone = _plain(model)
+    if not hub.is_hub_name(folder):
+        if revision is not None:
+            raise ValueError(
+                f"revision {revision!r} is for a repository of the model hub, owner/name; got the folder "
+                f"{os.fspath(folder)!r}. Leave revision out."
+            )
+        return _load(backbone, folder, folder)
+    found = hub.download(str(folder), revision=revision, token=token)
+    t5 = _load(backbone, found.folder, f"{folder} at {found.commit}")
+    t5._mop_record.hub_commit = found.commit
+    return t5
+
+
+def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> AttachedT5:
+    """Attach the method saved in folder. name: Name of the adapter, for the message about another backbone."""
     description, tensors = adapter_folder.read(folder)
-    check_same_backbone(backbone, description["backbone"], weights_of(backbone), folder)
+    check_same_backbone(backbone, description["backbone"], weights_of(backbone), name)
     method_class = get(description["method"])
     method = build_method(method_class, method_class.Config.make(description["config"]), backbone)
     expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}
@@ -139,6 +181,49 @@ def load(model: PreTrainedModel, folder: str | os.PathLike) -> AttachedT5:
     t5 = attach_method(backbone, method)
     t5.load_state_dict(tensors, strict=False)
     return t5
+
+
+def push_to_hub(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: hub.Token = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    licence: str | None = None,
+) -> str:
+    """Upload the attached method to the model hub in one commit: its parameters, its config and a model card.
+
+    `mop_t5.load(backbone, repo_id)` loads it. The repository and the branch are made if they do not exist. A
+    repository that holds something else than an adapter is refused. Call this function in one process only.
+
+    Args:
+        model: The attached model.
+        repo_id: The repository, owner/name.
+        private: The repository must be private. False makes a new repository as the account's settings say.
+        token: A token of the hub that may write. None takes the token of the login.
+        revision: The branch. None for main.
+        commit_message: The message of the commit.
+        licence: The licence of the adapter for the model card, by its name on the hub, such as "apache-2.0".
+
+    Returns:
+        The commit, for `revision` of mop_t5.load. If nothing has changed, it is the newest commit of the branch.
+
+    Raises:
+        RuntimeError: No method is attached.
+        ValueError: An argument is malformed, or the repository is public or holds something else.
+        ConnectionError: The hub cannot be reached.
+        PermissionError: There is no token, or it may not write to the repository.
+    """
+    t5 = attached(model)
+    with tempfile.TemporaryDirectory() as folder:
+        t5.save_pretrained(folder)
+        adapter_folder.write_card(folder, licence=licence)
+        made = hub.upload(
+            folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+        )
+    return made.commit
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:

@@ -2,6 +2,7 @@
 
 run.json      the configuration with every default filled in; `mop-t5 train --config` takes this file
 contents.json checksums of the corpus and of the backbone (see contents.py)
+card.json     sizes of the corpus and versions, for the model card of the adapter (see run_card.py)
 adapter/      the method (mop_t5.save), or
 backbone/     the whole model and its tokenizer, where all weights were trained
 loss.jsonl    the loss history
@@ -54,10 +55,14 @@ _EARLIER = {
     "gradient_checkpointing": False,
     "fused": True,
     "trainer": {},
+    "hub_model_id": None,
+    "hub_private": False,
+    "hub_revision": None,
+    "licence": None,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
-# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, and how its
-# batches are loaded
+# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, its upload,
+# and how its batches are loaded
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
     *("corpus", "stream", "backbone", "cache_folder", "cache_gigabytes"),
@@ -68,6 +73,7 @@ _MAY_CHANGE = (
     *("trainer.dataloader_persistent_workers", "trainer.dataloader_multiprocessing_context"),
     *("trainer.save_total_limit", "trainer.eval_accumulation_steps", "trainer.torch_empty_cache_steps"),
     *("trainer.include_num_input_tokens_seen", "trainer.skip_memory_metrics", "trainer.debug"),
+    *("hub_model_id", "hub_private", "hub_revision", "licence"),
 )
 
 

@@ -1,5 +1,7 @@
 """Read and write the folder of a saved method: model.safetensors and mop_config.json. Neither file can run code.
 
+README.md beside them is a model card for people (see model_card.py). The checksum does not cover it.
+
 Trainer looks for the name of the weights file when it resumes. There is no config.json, because from_pretrained(folder)
 would then build a T5 with random weights. mop_config.json holds format_version, method, config (with the scenarios),
 backbone (name, shape, sha256 of its weights) and the sha256 of both files.
@@ -16,7 +18,8 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mop_t5.files import StrPath, checksum, failure_in_a_sentence, flush, read_json, write_durably
+from mop_t5.files import StrPath, checksum, failure_in_a_sentence, flush, read_json, replace_file, write_durably
+from mop_t5.storage import model_card
 
 CONFIG_NAME = "mop_config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -27,7 +30,7 @@ _BACKBONE_KEYS = {"name": (str, type(None)), "shape": (dict,), "sha256": (str,)}
 
 
 def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Write both files of a method, and keep all other files of the folder.
+    """Write both files of a method and its model card. Keep all other files, and a card that was changed by hand.
 
     A process that is killed leaves the folder as it was, or with all of the new content. If only the new weights are in
     place, `read` takes the new description from its waiting file, because this description fits the weights.
@@ -45,6 +48,8 @@ def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder {str(folder)!r} is a file. Give a directory to write into.")
     files = contents(description, tensors)
+    if model_card.is_changed(folder / model_card.CARD_NAME):
+        del files[model_card.CARD_NAME]
     waiting = {folder / name: folder / f"{name}{_NEXT}" for name in files}
     with failure_in_a_sentence("the method", folder):
         try:
@@ -61,7 +66,7 @@ def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch
 
 
 def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
-    """Return the content of both files by file name.
+    """Return the content of both files and of the model card by file name.
 
     Raises:
         ValueError: A layer of the method is quantised or sharded.
@@ -77,7 +82,35 @@ def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> d
     description = {"format_version": FORMAT_VERSION, **description}
     description["sha256"] = _checksum(description, weights)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    return {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode()}
+    card = model_card.make(description, sum(tensor.numel() for tensor in tensors.values()))
+    return {WEIGHTS_NAME: weights, CONFIG_NAME: text.encode(), model_card.CARD_NAME: card}
+
+
+def write_card(folder: StrPath, *, licence: str | None = None, sections: str = "") -> bool:
+    """Write the model card of a saved method again, with what the method does not know of itself.
+
+    Args:
+        folder: The adapter folder.
+        licence: The licence of the adapter, by its name on the model hub. None leaves the field out.
+        sections: Further sections, in Markdown.
+
+    Returns:
+        False if there is a card that was changed by hand. It stays as it is.
+
+    Raises:
+        FileNotFoundError: A file of the method is missing.
+        OSError: The card cannot be written.
+        ValueError: The folder is damaged, or `licence` is no name of a licence.
+    """
+    model_card.check_licence(licence)
+    path = Path(folder) / model_card.CARD_NAME
+    description, tensors = read(folder)
+    if model_card.is_changed(path):
+        return False
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    with failure_in_a_sentence("the model card", folder):
+        replace_file(path, model_card.make(description, parameters, licence=licence, sections=sections))
+    return True
 
 
 def read(folder: StrPath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -21,6 +21,7 @@ from mop_t5.evaluation.tables import history_table
 from mop_t5.files import replace_file
 from mop_t5.operations import contents
 from mop_t5.operations.attach import ParameterCount, attach, count_parameters
+from mop_t5.operations.run_card import HubTarget, write_facts, write_run_card
 from mop_t5.operations.run_folder import (
     SETTINGS,
     check_resumable,
@@ -87,11 +88,13 @@ class TrainingRun:
         seeds: Train once with each of these seeds, into output/seed-N.
         rouge: ROUGE for the validations.
         stream: Folder for the training rows, which then stay on the disk. None keeps them in memory.
+        hub: Where the adapter will be uploaded, and its licence. The upload is checked here, and done by `push_run`.
         overwrite: Empty the output folder first if it holds an earlier run.
         resume: Continue from the newest checkpoint in the output folder.
 
     Raises:
         ValueError: A setting is wrong, or the run to resume was started with other settings or other data.
+        ConnectionError, PermissionError: The hub cannot be reached, or refuses the upload.
         FileExistsError: The output folder has content, and neither overwrite nor resume is set.
     """
 
@@ -108,6 +111,7 @@ class TrainingRun:
         seeds: list[int] | None = None,
         rouge: Rouge | None = None,
         stream: str | None = None,
+        hub: HubTarget | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ):
@@ -121,8 +125,16 @@ class TrainingRun:
             replace(training, seed=seed)  # raises an error for a wrong seed before the first training
         if scenarios is not None and not scenarios:
             raise ValueError("scenarios must name at least one scenario, got none. Leave it out for all.")
+        hub = hub or HubTarget()
+        if hub.hub_model_id is not None and (method is None or seeds is not None):
+            what = "a run without a method has no adapter" if method is None else "a run of several seeds has several"
+            raise ValueError(
+                f"hub_model_id needs a run of one adapter, and {what}. Leave it out, and upload afterwards."
+            )
         self._team = processes()
-        if not self._team.is_main_process:
+        if self._team.is_main_process:
+            hub.check()
+        else:
             disable_progress_bar()  # the bar of loading weights
         self._training, self._seeds, self._output = training, seeds, output
         self._keep = {"overwrite": overwrite, "keep": resume}
@@ -150,6 +162,7 @@ class TrainingRun:
         self._settings = settings_of(
             training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge, stream
         )
+        self._settings |= asdict(hub)
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
         self._made_of |= contents.of_backbone(self._model, self._tokenizer)
         self._recorded: dict[str, contents.Content] | None = self._made_of
@@ -221,6 +234,9 @@ class TrainingRun:
             if self._team.is_main_process:
                 settings = self._settings | {"seed": seed, "seeds": None}
                 save_run(folder, model, self._tokenizer, results[seed].history, settings)
+                if self._method is not None:
+                    write_facts(folder, self._examples, self._valid)
+                    write_run_card(folder)
             self._team.wait_for_everyone()
         table = None
         if self._seeds is not None and self._team.is_main_process:  # other machines may not have these folders
