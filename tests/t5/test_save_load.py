@@ -50,7 +50,7 @@ def test_round_trip(method, tmp_path):
 def test_files(tmp_path):
     model = attached()
     mop_t5.save(model, tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "mop_config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "model.safetensors", "mop_config.json"]
     tensors = load_file(tmp_path / "model.safetensors")
     assert {n for n, _ in model.named_parameters() if n.startswith("mop.")} == set(tensors)
     description = json.loads((tmp_path / "mop_config.json").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def test_save_pretrained_writes_the_same_and_no_config(tmp_path):
     model = attached()
     model.save_pretrained(tmp_path / "a")
     mop_t5.save(model, tmp_path / "b")
-    for name in ("model.safetensors", "mop_config.json"):
+    for name in ("model.safetensors", "mop_config.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert not (tmp_path / "a" / "config.json").exists()
     model.save_pretrained(tmp_path / "c", is_main_process=False)
@@ -78,7 +78,7 @@ def test_save_pretrained_writes_the_same_and_no_config(tmp_path):
     model.save_pretrained(tmp_path / "d", state_dict=changed)
     saved = load_file(tmp_path / "d" / "model.safetensors")
     assert torch.equal(saved["mop.input"], model.mop.input + 1)
-    with raises(ValueError, "push_to_hub=True"):
+    with raises(ValueError, "mop_t5.push_to_hub"):
         model.save_pretrained(tmp_path / "e", push_to_hub=True)
 
 

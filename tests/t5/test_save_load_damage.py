@@ -169,24 +169,24 @@ def killed_while_saving(model, folder, moment):
 
 
 def test_killed_at_any_moment_a_folder_is_old_or_new(tmp_path):
-    """Two files are flushed, two take their names, the folder is flushed: five moments, then none."""
+    """Three files are flushed, three take their names, the folder is flushed: seven moments, then none."""
     old, new = attached(), attached(prefix_length=3)
     seen = []
-    for moment in range(6):
+    for moment in range(8):
         folder = tmp_path / str(moment)
         mop_t5.save(old, folder)
-        assert killed_while_saving(new, folder, moment) == (moment < 5)
+        assert killed_while_saving(new, folder, moment) == (moment < 7)
         loaded = mop_t5.load(tiny(dtype=torch.float32), folder)
         seen.append(loaded.mop.config.prefix_length)
         assert same(folder, old if seen[-1] == 2 else new)
         mop_t5.save(old, folder)  # what was left over is in nobody's way
-        assert sorted(contents(folder)) == list(NAMES)
+        assert sorted(contents(folder)) == ["README.md", *NAMES]
         assert same(folder, old)
-    assert seen == [2, 2, 2, 3, 3, 3]
+    assert seen == [2, 2, 2, 2, 3, 3, 3, 3]
 
 
 def test_a_first_save_that_is_killed_is_no_adapter(tmp_path):
-    for moment in range(3):
+    for moment in range(4):
         assert killed_while_saving(attached(), tmp_path / str(moment), moment)
         with raises(FileNotFoundError, "folder", "mop_t5.save"):
             mop_t5.load(tiny(dtype=torch.float32), tmp_path / str(moment))
@@ -197,7 +197,7 @@ def test_other_files_of_a_folder_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     mop_t5.save(attached(), tmp_path)
     mop_t5.save(attached(prefix_length=3), tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-3", *NAMES, "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["README.md", "checkpoint-3", *NAMES, "notes.txt"]
 
 
 def test_only_failed_writes_are_made_os_errors(tmp_path):

@@ -299,7 +299,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
             )
         adapter_folder.write(save_directory, self.description_of(self.mop), mine)
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Refuse what transformers would do: upload the method with a card of its own."""
         raise ValueError(_PUSH)
 

@@ -117,9 +117,9 @@ def push_run(folder: str | Path, target: HubTarget, commit_message: str | None =
         FileNotFoundError: The folder has no settings or no adapter.
         ValueError: The target names no repository, or the run is damaged or has several seeds or no method.
     """
+    settings, adapter = read_settings(folder), Path(folder) / "adapter"
     if target.hub_model_id is None:
         raise ValueError("hub_model_id must name a repository of the model hub, as owner/name; got none.")
-    settings, adapter = read_settings(folder), Path(folder) / "adapter"
     if seeds := settings.get("seeds"):
         names = ", ".join(path.name for path in seed_folders(folder, seeds).values())
         raise ValueError(f"{folder} holds several runs: {names}. Give one of these folders.")

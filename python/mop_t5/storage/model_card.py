@@ -38,7 +38,7 @@ def make(description: Mapping[str, Any], parameters: int, *, licence: str | None
         base_model=name if on_hub else None,
         license=licence,
         tags=[LIBRARY, method, backbone["shape"]["model_type"]],
-        **({"base_model_relation": "adapter"} if on_hub else {}),
+        base_model_relation="adapter" if on_hub else None,
     )
     facts = [
         ("method", code(method)),
