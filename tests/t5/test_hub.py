@@ -11,7 +11,7 @@ import mop_t5
 import pytest
 import torch
 from errors import raises, says, warns
-from hub_server import running_hub
+from hub_server import address
 from huggingface_hub import constants
 from mop_t5.storage import hub as storage
 from t5_oracle import tiny
@@ -32,24 +32,6 @@ def fresh():
 def same(first, second):
     one, two = first.mop.state_dict(), second.mop.state_dict()
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def address(monkeypatch, url):
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that huggingface_hub takes for the only one, an empty cache, and the login of `me`."""
-    for name, value in {"HF_HUB_CACHE": tmp_path / "cache", "HF_TOKEN_PATH": tmp_path / "token"}.items():
-        monkeypatch.setattr(constants, name, str(value))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    with running_hub() as made:
-        address(monkeypatch, made.url)
-        yield made
 
 
 @pytest.fixture
@@ -236,6 +218,7 @@ def test_a_repository_of_something_else_is_not_loaded(hub, files, words):
         ("adapter_config.json", ("PEFT",)),
         ("old/pytorch_model.bin", ("old/pytorch_model.bin", "code")),
         (".gitignore", (".gitignore",)),
+        ("model.safetensors", ("model.safetensors", "something else")),
     ],
 )
 def test_a_repository_of_something_else_takes_no_adapter(hub, file, words):
@@ -271,6 +254,31 @@ def test_a_hub_that_does_not_answer(pushed, broken, nowhere, monkeypatch):
         mop_t5.load(fresh(), NAME, revision="v9")
     with raises(ConnectionError, "hub"):
         mop_t5.push_to_hub(attached(), NAME)
+
+
+def test_a_transfer_of_hf_xet_that_fails(pushed, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("Data processing error:\n reset by peer")
+
+    monkeypatch.setattr(storage, "hf_hub_download", broken)
+    with raises(ConnectionError, NAME, "reset by peer", "cache"):
+        mop_t5.load(fresh(), NAME)
+
+
+def test_a_branch_that_moves_during_a_download(pushed, monkeypatch):
+    """Both files are of one commit, whatever is pushed between them."""
+    old, repository, download = attached(), pushed.repositories[NAME], storage.hf_hub_download
+    newer = dict.fromkeys(("mop_config.json", "model.safetensors"), b"newer")
+
+    def moving(*args, **kwargs):
+        if "moved" not in repository.messages:
+            repository.commit("main", newer, "moved")
+        return download(*args, **kwargs)
+
+    monkeypatch.setattr(storage, "hf_hub_download", moving)
+    assert same(mop_t5.load(fresh(), NAME), old)
+    with raises(ValueError, "mop_config.json", "damaged"):
+        mop_t5.load(fresh(), NAME)
 
 
 def test_a_cache_without_the_weights_is_no_adapter(pushed, nowhere, monkeypatch):

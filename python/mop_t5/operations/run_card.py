@@ -97,7 +97,7 @@ def write_run_card(folder: str | Path, licence: str | None = None) -> bool:
     return adapter_folder.write_card(
         folder / "adapter",
         licence=licence or settings["licence"],
-        sections="".join(f"\n{one}" for one in sections if one),
+        sections="\n".join(filter(None, sections)),
     )
 
 
@@ -174,10 +174,11 @@ def _of_corpus(corpus: Mapping[str, Mapping[str, Sequence[int]]] | None) -> str:
 
 
 def _of_training(history: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
-    rows = []
-    if losses := [point for point in history if "loss" in point]:
-        rows.append(("steps", f"{max(point['step'] for point in history):,}"))
-        rows += [(f"loss at step {point['step']:,}", f"{point['loss']:.4f}") for point in (losses[0], losses[-1])]
+    losses = [point for point in history if "loss" in point]
+    if not losses:  # as of exported prefixes
+        return ""
+    rows = [("steps", f"{max(point['step'] for point in history):,}")]
+    rows += [(f"loss at step {point['step']:,}", f"{point['loss']:.4f}") for point in (losses[0], losses[-1])]
     names = ("eval_mean", "eval_rouge")  # the first if tasks have metrics of their own
     scored = [(point[name], point["step"], name) for point in history for name in names if name in point]
     if scored:
@@ -186,10 +187,15 @@ def _of_training(history: Sequence[Mapping[str, Any]], settings: Mapping[str, An
     own = {name: value for name, value in settings.items() if name not in HubTarget.__dataclass_fields__}
     kept = {name: without_folders(value) for name, value in own.items() if value not in (None, {}, [])}
     written = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
-    losses_table = f"{table(['training', ''], dict.fromkeys(rows))}\n" if rows else ""
-    return (
-        f"## Training\n\n{losses_table}`mop-t5 train --config train.yaml --output RUN` trains it again, with this "
-        f"train.yaml and the right places of the corpus and the backbone:\n\n{block(written, 'yaml')}"
+    command = "mop-t5 train --config train.yaml --corpus CORPUS --backbone BACKBONE --output RUN"
+    return "\n".join(
+        [
+            "## Training\n",
+            table(["training", ""], dict.fromkeys(rows)),
+            "This command trains the adapter again, with the train.yaml below it:\n",
+            block(command, "bash"),
+            block(written, "yaml"),
+        ]
     )
 
 

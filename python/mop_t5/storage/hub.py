@@ -8,8 +8,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +17,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -31,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from mop_t5.files import StrPath
 from mop_t5.storage import adapter_folder
 from mop_t5.storage.adapter_folder import CONFIG_NAME, WEIGHTS_NAME
+from mop_t5.storage.hub_answers import answer_in_a_sentence, at
 from mop_t5.storage.model_card import CARD_NAME, LIBRARY
 
 Token = str | bool | None
@@ -41,7 +38,6 @@ _OTHERS = {  # file of a repository without an adapter -> what the repository ho
     "adapter_config.json": "an adapter of PEFT. Load it by the library peft",
     "config.json": "a whole model. Load it by mop_t5.load_backbone",
 }
-_LOG_IN = "Pass a token of your account, set HF_TOKEN, or run `hf auth login`."
 
 
 class Snapshot(NamedTuple):
@@ -104,17 +100,20 @@ def download(name: str, *, revision: str | None = None, token: Token = None) -> 
     if revision is not None and _COMMIT.fullmatch(revision) and (known := _cached(name, revision)) is not None:
         return known  # a commit never changes
     try:
-        with _answer_in_a_sentence(name, revision):
+        with answer_in_a_sentence(name, revision):
             info = HfApi(token=token, library_name=LIBRARY).model_info(name, revision=revision)
-            check_holds_adapter(name, _files(info))
-            # the branch may move on: the commit of the first file is the commit of the second
-            first = Path(hf_hub_download(name, CONFIG_NAME, revision=revision, token=token, library_name=LIBRARY))
-            commit = first.parent.name
-            hf_hub_download(name, WEIGHTS_NAME, revision=commit, token=token, library_name=LIBRARY)
+            _check_holds_adapter(name, _files(info))
+            # notes in the cache which commit the revision is, for work without the hub
+            hf_hub_download(name, CONFIG_NAME, revision=revision, token=token, library_name=LIBRARY)
+            # the branch may have moved on, or be an old one of the cache: both files are those of one known commit
+            paths = [
+                hf_hub_download(name, file, revision=info.sha, token=token, library_name=LIBRARY)
+                for file in (CONFIG_NAME, WEIGHTS_NAME)
+            ]
     except ConnectionError as error:
         if (known := _cached(name, revision)) is None:
             raise ConnectionError(
-                f"{error} The cache does not hold all of {_at(name, revision)}, and no folder has this name. Try again "
+                f"{error} The cache does not hold all of {at(name, revision)}, and no folder has this name. Try again "
                 "when the hub can be reached."
             ) from error
         if not isinstance(error.__cause__, OfflineModeIsEnabled):
@@ -123,21 +122,8 @@ def download(name: str, *, revision: str | None = None, token: Token = None) -> 
                 stacklevel=3,
             )
         return known
-    return Snapshot(first.parent, commit)
-
-
-def check_holds_adapter(name: str, files: Iterable[str]) -> None:
-    """Raise ValueError if a repository with these files holds no adapter."""
-    files = set(files)
-    missing = sorted({CONFIG_NAME, WEIGHTS_NAME} - files)
-    if not missing:
-        return
-    if CONFIG_NAME in missing:
-        found = next((what for file, what in _OTHERS.items() if file in files), "something else")
-        raise ValueError(f"{name} on the hub has no {CONFIG_NAME}: it holds {found}.")
-    pickles = sorted(file for file in files if file.endswith(_PICKLES))
-    reason = f" {pickles[0]} may run code when it is read, so mop_t5 reads safetensors only." if pickles else ""
-    raise ValueError(f"{name} on the hub has no {WEIGHTS_NAME}.{reason} Upload the adapter by mop_t5.push_to_hub.")
+    folder = Path(paths[0]).parent
+    return Snapshot(folder, folder.name)
 
 
 def check_upload(name: str, *, private: bool = False, revision: str | None = None, token: Token = None) -> bool:
@@ -157,14 +143,14 @@ def check_upload(name: str, *, private: bool = False, revision: str | None = Non
     check_name("hub_model_id", name)
     _check_token(token)
     api = HfApi(token=token, library_name=LIBRARY)
-    with _answer_in_a_sentence(name, revision):
+    with answer_in_a_sentence(name, revision):
         account = api.whoami()
     access = (account.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise PermissionError(
             f"the token may only read, and an upload to {name} must write. Make a token that may write."
         )
-    with _answer_in_a_sentence(name, revision):
+    with answer_in_a_sentence(name, revision):
         try:
             info = api.model_info(name, revision=revision)
         except RevisionNotFoundError:
@@ -209,7 +195,7 @@ def upload(
     _warn_of_paths(description)
     exists = check_upload(name, private=private, revision=revision, token=token)
     api = HfApi(token=token, library_name=LIBRARY)
-    with _answer_in_a_sentence(name, revision):
+    with answer_in_a_sentence(name, revision):
         if not exists:
             api.create_repo(name, private=private or None, exist_ok=True)
         if revision not in (None, _BRANCH):
@@ -226,10 +212,26 @@ def upload(
     return Uploaded(str(done), done.oid)
 
 
+def _check_holds_adapter(name: str, files: Iterable[str]) -> None:
+    """Raise ValueError if a repository with these files holds no adapter."""
+    files = set(files)
+    missing = sorted({CONFIG_NAME, WEIGHTS_NAME} - files)
+    if not missing:
+        return
+    if CONFIG_NAME in missing:
+        found = next((what for file, what in _OTHERS.items() if file in files), "something else")
+        raise ValueError(f"{name} on the hub has no {CONFIG_NAME}: it holds {found}.")
+    pickles = sorted(file for file in files if file.endswith(_PICKLES))
+    reason = f" {pickles[0]} may run code when it is read, so mop_t5 reads safetensors only." if pickles else ""
+    raise ValueError(f"{name} on the hub has no {WEIGHTS_NAME}.{reason} Upload the adapter by mop_t5.push_to_hub.")
+
+
 def _check_takes_adapter(name: str, info: ModelInfo, private: bool) -> None:
     """Raise ValueError if an upload would mix an adapter with something else, or publish what should be private."""
     files = _files(info)
     others = [what.partition(".")[0] for file, what in _OTHERS.items() if file in files]
+    if WEIGHTS_NAME in files and CONFIG_NAME not in files:
+        others.append(f"the {WEIGHTS_NAME} of something else")
     others += [f"{file}, which may run code" for file in sorted(files) if file.endswith(_PICKLES)]
     if others:
         raise ValueError(f"{name} on the hub holds {others[0]}. Choose another repository, or remove it there first.")
@@ -296,53 +298,3 @@ def _check_token(token: Token) -> None:
         raise TypeError(f"token must be a string, True, False or None; got {type(token).__name__}.")
     if isinstance(token, str) and not re.fullmatch(r"[!-~]+", token):
         raise ValueError("token must be letters, digits and signs without white space. Copy it again.")
-
-
-def _at(name: str, revision: str | None) -> str:
-    return name if revision is None else f"{name} at revision {revision!r}"
-
-
-@contextmanager
-def _answer_in_a_sentence(name: str, revision: str | None) -> Iterator[None]:
-    """Raise one sentence, as a built-in OSError, if the hub refuses or cannot be reached."""
-    try:
-        yield
-    except LocalTokenNotFoundError as error:
-        raise PermissionError(f"there is no token for the hub, and an upload to {name} needs one. {_LOG_IN}") from error
-    except GatedRepoError as error:
-        raise PermissionError(
-            f"{name} on the hub is gated, and the token may not read it. Ask for access there."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"the token may see no repository {name} on the hub, and no folder has this name. Check the name. If the "
-            f"repository is private: {_LOG_IN[0].lower()}{_LOG_IN[1:]}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name} on the hub has no revision {revision!r}. Name a branch, a tag or a commit."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        known = str(error) if status == 401 else error.response.reason_phrase
-        said = " ".join((error.server_message or known).split()).rstrip(".")
-        if status in (401, 403):
-            raise PermissionError(f"the hub refuses {name} to this token ({status}: {said}). {_LOG_IN}") from error
-        if status == 429 or status >= 500:
-            raise ConnectionError(f"the hub does not serve {name} now ({status}: {said}).") from error
-        raise ValueError(f"the hub refuses the request for {_at(name, revision)} ({status}: {said}).") from error
-    except OfflineModeIsEnabled as error:
-        raise ConnectionError("the hub is not asked, because HF_HUB_OFFLINE is set.") from error
-    except LocalEntryNotFoundError as error:
-        raise ConnectionError(f"the hub does not serve the files of {_at(name, revision)} now.") from error
-    except ValueError as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        if not said.startswith("Invalid metadata"):
-            raise
-        raise ValueError(f"the hub refuses the model card ({said}). Correct README.md or the licence.") from error
-    except OSError as error:
-        if error.errno is not None or not str(error).startswith("Consistency check failed"):
-            raise
-        raise ConnectionError(f"the hub served a part of a file of {_at(name, revision)}.") from error
-    except HTTPError as error:
-        raise ConnectionError(f"the hub cannot be reached ({' '.join(str(error).split()).rstrip('.')}).") from error

@@ -4,6 +4,7 @@ The same adapter gives the same card, byte for byte. The last line of a card hol
 a card that was changed by hand is recognised, and is never replaced.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +63,7 @@ An adapter of {LIBRARY}. It tunes a frozen backbone, which is not part of it. {L
 ```python
 import mop_t5
 
-model = mop_t5.load_backbone({(name or "BACKBONE")!r})
+model = mop_t5.load_backbone({json.dumps(name or "BACKBONE", ensure_ascii=False)})
 mop_t5.load(model, "ADAPTER")  # this folder, or the name of its repository
 ```
 
@@ -74,7 +75,7 @@ mop_t5.load(model, "ADAPTER")  # this folder, or the name of its repository
 
 {table(["backbone", ""], facts_of_backbone)}
 {sections}"""
-    text = text.rstrip() + "\n\n"
+    text = text.rstrip() + "\n\n"  # an empty line ends a table
     return (text + _MARK.format(checksum(text.encode()))).encode()
 
 
