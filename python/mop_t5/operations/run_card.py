@@ -184,8 +184,7 @@ def _of_training(history: Sequence[Mapping[str, Any]], settings: Mapping[str, An
     if scored:
         best, step, name = max(scored, key=lambda one: one[0])
         rows.append((f"best validation, {name}", f"{best:.2f} at step {step:,}"))
-    own = {name: value for name, value in settings.items() if name not in HubTarget.__dataclass_fields__}
-    kept = {name: without_folders(value) for name, value in own.items() if value not in (None, {}, [])}
+    kept = {name: without_folders(value) for name, value in settings.items() if value not in (None, {}, [])}
     written = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
     command = "mop-t5 train --config train.yaml --corpus CORPUS --backbone BACKBONE --output RUN"
     return "\n".join(

@@ -55,17 +55,14 @@ _EARLIER = {
     "gradient_checkpointing": False,
     "fused": True,
     "trainer": {},
-    "hub_model_id": None,
-    "hub_private": False,
-    "hub_revision": None,
     "licence": None,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
-# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, its upload,
-# and how its batches are loaded
+# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, its
+# licence, and how its batches are loaded
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
-    *("corpus", "stream", "backbone", "cache_folder", "cache_gigabytes"),
+    *("corpus", "stream", "backbone", "cache_folder", "cache_gigabytes", "licence"),
     *("trainer.report_to", "trainer.run_name", "trainer.project", "trainer.logging_first_step", "trainer.eval_delay"),
     *("trainer.trackio_space_id", "trainer.trackio_bucket_id", "trainer.trackio_static_space_id"),
     *("trainer.log_level", "trainer.log_level_replica", "trainer.log_on_each_node", "trainer.disable_tqdm"),
@@ -73,7 +70,6 @@ _MAY_CHANGE = (
     *("trainer.dataloader_persistent_workers", "trainer.dataloader_multiprocessing_context"),
     *("trainer.save_total_limit", "trainer.eval_accumulation_steps", "trainer.torch_empty_cache_steps"),
     *("trainer.include_num_input_tokens_seen", "trainer.skip_memory_metrics", "trainer.debug"),
-    *("hub_model_id", "hub_private", "hub_revision", "licence"),
 )
 
 

@@ -258,7 +258,7 @@ def _check_owner(name: str, account: Mapping[str, Any]) -> None:
 
 def _check_write(api: HfApi, name: str) -> None:
     """Raise the hub's error if the token may not write to a repository. Pass if the hub cannot tell."""
-    if "write" not in inspect.signature(api.auth_check).parameters:  # before huggingface_hub 2
+    if "write" not in inspect.signature(api.auth_check).parameters:  # an earlier huggingface_hub
         return
     try:
         api.auth_check(name, write=True)

@@ -162,7 +162,7 @@ class TrainingRun:
         self._settings = settings_of(
             training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge, stream
         )
-        self._settings |= asdict(hub)
+        self._settings["licence"] = hub.licence  # not the repository: repeating a run must not upload it again
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
         self._made_of |= contents.of_backbone(self._model, self._tokenizer)
         self._recorded: dict[str, contents.Content] | None = self._made_of
