@@ -7,11 +7,11 @@ import shutil
 import mop_t5
 import pytest
 import yaml
-from errors import raises, says
+from errors import raises, says, warns
 from hub_server import Refused
 from huggingface_hub import ModelCard
 from mop_t5.cli.main import main
-from mop_t5.operations.run_card import HubTarget
+from mop_t5.operations.run_card import HubTarget, write_run_card
 from mop_t5.storage import adapter_folder
 
 NAME = "me/adapter"
@@ -130,6 +130,17 @@ def test_push_keeps_a_card_of_ones_own(hub, copy):
     assert main(["push", "--run", str(copy), "--hub_model_id", NAME]) == 0
     assert hub.repositories[NAME].files()["README.md"] == (copy / "adapter" / "README.md").read_bytes()
     assert b"# Mine" in hub.repositories[NAME].files()["README.md"]
+    with warns(UserWarning, "'apache-2.0'", "README.md", "by hand"):
+        assert main(["push", "--run", str(copy), "--hub_model_id", NAME, "--licence", "apache-2.0"]) == 0
+    assert b"license: mit" in hub.repositories[NAME].files()["README.md"]
+
+
+def test_the_card_of_exported_prefixes_says_nothing_of_a_training(copy):
+    (copy / "loss.jsonl").unlink()
+    assert write_run_card(copy)
+    text = (copy / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "## Training data" in text
+    assert not {"## Training", "## Scores on the test split"} & set(text.splitlines())
 
 
 def test_a_run_of_an_earlier_version(hub, copy):

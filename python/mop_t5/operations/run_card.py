@@ -4,6 +4,7 @@ card.json of a run folder holds what only the training knows: the sizes of the c
 """
 
 import platform
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +19,7 @@ from mop_t5.files import damage_in_a_sentence, read_json, write_json
 from mop_t5.operations.contents import read_contents
 from mop_t5.operations.run_folder import content_of_weights, read_history, read_settings, seed_folders
 from mop_t5.storage import adapter_folder, hub
-from mop_t5.storage.model_card import block, check_licence, code, table, without_folders
+from mop_t5.storage.model_card import CARD_NAME, block, check_licence, code, table, without_folders
 
 FACTS = "card.json"
 _CURE = "Remove it to leave its sections out of the model card."
@@ -94,11 +95,15 @@ def write_run_card(folder: str | Path, licence: str | None = None) -> bool:
     with damage_in_a_sentence(folder / FACTS, _CURE):
         sections = [_of_corpus(facts.get("corpus")), _of_training(read_history(folder), settings)]
         sections += [*_of_evaluations(folder), _of_versions(facts.get("versions"))]
-    return adapter_folder.write_card(
-        folder / "adapter",
-        licence=licence or settings["licence"],
-        sections="\n".join(filter(None, sections)),
-    )
+    text = "\n".join(filter(None, sections))
+    written = adapter_folder.write_card(folder / "adapter", licence=licence or settings["licence"], sections=text)
+    if not written and licence is not None:
+        warnings.warn(
+            f"licence {licence!r} is not in {folder / 'adapter' / CARD_NAME}, which was changed by hand and stays as "
+            "it is. Write it into the metadata there, or remove the card.",
+            stacklevel=3,
+        )
+    return written
 
 
 def push_run(folder: str | Path, target: HubTarget, commit_message: str | None = None) -> hub.Uploaded:

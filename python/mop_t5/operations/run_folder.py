@@ -43,7 +43,7 @@ SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
 _CURE = "Copy it again, or train anew."
 # settings that earlier versions did not write
-_EARLIER = {
+_EARLIER: dict[str, Any] = {
     "normalise": "none",
     "stream": None,
     "cache_encoder": "no",
