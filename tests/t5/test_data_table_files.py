@@ -134,7 +134,7 @@ def test_a_line_of_texts_does_not_say_what_separates_columns(tmp_path):
         ("a,b\nx,y\n".encode("utf-16"), ("UTF-16", "`iconv -f UTF-16")),
         (gzip.compress(b"a,b\n", mtime=0), ("gzip data", ".gz")),
         (b"PK\x03\x04\xff", ("ZIP", "Excel")),
-        (b"PAR1\x15\xff", ("Parquet", "JSON lines")),
+        (b"PAR1\x15\xff", ("Parquet", ".parquet")),
     ],
 )
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json"])

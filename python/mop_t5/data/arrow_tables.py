@@ -92,10 +92,10 @@ def table_of_file(path: Path) -> ArrowTable:
     batches = _parquet_batches if path.suffix == ".parquet" else _ipc_batches
     with unreadable(path):
         schema = _parquet_file(path).schema_arrow if path.suffix == ".parquet" else _ipc_schema(path)
+        types = dict(zip(schema.names, schema.types))
     repeated = sorted(name for name, count in Counter(schema.names).items() if count > 1)
     if repeated:
         raise ValueError(f"{path}: several columns are called {quoted(repeated)}. Rename all but one.")
-    types = dict(zip(schema.names, schema.types))
     return ArrowTable(str(path), types, _labels(schema), lambda columns: batches(path, columns))
 
 
@@ -226,7 +226,7 @@ def unreadable(path: object, cure: str = "Copy it again, or write it again.") ->
     errors = package("pyarrow").lib.ArrowException
     try:
         yield
-    except (errors, OSError) as error:
+    except (errors, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
         reason = " ".join(str(error).split()).rstrip(".")

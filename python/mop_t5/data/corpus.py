@@ -125,7 +125,7 @@ def stream_split(corpus: StrPath, split: str, folder: StrPath) -> StoredExamples
     """
     place = find_split(corpus, split)
     dataset = _dataset_in(place)
-    files = [place] if dataset is None else [file["filename"] for file in dataset.cache_files]
+    files = [str(place)] if dataset is None else [file["filename"] for file in dataset.cache_files]
     # a dataset of the library may lie in memory, by a setting of the library
     sums = [checksum(Path(file)) for file in files] or [checksum_of(_examples_in(place))]
     features = None if dataset is None else dataset.features

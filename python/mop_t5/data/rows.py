@@ -23,7 +23,7 @@ def checksum_of(examples: Iterable[Example]) -> str:
 
 
 @overload
-def of_scenarios(examples: StoredExamples, scenarios: Sequence[str] | None) -> StoredExamples: ...
+def of_scenarios(examples: StoredExamples, scenarios: Sequence[str] | None) -> StoredExamples: ...  # type: ignore[overload-overlap]
 @overload
 def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> list[Example]: ...
 def of_scenarios(examples: Sequence[Example], scenarios: Sequence[str] | None) -> Sequence[Example]:
