@@ -229,10 +229,14 @@ def test_convert(tmp_path, capsys):
     says(capsys.readouterr().err, "header", "calls.parquet")
 
 
-def test_form_of_a_hub_name(monkeypatch):
-    for name in ("hub:", "hub:a/b@", "hub:a/b:", "hub:@x"):
+def test_form_of_a_hub_name(tmp_path, monkeypatch):
+    for name in ("hub:", "hub:csv", "hub:a/b/c", "hub:/b", "hub:a/", "hub:a/b@", "hub:a/b:", "hub:@x"):
         with raises(ValueError, "corpus", "hub:OWNER/NAME", repr(name)):
             read_split(name, "train")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "calls").mkdir(parents=True)  # load_dataset would read it
+    with raises(ValueError, "corpus", "folder here/calls", "hub:here/calls"):
+        read_split("hub:here/calls", "train")
     datasets = pytest.importorskip("datasets")
     asked = []
 

@@ -35,12 +35,17 @@ class HubSplit(NamedTuple):
         """Return a split of the dataset that "hub:OWNER/NAME[@REVISION][:CONFIG]" names.
 
         Raises:
-            ValueError: The text has another form.
+            ValueError: The text has another form, or a folder has the name.
         """
         rest, colon, config = corpus.removeprefix(HUB).partition(":")
         name, at, revision = rest.partition("@")
-        if not name.strip() or (colon and not config) or (at and not revision):
+        if not all(name.split("/")) or name.count("/") != 1 or (colon and not config) or (at and not revision):
             raise ValueError(f"corpus must have the form {_FORM}; got {corpus!r}.")
+        if Path(name).exists():
+            raise ValueError(
+                f"corpus must be {name} without {HUB} for the folder {name} that is here; got {corpus!r}. The library "
+                "datasets would read the folder. For the dataset on the hub start the command in another folder."
+            )
         return cls(name, revision or None, config or None, split)
 
     def __str__(self) -> str:
@@ -57,12 +62,12 @@ class HubSplit(NamedTuple):
         datasets = package("datasets")
         try:
             found = datasets.load_dataset(self.name, self.config, revision=self.revision)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(
-                f"the dataset {self} cannot be loaded ({reason}). Correct its name ({_FORM}), or try again."
-            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # the library, and those below it, raise nearly every kind of error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+            kind = ValueError if isinstance(error, ValueError) else OSError
+            raise kind(f"the dataset {self} cannot be loaded ({reason}). Correct it, {_FORM}, or try again.") from error
         possible = [name for name in SPLIT_NAMES[self.split] if name in found]
         if len(possible) != 1:
             raise FileNotFoundError(
