@@ -1,6 +1,7 @@
 """Measure the memory that the training rows of a corpus take, in memory and streamed from the disk.
 
-    python -m benchmarks.corpus_memory [--rows 100000 1000000] [--folder FOLDER]
+    python -m benchmarks.corpus_memory --rows 100000
+    python -m benchmarks.corpus_memory --rows 1000000 --ways streamed 'streamed again' --folder FOLDER
 
 A corpus is a generated train.parquet of dialogues of 100 Chinese characters with summaries of 20. Each row of the table
 is one process: it reads the corpus, makes the dataset and the sampler of a training, and takes the rows of 100 batches
@@ -110,7 +111,8 @@ def measure(folder: Path, way: str) -> dict[str, Any]:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.corpus_memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--folder", help="keep the corpora here; a temporary folder if not given")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -124,7 +126,7 @@ def main() -> None:
             folder = Path(options.folder or temporary) / f"{rows}-rows"
             write_corpus(folder, rows)
             sums = set()
-            for way in WAYS:
+            for way in options.ways:
                 command = [sys.executable, "-m", "benchmarks.corpus_memory", "--one", str(folder), way]
                 found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 sums.add(found["sha256"])

@@ -1,7 +1,7 @@
 """Encode examples as token ids, and collate them into batches of tensors."""
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mop_t5.data.examples import Example
-from mop_t5.data.rows import scenario_ids_of
+from mop_t5.data.rows import check_scenarios
 from mop_t5.data.stored_examples import StoredExamples
 
 IGNORED = -100  # label of padding, which the cross entropy of transformers ignores
@@ -58,10 +58,18 @@ class EncodedExamples(Dataset[dict[str, Any]]):
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
         self._examples, self._tokenizer, self._source_text = examples, tokenizer, source_text
         self._max_source, self._max_target, self._vocab_size = max_source, max_target, vocab_size
-        self._scenario_ids = None if scenarios is None else scenario_ids_of(examples, scenarios)
+        self._ids = None
+        if scenarios is not None:
+            check_scenarios(examples, scenarios)
+            self._ids = {name: position for position, name in enumerate(scenarios)}
         self._rows: list[dict[str, Any]] | None = None
         if not isinstance(examples, StoredExamples):
-            self._rows = self._encoded(range(len(examples)))
+            self._rows = list(self._all_encoded())
+
+    def _all_encoded(self) -> Iterator[dict[str, Any]]:
+        """Yield all rows. A tokenizer keeps offsets and texts beside the ids, so it gets the rows in parts."""
+        for start in range(0, len(self), _PART):
+            yield from self._encoded(range(start, min(start + _PART, len(self))))
 
     def _encoded(self, places: Sequence[int]) -> list[dict[str, Any]]:
         examples = [self._examples[place] for place in places]
@@ -73,7 +81,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         summaries = [e.summary for e in examples]
         targets = tokenizer(text_target=summaries, truncation=True, max_length=self._max_target)["input_ids"]
         rows = []
-        for place, example, source, target in zip(places, examples, sources, targets):
+        for example, source, target in zip(examples, sources, targets):
             highest = max(source + target, default=0)
             if self._vocab_size is not None and highest >= self._vocab_size:
                 token = tokenizer.convert_ids_to_tokens(highest)
@@ -83,7 +91,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
                     "call model.resize_token_embeddings(len(tokenizer)) before a method is attached."
                 )
             row = {"input_ids": source, "labels": target}
-            rows.append(row if self._scenario_ids is None else row | {"scenario_ids": int(self._scenario_ids[place])})
+            rows.append(row if self._ids is None else row | {"scenario_ids": self._ids[example.scenario]})
         return rows
 
     def __len__(self) -> int:
@@ -101,10 +109,9 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         if self._rows is not None:
             return [(len(row["input_ids"]), len(row["labels"])) for row in self._rows]
         sources, targets = array("i"), array("i")
-        for start in range(0, len(self), _PART):
-            for row in self._encoded(range(start, min(start + _PART, len(self)))):
-                sources.append(len(row["input_ids"]))
-                targets.append(len(row["labels"]))
+        for row in self._all_encoded():
+            sources.append(len(row["input_ids"]))
+            targets.append(len(row["labels"]))
         return _Pairs(sources, targets)
 
 

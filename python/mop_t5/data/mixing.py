@@ -106,7 +106,8 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         self.sizes = [len(rows) for rows in self._rows]
         self.weights = temperature_weights(self.sizes, temperature)
         self.batch_size, self.batching, self.seed, self.epoch = batch_size, batching, seed, 0
-        self._ids, self._lengths, self._tokens, self._num_batches = ids.tolist(), lengths, tokens_per_batch, num_batches
+        self._lengths, self._tokens, self._num_batches = lengths, tokens_per_batch, num_batches
+        self._ids: list[int] = [] if lengths is None else ids.tolist()  # needed to sort by length alone
 
     def __len__(self) -> int:
         if self._num_batches is not None:
@@ -139,7 +140,7 @@ class TemperatureBatchSampler(Sampler[list[int]]):
     @property
     def _epoch_length(self) -> int:
         """Draws of an epoch."""
-        return math.ceil(len(self._ids) / self._draw)
+        return math.ceil(sum(self.sizes) / self._draw)
 
     def _batches_of(self, epoch: int) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + epoch)

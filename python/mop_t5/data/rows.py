@@ -53,14 +53,18 @@ def scenario_ids_of(examples: Sequence[Example], scenarios: Sequence[str]) -> Se
     Raises:
         ValueError: A scenario is not in `scenarios`.
     """
+    check_scenarios(examples, scenarios)
+    if isinstance(examples, StoredExamples):
+        return cast(Sequence[int], examples.positions(scenarios))
     position = {name: i for i, name in enumerate(scenarios)}
-    known = set(position)
-    if unknown := [name for name in scenarios_of(examples) if name not in known]:
+    return [position[example.scenario] for example in examples]
+
+
+def check_scenarios(examples: Sequence[Example], scenarios: Sequence[str]) -> None:
+    """Raise ValueError if an example has a scenario that is not in `scenarios`."""
+    if unknown := set(scenarios_of(examples)) - set(scenarios):
         example = next(example for example in examples if example.scenario in unknown)
         raise ValueError(
             f"example {example.id!r} is of scenario {example.scenario!r}; known are {', '.join(scenarios)}. "
             "Train with this scenario in the corpus, or take the row out."
         )
-    if isinstance(examples, StoredExamples):
-        return cast(Sequence[int], examples.positions(scenarios))
-    return [position[example.scenario] for example in examples]
