@@ -204,7 +204,7 @@ def test_a_missing_package_is_named(corpus, monkeypatch, missing):
         read_split(folder, "train")
 
 
-def test_convert(tmp_path, capsys):
+def test_convert(tmp_path, capsys, monkeypatch):
     (tmp_path / "raw").mkdir()
     turns = [[{"speaker": "A", "text": "x"}, {"speaker": "B", "text": "y"}]] * 20
     table = pa.table({"business": ["0571"] * 20, "turns": turns, "note": list(range(20))})
@@ -217,6 +217,21 @@ def test_convert(tmp_path, capsys):
     row = read_split(tmp_path / "made", "train")[7]
     assert (row.scenario, row.dialogue, row.summary) == ("0571", "A: x\nB: y", "7")
     command += ["--overwrite", "--input"]
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    made = (tmp_path / "made" / "train.jsonl").read_bytes()
+    given = dataset_of(table)
+    given.save_to_disk(str(tmp_path / "saved" / "train"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=given, validation=given))
+    for source, splits in ((tmp_path / "saved", 1), (tmp_path / "saved" / "train", 1), ("hub:a/b@v1", 2)):
+        assert main([*command, str(source)]) == 0
+        assert (tmp_path / "made" / "train.jsonl").read_bytes() == made
+        assert len([*(tmp_path / "made").glob("*.jsonl")]) == splits
+    capsys.readouterr()
+    assert main([*command, "hub:a/b", "--split", "8:1:1", "--header", "[a]"]) == 1
+    says(capsys.readouterr().err, "header", "hub:a/b")
+    assert main([*command, str(tmp_path / "saved" / "train"), "--split", "halve"]) == 1
+    says(capsys.readouterr().err, "train is one file", "'halve'")
     nulls = table.set_column(2, "note", pa.array([*range(19), None]))
     pq.write_table(nulls, tmp_path / "calls.parquet")
     capsys.readouterr()

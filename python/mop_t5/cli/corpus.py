@@ -45,7 +45,7 @@ def corpus_convert(
     r"""Make a corpus of CSV, TSV, JSON, Parquet or Arrow files, by configurations of tasks or by the names of columns.
 
     Files are called train, valid (validation, dev, val) and test, with .csv, .tsv, .json or .jsonl, gzip by suffix, or
-    .parquet or .arrow.
+    .parquet or .arrow. A folder of save_to_disk of the library datasets counts as a file.
     Beside the splits, OUTPUT gets tasks.yaml (the metrics of the tasks) and train.yaml (flags of `mop-t5 train`). The
     names of these published corpora of dialogues are known: samsum, dialogsum, csds, lccc and crosswoz.
 
@@ -59,7 +59,7 @@ def corpus_convert(
 
     Args:
         input: folder with one folder of files per task, with the task's name. For one task, or without tasks: the
-            folder of the files, or one file.
+            folder of the files, one file, or a dataset on the hub, hub:OWNER/NAME or hub:OWNER/NAME@REVISION:CONFIG.
         output: folder for the corpus. It must be new or empty.
         tasks: YAML file of task configurations, a folder of such files, or the name of a published corpus: "samsum",
             "dialogsum", "csds", "lccc" or "crosswoz". docs/corpora.md describes these.

@@ -10,6 +10,7 @@ import torch
 
 from mop_t5.checks import errors_at
 from mop_t5.data.corpus import SPLITS
+from mop_t5.data.dataset_objects import HubSplit
 from mop_t5.data.examples import Example, check_characters
 from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
@@ -59,7 +60,7 @@ class Converter:
         Rows are drawn by `torch.randperm` and keep their order.
 
         Args:
-            source: Folder with the files of the dataset, or one file, which is the train split.
+            source: See `dataset_files`.
             seed: Seed of the draws.
 
         Raises:
@@ -98,8 +99,8 @@ class Converter:
             )
         return {split: rows[split] for split in SPLITS if split in rows}
 
-    def rows(self, path: Path) -> list[Example]:
-        """Return the converted rows of a file in order. Raise the errors of `read_table` and `example`."""
+    def rows(self, path: Path | HubSplit) -> list[Example]:
+        """Return the converted rows of a file or dataset in order. Raise the errors of `read_table` and `example`."""
 
         def leave_out(where: str, error: Exception) -> None:
             self.skipped.append((where, str(error)))
@@ -107,10 +108,10 @@ class Converter:
         bad_row = leave_out if self.skip else refuse
         outer_rows = read_table(path, self.header, bad_row)
         table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
-        examples = []
+        examples, stem = [], path.split if isinstance(path, HubSplit) else stem_of(path, SUFFIXES)
         for number, (where, row) in enumerate(table, start=1):
             try:
-                examples.append(self.example(row, where, f"{stem_of(path, SUFFIXES)}-{number}"))
+                examples.append(self.example(row, where, f"{stem}-{number}"))
             except (ValueError, TypeError) as error:
                 bad_row(where, error)
         return examples

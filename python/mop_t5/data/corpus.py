@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mop_t5.data.arrow_tables import ARROW_SUFFIXES, examples_of_table, is_arrow, table_of_file
-from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, STATE, HubSplit, load_saved, table_of_dataset
+from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, HubSplit, is_hub, is_saved, load_saved, table_of_dataset
 from mop_t5.data.examples import Example, example_of, quoted
 from mop_t5.data.lines import find_file, json_value, lines, stem_of
 from mop_t5.data.rows import checksum_of, scenarios_of
@@ -67,7 +67,7 @@ def find_split(corpus: StrPath, split: str) -> Path | HubSplit:
         )
     names = SPLIT_NAMES[split]
     found = [find_file(folder, names, [".jsonl"]), *(folder / f"{n}{end}" for n in names for end in ARROW_SUFFIXES)]
-    found += [folder / name for name in names if (folder / name / STATE).is_file()]
+    found += [folder / name for name in names if is_saved(folder / name)]
     there = [path for path in found if path is not None and path.exists()]
     if len(there) > 1:
         raise ValueError(f"{corpus} has {' and '.join(path.name for path in there)}. Keep one of them.")
@@ -75,7 +75,7 @@ def find_split(corpus: StrPath, split: str) -> Path | HubSplit:
         one = " The folder is a single dataset of save_to_disk. Name it train, and give the folder that holds it."
         raise FileNotFoundError(
             f"{corpus} has no {split} split. Add {split}.jsonl or {split}.jsonl.gz to it (or {split}.parquet or "
-            f"{split}.arrow).{one if (folder / STATE).is_file() else ''}"
+            f"{split}.arrow).{one if is_saved(folder) else ''}"
         )
     return there[0]
 
@@ -158,16 +158,11 @@ def read_corpus(corpus: StrPath) -> dict[str, list[Example]]:
     return rows
 
 
-def is_hub(corpus: StrPath) -> bool:
-    """Return whether a corpus is a dataset on the hub. A folder of such a name is written with ./ in front."""
-    return isinstance(corpus, str) and corpus.startswith(HUB)
-
-
 def _dataset_in(place: Path | HubSplit) -> Any:
     """Return the dataset of the library `datasets` at the place of a split. None if a file is there."""
     if isinstance(place, HubSplit):
         return place.load()
-    return load_saved(place) if (place / STATE).is_file() else None
+    return load_saved(place) if is_saved(place) else None
 
 
 def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[Example]:

@@ -16,7 +16,7 @@ from mop_t5.data.arrow_tables import (
 from mop_t5.data.examples import Example, example_of, quoted
 
 HUB = "hub:"
-STATE = "state.json"  # a folder of save_to_disk has it
+_STATE = "state.json"  # a folder of save_to_disk has it
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 _BATCH = 1000  # rows
 _FORM = "hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION:CONFIG"
@@ -55,9 +55,10 @@ class HubSplit(NamedTuple):
         """Return the split as a `datasets.Dataset`. The library keeps its files in its own cache.
 
         Raises:
+            FileNotFoundError: The dataset has no such split.
             ImportError: datasets is not installed.
             OSError: The hub cannot be reached, or has no such dataset.
-            ValueError: The dataset cannot be read, or has no such split.
+            ValueError: The dataset cannot be read.
         """
         datasets = package("datasets")
         try:
@@ -75,6 +76,16 @@ class HubSplit(NamedTuple):
                 f"{' or '.join(SPLIT_NAMES[self.split])} to it, or download it and use `mop-t5 corpus convert`."
             )
         return found[possible[0]]
+
+
+def is_hub(corpus: object) -> bool:
+    """Return whether a corpus is a dataset on the hub. A folder of such a name is written with ./ in front."""
+    return isinstance(corpus, str) and corpus.startswith(HUB)
+
+
+def is_saved(path: Path) -> bool:
+    """Return whether a path is a folder that `save_to_disk` of a `datasets.Dataset` wrote."""
+    return (path / _STATE).is_file()
 
 
 def load_saved(path: Path) -> Any:

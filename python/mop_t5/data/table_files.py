@@ -1,4 +1,7 @@
-"""Read the rows of CSV, TSV, JSON, Parquet and Arrow files, each with its place. Texts that end in .gz are unpacked."""
+"""Read the rows of CSV, TSV, JSON, Parquet and Arrow files and of datasets, each with its place.
+
+CSV, TSV and JSON files that end in .gz are unpacked.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mop_t5.data.arrow_tables import ARROW_SUFFIXES, is_arrow, table_of_file
+from mop_t5.data.dataset_objects import HubSplit, is_hub, is_saved, load_saved, table_of_dataset
 from mop_t5.data.json_rows import json_rows
 from mop_t5.data.lines import BadRow, find_file, refuse
 from mop_t5.data.separated_rows import separated_rows
@@ -24,11 +28,14 @@ PROTOCOLS = {
 _INDEX = re.compile(r"(?P<name>.+)\[(?:(?P<place>-?\d+)|(?P<slice>(?:-?\d+)?:(?:-?\d+)?))\]")
 
 
-def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[str]]) -> dict[str, Path]:
-    """Return the files of a dataset by split.
+def dataset_files(
+    source: StrPath, protocol: str, names: Mapping[str, Sequence[str]]
+) -> dict[str, Path] | dict[str, HubSplit]:
+    """Return the places of a dataset's splits.
 
     Args:
-        source: Folder with the files of the dataset, or one file, which is the train split.
+        source: Folder with the files of the dataset, or one file, which is the train split. A folder of `save_to_disk`
+            counts as a file. Or the name of a dataset on the hub.
         protocol: A key of PROTOCOLS, `TaskConfig.split`.
         names: Split -> possible names of its file without suffix, if they are not the usual names.
 
@@ -36,15 +43,18 @@ def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[s
         FileNotFoundError: A file is missing.
         ValueError: `source` is one file, and the protocol needs several, or a split has several files.
     """
-    source, wanted = Path(source), PROTOCOLS[protocol]
-    if source.is_file():
+    wanted = PROTOCOLS[protocol]
+    if is_hub(source):
+        return _hub_splits(str(source), ("train",) if protocol == "given" else wanted, wanted)
+    source = Path(source)
+    if source.is_file() or is_saved(source):
         if protocol not in ("given", "8:1:1"):
             raise ValueError(f"{source} is one file, and split {protocol!r} needs {' and '.join(wanted)}.")
         return {"train": source}
     if not source.is_dir():
         raise FileNotFoundError(f"no folder or file at {source}. Give the folder of a dataset, or one of its files.")
     possible = {split: names.get(split, _USUAL_FILES[split]) for split in wanted}
-    found = {split: path for split in wanted if (path := find_file(source, possible[split], SUFFIXES)) is not None}
+    found = {split: path for split in wanted if (path := _find_split(source, possible[split])) is not None}
     needed = ("train",) if protocol == "given" else wanted
     missing = [split for split in needed if split not in found]
     if missing:
@@ -57,8 +67,31 @@ def dataset_files(source: StrPath, protocol: str, names: Mapping[str, Sequence[s
     return found
 
 
+def _find_split(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the file or the folder of `save_to_disk` with one of these names. None if there is none."""
+    file = find_file(folder, names, SUFFIXES)
+    found = [path for path in (file, *(folder / name for name in names if is_saved(folder / name))) if path is not None]
+    if len(found) > 1:
+        raise ValueError(f"{folder} has {' and '.join(path.name for path in found)}. Keep one of them.")
+    return found[0] if found else None
+
+
+def _hub_splits(source: str, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, HubSplit]:
+    """Return the splits that a dataset on the hub has. Raise FileNotFoundError if it lacks one of `needed`."""
+    found = {}
+    for split in wanted:
+        place = HubSplit.of(source, split)
+        try:
+            place.load()
+            found[split] = place
+        except FileNotFoundError:
+            if split in needed:
+                raise
+    return found
+
+
 def read_table(
-    path: StrPath, header: Sequence[str] | None = None, bad_row: BadRow = refuse
+    path: StrPath | HubSplit, header: Sequence[str] | None = None, bad_row: BadRow = refuse
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file as dictionaries, each with its place: "FILE, line N".
 
@@ -72,7 +105,7 @@ def read_table(
     CSV and TSV are texts. Values of JSON, Parquet and Arrow stay as they are.
 
     Args:
-        path: The file.
+        path: The file, a folder of `save_to_disk`, or a split on the hub.
         header: Names of the columns of a CSV or TSV file without a line of names.
         bad_row: Called with the place and the error of a row that cannot be read. If it returns, the row is left out.
 
@@ -82,6 +115,12 @@ def read_table(
         TypeError, ValueError: `bad_row` raises, or the rows of the file cannot be told apart. The message has the
             place.
     """
+    named = ValueError(f"header names the columns of CSV and TSV files; {path} names its own.")
+    if isinstance(path, HubSplit) or is_saved(Path(path)):
+        if header is not None:
+            raise named
+        dataset = path.load() if isinstance(path, HubSplit) else load_saved(Path(path))
+        return table_of_dataset(dataset, str(path)).rows()
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file():
@@ -93,7 +132,7 @@ def read_table(
     if suffix in (".csv", ".tsv"):
         return separated_rows(path, suffix == ".tsv", header, bad_row)
     if header is not None:
-        raise ValueError(f"header names the columns of CSV and TSV files; {path} names its own.")
+        raise named
     if suffix in ARROW_SUFFIXES:
         return table_of_file(path).rows()
     return json_rows(path, suffix == ".jsonl", bad_row)

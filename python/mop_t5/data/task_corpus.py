@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from mop_t5.checks import check_choice, check_names
 from mop_t5.data.conversion import Converter
+from mop_t5.data.dataset_objects import is_hub
 from mop_t5.data.examples import Example
 from mop_t5.data.task_configs import (
     COLUMNS,
@@ -45,7 +46,7 @@ def convert_tasks(
 
     Args:
         configs: The tasks.
-        source: Folder with one folder of files per task. For a single task also the folder of its files, or one file.
+        source: Folder with one folder of files per task. For a single task also what `dataset_files` takes.
         columns: task -> field -> possible names of its column. None for a task that templates describe.
         header: Names of the columns, for files without a line of names.
         seed: Seed of the rows that are drawn.
@@ -63,7 +64,8 @@ def convert_tasks(
             if len(configs) > 1:
                 raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
             folder = Path(source)
-        rows = converter.splits(folder, seed)
+        place = source if is_hub(source) else folder
+        rows = converter.splits(place, seed)
         for split, examples in rows.items():
             made.splits.setdefault(split, []).extend(examples)
         made.sizes[name] = len(rows["train"])

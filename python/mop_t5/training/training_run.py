@@ -13,7 +13,7 @@ from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import load_backbone
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of, stream_split
-from mop_t5.data.corpus import is_hub
+from mop_t5.data.dataset_objects import is_hub
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
