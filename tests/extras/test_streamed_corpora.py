@@ -20,6 +20,7 @@ from mop_t5.data import (
     stream_split,
     write_examples,
 )
+from mop_t5.data.arrow_tables import table_of_file
 from mop_t5.data.stored_examples import StoredExamples, store_examples
 from mop_t5.operations.contents import of_rows
 from mop_t5.training import TrainingConfig, train
@@ -265,3 +266,14 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
     assert peaks[2] - peaks[1] < 20 * more
     assert (kept[2] - kept[1]) / more < 40
     assert np.dtype(np.int32).itemsize <= (kept[2] - kept[1]) / more  # something is measured
+
+
+@pytest.mark.parametrize("group", [500, 20_000])
+def test_a_parquet_file_is_not_kept_while_it_is_read(tmp_path, group):
+    drawn = np.random.default_rng(0)
+    texts = [drawn.bytes(500).hex() for _ in range(20_000)]  # they do not compress well
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"dialogue": texts}), path, row_group_size=group, use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    peak = max(pa.total_allocated_bytes() - before for _ in table_of_file(path).rows())
+    assert peak < path.stat().st_size / 3

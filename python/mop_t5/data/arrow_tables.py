@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ARROW_SUFFIXES = (".parquet", ".arrow")
 _BATCH = 1000  # rows
+_BUFFER = 2**20  # bytes of a column that are read at once
 _FILE_START = b"ARROW1"
 _STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _OPTIONAL = ("id", "references")
@@ -234,7 +235,10 @@ def unreadable(path: object, cure: str = "Copy it again, or write it again.") ->
 
 
 def _parquet_file(path: Path) -> Any:
-    return package("pyarrow.parquet").ParquetFile(path, page_checksum_verification=True)
+    # by default pyarrow keeps every column chunk that it has read until the end: with pre_buffer of the whole file
+    return package("pyarrow.parquet").ParquetFile(
+        path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+    )
 
 
 def _parquet_batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
