@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from datasets_hub import datasets_hub
 from errors import says
+from hub_server import running_hub
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -58,21 +58,24 @@ def test_a_corpus_on_the_hub(tmp_path):
         ("hub:owner/calls@v1", "train"),
         ("hub:owner/calls@v2", "train"),
         ("hub:owner/nothing", "train"),
+        ("hub:owner/private", "train"),
         ("hub:owner/numbers", "train"),
     ]
-    repositories = {
-        "owner/calls": {"main": {"train.parquet": parquet(3), "validation.parquet": parquet(2)}, "v1": files},
-        "owner/numbers": {"main": numbers},
-    }
-    with datasets_hub(repositories) as address:
+    with running_hub() as hub:
+        calls = hub.make("owner/calls", {"train.parquet": parquet(3), "validation.parquet": parquet(2)})
+        calls.commit("v1", files)
+        hub.make("owner/numbers", numbers)
+        hub.make("owner/private", {"train.parquet": parquet(1)}, private=True)
         done = subprocess.run(
             [sys.executable, "-c", ASK, json.dumps(wanted), str(tmp_path / "rows")],
-            env=os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"},
+            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"},
             capture_output=True,
             text=True,
         )
     assert done.returncode == 0, done.stderr
-    train, valid, small, large, test, config, revision, nothing, typed = map(json.loads, done.stdout.splitlines())
+    train, valid, small, large, test, config, revision, nothing, private, typed = map(
+        json.loads, done.stdout.splitlines()
+    )
     assert train == [["0571", f"{n:04}", f"train-{n + 1}"] for n in range(3)]
     assert valid == [["0571", f"{n:04}", f"valid-{n + 1}"] for n in range(2)]
     assert small == [["taxi", "a", "train-1"]]
@@ -82,6 +85,7 @@ def test_a_corpus_on_the_hub(tmp_path):
         (config, "ValueError", "hub:owner/calls@v1", "large", "small"),
         (revision, "OSError", "hub:owner/calls@v2", "v2"),
         (nothing, "OSError", "hub:owner/nothing", "hub:OWNER/NAME@REVISION"),
+        (private, "OSError", "hub:owner/private", "hub:OWNER/NAME@REVISION"),
         (typed, "TypeError", "hub:owner/numbers", "`scenario`", "int64"),
     ]:
         assert answer[0] == kind

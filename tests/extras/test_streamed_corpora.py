@@ -153,7 +153,7 @@ def test_rows_are_encoded_as_in_memory(tmp_path, scenarios):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"batching": "mixed"}, {"by_length": True}, {"batch_size": 16, "tokens_per_batch": 90}]
+    "changes", [{}, {"batching": "mixed", "by_length": True}, {"batch_size": 16, "tokens_per_batch": 90}]
 )
 def test_training_equals_training_in_memory_also_when_resumed(tmp_path, changes):
     fields = {"steps": 4, "batch_size": 2, "warmup_steps": 0, "save_every": 2, "max_source": 24, "max_target": 12}

@@ -1,5 +1,7 @@
 """A model hub on the loopback interface, with the part of the protocol that huggingface_hub needs for models.
 
+Datasets are read by the library datasets, in the same way. A model and a dataset do not have the same name here.
+
 It keeps everything in memory: accounts, repositories, branches and commits. A test may break it: `status` answers every
 request with an error, and `cut_at` closes the next download after so many bytes.
 """
@@ -101,13 +103,13 @@ class Hub:
         if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             self.of(match[1], account, write=True)
             return {"transfer": "basic", "objects": [self.upload_of(one) for one in json.loads(body)["objects"]]}
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             repository = self.of(match[1], account)
             commit = self.commit_of(repository, match[2])
             if match[3] not in repository.commits[commit]:
                 raise Refused(404, "EntryNotFound")
             return commit, repository.commits[commit][match[3]]
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.+))?)?", path):
+        if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.+))?)?", path):
             return self.of_model(method, match[1], match[2], unquote(match[3] or "main"), account, body)
         raise Refused(404)
 
@@ -126,6 +128,14 @@ class Hub:
                 raise Refused(409)
             repository.branches[revision] = repository.branches["main"]
             return {}
+        if what == "tree":
+            revision, _, folder = revision.partition("/")
+            files = repository.commits[self.commit_of(repository, revision)]
+            there = [path for path in files if path.startswith(f"{folder}/" if folder else "")]
+            if not there:
+                raise Refused(404, "EntryNotFound")
+            sizes = {path: {"size": len(files[path]), "oid": etag_of(path, files[path])} for path in there}
+            return [{"type": "file", "path": path, **size} for path, size in sizes.items()]
         commit = self.commit_of(repository, revision)
         if what == "preupload":
             paths = [one["path"] for one in json.loads(body)["files"]]
