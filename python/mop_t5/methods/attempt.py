@@ -22,6 +22,7 @@ from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_choice, check_least, check_names, check_number
 from mop_t5.methods import register
+from mop_t5.methods.parts.precision import full_precision
 from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
 from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.storage import prompt_library
@@ -232,7 +233,7 @@ class Attempt(PromptMethod[AttemptConfig]):
         """Return the prompts in front of the embeddings, and the weights."""
         token_mask = None if mask is None or self.config.pool_padding else mask.bool()
         # in the parameters' own precision: autocast would round the text, too
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_precision(embeddings):
             x = embeddings.to(self.source_prompts.dtype)
             if scenario_ids is None:
                 scenario_ids = torch.zeros(len(x), dtype=torch.int64, device=x.device)

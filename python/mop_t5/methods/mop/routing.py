@@ -5,14 +5,13 @@ two experts of a row are mixed by their renormalised probabilities. The rows of 
 expert has a capacity.
 """
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mop_t5.attachment.method import Device, DType
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.methods.parts.precision import full_precision
 
 _WIDTH = 4  # of the space of the centroids
 _CENTROID_NORM = 1.5
@@ -45,10 +44,7 @@ class Top2Gate(nn.Module):
         # bypasses the rescaling. The gradient is the same, and a forward pass has no side effect.
         rescaled = _CENTROID_NORM * F.normalize(self.centroids, dim=-1)
         centroids = F.normalize(self.centroids + (rescaled - self.centroids).detach(), dim=-1)
-        device = rows.device.type
-        # two experts may be close: no half precision under autocast
-        autocast = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+        with full_precision(rows):  # two experts may be close
             logits = rows @ self.projection @ centroids.mT
             return logits, logits.softmax(-1)
 

@@ -18,6 +18,7 @@ from mop_t5.attachment.mixture import Mixture
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.modules import ModuleListOf
+from mop_t5.methods.parts.precision import full_precision
 from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.methods.task_moe import selection
 from mop_t5.methods.task_moe.config import TaskMoEConfig
@@ -189,7 +190,7 @@ class TaskMoE(Method[TaskMoEConfig]):
             return None
         if self.config.has_router:
             vectors = self.only_trained(self.task_vectors)
-            with torch.autocast(vectors.device.type, enabled=False):  # a low temperature magnifies rounding errors
+            with full_precision(vectors):  # a low temperature magnifies rounding errors
                 logits = self.router(vectors)
         else:
             logits = self.fixed

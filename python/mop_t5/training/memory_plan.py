@@ -1,0 +1,266 @@
+"""Plan the memory of a training step per device, without weights: model and step are on device "meta"."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached
+from mop_t5.backbone.build import build_backbone, known_backbones
+from mop_t5.checks import check_choice, check_least, check_types
+from mop_t5.files import unreadable_in_a_sentence
+from mop_t5.operations.attach import attach
+from mop_t5.training.memory_ledger import ACTIVATIONS, GRADIENTS, PREFIXES, WORKING, MemoryLedger
+from mop_t5.training.planned_quantisation import (
+    QUANTISED_LAYERS,
+    quantised_bytes,
+    quantised_layers,
+    simulate_quantisation,
+)
+from mop_t5.training.recomputation import recomputed_blocks
+
+_DTYPES = ("float32", "bfloat16")
+_SHARDS = ("no", "fsdp")
+_SIZES = {"GB": 10**9, "GiB": 2**30}
+# share of a device for the CUDA context, the workspaces of its libraries, and fragmentation (assumed, not measured)
+RESERVE = 0.08
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """The step whose memory is planned.
+
+    Args:
+        batch: rows per batch and device.
+        source: tokens per dialogue, padding included.
+        target: tokens per summary, padding included.
+        accumulation: batches per step and device.
+        num_scenarios: scenarios that the method tells apart.
+        dtype: data type of the backbone's weights, "float32" or "bfloat16".
+        quantise: "8bit" or "4bit" of bitsandbytes, "int8" or "int4" of torchao: the quantised weights of the backbone.
+            "no": none.
+        shard: "fsdp": the devices share the weights of the backbone. "no": every device has all weights.
+        gradient_checkpointing: keep only the inputs of each block for backward.
+    """
+
+    batch: int = 16
+    source: int = 512
+    target: int = 128
+    accumulation: int = 1
+    num_scenarios: int = 5
+    dtype: str = "float32"
+    quantise: str = "no"
+    shard: str = "no"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self):
+        check_types(self)
+        check_least(self, 1, "batch", "source", "target", "accumulation", "num_scenarios")
+        check_choice("dtype", self.dtype, _DTYPES)
+        check_choice("quantise", self.quantise, ("no", *QUANTISED_LAYERS))
+        check_choice("shard", self.shard, _SHARDS)
+        if self.shard != "no" and self.quantise != "no":
+            raise ValueError(
+                f"quantise must be 'no' where shard is {self.shard!r}, because only weights in floating point can be "
+                f"sharded; got {self.quantise!r}. Set one of them to 'no'."
+            )
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Equal devices.
+
+    Attributes:
+        count: The number of devices.
+        size: Bytes of each.
+    """
+
+    count: int
+    size: int
+
+    @classmethod
+    def read(cls, text: str) -> "Devices":
+        """Return the devices that a text such as "2x80GB" names. Raise ValueError for another text."""
+        found = re.fullmatch(r"([1-9][0-9]{0,5})x([0-9]{1,9}(?:\.[0-9]{1,9})?)(GB|GiB)", text)
+        size = 0 if found is None else round(float(found[2]) * _SIZES[found[3]])
+        if found is None or size == 0:
+            raise ValueError(
+                f"devices must be a number and a size, such as 2x80GB or 8x24GiB (GB is 10^9 bytes, GiB is 2^30); got "
+                f"{text!r}."
+            )
+        return cls(int(found[1]), size)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes per device.
+
+    Attributes:
+        devices: The devices.
+        parts: part -> bytes, at the moment of a step that takes the most.
+    """
+
+    devices: Devices
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def available(self) -> int:
+        """The bytes of a device without the reserve."""
+        return round((1 - RESERVE) * self.devices.size)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits into the available bytes."""
+        return self.total <= self.available
+
+
+def plan_memory(
+    backbone: str | PretrainedConfig,
+    method: str | None,
+    step: PlannedStep,
+    devices: Devices,
+    options: Mapping[str, Any] | None = None,
+) -> MemoryPlan:
+    """Return the memory that a training step with AdamW takes on each device.
+
+    The step runs once on device "meta", and the storages that live are counted (see MemoryLedger). All rows are as long
+    as `step` says. Not counted: a validation, compiled code, and the reserve.
+
+    Args:
+        backbone: A name from `known_backbones`, a folder with config.json, a name on the model hub, or a config.
+        method: The name of the method. None trains all weights.
+        step: The step.
+        devices: The devices.
+        options: Fields of the method.
+
+    Raises:
+        ValueError: A value is wrong, the method trains weights that are quantised, or there is one device to share.
+        OSError: The folder or the name is unknown.
+    """
+    if method is None and options:
+        raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
+    if step.shard != "no" and devices.count == 1:
+        raise ValueError(f"shard {step.shard!r} needs two devices or more; got 1. Set shard to 'no'.")
+    model = _model_on_meta(backbone, method, step, options or {})
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    of_backbone = [tensor for name, tensor in _tensors(model).items() if not name.startswith(f"{SUBMODULE}.")]
+    of_method = [tensor for name, tensor in _tensors(model).items() if name.startswith(f"{SUBMODULE}.")]
+    weights = _bytes(of_backbone)
+    if step.quantise != "no":
+        layers = quantised_layers(model, step.quantise)
+        if any(parameter.requires_grad for parameter in of_backbone):
+            raise ValueError(
+                f"quantise must be 'no' for a training of the backbone's own weights; got {step.quantise!r}. Name a "
+                "method that leaves them frozen, such as mop."
+            )
+        weights += sum(quantised_bytes(layer.weight, step.quantise) - layer.weight.nbytes for layer in layers)
+        simulate_quantisation(model, step.quantise)
+    peak = _peak_of_a_step(model, trained, step)
+    parts = {"weights": weights, "method": _bytes(of_method), "gradients": peak[GRADIENTS]}
+    parts |= {"optimizer": _optimizer_bytes(trained), ACTIVATIONS: peak[ACTIVATIONS], PREFIXES: peak[PREFIXES]}
+    parts |= {WORKING: peak[WORKING]}
+    if devices.count > 1:
+        parts = _among_devices(parts, model, trained, step, devices.count)
+    return MemoryPlan(devices, parts)
+
+
+def _model_on_meta(
+    backbone: str | PretrainedConfig, method: str | None, step: PlannedStep, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Return the model in training mode, as a training would make it."""
+    if isinstance(backbone, str) and backbone not in known_backbones():
+        place = os.fspath(backbone)
+        with unreadable_in_a_sentence("the backbone", place):
+            backbone = AutoConfig.from_pretrained(place)
+    model = build_backbone(backbone, device="meta", dtype=step.dtype)
+    if method is None:
+        return model.requires_grad_(True).train()
+    names = [f"scenario {number}" for number in range(1, step.num_scenarios + 1)]
+    return attach(model, method, **{"scenarios": names, **options}).train()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers by name. A tied weight stands once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _peak_of_a_step(model: PreTrainedModel, trained: list[nn.Parameter], step: PlannedStep) -> dict[str, int]:
+    """Return the bytes of each kind at the moment with the most bytes, without weights, optimizer and batch."""
+    rows = step.batch
+    batch = {
+        "input_ids": torch.zeros(rows, step.source, dtype=torch.int64, device="meta"),
+        "attention_mask": torch.ones(rows, step.source, dtype=torch.int64, device="meta"),
+        "labels": torch.zeros(rows, step.target, dtype=torch.int64, device="meta"),
+    }
+    ledger = MemoryLedger([*_tensors(model).values(), *batch.values()])
+    options: dict[str, Any] = {}
+    if is_attached(model):
+        options = {"scenario_ids": torch.zeros(rows, dtype=torch.int64, device="meta"), "skip_logits": True}
+        attached(model).mop.register_forward_pre_hook(lambda *_: ledger.make(PREFIXES))
+        attached(model).mop.register_forward_hook(lambda *_: ledger.make(WORKING))
+    for parameter in trained:
+        ledger.watch_gradient(parameter)
+    with recomputed_blocks(model, step.gradient_checkpointing), ledger:
+        for _ in range(min(step.accumulation, 2)):  # the second batch finds gradients
+            with ledger.saving_activations():
+                loss = model(**batch, **options).loss
+            loss.backward()
+            del loss
+    return ledger.peak
+
+
+def _optimizer_bytes(trained: list[nn.Parameter]) -> int:
+    """Return the bytes of AdamW's state. One step on meta makes it."""
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = torch.optim.AdamW(trained, foreach=False)
+    optimizer.step()
+    state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
+    for parameter in trained:
+        parameter.grad = None
+    return _bytes(state)
+
+
+def _among_devices(
+    parts: Mapping[str, int], model: PreTrainedModel, trained: list[nn.Parameter], step: PlannedStep, count: int
+) -> dict[str, int]:
+    """Return the parts per device of a training on several devices."""
+    made = dict(parts)
+    if step.shard == "no":
+        made[GRADIENTS] += _bytes(trained)  # DistributedDataParallel averages them in buckets of its own
+        return made
+    own = is_attached(model) and next(attached(model).mop.parameters(), None) is not None
+    whole = {id(parameter) for parameter in trained} if own else set()  # see sharding.shard
+    stacks = (model.get_encoder(), model.get_decoder())
+    blocks = [list(block.parameters()) for stack in stacks for block in stack.block]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    method = {id(parameter) for parameter in attached(model).mop.parameters()} if is_attached(model) else set()
+    root = [p for p in model.parameters() if id(p) not in inside | method]
+
+    def sharded(parameters: Iterable[nn.Parameter]) -> int:
+        return _bytes(p for p in parameters if id(p) not in whole)
+
+    largest = max(map(sharded, blocks))
+    shards = sharded(root) + sum(map(sharded, blocks))
+    gathered = sharded(root) + 2 * largest  # a block is gathered while the block before it computes
+    made["weights"] += -(-shards // count) - shards
+    if own:
+        made[GRADIENTS] += _bytes(trained)
+    else:
+        made[GRADIENTS] = -(-_bytes(trained) // count) + gathered
+        made["optimizer"] = -(-made["optimizer"] // count)
+    return {"weights": made.pop("weights"), "gathered weights": gathered, **made}
