@@ -87,7 +87,7 @@ def test_devices():
         ({"batch": 0}, ("batch", "1", "0")),
         ({"dtype": "float16"}, ("dtype", "'float32'", "'bfloat16'", "'float16'")),
         ({"quantise": "3bit"}, ("quantise", "'8bit'", "'3bit'")),
-        ({"shard": "zero3"}, ("shard", "'fsdp'", "'zero3'")),
+        ({"shard": "zero1"}, ("shard", "'fsdp'", "'zero3'", "'zero1'")),
         ({"shard": "fsdp", "quantise": "4bit"}, ("quantise", "shard", "'4bit'")),
     ],
 )
@@ -130,6 +130,15 @@ def test_several_devices():
     assert sharded["optimizer"] == -(-alone["optimizer"] // 4)
     assert sharded["gradients"] == -(-alone["weights"] // 4) + gathered
     assert sharded["activations"] == alone["activations"]
+
+    zero2, zero3 = (parts(None, 4, shard=shard, dtype="bfloat16") for shard in ("zero2", "zero3"))
+    alone = parts(None, 1, dtype="bfloat16")
+    assert zero2["weights"] == alone["weights"]
+    assert zero3["weights"] == zero2["gradients"] == zero3["gradients"] == -(-alone["weights"] // 4)
+    # a copy of the weights in float32 beside the two moments
+    assert zero2["optimizer"] == zero3["optimizer"] == -(-(alone["optimizer"] + 2 * alone["weights"]) // 4)
+    assert zero2["buffers of DeepSpeed"] == zero3["buffers of DeepSpeed"] == 2 * 500_000_000
+    assert zero3["gathered weights"] == alone["weights"]
 
 
 def test_quantised_weights():

@@ -16,6 +16,7 @@ from mop_t5.checks import check_choice, check_least, check_types
 from mop_t5.files import unreadable_in_a_sentence
 from mop_t5.operations.attach import attach
 from mop_t5.training.memory_ledger import ACTIVATIONS, GRADIENTS, PREFIXES, WORKING, MemoryLedger
+from mop_t5.training.planned_devices import among_devices
 from mop_t5.training.planned_quantisation import (
     QUANTISED_LAYERS,
     quantised_bytes,
@@ -25,7 +26,7 @@ from mop_t5.training.planned_quantisation import (
 from mop_t5.training.recomputation import recomputed_blocks
 
 _DTYPES = ("float32", "bfloat16")
-_SHARDS = ("no", "fsdp")
+_SHARDS = ("no", "fsdp", "zero2", "zero3")
 _SIZES = {"GB": 10**9, "GiB": 2**30}
 # share of a device for the CUDA context, the workspaces of its libraries, and fragmentation (assumed, not measured)
 RESERVE = 0.08
@@ -44,7 +45,8 @@ class PlannedStep:
         dtype: data type of the backbone's weights, "float32" or "bfloat16".
         quantise: "8bit" or "4bit" of bitsandbytes, "int8" or "int4" of torchao: the quantised weights of the backbone.
             "no": none.
-        shard: "fsdp": the devices share the weights of the backbone. "no": every device has all weights.
+        shard: "fsdp": the devices share the weights of the backbone. "zero2", "zero3": they share gradients and
+            optimizer, or weights too, by DeepSpeed. "no": every device has all of them.
         gradient_checkpointing: keep only the inputs of each block for backward.
     """
 
@@ -166,11 +168,11 @@ def plan_memory(
         weights += sum(quantised_bytes(layer.weight, step.quantise) - layer.weight.nbytes for layer in layers)
         simulate_quantisation(model, step.quantise)
     peak = _peak_of_a_step(model, trained, step)
-    parts = {"weights": weights, "method": _bytes(of_method), "gradients": peak[GRADIENTS]}
+    parts = {"weights": weights, "method": _bytes(of_method), GRADIENTS: peak[GRADIENTS]}
     parts |= {"optimizer": _optimizer_bytes(trained), ACTIVATIONS: peak[ACTIVATIONS], PREFIXES: peak[PREFIXES]}
     parts |= {WORKING: peak[WORKING]}
     if devices.count > 1:
-        parts = _among_devices(parts, model, trained, step, devices.count)
+        parts = among_devices(parts, model, step.shard, devices.count)
     return MemoryPlan(devices, parts)
 
 
@@ -233,34 +235,3 @@ def _optimizer_bytes(trained: list[nn.Parameter]) -> int:
     for parameter in trained:
         parameter.grad = None
     return _bytes(state)
-
-
-def _among_devices(
-    parts: Mapping[str, int], model: PreTrainedModel, trained: list[nn.Parameter], step: PlannedStep, count: int
-) -> dict[str, int]:
-    """Return the parts per device of a training on several devices."""
-    made = dict(parts)
-    if step.shard == "no":
-        made[GRADIENTS] += _bytes(trained)  # DistributedDataParallel averages them in buckets of its own
-        return made
-    own = is_attached(model) and next(attached(model).mop.parameters(), None) is not None
-    whole = {id(parameter) for parameter in trained} if own else set()  # see sharding.shard
-    stacks = (model.get_encoder(), model.get_decoder())
-    blocks = [list(block.parameters()) for stack in stacks for block in stack.block]
-    inside = {id(parameter) for block in blocks for parameter in block}
-    method = {id(parameter) for parameter in attached(model).mop.parameters()} if is_attached(model) else set()
-    root = [p for p in model.parameters() if id(p) not in inside | method]
-
-    def sharded(parameters: Iterable[nn.Parameter]) -> int:
-        return _bytes(p for p in parameters if id(p) not in whole)
-
-    largest = max(map(sharded, blocks))
-    shards = sharded(root) + sum(map(sharded, blocks))
-    gathered = sharded(root) + 2 * largest  # a block is gathered while the block before it computes
-    made["weights"] += -(-shards // count) - shards
-    if own:
-        made[GRADIENTS] += _bytes(trained)
-    else:
-        made[GRADIENTS] = -(-_bytes(trained) // count) + gathered
-        made["optimizer"] = -(-made["optimizer"] // count)
-    return {"weights": made.pop("weights"), "gathered weights": gathered, **made}
