@@ -1,5 +1,6 @@
 """The settings of a training run, as transformers' arguments."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def trainer_arguments(
         "disable_tqdm": not progress,
     }
     arguments = Seq2SeqTrainingArguments(
-        **changeable | config.trainer,
+        **changeable | copy.deepcopy(config.trainer),
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,

@@ -1,5 +1,6 @@
 """Plan the memory of a training step per device, without weights: model and step are on device "meta"."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -181,7 +182,11 @@ def _model_on_meta(
 ) -> PreTrainedModel:
     """Return the model in training mode, as a training would make it."""
     if isinstance(backbone, str) and backbone not in known_backbones():
-        place = os.fspath(backbone)
+        if "/" not in backbone and not os.path.isdir(backbone):
+            near = difflib.get_close_matches(backbone, known_backbones(), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known names: {', '.join(known_backbones())}."
+            raise ValueError(f"backbone {backbone!r} is no folder and no known name. {hint}")
+        place = backbone
         with unreadable_in_a_sentence("the backbone", place):
             backbone = AutoConfig.from_pretrained(place)
     model = build_backbone(backbone, device="meta", dtype=step.dtype)

@@ -41,11 +41,14 @@ def _with_fsdp(parts: Mapping[str, int], model: PreTrainedModel, trained: int, c
     root = _bytes(p for p in model.parameters() if p not in inside | method | whole)
     of_blocks = [_bytes(p for p in block if p not in whole) for block in blocks]
     shards = root + sum(of_blocks)
-    gathered = root + 2 * max(of_blocks)  # a block is gathered while the block before it computes
+    # a block computes, the next block is gathered, and lies twice: in the buffer of the transfer, and as its weights
+    gathered = root + 3 * max(of_blocks)
     made = {**parts, "weights": parts["weights"] - shards + _share(shards, count), GATHERED: gathered}
     if method:
         return {**made, GRADIENTS: parts[GRADIENTS] + trained}
-    return {**made, GRADIENTS: _share(trained, count) + gathered, "optimizer": _share(parts["optimizer"], count)}
+    # whole gradients exist for the groups that are at work
+    gradients = _share(parts[GRADIENTS], count) + min(parts[GRADIENTS], gathered)
+    return {**made, GRADIENTS: gradients, "optimizer": _share(parts["optimizer"], count)}
 
 
 def _with_zero(
