@@ -4,12 +4,16 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
 
-def in_two_processes(call: Callable[[], object]) -> None:
-    """Call in two forks of this process. If one fails, the other, which would wait for it, is killed."""
+def in_two_processes(call: Callable[[], object], patience: float = 0) -> None:
+    """Call in two forks of this process. If one fails, the other, which would wait for it, is killed.
+
+    patience: Seconds in which the other process may end by itself.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,6 +39,9 @@ def in_two_processes(call: Callable[[], object]) -> None:
         children.remove(child)
         if status and not failed:
             failed = True
+            end = time.monotonic() + patience
+            while time.monotonic() < end and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                time.sleep(0.05)
             for other in children:
-                os.kill(other, signal.SIGKILL)
+                os.kill(other, signal.SIGKILL)  # without effect on a process that has ended
     assert not failed, "a process ended with an error"

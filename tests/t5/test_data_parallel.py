@@ -81,9 +81,9 @@ def test_two_processes_resume(ranks, alone):
     assert len(losses(ranks[0]["resumed"])) == 12
 
 
-def test_another_number_of_processes_does_not_resume(ranks, folder):
-    with raises(ValueError, "2 process(es)", "1", "Start 2"):
-        worker.trained(folder, "mixed", 14, 1, resume=True)
+def test_another_number_of_processes_does_not_resume_with_other_steps(ranks, folder):
+    with raises(ValueError, "2 batches per step", "1", "1 process(es)", "accumulation", "2"):
+        worker.trained(folder, "mixed", 14, 2, resume=True)
 
 
 def test_experts_that_a_process_lacks_neither_hang_nor_part_it_from_the_others(ranks, alone):

@@ -87,6 +87,7 @@ class Record:
     keys_to_ignore_on_save: set[str] | list[str] | None
     trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
     hub_commit: str | None = None  # of the adapter, if it came from the model hub
+    backbone: dict[str, Any] | None = None  # see keep_description
 
 
 class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
@@ -267,10 +268,26 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         point_attention(self, [PREFIXED[attn_implementation]] * 3)
         self._mop_record.attention = [attn_implementation] * 3
 
-    def description_of(self, method: Method) -> dict[str, Any]:
-        """Return the description of an adapter folder of `method` for this backbone."""
-        backbone = describe_backbone(self, backbone_parameters(self))
+    def description_of(self, method: Method, weights: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+        """Return the description of an adapter folder of `method` for this backbone.
+
+        weights: Values of the backbone that are read in place of its own, which may be sharded.
+        """
+        backbone = self._mop_record.backbone
+        if backbone is None:
+            given = {n: t for n, t in (weights or {}).items() if n not in self._mop_record.trained}
+            own = backbone_parameters(self)
+            backbone = describe_backbone(self, own | {name: given[name] for name in own if name in given})
         return {"method": method.name, "config": method.config.to_dict(), "backbone": backbone}
+
+    def keep_description(self) -> None:
+        """Keep the description of the backbone, which cannot be read when its weights are sharded."""
+        self._mop_record.backbone = describe_backbone(self, backbone_parameters(self))
+
+    @property
+    def has_description(self) -> bool:
+        """Whether keep_description was called."""
+        return self._mop_record.backbone is not None
 
     def save_pretrained(  # type: ignore[override]  # arguments about shards and tokens are ignored
         self,
@@ -282,13 +299,17 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
     ) -> None:
         """Write the method only, as mop_t5.save does; Trainer calls it. The backbone is saved from a detached model.
 
-        state_dict: The values to write, which Trainer gives under sharding. None: the values of the model.
+        state_dict: The values to write, gathered from a sharded model. None: the values of the model.
         """
         if push_to_hub:
             raise ValueError(_PUSH)
         if not is_main_process:
             return
-        state_dict = self.state_dict() if state_dict is None else state_dict
+        if state_dict is None:
+            # not state_dict() of the whole model: of a sharded model, FSDP2 would free the gathered weights on this
+            # process alone, and the next forward pass would wait for the others
+            state_dict = {f"{SUBMODULE}.{name}": tensor for name, tensor in self.mop.state_dict().items()}
+            state_dict |= dict(self.named_parameters(remove_duplicate=False))
         # with their names in the attached model: Trainer loads the file with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
         lost = sorted(self._mop_record.trained.keys() - mine.keys())
@@ -297,7 +318,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
                 f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model no "
                 "longer has: the layer was changed after attach, for example by LoRA or pruning. Undo that, then save."
             )
-        adapter_folder.write(save_directory, self.description_of(self.mop), mine)
+        adapter_folder.write(save_directory, self.description_of(self.mop, state_dict), mine)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Refuse what transformers would do: upload the method with a card of its own."""

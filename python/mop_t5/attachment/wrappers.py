@@ -29,6 +29,18 @@ def _in_peft(model: nn.Module) -> object:
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise TypeError if model is a wrapper: its list of parameters would not follow a change."""
+    """Raise TypeError if model is a wrapper or is sharded: its list of parameters would not follow a change."""
     if unwrapped(model) is not model:
         raise TypeError(f"model is a {type(model).__name__} around a T5. Pass the T5 itself, and wrap it afterwards.")
+    if engine := _sharded_by(model):
+        raise TypeError(
+            f"model is sharded over processes by {engine}: a parameter that is added or replaced now would differ "
+            "between the processes. Attach, load and detach before the model is sharded, and train it once."
+        )
+
+
+def _sharded_by(model: nn.Module) -> str | None:
+    if "FSDPModule" in (base.__name__ for base in type(model).__mro__):  # known without torch.distributed
+        return "fully_shard (FSDP2)"
+    marks = ("ds_id", "_hp_mapping")  # of ZeRO-3 and ZeRO-2
+    return "DeepSpeed" if any(hasattr(p, mark) for p in model.parameters() for mark in marks) else None

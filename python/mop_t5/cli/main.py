@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOP_T5_DEBUG"):
             raise
-        _say(arguments, _sentence(error))
+        lost = isinstance(error, ConnectionError)  # the first process may be the one that ended
+        _say(arguments, _sentence(error), everywhere=lost)
         return 1
 
 
@@ -60,9 +61,9 @@ def _run(arguments: list[str]) -> int:
     return command(**given) or 0
 
 
-def _say(arguments: Sequence[str], sentence: str) -> None:
-    """Print one line on stderr, in the first of several processes."""
-    if int(os.environ.get("RANK", 0)) == 0:
+def _say(arguments: Sequence[str], sentence: str, everywhere: bool = False) -> None:
+    """Print one line on stderr, in the first of several processes or in each."""
+    if everywhere or int(os.environ.get("RANK", 0)) == 0:
         words: list[str] = []
         below: Mapping[str, Command] = all_commands()
         for word in arguments:

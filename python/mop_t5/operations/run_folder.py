@@ -37,7 +37,7 @@ from mop_t5.files import (
     write_json,
 )
 from mop_t5.operations import contents
-from mop_t5.operations.attach import is_attached, load, save
+from mop_t5.operations.attach import is_attached, load
 
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
@@ -53,13 +53,15 @@ _EARLIER: dict[str, Any] = {
     "by_length": False,
     "compile": False,
     "gradient_checkpointing": False,
+    "shard": "no",
     "fused": True,
     "trainer": {},
     "licence": None,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, the places of its files, its reports, its
-# licence, and how its batches are loaded
+# licence, how its batches are loaded, and how several processes share its steps and its weights (see
+# training.checkpoints.check_step)
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
     *("corpus", "stream", "backbone", "cache_folder", "cache_gigabytes", "licence"),
@@ -70,6 +72,7 @@ _MAY_CHANGE = (
     *("trainer.dataloader_persistent_workers", "trainer.dataloader_multiprocessing_context"),
     *("trainer.save_total_limit", "trainer.eval_accumulation_steps", "trainer.torch_empty_cache_steps"),
     *("trainer.include_num_input_tokens_seen", "trainer.skip_memory_metrics", "trainer.debug"),
+    *("accumulation", "shard"),
 )
 
 
@@ -133,6 +136,7 @@ def save_run(
     tokenizer: PreTrainedTokenizerBase,
     history: Sequence[Mapping[str, Any]],
     settings: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a finished run.
 
@@ -142,13 +146,14 @@ def save_run(
         tokenizer: The tokenizer of the model.
         history: The loss history, as `TrainingResult.history`.
         settings: The content of run.json. It must name the "backbone" of a method.
+        weights: The values to write, gathered from a sharded model. None: the values of the model.
     """
     folder = Path(folder)
     if is_attached(model):
-        save(model, folder / "adapter")
+        attached(model).save_pretrained(folder / "adapter", state_dict=weights)
     else:
         with whole_folder(folder / "backbone", "the backbone") as writing:
-            model.save_pretrained(writing)
+            model.save_pretrained(writing, state_dict=weights)
             tokenizer.save_pretrained(writing)
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
     with failure_in_a_sentence("the loss history", folder / HISTORY):

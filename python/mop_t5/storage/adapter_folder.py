@@ -72,6 +72,12 @@ def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> d
         ValueError: A layer of the method is quantised or sharded.
     """
     for name, value in tensors.items():
+        if type(value).__name__ == "DTensor":
+            raise ValueError(
+                f"{name} of the method is sharded, so no process has all its values. In every process, gather them by "
+                "weights = mop_t5.training.gathered_weights(model); then save them in one process by "
+                "model.save_pretrained(folder, state_dict=weights)."
+            )
         if not isinstance(value, torch.Tensor) or value.is_quantized or is_traceable_wrapper_subclass(value):
             raise ValueError(
                 f"{name} of the method must be a plain tensor to be saved; got {type(value).__name__}, as of a "

@@ -1,6 +1,7 @@
 """The settings of a training run, as transformers' arguments."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.integrations import get_reporting_integration_callbacks, is_te
 from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.trainer_settings import refused_by_transformers
+from mop_t5.training.zero import zero_settings
 
 
 def trainer_arguments(
@@ -68,6 +70,7 @@ def trainer_arguments(
         # every trained parameter gets a gradient at every step, with zeros if its scenario is absent, so DDP need not
         # search for unused parameters, except for methods that skip some
         ddp_find_unused_parameters=skips_parameters,
+        deepspeed=zero_settings(config),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device per process; more would be torch's old DataParallel
     return arguments
@@ -113,7 +116,7 @@ def check_trainer_arguments(config: TrainingConfig, model: PreTrainedModel) -> N
             "pip install 'mop-kernels[tensorboard]'"
         )
     with refused_by_transformers():
-        arguments = trainer_arguments(config, Path("checkpoints"), False, "rouge", False)
+        arguments = trainer_arguments(replace(config, shard="no"), Path("checkpoints"), False, "rouge", False)
         arguments.get_process_log_level()
         for report in get_reporting_integration_callbacks(arguments.report_to):
             report()

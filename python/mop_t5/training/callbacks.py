@@ -1,6 +1,7 @@
 """Callbacks of the trainer: they decide when it logs, saves and stops, and call the hooks of a method."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ class StopIfNotFinite(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         """Raise FloatingPointError if the gradient is not finite."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not torch.nn.utils.get_total_norm(gradients).isfinite():
+        # DeepSpeed has made its step already, and keeps the norm of its gradient
+        norm = getattr(getattr(optimizer, "optimizer", None), "_global_grad_norm", None)
+        if not math.isfinite(torch.nn.utils.get_total_norm(gradients).item() if norm is None else float(norm)):
             last = next(reversed(checkpoints(args.output_dir)), "none: save_every was 0")
+            when = "before this step changed a weight" if norm is None else "after this step spoilt the weights"
             raise FloatingPointError(
-                f"step {state.global_step + 1}: the loss or its gradient is not finite. Training stopped before this "
-                f"step changed a weight; the last checkpoint is {last}. Lower learning_rate, "
-                "raise warmup_steps, or turn bf16 off."
+                f"step {state.global_step + 1}: the loss or its gradient is not finite. Training stopped {when}; the "
+                f"last checkpoint is {last}. Lower learning_rate, raise warmup_steps, or turn bf16 off."
             )
 
 

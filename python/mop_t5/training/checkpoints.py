@@ -9,9 +9,12 @@ save removes.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -19,11 +22,23 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mop_t5.attachment.attached_model import attached, backbone_parameters, is_attached
 from mop_t5.attachment.method import Method
 from mop_t5.backbone.identity import check_same_backbone
-from mop_t5.files import checksum, failure_in_a_sentence, flush, flush_tree, put_in_place, remove_folder, write_durably
+from mop_t5.files import (
+    StrPath,
+    checksum,
+    failure_in_a_sentence,
+    flush,
+    flush_tree,
+    put_in_place,
+    remove_folder,
+    write_durably,
+)
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
+from mop_t5.training.config import TrainingConfig
 
-FILES = "files.json"  # {"files": {name: SHA-256}}; its presence means that the checkpoint is complete
+# {"files": {name: SHA-256}, "batches_per_step": batches of all processes, "engine": see _engine}; its presence means
+# that the checkpoint is complete
+FILES = "files.json"
 _WRITING = ".writing"
 
 
@@ -32,10 +47,12 @@ class WholeCheckpoints(Seq2SeqTrainer):
 
     Attributes:
         made_of: contents.json of each checkpoint. A resumed run must have the same contents.
+        shard: How the processes share the model, see TrainingConfig.
     """
 
     _writes = False
     made_of: Mapping[str, Content] = {}
+    shard = "no"
 
     def _get_output_dir(self, trial: object) -> str:
         folder = super()._get_output_dir(trial)
@@ -57,7 +74,8 @@ class WholeCheckpoints(Seq2SeqTrainer):
                 if self.args.should_save:
                     self.state.save_to_json(str(folder / _WRITING / name / "trainer_state.json"))
                     write_contents(folder / _WRITING / name, self.made_of)
-                    _seal(folder / _WRITING / name)
+                    step = self.args.gradient_accumulation_steps * self.args.world_size
+                    _seal(folder / _WRITING / name, {"batches_per_step": step, "engine": self._engine()})
                     put_in_place(folder / _WRITING / name, folder / name)
                     self._remove_old(folder)
             finally:
@@ -65,6 +83,9 @@ class WholeCheckpoints(Seq2SeqTrainer):
                 if self.args.should_save:
                     shutil.rmtree(folder / _WRITING, ignore_errors=True)
             self.accelerator.wait_for_everyone()
+
+    def _engine(self) -> str | None:
+        return _engine(self.shard, self.args.world_size)
 
     def _remove_old(self, folder: Path) -> None:
         """Remove all but the best and the newest checkpoints, up to save_total_limit in all."""
@@ -114,6 +135,26 @@ def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
     return str(newest)
 
 
+@contextmanager
+def lost_process_in_a_sentence(folder: str | Path) -> Iterator[None]:
+    """Raise ConnectionError in place of the errors of torch.distributed that follow when another process has ended.
+
+    Args:
+        folder: The folder of the checkpoints.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        whole = checkpoints(folder)
+        kept = f"{whole[-1]} is kept: resume from it" if whole else "There is no checkpoint yet: start again"
+        raise ConnectionError(
+            f"another process of this training ended or does not answer, so this process stopped, too. {kept}. The "
+            "other process may have said why."
+        ) from error
+
+
 def _check_belongs_to(model: PreTrainedModel, method: Method, checkpoint: Path) -> None:
     description, _ = adapter_folder.read(checkpoint)
     if description["method"] != method.name:
@@ -129,12 +170,52 @@ def _check_belongs_to(model: PreTrainedModel, method: Method, checkpoint: Path) 
     check_same_backbone(model, description["backbone"], backbone_parameters(model), checkpoint)
 
 
-def _seal(checkpoint: Path) -> None:
+def _engine(shard: str, processes: int) -> str | None:
+    """Return the engine that alone can read its state of the optimizer. None if a checkpoint has the whole state."""
+    return f"shard {shard!r} on {processes} processes" if shard.startswith("zero") else None
+
+
+def check_step(checkpoint: StrPath, config: TrainingConfig, processes: int) -> None:
+    """Raise ValueError if a resumed run would make other steps than the run that wrote a checkpoint.
+
+    R processes that accumulate k batches take R * k batches per step, in the order of the one stream of batches.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: The settings of the resumed run.
+        processes: Processes of the resumed run.
+    """
+    written = json.loads((Path(checkpoint) / FILES).read_text(encoding="utf-8"))
+    engine, here = written.get("engine"), _engine(config.shard, processes)
+    if engine != here:
+        raise ValueError(
+            f"{checkpoint} has the optimizer of {engine or 'a run without DeepSpeed'}, which cannot be resumed by "
+            f"{here or f'shard {config.shard!r}'}. Set shard and the number of processes back."
+        )
+    wrote, accumulation = written.get("batches_per_step"), config.accumulation
+    if wrote is None:  # written by an earlier version
+        started = len(list(Path(checkpoint).glob("rng_state*.pth")))  # one file per process
+        if started != processes:
+            raise ValueError(
+                f"{checkpoint} was written by {started} process(es) and cannot be resumed by {processes}: they would "
+                f"take other batches. Start {started}."
+            )
+    elif wrote != accumulation * processes:
+        whole, rest = divmod(wrote, processes)
+        cure = f"Start a number of processes that divides {wrote}" if rest else f"Set accumulation to {whole}"
+        raise ValueError(
+            f"{checkpoint} was written by a run that takes {wrote} batches per step and cannot be resumed with "
+            f"{accumulation * processes}: {processes} process(es) that accumulate {accumulation}. {cure}."
+        )
+
+
+def _seal(checkpoint: Path, notes: Mapping[str, Any]) -> None:
     """Wait until all files are on the disk, and write the list of their checksums."""
     files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     flush_tree(checkpoint)
     sums = {name: checksum(path) for name, path in files.items()}
-    write_durably(checkpoint / FILES, (json.dumps({"files": sums}, indent=2) + "\n").encode())
+    listed = {**notes, "files": sums}
+    write_durably(checkpoint / FILES, (json.dumps(listed, indent=2) + "\n").encode())
     flush(checkpoint)
 
 

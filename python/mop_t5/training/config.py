@@ -11,6 +11,7 @@ from mop_t5.training.trainer_settings import check_trainer_settings
 SCHEDULES = ("linear", "cosine", "constant")
 _LOSSES = ("mean", "sum")
 _CACHES = ("no", "memory", "disk")
+_SHARDS = ("no", "fsdp", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class TrainingConfig:
         compile: train with torch.compile, for batches of any length. The first steps compile, for minutes on a CPU.
         gradient_checkpointing: keep only the inputs of each block of the T5 for backward, and compute the block again
             there. It needs less memory and more time, and changes no result.
+        shard: "fsdp": share the backbone's weights among the processes of torchrun, by FSDP2 of torch. Each block is
+            gathered when it is computed. "zero2", "zero3": share gradients and optimizer, or weights too, by DeepSpeed.
+            "no": every process has everything.
         fused: update all weights in one kernel of AdamW. False: PyTorch's plain AdamW, which also takes parameters that
             lie on several devices.
         trainer: further fields of transformers' Seq2SeqTrainingArguments, such as {"report_to": "tensorboard"}; as
@@ -92,6 +96,7 @@ class TrainingConfig:
     cache_gigabytes: float = 8.0
     compile: bool = False
     gradient_checkpointing: bool = False
+    shard: str = "no"
     fused: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -120,6 +125,10 @@ class TrainingConfig:
                 "trainer.neftune_noise_alpha must be 0 where cache_encoder is not 'no': kept outputs of the encoder "
                 "have no noise. Leave one of them out."
             )
+        check_choice("shard", self.shard, _SHARDS)
+        if self.shard != "no" and (self.compile or self.cache_encoder != "no"):
+            other = "compile must be false" if self.compile else "cache_encoder must be 'no'"
+            raise ValueError(f"{other} where shard is {self.shard!r}. Set one of them back to its default.")
         check_number("cache_gigabytes", self.cache_gigabytes, above=0)
         if self.cache_cross and self.cache_encoder == "no":
             raise ValueError("cache_cross must be false where cache_encoder is 'no'; got true. Set cache_encoder.")

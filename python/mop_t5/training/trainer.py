@@ -24,14 +24,22 @@ from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
 from mop_t5.evaluation.generation import encoded, search_settings
 from mop_t5.operations.contents import check_same_contents, of_rows
+from mop_t5.operations.run_folder import processes
 from mop_t5.training.arguments import check_trainer_arguments, loader_settings, trainer_arguments
 from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
-from mop_t5.training.checkpoints import WholeCheckpoints, check_none, checkpoint_to_resume
+from mop_t5.training.checkpoints import (
+    check_none,
+    check_step,
+    checkpoint_to_resume,
+    lost_process_in_a_sentence,
+)
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.embedding_noise import noisy_embeddings
 from mop_t5.training.encoder_cache import cache_of
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
 from mop_t5.training.recomputation import recomputed_blocks
+from mop_t5.training.sharded_trainer import ShardedTrainer
+from mop_t5.training.sharding import check_shard, shard, without_warnings_of_sharding
 
 CHECKPOINTS = "checkpoints"
 _COMPILER = "inductor"
@@ -98,6 +106,8 @@ def train(
         OSError: A checkpoint cannot be written. All earlier checkpoints are kept.
         FileExistsError: There are checkpoints, and `resume` is False.
         FileNotFoundError: There is no checkpoint, and `resume` is True.
+        ConnectionError: Another process of the training ended.
+        ImportError, RuntimeError: See check_shard.
     """
     check_not_wrapped(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -107,21 +117,32 @@ def train(
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")
     check_trainer_arguments(config, model)
+    check_shard(model, config)
     validated = list(valid or ()) if config.evaluate_every else []
     folder = Path(output) / CHECKPOINTS
     if not resume:
         check_none(folder)
     set_seed(config.seed)
-    trainer = _Trainer(model, tokenizer, examples, config, folder, validated, scorer or Scorer(), progress)
     checkpoint = checkpoint_to_resume(folder, model) if resume else None
     if checkpoint is not None:
+        check_step(checkpoint, config, processes().num_processes)
+    if config.shard != "no" and is_attached(model):
+        model.keep_description()
+    if config.shard == "fsdp":
+        shard(model)
+    trainer = _Trainer(model, tokenizer, examples, config, folder, validated, scorer or Scorer(), progress)
+    if checkpoint is not None:
         check_same_contents(checkpoint, trainer.made_of)
-        _check_processes(checkpoint, trainer.args.world_size)
     try:
         if trainer.cache is not None:
             trainer.cache.fill(progress=progress and trainer.is_world_process_zero())
         noise = noisy_embeddings(model, config.trainer.get("neftune_noise_alpha"))
-        with recomputed_blocks(model, config.gradient_checkpointing), noise:
+        with (
+            recomputed_blocks(model, config.gradient_checkpointing),
+            noise,
+            lost_process_in_a_sentence(folder),
+            without_warnings_of_sharding(),
+        ):
             outcome = trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         trainer.close_bars()
@@ -136,17 +157,7 @@ def train(
     return TrainingResult(history, outcome.metrics["train_runtime"] / steps)
 
 
-def _check_processes(checkpoint: str, processes: int) -> None:
-    """Raise ValueError if another number of processes, which took other batches, wrote a checkpoint."""
-    wrote = len(list(Path(checkpoint).glob("rng_state*.pth")))  # one file per process
-    if wrote != processes:
-        raise ValueError(
-            f"{checkpoint} was written by {wrote} process(es) and cannot be resumed by {processes}: they would take "
-            f"other batches. Start {wrote}."
-        )
-
-
-class _Trainer(WholeCheckpoints):
+class _Trainer(ShardedTrainer):
     """Seq2SeqTrainer with the mixing sampler and the optimizer of a method."""
 
     def __init__(
@@ -161,6 +172,7 @@ class _Trainer(WholeCheckpoints):
         progress: bool,
     ):
         self._t5, self._tokenizer, self._config = model, tokenizer, config
+        self.shard = config.shard
         scenarios = list(attached(model).scenarios) if is_attached(model) else None
         limits = {"max_source": config.max_source, "max_target": config.max_target}
         # Trainer smooths the labels of a plain model outside it, and needs the inputs of the decoder then

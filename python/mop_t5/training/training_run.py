@@ -35,10 +35,12 @@ from mop_t5.operations.run_folder import (
     write_settings,
 )
 from mop_t5.training.arguments import check_trainer_arguments
-from mop_t5.training.checkpoints import checkpoints
+from mop_t5.training.checkpoints import check_step, checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.encoder_cache import EncoderCache, cache_of
+from mop_t5.training.sharding import check_shard, gathered_weights, must_be_gathered
 from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
+from mop_t5.training.zero import forget_zero
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class TrainingRun:
         # attaching raises an error for a wrong method before a folder is made
         self._model = self._new_model(training.seed if seeds is None else seeds[0])
         check_trainer_arguments(training, self._model)
+        check_shard(self._model, training)
         self.cache: EncoderCache | None = None
         if training.cache_encoder != "no":
             sources = encoded(self._model, self._tokenizer, self._examples, None, max_source=training.max_source)
@@ -175,6 +178,9 @@ class TrainingRun:
         self._folders = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
         if resume and seeds is not None:
             self._check_steps()
+        for folder in self._folders.values() if resume else ():
+            for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
+                check_step(newest, training, self._team.num_processes)
 
     def describe(self) -> str:
         """Describe what `run` would do, for a dry run."""
@@ -209,6 +215,7 @@ class TrainingRun:
             if self._recorded is not None:
                 contents.write_contents(self._output, self._recorded)
         resume, results, model = self._keep["keep"], {}, self._model
+        parameters = count_parameters(model)  # ZeRO-3 leaves parameters without values
         for number, (seed, folder) in enumerate(self._folders.items()):
             continues = resume and (self._seeds is None or bool(checkpoints(folder / CHECKPOINTS)))
             if resume and not continues and _finished(folder):
@@ -231,9 +238,10 @@ class TrainingRun:
                 )
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(self._interrupted(folder)) from None
+            weights = gathered_weights(model) if must_be_gathered(model) else None
             if self._team.is_main_process:
                 settings = self._settings | {"seed": seed, "seeds": None}
-                save_run(folder, model, self._tokenizer, results[seed].history, settings)
+                save_run(folder, model, self._tokenizer, results[seed].history, settings, weights)
                 if self._method is not None:
                     write_facts(folder, self._examples, self._valid)
                     write_run_card(folder)
@@ -242,7 +250,7 @@ class TrainingRun:
         if self._seeds is not None and self._team.is_main_process:  # other machines may not have these folders
             table = history_table({seed: read_history(folder) for seed, folder in self._folders.items()})
             replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
-        return TrainedRun(count_parameters(model), self._training.steps, results, table)
+        return TrainedRun(parameters, self._training.steps, results, table)
 
     def _training_rows(self, corpus: str, stream: str | None) -> Sequence[Example]:
         if stream is None:
@@ -251,6 +259,7 @@ class TrainingRun:
             return stream_split(corpus, "train", stream)
 
     def _new_model(self, seed: int) -> PreTrainedModel:
+        forget_zero()
         model = load_backbone(self._backbone)
         set_seed(seed)  # attach draws the method's initial values
         if self._method is None:
