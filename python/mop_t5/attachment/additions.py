@@ -45,7 +45,8 @@ Prompt: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 class Additions:
     """The additions of one batch.
 
-    Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict.
+    Neither a tensor nor a module, so `generate` does not repeat it for beams and nothing enters a state_dict. If
+    `device` is set, layers on other devices get copies of their prefixes, and adapters get copies of hidden states.
 
     Args:
         prefixes: Attention -> one (keys, values) per layer, each (rows, heads, prefix, d_kv), or None for a layer
@@ -79,6 +80,8 @@ class Additions:
     ):
         self.prefixes, self.adapters = dict(prefixes or {}), dict(adapters or {})
         self.scenarios, self.prompt, self.dtype, self.experts, self.loss = scenarios, prompt, dtype, experts, loss
+        self.device: torch.device | None = None  # of the tensors, where the layers lie on several devices
+        self._copies: dict[tuple[str, int, torch.device], Prefix] = {}
         for argument, unknown, known in (
             ("prefixes", set(self.prefixes) - set(ATTENTIONS), ATTENTIONS),
             ("adapters", set(self.adapters) - {*PLACES, *INNER_PLACES}, PLACES + INNER_PLACES),
@@ -87,10 +90,16 @@ class Additions:
                 keys = ", ".join(sorted(map(str, unknown)))
                 raise ValueError(f"{argument} has unknown keys {keys}; expected a subset of {known}.")
 
-    def prefix(self, attention: str, layer: int) -> Prefix | None:
-        """Return keys and values of one attention, or None."""
+    def prefix(self, attention: str, layer: int, device: torch.device) -> Prefix | None:
+        """Return keys and values of one attention on a device, or None."""
         layers = self.prefixes.get(attention)
-        return None if layers is None else layers[layer]
+        pair = None if layers is None else layers[layer]
+        if pair is None or self.device is None or pair[0].device == device:
+            return pair
+        place = (attention, layer, device)
+        if place not in self._copies:  # generate uses the same additions at every step
+            self._copies[place] = (pair[0].to(device), pair[1].to(device))
+        return self._copies[place]
 
     def adapter(self, stack: str, place: str, layer: int) -> Adapter | None:
         """Return the adapter at one place of one layer, or None."""
@@ -119,7 +128,7 @@ def row_index(scenarios: Tensor | None, scenario_ids: Tensor | None, rows: int) 
         return None
     if scenario_ids is None:
         raise RuntimeError(f"scenario_ids is missing, but the method differs between {rows} scenarios.")
-    return scenario_ids if scenarios is None else torch.searchsorted(scenarios, scenario_ids)
+    return scenario_ids if scenarios is None else torch.searchsorted(scenarios.to(scenario_ids.device), scenario_ids)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

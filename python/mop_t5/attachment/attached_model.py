@@ -31,6 +31,7 @@ from mop_t5.attachment.method import Method
 from mop_t5.attachment.mixin import RuntimeMixin
 from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
 from mop_t5.backbone.identity import describe_backbone, weights_of
+from mop_t5.backbone.weights import device_of
 from mop_t5.storage import adapter_folder
 
 SUBMODULE = "mop"
@@ -72,10 +73,10 @@ def changeable(model: nn.Module) -> "AttachedT5":
     return t5
 
 
-def backbone_parameters(model: nn.Module) -> dict[str, Tensor]:
+def backbone_parameters(model: nn.Module) -> Weights:
     """Return the backbone's weights by name. Parameters that the method trains have the values from before attach."""
-    mine = {n: t for n, t in weights_of(model).items() if not n.startswith(f"{SUBMODULE}.")}
-    return mine | (model._mop_record.trained if is_attached(model) else {})
+    mine = weights_of(model, without=f"{SUBMODULE}.")
+    return mine.updated(model._mop_record.trained) if is_attached(model) else mine
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Record:
     attention: list[str]  # implementations of encoder, decoder and model
     requires_grad: dict[str, bool]
     keys_to_ignore_on_save: set[str] | list[str] | None
+    has_adapters: bool  # transformers has put adapters of PEFT into the model
     trained: dict[str, Tensor]  # the backbone parameters that the method trains, as they were
     hub_commit: str | None = None  # of the adapter, if it came from the model hub
     backbone: dict[str, Any] | None = None  # see keep_description
@@ -161,7 +163,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         if additions is None:
             if not torch.compiler.is_compiling():
                 check_hooks(self, self.mop.adapter_places)
-            additions = self.mop(scenario_ids)
+            additions = self._new_additions(scenario_ids)
         elif scenario_ids is not None and scenario_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             additions.check_holds(scenario_ids)
         if additions.prompt is not None:
@@ -177,10 +179,12 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
             output = run_with_loss(self, super().forward, kwargs | mine, wanted)
         if additions.loss is not None and self.training:
             # without labels this is the whole loss; code that computes a loss outside the model adds it
-            output = _with_loss(output, additions.loss if labels is None else output[0] + additions.loss, labels)
+            loss = additions.loss if labels is None else output[0] + additions.loss.to(output[0].device)
+            output = _with_loss(output, loss, labels)
         if num_items is not None and labels is not None:
             # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
-            output = _with_loss(output, output[0] * labels.ne(-100).sum() / num_items, labels)
+            share = labels.ne(-100).sum() / num_items
+            output = _with_loss(output, output[0] * share.to(output[0].device), labels)
         return output
 
     def generate(
@@ -220,7 +224,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         check_hooks(self, self.mop.adapter_places)
         if mop_additions is None:
             with torch.no_grad():
-                mop_additions = self.mop(scenario_ids)
+                mop_additions = self._new_additions(scenario_ids)
         else:
             mop_additions.check_holds(scenario_ids)
         mask_padding(self, kwargs)
@@ -236,6 +240,15 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         with own_slots():
             mine = {"scenario_ids": scenario_ids, "mop_additions": mop_additions}
             return super().generate(inputs, *args, **mine, **kwargs)  # type: ignore[misc]  # T5 lacks their protocol
+
+    def _new_additions(self, scenario_ids: Tensor | None) -> Additions:
+        """Return the method's additions for a batch."""
+        if getattr(self, "hf_device_map", None) is None:
+            return self.mop(scenario_ids)
+        device = device_of(self.shared)  # the device of the method
+        additions = self.mop(None if scenario_ids is None else scenario_ids.to(device))
+        additions.device = device
+        return additions
 
     def _check_attention(self) -> None:
         for owner in (self.encoder, self.decoder):
@@ -277,7 +290,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         if backbone is None:
             given = {n: t for n, t in (weights or {}).items() if n not in self._mop_record.trained}
             own = backbone_parameters(self)
-            backbone = describe_backbone(self, own | {name: given[name] for name in own if name in given})
+            backbone = describe_backbone(self, own.updated({name: given[name] for name in own if name in given}))
         return {"method": method.name, "config": method.config.to_dict(), "backbone": backbone}
 
     def keep_description(self) -> None:

@@ -231,9 +231,11 @@ def _forward(
             f"the {attention} attention of layer {module.layer_idx} was called without mop_additions. Call the model "
             "itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
         )
-    pair = mop_additions.prefix(attention, module.layer_idx)
+    pair = mop_additions.prefix(attention, module.layer_idx, key.device)
     if pair is not None and pair[0].shape[-2] == 0:
         pair = None
+    if mop_additions.device is not None and scenario_ids is not None:
+        scenario_ids = scenario_ids.to(key.device)
     position_bias = kwargs.get("position_bias")
     bias = None if attention == "cross" else position_bias  # the bias of a cross-attention is zero
     whole = not module.is_causal or query.shape[2] == key.shape[2]  # not a continuation behind a cache

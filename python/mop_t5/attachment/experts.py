@@ -18,7 +18,7 @@ from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.caches import CACHE, ExpertCache
 from mop_t5.attachment.method import Device, DType
-from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
+from mop_t5.attachment.mixin import RuntimeMixin, combined, is_placed, plain_class
 from mop_t5.attachment.mixture import mix
 
 if TYPE_CHECKING:
@@ -41,7 +41,18 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
         own_table: Keep the table of relative positions, if the block has a table. In umT5 every expert has a table.
         device: Device of the parameters.
         dtype: Data type of the parameters.
+
+    Raises:
+        ValueError: A parameter of the block is quantised to a shape or type of its own.
     """
+    check_forward(block, f"a block of the {stack}", "attach a method")
+    for name, parameter in block.named_parameters():
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"the experts are copies of the backbone's blocks, and {name} of {stack} blocks is quantised "
+                f"({type(parameter).__name__}). Load the backbone without quantisation, or take a method that leaves "
+                "its blocks alone, such as mop."
+            )
     known: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty(p.shape, device=device, dtype=dtype)) for p in block.parameters()
     }
@@ -97,9 +108,16 @@ def insert_experts(model: T5, places: Iterable[tuple[str, int]]) -> None:
         block.__class__ = combined(MixedBlock, type(block))
 
 
-def check_forward(module: nn.Module, name: str, what: str) -> None:
-    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class is bypassed."""
-    if "forward" in module.__dict__:
+def check_forward(module: nn.Module, name: str, what: str, *, may_be_placed: bool = False) -> None:
+    """Raise RuntimeError if the forward of a module was replaced on the instance, so that its class is bypassed.
+
+    Args:
+        module: The module.
+        name: Its name, for the message.
+        what: What the caller would do, for the message.
+        may_be_placed: Accept the forward that accelerate gives a module with a device_map (see `change_class`).
+    """
+    if "forward" in module.__dict__ and not (may_be_placed and is_placed(module)):
         raise RuntimeError(
             f"the forward of {name} was replaced on this instance, as accelerate does for device_map, offloading and "
             f"prepare. Undo that before you {what}, for example by accelerate.hooks.remove_hook_from_submodules(model)."

@@ -35,8 +35,9 @@ def runs_fused(module: nn.Module, op: str, hidden: Tensor) -> bool:
 
 
 def is_bare(module: nn.Module) -> bool:
-    """Tell whether nobody hooks a module, so that it need not be called."""
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Tell whether nobody hooks a module or replaces its forward, so that it need not be called."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return not (hooked or "forward" in module.__dict__)
 
 
 class FusedDropout(RuntimeMixin, nn.Dropout):

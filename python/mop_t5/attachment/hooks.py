@@ -142,7 +142,11 @@ def _adapted(place: Place, hidden: Tensor, additions: Additions | None, scenario
     adapter = additions.adapter(*place)
     if adapter is None:
         return None  # the hook leaves the output as it is
-    return adapter(hidden.to(additions.precision(hidden)), scenario_ids).to(hidden.dtype)
+    precision, device = additions.precision(hidden), additions.device
+    if device is None:
+        return adapter(hidden.to(precision), scenario_ids).to(hidden.dtype)
+    ids = None if scenario_ids is None else scenario_ids.to(device)
+    return adapter(hidden.to(device, precision), ids).to(hidden)
 
 
 def _before_encoder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

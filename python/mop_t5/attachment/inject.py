@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from packaging.version import Version
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5ForConditionalGeneration as T5
 from transformers import __version__ as transformers_version
 
@@ -27,26 +26,34 @@ from mop_t5.attachment.experts import check_forward, insert_experts, remove_expe
 from mop_t5.attachment.fused_layers import fuse_layers, unfuse_layers
 from mop_t5.attachment.hooks import add_hooks, remove_hooks
 from mop_t5.attachment.method import Method
-from mop_t5.attachment.mixin import combined, plain_class
+from mop_t5.attachment.mixin import change_class, combined, plain_class
+from mop_t5.backbone.weights import is_quantised, offloads
 
 
 def attach_method(model: T5, method: Method) -> AttachedT5:
     """Attach method to a plain backbone and freeze everything that it does not train. Changes nothing on an error."""
-    check_forward(model, "model", "attach a method")
+    check_forward(model, "model", "attach a method", may_be_placed=True)
     plain = [_plain_implementation(stack) for stack in (model.encoder, model.decoder)]
     base_state = model.state_dict(keep_vars=True)
     trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
-    quantised = sorted(name for name in trained if is_traceable_wrapper_subclass(model.get_parameter(name)))
+    quantised = sorted(name for name in trained if is_quantised(model.get_parameter(name)))
     if quantised:
         raise ValueError(
             f"{method.name!r} trains {quantised[0]} of the backbone, which is quantised "
             f"({type(model.get_parameter(quantised[0])).__name__}). Use a backbone in floating point, or a method with "
             "parameters of its own."
         )
+    if trained and offloads(model):
+        raise ValueError(
+            f"{method.name!r} trains {min(trained)} and other weights of the backbone, and device_map keeps weights of "
+            "the backbone in the memory of the host or on the disk, where they cannot be trained. Use a method with "
+            "parameters of its own, or a device_map without offloading."
+        )
     record = Record(
         attention=[*plain, model.config._attn_implementation],
         requires_grad={name: p.requires_grad for name, p in model.named_parameters()},
         keys_to_ignore_on_save=model._keys_to_ignore_on_save,
+        has_adapters=model._hf_peft_config_loaded,
         trained={name: _kept(p) for name, p in model.named_parameters() if name in trained},
     )
     t5 = cast(AttachedT5, model)  # its class at the end of the block below
@@ -65,7 +72,9 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
         model.add_module(SUBMODULE, method)
         method.train(model.training)
         fuse_layers(model)
-        model.__class__ = combined(AttachedT5, type(model))
+        if getattr(model, "is_quantized", False):
+            model._hf_peft_config_loaded = True  # Trainer asks for adapters on a quantised model, and looks at this
+        change_class(model, combined(AttachedT5, type(model)))
     except BaseException:
         _take_off(model, record)
         raise
@@ -84,15 +93,18 @@ def detach_method(model: AttachedT5) -> T5:
     On an error the model is as it was before the call.
     """
     if "_original_forward" not in model.__dict__:  # set by accelerate's mixed precision, see below
-        check_forward(model, "model", "detach the method")
+        check_forward(model, "model", "detach the method", may_be_placed=True)
     for stack, layer in model.mop.expert_places:
         check_forward(getattr(model, stack).block[layer], f"{stack}.block[{layer}]", "detach the method")
     record, parameters = model._mop_record, dict(model.named_parameters())
     for name, values in record.trained.items():
         _rehearse(name, parameters.get(name), values)
     # the wrapper of accelerate's mixed precision would go on calling the forward of the attached class
-    for name in ("forward", "_original_forward"):
-        model.__dict__.pop(name, None)
+    original = model.__dict__.pop("_original_forward", None)
+    if original is not None:
+        model.__dict__.pop("forward", None)
+        if "_hf_hook" in model.__dict__:
+            model.forward = original
     with torch.no_grad():
         for name, values in record.trained.items():
             parameters[name].copy_(values)
@@ -118,7 +130,9 @@ def _rehearse(name: str, parameter: Tensor | None, values: Tensor) -> None:
 
 def _take_off(model: T5, record: Record) -> None:
     """Undo all changes of attach_method, and restore requires_grad of the parameters."""
-    model.__class__ = plain_class(model)
+    change_class(model, plain_class(model))
+    if not record.has_adapters:
+        model.__dict__.pop("_hf_peft_config_loaded", None)
     unfuse_layers(model)  # and the method, which the caller may keep
     model._modules.pop(SUBMODULE, None)
     model.__dict__.pop("_mop_record", None)

@@ -1,5 +1,7 @@
 """Subclasses made at run time: a mixin before the class of one transformers object, which takes it as its class."""
 
+import functools
+from types import MethodType
 from typing import Any, ClassVar
 
 _MADE: dict[tuple[type, type], type] = {}
@@ -34,6 +36,27 @@ def combined(mixin: type[RuntimeMixin], plain: type) -> type:
 def plain_class(instance: object) -> type:
     """Return the class that an object has without the mixin."""
     return instance._made_of[1] if isinstance(instance, RuntimeMixin) else type(instance)
+
+
+def change_class(instance: Any, changed: type) -> None:
+    """Give an object another class.
+
+    accelerate runs a module with a device_map by a forward on the instance, which calls the forward of the class. It
+    keeps the latter as `_old_forward`.
+    """
+    instance.__class__ = changed
+    if is_placed(instance):
+        instance._old_forward = MethodType(changed.forward, instance)  # type: ignore[attr-defined]
+        functools.update_wrapper(instance.forward, instance._old_forward)
+
+
+def is_placed(instance: Any) -> bool:
+    """Return whether a forward on the instance is accelerate's, which only moves data (device_map, offloading)."""
+    own = vars(instance)
+    if "_hf_hook" not in own or not isinstance(own.get("_old_forward"), MethodType):
+        return False
+    inside = getattr(own.get("forward"), "__wrapped__", None)
+    return isinstance(inside, MethodType) and inside == own["_old_forward"]
 
 
 def _new(mixin: type[RuntimeMixin], plain: type) -> Any:

@@ -3,19 +3,49 @@
 from typing import Any
 
 import torch
-from transformers import MT5Config, PretrainedConfig, PreTrainedModel, T5Config
+from transformers import MT5Config, PretrainedConfig, PreTrainedModel, T5Config, UMT5Config
 
 from mop_t5.backbone.load import MODEL_CLASSES, as_dtype, attention_of, freeze, mark_untied
 
-_MT5_BASE = {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "tie_word_embeddings": False}
+_Fields = dict[str, Any]
+# size -> fields of T5, and of its successors with gated networks: T5 1.1, flan-T5, mT5 and umT5
+_SIZES: dict[str, _Fields] = {
+    "small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+    "base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    "large": {"d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+    "3b": {"d_model": 1024, "d_kv": 128, "d_ff": 16384, "num_layers": 24, "num_heads": 32},
+    "11b": {"d_model": 1024, "d_kv": 128, "d_ff": 65536, "num_layers": 24, "num_heads": 128},
+}
+_GATED_SIZES: dict[str, _Fields] = {
+    "small": {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6},
+    "base": {"d_model": 768, "d_kv": 64, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "large": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+    "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
+    "xxl": {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
+}
+_UNTIED: _Fields = {"tie_word_embeddings": False}
+_T5_1_1: _Fields = {"feed_forward_proj": "gated-gelu", **_UNTIED}
+
+
+def _family(
+    prefix: str, config: type[PretrainedConfig], sizes: dict[str, _Fields], fields: _Fields | None = None
+) -> dict[str, tuple[type[PretrainedConfig], _Fields]]:
+    return {f"{prefix}-{size}": (config, {**shape, **(fields or {})}) for size, shape in sizes.items()}
+
+
 # name -> config class and fields. tie_word_embeddings is as in the published checkpoint.
-_KNOWN: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
-    "t5-small": (T5Config, {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8}),
-    "t5-base": (T5Config, {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
-    "t5-large": (T5Config, {"d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24, "num_heads": 16}),
-    "mt5-small": (MT5Config, {**_MT5_BASE, "d_model": 512, "d_ff": 1024, "num_layers": 8, "num_heads": 6}),
-    "mt5-base": (MT5Config, _MT5_BASE),
-    "t5-pegasus-base": (MT5Config, {**_MT5_BASE, "vocab_size": 50000}),
+_KNOWN: dict[str, tuple[type[PretrainedConfig], _Fields]] = {
+    **_family("t5", T5Config, _SIZES),
+    **_family("t5-v1_1", T5Config, _GATED_SIZES, _T5_1_1),
+    **_family("flan-t5", T5Config, _GATED_SIZES, _T5_1_1),
+    **_family("mt5", MT5Config, _GATED_SIZES, _UNTIED),
+    **_family(
+        "umt5",
+        UMT5Config,
+        {size: shape for size, shape in _GATED_SIZES.items() if size != "large"},
+        {"vocab_size": 256384, **_UNTIED},
+    ),
+    "t5-pegasus-base": (MT5Config, {**_GATED_SIZES["base"], "vocab_size": 50000, **_UNTIED}),
 }
 
 

@@ -1,10 +1,9 @@
-"""Find the files of a checkpoint, and check that it holds exactly the weights that its config.json describes.
+"""Check that a checkpoint holds exactly the weights that its config.json describes.
 
-A checkpoint is a folder or a repository on the model hub. A backbone is frozen, so a weight that is missing from the
-checkpoint would stay random, and no later result would show it.
+A backbone is frozen, so a weight that is missing from the checkpoint would stay random, and no later result would show
+it.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
-from mop_t5.files import StrPath, read_json
+from mop_t5.backbone.source import Source
+from mop_t5.backbone.weights import plain_parts, weights_of
+from mop_t5.files import StrPath
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
 HEAD = "lm_head.weight"
@@ -31,27 +31,11 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def find(path_or_hub_name: str, file: str) -> Path | None:
-    """Return the path of a file of a folder or hub repository. None if there is no such file."""
-    found = cached_file(path_or_hub_name, file, _raise_exceptions_for_missing_entries=False)
-    return None if found is None else Path(found)
-
-
-def find_json(path_or_hub_name: str, file: str) -> dict[str, Any]:
-    """Return the JSON object in a file of a folder or hub repository. Empty if there is no such file.
-
-    Raises:
-        ValueError: The file does not hold a JSON object.
-    """
-    path = find(path_or_hub_name, file)
-    return {} if path is None else read_json(path, "")
-
-
-def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
+def stored_tensors(source: Source) -> dict[str, StoredTensor]:
     """Return data type and shape of every tensor in the weight files that transformers would read, not the values.
 
     Args:
-        path_or_hub_name: Folder of the checkpoint, or its name on the model hub.
+        source: The checkpoint.
 
     Returns:
         The tensors by name. Empty if there is no file of a known name.
@@ -62,15 +46,15 @@ def stored_tensors(path_or_hub_name: str) -> dict[str, StoredTensor]:
     """
     for name, read in (("model.safetensors", _in_safetensors), ("pytorch_model.bin", _in_torch_file)):
         index = f"{name}.index.json"
-        whole, has_index = find(path_or_hub_name, name), os.path.exists(os.path.join(path_or_hub_name, index))
+        whole, has_index = source.find(name), (source.folder / index).exists()
         if whole is not None and has_index:
             raise ValueError(f"it holds both {name} and {index}, two checkpoints. Remove the older one")
         files = [whole]
-        if whole is None and find(path_or_hub_name, index) is not None:
-            shards = find_json(path_or_hub_name, index).get("weight_map")
+        if whole is None and source.find(index) is not None:
+            shards = source.find_json(index).get("weight_map")
             if not isinstance(shards, dict):
                 raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
-            files = [find(path_or_hub_name, shard) for shard in sorted(set(shards.values()))]
+            files = [source.find(shard) for shard in sorted(set(shards.values()))]
         if any(files):
             return {tensor: stored for path in files if path for tensor, stored in read(path).items()}
     return {}
@@ -100,21 +84,22 @@ def _in_torch_file(path: Path) -> dict[str, StoredTensor]:
     return {name: StoredTensor(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
 
 
-def check_tables(stored: Mapping[str, StoredTensor], shape: tuple[int, int], place: str) -> None:
-    """Check the shape of the embeddings and of the output head of a checkpoint, before transformers loads them.
+def check_shapes(stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Check the shapes of weights of a checkpoint, before transformers loads them.
 
-    The error of transformers for a wrong shape (5.15 to 5.24) does not say what is wrong.
+    The error of transformers for a wrong shape of the embeddings (5.15 to 5.24) does not say what is wrong. It raises
+    no error for a wrong shape of a weight that it quantises.
 
     Args:
-        stored: The tensors of the checkpoint.
-        shape: Expected shape (vocab_size, d_model).
+        stored: The tensors of the checkpoint, in floating point.
+        shapes: The expected shapes.
         place: Folder or hub name, for messages.
 
     Raises:
-        ValueError: A table has another shape.
+        ValueError: A weight has another shape.
     """
-    tables = {name: stored[name].shape for name in (EMBEDDINGS[0], HEAD) if name in stored}
-    refuse_misfit(place, (), (), [(name, found, shape) for name, found in tables.items() if found != shape])
+    found = {name.removeprefix("transformer."): tensor.shape for name, tensor in stored.items()}
+    refuse_misfit(place, (), (), [(n, found[n], shape) for n, shape in shapes.items() if found.get(n, shape) != shape])
 
 
 def check_loaded(
@@ -124,6 +109,7 @@ def check_loaded(
     place: str,
     *,
     says_untied: bool,
+    prequantised: bool,
 ) -> None:
     """Check that a model has all its weights from a checkpoint, and that the checkpoint has no other weights.
 
@@ -133,17 +119,20 @@ def check_loaded(
         stored: The tensors of the checkpoint. Empty if they are not known.
         place: Folder or hub name, for messages.
         says_untied: True if config.json states that the output head has its own weights.
+        prequantised: True if the checkpoint holds quantised weights, and config.json says how.
 
     Raises:
         ValueError: A weight is missing, unknown, of another shape, quantised or not finite, or the embeddings of
             encoder and decoder differ.
     """
     missing = set(info["missing_keys"])
-    if stored and not hasattr(model, "hf_quantizer"):
+    if stored:
         names = {name.removeprefix("transformer.") for name in stored}  # transformers reads these names, too
-        # transformers replaces missing embeddings by the head, and a missing head by the embeddings
-        missing |= set() if names & set(EMBEDDINGS) else {EMBEDDINGS[0]}
-        missing |= {HEAD} if says_untied and HEAD not in names else set()
+        # transformers replaces missing embeddings by the head, and a missing head by the embeddings. A quantised weight
+        # has parts, whose names begin with its name or with the name of its layer
+        missing |= set() if _names_any(names, EMBEDDINGS, prequantised) else {EMBEDDINGS[0]}
+        missing |= {HEAD} if says_untied and not _names_any(names, (HEAD,), prequantised) else set()
+    if stored and not prequantised:
         # floating types are F32 and BF16 in safetensors, float32 and bfloat16 in torch
         numbers = sorted(name for name, one in stored.items() if not one.dtype.lower().startswith(("f", "bf")))
         if numbers:
@@ -153,13 +142,22 @@ def check_loaded(
                 "config.json does not say how. Take the checkpoint in floating point."
             )
     refuse_misfit(place, missing, info["unexpected_keys"], info["mismatched_keys"])
+    table = model.get_parameter(EMBEDDINGS[0])
     for name in EMBEDDINGS[1:]:
-        if model.get_parameter(name) is not model.get_parameter(EMBEDDINGS[0]):
+        other = model.get_parameter(name)
+        if other is not table and not (other.is_meta or table.is_meta):  # an offloaded table has a tensor per name
             raise ValueError(
                 f"{name} in {place!r} differs from {EMBEDDINGS[0]}. All T5s share one table, so the checkpoint is of "
                 "another model or damaged. Copy it again."
             )
-    check_finite(model.named_parameters(), place)
+    check_finite(weights_of(model).items(), place)
+
+
+def _names_any(names: Iterable[str], weights: Iterable[str], in_parts: bool) -> bool:
+    """Return whether any of `weights` is among `names`, whole or, if wanted, in parts."""
+    names = set(names)
+    layers = tuple(weight.removesuffix("weight") for weight in weights)
+    return not names.isdisjoint(weights) or (in_parts and any(name.startswith(layers) for name in names))
 
 
 def refuse_misfit(
@@ -192,18 +190,21 @@ def refuse_misfit(
 
 
 def check_finite(weights: Iterable[tuple[str, torch.Tensor]], place: StrPath) -> None:
-    """Check that weights are finite. Tensor subclasses of quantisers are skipped.
+    """Check that weights are finite, and the parts of quantised weights.
 
     Raises:
         ValueError: A weight is NaN or infinite.
     """
-    plain = (torch.Tensor, torch.nn.Parameter)
-    wrong = [n for n, t in weights if type(t) in plain and t.is_floating_point() and not t.isfinite().all()]
+    wrong = [n for n, t in weights if not all(map(_is_finite, plain_parts(t)))]
     if wrong:
         raise ValueError(
             f"the weights in {str(place)!r} hold values that are not finite: {_some(wrong)}. The training diverged, or "
             "the values do not fit into the dtype. Take another checkpoint, or dtype='float32'."
         )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    return values.is_meta or not values.is_floating_point() or bool(values.isfinite().all())
 
 
 def _some(names: list[str]) -> str:

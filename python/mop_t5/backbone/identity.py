@@ -13,7 +13,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.backbone.weights import weights_of
 from mop_t5.files import StrPath, checksum
+
+__all__ = ["check_readable", "check_same_backbone", "describe_backbone", "hash_weights", "weights_of"]
 
 _SAMPLE = 4096  # values of a parameter that enter the hash
 _ONE_HASH = (torch.float64, torch.float32, torch.bfloat16)  # dtypes in which a backbone has the same hash
@@ -57,16 +60,6 @@ def check_same_backbone(
         raise ValueError(f"{str(folder)!r} was trained on {trained_on} ({'; '.join(differences)}). Load that backbone.")
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters and the persistent buffers by name, each tied tensor once.
-
-    T5 has no buffers. The layers of some quantisers keep their weights in buffers.
-    """
-    persistent = model.state_dict(keep_vars=True).keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
-    return {**dict(model.named_parameters()), **buffers}
-
-
 def check_readable(parameters: Mapping[str, torch.Tensor]) -> None:
     """Check that `hash_weights` can read every tensor subclass.
 
@@ -98,13 +91,13 @@ def hash_weights(parameters: Mapping[str, torch.Tensor], *, whole: bool = False)
     Raises:
         ValueError: A parameter lies on device "meta", is sharded over processes, or cannot be read.
     """
-    if any(values.is_meta for values in parameters.values()):
-        raise ValueError("model lies on device 'meta' and has no values to save or to compare. Load its weights first.")
     return checksum(part for name in sorted(parameters) for part in _content(name, parameters[name], whole))
 
 
 def _content(name: str, values: torch.Tensor, whole: bool = False) -> Iterator[bytes]:
     """Yield the bytes of a parameter that enter the hash."""
+    if values.is_meta:
+        raise ValueError("model lies on device 'meta' and has no values to save or to compare. Load its weights first.")
     values = _whole(name, values.detach())
     if is_traceable_wrapper_subclass(values):
         inner, metadata = values.__tensor_flatten__()

@@ -1,7 +1,7 @@
 """Load a frozen T5, mT5 or umT5, check it, and describe its shape."""
 
+import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import transformers
 from packaging.version import Version
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
@@ -40,17 +41,27 @@ require_transformers()
 # the version check comes first, so that an old release fails with its message
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel  # noqa: E402
 
-from mop_t5.backbone.checkpoint import HEAD, check_loaded, check_tables, find_json, stored_tensors  # noqa: E402
+from mop_t5.backbone.checkpoint import (  # noqa: E402
+    EMBEDDINGS,
+    HEAD,
+    check_loaded,
+    check_shapes,
+    stored_tensors,
+)
+from mop_t5.backbone.placement import (  # noqa: E402
+    DeviceMap,
+    check_modules,
+    check_placement,
+    check_ties,
+    with_devices,
+)
+from mop_t5.backbone.quantisation import check_layers, prepare_layers  # noqa: E402
+from mop_t5.backbone.source import check_folder, source_of  # noqa: E402
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "t5": transformers.T5ForConditionalGeneration,
     "mt5": transformers.MT5ForConditionalGeneration,
     "umt5": transformers.UMT5ForConditionalGeneration,
-}
-_OTHER_FOLDERS = {  # file of a folder without config.json -> what the folder is, and what to do
-    "mop_config.json": "It is an adapter folder: load its backbone first, then mop_t5.load(backbone, folder).",
-    "adapter_config.json": "It is an adapter folder of PEFT: call merge_and_unload(), and save_pretrained its result.",
-    "run.json": "It is the folder of a run: give the backbone that its run.json names, or its folder backbone.",
 }
 
 
@@ -101,7 +112,7 @@ def check_backbone(model: object) -> None:
 
     Raises:
         TypeError: `model` is something else.
-        ValueError: torch.ao.quantization quantised layers of the model. No gradient passes them.
+        ValueError: No gradient passes a quantised layer of the model, or its weights have changed.
     """
     classes = tuple(MODEL_CLASSES.values())
     if not isinstance(model, classes):
@@ -118,12 +129,7 @@ def check_backbone(model: object) -> None:
             "transformers 5.24 has loaded.",
             stacklevel=3,
         )
-    for name, module in model.named_modules():
-        if hasattr(module, "_packed_params"):
-            raise ValueError(
-                f"layer {name} of the backbone is a {type(module).__name__} of torch.ao.quantization, which passes no "
-                "gradients. Attach to the model in floating point, and quantise the whole after training."
-            )
+    check_layers(model)
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -179,7 +185,20 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return named
 
 
-def load_backbone(path_or_hub_name: StrPath, *, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+def load_backbone(
+    path_or_hub_name: StrPath,
+    *,
+    dtype: torch.dtype | str | None = None,
+    quantization_config: QuantizationConfigMixin | dict[str, Any] | None = None,
+    device_map: DeviceMap = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+    offload_folder: StrPath | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    cache_dir: StrPath | None = None,
+) -> PreTrainedModel:
     """Return a frozen T5, mT5 or umT5 in evaluation mode.
 
     An untied head (mT5, T5 1.1, T5-pegasus) stays untied, and a tied head stays tied.
@@ -187,41 +206,81 @@ def load_backbone(path_or_hub_name: StrPath, *, dtype: torch.dtype | str | None 
     Args:
         path_or_hub_name: Folder that save_pretrained wrote, or name on the model hub.
         dtype: Data type of the weights. None for the data type of the checkpoint.
+        quantization_config: Quantise the weights while they are loaded, for example by
+            transformers.BitsAndBytesConfig(load_in_8bit=True) or a TorchAoConfig. A checkpoint that is quantised needs
+            none.
+        device_map: Devices of the layers: "auto" fills the GPUs, then the memory of the host, then the disk. A device
+            such as "cuda:1" takes the whole model. A dict has one device, "cpu" or "disk" per module. None for the CPU.
+        max_memory: Device -> largest memory to use with "auto", such as {0: "20GiB", "cpu": "60GiB"}.
+        offload_folder: Folder for the weights that device_map puts on the disk, unless the checkpoint has them in
+            safetensors.
+        attn_implementation: "sdpa" or "eager". None for the choice of transformers.
+        revision: Branch, tag or commit on the model hub. None for the main branch.
+        subfolder: Folder of the files within the folder or repository.
+        token: Access token of the model hub. None for the token that is saved on this machine.
+        cache_dir: Folder of downloaded files. None for the cache of the hub.
 
     Raises:
         OSError: There is no such folder or hub name, or a file is missing.
-        ImportError: The checkpoint is quantised, and the package that reads it is missing.
-        TypeError: `dtype` is no floating type.
+        ImportError: The checkpoint is quantised, or quantization_config is given, and the package is missing.
+        TypeError: An argument has a wrong type, or `dtype` is no floating type.
         ValueError: The folder holds something else, or a weight is missing, unknown, of another shape than in
-            config.json, not floating point or not finite.
+            config.json, not floating point or not finite; or an argument has a wrong value.
     """
     dtype = as_dtype(dtype)
-    path = os.fspath(path_or_hub_name)
-    _check_folder(path)
-    with unreadable_in_a_sentence("the backbone", path):
-        written = find_json(path, "config.json")
-        find_json(path, "generation_config.json")  # transformers would replace a damaged file by its defaults
-        config = AutoConfig.from_pretrained(path)
+    source = source_of(path_or_hub_name, revision, subfolder, token, cache_dir)
+    check_placement(device_map, max_memory, offload_folder)
+    if not (quantization_config is None or isinstance(quantization_config, (QuantizationConfigMixin, dict))):
+        raise TypeError(
+            "quantization_config must be a config of transformers, such as BitsAndBytesConfig(load_in_8bit=True); got "
+            f"{quantization_config!r}."
+        )
+    check_folder(source)
+    place = str(source)
+    with unreadable_in_a_sentence("the backbone", place):
+        written = source.find_json("config.json")
+        source.find_json("generation_config.json")  # transformers would replace a damaged file by its defaults
+        config = AutoConfig.from_pretrained(source.place, **source.arguments)
     model_class = MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         raise ValueError(
-            f"path_or_hub_name {path!r} holds a {config.model_type!r} model; expected {', '.join(MODEL_CLASSES)}."
+            f"path_or_hub_name {place!r} holds a {config.model_type!r} model; expected {', '.join(MODEL_CLASSES)}."
         )
-    with unreadable_in_a_sentence("the backbone", path):
-        stored = stored_tensors(path)
-    if "quantization_config" not in written:
-        check_tables(stored, (config.vocab_size, config.d_model), path)
-    with unreadable_in_a_sentence("the backbone", path), _without_warnings_of_loading():
-        config._attn_implementation = attention_of(config)
+    with unreadable_in_a_sentence("the backbone", place):
+        stored = stored_tensors(source)
+    prequantised = "quantization_config" in written
+    if prequantised and quantization_config is not None:
+        raise ValueError(
+            f"the checkpoint {place!r} is quantised already, by {written['quantization_config'].get('quant_method')}. "
+            "Leave quantization_config (--quantise) out, or take the checkpoint in floating point."
+        )
+    shapes = dict.fromkeys((EMBEDDINGS[0], HEAD), (config.vocab_size, config.d_model))
+    if quantization_config is not None or isinstance(device_map, Mapping):
+        with torch.device("meta"):
+            skeleton = model_class(copy.deepcopy(config))
+        shapes = {name: tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
+        check_modules(skeleton, device_map)
+    if not prequantised:
+        check_shapes(stored, shapes, place)
+    with unreadable_in_a_sentence("the backbone", place), _without_warnings_of_loading():
+        config._attn_implementation = attention_of(config) if attn_implementation is None else attn_implementation
         loaded = model_class.from_pretrained(
-            path,
+            source.place,
             config=config,
             dtype="auto" if dtype is None else dtype,
+            quantization_config=quantization_config,
+            device_map=with_devices(device_map),
+            max_memory=with_devices(max_memory),
+            offload_folder=offload_folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **source.arguments,
         )
         model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    check_loaded(model, info, stored, path, says_untied=written.get("tie_word_embeddings") is False)
+    says_untied = written.get("tie_word_embeddings") is False
+    prepare_layers(model)
+    check_ties(model)
+    check_loaded(model, info, stored, place, says_untied=says_untied, prequantised=prequantised)
     if is_untied(model):
         mark_untied(model)
     for owner in (model, *model.children()):  # encoder and decoder have their own configs
@@ -239,20 +298,3 @@ def attention_of(config: PretrainedConfig) -> str | None:
     if config.model_type == "umt5" and Version(transformers.__version__).release < (5, 18):
         return "eager"
     return config._attn_implementation
-
-
-def _check_folder(path: str) -> None:
-    """Raise ValueError if a folder exists and is not the folder of a backbone."""
-    if not os.path.isdir(path):
-        return
-    holds = set(os.listdir(path))
-    if "config.json" not in holds:
-        cures = (cure for file, cure in _OTHER_FOLDERS.items() if file in holds)
-        cure = next(cures, "Expected a folder written by save_pretrained.")
-        raise ValueError(f"path_or_hub_name {path!r} has no config.json. {cure}")
-    if "adapter_config.json" in holds:
-        raise ValueError(
-            f"path_or_hub_name {path!r} holds an adapter of PEFT (adapter_config.json) beside the backbone. Call "
-            "merge_and_unload() and save_pretrained its result, or remove the adapter's files to use the backbone "
-            "without the adapter."
-        )

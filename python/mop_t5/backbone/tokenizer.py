@@ -17,8 +17,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mop_t5.backbone import tokenizer_files
-from mop_t5.backbone.checkpoint import find, find_json
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
+from mop_t5.backbone.source import source_of
 from mop_t5.checks import check_choice
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
@@ -207,7 +207,14 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
     )
 
 
-def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path_or_hub_name: StrPath,
+    *,
+    revision: str | None = None,
+    subfolder: str = "",
+    token: str | bool | None = None,
+    cache_dir: StrPath | None = None,
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a backbone as a T5 needs it.
 
     A tokenizer.json is read unchanged, whatever class the folder names. A folder without tokenizer.json is read from
@@ -216,22 +223,27 @@ def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
 
     Args:
         path_or_hub_name: Folder of the backbone, or its name on the model hub.
+        revision: Branch, tag or commit on the model hub. None for the main branch.
+        subfolder: Folder of the files within the folder or repository.
+        token: Access token of the model hub. None for the token that is saved on this machine.
+        cache_dir: Folder of downloaded files. None for the cache of the hub.
 
     Raises:
         FileNotFoundError: The folder holds no tokenizer.
         ImportError: A package that reads a spiece.model is missing.
         ValueError: A file cannot be read, or the tokenizer does not serve the backbone; see `fit_for_t5`.
     """
-    place = os.fspath(path_or_hub_name)
-    if os.path.isdir(place) and not any(os.path.isfile(os.path.join(place, file)) for file in _FILES):
+    source = source_of(path_or_hub_name, revision, subfolder, token, cache_dir)
+    place = str(source)
+    if os.path.isdir(source.place) and not any((source.folder / file).is_file() for file in _FILES):
         raise FileNotFoundError(
             f"{place} has no tokenizer: none of {', '.join(_FILES)}. Save the tokenizer there, too."
         )
     with unreadable_in_a_sentence("the tokenizer", place):
-        config, saved = find_json(place, "config.json"), find_json(place, "tokenizer_config.json")
+        config, saved = source.find_json("config.json"), source.find_json("tokenizer_config.json")
         ids = {name: config[name] for name in _IDS if name in config}
-        ids |= {name: i for name, i in find_json(place, "generation_config.json").items() if name in _IDS}
-        whole, pieces = find(place, "tokenizer.json"), find(place, "spiece.model")
+        ids |= {name: i for name, i in source.find_json("generation_config.json").items() if name in _IDS}
+        whole, pieces = source.find("tokenizer.json"), source.find("spiece.model")
     named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
     vocab_size = config.get("vocab_size")
     read: Callable[[str], PreTrainedTokenizerBase]
@@ -244,7 +256,7 @@ def load_tokenizer(path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
     else:
         read = tokenizer_files.class_of_transformers(named, place).from_pretrained
     with unreadable_in_a_sentence("the tokenizer", place):
-        tokenizer = read(place)
+        tokenizer = read(source.place, **source.arguments)
     if not isinstance(tokenizer, SegmentingTokenizer):
         tokenizer_files.fit_for_t5(tokenizer, place)
     tokenizer_files.check_size(tokenizer, place, vocab_size)

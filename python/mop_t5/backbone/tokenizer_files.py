@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import decoders, models
@@ -43,7 +44,7 @@ def class_of_transformers(name: str, place: str) -> type[PreTrainedTokenizerBase
 
 
 def read_sentencepiece(
-    path_or_hub_name: str, pieces: Path, extra_ids: int | None, vocab_size: int | None
+    path_or_hub_name: str, pieces: Path, extra_ids: int | None, vocab_size: int | None, **hub: Any
 ) -> T5Tokenizer:
     """Return the tokenizer of a spiece.model. It reads a text as sentencepiece itself does.
 
@@ -52,6 +53,7 @@ def read_sentencepiece(
         pieces: Path of spiece.model.
         extra_ids: Number of sentinels to add behind the vocabulary. None for all that fit, up to 100.
         vocab_size: Number of embeddings of the backbone. None if it is not known.
+        **hub: Arguments of from_pretrained about the model hub.
 
     Raises:
         ImportError: A package that reads the file is missing.
@@ -69,7 +71,7 @@ def read_sentencepiece(
     if extra_ids is None:  # the vocabularies of mT5 and umT5 have no room for sentinels
         room = _SENTINELS if vocab_size is None else vocab_size - processor.get_piece_size()
         extra_ids = min(_SENTINELS, max(0, room))
-    tokenizer = T5Tokenizer.from_pretrained(path_or_hub_name, extra_ids=extra_ids)
+    tokenizer = T5Tokenizer.from_pretrained(path_or_hub_name, extra_ids=extra_ids, **hub)
     if any(map(processor.is_byte, range(processor.get_piece_size()))):
         # mT5 and umT5 have 256 bytes for unknown characters, which T5Tokenizer of transformers 5 does not use
         backend = tokenizer.backend_tokenizer

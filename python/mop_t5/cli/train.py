@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.evaluation import Rouge, show
 from mop_t5.operations.run_card import HubTarget, push_run
 from mop_t5.operations.run_folder import processes
@@ -11,6 +12,7 @@ from mop_t5.training import TrainingConfig, TrainingRun
 
 def train(
     training: TrainingConfig,
+    loading: LoadingSettings,
     rouge: Rouge,
     hub: HubTarget,
     corpus: str,
@@ -37,10 +39,12 @@ def train(
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --seeds '[0, 1, 2]'
       mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --stream rows
       mop-t5 train --config train.yaml --hub_model_id owner/name --licence apache-2.0
+      mop-t5 train --corpus DIR --backbone DIR --method mop --output runs/mop --quantise 8bit
       torchrun --nproc_per_node 2 -m mop_t5.cli train --config train.yaml
 
     Args:
         training: how to train.
+        loading: how the backbone is loaded.
         rouge: how ROUGE is counted when validating.
         hub: where the adapter is uploaded.
         corpus: folder with the split train, and valid if evaluate_every is set: .jsonl, .parquet, .arrow, or a folder
@@ -71,6 +75,7 @@ def train(
         rouge=rouge,
         stream=stream,
         hub=hub,
+        loading=loading,
         overwrite=overwrite,
         resume=resume,
     )

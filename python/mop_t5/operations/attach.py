@@ -21,6 +21,8 @@ from mop_t5.attachment.inject import attach_method, detach_method
 from mop_t5.attachment.method import Device, Method, MethodConfig, Where
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
+from mop_t5.backbone.placement import check_embeddings
+from mop_t5.backbone.weights import device_of
 from mop_t5.methods import get, of_config
 from mop_t5.storage import adapter_folder, hub
 
@@ -66,7 +68,7 @@ def attach(model: PreTrainedModel, method: str | MethodConfig, **fields: Any) ->
         TypeError: model is not a T5, or is a wrapper.
     """
     backbone = _plain(model)
-    check_readable(weights_of(backbone))
+    check_readable(weights_of(backbone).present)
     if isinstance(method, MethodConfig):
         if fields:
             raise ValueError(
@@ -89,6 +91,7 @@ def _plain(model: PreTrainedModel) -> T5:
     if is_attached(model):
         raise RuntimeError(f"model has the method {model.mop.name!r} attached already. Call mop_t5.detach first.")
     check_backbone(model)
+    check_embeddings(model)
     return cast(T5, model)
 
 
@@ -101,7 +104,7 @@ def build_method(
     """
     weight = model.shared.weight
     where: Where = {
-        "device": weight.device if device is None else device,
+        "device": device_of(model.shared) if device is None else device,
         "dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32,
     }
     method = method_class(config, BackboneShape.of(model), **where)

@@ -18,6 +18,7 @@ from mop_t5.attachment.encoder import evaluating
 from mop_t5.attachment.method import Where
 from mop_t5.backbone.build import build_backbone
 from mop_t5.backbone.load import is_untied
+from mop_t5.backbone.weights import is_quantised
 from mop_t5.methods.fixed_prefix import FixedPrefix, FixedPrefixConfig
 from mop_t5.methods.task_moe.method import TaskMoE
 from mop_t5.operations.attach import scenario_ids
@@ -73,12 +74,15 @@ def squeeze(model: PreTrainedModel, scenario: str) -> PreTrainedModel:
     largest weight. The dtype is that of the experts (float32 for a half-precision backbone).
 
     Raises:
-        ValueError: Another method is attached, the scenario is unknown, or experts of different numbers with own_tables
-            are chosen in one stack: a plain T5 has one table of relative positions per stack.
+        ValueError: Another method is attached, the backbone is quantised, the scenario is unknown, or experts of
+            different numbers with own_tables are chosen in one stack: a plain T5 has one table of relative positions
+            per stack.
     """
     t5 = unwrapped(model)
     if not is_attached(t5) or not isinstance(t5.mop, TaskMoE):
         raise ValueError("model must have the method 'task_moe' attached. Attach or load it first.")
+    if any(map(is_quantised, t5.parameters())):
+        raise ValueError("model must have a backbone in floating point to be squeezed; this one is quantised.")
     method = t5.mop
     chosen = method.route_weights()[:, int(scenario_ids(model, scenario))].argmax(-1).tolist()
     if method.config.own_tables and method.shape.model_type != "umt5":

@@ -14,6 +14,7 @@ A run of several seeds has run.json, results.md and one such folder per seed, se
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attachment.attached_model import attached
-from mop_t5.backbone.load import load_backbone
-from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.files import (
     check_writable,
     content_to_replace,
@@ -57,10 +57,11 @@ _EARLIER: dict[str, Any] = {
     "fused": True,
     "trainer": {},
     "licence": None,
+    **asdict(LoadingSettings()),
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
-# settings that a resumed run may change: its length, its intervals, the places of its files, its reports, its
-# licence, how its batches are loaded, and how several processes share its steps and its weights (see
+# settings that a resumed run may change: its length, its intervals, the places of its files and layers, its reports,
+# its licence, how its batches are loaded, and how several processes share its steps and its weights (see
 # training.checkpoints.check_step)
 _MAY_CHANGE = (
     *("steps", "patience", "evaluate_every", "save_every", "log_every"),
@@ -73,6 +74,7 @@ _MAY_CHANGE = (
     *("trainer.save_total_limit", "trainer.eval_accumulation_steps", "trainer.torch_empty_cache_steps"),
     *("trainer.include_num_input_tokens_seen", "trainer.skip_memory_metrics", "trainer.debug"),
     *("accumulation", "shard"),
+    *("revision", "subfolder", "device_map", "max_memory", "offload_folder"),
 )
 
 
@@ -235,10 +237,11 @@ def load_run(
     Args:
         folder: The run folder.
         backbone_path: The folder of a backbone that was moved. It replaces the path in the settings.
-        on_accelerator: Move the model to the accelerator of the machine, if any.
+        on_accelerator: Move the model to the accelerator of the machine, if any. A model with a device_map stays.
 
     Raises:
         FileNotFoundError: The folder has no settings or no trained weights.
+        ImportError: The backbone was quantised, and the package is missing.
         ValueError: The run is damaged, or the backbone or the tokenizer has changed since the training.
     """
     folder, settings = Path(folder), read_settings(folder)
@@ -248,11 +251,13 @@ def load_run(
     path = backbone_path or settings.get("backbone")
     if not (folder / "adapter").is_dir() and not (folder / "backbone").is_dir():
         raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
+    moved = backbone_path is not None
     if (folder / "backbone").is_dir() and backbone_path is None:
-        path = str(folder / "backbone")
+        path, moved = str(folder / "backbone"), True
     if not isinstance(path, str):
         raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
-    model = load_backbone(path)
+    loading = LoadingSettings.of_run(settings, moved=moved)
+    model = loading.load(path)
     if (folder / "adapter").is_dir():
         method = attached(load(model, folder / "adapter")).mop.name
         if settings.get("method") not in (None, method):
@@ -260,9 +265,10 @@ def load_run(
                 f"{folder} is damaged: {SETTINGS} names the method {settings['method']!r}, but its adapter is of "
                 f"{method!r}. Copy the whole run again, or train anew."
             )
-    if on_accelerator and (device := torch.accelerator.current_accelerator(check_available=True)) is not None:
+    device = torch.accelerator.current_accelerator(check_available=True) if on_accelerator else None
+    if device is not None and getattr(model, "hf_device_map", None) is None:
         torch.nn.Module.to(model, device)
-    tokenizer, made_of = load_tokenizer(path), contents.read_contents(folder) or {}
+    tokenizer, made_of = loading.tokenizer(path), contents.read_contents(folder) or {}
     if "tokenizer" in made_of and made_of["tokenizer"] != contents.of_tokenizer(tokenizer):
         raise ValueError(
             f"{folder} was trained with another tokenizer than {path!r} has now, so its texts would mean something "

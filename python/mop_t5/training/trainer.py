@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mop_t5.attachment.attached_model import attached, check_not_wrapped, is_attached
+from mop_t5.backbone.weights import offloads
 from mop_t5.data import Collator, Example, TemperatureBatchSampler, scenario_ids_of, scenarios_of
 from mop_t5.data.dataset import IGNORED
 from mop_t5.evaluation import AVERAGE, Scorer, by_metric
@@ -100,8 +101,8 @@ def train(
         progress: Show a bar.
 
     Raises:
-        ValueError: No parameter requires a gradient, `valid` is missing, a row has an unknown scenario, the checkpoint
-            is damaged or of another model, or the encoder cache is refused (see EncoderCache).
+        ValueError: No parameter requires a gradient, weights are offloaded, `valid` is missing, a row has an unknown
+            scenario, the checkpoint is damaged or of another model, or the encoder cache is refused (see EncoderCache).
         FloatingPointError: The gradient of a step is not finite. The step has not changed a weight.
         OSError: A checkpoint cannot be written. All earlier checkpoints are kept.
         FileExistsError: There are checkpoints, and `resume` is False.
@@ -113,6 +114,11 @@ def train(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "no parameter of the model requires a gradient. Attach a method, or model.requires_grad_(True)."
+        )
+    if offloads(model):
+        raise ValueError(
+            "device_map keeps weights of the backbone in the memory of the host or on the disk, where Trainer cannot "
+            "use them. Spread the backbone over more GPUs, quantise it (--quantise 8bit), or leave device_map out."
         )
     if config.evaluate_every and not valid:
         raise ValueError("config.evaluate_every is set, so valid must hold examples. Pass them, or set it to 0.")

@@ -10,8 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mop_t5.attachment.attached_model import attached
 from mop_t5.attachment.method import MethodConfig
-from mop_t5.backbone.load import load_backbone
-from mop_t5.backbone.tokenizer import load_tokenizer
+from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of, stream_split
 from mop_t5.data.dataset_objects import is_hub
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
@@ -91,6 +90,7 @@ class TrainingRun:
         rouge: ROUGE for the validations.
         stream: Folder for the training rows, which then stay on the disk. None keeps them in memory.
         hub: Where the adapter will be uploaded, and its licence. The upload is checked here, and done by `push_run`.
+        loading: How the backbone is loaded.
         overwrite: Empty the output folder first if it holds an earlier run.
         resume: Continue from the newest checkpoint in the output folder.
 
@@ -114,6 +114,7 @@ class TrainingRun:
         rouge: Rouge | None = None,
         stream: str | None = None,
         hub: HubTarget | None = None,
+        loading: LoadingSettings | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ):
@@ -121,6 +122,13 @@ class TrainingRun:
             raise ValueError("overwrite and resume exclude each other: one empties the folder that the other needs.")
         if method is None and options:
             raise ValueError("options are fields of a method. Name one with --method, or leave them out.")
+        self._loading = LoadingSettings() if loading is None else loading
+        self._loading.check_machine()
+        if method is None and self._loading.quantise != "no":
+            raise ValueError(
+                f"quantise must be 'no' where no method is named, because quantised weights cannot be trained; got "
+                f"{self._loading.quantise!r}. Name a method that leaves the backbone frozen, such as mop."
+            )
         if seeds is not None and (len(seeds) < 2 or len(set(seeds)) != len(seeds)):
             raise ValueError(f"seeds must be two or more different integers, got {seeds}. For one run set seed.")
         for seed in seeds or ():
@@ -150,7 +158,7 @@ class TrainingRun:
         self._examples = of_scenarios(rows, scenarios)
         self._valid = of_scenarios(read_split(corpus, "valid"), scenarios) if training.evaluate_every else None
         self._scorer = Scorer(rouge, read_tasks(corpus, scenarios_of(rows)))
-        self._tokenizer = load_tokenizer(backbone)
+        self._tokenizer = self._loading.tokenizer(backbone)
         if self._valid and self._team.is_main_process:
             warn_of_lost_characters(self._tokenizer, self._valid, self._scorer, "valid")
         # attaching raises an error for a wrong method before a folder is made
@@ -163,7 +171,7 @@ class TrainingRun:
             self.cache = cache_of(training, self._model, sources)
         config = None if method is None else attached(self._model).mop.config
         self._settings = settings_of(
-            training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge, stream
+            training, corpus, backbone, method, config, scenarios, seeds, self._scorer.rouge, stream, self._loading
         )
         self._settings["licence"] = hub.licence  # not the repository: repeating a run must not upload it again
         self._made_of = contents.of_training(self._examples, self._valid, self._scorer.tasks, config)
@@ -260,7 +268,7 @@ class TrainingRun:
 
     def _new_model(self, seed: int) -> PreTrainedModel:
         forget_zero()
-        model = load_backbone(self._backbone)
+        model = self._loading.load(self._backbone)
         set_seed(seed)  # attach draws the method's initial values
         if self._method is None:
             return model.requires_grad_(True)
@@ -298,6 +306,7 @@ def settings_of(
     seeds: list[int] | None,
     rouge: Rouge,
     stream: str | None = None,
+    loading: LoadingSettings | None = None,
 ) -> dict[str, Any]:
     """Return the content of run.json.
 
@@ -311,6 +320,7 @@ def settings_of(
         seeds: The seeds of a run of several seeds.
         rouge: ROUGE of the validations.
         stream: The folder of the training rows. None for rows in memory.
+        loading: How the backbone is loaded.
     """
     options = {} if config is None else config.to_dict()
     return {
@@ -323,6 +333,7 @@ def settings_of(
         **asdict(rouge),
         "seeds": seeds,
         **asdict(training),
+        **asdict(LoadingSettings() if loading is None else loading),
     }
 
 
