@@ -90,11 +90,11 @@ class Additions:
                 keys = ", ".join(sorted(map(str, unknown)))
                 raise ValueError(f"{argument} has unknown keys {keys}; expected a subset of {known}.")
 
-    def prefix(self, attention: str, layer: int, device: torch.device) -> Prefix | None:
-        """Return keys and values of one attention on a device, or None."""
+    def prefix(self, attention: str, layer: int, device: torch.device | None = None) -> Prefix | None:
+        """Return keys and values of one attention, on a device if `self.device` is set. None if there is no prefix."""
         layers = self.prefixes.get(attention)
         pair = None if layers is None else layers[layer]
-        if pair is None or self.device is None or pair[0].device == device:
+        if pair is None or self.device is None or device is None or pair[0].device == device:
             return pair
         place = (attention, layer, device)
         if place not in self._copies:  # generate uses the same additions at every step

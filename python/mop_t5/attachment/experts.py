@@ -45,7 +45,6 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
     Raises:
         ValueError: A parameter of the block is quantised to a shape or type of its own.
     """
-    check_forward(block, f"a block of the {stack}", "attach a method")
     for name, parameter in block.named_parameters():
         if not parameter.is_floating_point():
             raise ValueError(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.backbone.identity import hash_weights
+from mop_t5.backbone.weights import offloads, weights_of
 from mop_t5.data.lines import decoded, json_value
 from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
 from mop_t5.evaluation.requests import Request, windows
@@ -56,7 +57,8 @@ class Summariser:
     def key(self) -> str:
         """The first half of `key`: a checksum of the model and the settings, without the batch size."""
         settings: dict[str, Any] = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
-        settings |= {"weights": hash_weights(self.model.state_dict()), "scenarios": list(self.scenarios or ())}
+        weights = weights_of(self.model) if offloads(self.model) else self.model.state_dict()
+        settings |= {"weights": hash_weights(weights), "scenarios": list(self.scenarios or ())}
         settings |= {"tokenizer": of_tokenizer(self.tokenizer)}
         return checksum(json.dumps(settings, sort_keys=True).encode())[:12]
 

@@ -17,6 +17,7 @@ from mop_t5.attachment.attached_model import (
     is_attached,
     unwrapped,
 )
+from mop_t5.attachment.experts import check_forward
 from mop_t5.attachment.inject import attach_method, detach_method
 from mop_t5.attachment.method import Device, Method, MethodConfig, Where
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
@@ -108,6 +109,8 @@ def build_method(
         "dtype": torch.float64 if weight.dtype == torch.float64 else torch.float32,
     }
     method = method_class(config, BackboneShape.of(model), **where)
+    for stack, layer in method.expert_places:
+        check_forward(getattr(model, stack).block[layer], f"{stack}.block[{layer}]", "attach a method")
     method.build(model, **where)
     return method
 
