@@ -31,7 +31,7 @@ from mop_t5.attachment.method import Method
 from mop_t5.attachment.mixin import RuntimeMixin
 from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
 from mop_t5.backbone.identity import describe_backbone, weights_of
-from mop_t5.backbone.weights import device_of
+from mop_t5.backbone.weights import Weights, device_of
 from mop_t5.storage import adapter_folder
 
 SUBMODULE = "mop"

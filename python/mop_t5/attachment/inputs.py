@@ -48,6 +48,8 @@ def prepend_prompt(
         embeddings = model.get_input_embeddings()(ids)
     if mask is not None and mask.dim() != 2:
         raise ValueError(f"attention_mask must have shape (batch, source) for {method.name}; got {tuple(mask.shape)}.")
+    # with a device_map the embeddings may lie on another device than the inputs of generate
+    mask, scenario_ids = (None if t is None else t.to(embeddings.device) for t in (mask, scenario_ids))
     longer = prompt(embeddings.to(method.dtype), mask, scenario_ids).to(embeddings.dtype)
     kwargs["inputs_embeds"] = longer
     if mask is not None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -89,8 +88,8 @@ def _quantised_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tenso
         weight = getattr(module, "weight", None)
         if not (isinstance(module, nn.Linear) and isinstance(weight, Tensor)):
             continue
-        plain = type(module) is nn.Linear and type(weight) in (Tensor, nn.Parameter)
-        if not (plain or weight.is_meta or isinstance(weight, FakeTensor)):
+        plain = type(module) is nn.Linear and type(weight).__module__.partition(".")[0] == "torch"
+        if not (plain or weight.is_meta):
             yield name, module, weight
 
 

@@ -1,5 +1,6 @@
 """The weights of a backbone, wherever they lie: in memory, quantised, or offloaded by accelerate."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -100,6 +101,12 @@ def device_of(module: nn.Module) -> torch.device:
 def is_quantised(tensor: Tensor) -> bool:
     """Return whether a weight is quantised: of an integer type, or a tensor subclass that wraps other tensors."""
     return not tensor.is_floating_point() or is_traceable_wrapper_subclass(tensor)
+
+
+def size_of(tensor: Tensor) -> int:
+    """Return the number of values of a weight. bitsandbytes packs two 4-bit values into one element."""
+    packed = getattr(tensor, "quant_state", None)
+    return tensor.numel() if packed is None else math.prod(packed.shape)
 
 
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from mop_t5.attachment.method import Device, Method, MethodConfig, Where
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.backbone.placement import check_embeddings
-from mop_t5.backbone.weights import device_of
+from mop_t5.backbone.weights import device_of, size_of
 from mop_t5.methods import get, of_config
 from mop_t5.storage import adapter_folder, hub
 
@@ -237,9 +237,10 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
     t5 = unwrapped(model)
     backbone = trained = total = 0
     for name, parameter in t5.named_parameters():
-        total += parameter.numel()
-        trained += parameter.numel() if parameter.requires_grad else 0
-        backbone += 0 if name.startswith(f"{SUBMODULE}.") else parameter.numel()
+        size = size_of(parameter)
+        total += size
+        trained += size if parameter.requires_grad else 0
+        backbone += 0 if name.startswith(f"{SUBMODULE}.") else size
     if is_attached(t5):
         total += sum(buffer.numel() for buffer in t5.mop.buffers())
     return ParameterCount(trained, total, backbone, trained / backbone)
