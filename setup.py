@@ -311,6 +311,7 @@ setup(
         "mop_kernels.triton_kernels": ["configs/*.json"],
         "mop_t5.cli": ["commands.json"],
         "mop_t5.data": ["synthetic.json", "published/*.yaml"],
+        "mop_t5.serving": ["page.html"],
         "mop_lab.commands": ["commands.json"],
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },

@@ -18,7 +18,7 @@ mop_lab.suites
 mop_lab.finished_runs
 mop_lab
 mop_t5.cli
-mop_t5.training
+mop_t5.training mop_t5.serving
 mop_t5.evaluation
 mop_t5.operations
 mop_t5.methods

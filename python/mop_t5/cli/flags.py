@@ -1,12 +1,14 @@
 """Make flags from functions. The parameters are the flags, and the docstring is the help.
 
 A parameter that is a dataclass stands for the fields of that class. A parameter annotated
-Annotated[list[str], "positional"] takes one or more words without a flag.
+Annotated[list[str], "positional"] takes one or more words without a flag. A parameter annotated
+Annotated[list[str], "repeated"] is a flag that takes one text and may be given several times.
 """
 
 import argparse
 import inspect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import NoneType
@@ -67,6 +69,7 @@ def parse(
     others, options = _options(arguments)
     if called is not None:
         _check_config_files(called, others)
+        others = _joined(others, {action.dest for action in called._actions if hasattr(action, "repeated")})
     namespace, command = parser.parse_args(others), program
     while command.function is None:
         command, namespace = command.commands[namespace.command], namespace[namespace.command]
@@ -144,12 +147,31 @@ def _command_parser(command: Callable[..., Any]) -> _Parser:
         parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
     if any(action.dest == "options" for action in parser._actions):
         parser.epilog = "\n\n".join(_documentation(get(name).Config) for name in method_names())
+    repeated = _annotated(command, "repeated")
     for action in parser._actions:
+        if action.dest in repeated:
+            vars(action).update(repeated=True, _typehint=list[str])
         if (hint := getattr(action, "_typehint", None)) in _TYPES:
             vars(action)["_typehint"] = _TYPES[hint]
         if isinstance(action.default, bool):
             action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser
+
+
+def _joined(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return the arguments with all texts of a flag that may be repeated in one list."""
+    others: list[str] = []
+    texts: dict[str, list[str]] = {}
+    places = iter(range(len(arguments)))
+    for place in places:
+        flag, joined, value = arguments[place].partition("=")
+        if flag.removeprefix("--") not in names or not flag.startswith("--"):
+            others.append(arguments[place])
+        elif joined or place + 1 < len(arguments):
+            texts.setdefault(flag, []).append(value if joined else arguments[next(places)])
+        else:
+            others.append(flag)  # without a text, which the parser says
+    return others + [f"{flag}={json.dumps(given)}" for flag, given in texts.items()]
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
@@ -236,10 +258,15 @@ def dataclasses_of(command: Callable[..., Any]) -> dict[str, tuple[type[Any], tu
 
 def positionals_of(command: Callable[..., Any]) -> dict[str, str]:
     """Return the parameters of a command that take words without a flag, and their help."""
-    hints = get_type_hints(command, include_extras=True)
     parameters = docstring_parser.parse(_documentation(command)).params
     described = {one.arg_name: one.description or "" for one in parameters}
-    return {name: described[name] for name, h in hints.items() if "positional" in getattr(h, "__metadata__", ())}
+    return {name: described[name] for name in _annotated(command, "positional")}
+
+
+def _annotated(command: Callable[..., Any], word: str) -> list[str]:
+    """Return the parameters of a command that are annotated with a word."""
+    hints = get_type_hints(command, include_extras=True)
+    return [name for name, hint in hints.items() if word in getattr(hint, "__metadata__", ())]
 
 
 def _gather(command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:

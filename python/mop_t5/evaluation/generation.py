@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
@@ -47,6 +47,7 @@ def generate_summaries(
     max_source: int = 512,
     max_new_tokens: int = 64,
     progress: bool | tqdm[Any] = False,
+    more_arguments: Callable[[Sequence[int]], Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """Return one summary per example, in the order of `examples`. The model is in evaluation mode during the call.
 
@@ -63,6 +64,8 @@ def generate_summaries(
         max_source: Tokens kept per dialogue.
         max_new_tokens: Tokens generated at most per summary.
         progress: True shows a bar. A given bar is advanced by the rows of each batch.
+        more_arguments: Called before each batch with the positions of its examples. Returns further arguments of
+            `model.generate`, such as a streamer or stopping criteria.
 
     Raises:
         ValueError: A scenario is unknown to the method, there is no example, or a size is below 1.
@@ -86,7 +89,9 @@ def generate_summaries(
     with new_bar, _evaluation_mode(inner):
         for batch, indices in zip(loader, batches):
             del batch["labels"]
-            tokens = generates.generate(**{name: part.to(inner.device) for name, part in batch.items()}, **search)
+            inputs = {name: part.to(inner.device) for name, part in batch.items()}
+            more = {} if more_arguments is None else more_arguments(indices)
+            tokens = generates.generate(**inputs, **search, **more)
             assert isinstance(tokens, torch.Tensor)
             for index, text in zip(indices, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 summaries[index] = text.strip()
@@ -166,10 +171,17 @@ def over_long(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int = 512
 ) -> list[bool]:
     """Return, per example, whether generate_summaries cuts the dialogue, because it has more than max_source tokens."""
+    return [length > max_source for length in source_lengths(model, tokenizer, examples, max_source)]
+
+
+def source_lengths(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int
+) -> list[int]:
+    """Return the number of source tokens per example. A longer source counts as max_source + 1."""
     if not examples:
         return []
     rows = encoded(model, tokenizer, examples, None, max_source=max_source + 1)
-    return [len(rows[number]["input_ids"]) > max_source for number in range(len(rows))]
+    return [len(rows[number]["input_ids"]) for number in range(len(rows))]
 
 
 def search_settings(

@@ -1,0 +1,1 @@
+"""A server of summaries over HTTP: `mop-t5 serve`."""

@@ -1,0 +1,230 @@
+"""The web application: summaries, adapters, health, metrics and a page to try it."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from mop_t5.serving.adapters import Adapter
+from mop_t5.serving.batcher import Batcher, QueueFull, Stopping
+from mop_t5.serving.jobs import Answer, Job
+from mop_t5.serving.limits import Limits
+from mop_t5.serving.metrics import Metrics
+from mop_t5.serving.summary_request import Refused, SummaryRequest, job_of, read_request
+
+_LEFT = 499  # the status of a client that left before its answer, as in the logs of nginx
+_PAGE = Path(__file__).with_name("page.html")
+# the page loads nothing, and talks to this server only
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_JSON_LINES = "application/x-ndjson"
+Result = TypeVar("Result")
+
+
+def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, metrics: Metrics) -> FastAPI:
+    """Return the application.
+
+    Args:
+        adapters: The adapters by name. The first one answers requests that name none.
+        batcher: Answers the jobs.
+        limits: The limits of a request.
+        metrics: Counts what happens.
+    """
+    # the documentation pages of FastAPI load their scripts from another host
+    app = FastAPI(title="mop-t5 serve", docs_url=None, redoc_url=None)
+    app.add_exception_handler(HTTPException, _sentence)
+    app.add_exception_handler(Exception, _failure)
+
+    page = _PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse)
+    async def try_it() -> HTMLResponse:
+        """Return a page on which the server can be tried."""
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY})
+
+    @app.get("/healthz")
+    async def health() -> JSONResponse:
+        """Return status 200 while requests are taken, and 503 while the server stops or after its thread died."""
+        state = "stopping" if batcher.is_closed else "failed" if batcher.has_ended else "ready"
+        return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        """Return the metrics in the text form of Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/adapters")
+    async def list_adapters() -> dict[str, Any]:
+        """Return the adapters with their scenarios, and the limits of a request."""
+        return {"adapters": [_described(one, limits) for one in adapters.values()], "max_beams": limits.max_beams}
+
+    schema = {"requestBody": {"content": {"application/json": {"schema": SummaryRequest.model_json_schema()}}}}
+
+    @app.post("/v1/summaries", openapi_extra=schema)
+    async def summaries(request: Request) -> Response:
+        """Return the summary of a dialogue, whole or as JSON lines."""
+        started = time.monotonic()
+        end = started + limits.timeout
+        ends = partial(metrics.request, started=started)
+        try:
+            asked = await read_request(request, limits, end)
+            job = job_of(asked, adapters, limits)
+            pieces = _listen(job) if asked.stream else None
+            _submit(batcher, job)
+            if pieces is not None:
+                return _Stream(job, pieces, end, metrics, started)
+            answer = await _answer(job, request, end)
+        except Refused as refusal:
+            ends(refusal.status)
+            return refusal.response()
+        except ClientDisconnect:
+            ends(_LEFT)
+            return Response(status_code=_LEFT)  # for the log: nobody reads it
+        metrics.answer(job.adapter.name, answer)
+        ends(200)
+        return JSONResponse(_content(job, answer))
+
+    return app
+
+
+def _submit(batcher: Batcher, job: Job) -> None:
+    try:
+        batcher.submit(job)
+    except QueueFull as full:
+        headers = {"Retry-After": str(full.seconds)}
+        raise Refused(429, "the server is busy: its queue is full. Try again later.", headers) from None
+    except Stopping:
+        raise Refused(503, "the server is stopping and takes no further requests. Ask another one.") from None
+
+
+async def _answer(job: Job, request: Request, end: float) -> Answer:
+    """Return the answer of a job. Cancel the job if the time is over or the client leaves.
+
+    Raises:
+        Refused: The time is over, or the dialogue cannot be summarised.
+        ClientDisconnect: The client left.
+    """
+    answer = asyncio.wrap_future(job.answer)
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, left}, timeout=end - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return _result(answer)
+        raise ClientDisconnect if left.done() else _too_late()
+    finally:
+        left.cancel()
+        job.answer.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has left. The body of the request must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _result(answer: asyncio.Future[Answer] | Future[Answer]) -> Answer:
+    """Return the result of a future that is done. Raise Refused with status 500 if it is an error."""
+    try:
+        return answer.result()
+    except Exception as error:
+        raise Refused(500, "the dialogue could not be summarised. The log of the server says why.") from error
+
+
+def _too_late() -> Refused:
+    return Refused(504, "the summary was not ready in time. Try again later, or ask for fewer tokens or beams.")
+
+
+def _listen(job: Job) -> asyncio.Queue[str | None]:
+    """Return a queue that gets the pieces of the summary of a job, and None at its end."""
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def put(piece: str | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    job.on_piece = put
+    job.answer.add_done_callback(lambda _: put(None))
+    return pieces
+
+
+class _Stream(StreamingResponse):
+    """JSON lines: the pieces of a summary, then the answer or an error. The job ends if the client leaves."""
+
+    def __init__(self, job: Job, pieces: asyncio.Queue[str | None], end: float, metrics: Metrics, started: float):
+        super().__init__(self._lines(), media_type=_JSON_LINES, headers={"X-Accel-Buffering": "no"})
+        self._job, self._pieces, self._end = job, pieces, end
+        self._metrics, self._started, self._status = metrics, started, _LEFT
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # a client may leave before the first line is asked for
+            self._job.answer.cancel()
+            self._metrics.request(self._status, self._started)
+
+    async def _lines(self) -> AsyncIterator[bytes]:
+        try:
+            while (piece := await _before(self._end, self._pieces.get())) is not None:
+                yield _line({"text": piece})
+            answer = _result(self._job.answer)
+        except Refused as refusal:
+            self._status = refusal.status
+            yield _line(refusal.content | {"status": refusal.status})
+            return
+        self._metrics.answer(self._job.adapter.name, answer)
+        self._status = 200
+        yield _line(_content(self._job, answer))
+
+
+async def _before(end: float, awaitable: Awaitable[Result]) -> Result:
+    """Return a result. Raise Refused with status 504 if it is not there before `end`."""
+    try:
+        return await asyncio.wait_for(awaitable, max(0.0, end - time.monotonic()))
+    except asyncio.TimeoutError:
+        raise _too_late() from None
+
+
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _content(job: Job, answer: Answer) -> dict[str, Any]:
+    return {
+        "summary": answer.summary,
+        "truncated": answer.truncated,
+        "scenario": job.example.scenario,
+        "adapter": job.adapter.name,
+    }
+
+
+def _described(adapter: Adapter, limits: Limits) -> dict[str, Any]:
+    return {
+        "name": adapter.name,
+        "method": adapter.method,
+        "scenarios": None if adapter.scenarios is None else list(adapter.scenarios),
+        "max_source": adapter.max_source,
+        "max_new_tokens": limits.max_new_tokens or adapter.max_new_tokens,
+    }
+
+
+async def _sentence(request: Request, error: Exception) -> Response:
+    """Return the answer to an unknown address or a wrong method."""
+    assert isinstance(error, HTTPException)
+    said = f"{request.method} {request.url.path}: {HTTPStatus(error.status_code).phrase}."
+    return JSONResponse({"error": said}, error.status_code, headers=error.headers)
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    """Return the answer to a request at which the server failed. uvicorn logs the error."""
+    return JSONResponse({"error": "the server failed. Its log says why."}, 500)

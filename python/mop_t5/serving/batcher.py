@@ -1,0 +1,150 @@
+"""A queue of jobs, and the thread that answers them in batches."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
+
+from mop_t5.serving.jobs import Answer, Job, summarise
+from mop_t5.serving.limits import Limits
+
+_LOG = logging.getLogger("uvicorn.error")  # the log of the server
+
+
+class QueueFull(Exception):
+    """The queue is full.
+
+    Attributes:
+        seconds: Estimated seconds until the queue has room.
+    """
+
+    def __init__(self, seconds: int):
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Stopping(Exception):
+    """The batcher takes no further jobs."""
+
+
+class Batcher:
+    """Answers jobs in one thread. Jobs of the same kind that wait at the same time share a batch.
+
+    Args:
+        limits: Batch size, waiting time and length of the queue.
+        answers: Returns the answers of jobs of one kind. It is called in the thread of the batcher.
+        on_batch: Called with the number of jobs of every batch.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        answers: Callable[[Sequence[Job]], Sequence[Answer]] = summarise,
+        on_batch: Callable[[int], object] = lambda size: None,
+    ):
+        self._limits, self._answers, self._on_batch = limits, answers, on_batch
+        self._waiting: list[Job] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._seconds = 1.0  # of the last batch
+        self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that wait."""
+        return len(self._waiting)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the thread has ended: after `close`, when the last job is answered."""
+        return not self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Put a job into the queue. A job leaves the queue at once if its answer is cancelled.
+
+        Raises:
+            QueueFull: The queue is full.
+            Stopping: `close` was called.
+        """
+        with self._changed:
+            if self._closed or self.has_ended:
+                raise Stopping
+            if len(self._waiting) >= self._limits.max_queue:
+                batches = len(self._waiting) / self._limits.batch_size
+                raise QueueFull(max(1, math.ceil(batches * self._seconds)))
+            self._waiting.append(job)
+            self._changed.notify()
+        job.answer.add_done_callback(lambda _: self._forget(job))
+
+    def close(self) -> None:
+        """Take no further jobs. The jobs in the queue are still answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout)
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def _work(self) -> None:
+        while jobs := self._next_batch():
+            started = time.monotonic()
+            self._on_batch(len(jobs))
+            self._answer(jobs)
+            self._seconds = time.monotonic() - started
+
+    def _next_batch(self) -> list[Job]:
+        """Wait for jobs, and take a batch from the queue. Return no job after `close`, when the queue is empty."""
+        size, patience = self._limits.batch_size, self._limits.max_wait / 1000
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return []
+                first = self._waiting[0]
+                jobs = [job for job in self._waiting if job.kind == first.kind][:size]
+                left = first.since + patience - time.monotonic()
+                if len(jobs) == size or left <= 0 or self._closed:
+                    self._waiting = [job for job in self._waiting if job not in jobs]
+                    return jobs
+                self._changed.wait(left)
+
+    def _answer(self, jobs: Sequence[Job]) -> None:
+        """Answer a batch. If it fails, answer each of its jobs alone, so that only the faulty jobs fail."""
+        jobs = [job for job in jobs if not job.answer.cancelled()]
+        if not jobs:
+            return
+        try:
+            answers = self._answers(jobs)
+        except Exception as error:
+            if len(jobs) > 1:
+                _LOG.warning("a batch of %d failed (%s); each dialogue is tried alone", len(jobs), error)
+                for job in jobs:
+                    self._answer([job])
+                return
+            _LOG.exception("a dialogue for the adapter %r could not be summarised", jobs[0].adapter.name)
+            _set(lambda: jobs[0].answer.set_exception(error))
+            return
+        for job, answer in zip(jobs, answers, strict=True):
+            _set(lambda job=job, answer=answer: job.answer.set_result(answer))
+
+
+def _set(setter: Callable[[], None]) -> None:
+    """Set an answer, unless it is cancelled."""
+    try:
+        setter()
+    except InvalidStateError:
+        pass

@@ -1,0 +1,61 @@
+"""The metrics of a server, in the form of Prometheus."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mop_t5.serving.batcher import Batcher
+from mop_t5.serving.jobs import Answer
+from mop_t5.serving.limits import Limits
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60)
+
+
+class Metrics:
+    """Counts requests, batches and tokens.
+
+    Args:
+        limits: The limits of the server. They give the buckets of the batch size.
+    """
+
+    def __init__(self, limits: Limits):
+        self._registry = CollectorRegistry()
+        sizes = sorted({2**power for power in range(limits.batch_size.bit_length())} | {limits.batch_size})
+        own = {"registry": self._registry}
+        self._requests = Counter("mop_t5_requests", "Requests for a summary by status", ["status"], **own)
+        self._seconds = Histogram(
+            "mop_t5_request_seconds", "Seconds per answered request, with waiting", buckets=_SECONDS, **own
+        )
+        self._sizes = Histogram("mop_t5_batch_size", "Dialogues per batch", buckets=sizes, **own)
+        self._waiting = Gauge("mop_t5_queue_depth", "Requests that wait", **own)
+        names = ["adapter"]
+        self._read = Counter("mop_t5_dialogue_tokens", "Tokens read of dialogues", names, **own)
+        self._written = Counter("mop_t5_generated_tokens", "Steps of the searches of finished summaries", names, **own)
+
+    def watch(self, batcher: Batcher) -> None:
+        """Report the depth of the queue of `batcher`."""
+        self._waiting.set_function(lambda: batcher.waiting)
+
+    def batch(self, size: int) -> None:
+        """Count a batch."""
+        self._sizes.observe(size)
+
+    def answer(self, adapter: str, answer: Answer) -> None:
+        """Count the tokens of an answer."""
+        self._read.labels(adapter).inc(answer.dialogue_tokens)
+        self._written.labels(adapter).inc(answer.steps)
+
+    def request(self, status: int, started: float) -> None:
+        """Count a request with its status, and the time of an answered request.
+
+        Args:
+            status: The HTTP status. 499 if the client left before.
+            started: time.monotonic() at its begin.
+        """
+        self._requests.labels(str(status)).inc()
+        if status == 200:
+            self._seconds.observe(time.monotonic() - started)
+
+    def text(self) -> bytes:
+        """Return all metrics as text."""
+        return generate_latest(self._registry)
