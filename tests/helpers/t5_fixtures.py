@@ -1,9 +1,11 @@
 import gc
+import json
 
 import mop_t5
 import pytest
 import torch
-from mop_t5.backbone.tokenizer import train_tokenizer
+from mop_t5.backbone.tokenizer import load_tokenizer, train_tokenizer
+from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus, write_examples
 from transformers import T5Config
 
@@ -43,3 +45,19 @@ def make_place(folder):
     mop_t5.build_backbone(config).save_pretrained(folder / "backbone")
     tokenizer.save_pretrained(folder / "backbone")
     return folder
+
+
+def make_run(place, method, *flags, **options):
+    """Train a method for one step in the folder of `place`, and return the run folder.
+
+    The summaries differ from row to row: the random backbone is far from uniform.
+    """
+    if not (place / "wide").exists():
+        tokenizer = load_tokenizer(place / "backbone")
+        config = T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
+        mop_t5.build_backbone(config, seed=1, initializer_factor=3.0).save_pretrained(place / "wide")
+        tokenizer.save_pretrained(place / "wide")
+    command = ["train", "--corpus", str(place / "corpus"), "--backbone", str(place / "wide"), "--steps", "1"]
+    command += ["--batch_size", "2", "--max_source", "100", "--max_target", "6", "--method", method, *flags]
+    assert main([*command, "--options", json.dumps(options), "--output", str(place / method)]) == 0
+    return place / method

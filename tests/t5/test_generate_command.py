@@ -15,14 +15,13 @@ import mop_t5
 import pytest
 from errors import says
 from killed import report_of
-from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.cli.main import main
 from mop_t5.data import synthetic_corpus
 from mop_t5.data.lines import open_binary
 from mop_t5.evaluation import generate_summaries, serving
 from mop_t5.evaluation import requests as requests_module
 from mop_t5.operations.run_folder import load_run
-from transformers import T5Config
+from t5_fixtures import make_run
 
 ROWS = synthetic_corpus(3, general=1, train=1, valid=1, test=150)["test"]
 ROWS = [row for row in ROWS if row.scenario in ("taxi", "food", "ticket")]
@@ -41,16 +40,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def run(place):
-    """A run whose summaries differ from row to row: its random backbone is far from uniform."""
-    vocabulary = len(load_tokenizer(place / "backbone"))
-    config = T5Config(vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)
-    mop_t5.build_backbone(config, seed=1, initializer_factor=3.0).save_pretrained(place / "wide")
-    load_tokenizer(place / "backbone").save_pretrained(place / "wide")
-    command = ["train", "--corpus", str(place / "corpus"), "--backbone", str(place / "wide"), "--steps", "1"]
-    command += ["--batch_size", "2", "--max_source", "100", "--max_target", "6", "--method", "mop"]
-    options = '{"prefix_length": 2, "d_mid": 8, "terms_down": 4, "terms_up": 4}'
-    assert main([*command, "--options", options, "--output", str(place / "run")]) == 0
-    return place / "run"
+    return make_run(place, "mop", prefix_length=2, d_mid=8, terms_down=4, terms_up=4)
 
 
 def lines_of(rows):

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mop_t5.backbone.build import build_backbone
 from mop_t5.backbone.load import freeze
@@ -170,7 +170,7 @@ class _Stages:
 
     def summaries(self) -> list[str]:
         """Return the model's summaries of the test rows."""
-        lengths = {"max_source": self._config.max_source, "max_new_tokens": self._config.max_target}
+        lengths: dict[str, Any] = {"max_source": self._config.max_source, "max_new_tokens": self._config.max_target}
         return generate_summaries(self.model, self._tokenizer, self._splits.test, progress=True, **lengths)
 
     def _run(self, name: str, rows: Sequence[Example], training: TrainingConfig, **settings: str) -> TrainingResult:

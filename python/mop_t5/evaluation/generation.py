@@ -117,7 +117,7 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
                 model.train(was_training)
 
 
-def lengths_of(settings: Mapping[str, Any]) -> dict[str, int]:
+def lengths_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lengths that a run was trained with, as arguments of generate_summaries.
 
     Args:

@@ -70,7 +70,7 @@ class RunEvaluation:
         check_int("num_beams", num_beams, 1)
         check_int("batch_size", batch_size, 1)
         self._run, self._split, self._overwrite, self._baselines = Path(run), split, overwrite, baselines
-        self._search = {"num_beams": num_beams, "batch_size": batch_size}
+        self._search: dict[str, Any] = {"num_beams": num_beams, "batch_size": batch_size}
         self._model, self._tokenizer, settings = load_run(run, backbone, on_accelerator=True)
         data = corpus or settings.get("corpus")
         if data is None:

@@ -49,7 +49,7 @@ class Summariser:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any]
-    lengths: dict[str, int]
+    lengths: dict[str, Any]
     num_beams: int = 1
     batch_size: int = 32
 

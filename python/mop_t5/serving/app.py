@@ -117,7 +117,8 @@ async def _answer(job: Job, request: Request, end: float) -> Answer:
     answer = asyncio.wrap_future(job.answer)
     left = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({answer, left}, timeout=end - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {answer, left}
+        await asyncio.wait(both, timeout=max(0.0, end - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return _result(answer)
         raise ClientDisconnect if left.done() else _too_late()

@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
+from contextlib import suppress
 
-from mop_t5.serving.jobs import Answer, Job, summarise
+from mop_t5.serving.jobs import Job, summarise
 from mop_t5.serving.limits import Limits
 
 _LOG = logging.getLogger("uvicorn.error")  # the log of the server
@@ -34,17 +35,11 @@ class Batcher:
 
     Args:
         limits: Batch size, waiting time and length of the queue.
-        answers: Returns the answers of jobs of one kind. It is called in the thread of the batcher.
         on_batch: Called with the number of jobs of every batch.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        answers: Callable[[Sequence[Job]], Sequence[Answer]] = summarise,
-        on_batch: Callable[[int], object] = lambda size: None,
-    ):
-        self._limits, self._answers, self._on_batch = limits, answers, on_batch
+    def __init__(self, limits: Limits, on_batch: Callable[[int], object] = lambda size: None):
+        self._limits, self._on_batch = limits, on_batch
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -128,7 +123,7 @@ class Batcher:
         if not jobs:
             return
         try:
-            answers = self._answers(jobs)
+            answers = summarise(jobs)
         except Exception as error:
             if len(jobs) > 1:
                 _LOG.warning("a batch of %d failed (%s); each dialogue is tried alone", len(jobs), error)
@@ -136,15 +131,9 @@ class Batcher:
                     self._answer([job])
                 return
             _LOG.exception("a dialogue for the adapter %r could not be summarised", jobs[0].adapter.name)
-            _set(lambda: jobs[0].answer.set_exception(error))
+            with suppress(InvalidStateError):  # the job was cancelled meanwhile
+                jobs[0].answer.set_exception(error)
             return
         for job, answer in zip(jobs, answers, strict=True):
-            _set(lambda job=job, answer=answer: job.answer.set_result(answer))
-
-
-def _set(setter: Callable[[], None]) -> None:
-    """Set an answer, unless it is cancelled."""
-    try:
-        setter()
-    except InvalidStateError:
-        pass
+            with suppress(InvalidStateError):
+                job.answer.set_result(answer)

@@ -54,7 +54,7 @@ class Job:
     on_piece: Callable[[str], None] | None = None
     answer: Future[Answer] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
-    _sent: str = ""
+    _sent: str = field(default="", init=False)
 
     @property
     def kind(self) -> tuple[str, int, int]:

@@ -19,18 +19,18 @@ class Metrics:
     """
 
     def __init__(self, limits: Limits):
-        self._registry = CollectorRegistry()
+        registry = self._registry = CollectorRegistry()
         sizes = sorted({2**power for power in range(limits.batch_size.bit_length())} | {limits.batch_size})
-        own = {"registry": self._registry}
-        self._requests = Counter("mop_t5_requests", "Requests for a summary by status", ["status"], **own)
+        self._requests = Counter("mop_t5_requests", "Requests for a summary by status", ["status"], registry=registry)
         self._seconds = Histogram(
-            "mop_t5_request_seconds", "Seconds per answered request, with waiting", buckets=_SECONDS, **own
+            "mop_t5_request_seconds", "Seconds per answered request, with waiting", buckets=_SECONDS, registry=registry
         )
-        self._sizes = Histogram("mop_t5_batch_size", "Dialogues per batch", buckets=sizes, **own)
-        self._waiting = Gauge("mop_t5_queue_depth", "Requests that wait", **own)
+        self._sizes = Histogram("mop_t5_batch_size", "Dialogues per batch", buckets=sizes, registry=registry)
+        self._waiting = Gauge("mop_t5_queue_depth", "Requests that wait", registry=registry)
         names = ["adapter"]
-        self._read = Counter("mop_t5_dialogue_tokens", "Tokens read of dialogues", names, **own)
-        self._written = Counter("mop_t5_generated_tokens", "Steps of the searches of finished summaries", names, **own)
+        self._read = Counter("mop_t5_dialogue_tokens", "Tokens read of dialogues", names, registry=registry)
+        said = "Steps of the searches of finished summaries"
+        self._steps = Counter("mop_t5_generated_tokens", said, names, registry=registry)
 
     def watch(self, batcher: Batcher) -> None:
         """Report the depth of the queue of `batcher`."""
@@ -43,7 +43,7 @@ class Metrics:
     def answer(self, adapter: str, answer: Answer) -> None:
         """Count the tokens of an answer."""
         self._read.labels(adapter).inc(answer.dialogue_tokens)
-        self._written.labels(adapter).inc(answer.steps)
+        self._steps.labels(adapter).inc(answer.steps)
 
     def request(self, status: int, started: float) -> None:
         """Count a request with its status, and the time of an answered request.
