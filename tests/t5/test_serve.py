@@ -2,8 +2,6 @@
 
 import json
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,23 +20,12 @@ from mop_t5.serving.jobs import Job, summarise
 from mop_t5.serving.limits import Limits
 from mop_t5.serving.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
-from t5_fixtures import make_run
+from serving_fixtures import DEADLINE, adapters, gate, runs, until
 
+__all__ = ["adapters", "gate", "runs"]  # fixtures
 ROWS = synthetic_corpus(3, general=1, train=1, valid=1, test=60)["test"]
 ROWS = [row for row in ROWS if row.scenario in ("taxi", "food", "ticket")][:12]
 LONG = "用户：司机绕路了。" * 60
-DEADLINE = 60  # seconds after which a test has failed
-
-
-@pytest.fixture(scope="module")
-def runs(place):
-    mop = make_run(place, "mop", prefix_length=2, d_mid=8, terms_down=4, terms_up=4)
-    return [str(mop), f"prompt={make_run(place, 'prompt_tuning', prefix_length=3)}"]
-
-
-@pytest.fixture(scope="module")
-def adapters(runs):
-    return load_adapters(runs)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +69,6 @@ class Served:
         return {(one.name, *one.labels.values()): one.value for one in samples}
 
 
-def until(condition):
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 @contextmanager
 def serving(adapters, **fields):
     limits = Limits(**fields)
@@ -108,32 +88,6 @@ def serving(adapters, **fields):
 def served(adapters):
     with serving(adapters, max_wait=0.0) as served:
         yield served
-
-
-class Gate:
-    """Stands before the generation: holds each batch until `open`, and keeps its dialogues."""
-
-    def __init__(self, monkeypatch):
-        self.batches, self.open, self.entered = [], threading.Event(), threading.Semaphore(0)
-        real = jobs_module.generate_summaries
-
-        def held(model, tokenizer, examples, **keywords):
-            self.batches.append([example.dialogue for example in examples])
-            self.entered.release()
-            assert self.open.wait(DEADLINE)
-            return real(model, tokenizer, examples, **keywords)
-
-        monkeypatch.setattr(jobs_module, "generate_summaries", held)
-
-    def wait(self):
-        assert self.entered.acquire(timeout=DEADLINE)
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    gate = Gate(monkeypatch)
-    yield gate
-    gate.open.set()
 
 
 def lines_of(answer):
@@ -238,7 +192,7 @@ def test_an_excess_is_refused_and_everything_accepted_is_answered(adapters, know
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_takes_too_long_is_given_up(adapters, known, gate, stream):
-    with serving(adapters, timeout=0.3, max_wait=0.0) as served:
+    with serving(adapters, timeout=0.8, max_wait=0.0) as served:
         running = served.later(ROWS[0], stream=stream)
         gate.wait()
         waiting = served.later(ROWS[1], stream=stream)
