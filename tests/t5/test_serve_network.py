@@ -142,8 +142,8 @@ def test_the_address_must_be_free():
             bound_socket("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_ends_with_0_and_needs_no_kernels_for_a_fixed_prefix(runs, tmp_path, forks_with_t5, sign):
+@pytest.mark.slow
+def test_the_command_ends_with_0_and_needs_no_kernels_for_a_fixed_prefix(runs, tmp_path, forks_with_t5):
     fixed = tmp_path / "fixed"
     assert main(["export", "--run", runs[0], "--output", str(fixed)]) == 0
     with bound_socket("127.0.0.1", 0) as free:
@@ -162,7 +162,7 @@ print("code", code, "kernels", "mop_kernels" in sys.modules)
                 break
             time.sleep(0.02)
         assert client.post("/v1/summaries", json=BODY).json()["adapter"] == "fixed"
-    os.kill(process, sign)
+    os.kill(process, signal.SIGTERM)
     said = forks_with_t5.end()
     assert said.splitlines()[-1] == "code 0 kernels False"
     assert f"http://127.0.0.1:{port} " in said

@@ -26,7 +26,7 @@ from mop_t5.serving.summary_request import Refused, SummaryRequest, job_of, read
 _LEFT = 499  # the status of a client that left before its answer, as in the logs of nginx
 _PAGE = Path(__file__).with_name("page.html")
 # the page loads nothing, and talks to this server only
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 _JSON_LINES = "application/x-ndjson"
 Result = TypeVar("Result")
 

@@ -3,13 +3,12 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mop_t5.data.corpus import example_of
+from mop_t5.data.corpus import Example, check_characters
 from mop_t5.data.lines import json_value
 from mop_t5.serving.adapters import Adapter
 from mop_t5.serving.jobs import Job
@@ -115,14 +114,17 @@ def job_of(asked: SummaryRequest, adapters: Mapping[str, Adapter], limits: Limit
     _check("max_new_tokens", new_tokens, most)
     if asked.stream and asked.num_beams > 1:
         raise Refused(422, "`stream` needs num_beams 1: a search with more beams knows no word before its end.")
-    row: dict[str, Any] = {"scenario": asked.scenario, "dialogue": asked.dialogue}
-    try:
-        example = example_of(row, _BODY, "request", need_summary=False)
-    except ValueError as error:
-        raise Refused(422, str(error)) from None
-    if adapter.scenarios is not None and example.scenario not in adapter.scenarios:
+    for field, text in {"scenario": asked.scenario, "dialogue": asked.dialogue}.items():
+        try:
+            check_characters(text, field)
+        except ValueError as error:
+            raise Refused(422, str(error)) from None
+        if not text.strip():
+            raise Refused(422, f"`{field}` is empty. Fill it in.")
+    if adapter.scenarios is not None and asked.scenario not in adapter.scenarios:
         known = ", ".join(adapter.scenarios)
-        raise Refused(404, f"the adapter {name!r} has no scenario {example.scenario[:60]!r}; known are {known}.")
+        raise Refused(404, f"the adapter {name!r} has no scenario {asked.scenario[:60]!r}; known are {known}.")
+    example = Example(asked.scenario, asked.dialogue, summary="", id="request")
     return Job(adapter, example, asked.num_beams, new_tokens)
 
 
