@@ -74,7 +74,7 @@ class Client(FastHttpUser):
             if status != 200:
                 answer.failure(f"status {status}")
                 return
-            *pieces, last = [json.loads(line) for line in answer.text.split("\n") if line]
+            *pieces, last = [json.loads(line) for line in answer.content.decode().split("\n") if line]
             whole = "".join(piece["text"] for piece in pieces) if stream else right
             if (last.get("summary"), last.get("adapter"), whole) == (right, asked["adapter"], right):
                 _COUNTS["right"] += 1

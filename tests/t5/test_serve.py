@@ -91,7 +91,7 @@ def served(adapters):
 
 
 def lines_of(answer):
-    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert answer.headers["content-type"] == "application/x-ndjson; charset=utf-8"
     return [json.loads(line) for line in answer.text.split("\n")[:-1]]
 
 

@@ -27,7 +27,7 @@ _LEFT = 499  # the status of a client that left before its answer, as in the log
 _PAGE = Path(__file__).with_name("page.html")
 # the page loads nothing, and talks to this server only
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-_JSON_LINES = "application/x-ndjson"
+_JSON_LINES = "application/x-ndjson; charset=utf-8"  # some clients guess where no charset is named
 Result = TypeVar("Result")
 
 
