@@ -10,7 +10,8 @@ MOP_LOAD_RATE=40 sends 40 requests per second, whatever the server answers. It n
 times the seconds of the slowest answer.
 
 A refusal (429 with Retry-After) is no failure. A wrong summary, another status or a lost connection is a failure, and
-locust then exits with 1. The last line is a JSON object with the counts, beside the counts of the server's /metrics.
+locust then exits with 1. At the end it prints the counts, and those of the server's /metrics. "sent" is the sum of the
+statuses and of "ended", which are users that locust ended before their request was on its way.
 """
 
 import json
@@ -21,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gevent import GreenletExit
 from locust import FastHttpUser, constant, constant_throughput, events, task
 
 _RATE = float(os.environ.get("MOP_LOAD_RATE", 0))
@@ -64,7 +66,14 @@ class Client(FastHttpUser):
         asked, right = random.choice(_CASES)
         stream = random.random() < 1 / 3
         _COUNTS["sent"] += 1
-        with self.client.post(_PLACE, json=asked | {"stream": stream}, catch_response=True) as answer:
+        try:
+            self._send(asked | {"stream": stream}, right)
+        except GreenletExit:  # locust ends users that were about to send when the time is over
+            _COUNTS["ended"] += 1
+            raise
+
+    def _send(self, asked: dict[str, Any], right: str) -> None:
+        with self.client.post(_PLACE, json=asked, catch_response=True) as answer:
             status = answer.status_code
             _COUNTS[str(status)] += 1
             if status == 429 and int(answer.headers.get("Retry-After", 0)) >= 1:
@@ -75,7 +84,7 @@ class Client(FastHttpUser):
                 answer.failure(f"status {status}")
                 return
             *pieces, last = [json.loads(line) for line in answer.content.decode().split("\n") if line]
-            whole = "".join(piece["text"] for piece in pieces) if stream else right
+            whole = "".join(piece["text"] for piece in pieces) if asked["stream"] else right
             if (last.get("summary"), last.get("adapter"), whole) == (right, asked["adapter"], right):
                 _COUNTS["right"] += 1
                 answer.success()

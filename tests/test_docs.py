@@ -31,7 +31,7 @@ PAGES = [
     ROOT / "findings/README.md",
 ]
 LANGUAGES = {"python", "bash", "yaml", "json", "text"}
-OTHER_PROGRAMS = {"pip", "uv", "git", "cd", "tail", "consumer", "mkdocs", "pre-commit"}
+OTHER_PROGRAMS = {"pip", "uv", "git", "cd", "tail", "consumer", "mkdocs", "pre-commit", "curl", "locust"}
 TESTS = {
     name
     for file in (ROOT / "tests").rglob("test_*.py")
