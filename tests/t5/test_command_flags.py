@@ -87,6 +87,19 @@ def test_every_text_arrives(text):
         assert keywords(*convert, "--dialogue", text)["dialogue"] == text
 
 
+def test_a_flag_that_may_be_repeated(tmp_path, capsys):
+    assert keywords("serve", "--run", "a", "--port", "1", "--run=#b=[c]")["run"] == ["a", "#b=[c]"]
+    assert [keywords("serve", f"--run={text}")["run"] for text in TEXTS] == [[text] for text in TEXTS]
+    config = tmp_path / "config.yaml"
+    config.write_text("run: [a, b]\nport: 2\n")
+    assert keywords("serve", "--config", str(config))["run"] == ["a", "b"]
+    for wrong in (["--run"], []):
+        with pytest.raises(SystemExit, match="2"):
+            keywords("serve", *wrong)
+        assert "run" in capsys.readouterr().err
+    assert keywords("generate", "--run", "a", "--run", "b")["run"] == "b"
+
+
 def test_null_in_a_configuration_file_is_none(tmp_path):
     """As in run.json, which `mop-t5 train --config` takes."""
     config = tmp_path / "config.json"

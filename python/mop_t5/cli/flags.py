@@ -7,7 +7,6 @@ Annotated[list[str], "repeated"] is a flag that takes one text and may be given 
 
 import argparse
 import inspect
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -171,7 +170,12 @@ def _joined(arguments: Sequence[str], names: Collection[str]) -> list[str]:
             texts.setdefault(flag, []).append(value if joined else arguments[next(places)])
         else:
             others.append(flag)  # without a text, which the parser says
-    return others + [f"{flag}={json.dumps(given)}" for flag, given in texts.items()]
+    # JSON would write a character beyond U+FFFF as two halves, which YAML does not join
+    lists = {
+        flag: yaml.safe_dump(some, default_style='"', default_flow_style=True, width=2**20)
+        for flag, some in texts.items()
+    }
+    return others + [f"{flag}={joined.strip()}" for flag, joined in lists.items()]
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
