@@ -90,6 +90,9 @@ def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, 
         except ClientDisconnect:
             ends(_LEFT)
             return Response(status_code=_LEFT)  # for the log: nobody reads it
+        except Exception:
+            ends(500)
+            raise
         metrics.answer(job.adapter.name, answer)
         ends(200)
         return JSONResponse(_content(job, answer))

@@ -77,13 +77,16 @@ async def read_request(request: Request, limits: Limits, end: float) -> SummaryR
 
 
 async def _body(request: Request, most: int) -> bytes:
+    # the rest of a long body is not read
+    refusal = Refused(413, f"{_BODY} has more than {most:,} bytes. Cut the dialogue.", {"Connection": "close"})
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise refusal
     body = bytearray()
-    announced = request.headers.get("content-length", "0")
     async for chunk in request.stream():
         body += chunk
-        if max(len(body), int(announced) if announced.isdigit() else 0) > most:
-            # the rest of the body is not read
-            raise Refused(413, f"{_BODY} has more than {most:,} bytes. Cut the dialogue.", {"Connection": "close"})
+        if len(body) > most:
+            raise refusal
     return bytes(body)
 
 
