@@ -300,7 +300,7 @@ if asks_for_torch:
         "compile against your own, activate its environment first, or pass --no-build-isolation."
     )
 setup(
-    packages=["mop_kernels", "mop_kernels.triton_kernels"]
+    packages=["mop_kernels", "mop_kernels.acceleration", "mop_kernels.triton_kernels"]
     + [
         str(p.parent.relative_to(ROOT / "python")).replace(os.sep, ".")
         for p in sorted((ROOT / "python").rglob("__init__.py"))

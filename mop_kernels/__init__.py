@@ -6,6 +6,7 @@ W is never built where that saves work: the factors are applied to the rows dire
 (layer, expert) pair of a mixture. step.py has the operations of a frozen T5's training step.
 """
 
+from .acceleration import Acceleration, accelerate, restore
 from .backends import available_backends, use_backend
 from .conversion import phm_linear_from_compacter, replace_linears
 from .explain import explain_backend
@@ -17,9 +18,11 @@ from .step import dropout_add, gated_gelu_dropout, linear_cross_entropy, prefix_
 __version__ = "0.1.0"
 
 __all__ = [
+    "Acceleration",
     "LowRankPHM",
     "MOPFeedForward",
     "PHMLinear",
+    "accelerate",
     "attempt_mix",
     "available_backends",
     "dropout_add",
@@ -34,6 +37,7 @@ __all__ = [
     "prefix_attention",
     "relu_dropout",
     "replace_linears",
+    "restore",
     "rms_norm",
     "use_backend",
 ]

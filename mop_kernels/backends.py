@@ -277,13 +277,14 @@ def resolve(
     )
 
 
-def has_kernel(op: str, tensor: Tensor) -> bool:
+def has_kernel(op: str, tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     """Tell whether a call of `op` that names no backend runs on kernels.
 
     Otherwise it would run in plain PyTorch or raise, and a caller with a plain form of its own can take that form.
+    dtype: The dtype of the call. None: that of the tensor.
     """
     name, _ = requested(None)
-    kind, dtype = tensor.device.type, tensor.dtype
+    kind, dtype = tensor.device.type, tensor.dtype if dtype is None else dtype
     chosen = best_for(kind, tensor.device, dtype, op, 0) if name == "auto" else name
     return chosen != "reference" and (why_not(chosen, tensor.device) or unfit(chosen, kind, dtype, op)) is None
 

@@ -64,7 +64,7 @@ def stages_of(rule_in: Tensor, rule_out: Tensor | None, local: Tensor) -> tuple[
     return three_stages(terms, g_in, rank, rule_out.shape[-1], loc_in, loc_out)
 
 
-def _backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_out: int, local: int) -> int:
+def backward_of_stages(stages: tuple[int, int, int], x: int, rule_in: int, rule_out: int, local: int) -> int:
     """Count per row t and s again where they are read, their gradients, and one product per requested gradient.
 
     first * (t + grad_x + grad_rule_in) + second * (s + grad_t + grad_local) + third * (grad_s + grad_rule_out)
@@ -85,7 +85,7 @@ def lowrank_phm_linear_backward(
     grad: Tensor, x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, needs: int
 ) -> int:
     """Count the backward pass of the three stages on all rows of x."""
-    per_row = _backward_of_stages(stages_of(rule_in, rule_out, local), *flags_of(needs, 4))
+    per_row = backward_of_stages(stages_of(rule_in, rule_out, local), *flags_of(needs, 4))
     return x.numel() // x.shape[-1] * per_row
 
 
@@ -127,10 +127,10 @@ def mop_ffn_backward(
     of_down, of_ups = of_factors[: len(down)], of_factors[len(down) :]
     width = len(ups) // num_maps
     below_hidden = int(any((of_x, *of_down)))
-    per_row = _backward_of_stages(stages_of(*maps[0][:3]), of_x, *of_down[:3])
+    per_row = backward_of_stages(stages_of(*maps[0][:3]), of_x, *of_down[:3])
     of_up_factors = [of_ups[k * width : k * width + 3] for k in range(num_maps)]
     for up, flags in zip(maps[1:], of_up_factors):
-        per_row += _backward_of_stages(stages_of(*up[:3]), below_hidden, *flags)
+        per_row += backward_of_stages(stages_of(*up[:3]), below_hidden, *flags)
     if below_hidden or any(map(any, of_up_factors)):
         per_row += sum(stages_of(*maps[0][:3]))
     return _rows_of_bank(x, maps, experts) * per_row

@@ -32,6 +32,7 @@ mop_kernels.step_truth
 mop_kernels.truth
 mop_kernels.testing
 mop_kernels
+mop_kernels.acceleration
 mop_kernels.conversion
 mop_kernels.layers
 mop_kernels.initialisation
@@ -59,7 +60,8 @@ mop_kernels.step_reference mop_kernels.reference
 LEVELS = {room: level for level, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}
 FACADE = "mop_t5"  # the public names, each imported on first use; every room may use them
 NEVER = {  # packages that a part must not import, at any depth
-    "mop_kernels": {"transformers", "mop_t5", "mop_lab", "accelerate", "jieba", "numpy", "safetensors"},
+    "mop_kernels": {"transformers", "mop_t5", "mop_lab", "accelerate", "jieba", "numpy", "safetensors"}
+    | {"peft", "lycoris", "adapters"},
     "mop_t5": {"mop_lab"},
 }
 PACKAGES = ("mop_kernels", "mop_t5", "mop_lab")
