@@ -8,7 +8,6 @@ whose locals are the other half:
     last:  s = x by (rule_i, left_i in the columns of term i)   y[n,c,v] = sum_{i,r} s[n,c,(i,r)] right_i[r,v]
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -118,21 +117,25 @@ _cheapest: dict[Sizes, Way] = {}
 
 def cheapest_way(sizes: Sizes) -> Way:
     """Return the way with the fewest multiply-adds in a training step. Of equal ways, return the first."""
-    if torch.compiler.is_compiling():  # a dict that changes would be a guard
-        return min(ways(sizes), key=lambda way: multiply_adds(sizes, way))
-    if sizes not in _cheapest:
-        _cheapest[sizes] = min(ways(sizes), key=lambda way: multiply_adds(sizes, way))
-    return _cheapest[sizes]
+    if not torch.compiler.is_compiling():  # where a dict that changes would be a guard
+        if sizes not in _cheapest:
+            _cheapest[sizes] = _search(sizes)
+        return _cheapest[sizes]
+    return _search(sizes)
 
 
-def ways(sizes: Sizes) -> Iterator[Way]:
-    """Yield the ways to compute with factors of these sizes."""
+def _search(sizes: Sizes) -> Way:
+    found = ways(sizes)
+    costs = [multiply_adds(sizes, way) for way in found]
+    return found[costs.index(min(costs))]
+
+
+def ways(sizes: Sizes) -> list[Way]:
+    """Return the ways to compute with factors of these sizes."""
     rules = ["low_rank"] if sizes.rule_rank is not None else []
     rules += ["before", "after"] if sizes.terms == 1 else ["dense"]
-    locals_ = ["first", "last"] if sizes.local_rank is not None else []
-    for rule in rules:
-        for local in (*locals_, "whole"):
-            yield Way(rule, local)
+    locals_ = ["whole"] if sizes.local_rank is None else ["first", "last", "whole"]
+    return [Way(rule, local) for rule in rules for local in locals_]
 
 
 def multiply_adds(sizes: Sizes, way: Way) -> int:

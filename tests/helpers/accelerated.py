@@ -48,7 +48,9 @@ def assert_as_the_library(
     pair = nn.ModuleList([model] if root is None else [model, root])
 
     def run(pair: nn.ModuleList, x: Tensor) -> dict[str, Tensor]:
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None and x.dtype != torch.float64):
+        with torch.autocast(
+            "cpu", autocast or torch.bfloat16, enabled=autocast is not None and x.dtype != torch.float64
+        ):
             return step(pair[0], x, parameters=pair)
 
     expected = run(pair, x)
