@@ -13,8 +13,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test test-extras check-fast docs lint format benchmark interpret-banks interpret-layers emulate-cuda gpu \
-	gpu-dry-run tune record-launches compile-launches clean
+.PHONY: setup demo demo-short test test-extras test-adapters check-fast docs lint format benchmark interpret-banks \
+	interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,18 @@ test-extras: setup $(EXTRAS)/.installed
 
 $(EXTRAS)/.installed: tests/extras/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(EXTRAS) -r $<
+	touch $@
+
+# Compacter layers of adapters, which needs transformers 4. Not part of `make test`: run it before a release, or nightly
+ADAPTERS := build/adapters
+
+test-adapters: export PYTHONPATH := $(ADAPTERS)
+test-adapters: export OMP_NUM_THREADS := 1
+test-adapters: setup $(ADAPTERS)/.installed
+	$(BIN)/python -m pytest tests/extras/test_accelerate_compacter.py
+
+$(ADAPTERS)/.installed: tests/extras/adapters.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(ADAPTERS) -r $<
 	touch $@
 
 # Before each commit, in less than a minute on two cores

@@ -24,7 +24,7 @@ def accelerated(tmp_path_factory):
 
 def test_there_is_one_example_of_each_loop():
     names = {"tune_with_mop.py", "tune_with_seq2seq_trainer.py", "tune_with_accelerate.py"}
-    assert {path.name for path in EXAMPLES.glob("*.py")} == names
+    assert {path.name for path in EXAMPLES.glob("tune_*.py")} == names
 
 
 def test_the_plain_loop(tmp_path, monkeypatch, capsys):
