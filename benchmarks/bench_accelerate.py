@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.support.acceleration import OURS, Layer, accelerated, prove, rows_of, step
 from benchmarks.support.results import ROOT
 
-FACTORS = {  # options of LoKr: r is the rank of w2, or None for a whole w2
+FACTORS: dict[str, dict[str, Any]] = {  # options of LoKr: r is the rank of w2, or None for a whole w2
     "factor 8, w2 full": {"factor": 8, "r": None},
     "factor 16, rank 8": {"factor": 16, "r": 8},
 }
@@ -65,7 +66,7 @@ def lycoris_layer(factor: int, r: int | None, width: int, *, bypass: bool) -> La
     return Layer(nn.ModuleList([lora, base]), adapter, width)  # with the base, whose dtype weight mode takes
 
 
-LIBRARIES = {
+LIBRARIES: dict[str, tuple[str, Callable[..., Layer]]] = {
     "PEFT": ("peft", lambda factor, r, width: peft_layer(factor, r, width, part=True)),
     "LyCORIS, bypass mode": ("lycoris", lambda factor, r, width: lycoris_layer(factor, r, width, bypass=True)),
     "LyCORIS, weight mode": ("lycoris", lambda factor, r, width: lycoris_layer(factor, r, width, bypass=False)),
@@ -106,7 +107,8 @@ def test_whole_layer(factors, name, full_size, timed):
     if name in ("PEFT", OURS):
         compare(timed, group, name, layer, rows)
         return
-    base = Layer(layer.module.get_base_layer(), nn.Module.__call__, width)
+    frozen: Any = layer.module
+    base = Layer(frozen.get_base_layer(), nn.Module.__call__, width)
     x = rows_of(base, rows)
     timed(lambda: step(base, x), group, name, kind="form")
 
@@ -142,4 +144,4 @@ def measure(factors: str, name: str, rows: int, width: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:3], *map(int, sys.argv[3:]))))  # type: ignore[call-arg]
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

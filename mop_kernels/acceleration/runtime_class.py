@@ -24,7 +24,8 @@ class Accelerated(_Module):
         return None
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
-        return _new, self._made_of, self.__getstate__()
+        state = super().__reduce_ex__(protocol)[2]
+        return _new, self._made_of, state
 
 
 def accelerated_class(mixin: type[Accelerated], plain: type[nn.Module]) -> type[Accelerated]:

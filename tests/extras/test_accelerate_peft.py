@@ -2,6 +2,8 @@
 
 import copy
 import io
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,6 +195,28 @@ in_two_processes(lokr_worker.run)
 """
     with forks_of("import torch") as forks:
         assert forks.run(code).count("as one process") == 2
+
+
+def test_second_derivatives():
+    results = []
+    for ours in (False, True):
+        model = peft_model(torch.float64, **CASES["both"])
+        if ours:
+            mk.accelerate(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        x = rows(torch.float64).requires_grad_()
+        (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        results.append(torch.autograd.grad(grad.square().sum(), trained))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_the_example(capsys):
+    """It trains with and without acceleration."""
+    found = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "lokr_with_peft.py"))
+    assert "accelerated: 16 layers" in capsys.readouterr().out
+    assert found["losses"] == pytest.approx(found["plain"], rel=1e-4)
+    assert found["losses"][-1] < found["losses"][0] - 1
+    assert found["losses"] != found["plain"]  # other sums, other rounding
 
 
 def test_reference_backend_runs_the_library():
