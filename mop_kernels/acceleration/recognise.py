@@ -1,4 +1,4 @@
-"""Which layers of which libraries are known. Nothing is imported: a layer that exists brings its library with it."""
+"""Recognise layers of other libraries by the names of their classes and by versions. No library is imported."""
 
 import re
 from importlib.metadata import PackageNotFoundError, version
