@@ -8,7 +8,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mop_t5.data.corpus import Example, check_characters
+from mop_t5.data.examples import Example, check_characters
 from mop_t5.data.lines import json_value
 from mop_t5.serving.adapters import Adapter
 from mop_t5.serving.jobs import Job
