@@ -342,6 +342,7 @@ def test_only_equal_weights_are_shared(place):
     assert share_weights(other, [first]) == size(first) - changed.numel() * changed.element_size()
     assert changed.data_ptr() != first.encoder.block[0].layer[0].SelfAttention.q.weight.data_ptr()
     assert share_weights(load().to(torch.bfloat16), [first]) == 0
+    assert share_weights(load().to("meta"), [load().to("meta")]) == 0  # as weights that accelerate keeps on the disk
 
 
 def test_names_of_adapters(runs, place):
