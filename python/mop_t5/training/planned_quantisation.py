@@ -62,13 +62,13 @@ def simulate_quantisation(model: PreTrainedModel, scheme: str) -> None:
 class _AsQuantised(torch.autograd.Function):
     """Return x. Make the tensors that the product of x with a quantised weight makes.
 
-    "8bit" keeps x for backward, although backward does not read it. The schemes of torchao keep the weight in the dtype
-    of x. "4bit" keeps nothing, and makes this weight again in backward.
+    "8bit" keeps x for backward, although backward does not read it. "4bit" keeps nothing. Both make the weight in the
+    dtype of x in backward. The schemes of torchao make this weight in forward and keep it.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: torch.Size, scheme: str) -> Tensor:
-        ctx.shape = shape
+        ctx.shape, ctx.scheme = shape, scheme
         if scheme == "8bit":
             ctx.save_for_backward(x)
         else:
@@ -79,6 +79,6 @@ class _AsQuantised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        if not ctx.saved_tensors or ctx.saved_tensors[0].shape != ctx.shape:
+        if ctx.scheme in ("8bit", "4bit"):
             gradients[0].new_empty(ctx.shape)
         return gradients[0], None, None
