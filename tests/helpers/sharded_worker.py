@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import data_parallel_worker as small
@@ -34,6 +35,7 @@ MODELS = {  # name: method and fields
 OTHERS = {"fixed routes": ("task_moe", {**MOE, "routes": "random_1"}), "backbone": (None, {})}
 ZERO = ("prefix_tuning", "adapter", "fine_tuning")
 RESUMED = ("mop", "fine_tuning")  # these are trained longer, with validations, and resumed
+DEVICES = {"accumulation": 8, "evaluate_every": 2}  # on 1, 2, 4 or 8 devices
 LONGER = {"steps": 4, "accumulation": 4, "save_every": 2}
 SETTINGS = {  # name: model, and settings that must be right together with sharding
     "bf16": ("mop", {"bf16": True, "gradient_checkpointing": True}),
@@ -231,3 +233,18 @@ def killed(folder: Path) -> None:
     with contextlib.redirect_stderr(said):
         code = main(["train", *map(str, arguments), "--method", "prefix_tuning"])
     (folder / "killed.txt").write_text(f"{code}\n{said.getvalue()}")
+
+
+def on_devices(folder: Path) -> None:
+    """Train with a shared backbone in the processes of torchrun, one per device."""
+    team = processes()
+    folder = folder / str(team.num_processes)
+    found = {name: trained(folder, name, team.num_processes, shard="fsdp", **DEVICES)[0] for name in RESUMED}
+    if team.is_main_process:
+        torch.save(found, folder / "found.pt")
+    team.wait_for_everyone()
+    team.destroy_process_group()
+
+
+if __name__ == "__main__":
+    on_devices(Path(sys.argv[1]))

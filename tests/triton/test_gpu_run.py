@@ -114,7 +114,7 @@ def run_by(monkeypatch):
 
 
 NAMES = ["build", "warm", "check", "graphs and streams", "tune", "bank", "racecheck", "memcheck", "tests", "crossover"]
-NAMES += ["peers", "more than 2^31 elements"]
+NAMES += ["peers", "more than 2^31 elements", "sharding"]
 
 
 def test_steps_that_take_all_they_may_end_in_nine_minutes(run_by):
