@@ -117,6 +117,8 @@ def test_plans_that_cannot_be(tmp_path):
         plan_memory(config(), "bitfit", PlannedStep(**STEP, shard="fsdp"), ONE)
     with raises(ValueError, "quantise", "'8bit'"):
         plan_memory(config(), None, PlannedStep(**STEP, quantise="8bit"), ONE)
+    with raises(ValueError, "shard", "'fsdp'", "mop", "'zero2'"):
+        plan_memory(config(), "mop", PlannedStep(**STEP, shard="zero2"), Devices(2, 10**9), FIELDS["mop"])
     with raises(ValueError, "nonsense"):
         plan_memory(config(), "mop", step, ONE, {"nonsense": 2})
     with raises(ValueError, "backbone", "'t5-smal'", "'t5-small'"):

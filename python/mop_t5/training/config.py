@@ -11,7 +11,7 @@ from mop_t5.training.trainer_settings import check_trainer_settings
 SCHEDULES = ("linear", "cosine", "constant")
 _LOSSES = ("mean", "sum")
 _CACHES = ("no", "memory", "disk")
-_SHARDS = ("no", "fsdp", "zero2", "zero3")
+SHARDS = ("no", "fsdp", "zero2", "zero3")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TrainingConfig:
                 "trainer.neftune_noise_alpha must be 0 where cache_encoder is not 'no': kept outputs of the encoder "
                 "have no noise. Leave one of them out."
             )
-        check_choice("shard", self.shard, _SHARDS)
+        check_choice("shard", self.shard, SHARDS)
         if self.shard != "no" and (self.compile or self.cache_encoder != "no"):
             other = "compile must be false" if self.compile else "cache_encoder must be 'no'"
             raise ValueError(f"{other} where shard is {self.shard!r}. Set one of them back to its default.")

@@ -13,21 +13,22 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached
 from mop_t5.backbone.build import build_backbone, known_backbones
+from mop_t5.backbone.quantisation import SCHEMES
 from mop_t5.checks import check_choice, check_least, check_types
 from mop_t5.files import unreadable_in_a_sentence
 from mop_t5.operations.attach import attach
+from mop_t5.training.config import SHARDS
 from mop_t5.training.memory_ledger import ACTIVATIONS, GRADIENTS, PREFIXES, WORKING, MemoryLedger
 from mop_t5.training.planned_devices import among_devices
 from mop_t5.training.planned_quantisation import (
-    QUANTISED_LAYERS,
     quantised_bytes,
     quantised_layers,
     simulate_quantisation,
 )
 from mop_t5.training.recomputation import recomputed_blocks
+from mop_t5.training.zero import unfit_for_zero
 
 _DTYPES = ("float32", "bfloat16")
-_SHARDS = ("no", "fsdp", "zero2", "zero3")
 _SIZES = {"GB": 10**9, "GiB": 2**30}
 # share of a device for the CUDA context, the workspaces of its libraries, and fragmentation (assumed, not measured)
 RESERVE = 0.08
@@ -65,8 +66,8 @@ class PlannedStep:
         check_types(self)
         check_least(self, 1, "batch", "source", "target", "accumulation", "num_scenarios")
         check_choice("dtype", self.dtype, _DTYPES)
-        check_choice("quantise", self.quantise, ("no", *QUANTISED_LAYERS))
-        check_choice("shard", self.shard, _SHARDS)
+        check_choice("quantise", self.quantise, SCHEMES)
+        check_choice("shard", self.shard, SHARDS)
         if self.shard != "no" and self.quantise != "no":
             raise ValueError(
                 f"quantise must be 'no' where shard is {self.shard!r}, because only weights in floating point can be "
@@ -147,7 +148,8 @@ def plan_memory(
         options: Fields of the method.
 
     Raises:
-        ValueError: A value is wrong, the method trains weights that are quantised, or there is one device to share.
+        ValueError: A value is wrong, the method trains weights that are quantised, DeepSpeed cannot train it, or
+            `shard` is set for a single device.
         OSError: The folder or the name is unknown.
     """
     if method is None and options:
@@ -155,6 +157,8 @@ def plan_memory(
     if step.shard != "no" and devices.count == 1:
         raise ValueError(f"shard {step.shard!r} needs two devices or more; got 1. Set shard to 'no'.")
     model = _model_on_meta(backbone, method, step, options or {})
+    if step.shard.startswith("zero") and (unfit := unfit_for_zero(model)):
+        raise ValueError(f"shard must be 'fsdp' or 'no' for {method}; got {step.shard!r}. DeepSpeed cannot {unfit}.")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     of_backbone = [tensor for name, tensor in _tensors(model).items() if not name.startswith(f"{SUBMODULE}.")]
     of_method = [tensor for name, tensor in _tensors(model).items() if name.startswith(f"{SUBMODULE}.")]

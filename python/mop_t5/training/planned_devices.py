@@ -62,7 +62,8 @@ def _with_zero(
     made = {**parts, GRADIENTS: _share(trained, count), "optimizer": _share(parts["optimizer"] + copy, count)}
     if shares_weights:
         every = sum(parameter.numel() for parameter in model.parameters())
-        made |= {name: _share(parts[name], count) for name in ("weights", "method")}
+        made["weights"] = _share(parts["weights"], count)
+        made["method"] += _share(parts["method"], count)  # it stays whole beside its share, see zero.adapt_engine
         made[GATHERED] = width * min(every, _LIVE)
     return {**made, BUFFERS: width * _BUCKET}
 

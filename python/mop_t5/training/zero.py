@@ -32,7 +32,7 @@ def check_zero(model: PreTrainedModel, config: TrainingConfig) -> None:
             f"shard is {config.shard!r}, which needs the package deepspeed. Install it: "
             "pip install 'mop-kernels[deepspeed]'"
         )
-    held = _holds(model)
+    held = unfit_for_zero(model)
     if held is not None:
         raise ValueError(f"shard must be 'fsdp' or 'no' here; got {config.shard!r}. DeepSpeed cannot {held}.")
     wanted = {torch.float32, torch.bfloat16} if config.bf16 else {torch.float32}
@@ -42,7 +42,7 @@ def check_zero(model: PreTrainedModel, config: TrainingConfig) -> None:
             raise ValueError(f"{name} has the dtype {parameter.dtype}, which DeepSpeed does not train here. {cure}")
 
 
-def _holds(model: PreTrainedModel) -> str | None:
+def unfit_for_zero(model: PreTrainedModel) -> str | None:
     """Return what a method needs at a step and DeepSpeed cannot do. None if there is nothing."""
     if not is_attached(model):
         return None
