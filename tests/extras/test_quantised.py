@@ -14,6 +14,7 @@ from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.backbone.weights import is_quantised, weights_of
 from mop_t5.data import write_examples
 from mop_t5.operations.run_folder import load_run
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from t5_oracle import batch, tiny
 
@@ -156,6 +157,28 @@ def test_a_checkpoint_that_does_not_fit(scheme, change, message, folders, tmp_pa
     (tmp_path / "config.json").write_bytes((folders["t5"] / "config.json").read_bytes())
     with raises(ValueError, *message):
         load(tmp_path, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["8bit", "4bit", "int8"])
+def test_a_quantised_checkpoint_that_does_not_fit(scheme, folders, tmp_path):
+    load(folders["t5"], scheme).save_pretrained(tmp_path)
+    path, layer = tmp_path / "model.safetensors", "encoder.block.1.layer.0.SelfAttention.q"
+    whole = f"{layer}._weight_qdata" if scheme == "int8" else f"{layer}.weight"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    for change, message in (
+        (lambda w: {n: t for n, t in w.items() if n != whole}, ()),  # the error is of transformers
+        (lambda w: {n: t for n, t in w.items() if n != "shared.weight"}, ("shared.weight", "missing")),
+        (lambda w: w | {whole: w[whole][:-1]}, ("q.weight", "has shape")),
+        (lambda w: w | {n: t * float("nan") for n, t in w.items() if n.endswith(("q.SCB", "q.weight.absmax"))}, ()),
+    ):
+        changed = {name: tensor.contiguous() for name, tensor in change(weights).items()}
+        if all(torch.equal(changed.get(name, torch.zeros(0)), tensor) for name, tensor in weights.items()):
+            continue  # torchao has no scale of this name
+        save_file(changed, path, metadata)
+        with raises(ValueError, str(tmp_path), *message):
+            mop_t5.load_backbone(tmp_path)
 
 
 def test_activations_that_are_quantised_are_refused(folders):

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.source import Source
-from mop_t5.backbone.weights import plain_parts, weights_of
+from mop_t5.backbone.weights import plain_parts, shape_of, weights_of
 from mop_t5.files import StrPath
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
@@ -100,6 +100,21 @@ def check_shapes(stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[
     """
     found = {name.removeprefix("transformer."): tensor.shape for name, tensor in stored.items()}
     refuse_misfit(place, (), (), [(n, found[n], shape) for n, shape in shapes.items() if found.get(n, shape) != shape])
+
+
+def check_quantised_shapes(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Check the shapes of loaded weights. transformers loads parts of quantised weights of any shape.
+
+    Args:
+        model: The loaded model.
+        shapes: The expected shapes.
+        place: Folder or hub name, for messages.
+
+    Raises:
+        ValueError: A weight has another shape.
+    """
+    found = {name: shape_of(weight) for name, weight in model.named_parameters()}
+    refuse_misfit(place, (), (), [(n, shape, shapes[n]) for n, shape in found.items() if shape != shapes.get(n, shape)])
 
 
 def check_loaded(

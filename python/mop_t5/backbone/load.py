@@ -45,6 +45,7 @@ from mop_t5.backbone.checkpoint import (  # noqa: E402
     EMBEDDINGS,
     HEAD,
     check_loaded,
+    check_quantised_shapes,
     check_shapes,
     stored_tensors,
 )
@@ -255,7 +256,8 @@ def load_backbone(
             "Leave quantization_config (--quantise) out, or take the checkpoint in floating point."
         )
     shapes = dict.fromkeys((EMBEDDINGS[0], HEAD), (config.vocab_size, config.d_model))
-    if quantization_config is not None or isinstance(device_map, Mapping):
+    quantised = prequantised or quantization_config is not None
+    if quantised or isinstance(device_map, Mapping):
         with torch.device("meta"):
             skeleton = model_class(copy.deepcopy(config))
         shapes = {name: tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
@@ -278,7 +280,9 @@ def load_backbone(
         )
         model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     says_untied = written.get("tie_word_embeddings") is False
-    prepare_layers(model)
+    if quantised:
+        prepare_layers(model)
+        check_quantised_shapes(model, shapes, place)
     check_ties(model)
     check_loaded(model, info, stored, place, says_untied=says_untied, prequantised=prequantised)
     if is_untied(model):

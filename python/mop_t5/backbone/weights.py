@@ -109,6 +109,13 @@ def size_of(tensor: Tensor) -> int:
     return tensor.numel() if packed is None else math.prod(packed.shape)
 
 
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a weight. A 4-bit weight of bitsandbytes has it if it holds as many values."""
+    packed = getattr(tensor, "quant_state", None)
+    whole = packed is not None and 2 * tensor.numel() * tensor.element_size() == math.prod(packed.shape)
+    return tuple(packed.shape if whole else tensor.shape)
+
+
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that a weight consists of: the inner tensors of a subclass that wraps others, or itself."""
     if not is_traceable_wrapper_subclass(tensor):
