@@ -34,7 +34,7 @@ def evaluate(
     Args:
         rouge: how ROUGE is counted.
         run: folder that `mop-t5 train` wrote.
-        corpus: corpus folder, if not the corpus of the run.
+        corpus: corpus folder or dataset on the hub, if not the corpus of the run.
         split: "train", "valid" or "test".
         backbone: folder of the backbone, if it has moved since the run.
         floors: also score the baselines: the first user turn, a random and the nearest training reference.
