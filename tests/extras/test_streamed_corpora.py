@@ -119,6 +119,32 @@ def test_nothing_is_left_of_a_corpus_with_a_bad_row(tmp_path):
         stream_split(tmp_path, "train", tmp_path / "file" / "rows")
 
 
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk(tmp_path, size):
+    """The file has 142,706 bytes: the first write fails, or the last."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with raises(OSError, "rows of the corpus", str(tmp_path), "another folder"):
+            store_examples(MANY, tmp_path / "train.arrow")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_cannot_be_read_on(tmp_path):
+    def rows():
+        yield from MANY[:1500]
+        raise OSError(5, "the source is gone")
+
+    with raises(OSError, "source is gone"):
+        store_examples(rows(), tmp_path / "train.arrow")
+    with raises(ValueError, "no rows", "train.arrow"):
+        store_examples([], tmp_path / "train.arrow")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_damaged_file_of_rows(tmp_path):
     path = store_examples(MANY, tmp_path / "train.arrow").path
     content = path.read_bytes()

@@ -4,6 +4,7 @@ The rows lie in an Arrow file, which is mapped into memory: a row is read when i
 each row is kept, 4 bytes per row. So mixing, batches, resume and checksums are the same as for rows in memory.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -125,39 +126,40 @@ def store_examples(examples: Iterable[Example], path: StrPath) -> StoredExamples
     )
     names: dict[str, int] = {}
     count = 0
+    unread: list[OSError] = []
+
+    def read() -> Iterator[Example]:
+        try:
+            yield from examples
+        except OSError as error:
+            unread.append(error)
+            raise
 
     def written(writer: Any) -> Iterator[Example]:
         nonlocal count
-        waiting: list[list[Any]] = [[] for _ in schema.names]
+        reading = read()
+        while rows := list(itertools.islice(reading, _BATCH)):
+            numbers = [names.setdefault(row.scenario, len(names)) for row in rows]
+            texts = [[getattr(row, column) for row in rows] for column in schema.names[1:]]
+            writer.write_batch(pyarrow.record_batch([numbers, *texts], schema=schema))
+            count += len(rows)
+            yield from rows
 
-        def write() -> None:
-            with failure_in_a_sentence("the rows of the corpus", path.parent):
-                writer.write_batch(pyarrow.record_batch(waiting, schema=schema))
-            for column in waiting:
-                column.clear()
-
-        for example in examples:
-            number = names.setdefault(example.scenario, len(names))
-            row = (number, example.dialogue, example.summary, example.id, example.references)
-            for column, value in zip(waiting, row):
-                column.append(value)
-            count += 1
-            if len(waiting[0]) == _BATCH:
-                write()
-            yield example
-        if waiting[0]:
-            write()
-
-    with failure_in_a_sentence("the rows of the corpus", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(path) as file:
-        with pyarrow.ipc.new_file(file, schema) as writer:
-            digest = checksum_of_examples(written(writer))
-        if not count:
-            raise ValueError(f"there are no rows to write to {path}.")
-    description = {"rows": count, "scenarios": list(names), "sha256": digest}
-    with failure_in_a_sentence("the rows of the corpus", path.parent), new_file(_description(path)) as file:
-        file.write((json.dumps(description, ensure_ascii=False, indent=2) + "\n").encode())
+    try:
+        with failure_in_a_sentence("the rows of the corpus", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with new_file(path) as file:
+                with pyarrow.ipc.new_file(file, schema) as writer:
+                    digest = checksum_of_examples(written(writer))
+                if not count:
+                    raise ValueError(f"there are no rows to write to {path}.")
+            description = {"rows": count, "scenarios": list(names), "sha256": digest}
+            with new_file(_description(path)) as file:
+                file.write((json.dumps(description, ensure_ascii=False, indent=2) + "\n").encode())
+    except OSError:
+        if unread:  # the rows could not be read, which is another sentence
+            raise unread[0] from None
+        raise
     return StoredExamples(path)
 
 
