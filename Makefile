@@ -13,8 +13,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test test-extras test-adapters check-fast docs lint format benchmark interpret-banks \
-	interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
+.PHONY: setup demo demo-short test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
+	interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
 
@@ -50,16 +50,16 @@ $(EXTRAS)/.installed: tests/extras/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(EXTRAS) -r $<
 	touch $@
 
-# Compacter layers of adapters, which needs transformers 4. Not part of `make test`: run it before a release, or nightly
-ADAPTERS := build/adapters
+# More versions of the libraries that mop_kernels.accelerate takes, each in a folder of its own. Not part of `make test`:
+# run them before a release, or nightly. adapters needs transformers 4.
+test-adapters: TESTS := tests/extras/test_accelerate_compacter.py
+test-oldest: TESTS := tests/extras/test_accelerate_peft.py tests/extras/test_accelerate_lycoris.py
+test-adapters test-oldest: export OMP_NUM_THREADS := 1
+test-adapters test-oldest: test-%: setup build/%/.installed
+	PYTHONPATH=build/$* $(BIN)/python -m pytest $(TESTS)
 
-test-adapters: export PYTHONPATH := $(ADAPTERS)
-test-adapters: export OMP_NUM_THREADS := 1
-test-adapters: setup $(ADAPTERS)/.installed
-	$(BIN)/python -m pytest tests/extras/test_accelerate_compacter.py
-
-$(ADAPTERS)/.installed: tests/extras/adapters.txt
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(ADAPTERS) -r $<
+build/adapters/.installed build/oldest/.installed: build/%/.installed: tests/extras/%.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$* -r $<
 	touch $@
 
 # Before each commit, in less than a minute on two cores

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .recognise import known_class, untested_version
+from .recognise import Known, known_class, untested_version
 from .runtime_class import Accelerated, accelerated_class
 
 _NAMES_SHOWN = 4
@@ -56,36 +56,34 @@ def accelerate(model: nn.Module) -> Acceleration:
     """
     accelerated: list[str] = []
     left: dict[str, str] = {}
-    untested: dict[str, str] = {}
+    untested: dict[str, str | None] = {}  # by library: looking for a version takes a while
     for name, layer in _layers(model):
-        if isinstance(layer, Accelerated):
-            accelerated.append(name)
-            continue
         found = known_class(type(layer))
         if found is None:
             continue
-        entry, base = found
-        version = untested_version(entry)
-        if version is not None:
-            tested = ", ".join(f"{series}.x" for series in entry.versions)
-            untested[entry.distribution] = f"{entry.distribution} {version} was not tested (tested: {tested})"
-            left[name] = untested[entry.distribution]
-            continue
-        if entry.mixin is None:
-            reason: str | None = entry.reason
-        elif base is not type(layer):
-            reason = f"its class {type(layer).__name__} changes {base.__module__}.{base.__qualname__}"
-        else:
-            reason = entry.mixin.objection(layer)
-        if reason is not None:
-            left[name] = reason
-            continue
-        assert entry.mixin is not None
-        layer.__class__ = accelerated_class(entry.mixin, type(layer))
+        if not isinstance(layer, Accelerated):
+            entry, base = found
+            if entry.distribution not in untested:
+                untested[entry.distribution] = untested_version(entry)
+            reason = untested[entry.distribution] or _objection(layer, entry, base)
+            if reason is not None:
+                left[name] = reason
+                continue
+            assert entry.mixin is not None
+            layer.__class__ = accelerated_class(entry.mixin, type(layer))
         accelerated.append(name)
-    for what in untested.values():
+    for what in filter(None, untested.values()):
         warnings.warn(f"mop_kernels.accelerate leaves layers as they are: {what}.", stacklevel=2)
     return Acceleration(tuple(accelerated), left)
+
+
+def _objection(layer: nn.Module, entry: Known, base: type) -> str | None:
+    """Return why a layer of a tested version stays as it is, or None."""
+    if entry.mixin is None:
+        return entry.reason
+    if base is not type(layer):
+        return f"its class {type(layer).__name__} changes {base.__module__}.{base.__qualname__}"
+    return entry.mixin.objection(layer)
 
 
 def restore(model: nn.Module) -> tuple[str, ...]:

@@ -49,10 +49,12 @@ def known_class(plain: type[nn.Module]) -> tuple[Known, type] | None:
 
 
 def untested_version(entry: Known) -> str | None:
-    """Return the installed version of the library if it is not among the tested ones, or None."""
+    """Return the library with its installed version if it is not among the tested ones, or None."""
     try:
         found = version(entry.distribution)
     except PackageNotFoundError:
-        return "of unknown version"
-    tested = "|".join(re.escape(series) for series in entry.versions)
-    return None if re.fullmatch(rf"({tested})(\.\d+)*(\.post\d+)?", found) else found
+        found = "of unknown version"
+    series = "|".join(map(re.escape, entry.versions))
+    if re.fullmatch(rf"({series})(\.\d+)*(\.post\d+)?", found):
+        return None
+    return f"{entry.distribution} {found} was not tested (tested: {', '.join(f'{v}.x' for v in entry.versions)})"
