@@ -288,8 +288,9 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         """
         backbone = self._mop_record.backbone
         if backbone is None:
-            given = {n: t for n, t in (weights or {}).items() if n not in self._mop_record.trained}
-            own = backbone_parameters(self)
+            own, trained = backbone_parameters(self), self._mop_record.trained
+            # a tensor on meta stands for an offloaded weight, which `own` reads
+            given = {n: t for n, t in (weights or {}).items() if n not in trained and not t.is_meta}
             backbone = describe_backbone(self, own.updated({name: given[name] for name in own if name in given}))
         return {"method": method.name, "config": method.config.to_dict(), "backbone": backbone}
 

@@ -112,8 +112,9 @@ def size_of(tensor: Tensor) -> int:
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
     """Return the shape of a weight. A 4-bit weight of bitsandbytes has it if it holds as many values."""
     packed = getattr(tensor, "quant_state", None)
-    whole = packed is not None and 2 * tensor.numel() * tensor.element_size() == math.prod(packed.shape)
-    return tuple(packed.shape if whole else tensor.shape)
+    if packed is not None and 2 * tensor.numel() * tensor.element_size() == math.prod(packed.shape):
+        return tuple(packed.shape)
+    return tuple(tensor.shape)
 
 
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
