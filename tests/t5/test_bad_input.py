@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.data import Collator, Example, read_examples, write_examples
 from mop_t5.methods import get
 from mop_t5.storage import adapter_folder
@@ -246,6 +247,15 @@ def test_any_settings_of_training(chosen):
 def test_unknown_settings_of_training():
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'learning_rat'"):
         TrainingConfig(learning_rat=1e-3)
+
+
+@cases(150)
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(LoadingSettings)]), JUNK, min_size=1, max_size=2))
+def test_any_settings_of_loading(chosen):
+    try:
+        LoadingSettings(**chosen).check_machine()
+    except CLEAR as error:
+        check_clear(error, *chosen)
 
 
 # ---- scenario ids

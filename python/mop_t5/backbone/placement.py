@@ -59,7 +59,7 @@ def _check_device(name: str, device: object, others: tuple[str, ...]) -> None:
         found = torch.device(int(device) if isinstance(device, str) and device.isdecimal() else device)
         if found.type == "meta":
             raise TypeError
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a device or one of {', '.join(others)}; got {device!r}.") from None
     count = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
     if found.type != "cpu" and (found.index or 0) >= count:
@@ -72,7 +72,7 @@ def _check_size(name: str, size: object) -> None:
     try:
         if isinstance(size, bool) or not isinstance(size, (int, str)) or convert_file_size_to_int(size) < 0:
             raise ValueError
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"{name} must be a number of bytes or a size such as '20GiB'; got {size!r}.") from None
 
 
