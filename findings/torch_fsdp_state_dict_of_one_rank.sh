@@ -10,6 +10,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet torch==2.13.0 numpy==2.4.6
+"$folder/venv/bin/python" -c "import torch, torch.distributed.fsdp; print('torch', torch.__version__)"
 cat > "$folder/program.py" <<'PYTHON'
 import os
 import sys
@@ -38,14 +39,14 @@ PYTHON
 evaluated() {  # the ranks that call state_dict()
     local status=0 first second
     rm -f "$folder/store"
-    timeout 60 "$folder/venv/bin/python" "$folder/program.py" "$1" "$folder/store" 0 > "$folder/0.log" 2>&1 & first=$!
-    timeout 60 "$folder/venv/bin/python" "$folder/program.py" "$1" "$folder/store" 1 > "$folder/1.log" 2>&1 & second=$!
+    timeout 120 "$folder/venv/bin/python" "$folder/program.py" "$1" "$folder/store" 0 > "$folder/0.log" 2>&1 & first=$!
+    timeout 120 "$folder/venv/bin/python" "$folder/program.py" "$1" "$folder/store" 1 > "$folder/1.log" 2>&1 & second=$!
     wait "$first" || status=1
     wait "$second" || status=1
     return "$status"
 }
 for callers in none 01; do
-    evaluated "$callers" || { echo "changed: ranks $callers call state_dict(), and the evaluation fails"; exit 1; }
+    evaluated "$callers" || { echo "changed: ranks $callers call state_dict(), and the evaluation fails"; cat "$folder"/?.log; exit 1; }
     echo "ranks $callers call state_dict(): the second evaluation is right"
 done
 if evaluated 0; then echo "changed: one rank may call state_dict()"; exit 1; fi

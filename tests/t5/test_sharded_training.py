@@ -117,6 +117,16 @@ def test_sharded_weights_are_not_saved_as_they_are(folders, ranks):
     assert not (folders[1] / "nowhere").exists()
 
 
+def test_weights_that_zero_3_has_freed_are_not_saved(tmp_path):
+    for prefix in ("mop.", "encoder.block.0.layer.0.SelfAttention."):
+        model = worker.new_model("adapter")
+        name, parameter = next(pair for pair in model.named_parameters() if pair[0].startswith(prefix))
+        parameter.ds_numel, parameter.data = parameter.numel(), torch.empty(0, dtype=parameter.dtype)
+        with raises(ValueError, name, "sharded"):
+            mop_t5.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_sharded_model_is_not_changed(ranks):
     for name in worker.MODELS:
         for said in ranks[0][name]["refused"]:

@@ -91,6 +91,12 @@ def hash_weights(parameters: Mapping[str, torch.Tensor], *, whole: bool = False)
     Raises:
         ValueError: A parameter lies on device "meta", is sharded over processes, or cannot be read.
     """
+    for name, values in parameters.items():
+        if getattr(values, "ds_numel", 0) > values.numel():
+            raise ValueError(
+                f"parameter {name} of the backbone is sharded by DeepSpeed ZeRO-3, so no process has all its values. "
+                "Attach, save and load before the backbone is sharded."
+            )
     return checksum(part for name in sorted(parameters) for part in _content(name, parameters[name], whole))
 
 

@@ -59,8 +59,8 @@ def train(
             memory. The first run writes them there, and later runs use them.
         overwrite: empty the output folder first if it holds an earlier run.
         resume: continue from the newest checkpoint in the output folder. The configuration must be the same, except
-            for steps, patience and the intervals. The rows and the backbone must be the same; their folders may have
-            moved.
+            for steps, patience, the intervals, and accumulation with the number of processes. The rows and the backbone
+            must be the same; their folders may have moved.
         dry_run: only print what would be done.
     """
     run = TrainingRun(

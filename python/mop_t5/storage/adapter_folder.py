@@ -72,7 +72,9 @@ def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> d
         ValueError: A layer of the method is quantised or sharded.
     """
     for name, value in tensors.items():
-        if type(value).__name__ == "DTensor":
+        # DeepSpeed ZeRO-3 frees the values of a parameter that is not in use
+        is_empty = isinstance(value, torch.Tensor) and getattr(value, "ds_numel", 0) > value.numel()
+        if type(value).__name__ == "DTensor" or is_empty:
             raise ValueError(
                 f"{name} of the method is sharded, so no process has all its values. In every process, gather them by "
                 "weights = mop_t5.training.gathered_weights(model); then save them in one process by "

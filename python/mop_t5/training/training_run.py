@@ -275,11 +275,17 @@ class TrainingRun:
         return attach(model, self._method, scenarios=scenarios_of(self._examples), **self._options)
 
     def _check_steps(self) -> None:
-        """Raise ValueError for a seed that ended after another number of steps and left no checkpoint."""
+        """Raise ValueError for a seed that made other or more steps than the others will, and left no checkpoint."""
         for folder in self._folders.values():
             if not _finished(folder) or checkpoints(folder / CHECKPOINTS):
                 continue
-            if (ended := read_settings(folder).get("steps")) != self._training.steps:
+            made = read_settings(folder)
+            if made.get("accumulation") != self._training.accumulation:
+                raise ValueError(
+                    f"{folder} ended without a checkpoint after steps of accumulation {made.get('accumulation')}; got "
+                    f"{self._training.accumulation}. Set it back, with the number of processes."
+                )
+            if (ended := made.get("steps")) != self._training.steps:
                 raise ValueError(
                     f"{folder} ended after {ended} steps without a checkpoint, so it cannot continue to "
                     f"{self._training.steps}. Set steps to {ended}, or start again with another --output."
