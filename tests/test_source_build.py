@@ -28,7 +28,8 @@ def source(tmp_path):
 
     def make(name: str) -> Path:
         folder = tmp_path / name
-        (folder / "mop_kernels" / "triton_kernels").mkdir(parents=True)
+        for package in ("acceleration", "triton_kernels"):
+            (folder / "mop_kernels" / package).mkdir(parents=True)
         (folder / "python").mkdir()
         for file in ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
             shutil.copy(ROOT / file, folder)

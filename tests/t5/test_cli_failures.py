@@ -30,6 +30,7 @@ NEEDED = {
     "prompts remove": ["--name", "x"],
     "attempt memory": ["--batch_sizes", "[1]", "--systems", "[MOP]"],
     "squeeze": ["--scenario", "taxi"],
+    "plan": ["--devices", "1x1GB"],
 }
 EVERY = [pytest.param(*one, id=" ".join(one[0])) for one in functions()]
 

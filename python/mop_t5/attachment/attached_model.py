@@ -183,8 +183,11 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
             output = _with_loss(output, loss, labels)
         if num_items is not None and labels is not None:
             # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
-            share = labels.ne(-100).sum() / num_items
-            output = _with_loss(output, output[0] * share.to(output[0].device), labels)
+            # the counts are integers until the loss, in its own precision, is multiplied by them
+            tokens, num_items = (
+                torch.as_tensor(n, device=output[0].device) for n in (labels.ne(-100).sum(), num_items)
+            )
+            output = _with_loss(output, output[0] * tokens / num_items, labels)
         return output
 
     def generate(
@@ -288,10 +291,10 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         """
         backbone = self._mop_record.backbone
         if backbone is None:
-            own, trained = backbone_parameters(self), self._mop_record.trained
+            own, given, trained = backbone_parameters(self), weights or {}, self._mop_record.trained
             # a tensor on meta stands for an offloaded weight, which `own` reads
-            given = {n: t for n, t in (weights or {}).items() if n not in trained and not t.is_meta}
-            backbone = describe_backbone(self, own.updated({name: given[name] for name in own if name in given}))
+            read = {n: given[n] for n in own if n in given and n not in trained and not given[n].is_meta}
+            backbone = describe_backbone(self, own.updated(read))
         return {"method": method.name, "config": method.config.to_dict(), "backbone": backbone}
 
     def keep_description(self) -> None:
