@@ -84,8 +84,8 @@ def asked(monkeypatch, place, tmp_path):
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr(hub, "snapshot_download", download_several)
-    # it lists a folder of the repository, and would wait for the network
-    monkeypatch.setattr("transformers.tokenization_utils_base.list_repo_templates", lambda *_, **__: [])
+    # transformers lists the repository for chat templates, and would wait for the network
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_tree", lambda *_, **__: iter(()))
     return questions
 
 
