@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
+from mop_lab.suites import systems
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -91,6 +92,7 @@ def prepared(tmp_path_factory):
 def test_the_blocks_run(page, prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(systems, "SYSTEMS", dict(systems.SYSTEMS))  # a page adds a method to the tables
     blocks = blocks_of(page)
     for block in blocks:
         if file := re.fullmatch(r"<!-- file: (\S+) -->", block.remark):

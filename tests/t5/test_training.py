@@ -157,6 +157,18 @@ def test_validation_keeps_the_best_checkpoint(tokenizer, tmp_path):
     assert all(torch.equal(tensor, values(best.mop)[name]) for name, tensor in values(model.mop).items())
 
 
+def test_a_validation_changes_no_later_step(tokenizer, tmp_path):
+    def losses(**changes):
+        model, folder = new_model(tokenizer, "mop"), tmp_path / str(len(changes))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        result = run(model, tokenizer, folder, steps=4, log_every=1, **changes)
+        return [point["loss"] for point in result.history if "loss" in point]
+
+    assert losses(evaluate_every=1, valid=CORPUS["valid"]) == losses()
+
+
 def test_patience_stops_early(tokenizer, tmp_path):
     # a rate of almost nothing: validation never improves
     changes = {"steps": 20, "evaluate_every": 2, "patience": 2, "learning_rate": 1e-12}

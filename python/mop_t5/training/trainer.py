@@ -264,9 +264,13 @@ class _Trainer(ShardedTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-        """Validate by greedy search, independent of the search settings in the backbone's checkpoint."""
+        """Validate by greedy search, independent of the search settings in the backbone's checkpoint.
+
+        The training goes on with the random numbers that it would have without the validation.
+        """
         search = search_settings(self._t5, self._tokenizer, 1, self._config.max_target)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs | search)
+        with torch.random.fork_rng(devices=[]):  # the loader draws a seed
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs | search)
 
     def close_bars(self) -> None:
         """Close the bars, so that an error message stands on a line of its own."""
