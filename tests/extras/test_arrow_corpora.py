@@ -101,6 +101,8 @@ def test_datasets_in_hand():
         examples_of(ROWS)
     with raises(ValueError, "rows"):
         examples_of(given.select([]))
+    with raises(ValueError, "transform", "reset_format"):
+        examples_of(given.with_transform(dict))
     with raises(TypeError, "examples", "Dataset", "examples_of"):
         EncodedExamples(given, None, None)
     with raises(TypeError, "examples", "IterableDataset", "save_to_disk", "to_parquet"):
@@ -116,6 +118,15 @@ def test_labels_that_datasets_has_written_into_a_file(tmp_path):
     pq.write_table(numbers, tmp_path / "train.parquet")
     with raises(ValueError, "train.parquet, row 3", "`scenario`", "-1"):
         read_split(tmp_path, "train")
+    # other programs change the values of a column and keep the metadata
+    columns = {"scenario": ["shop", "hotel"], "dialogue": ["a", "b"], "summary": ["d", "e"]}
+    pq.write_table(pa.table(columns).replace_schema_metadata(numbers.schema.metadata), tmp_path / "train.parquet")
+    assert [row.scenario for row in read_split(tmp_path, "train")] == ["shop", "hotel"]
+    for values, kind in (([1.0, 0.0], "double"), ([True, False], "bool")):
+        other = pa.table(columns | {"scenario": values}).replace_schema_metadata(numbers.schema.metadata)
+        pq.write_table(other, tmp_path / "train.parquet")
+        with raises(TypeError, "train.parquet", "`scenario`", kind):
+            read_split(tmp_path, "train")
 
 
 GOOD = {"scenario": ["taxi", "food"], "dialogue": ["a", "b"], "summary": ["c", "d"]}
@@ -204,6 +215,16 @@ def test_a_missing_package_is_named(corpus, monkeypatch, missing):
         read_split(folder, "train")
 
 
+class Builder:
+    """A builder of the library `datasets` that asks no hub."""
+
+    def __init__(self, splits):
+        self.as_dataset = lambda: splits
+
+    def download_and_prepare(self):
+        pass
+
+
 def test_convert(tmp_path, capsys, monkeypatch):
     (tmp_path / "raw").mkdir()
     turns = [[{"speaker": "A", "text": "x"}, {"speaker": "B", "text": "y"}]] * 20
@@ -222,7 +243,8 @@ def test_convert(tmp_path, capsys, monkeypatch):
     made = (tmp_path / "made" / "train.jsonl").read_bytes()
     given = dataset_of(table)
     given.save_to_disk(str(tmp_path / "saved" / "train"))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=given, validation=given))
+    splits_there = datasets.DatasetDict(train=given, validation=given)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder(splits_there))
     for source, splits in ((tmp_path / "saved", 1), (tmp_path / "saved" / "train", 1), ("hub:a/b@v1", 2)):
         assert main([*command, str(source)]) == 0
         assert (tmp_path / "made" / "train.jsonl").read_bytes() == made
@@ -257,9 +279,10 @@ def test_form_of_a_hub_name(tmp_path, monkeypatch):
 
     def load(name, config, revision):
         asked.append((name, config, revision))
-        return datasets.DatasetDict(train=dataset_of(table_of(ROWS)), validation=dataset_of(table_of(ROWS[:2])))
+        splits = datasets.DatasetDict(train=dataset_of(table_of(ROWS)), validation=dataset_of(table_of(ROWS[:2])))
+        return Builder(splits)
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     assert read_split("hub:a/b@refs/pr/1:small", "train") == ROWS
     assert read_split("hub:a/b", "valid") == ROWS[:2]
     assert asked == [("a/b", "small", "refs/pr/1"), ("a/b", None, None)]

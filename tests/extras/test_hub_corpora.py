@@ -37,6 +37,14 @@ def parquet(count):
     return file.getvalue()
 
 
+def ask(hub, folder, wanted, **variables):
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"} | variables
+    command = [sys.executable, "-c", ASK, json.dumps(wanted), str(folder / "rows")]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 def test_a_corpus_on_the_hub(tmp_path):
     two_configs = (
         "---\nconfigs:\n- config_name: large\n  data_files: large.jsonl\n- config_name: small\n  data_files:\n"
@@ -66,16 +74,7 @@ def test_a_corpus_on_the_hub(tmp_path):
         calls.commit("v1", files)
         hub.make("owner/numbers", numbers)
         hub.make("owner/private", {"train.parquet": parquet(1)}, private=True)
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, json.dumps(wanted), str(tmp_path / "rows")],
-            env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"},
-            capture_output=True,
-            text=True,
-        )
-    assert done.returncode == 0, done.stderr
-    train, valid, small, large, test, config, revision, nothing, private, typed = map(
-        json.loads, done.stdout.splitlines()
-    )
+        train, valid, small, large, test, config, revision, nothing, private, typed = ask(hub, tmp_path, wanted)
     assert train == [["0571", f"{n:04}", f"train-{n + 1}"] for n in range(3)]
     assert valid == [["0571", f"{n:04}", f"valid-{n + 1}"] for n in range(2)]
     assert small == [["taxi", "a", "train-1"]]
@@ -90,3 +89,21 @@ def test_a_corpus_on_the_hub(tmp_path):
     ]:
         assert answer[0] == kind
         says(answer[1], *parts)
+
+
+def test_the_cache_stands_in_for_the_same_commit_only(tmp_path):
+    """The library would give the rows that it read last, of any revision."""
+    main, old, new, commit = ("hub:owner/calls", "hub:owner/calls@v1", "hub:owner/calls@v2", "hub:owner/calls@{}")
+    with running_hub() as hub:
+        calls = hub.make("owner/calls", {"README.md": b"", "train.parquet": parquet(3)})
+        calls.commit("v1", {"README.md": b"1", "train.parquet": parquet(1)})
+        calls.commit("v2", {"README.md": b"2", "train.parquet": parquet(2)})
+        commit = commit.format(calls.branches["v1"])
+        known = ask(hub, tmp_path, [(main, "train"), (old, "train")])
+        assert [len(rows) for rows in known] == [3, 1]
+        calls.private = True
+        assert ask(hub, tmp_path, [(main, "train")], HF_TOKEN="other")[:1] == known[:1]
+    *answers, unknown = ask(hub, tmp_path, [(name, "train") for name in (main, old, commit, new)], HF_HUB_OFFLINE="1")
+    assert answers == [*known, known[1]]
+    assert unknown[0] == "OSError"
+    says(unknown[1], new, calls.branches["v1"])

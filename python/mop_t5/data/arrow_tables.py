@@ -205,9 +205,14 @@ def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: 
 
 def _labels(schema: "pa.Schema") -> dict[str, list[str]]:
     """Return the names of numbers that the library `datasets` has written into a schema."""
+    is_integer = package("pyarrow").types.is_integer
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
+        # another program may have put other values into the column, and kept the metadata
+        return {
+            name: labels[name] for name, kind in zip(schema.names, schema.types) if name in labels and is_integer(kind)
+        }
     except (KeyError, ValueError, TypeError, AttributeError):  # another program wrote the file
         return {}
 

@@ -1,8 +1,12 @@
 """Read datasets of the library `datasets`: objects, folders of `save_to_disk`, and names on the hub."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from mop_t5.data.arrow_tables import (
     ArrowTable,
@@ -19,6 +23,7 @@ HUB = "hub:"
 _STATE = "state.json"  # a folder of save_to_disk has it
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 _BATCH = 1000  # rows
+_BRANCH = "main"  # the revision of a repository if none is named
 _FORM = "hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION:CONFIG"
 
 
@@ -57,18 +62,16 @@ class HubSplit(NamedTuple):
         Raises:
             FileNotFoundError: The dataset has no such split.
             ImportError: datasets is not installed.
-            OSError: The hub cannot be reached, or has no such dataset.
+            OSError: The hub cannot be reached or has no such dataset, and the cache does not hold it.
             ValueError: The dataset cannot be read.
         """
-        datasets = package("datasets")
-        try:
-            found = datasets.load_dataset(self.name, self.config, revision=self.revision)
-        except MemoryError:
-            raise
-        except Exception as error:  # the library, and those below it, raise nearly every kind of error
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
-            kind = ValueError if isinstance(error, ValueError) else OSError
-            raise kind(f"the dataset {self} cannot be loaded ({reason}). Correct it, {_FORM}, or try again.") from error
+        with self._failure_in_a_sentence():
+            builder = package("datasets").load_dataset_builder(self.name, self.config, revision=self.revision)
+        if type(builder).__name__ == "Cache":  # the hub did not serve it: these are the newest files of any revision
+            builder = self._in_cache(builder)
+        with self._failure_in_a_sentence():
+            builder.download_and_prepare()
+            found = builder.as_dataset()
         possible = [name for name in SPLIT_NAMES[self.split] if name in found]
         if len(possible) != 1:
             raise FileNotFoundError(
@@ -76,6 +79,43 @@ class HubSplit(NamedTuple):
                 f"{' or '.join(SPLIT_NAMES[self.split])} to it, or download it and use `mop-t5 corpus convert`."
             )
         return found[possible[0]]
+
+    @contextmanager
+    def _failure_in_a_sentence(self) -> Iterator[None]:
+        package("datasets")  # its ImportError is a sentence already
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # the library, and those below it, raise nearly every kind of error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+            kind = ValueError if isinstance(error, ValueError) else OSError
+            raise kind(f"the dataset {self} cannot be loaded ({reason}). Correct it, {_FORM}, or try again.") from error
+
+    def _in_cache(self, newest: Any) -> Any:
+        """Return the builder of the commit that is asked for.
+
+        Args:
+            newest: The builder of the newest commit in the cache.
+
+        Raises:
+            OSError: The cache does not hold this commit, or does not know which commit it is.
+        """
+        revision = self.revision or _BRANCH
+        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type="dataset") / "refs"
+        known = refs / revision  # the library huggingface_hub notes there which commit a revision was
+        commit = known.read_text().strip() if known.is_file() else revision
+        if commit == newest.hash:
+            return newest
+        *_, config, version, _ = Path(newest.cache_dir).parts
+        if (Path(newest.cache_dir).parent / commit).is_dir():
+            return type(newest)(
+                repo_id=self.name, dataset_name=newest.dataset_name, config_name=config, version=version, hash=commit
+            )
+        raise OSError(
+            f"the hub does not serve the dataset {self} now, and the cache does not hold it: its newest commit is "
+            f"{newest.hash}. Try again when the hub can be reached, or name a commit that the cache holds."
+        )
 
 
 def is_hub(corpus: object) -> bool:
@@ -145,12 +185,17 @@ def examples_of(
     Raises:
         ImportError: datasets is not installed.
         TypeError: `dataset` is something else, or a field is not a string.
-        ValueError: A column is missing, a field is empty, or the dataset has no rows.
+        ValueError: A column is missing, a field is empty, or the dataset has a transform or no rows.
     """
     datasets = package("datasets")
     given = {"scenario": scenario, "dialogue": dialogue, "summary": summary}
     names = {key: column for key, column in given.items() if column is not None}
     if isinstance(dataset, datasets.Dataset):
+        if dataset.format["type"] == "custom":
+            raise ValueError(
+                "dataset has a transform, which is not applied to the rows that are read here. Apply it by "
+                "`dataset.map`, or take it away by `dataset.reset_format()`."
+            )
         rows = list(examples_of_table(table_of_dataset(dataset, "dataset"), "row", names=names))
     elif isinstance(dataset, datasets.IterableDataset):
         rows = list(_streamed(dataset, names))
