@@ -325,6 +325,20 @@ def test_damage_in_the_cache_is_noticed(pushed, tmp_path):
         mop_t5.load(fresh(), NAME)
 
 
+def test_an_adapter_whose_saving_was_killed_is_uploaded_whole(hub, tmp_path):
+    model, other = attached(), attached(d_mid=8)
+    mop_t5.save(other, tmp_path / "new")
+    for first in (model, None):  # a folder with an older adapter, and a new folder
+        folder = tmp_path / f"killed-{first is None}"
+        folder.mkdir()
+        if first is not None:
+            mop_t5.save(first, folder)
+        (folder / "model.safetensors").write_bytes((tmp_path / "new" / "model.safetensors").read_bytes())
+        (folder / "mop_config.json.next").write_bytes((tmp_path / "new" / "mop_config.json").read_bytes())
+        storage.upload(folder, NAME)
+        assert same(mop_t5.load(fresh(), NAME), other)
+
+
 def test_a_licence_that_the_hub_does_not_know(hub):
     with raises(ValueError, "model card", "license", "licence"):
         mop_t5.push_to_hub(attached(), NAME, licence="my-own")

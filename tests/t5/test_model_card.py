@@ -62,10 +62,11 @@ def test_what_a_card_says(tmp_path):
     assert {name: cells[name] for name in options} == {name: [str(value)] for name, value in options.items()}
 
 
-@pytest.mark.parametrize("name", [None, "my-folder", "a/b/c"])
+@pytest.mark.parametrize("name", [None, "my-folder", "a/b/c", "/gone/a/my-folder"])
 def test_a_backbone_of_this_machine_is_no_base_model(tmp_path, name):
     mop_t5.save(attached(name), tmp_path)
     assert not {"base_model", "base_model_relation"} & metadata_load(tmp_path / "README.md").keys()
+    assert "gone" not in (tmp_path / "README.md").read_text() + (tmp_path / "mop_config.json").read_text()
 
 
 def test_the_same_adapter_has_the_same_card(tmp_path):

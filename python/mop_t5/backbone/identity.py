@@ -33,7 +33,7 @@ def describe_backbone(model: PreTrainedModel, parameters: Mapping[str, torch.Ten
         ValueError: A parameter has no values, or they cannot be read.
     """
     name = model.config._name_or_path or None
-    if name is not None and os.path.exists(name):
+    if name is not None and (os.path.exists(name) or os.path.isabs(name)):  # the folder may have gone
         name = os.path.basename(os.path.abspath(name))  # the path on this machine is private
     return {"name": name, "shape": asdict(BackboneShape.of(model)), "sha256": hash_weights(parameters)}
 

@@ -128,7 +128,21 @@ def read(folder: StrPath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, or another version of mop_t5 wrote it.
     """
-    folder = Path(folder)
+    _, description, weights = _content(Path(folder))
+    try:
+        return description, from_bytes(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{str(Path(folder) / WEIGHTS_NAME)!r} is not a safetensors file ({error}).") from error
+
+
+def files(folder: StrPath) -> dict[str, Path]:
+    """Return the paths of both files of a saved method by file name. Raise the errors of `read`."""
+    path, *_ = _content(Path(folder))
+    return {WEIGHTS_NAME: Path(folder) / WEIGHTS_NAME, CONFIG_NAME: path}
+
+
+def _content(folder: Path) -> tuple[Path, dict[str, Any], bytes]:
+    """Return the file of the description, its content, and the bytes of the weights. See `read`."""
     descriptions = [path for path in (folder / CONFIG_NAME, folder / f"{CONFIG_NAME}{_NEXT}") if path.is_file()]
     for name, found in ((CONFIG_NAME, descriptions), (WEIGHTS_NAME, (folder / WEIGHTS_NAME).is_file())):
         if not found:
@@ -137,16 +151,10 @@ def read(folder: StrPath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     errors = []
     for path in descriptions:
         try:
-            description = _read_description(path, weights)
-            break
+            return path, _read_description(path, weights), weights
         except ValueError as error:
             errors.append(error)
-    else:
-        raise errors[0]
-    try:
-        return description, from_bytes(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{str(folder / WEIGHTS_NAME)!r} is not a safetensors file ({error}).") from error
+    raise errors[0]
 
 
 def check_tensors(folder: StrPath, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

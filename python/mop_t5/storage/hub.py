@@ -202,10 +202,10 @@ def upload(
             api.create_branch(name, branch=str(revision), exist_ok=True)
         info = api.model_info(name, revision=revision)
         _check_takes_adapter(name, info, private)
-        paths = [Path(folder) / file for file in (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME)]
+        files = adapter_folder.files(folder) | {CARD_NAME: Path(folder) / CARD_NAME}
         done = api.create_commit(
             name,
-            [CommitOperationAdd(path.name, str(path)) for path in paths if path.is_file()],
+            [CommitOperationAdd(file, str(path)) for file, path in files.items() if path.is_file()],
             commit_message=commit_message or f"Upload an adapter of {description['method']}",
             revision=revision,
         )
