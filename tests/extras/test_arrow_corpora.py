@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 from arrow_files import FORMS, dataset_of, table_of, write_ipc, write_split
 from errors import raises, says
+from mop_lab.attempt.few_shot import write_draw
+from mop_lab.suites.suite_config import SuiteConfig
 from mop_t5.cli.main import main
 from mop_t5.data import (
     SPLITS,
@@ -16,6 +18,7 @@ from mop_t5.data import (
     read_corpus,
     read_examples,
     read_split,
+    scenarios_of,
     write_examples,
 )
 from mop_t5.evaluation.corpus_statistics import corpus_table
@@ -213,6 +216,16 @@ def test_a_missing_package_is_named(corpus, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with raises(ImportError, missing, "pip install 'mop-kernels[datasets]'"):
         read_split(folder, "train")
+
+
+def test_the_experiments_take_every_form(corpus, tmp_path):
+    for form in ("parquet", "saved"):
+        folder = tmp_path / f"drawn-{form}"
+        write_draw(corpus(form), folder, None, 1, 0, "test")
+        assert {path.name for path in folder.glob("*.jsonl")} == {"train.jsonl", "valid.jsonl", "test.jsonl"}
+        assert scenarios_of(read_split(folder, "valid")) == ["0571", "taxi"]
+    config = SuiteConfig(corpus="hub:a/b", backbone="b", output="o")
+    assert config.scoring()["corpus"] == "hub:a/b"
 
 
 class Builder:

@@ -269,6 +269,15 @@ def test_the_commands(place, tmp_path, capsys, monkeypatch):
     )
     assert table[:4] == lines
     assert [row["id"] for row in table] == [row.id for row in rows]
+    # a test set without labels has -1
+    features = {"info": {"features": {"scenario": {"names": ["taxi", "food"], "_type": "ClassLabel"}}}}
+    labelled = new.set_column(0, "scenario", pa.array([0, -1, 0, 1, 0]))
+    pq.write_table(labelled.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "labels.parquet")
+    assert main([*command[:3], "--input", "labels.parquet", "--output", "labels.out"]) == 3
+    answers = [json.loads(line) for line in (tmp_path / "labels.out").read_text().splitlines()]
+    assert [answer["scenario"] for answer in answers] == ["taxi", None, "taxi", "food", "taxi"]
+    assert [answer["summary"] is None for answer in answers] == [False, True, False, False, False]
+    says(answers[1]["error"], "labels.parquet, row 2", "`scenario`", "-1")
     pq.write_table(new.drop_columns(["dialogue"]), tmp_path / "new.parquet")
     assert main(["generate", "--run", str(tmp_path / "memory"), "--input", "new.parquet", "--output", "none.out"]) == 1
     says(capsys.readouterr().err, "new.parquet", "`dialogue`", "`scenario`")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mop_t5.data import SPLITS, TASKS, Example, of_scenarios, read_examples, read_split, scenarios_of, write_examples
+from mop_t5.data.corpus import splits_in
 from mop_t5.data.rows import checksum_of
 from mop_t5.evaluation import Table, TaskScores
 from mop_t5.plots.charts import plot_points
@@ -85,9 +86,9 @@ def write_draw(
     if few:
         raise ValueError(f"shots must be at most the training rows of a task; {', '.join(few)} has fewer than {shots}.")
     rows = {"train": draw(train, shots, seed)}
+    splits = splits_in(corpus)
     for name in SPLITS[1:]:
-        exists = any((Path(corpus) / f"{name}.jsonl{z}").is_file() for z in ("", ".gz"))
-        if name == split or exists:
+        if name == split or name in splits:
             found = of_scenarios(read_split(corpus, name), tasks)
             rows[name] = found if name == split else draw(found, shots, seed)
     paths = {name: folder / f"{name}.jsonl" for name in SPLITS}

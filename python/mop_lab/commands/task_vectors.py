@@ -9,6 +9,7 @@ import torch
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.checks import check_choice, check_int
 from mop_t5.data import of_scenarios, read_split, scenarios_of
+from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import Table, show
 from mop_t5.files import check_writable, content_to_replace
 from mop_t5.storage import task_vectors as vectors_file
@@ -75,7 +76,7 @@ def task_vectors(
     if rows is not None:
         examples = draw(examples, rows, seed)
     by_task = [of_scenarios(examples, [name]) for name in names]
-    about: dict[str, object] = {"kind": kind, "corpus": str(Path(corpus).resolve()), "rows": rows, "seed": seed}
+    about: dict[str, object] = {"kind": kind, "corpus": place_of(corpus), "rows": rows, "seed": seed}
     if backbone is None:
         vectors = vectors_file.random_vectors(len(names), width or 768, seed)
     else:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mop_t5.checks import check_choice, check_least
 from mop_t5.data import of_scenarios, read_split, read_tasks
+from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import Rouge, Scorer
 from mop_t5.evaluation.run_evaluation import scoring_settings
 from mop_t5.training import TrainingConfig
@@ -18,7 +18,8 @@ class SuiteConfig:
     """The systems that are trained, and how they are scored.
 
     Args:
-        corpus: folder with train.jsonl and the split to score, and valid.jsonl if evaluate_every is set.
+        corpus: folder with the split train and the split to score, and valid if evaluate_every is set. Or a dataset on
+            the hub, hub:OWNER/NAME.
         backbone: folder of a T5, mT5 or umT5 with its tokenizer, or its name on the model hub.
         output: folder for the runs and the tables. Tables 2 and 3 can share one folder, and with it their runs.
         systems: labels of the systems. --dry_run lists the default.
@@ -67,7 +68,7 @@ class SuiteConfig:
 
     def scoring(self) -> dict[str, Any]:
         """Return the settings that scores depend on, besides the run."""
-        return scoring_settings(str(Path(self.corpus).resolve()), self.split, self.scorer())
+        return scoring_settings(place_of(self.corpus), self.split, self.scorer())
 
     def how_scored(self, detail: str = "") -> str:
         """Return the part of a table's title that states how the systems were scored, and on how many rows.

@@ -18,6 +18,7 @@ import mop_t5
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
+from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import SCORES, show
 from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation
 from mop_t5.files import remove_folder
@@ -228,7 +229,7 @@ class Trial:
         if self.system.scored:
             evaluation = RunEvaluation(
                 self.folder,
-                corpus=str(Path(self.config.corpus).resolve()),
+                corpus=place_of(self.config.corpus),
                 split=self.config.split,
                 backbone=self.config.backbone,
                 baselines=False,

@@ -18,6 +18,7 @@ from mop_t5.data.arrow_tables import (
     unreadable,
 )
 from mop_t5.data.examples import Example, example_of, quoted
+from mop_t5.files import StrPath
 
 HUB = "hub:"
 _STATE = "state.json"  # a folder of save_to_disk has it
@@ -121,6 +122,11 @@ class HubSplit(NamedTuple):
 def is_hub(corpus: object) -> bool:
     """Return whether a corpus is a dataset on the hub. A folder of such a name is written with ./ in front."""
     return isinstance(corpus, str) and corpus.startswith(HUB)
+
+
+def place_of(corpus: StrPath) -> str:
+    """Return how settings name a corpus: by the absolute path of its folder, or by its name on the hub."""
+    return str(corpus) if is_hub(corpus) else str(Path(corpus).resolve())
 
 
 def is_saved(path: Path) -> bool:

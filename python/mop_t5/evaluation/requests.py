@@ -8,7 +8,7 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mop_t5.data.arrow_tables import corpus_columns, fields_of, table_of_file
+from mop_t5.data.arrow_tables import corpus_columns, fields_of, named, table_of_file
 from mop_t5.data.examples import Example, example_of
 from mop_t5.data.lines import decoded, json_value, numbered
 from mop_t5.data.rows import scenario_ids_of
@@ -55,10 +55,16 @@ def requests_in_table(path: Path, scenarios: Sequence[str] | None) -> Iterator[R
     """
     table = table_of_file(path)
     table = table._replace(types={name: kind for name, kind in table.types.items() if name not in _UNREAD})
-    rows = table.rows(corpus_columns(table, need_summary=False, names={}))
-    for number, (where, row) in enumerate(rows, start=1):
+    columns = corpus_columns(table, need_summary=False, names={})
+    for number, (where, row) in enumerate(table._replace(labels={}).rows(columns), start=1):
+        error = None
+        try:
+            row = named(row, table.labels, where)
+        except ValueError as problem:  # the label stays a number, so the row has no example
+            error = str(problem)
         raw = json.dumps(fields_of(row, {}), ensure_ascii=False).encode()
-        yield request_of(raw, where, f"{path.stem}-{number}", scenarios, number)
+        request = request_of(raw, where, f"{path.stem}-{number}", scenarios, number)
+        yield request if error is None else request._replace(error=error)
 
 
 def filled_lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, bytes]]:

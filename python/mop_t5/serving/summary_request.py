@@ -133,4 +133,5 @@ def job_of(asked: SummaryRequest, adapters: Mapping[str, Adapter], limits: Limit
 
 def _check(name: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
-        raise Refused(422, f"`{name}` must be 1 to {most}; got {value if abs(value) <= 2**31 else 'more'}.")
+        got = value if abs(value) <= 2**31 else "more" if value > 0 else "less"
+        raise Refused(422, f"`{name}` must be 1 to {most}; got {got}.")

@@ -12,7 +12,7 @@ from mop_t5.attachment.attached_model import attached
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of, stream_split
-from mop_t5.data.dataset_objects import is_hub
+from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
@@ -330,7 +330,7 @@ def settings_of(
     """
     options = {} if config is None else config.to_dict()
     return {
-        "corpus": corpus if is_hub(corpus) else str(Path(corpus).resolve()),
+        "corpus": place_of(corpus),
         "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
         "method": method,
         "options": {name: value for name, value in options.items() if name != "scenarios"},
