@@ -21,6 +21,8 @@ from mop_t5.data import (
     scenarios_of,
     write_examples,
 )
+from mop_t5.data.dataset_objects import table_of_dataset
+from mop_t5.data.table_files import read_table
 from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.operations.contents import of_rows
 
@@ -226,6 +228,30 @@ def test_the_experiments_take_every_form(corpus, tmp_path):
         assert scenarios_of(read_split(folder, "valid")) == ["0571", "taxi"]
     config = SuiteConfig(corpus="hub:a/b", backbone="b", output="o")
     assert config.scoring()["corpus"] == "hub:a/b"
+
+
+def test_labels_inside_of_turns(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    turns = {"speaker": datasets.ClassLabel(names=["USER", "SYSTEM"]), "text": datasets.Value("string")}
+    texts = {"scenario": datasets.Value("string"), "note": datasets.Value("string")}
+    kinds = [[turns], datasets.List(turns)]  # a list of objects
+    objects = [{"speaker": 1, "text": "x"}, {"speaker": 0, "text": "y"}]
+    for number, (kind, value) in enumerate([*((kind, objects) for kind in kinds), (turns, objects[0])]):
+        features = datasets.Features({**texts, "turns": kind})
+        table = pa.table({"scenario": ["taxi"], "note": ["z"], "turns": [value]}, schema=features.arrow_schema)
+        pq.write_table(table, tmp_path / "calls.parquet")
+        ((_, row),) = read_table(tmp_path / "calls.parquet")
+        given = datasets.Dataset(table, fingerprint="of-a-test")
+        ((_, other),) = table_of_dataset(given, "dataset").rows()
+        speakers = row["turns"]["speaker"] if number == 2 else [turn["speaker"] for turn in row["turns"]]
+        assert speakers == ("SYSTEM" if number == 2 else ["SYSTEM", "USER"])
+        assert other == row
+    bad = table.set_column(
+        2, table.schema.field(2), pa.array([{"speaker": 2, "text": "x"}], table.schema.field(2).type)
+    )
+    pq.write_table(bad, tmp_path / "calls.parquet")
+    with raises(ValueError, "calls.parquet, row 1", "`turns.speaker`", "label 2", "0 to 1"):
+        list(read_table(tmp_path / "calls.parquet"))
 
 
 class Builder:

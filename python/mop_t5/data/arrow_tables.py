@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mop_t5.data.examples import KEYS, Example, example_of, quoted
+from mop_t5.data.labels import Labels, labels_of, named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,13 +32,13 @@ class ArrowTable(NamedTuple):
     Attributes:
         name: Name of the table, for messages.
         types: Column -> type.
-        labels: Column of numbers -> names of the numbers, as `datasets.ClassLabel` has them.
+        labels: Names of the numbers in columns of labels.
         batches: Yields batches of some columns, or of all columns for None.
     """
 
     name: str
     types: "Mapping[str, pa.DataType]"
-    labels: Mapping[str, Sequence[str]]
+    labels: Labels
     batches: "Callable[[Sequence[str] | None], Iterator[pa.RecordBatch | pa.Table]]"
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -171,23 +172,6 @@ def corpus_columns(table: ArrowTable, need_summary: bool, names: Mapping[str, st
     return chosen
 
 
-def named(row: dict[str, Any], labels: Mapping[str, Sequence[str]], where: str) -> dict[str, Any]:
-    """Put the names of numbers in their place, as `datasets.ClassLabel` has them.
-
-    Raises:
-        ValueError: A number has no name.
-    """
-    for column, names in labels.items():
-        if (number := row.get(column)) is not None:
-            if not 0 <= number < len(names):
-                raise ValueError(
-                    f"{where}: `{column}` is label {number}, and the labels are 0 to {len(names) - 1}. Fill it in or "
-                    "delete the row."
-                )
-            row[column] = names[number]
-    return row
-
-
 def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: bool = False) -> None:
     types = package("pyarrow").types
     value = kind
@@ -197,23 +181,18 @@ def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: 
         value = value.value_type
     a_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
     # a column of nulls alone has a type of its own; the first null is an error, where the row must have a text
-    if (of_lists and not types.is_null(value)) or not (a_text or types.is_null(value) or column in table.labels):
+    a_text = a_text or (types.is_integer(value) and isinstance(table.labels.get(column), list))
+    if (of_lists and not types.is_null(value)) or not (a_text or types.is_null(value)):
         wanted = "lists of texts" if column == "references" else "texts"
         cure = "Write its turns as one text per row" if column in ("dialogue", "input") else "Write it so"
         raise TypeError(f"{table.name}: column `{column}` must hold {wanted}; it holds {kind}. {cure}.")
 
 
-def _labels(schema: "pa.Schema") -> dict[str, list[str]]:
+def _labels(schema: "pa.Schema") -> Labels:
     """Return the names of numbers that the library `datasets` has written into a schema."""
-    is_integer = package("pyarrow").types.is_integer
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        labels = {name: one["names"] for name, one in features.items() if one.get("_type") == "ClassLabel"}
-        # another program may have put other values into the column, and kept the metadata
-        return {
-            name: labels[name] for name, kind in zip(schema.names, schema.types) if name in labels and is_integer(kind)
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):  # another program wrote the file
+        return labels_of(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError):  # another program wrote the file
         return {}
 
 

@@ -13,11 +13,11 @@ from mop_t5.data.arrow_tables import (
     check_stream_end,
     examples_of_table,
     fields_of,
-    named,
     package,
     unreadable,
 )
 from mop_t5.data.examples import Example, example_of, quoted
+from mop_t5.data.labels import labels_of, named
 from mop_t5.files import StrPath
 
 HUB = "hub:"
@@ -170,7 +170,7 @@ def table_of_dataset(dataset: Any, name: str) -> ArrowTable:
                 yield batch
 
     schema = dataset.features.arrow_schema
-    return ArrowTable(name, dict(zip(schema.names, schema.types)), _labels(dataset.features), batches)
+    return ArrowTable(name, dict(zip(schema.names, schema.types)), labels_of(dataset.features.to_dict()), batches)
 
 
 def examples_of(
@@ -217,13 +217,9 @@ def examples_of(
 
 def _streamed(dataset: Any, names: Mapping[str, str]) -> Iterator[Example]:
     """Yield the examples of an IterableDataset, which need not know its columns."""
-    labels = _labels(dataset.features or {})
+    labels = labels_of(dataset.features.to_dict() if dataset.features else {})
     for number, row in enumerate(dataset.with_format(None), start=1):
         where = f"dataset, row {number}"
         if missing := [column for column in names.values() if column not in row]:
             raise ValueError(f"{where}: no column {quoted(missing)}. Its columns: {quoted(row)}.")
         yield example_of(fields_of(named(row, labels, where), names), where, f"row-{number}")
-
-
-def _labels(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {name: one.names for name, one in features.items() if type(one).__name__ == "ClassLabel"}

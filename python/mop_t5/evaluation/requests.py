@@ -8,8 +8,9 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mop_t5.data.arrow_tables import corpus_columns, fields_of, named, table_of_file
+from mop_t5.data.arrow_tables import corpus_columns, fields_of, table_of_file
 from mop_t5.data.examples import Example, example_of
+from mop_t5.data.labels import named
 from mop_t5.data.lines import decoded, json_value, numbered
 from mop_t5.data.rows import scenario_ids_of
 from mop_t5.files import checksum
