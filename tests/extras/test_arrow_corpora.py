@@ -21,8 +21,10 @@ from mop_t5.data import (
     scenarios_of,
     write_examples,
 )
+from mop_t5.data.conversion import Converter
 from mop_t5.data.dataset_objects import table_of_dataset
 from mop_t5.data.table_files import read_table
+from mop_t5.data.task_configs import TaskConfig
 from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.operations.contents import of_rows
 
@@ -252,6 +254,38 @@ def test_labels_inside_of_turns(tmp_path):
     pq.write_table(bad, tmp_path / "calls.parquet")
     with raises(ValueError, "calls.parquet, row 1", "`turns.speaker`", "label 2", "0 to 1"):
         list(read_table(tmp_path / "calls.parquet"))
+
+
+def labelled_table(path, labels, **columns):
+    """Write a Parquet file. labels: Column -> names of its numbers."""
+    features = {name: {"names": names, "_type": "ClassLabel"} for name, names in labels.items()}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "targets"),
+    [
+        (["negative", "positive"], {0: "bad", 1: "good"}, ["good", "bad", "good"]),
+        (["Negative", "Positive"], {"negative": "bad", "positive": "good"}, ["good", "bad", "good"]),
+        (["1", "2"], {0: "bad", 1: "good"}, ["good", "bad", "good"]),  # all numbers are keys, not all names
+        (["1", "2"], {1: "bad", 2: "good"}, ["good", "bad", "good"]),
+        (["a", "b"], {0: "bad", 1: "good", "a": "bad", "b": "good"}, ["good", "bad", "good"]),
+        (["1", "0"], {0: "bad", 1: "good"}, None),
+        (["a", "b"], {"a": "bad"}, None),
+    ],
+)
+def test_labels_of_a_configuration_may_be_numbers_or_names(tmp_path, names, labels, targets):
+    labelled_table(tmp_path / "train.parquet", {"label": names}, text=["a", "b", "c", "d"], label=[1, 0, 1, -1])
+    config = TaskConfig(input="{text}", target="{label}", labels=labels)
+    with raises(ValueError, "train.parquet, row"):
+        Converter(config, "taxi").rows(tmp_path / "train.parquet")
+    converter = Converter(config, "taxi", skip=True)
+    rows = converter.rows(tmp_path / "train.parquet")
+    if targets is not None:
+        assert [row.summary for row in rows] == targets
+        assert [where.rpartition(" ")[2] for where, _ in converter.skipped] == ["4"]
+    assert all(row.summary == "bad" and row.dialogue == "b" for row in rows if targets is None)
 
 
 class Builder:

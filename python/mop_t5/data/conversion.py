@@ -12,6 +12,7 @@ from mop_t5.checks import errors_at
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.dataset_objects import HubSplit
 from mop_t5.data.examples import Example, check_characters
+from mop_t5.data.labels import label_key
 from mop_t5.data.lines import refuse, stem_of
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.table_files import SUFFIXES, dataset_files, inner_rows, read_table, value_at
@@ -204,6 +205,8 @@ class Converter:
         """Return the target and the other right answers, each once."""
         config = self.config
         first, *_ = [*fields_of(config.target), "target"]
+        if config.labels is not None:
+            values = {**values, first: label_key(values[first], config.labels)}
         value = values[first] if config.target == f"{{{first}}}" else None
         if isinstance(value, list) and config.join is None:
             if not value:
@@ -212,7 +215,7 @@ class Converter:
         else:
             answers = [filled(config.target, lambda name: self._text(name, values[name]))]
         for name in config.references:
-            found = value_at(row, name)
+            found = label_key(value_at(row, name), config.labels or {})
             if found is not None:
                 self.unseen.discard(name)
                 texts = [self._text(name, one, join=None) for one in (found if isinstance(found, list) else [found])]

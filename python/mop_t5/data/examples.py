@@ -93,7 +93,7 @@ def _field(row: dict[str, object], key: str, where: str, needed: bool) -> str:
     check_characters(value, present[0], where)
     if needed and not value.strip():
         raise ValueError(f"{where}: `{present[0]}` is empty. Fill it in or delete the row.")
-    return value
+    return str(value)  # the name of a label knows more than its text
 
 
 def check_characters(text: str, key: str, where: str = "") -> None:

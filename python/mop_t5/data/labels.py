@@ -1,10 +1,54 @@
 """Put names in the place of numbers, as `datasets.ClassLabel` has them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # column of numbers -> their names, a list; column of objects -> such a mapping of their fields
 Labels = Mapping[str, Any]
+
+
+class LabelName(str):
+    """The name of a label.
+
+    Attributes:
+        number: The number of the label.
+        names: The names of all labels.
+    """
+
+    number: int
+    names: Sequence[str]
+
+    def __new__(cls, names: Sequence[str], number: int) -> "LabelName":
+        """Make the name of the label `number`."""
+        name = super().__new__(cls, names[number])
+        name.number, name.names = number, names
+        return name
+
+
+def label_key(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return the key of a label in `texts`: its number if all numbers are keys, and else its name.
+
+    Args:
+        value: A value of a row. What is no label is returned unchanged. The labels in a list are replaced.
+        texts: Number or name of a label -> text to write for it. Its keys may be in small letters.
+
+    Raises:
+        ValueError: Numbers and names are keys, and stand for different texts.
+    """
+    if isinstance(value, list):
+        return [label_key(one, texts) for one in value]
+    if not isinstance(value, LabelName):
+        return value
+    by_number = [texts.get(str(number)) for number in range(len(value.names))]
+    by_name = [texts.get(name, texts.get(name.lower())) for name in value.names]
+    if None in by_number:
+        return value
+    if None not in by_name and by_name != by_number:
+        raise ValueError(
+            f"the labels {', '.join(value.names)} have the numbers 0 to {len(value.names) - 1}, and both are keys of "
+            "labels, with different texts. Name either the numbers or the names"
+        )
+    return str(value.number)
 
 
 def named(row: dict[str, Any], labels: Labels, where: str) -> dict[str, Any]:
@@ -33,7 +77,7 @@ def _named(value: Any, names: Any, column: str, where: str) -> Any:
             f"{where}: `{column}` is label {value}, and the labels are 0 to {len(names) - 1}. Fill it in or delete the "
             "row."
         )
-    return names[value]
+    return LabelName(names, value)
 
 
 def labels_of(features: Mapping[str, Any]) -> Labels:

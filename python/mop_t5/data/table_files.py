@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mop_t5.data.arrow_tables import ARROW_SUFFIXES, is_arrow, table_of_file
+from mop_t5.data.arrow_tables import ARROW_SUFFIXES, ArrowTable, is_arrow, table_of_file
 from mop_t5.data.dataset_objects import HubSplit, is_hub, is_saved, load_saved, table_of_dataset
 from mop_t5.data.json_rows import json_rows
+from mop_t5.data.labels import named
 from mop_t5.data.lines import BadRow, find_file, refuse
 from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
@@ -120,7 +121,7 @@ def read_table(
         if header is not None:
             raise named
         dataset = path.load() if isinstance(path, HubSplit) else load_saved(Path(path))
-        return table_of_dataset(dataset, str(path)).rows()
+        return _named_rows(table_of_dataset(dataset, str(path)), bad_row)
     path = Path(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file():
@@ -134,8 +135,19 @@ def read_table(
     if header is not None:
         raise named
     if suffix in ARROW_SUFFIXES:
-        return table_of_file(path).rows()
+        return _named_rows(table_of_file(path), bad_row)
     return json_rows(path, suffix == ".jsonl", bad_row)
+
+
+def _named_rows(table: ArrowTable, bad_row: BadRow) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a table. A row with a label that has no name goes to `bad_row`."""
+    for where, row in table._replace(labels={}).rows():
+        try:
+            row = named(row, table.labels, where)
+        except ValueError as error:
+            bad_row(where, error)
+            continue
+        yield where, row
 
 
 def inner_rows(row: Mapping[str, object], path: Sequence[str]) -> Iterator[dict[str, object]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+from mop_t5.data.labels import label_key
 from mop_t5.data.table_files import value_at
 
 
@@ -55,7 +56,7 @@ def as_text(value: object, join: str | None = None) -> str:
     if isinstance(value, str):
         if _is_python(value):
             raise TypeError("holds a list or an object as Python prints it (write the file as JSON lines instead)")
-        return value.replace("\r\n", "\n").replace("\r", "\n")
+        return str(value).replace("\r\n", "\n").replace("\r", "\n")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -123,7 +124,7 @@ def _turn(
                 raise ValueError(f"has null for {name!r} in turn {number}")
             raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
         try:
-            text = write(value)
+            text = write(label_key(value, labels.get(name, {})))
         except TypeError as error:
             raise TypeError(f"{error} (turn {number})") from error
         if name not in labels:
