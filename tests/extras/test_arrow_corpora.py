@@ -1,6 +1,7 @@
 """Corpora in Parquet and Arrow files, in folders of save_to_disk and in datasets: read as JSON lines are."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 
@@ -286,6 +287,18 @@ def test_labels_of_a_configuration_may_be_numbers_or_names(tmp_path, names, labe
         assert [row.summary for row in rows] == targets
         assert [where.rpartition(" ")[2] for where, _ in converter.skipped] == ["4"]
     assert all(row.summary == "bad" and row.dialogue == "b" for row in rows if targets is None)
+
+
+def test_short_floats_keep_their_digits(tmp_path):
+    columns = {
+        "score": pa.array([3.8, None, float("nan")], pa.float32()),
+        "half": pa.array([0.1, 2.5, 1], pa.float16()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    (_, first), (_, second), (_, third) = read_table(tmp_path / "x.parquet")
+    assert (first, second) == ({"score": 3.8, "half": 0.1}, {"score": None, "half": 2.5})
+    assert third["half"] == 1
+    assert math.isnan(third["score"])
 
 
 class Builder:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from mop_t5.data.examples import KEYS, Example, example_of, quoted
 from mop_t5.data.labels import Labels, labels_of, named
 
@@ -53,7 +55,7 @@ class ArrowTable(NamedTuple):
         number = 0
         for batch in self.batches(columns):
             try:
-                values = [batch.column(place).to_pylist() for place in range(batch.num_columns)]
+                values = [_values_of(batch.column(place)) for place in range(batch.num_columns)]
             except UnicodeDecodeError as error:
                 rows = f"rows {number + 1} to {number + batch.num_rows}"
                 raise ValueError(f"{self.name}, {rows}: a text is not UTF-8. Write the table again.") from error
@@ -62,6 +64,16 @@ class ArrowTable(NamedTuple):
                 number += 1
                 where = f"{self.name}, row {number}"
                 yield where, named(dict(zip(names, row)), self.labels, where)
+
+
+def _values_of(column: Any) -> list[Any]:
+    """Return the values of a column. A float32 becomes the shortest number that it stands for: 3.8, not 3.79999995."""
+    values: list[Any] = column.to_pylist()
+    types = package("pyarrow").types
+    for is_kind, kind in ((types.is_float32, np.float32), (types.is_float16, np.float16)):
+        if is_kind(column.type):
+            return [None if value is None else float(str(kind(value))) for value in values]
+    return values
 
 
 def package(name: str) -> Any:
