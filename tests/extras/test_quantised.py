@@ -243,6 +243,16 @@ def test_encoder_outputs_can_be_kept(corpus, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_a_resumed_run_is_not_warned_of_frozen_weights(corpus, tmp_path, monkeypatch):
+    said, tokenizer = [], corpus[0]
+    monkeypatch.setattr("transformers.trainer.logger.warning", said.append)
+    tiny(dtype=torch.float32, vocab_size=len(tokenizer), **SIZES).save_pretrained(tmp_path / "backbone")
+    for steps, resume in ((2, False), (3, True)):
+        model = attach(load(tmp_path / "backbone", "8bit"), "prompt_tuning")
+        run(model, corpus, tmp_path / "run", steps=steps, save_every=2, resume=resume)
+    assert not [message for message in said if "keys" in message]
+
+
 def test_commands_load_the_backbone_as_it_was_trained(corpus, tmp_path, capsys):
     from mop_t5.cli.main import main
 
@@ -251,8 +261,8 @@ def test_commands_load_the_backbone_as_it_was_trained(corpus, tmp_path, capsys):
         write_examples(tmp_path / "corpus" / f"{split}.jsonl", rows)
     tiny(dtype=torch.float32, vocab_size=len(tokenizer), **SIZES).save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
-    base = ["train", "--corpus", str(tmp_path / "corpus"), "--backbone", str(tmp_path / "backbone")]
-    base += ["--steps", "2", "--batch_size", "4", "--max_target", "8", "--quantise", "int8"]
+    start = ["train", "--corpus", str(tmp_path / "corpus"), "--steps", "2", "--batch_size", "4", "--max_target", "8"]
+    base = [*start, "--backbone", str(tmp_path / "backbone"), "--quantise", "int8"]
     assert main([*base, "--output", str(tmp_path / "all")]) == 1
     says(capsys.readouterr().err, "quantise", "'int8'", "frozen")
     assert not (tmp_path / "all").exists()
@@ -266,3 +276,13 @@ def test_commands_load_the_backbone_as_it_was_trained(corpus, tmp_path, capsys):
     capsys.readouterr()
     assert main([*base, "--quantise", "no", "--resume"]) == 1
     says(capsys.readouterr().err, "configuration", "quantise", "'int8'", "'no'")
+    saved, other = tmp_path / "saved", tmp_path / "other"
+    for place, scheme in ((saved, "int8"), (other, "8bit")):
+        load(tmp_path / "backbone", scheme).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        assert main([*start, "--backbone", str(place), "--output", str(tmp_path / "all")]) == 1
+        says(capsys.readouterr().err, "backbone", str(place), "quantised", "frozen")
+        assert not (tmp_path / "all").exists()
+    assert torch.equal(logits(load_run(tmp_path / "run", str(saved))[0]), logits(load_run(tmp_path / "run")[0]))
+    with raises(ValueError, "another backbone", "other weights"):
+        load_run(tmp_path / "run", str(other))

@@ -40,6 +40,7 @@ LONGER = {"steps": 4, "accumulation": 4, "save_every": 2}
 SETTINGS = {  # name: model, and settings that must be right together with sharding
     "bf16": ("mop", {"bf16": True, "gradient_checkpointing": True}),
     "smoothing": ("fixed routes", {"label_smoothing": 0.1, "loss": "sum", "accumulation": 2}),
+    "rmsprop": ("fine_tuning", {"trainer": {"optim": "rmsprop"}}),
 }
 
 
@@ -163,6 +164,9 @@ def run(folder: Path, one: Path) -> None:
         found[f"{name}, resumed"] = resumed(folder / "resumed", name, count)
     if count > 1:
         found["nan"] = nan(folder, "fine_tuning")
+        for name in ("fine_tuning", "backbone"):
+            optimizer = {"trainer": {"optim": "adafactor"}}
+            found["adafactor", name] = refused(lambda: trained(folder / "refused", name, 2, **optimizer))  # noqa: B023
         found["command"] = command(folder)
     torch.save(found, folder / f"rank-{rank}.pt")
     team.wait_for_everyone()

@@ -265,6 +265,9 @@ def test_commands_load_a_backbone_as_it_was_trained(place, tmp_path, capsys):
     capsys.readouterr()
     assert main([*base, "--dtype", "float32", "--resume"]) == 1
     says(capsys.readouterr().err, "configuration", "dtype", "'bfloat16'", "'float32'")
+    write_settings(run, settings | {"device_map": "cuda:99", "max_memory": None})
+    assert main(["evaluate", "--run", str(run)]) == 1
+    says(capsys.readouterr().err, "device_map", "'cuda:99'", str(run / "run.json"))
 
 
 def test_a_run_of_an_earlier_version_loads(place, tmp_path):

@@ -123,6 +123,8 @@ def test_plans_that_cannot_be(tmp_path):
         plan_memory(config(), "mop", step, ONE, {"nonsense": 2})
     with raises(ValueError, "backbone", "'t5-smal'", "'t5-small'"):
         plan_memory("t5-smal", "mop", step, ONE)
+    with raises(ValueError, "backbone", "quantised", "--quantise"):
+        plan_memory(T5Config(quantization_config={"quant_method": "bitsandbytes"}), "mop", step, ONE, FIELDS["mop"])
     with raises((OSError, ValueError), str(tmp_path)):
         plan_memory(str(tmp_path), "mop", step, ONE)
 

@@ -138,6 +138,13 @@ def test_a_nan_on_one_process_stops_both(ranks):
         says(rank["nan"], "FloatingPointError", "step 3", "not finite", "checkpoint-2")
 
 
+def test_an_optimizer_that_needs_whole_weights_is_refused_where_they_are_sharded(ranks, folders):
+    for found in ranks:
+        for name in ("fine_tuning", "backbone"):
+            assert all(part in found["adafactor", name] for part in ("trainer.optim", "'fsdp'", "'adafactor'", "sgd"))
+    assert not (folders[1] / "refused").exists()
+
+
 def test_the_command_writes_the_whole_backbone_once(folders, ranks):
     assert ranks[0]["command"]["codes"] == ranks[1]["command"]["codes"] == [0, 0]
     assert ranks[0]["command"]["printed"].count("Trained ") == 2

@@ -112,3 +112,12 @@ def check_folder(source: Source) -> None:
             "merge_and_unload() and save_pretrained its result, or remove the adapter's files to use the backbone "
             "without the adapter."
         )
+
+
+def is_prequantised(place: StrPath) -> bool:
+    """Return whether config.json in a folder says that its weights are quantised. False for a name on the hub.
+
+    Raises:
+        ValueError: config.json is damaged.
+    """
+    return os.path.isdir(place) and "quantization_config" in source_of(place).find_json("config.json")

@@ -14,7 +14,7 @@ A run of several seeds has run.json, results.md and one such folder per seed, se
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_t5.attachment.attached_model import attached
 from mop_t5.backbone.settings import LoadingSettings
+from mop_t5.backbone.source import is_prequantised
 from mop_t5.files import (
     check_writable,
     content_to_replace,
@@ -242,7 +243,8 @@ def load_run(
     Raises:
         FileNotFoundError: The folder has no settings or no trained weights.
         ImportError: The backbone was quantised, and the package is missing.
-        ValueError: The run is damaged, or the backbone or the tokenizer has changed since the training.
+        ValueError: The run is damaged, the backbone or the tokenizer has changed since the training, or a device of
+            the run's device_map is missing.
     """
     folder, settings = Path(folder), read_settings(folder)
     if settings.get("seeds"):
@@ -257,6 +259,12 @@ def load_run(
     if not isinstance(path, str):
         raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
     loading = LoadingSettings.of_run(settings, moved=moved)
+    if moved and is_prequantised(path):  # it is what the run quantised, in saved form, or `load` refuses it
+        loading = replace(loading, quantise="no")
+    try:
+        loading.check_machine()
+    except ValueError as error:
+        raise ValueError(f"{error} It is a setting in {folder / SETTINGS}: change it there.") from error
     model = loading.load(path)
     if (folder / "adapter").is_dir():
         method = attached(load(model, folder / "adapter")).mop.name

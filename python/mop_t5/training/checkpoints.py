@@ -84,6 +84,12 @@ class WholeCheckpoints(Seq2SeqTrainer):
                     shutil.rmtree(folder / _WRITING, ignore_errors=True)
             self.accelerator.wait_for_everyone()
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of trained weights that a checkpoint lacks. It has no frozen weight, and a tied one under one name."""
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
     def _engine(self) -> str | None:
         return _engine(self.shard, self.args.world_size)
 

@@ -148,8 +148,8 @@ def plan_memory(
         options: Fields of the method.
 
     Raises:
-        ValueError: A value is wrong, the method trains weights that are quantised, DeepSpeed cannot train it, or
-            `shard` is set for a single device.
+        ValueError: A value is wrong, the checkpoint is quantised, the method trains weights that are quantised,
+            DeepSpeed cannot train it, or `shard` is set for a single device.
         OSError: The folder or the name is unknown.
     """
     if method is None and options:
@@ -193,6 +193,11 @@ def _model_on_meta(
         place = backbone
         with unreadable_in_a_sentence("the backbone", place):
             backbone = AutoConfig.from_pretrained(place)
+    if getattr(backbone, "quantization_config", None) is not None:
+        raise ValueError(
+            "backbone must be a checkpoint in floating point; its config.json says that its weights are quantised "
+            "already. Give the checkpoint that was quantised, or the name of its size, and set quantise (--quantise)."
+        )
     model = build_backbone(backbone, device="meta", dtype=step.dtype)
     if method is None:
         return model.requires_grad_(True).train()

@@ -22,6 +22,9 @@ from mop_t5.operations.run_folder import processes
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.zero import check_zero, is_of_zero, whole
 
+# optimizers of torch that change every value by its own gradient, so that a shard is stepped as the whole would be
+_OPTIMIZERS_OF_SHARDS = ("sgd", "rmsprop", "adagrad")
+
 
 def check_shard(model: PreTrainedModel, config: TrainingConfig) -> None:
     """Check that the weights of a model can be shared as `config.shard` says.
@@ -30,7 +33,8 @@ def check_shard(model: PreTrainedModel, config: TrainingConfig) -> None:
         ImportError: deepspeed is needed and not installed.
         RuntimeError: The processes were not started by torchrun or `accelerate launch`.
         ValueError: A parameter is quantised or has no dimension, the model lies on several devices, the trained
-            parameters have several dtypes, or the method does not go together with DeepSpeed.
+            parameters have several dtypes, the optimizer cannot step shards, or the method does not go together with
+            DeepSpeed.
     """
     if config.shard == "no":
         return
@@ -41,7 +45,10 @@ def check_shard(model: PreTrainedModel, config: TrainingConfig) -> None:
             "with torchrun --nproc_per_node N, or set shard to 'no'."
         )
     kept = _whole_parameters(model)
-    _check_parameters(model, {name: parameter for name, parameter in model.named_parameters() if parameter not in kept})
+    sharded = {name: parameter for name, parameter in model.named_parameters() if parameter not in kept}
+    _check_parameters(model, sharded)
+    if config.shard != "fsdp" or any(parameter.requires_grad for parameter in sharded.values()):
+        _check_optimizer(config)
     if config.shard != "fsdp":
         check_zero(model, config)
 
@@ -92,6 +99,21 @@ def _check_parameters(model: PreTrainedModel, sharded: Mapping[str, nn.Parameter
         raise ValueError(
             f"the trained weights of the backbone have the dtypes {', '.join(sorted(dtypes))}, and sharded weights "
             "must train in one dtype. Load the backbone with dtype float32 or bfloat16."
+        )
+
+
+def _check_optimizer(config: TrainingConfig) -> None:
+    """Raise ValueError for an optimizer that cannot step shards, or steps them otherwise than whole weights.
+
+    Adafactor reads means over whole rows and columns, 8-bit states have scales per block of values, and the kernels of
+    bitsandbytes take no DTensor.
+    """
+    optimizer = config.trainer.get("optim")
+    if optimizer is not None and optimizer not in _OPTIMIZERS_OF_SHARDS:
+        raise ValueError(
+            f"trainer.optim must be one of {', '.join(_OPTIMIZERS_OF_SHARDS)} where trained weights are sharded (shard "
+            f"{config.shard!r}); got {str(getattr(optimizer, 'value', optimizer))!r}, which needs whole weights. Leave "
+            "it out for AdamW, or set shard to 'no'."
         )
 
 

@@ -271,6 +271,12 @@ class TrainingRun:
         model = self._loading.load(self._backbone)
         set_seed(seed)  # attach draws the method's initial values
         if self._method is None:
+            if getattr(model, "is_quantized", False):
+                raise ValueError(
+                    f"backbone {self._backbone!r} must be a checkpoint in floating point where no method is named, "
+                    "because quantised weights cannot be trained; this one is quantised. Name a method that leaves the "
+                    "backbone frozen, such as mop."
+                )
             return model.requires_grad_(True)
         return attach(model, self._method, scenarios=scenarios_of(self._examples), **self._options)
 
