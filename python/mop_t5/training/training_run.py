@@ -1,7 +1,7 @@
 """Train into a run folder. This is the work of `mop-t5 train`. Nothing in this module prints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,8 @@ from transformers import PreTrainedModel, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mop_t5.attachment.attached_model import attached
-from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.data import Example, of_scenarios, read_split, read_tasks, scenarios_of, stream_split
-from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import Rouge, Scorer, Table, to_markdown
 from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
@@ -37,6 +35,7 @@ from mop_t5.training.arguments import check_trainer_arguments
 from mop_t5.training.checkpoints import check_step, checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.encoder_cache import EncoderCache, cache_of
+from mop_t5.training.run_settings import settings_of
 from mop_t5.training.sharding import check_shard, gathered_weights, must_be_gathered
 from mop_t5.training.trainer import CHECKPOINTS, TrainingResult, train
 from mop_t5.training.zero import forget_zero
@@ -306,47 +305,6 @@ class TrainingRun:
             )
         kept = f"{whole[-1]} is kept" if whole else "the finished seeds are kept"
         return f"interrupted; {kept}; resume it with --resume."
-
-
-def settings_of(
-    training: TrainingConfig,
-    corpus: str,
-    backbone: str,
-    method: str | None,
-    config: MethodConfig | None,
-    scenarios: list[str] | None,
-    seeds: list[int] | None,
-    rouge: Rouge,
-    stream: str | None = None,
-    loading: LoadingSettings | None = None,
-) -> dict[str, Any]:
-    """Return the content of run.json.
-
-    Args:
-        training: The settings of the training.
-        corpus: The corpus folder, or the name of a dataset on the hub.
-        backbone: The folder of the backbone, or its name on the model hub.
-        method: The name of the method. None for all weights.
-        config: The configuration of the method, with its defaults filled in.
-        scenarios: The scenarios of the training rows. None for all.
-        seeds: The seeds of a run of several seeds.
-        rouge: ROUGE of the validations.
-        stream: The folder of the training rows. None for rows in memory.
-        loading: How the backbone is loaded.
-    """
-    options = {} if config is None else config.to_dict()
-    return {
-        "corpus": place_of(corpus),
-        "backbone": str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone,
-        "method": method,
-        "options": {name: value for name, value in options.items() if name != "scenarios"},
-        "scenarios": scenarios,
-        "stream": None if stream is None else str(Path(stream).resolve()),
-        **asdict(rouge),
-        "seeds": seeds,
-        **asdict(training),
-        **asdict(LoadingSettings() if loading is None else loading),
-    }
 
 
 def _finished(folder: Path) -> bool:
