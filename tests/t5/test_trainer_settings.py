@@ -13,6 +13,7 @@ from mop_t5.cli.flags import parse
 from mop_t5.cli.main import main
 from mop_t5.data import write_examples
 from mop_t5.training import TrainingConfig, arguments, train, trainer_settings
+from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.embedding_noise import noisy_embeddings
 from small_training import CORPUS, new_model, new_tokenizer, run
 from t5_oracle import tiny
@@ -237,6 +238,12 @@ def test_schedules_of_transformers(tokenizer, tmp_path):
     twice = {"lr_scheduler_kwargs": {"num_cycles": 1.0}}
     expected = [0.1, 0.1 * 0.25, 0.1 * 0.25]  # (1 + cos(2 pi step / 3)) / 2
     assert rates(schedule="cosine", trainer=twice) == pytest.approx(expected)
+
+
+def test_the_newest_checkpoint_stays_beside_the_best(tokenizer, tmp_path):
+    changes = {"steps": 3, "evaluate_every": 1, "learning_rate": 1e-9, "trainer": {"save_total_limit": 1}}
+    run(new_model(tokenizer), tokenizer, tmp_path, **changes)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["checkpoint-1", "checkpoint-3"]
 
 
 @pytest.mark.parametrize("method", [None, "mop", "prompt_tuning"])

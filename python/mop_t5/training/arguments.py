@@ -30,7 +30,7 @@ def trainer_arguments(
     """
     validates = config.evaluate_every > 0
     save_every = config.evaluate_every or config.save_every
-    changeable = {
+    changeable: dict[str, Any] = {
         "optim": "adamw_torch_fused" if config.fused else "adamw_torch",
         "lr_scheduler_type": config.schedule if config.schedule != "constant" else "constant_with_warmup",
         "save_total_limit": 2,
@@ -38,8 +38,11 @@ def trainer_arguments(
         "report_to": "none",
         "disable_tqdm": not progress,
     }
+    changeable |= copy.deepcopy(config.trainer)
+    if validates and changeable["save_total_limit"] == 1:
+        changeable["save_total_limit"] = 2  # Trainer would delete the newest checkpoint at the end, beside the best one
     arguments = Seq2SeqTrainingArguments(
-        **changeable | copy.deepcopy(config.trainer),
+        **changeable,
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -86,7 +86,8 @@ class WholeCheckpoints(Seq2SeqTrainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Warn of trained weights that a checkpoint lacks. It has no frozen weight, and a tied one under one name."""
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        model = cast(nn.Module, self.model)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
         super()._issue_warnings_after_load(load_result)
 
