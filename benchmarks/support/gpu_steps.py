@@ -114,7 +114,7 @@ def _gpu_steps(capability: tuple[int, int], tune: bool) -> list[Step]:
         Step("crossover", [*PYTHON, "benchmarks.crossover", f"--seconds={SECONDS}"], 30, least=30, needs_cuda=True),
         _bench("peers", "test_device", 30, {}, "--benchmark"),
         Step("more than 2^31 elements", [*cuda, "-k", "than_int32"], 20),
-        Step("sharding", [*PYTEST, "tests/t5/test_sharded_on_gpus.py"], 20)
+        Step("sharding", [*PYTEST, "tests/t5/test_backbone_devices.py", "tests/t5/test_sharded_on_gpus.py"], 20)
         if installed("transformers") and installed("accelerate")
         else Step("sharding", [], left_out="transformers or accelerate is not installed"),
     ]
