@@ -7,7 +7,7 @@ import mop_t5
 import pytest
 import torch
 from errors import raises, says
-from method_cases import SCENARIOS, SMALL, corpus, run
+from method_cases import SMALL, attach_moved, corpus, run
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.backbone.load import is_untied
 from mop_t5.backbone.settings import LoadingSettings
@@ -46,15 +46,6 @@ def load(folder, scheme, **settings):
     return LoadingSettings(quantise=scheme, **settings).load(folder)
 
 
-def attach(model, name="mop"):
-    torch.manual_seed(11)
-    mop_t5.attach(model, name, **{"scenarios": SCENARIOS, **SMALL[name]})
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.mop.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model
-
-
 def logits(model):
     model.eval()
     given = {"scenario_ids": IDS} if mop_t5.is_attached(model) else {}
@@ -82,10 +73,10 @@ def test_every_method_that_leaves_the_weights_frozen(name, scheme, folders, tmp_
     before, content = logits(model), hash_weights(weights_of(model))
     if scheme in TRAINS_BLOCKS.get(name, ()):
         with raises(ValueError, "quantised"):
-            attach(model, name)
+            attach_moved(model, name)
         assert torch.equal(logits(model), before)
         return
-    attach(model, name)
+    attach_moved(model, name)
     fused = gradients(model, skip_logits=True)
     with mop_kernels.use_backend("reference"):
         plain = gradients(model)
@@ -108,7 +99,7 @@ def test_every_method_that_leaves_the_weights_frozen(name, scheme, folders, tmp_
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_an_adapter_belongs_to_its_quantised_backbone(scheme, folders, tmp_path):
-    mop_t5.save(attach(load(folders["t5"], scheme)), tmp_path)
+    mop_t5.save(attach_moved(load(folders["t5"], scheme)), tmp_path)
     for other in {"no", *SCHEMES} - {scheme}:
         with raises(ValueError, "another backbone", "other weights"):
             mop_t5.load(load(folders["t5"], other), tmp_path)
@@ -188,13 +179,13 @@ def test_activations_that_are_quantised_are_refused(folders):
     config = TorchAoConfig(Int8DynamicActivationInt8WeightConfig())
     model = mop_t5.load_backbone(folders["t5"], quantization_config=config)
     with raises(ValueError, "encoder.block.0", "no gradient", "weight-only"):
-        attach(model)
+        attach_moved(model)
     assert not mop_t5.is_attached(model)
 
 
 def test_an_evaluation_does_not_change_4_bit_weights(folders):
     """On a CPU with AVX512-BF16 bitsandbytes would repack them, and cut their gradients."""
-    model = attach(load(folders["t5"], "4bit"))
+    model = attach_moved(load(folders["t5"], "4bit"))
     before = gradients(model)
     logits(model)
     after = gradients(model)
@@ -202,13 +193,13 @@ def test_an_evaluation_does_not_change_4_bit_weights(folders):
     layer = model.encoder.block[0].layer[0].SelfAttention.q
     layer.weight.quant_state.packing_format_for_cpu = True
     with raises(ValueError, "SelfAttention.q", "repacked"):
-        attach(mop_t5.detach(model))
+        attach_moved(mop_t5.detach(model))
 
 
 def test_one_line_about_casts(folders, caplog):
     model = load(folders["t5"], "8bit")
     logits(model)
-    logits(attach(model))
+    logits(attach_moved(model))
     assert caplog.text.count("will be cast") <= 1
 
 
@@ -248,7 +239,7 @@ def test_a_resumed_run_is_not_warned_of_frozen_weights(corpus, tmp_path, monkeyp
     monkeypatch.setattr("transformers.trainer.logger.warning", said.append)
     tiny(dtype=torch.float32, vocab_size=len(tokenizer), **SIZES).save_pretrained(tmp_path / "backbone")
     for steps, resume in ((2, False), (3, True)):
-        model = attach(load(tmp_path / "backbone", "8bit"), "prompt_tuning")
+        model = attach_moved(load(tmp_path / "backbone", "8bit"), "prompt_tuning")
         run(model, corpus, tmp_path / "run", steps=steps, save_every=2, resume=resume)
     assert not [message for message in said if "keys" in message]
 

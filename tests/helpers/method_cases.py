@@ -1,6 +1,8 @@
 """Small fields for every method, a small corpus, and a short training run."""
 
+import mop_t5
 import pytest
+import torch
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import synthetic_corpus
 from mop_t5.training import TrainingConfig, train
@@ -25,6 +27,16 @@ SMALL = {
 def backbone(**options):
     # X-MoE's residual needs heads that are as wide together as the model
     return tiny(**{"d_kv": 6, "num_decoder_layers": 2, "dropout_rate": 0.0, **options})
+
+
+def attach_moved(model, name="mop", **fields):
+    """Attach a method with its small fields, and move its parameters away from their initial values."""
+    torch.manual_seed(11)
+    mop_t5.attach(model, name, **{"scenarios": SCENARIOS, **SMALL[name], **fields})
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.mop.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.1)
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import mop_t5
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_execution_device_hook
-from method_cases import SCENARIOS, SMALL
+from method_cases import SMALL, attach_moved
 from t5_oracle import batch, tiny
 
 SIZES = {"d_kv": 6, "num_decoder_layers": 2, "dropout_rate": 0.0, "dtype": torch.float32}
@@ -27,15 +27,6 @@ def spread(model, last):
     return model
 
 
-def attach(model, name):
-    torch.manual_seed(11)
-    mop_t5.attach(model, name, **{"scenarios": SCENARIOS, **SMALL[name]})
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.mop.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator).to(parameter.device), alpha=0.1)
-    return model
-
-
 def results(model, device):
     """Logits, gradients and texts."""
     inputs = {name: tensor.to(device) for name, tensor in batch().items()}
@@ -54,7 +45,7 @@ def results(model, device):
 @pytest.mark.parametrize("name", ["mop", "prefix_tuning", "hyper_prefix"])
 def test_prefixes_reach_the_device_of_a_layer(name):
     """The other device is meta, which computes shapes and refuses tensors of the CPU."""
-    model = spread(attach(tiny(**SIZES), name), "meta")
+    model = spread(attach_moved(tiny(**SIZES), name), "meta")
     with torch.no_grad():
         assert model.decoder(
             input_ids=batch()["decoder_input_ids"],
@@ -66,7 +57,7 @@ def test_prefixes_reach_the_device_of_a_layer(name):
 
 
 def check(name, model, plain, device):
-    ours, theirs = results(attach(model, name), device), results(attach(plain, name), device)
+    ours, theirs = results(attach_moved(model, name), device), results(attach_moved(plain, name), device)
     assert ours.keys() == theirs.keys()
     for key, expected in theirs.items():
         torch.testing.assert_close(ours[key], expected, atol=1e-4, rtol=1e-3, msg=key)

@@ -8,7 +8,7 @@ import mop_t5
 import pytest
 import torch
 from errors import raises, says
-from method_cases import SCENARIOS, SMALL
+from method_cases import SMALL, attach_moved
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.backbone.tokenizer import load_tokenizer
@@ -31,15 +31,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone")
     tiny("t5_gated", dtype=torch.float32, **SIZES).save_pretrained(folder)
     return folder
-
-
-def attach(model, name, **fields):
-    torch.manual_seed(11)
-    mop_t5.attach(model, name, **{"scenarios": SCENARIOS, **SMALL[name], **fields})
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.mop.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model
 
 
 def logits(model):
@@ -187,7 +178,7 @@ def test_methods_on_layers_that_are_on_the_disk(name, folder, tmp_path):
     model, plain = mop_t5.load_backbone(folder, device_map=ON_DISK), mop_t5.load_backbone(folder)
     before = logits(model)
     for one in (model, plain):
-        attach(one, name, **METHODS[name])
+        attach_moved(one, name, **METHODS[name])
     torch.testing.assert_close(logits(model), logits(plain), atol=1e-5, rtol=1e-5)
     ours, theirs = gradients(model, skip_logits=True), gradients(plain)
     largest = float(max(gradient.abs().max() for gradient in theirs.values()))
@@ -212,9 +203,9 @@ def test_what_layers_on_the_disk_cannot_do(folder, tmp_path):
     with raises(ValueError, "'fine_tuning'", "device_map", "trained"):
         mop_t5.attach(model, "fine_tuning")
     with raises(RuntimeError, "forward", "device_map"):
-        attach(model, "task_moe")
+        attach_moved(model, "task_moe")
     assert torch.equal(logits(model), before)
-    attach(model, "prompt_tuning")
+    attach_moved(model, "prompt_tuning")
     with raises(ValueError, "device_map", "Trainer"):
         train(model, None, [], TrainingConfig(), output=tmp_path)
 

@@ -17,7 +17,7 @@ from mop_t5.checks import check_types
 from mop_t5.data import Example
 from mop_t5.files import damage_in_a_sentence, read_json, write_json
 from mop_t5.operations.contents import read_contents
-from mop_t5.operations.run_folder import content_of_weights, read_history, read_settings, seed_folders
+from mop_t5.operations.run_folder import content_of_weights, read_history, read_settings, settings_of_trained
 from mop_t5.storage import adapter_folder, hub
 from mop_t5.storage.model_card import CARD_NAME, block, check_licence, code, table, without_folders
 
@@ -122,22 +122,17 @@ def push_run(folder: str | Path, target: HubTarget, commit_message: str | None =
         FileNotFoundError: The folder has no settings or no adapter.
         ValueError: The target names no repository, or the run is damaged or has several seeds or no method.
     """
-    settings, adapter = read_settings(folder), Path(folder) / "adapter"
+    settings_of_trained(folder)
     if target.hub_model_id is None:
         raise ValueError("hub_model_id must name a repository of the model hub, as owner/name; got none.")
-    if seeds := settings.get("seeds"):
-        names = ", ".join(path.name for path in seed_folders(folder, seeds).values())
-        raise ValueError(f"{folder} holds several runs: {names}. Give one of these folders.")
     if (Path(folder) / "backbone").is_dir():
         raise ValueError(
             f"{folder} trained all weights of its backbone, and holds no adapter. Upload its folder backbone by "
             "`hf upload`."
         )
-    if not adapter.is_dir():
-        raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
     write_run_card(folder, target.licence)
     return hub.upload(
-        adapter,
+        Path(folder) / "adapter",
         target.hub_model_id,
         private=target.hub_private,
         revision=target.hub_revision,

@@ -230,6 +230,22 @@ def _each(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def settings_of_trained(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of a run folder that has trained weights.
+
+    Raises:
+        FileNotFoundError: The folder has no settings or no trained weights.
+        ValueError: The folder holds the runs of several seeds, or its settings are damaged.
+    """
+    folder, settings = Path(folder), read_settings(folder)
+    if seeds := settings.get("seeds"):
+        names = ", ".join(path.name for path in seed_folders(folder, seeds).values())
+        raise ValueError(f"{folder} holds several runs: {names}. Give one of these folders.")
+    if not (folder / "adapter").is_dir() and not (folder / "backbone").is_dir():
+        raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
+    return settings
+
+
 def load_run(
     folder: str | Path, backbone_path: str | None = None, *, on_accelerator: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
@@ -246,13 +262,8 @@ def load_run(
         ValueError: The run is damaged, the backbone or the tokenizer has changed since the training, or a device of
             the run's device_map is missing.
     """
-    folder, settings = Path(folder), read_settings(folder)
-    if settings.get("seeds"):
-        names = ", ".join(f"seed-{seed}" for seed in settings["seeds"])
-        raise ValueError(f"{folder} holds several runs: {names}. Give one of these folders.")
+    folder, settings = Path(folder), settings_of_trained(folder)
     path = backbone_path or settings.get("backbone")
-    if not (folder / "adapter").is_dir() and not (folder / "backbone").is_dir():
-        raise FileNotFoundError(f"{folder} has no trained weights yet. Finish it with `mop-t5 train --resume`.")
     moved = backbone_path is not None
     if (folder / "backbone").is_dir() and backbone_path is None:
         path, moved = str(folder / "backbone"), True
