@@ -89,6 +89,16 @@ def lowrank_phm_linear_backward(
     return x.numel() // x.shape[-1] * per_row
 
 
+def local_linear(x: Tensor, local: Tensor, bias: Tensor | None = None) -> int:
+    """Count y = x (I (x) local): rows * in * width_out."""
+    return x.numel() * local.shape[1]
+
+
+def local_linear_backward(grad: Tensor, x: Tensor, local: Tensor, needs: int) -> int:
+    """Count one product per requested gradient of x and local."""
+    return local_linear(x, local) * sum(flags_of(needs, 2))
+
+
 def of_bank(x: Tensor, maps: Sequence[LowRankPHM], experts: Tensor | None = None) -> int:
     """Count the three stages of every map, per (layer, expert) pair and row. `experts` leaves those experts only."""
     per_row = [sum(stages_of(*phm[:3])) for phm in maps]

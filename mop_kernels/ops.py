@@ -31,6 +31,8 @@ SCHEMAS = {
     "lowrank_phm_linear_backward": (
         "(Tensor grad, Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, int needs) -> Tensor[]"
     ),
+    "local_linear": "(Tensor x, Tensor local, Tensor? bias) -> Tensor",
+    "local_linear_backward": "(Tensor grad, Tensor x, Tensor local, int needs) -> Tensor[]",
     "mop_ffn": ("(Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts) -> Tensor[]"),
     "mop_ffn_backward": (
         "(Tensor[] grads, Tensor x, Tensor[] down, Tensor[] ups, int num_maps, str activation, Tensor? experts, "
@@ -63,6 +65,10 @@ def _fake_phm_weight(rule, local):
 def _fake_linear(x, *args):
     *_, last_rule, local, _ = args
     return x.new_empty(*x.shape[:-1], last_rule.shape[-1] * local.shape[-1])
+
+
+def _fake_local_linear(x, local, bias):
+    return x.new_empty(*x.shape[:-1], x.shape[-1] // local.shape[0] * local.shape[1])
 
 
 def _fake_mop_ffn(x, down, ups, num_maps, activation, experts):
@@ -161,12 +167,14 @@ _FORMS: dict[str, tuple[Callable, Callable]] = {  # per op: its fake, and its re
     **_forms_of_product("phm_weight", reference.phm_weight, _fake_phm_weight, _inputs_of_weight),
     **_forms_of_product("phm_linear", reference.phm_linear, _fake_linear, _inputs_of_linear),
     **_forms_of_product("lowrank_phm_linear", lowrank_phm_linear, _fake_linear, _inputs_of_linear),
+    **_forms_of_product("local_linear", reference.local_linear, _fake_local_linear, _inputs_of_linear),
     "mop_ffn": (_fake_mop_ffn, mop_ffn),
     "mop_ffn_backward": (_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
     "attempt_mix": (_fake_attempt_mix, _attempt_mix),
     "attempt_mix_backward": (_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
     **step_ops.FORMS,
 }
+_ONLY_ON_CPU = ("local_linear", "local_linear_backward")  # other backends run the reference: one product of BLAS
 PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
 
@@ -187,6 +195,8 @@ def define(backend: str, implementations: Mapping[str, Callable] | None = None, 
         LIBRARY.define(qualified + schema)
         torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name][0], lib=LIBRARY)
         shared = step_ops.SHARED.get(name) if backend != "reference" else None
+        if name in _ONLY_ON_CPU and backend != "cpu":
+            shared = _FORMS[name][1]
         implementation = shared or (None if implementations is None else implementations[name])
         if implementation is not None:
             LIBRARY.impl(qualified, implementation, "CompositeExplicitAutograd")

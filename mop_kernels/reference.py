@@ -63,6 +63,21 @@ def phm_linear(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor | None = Non
     return y if bias is None else y + bias
 
 
+def local_linear(x: Tensor, local: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute y = x (I (x) local) + bias: the local of a Kronecker product alone.
+
+    Args:
+        x: (..., groups*width_in).
+        local: (width_in, width_out).
+        bias: (groups*width_out,), or None.
+
+    Returns:
+        y (..., groups*width_out).
+    """
+    y = (x.unflatten(-1, (-1, local.shape[0])) @ local).flatten(-2)
+    return y if bias is None else y + bias
+
+
 def lowrank_phm_linear(
     x: Tensor, rule_in: Tensor, rule_out: Tensor | None, local: Tensor, bias: Tensor | None = None
 ) -> Tensor:

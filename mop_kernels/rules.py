@@ -120,7 +120,7 @@ class Weight(Product):
 
 
 class Linear(Product):
-    """phm_linear(x, rule, local, bias) and lowrank_phm_linear(x, rule_in, rule_out, local, bias).
+    """phm_linear, lowrank_phm_linear and local_linear: tensors (x, *factors, bias).
 
     If the factors are not batched, the batch axis is one more axis of rows.
     """
@@ -129,6 +129,8 @@ class Linear(Product):
         """Compute the outputs in plain PyTorch."""
         if call.name == "lowrank_phm_linear":
             return (ops.lowrank_phm_linear(*tensors),)
+        if call.name == "local_linear":
+            return (reference.local_linear(*tensors),)
         x, rule, local, bias = tensors
         rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
         t = torch.einsum("...au,iac->...ciu", rows, rule)
@@ -312,6 +314,7 @@ RULES: dict[str, Rule] = {
     "phm_weight": Weight(num_args=2, num_biases=0),
     "phm_linear": Linear(num_args=3, num_biases=1),
     "lowrank_phm_linear": Linear(num_args=4, num_biases=1),
+    "local_linear": Linear(num_args=2, num_biases=1),
     "mop_ffn": MopFFN(),
     "attempt_mix": AttemptMix(),
     **STEP_RULES,

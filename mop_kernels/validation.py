@@ -123,6 +123,19 @@ def check_lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local
     _check_linear(x, (rule_in.shape[0], rule_in.shape[1], rule_out.shape[2]), local, bias)
 
 
+def check_local_linear(x: Tensor, local: Tensor, bias: Tensor | None) -> None:
+    """Check the shapes of local_linear."""
+    check_dims("local", local, "(width_in, width_out)", exactly=2, cure="local[0] for one term")
+    width_in, width_out = local.shape
+    if x.dim() == 0 or width_in == 0 or x.shape[-1] % width_in:
+        raise ValueError(
+            f"the last dim of x must be a multiple of dim 0 of local, {width_in}; got x of shape {tuple(x.shape)}."
+        )
+    if bias is not None:
+        width = x.shape[-1] // width_in * width_out
+        check_shape("bias", bias, "(in / width_in * width_out,)", (width,))
+
+
 def _check_linear(x: Tensor, rule_sizes: tuple[int, int, int], local: Tensor, bias: Tensor | None) -> None:
     terms, g_in, g_out = rule_sizes
     check_dims("local", local, "(terms, loc_in, loc_out)", exactly=3, cure="local.unsqueeze(0)")

@@ -16,6 +16,10 @@ struct BackwardPlan {
 ForwardPlan plan_phm_linear(i64 rows, const PhmDims& dims);
 BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& dims);
 
+// y = x (I (x) local) + bias, with a narrow local (width_in, width_out).
+Tensor local_linear(Tensor x, Tensor local, std::optional<Tensor> bias);
+std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i64 mask);
+
 std::vector<Tensor> attempt_mix(Tensor x, std::optional<Tensor> keep, Tensor source, Tensor target, Tensor task_ids,
                                 Tensor w_down, Tensor w_up, Tensor ln_weight, Tensor ln_bias, double temperature);
 std::vector<Tensor> attempt_mix_backward(Tensor grad_prefixed, Tensor grad_attention, Tensor peak, Tensor position,

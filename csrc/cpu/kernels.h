@@ -76,6 +76,24 @@ struct FullRuleBackward {
   T *grad_x, *grad_rule, *grad_local;  // this term's part [rows, in]; [a, c]; [u, v]; each may be null
 };
 
+// y = x (I (x) local) + bias on a block of rows: rows * groups products of a row by the local.
+template <class T>
+struct LocalForward {
+  i64 width_in, width_out, groups, rows;
+  const T *local, *bias;  // [width_in, width_out]; [groups, width_out] or null
+  const T* x;             // [rows, groups, width_in]
+  T* y;                   // [rows, groups, width_out]
+};
+
+template <class T>
+struct LocalBackward {
+  i64 width_in, width_out, groups, rows;
+  const T* transposed;                 // the local, [width_out, width_in]
+  const T *x, *grad_y;                 // [rows, groups, width_in]; [rows, groups, width_out]
+  T *grad_x, *grad_local, *grad_bias;  // each may be null; grad_local has its wider side last
+  bool accumulate;                     // add to grad_local and grad_bias
+};
+
 // The whole generator of one (layer, expert) pair on a block of rows.
 template <class T>
 struct PairForward {
@@ -254,6 +272,8 @@ struct Kernels {
   void (*local_first)(const FullRuleForward<T>&, T* scratch);
   void (*rule_first)(const FullRuleForward<T>&, T* scratch);
   void (*rule_first_backward)(const FullRuleBackward<T>&, T* scratch);
+  void (*local_forward)(const LocalForward<T>&);
+  void (*local_backward)(const LocalBackward<T>&);
   void (*weight_rows)(const PhmDims&, i64 a, const T* rule, const T* local, T* weight);
   void (*weight_grad_rule)(const PhmDims&, i64 a, const T* grad, const T* local, T* rule);
   void (*weight_grad_local)(const PhmDims&, i64 u, const T* grad, const T* rule, T* local);

@@ -209,6 +209,36 @@ void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
                  {m.grad_x + n * d.in(), d.loc_in});
 }
 
+// The local alone.
+
+template <class T>
+void local_forward(const LocalForward<T>& m) {
+  const i64 in = m.groups * m.width_in, out = m.groups * m.width_out, height = m.rows * m.groups;
+  const Panel<const T> local{m.local, m.width_out};
+  if (m.bias == nullptr || m.groups == 1)
+    return product<T>(height, m.width_out, m.width_in, {m.x, m.width_in, 1}, local, {m.y, m.width_out}, {m.bias, 0});
+  for (i64 n = 0; n < m.rows; ++n)
+    product<T>(m.groups, m.width_out, m.width_in, {m.x + n * in, m.width_in, 1}, local, {m.y + n * out, m.width_out},
+               {m.bias, m.width_out});
+}
+
+template <class T>
+void local_backward(const LocalBackward<T>& m) {
+  const i64 height = m.rows * m.groups;
+  if (m.grad_x)
+    product<T>(height, m.width_in, m.width_out, {m.grad_y, m.width_out, 1}, {m.transposed, m.width_in},
+               {m.grad_x, m.width_in});
+  if (m.grad_local) {
+    const bool wide_out = m.width_in <= m.width_out;
+    const i64 few = wide_out ? m.width_in : m.width_out, many = wide_out ? m.width_out : m.width_in;
+    const Panel<T> to{m.grad_local, many};
+    product<T>(few, many, height, {wide_out ? m.x : m.grad_y, 1, few}, {wide_out ? m.grad_y : m.x, many}, to,
+               {m.accumulate ? to.data : nullptr, many});
+  }
+  const i64 out = m.groups * m.width_out;
+  if (m.grad_bias) sum_rows(m.rows, out, m.grad_y, out, m.grad_bias, m.accumulate);
+}
+
 // The dense weight: the rows (a, u) of one a, all u; and its gradients.
 
 template <class T>
@@ -249,6 +279,8 @@ constexpr Kernels<T> kTable = {stage1<T>,
                                local_first<T>,
                                rule_first<T>,
                                rule_first_backward<T>,
+                               local_forward<T>,
+                               local_backward<T>,
                                weight_rows<T>,
                                weight_grad_rule<T>,
                                weight_grad_local<T>,

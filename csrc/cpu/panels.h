@@ -18,8 +18,8 @@ void panel_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, const T* b, i6
     for (i64 k = 0; k < depth || k == 0; k += kDepth) {
       const Panel<T> to{c.data + n, c.row};
       const Panel<const T> init{add || k > 0 ? to.data : nullptr, c.row};
-      product_columns<T, 2, false, false>(rows, smaller(kDepth, depth - k), {a.data + k * a.col, a.row, a.col},
-                                          {b + n * height + k * P, P}, to, init, kLanes<T>);
+      product_columns<T, 2, Last::whole, false>(rows, smaller(kDepth, depth - k), {a.data + k * a.col, a.row, a.col},
+                                                {b + n * height + k * P, P}, to, init, kLanes<T>);
     }
 }
 

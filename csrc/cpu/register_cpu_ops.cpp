@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mop_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   m.impl("softmax_piece", TORCH_BOX(&mop::softmax_piece));
   mop::register_ops(m, "cpu");
+  m.impl("local_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::local_linear>::call));
+  m.impl("local_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::local_linear_backward>::call));
   m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));
   m.impl("prefix_attention_cpu", TORCH_BOX(&mop::Contiguous<&mop::prefix_attention>::call));

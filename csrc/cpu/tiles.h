@@ -24,7 +24,10 @@ struct Panel {  // rows of contiguous elements
   i64 row;
 };
 
-template <class T, int MR, int NV, bool TAIL, bool STREAM>
+// The last vector of columns: whole; a part of the columns of B and C; or a part of C, where the rows of B are padded.
+enum class Last { whole, part, padded };
+
+template <class T, int MR, int NV, Last LAST, bool STREAM>
 static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init, int tail) {
   constexpr int W = kLanes<T>;
   Vec<T> acc[MR][NV] = {};
@@ -32,7 +35,7 @@ static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, P
     Vec<T> row[NV];
     for (int j = 0; j < NV; ++j) {
       const T* from = b.data + k * b.row + j * W;
-      row[j] = TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
+      row[j] = LAST == Last::part && j == NV - 1 ? load_first(from, tail) : load(from);
     }
     for (int m = 0; m < MR; ++m) {
       const T scalar = a.data[m * a.row + k * a.col];
@@ -43,12 +46,12 @@ static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, P
     for (int m = 0; m < MR; ++m)
       for (int j = 0; j < NV; ++j) {
         const T* from = init.data + m * init.row + j * W;
-        acc[m][j] += TAIL && j == NV - 1 ? load_first(from, tail) : load(from);
+        acc[m][j] += LAST != Last::whole && j == NV - 1 ? load_first(from, tail) : load(from);
       }
   for (int m = 0; m < MR; ++m)
     for (int j = 0; j < NV; ++j) {
       T* to = c.data + m * c.row + j * W;
-      if (TAIL && j == NV - 1)
+      if (LAST != Last::whole && j == NV - 1)
         store_first(to, acc[m][j], tail);
       else if (STREAM)
         stream(to, acc[m][j]);
@@ -58,23 +61,23 @@ static void product_tile(i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, P
 }
 
 // At most MR rows of C by NV vectors. MR is a compile-time size, so it counts down to `rows`.
-template <class T, int MR, int NV, bool TAIL, bool STREAM>
+template <class T, int MR, int NV, Last LAST, bool STREAM>
 MOP_INLINE void product_rows(int rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
                              int tail) {
   if (rows == MR)
-    product_tile<T, MR, NV, TAIL, STREAM>(depth, a, b, c, init, tail);
+    product_tile<T, MR, NV, LAST, STREAM>(depth, a, b, c, init, tail);
   else if constexpr (MR > 1)
-    product_rows<T, MR - 1, NV, TAIL, STREAM>(rows, depth, a, b, c, init, tail);
+    product_rows<T, MR - 1, NV, LAST, STREAM>(rows, depth, a, b, c, init, tail);
 }
 
-template <class T, int NV, bool TAIL, bool STREAM>
+template <class T, int NV, Last LAST, bool STREAM>
 static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
                             int tail) {
   constexpr int MR = NV == 3 ? 4 : NV == 2 ? 6 : 8;  // 12 accumulators or 8: sixteen registers hold no more
   const i64 blocks = (rows + MR - 1) / MR;
   for (i64 block = 0, m = 0; block < blocks; ++block) {
     const i64 height = (rows - m + (blocks - block) - 1) / (blocks - block);
-    product_rows<T, MR, NV, TAIL, STREAM>(int(height), depth, {a.data + m * a.row, a.row, a.col}, b,
+    product_rows<T, MR, NV, LAST, STREAM>(int(height), depth, {a.data + m * a.row, a.row, a.col}, b,
                                           {c.data + m * c.row, c.row},
                                           {init.data ? init.data + m * init.row : nullptr, init.row}, tail);
     m += height;
@@ -82,16 +85,16 @@ static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, 
 }
 
 // NV or fewer vectors of columns, the last of them with `tail` lanes.
-template <class T, int NV, bool STREAM>
+template <class T, int NV, bool STREAM, Last PART = Last::part>
 MOP_INLINE void product_group(i64 vectors, int tail, i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
                               Panel<const T> init) {
   const bool whole = tail == kLanes<T>;
   if (vectors == NV && whole)
-    product_columns<T, NV, false, STREAM>(rows, depth, a, b, c, init, tail);
+    product_columns<T, NV, Last::whole, STREAM>(rows, depth, a, b, c, init, tail);
   else if (vectors == NV)
-    product_columns<T, NV, true, false>(rows, depth, a, b, c, init, tail);
+    product_columns<T, NV, PART, false>(rows, depth, a, b, c, init, tail);
   else if constexpr (NV > 1)
-    product_group<T, NV - 1, STREAM>(vectors, tail, rows, depth, a, b, c, init);
+    product_group<T, NV - 1, STREAM, PART>(vectors, tail, rows, depth, a, b, c, init);
 }
 
 // C = init + A B for a deep B. B is copied, a group of columns and kDepth rows at a time, so that its rows are
@@ -126,8 +129,8 @@ __attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 de
         for (i64 k = 0; k < deep; ++k, from += b.row)
           for (i64 j = 0; j < some; ++j)
             store(packed + (k * NV + j) * W, j == some - 1 ? load_first(from + j * W, tail) : load(from + j * W));
-      product_group<T, NV, false>(some, tail, rows, deep, {a.data + k0 * a.col, a.row, a.col}, {packed, NV * W}, c_at,
-                                  init_at);
+      product_group<T, NV, false, Last::padded>(some, tail, rows, deep, {a.data + k0 * a.col, a.row, a.col},
+                                                {packed, NV * W}, c_at, init_at);
       init_at = {c_at.data, c_at.row};
     }
   }

@@ -57,8 +57,19 @@ MOP_INLINE __m256i lane_mask(const double*, int n) {
 }
 MOP_INLINE Vec<float> load_first(const float* p, int n) { return _mm256_maskload_ps(p, lane_mask(p, n)); }
 MOP_INLINE Vec<double> load_first(const double* p, int n) { return _mm256_maskload_pd(p, lane_mask(p, n)); }
-MOP_INLINE void store_first(float* p, Vec<float> v, int n) { _mm256_maskstore_ps(p, lane_mask(p, n), v); }
-MOP_INLINE void store_first(double* p, Vec<double> v, int n) { _mm256_maskstore_pd(p, lane_mask(p, n), v); }
+// AMD's processors take some twenty cycles per masked store, so half a register is stored without a mask
+MOP_INLINE void store_first(float* p, Vec<float> v, int n) {
+  if (n == 4)
+    _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+  else
+    _mm256_maskstore_ps(p, lane_mask(p, n), v);
+}
+MOP_INLINE void store_first(double* p, Vec<double> v, int n) {
+  if (n == 2)
+    _mm_storeu_pd(p, _mm256_castpd256_pd128(v));
+  else
+    _mm256_maskstore_pd(p, lane_mask(p, n), v);
+}
 MOP_INLINE void stream(float* p, Vec<float> v) { _mm256_stream_ps(p, v); }
 MOP_INLINE void stream(double* p, Vec<double> v) { _mm256_stream_pd(p, v); }
 #else

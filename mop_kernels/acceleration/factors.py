@@ -11,11 +11,10 @@ whose locals are the other half:
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import has_kernel
-from ..functional import lowrank_phm_linear, phm_linear
+from ..functional import local_linear, lowrank_phm_linear, phm_linear
 from ..multiply_adds import backward_of_stages, three_stages
 from ..validation import dtype_of_call
 
@@ -74,14 +73,10 @@ def factored_linear(
     if chosen.local == "whole":
         return _by_rule(x, rule, left @ right, bias, chosen.rule)
     if chosen.local == "first":
-        # the orientations in which BLAS libraries are fast at narrow products, forward and backward
-        z = F.linear(x.unflatten(-1, (sizes.g_in, sizes.loc_in)), left.transpose(1, 2).flatten(0, 1))
-        return _by_rule(z.flatten(-2), rule, _in_place(right, 2).flatten(1, 2), bias, chosen.rule)
+        z = local_linear(x, left.transpose(0, 1).flatten(1))
+        return _by_rule(z, rule, _in_place(right, 2).flatten(1, 2), bias, chosen.rule)
     s = _by_rule(x, rule, _in_place(left, 3).flatten(2), None, chosen.rule)
-    y = s.unflatten(-1, (sizes.g_out, -1)) @ right.flatten(0, 1)
-    if bias is not None:
-        y += bias.to(y.dtype).view(sizes.g_out, sizes.loc_out)  # in place: y is new, and as large as x
-    return y.flatten(-2)
+    return local_linear(s, right.flatten(0, 1), bias)
 
 
 def _in_place(half: Tensor, dim: int) -> Tensor:

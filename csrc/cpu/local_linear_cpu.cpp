@@ -1,0 +1,88 @@
+// local_linear: y = x (I (x) local) + bias for a narrow local, a half of a low-rank one. Backward sums the gradients of
+// the local and of the bias over a fixed number of chunks of rows, so the result does not depend on the threads.
+#include "cpu_ops.h"
+
+namespace mop {
+namespace {
+
+constexpr i64 kMaxChunks = 8, kRowsAChunk = 512;
+constexpr i64 kForward = 256, kBackward = 64;  // rows of a block; backward reads a block of x and of grad three times
+
+struct LocalDims {
+  i64 width_in, width_out, groups, rows;  // rows of x (rows * groups, width_in) and of y (rows * groups, width_out)
+};
+
+LocalDims local_dims(const Tensor& x, const Tensor& local) {
+  MOP_GUARD(local.dim() == 2);
+  const i64 width_in = local.size(0), in = x.size(x.dim() - 1);
+  MOP_GUARD(width_in > 0 && in % width_in == 0 && in > 0);
+  return {width_in, local.size(1), in / width_in, x.numel() / in};
+}
+
+i64 rows_of_block(const LocalDims& d, i64 height) { return std::max<i64>(1, height / d.groups); }
+
+}  // namespace
+
+Tensor local_linear(Tensor x, Tensor local, std::optional<Tensor> bias) {
+  const LocalDims d = local_dims(x, local);
+  MOP_GUARD(!bias || bias->numel() == d.groups * d.width_out);
+  Tensor y = empty_rows(x, d.groups * d.width_out);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const T *from = in<T>(x), *locals = in<T>(local), *biases = in<T>(bias);
+    T* to = out<T>(y);
+    const i64 block = rows_of_block(d, kForward);
+    for_each_task((d.rows + block - 1) / block, [&](i64 task) {
+      const i64 n = task * block, at = n * d.groups;
+      kernels<T>().local_forward({d.width_in, d.width_out, d.groups, std::min(block, d.rows - n), locals, biases,
+                                  from + at * d.width_in, to + at * d.width_out});
+    });
+  });
+  return y;
+}
+
+std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i64 mask) {
+  const LocalDims d = local_dims(x, local);
+  const i64 out_width = d.groups * d.width_out;
+  MOP_GUARD(grad.size(grad.dim() - 1) == out_width && grad.numel() == d.rows * out_width);
+  const Tensor grad_y = torch::stable::contiguous(grad);
+  const Tensor transposed = torch::stable::contiguous(torch::stable::transpose(local, 0, 1));
+  const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, d.rows * d.groups / kRowsAChunk));
+  const bool wide_out = d.width_in <= d.width_out;  // the gradient of the local has its wider side along the lanes
+  Tensor grad_x, parts[2], sums[2];
+  if (mask & 1) grad_x = torch::stable::empty_like(x);
+  const i64 sizes[2] = {d.width_in * d.width_out, out_width};
+  for (int k = 0; k < 2; ++k)
+    if (mask >> (k + 1) & 1) parts[k] = empty(x, {chunks, sizes[k]});
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const T *from = in<T>(x), *from_grad = in<T>(grad_y), *locals = in<T>(transposed);
+    T* const to_x = mask & 1 ? out<T>(grad_x) : nullptr;
+    const i64 block = rows_of_block(d, kBackward);
+    for_each_task(chunks, [&](i64 chunk) {
+      const i64 begin = d.rows * chunk / chunks, end = d.rows * (chunk + 1) / chunks;
+      T* const to_local = mask & 2 ? out<T>(parts[0]) + chunk * sizes[0] : nullptr;
+      T* const to_bias = mask & 4 ? out<T>(parts[1]) + chunk * sizes[1] : nullptr;
+      for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
+        const i64 at = n * d.groups;
+        kernels<T>().local_backward({d.width_in, d.width_out, d.groups, std::min(block, end - n), locals,
+                                     from + at * d.width_in, from_grad + at * d.width_out,
+                                     to_x ? to_x + at * d.width_in : nullptr, to_local, to_bias, n > begin});
+      }
+    });
+    for (int k = 0; k < 2; ++k)
+      if (mask >> (k + 1) & 1) {
+        sums[k] = empty(x, {sizes[k]});
+        sum_parts<T>(1, chunks, sizes[k], in<T>(parts[k]), out<T>(sums[k]));
+      }
+  });
+  std::vector<Tensor> asked;
+  if (mask & 1) asked.push_back(grad_x);
+  if (mask & 2)
+    asked.push_back(wide_out ? torch::stable::view(sums[0], local.sizes())
+                             : swapped_sides(torch::stable::view(sums[0], {d.width_out, d.width_in})));
+  if (mask & 4) asked.push_back(sums[1]);
+  return asked;
+}
+
+}  // namespace mop
