@@ -8,6 +8,7 @@ activations are recomputed from the inputs. Every tensor has been validated (ope
 import functools
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,12 @@ from torch.autograd import Function, forward_ad
 from . import backends, ops
 from .derivatives import Needs, Tensors, places_of, spread
 from .rule import Call, Differentiable
-from .rules import RULES
+from .rules import RULES, Product
 
+# looked up once: each look into torch takes a few hundredths of a microsecond
+_grad_is_enabled = torch.is_grad_enabled
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+_are_transforms_active = torch._C._are_functorch_transforms_active
 MOST_GRADIENTS = 63  # tensors of one call that can have a gradient: bits of a signed 64-bit integer, `needs` of the op
 
 
@@ -29,7 +34,7 @@ def _nests_forward_mode() -> bool:
 
 def transforms_are_active() -> bool:
     """Tell whether torch.func or forward mode looks at the tensors of a call."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _are_transforms_active() or forward_ad._current_level >= 0
 
 
 def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -52,6 +57,35 @@ def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         return _apply_operation(call, *given)
     with torch._C._AutoDispatchBelowAutograd():
         return rule.forward(call, given)
+
+
+class Ready(NamedTuple):
+    """A call whose op takes the tensors of the caller as they are: they are on a CPU, outside of transforms.
+
+    op: The op of the CPU backend. It copies tensors that are not contiguous.
+    num_kept: Number of tensors that the gradients read: the first ones.
+    """
+
+    call: Call
+    op: Callable[..., Tensor]
+    num_kept: int
+
+
+def ready(call: Call, dtype: torch.dtype) -> Ready | None:
+    """Return a call of the backend "cpu" in its ready form. Return None if it does more than call its op."""
+    rule = RULES[call.name]
+    if not isinstance(rule, Product) or dtype not in (torch.float32, torch.float64):
+        return None
+    return Ready(call, ops.get(call.name, call.backend)._op, rule.num_args)
+
+
+def compute_ready(call: Ready, tensors: Tensors) -> tuple[Tensor, ...]:
+    """Return the outputs of `compute`."""
+    given = [t if t is None else _unwrap_if_dead(t) for t in tensors]
+    if _grad_is_enabled():
+        return (_apply_ready(call, *given),)
+    with _below_autograd():
+        return (call.op(*given),)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -83,7 +117,7 @@ class OperationFunction(Function):
     @staticmethod
     def forward(ctx, call, *tensors):
         """Run the op and save what the gradients read."""
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             outputs = RULES[call.name].forward(call, tensors)
         _save(ctx, call, tensors, outputs)
         return outputs
@@ -103,8 +137,21 @@ class OperationFunction(Function):
         return (None, *spread(found, needs))
 
 
+class ReadyFunction(OperationFunction):
+    """A ready call, with the least work in Python."""
+
+    @staticmethod
+    def forward(ctx, ready, *tensors):
+        """Run the op and save what the gradients read."""
+        ctx.call = ready.call
+        ctx.save_for_backward(*tensors[: ready.num_kept])
+        with _below_autograd():
+            return ready.op(*tensors)
+
+
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead
-_apply_operation = super(Function, OperationFunction).apply  # `compute` has done the rest, which takes 2 us
+# `compute` has done the rest of Function.apply, which takes 2 us
+_apply_operation, _apply_ready = (super(Function, f).apply for f in (OperationFunction, ReadyFunction))
 
 
 class TransformableFunction(OperationFunction):

@@ -88,6 +88,8 @@ _crossovers = {path.stem: json.loads(path.read_text()) for path in CROSSOVERS.gl
 
 Function = TypeVar("Function", bound=Callable)
 _VARIABLE = "MOP_KERNELS_BACKEND"
+# os.environ without its encoding of keys, which takes half a microsecond per look
+_ENVIRONMENT, _KEY = getattr(os.environ, "_data", os.environ), os.environ.encodekey(_VARIABLE)
 _override: str | None = None
 _warned: set[str] = set()
 _verdicts: dict[tuple[str, int], str | None] = {}  # results of `_why_not_on`, once the backend has launched
@@ -247,9 +249,8 @@ def requested(backend: str | None) -> tuple[str, str]:
         return check_name(backend), "the argument backend="
     if _override is not None:
         return _override, "use_backend"
-    name = os.environ.get(_VARIABLE)
-    if name:
-        return check_name(name), f"the environment variable {_VARIABLE}"
+    if _KEY in _ENVIRONMENT and os.environ[_VARIABLE]:
+        return check_name(os.environ[_VARIABLE]), f"the environment variable {_VARIABLE}"
     return "auto", "auto"
 
 

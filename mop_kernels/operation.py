@@ -1,7 +1,8 @@
 """Run a call of a public operation in four steps: validate, remember, choose the backend, differentiate.
 
 Validation reports the errors of users, once for all backends. A repeated call skips validation: programs call an
-operation with the same shapes again and again, and a look at each shape takes longer than a small call on a GPU.
+operation with the same shapes again and again, and a look at each shape takes longer than a small call on a GPU. A
+repeated call of a CPU kernel goes straight to its op.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +17,12 @@ from .rule import Call
 from .sharding import is_distributed, on_local_parts
 from .validation import check_kind, dtype_of_call
 
-_MOST_PASSED = 1000
+# looked up once: each look into torch takes a few hundredths of a microsecond
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+_autocast_is_on = torch._C._is_any_autocast_enabled
+_MOST_REMEMBERED = 1000
 _passed: dict[tuple, int] = {}  # multiply-adds of the calls that passed validation, by kind of call
+_ready: dict[tuple | None, autograd.Ready] = {}  # calls of CPU kernels that passed, by kind
 
 
 # The arguments of the kernels: the tensors in the order of the operation's rule (rules.py), all other arguments
@@ -69,7 +74,10 @@ def run(
         settings: Arguments that are no tensors, for `operation.prepare`.
         cast: Cast the tensors to the dtype of autocast. False if `operation.prepare` does.
     """
-    kind = _kind_of_call(operation.name, tensors, others)
+    kind, plain = _kind_of_call(operation.name, backends.requested(backend)[0], tensors, others)
+    ready = _ready.get(kind) if plain else None
+    if ready is not None:
+        return autograd.compute_ready(ready, tensors)
     size = None if kind is None else _passed.get(kind)
     if size is None:
         names = operation.names if isinstance(operation.names, tuple) else operation.names(len(tensors))
@@ -88,42 +96,53 @@ def run(
         tensors = tensors if changed is None else changed
         size = operation.multiply_adds(*tensors)
         if kind is not None and changed is None:
-            if len(_passed) == _MOST_PASSED:
-                _passed.clear()
-            _passed[kind] = size
+            _remember(_passed, kind, size)
     static: tuple = ()
     if operation.prepare is not None:
         tensors, static, size = operation.prepare(tensors, others, settings, size)
     first = tensors[0]
     assert first is not None
     backend = backends.resolve(backend, first.device, first.dtype, operation.name, size)
-    return autograd.compute(Call(operation.name, backend, static), *tensors)
+    call = Call(operation.name, backend, static)
+    if plain and backend == "cpu" and kind in _passed:
+        ready = autograd.ready(call, first.dtype)
+        if ready is not None:
+            _remember(_ready, kind, ready)
+    return autograd.compute(call, *tensors)
 
 
-def _kind_of_call(name: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> tuple | None:
-    """Return the kind of a call: the operation and the shapes, which decide whether the call is valid.
+def _remember(memory: dict, kind: tuple | None, value: object) -> None:
+    if len(memory) == _MOST_REMEMBERED:
+        memory.clear()
+    memory[kind] = value
 
-    Return None if more decides: a tensor needs a cast, its dtype or device differs from the rest, or its sizes are not
-    numbers.
+
+def _kind_of_call(
+    name: str, backend: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]
+) -> tuple[tuple | None, bool]:
+    """Return the kind of a call, and whether its tensors are on a CPU and outside of transforms.
+
+    The kind is the operation, the requested backend, the dtype, and the shapes. These decide whether the call is valid.
+    The kind is None if more decides: a tensor needs a cast, its dtype or device differs from the rest, or its sizes are
+    not numbers.
     """
     first = tensors[0]
-    if first is None or type(first) not in PLAIN or torch.compiler.is_dynamo_compiling():
-        return None
-    if torch._C._get_tracing_state() is not None:  # sizes are tensors then
-        return None
+    if first is None or type(first) not in PLAIN or _is_compiling() or _is_tracing() is not None:
+        return None, False
     dtype, on_cpu = first.dtype, first.is_cpu
-    if torch._C._is_any_autocast_enabled() and dtype_of_call(first) is not dtype:
-        return None
+    if _autocast_is_on() and dtype_of_call(first) is not dtype:
+        return None, False
+    plain = on_cpu and not autograd.transforms_are_active()
     device = None if on_cpu else first.device  # two devices take a while to compare
-    kind: list[object] = [name, dtype.is_floating_point]
+    kind: list[object] = [name, backend, dtype]
     for t in tensors:
         if t is None:
             kind.append(None)
         elif type(t) in PLAIN and t.dtype is dtype and (t.is_cpu if on_cpu else t.device == device):
             kind.append(t.shape)
         else:
-            return None
+            return None, False
     for t in others:
         if type(t) not in PLAIN:
-            return None
-    return tuple(kind)
+            return None, False
+    return tuple(kind), plain

@@ -178,6 +178,7 @@ _ONLY_ON_CPU = ("local_linear", "local_linear_backward")  # other backends run t
 PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
 
+_autocast_is_on = torch._C._is_any_autocast_enabled
 _overloads: dict[tuple[str, str], torch._ops.OpOverload] = {}  # a look into torch.ops takes half a microsecond
 _direct: dict[tuple[str, str], Callable] = {}  # Python that `_call` calls without torch's dispatcher
 
@@ -238,18 +239,19 @@ def without_autocast(tensors: Sequence[Tensor | None]) -> AbstractContextManager
 def call(name: str, backend: str, args: Sequence) -> Tensor | list[Tensor]:
     """Call an op, without autocast. The CPU kernels compute bfloat16 in float32 and round once, at the end."""
     first = args[0] if isinstance(args[0], Tensor) else args[0][0]
-    if torch._C._is_any_autocast_enabled():
+    if _autocast_is_on():
         with without_autocast([first]):
             return _call(name, backend, args, first)
     return _call(name, backend, args, first)
 
 
 def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | list[Tensor]:
-    if (name, backend) in _direct and not first.is_meta and _is_plain(args):
-        return _direct[name, backend](*args)
-    op = _overloads[name, backend]
+    key = name, backend
+    if backend != "cpu" and key in _direct and not first.is_meta and _is_plain(args):
+        return _direct[key](*args)
+    op = _overloads[key]
     if backend != "cpu" or first.dtype is not torch.bfloat16 or name in step_ops.SHARED:
-        return op(*args)
+        return op._op(*args)
     result = op(*_cast(args, torch.float32))
     if isinstance(result, Tensor):
         return result.to(torch.bfloat16)
