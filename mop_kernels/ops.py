@@ -251,7 +251,7 @@ def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | li
         return _direct[key](*args)
     op = _overloads[key]
     if backend != "cpu" or first.dtype is not torch.bfloat16 or name in step_ops.SHARED:
-        return op._op(*args)
+        return op(*args)
     result = op(*_cast(args, torch.float32))
     if isinstance(result, Tensor):
         return result.to(torch.bfloat16)

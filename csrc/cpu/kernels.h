@@ -66,7 +66,7 @@ struct FullRuleForward {
   T* y;        // [rows, out]
 };
 
-// The gradients of one term of a full rule, from all rows.
+// The gradients of one term of a full rule, from a block of rows.
 template <class T>
 struct FullRuleBackward {
   PhmDims dims;
@@ -74,6 +74,7 @@ struct FullRuleBackward {
   i64 rows;
   const T *x, *grad_y;                 // [rows, in]; [rows, out]
   T *grad_x, *grad_rule, *grad_local;  // this term's part [rows, in]; [a, c]; [u, v]; each may be null
+  bool accumulate;                     // add to grad_rule and grad_local; grad_x is always written
 };
 
 // y = x (I (x) local) + bias on a block of rows: rows * groups products of a row by the local.

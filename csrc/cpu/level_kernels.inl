@@ -191,7 +191,8 @@ void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
   if (m.grad_local) {
     T* t = arena.take(height * d.loc_in);
     mix_sides(d, m.rows, m.rule, m.x, t, d.loc_in);
-    product<T>(d.loc_in, d.loc_out, height, {t, 1, d.loc_in}, {m.grad_y, d.loc_out}, {m.grad_local, d.loc_out});
+    product<T>(d.loc_in, d.loc_out, height, {t, 1, d.loc_in}, {m.grad_y, d.loc_out}, {m.grad_local, d.loc_out},
+               {m.accumulate ? m.grad_local : nullptr, d.loc_out});
   }
   if (!m.grad_rule && !m.grad_x) return;
   T* grad_t = arena.take(height * d.loc_in);
@@ -202,7 +203,7 @@ void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
     stage2_transposed(d, m.local, height, m.grad_y, grad_t, arena.take(d.loc_in * d.loc_out), false);
   if (m.grad_rule)
     dots<T>(d.g_in, d.g_out, m.rows, d.loc_in, {m.x, d.loc_in, d.in()}, {grad_t, d.loc_in, d.g_out * d.loc_in},
-            m.grad_rule, d.g_out, 1, false);
+            m.grad_rule, d.g_out, 1, m.accumulate);
   if (m.grad_x)
     for (i64 n = 0; n < m.rows; ++n)
       product<T>(d.g_in, d.loc_in, d.g_out, {m.rule, d.g_out, 1}, {grad_t + n * d.g_out * d.loc_in, d.loc_in},

@@ -15,6 +15,10 @@ constexpr i64 kShort = 2, kMemory = 64;
 // A task of local first or rule first takes some rows. Where the rows are few and the locals are wide, it takes some
 // columns of the locals for all rows instead: each local is read once, and one row is several tasks.
 constexpr i64 kFewRows = 16, kRows = 8, kColumns = 48;
+// Many rows: larger tasks, since each copies the locals once (tiles.h).
+constexpr i64 kManyRows = 512, kLargeRows = 16;
+// Backward sums the gradients of the factors over a fixed number of chunks of rows, in blocks of rows.
+constexpr i64 kMaxChunks = 8, kRowsAChunk = 64, kLeastBackward = 24;
 
 Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
 
@@ -39,34 +43,45 @@ Tensor column_sums(const Tensor& rows) {
   return sums;
 }
 
-// Returns the gradients of x, rule and local (mask bits 0 to 2), by one task per term.
+// Returns the gradients of x, rule and local (mask bits 0 to 2), by tasks of one term and one chunk of the rows.
 std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_rows, const Tensor& x, const Tensor& rule,
                                         const Tensor& local, i64 mask) {
+  const i64 rows = grad_rows.size(0), sizes[3] = {x.numel(), rule.numel(), local.numel()};
+  const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
+  const i64 counts[3] = {d.terms, chunks, chunks};  // parts of each gradient
   const Tensor* const inputs[3] = {&x, &rule, &local};
-  Tensor grads[3], parts;
+  Tensor grads[3], parts[3];
   for (int k = 0; k < 3; ++k)
-    if (mask >> k & 1) grads[k] = torch::stable::empty_like(*inputs[k]);
-  if (mask & 1) parts = empty(x, {d.terms, x.numel()});
+    if (mask >> k & 1) {
+      grads[k] = torch::stable::empty_like(*inputs[k]);
+      parts[k] = counts[k] > 1 ? empty(x, {counts[k], sizes[k]}) : grads[k];
+    }
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    const i64 rows = grad_rows.size(0), rule_size = d.g_in * d.g_out, local_size = d.loc_in * d.loc_out;
+    const i64 rule_size = d.g_in * d.g_out, local_size = d.loc_in * d.loc_out;
     const T *from = in<T>(x), *from_grad = in<T>(grad_rows), *rules = in<T>(rule), *locals = in<T>(local);
-    T* const to_x = mask & 1 ? out<T>(parts) : nullptr;
-    T* const to_rule = mask & 2 ? out<T>(grads[1]) : nullptr;
-    T* const to_local = mask & 4 ? out<T>(grads[2]) : nullptr;
-    for_each_task(d.terms, [&](i64 i) {
-      const FullRuleBackward<T> unit{d,
-                                     rules + i * rule_size,
-                                     locals + i * local_size,
-                                     rows,
-                                     from,
-                                     from_grad,
-                                     to_x ? to_x + i * x.numel() : nullptr,
-                                     to_rule ? to_rule + i * rule_size : nullptr,
-                                     to_local ? to_local + i * local_size : nullptr};
-      kernels<T>().rule_first_backward(unit, thread_scratch<T>(full_rule_backward_scratch(d, rows)));
+    const i64 block = block_rows(rows, full_rule_backward_scratch(d, 1) * sizeof(T), kLeastBackward);
+    const auto part = [&](int k, i64 at) { return mask >> k & 1 ? out<T>(parts[k]) + at : nullptr; };
+    for_each_task(d.terms * chunks, [&](i64 task) {
+      const i64 i = task / chunks, chunk = task % chunks;
+      const i64 begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
+      T* const scratch = thread_scratch<T>(full_rule_backward_scratch(d, std::min(block, rows)));
+      for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
+        const FullRuleBackward<T> unit{d,
+                                       rules + i * rule_size,
+                                       locals + i * local_size,
+                                       std::min(block, end - n),
+                                       from + n * d.in(),
+                                       from_grad + n * d.out(),
+                                       part(0, i * sizes[0] + n * d.in()),
+                                       part(1, chunk * sizes[1] + i * rule_size),
+                                       part(2, chunk * sizes[2] + i * local_size),
+                                       n > begin};
+        kernels<T>().rule_first_backward(unit, scratch);
+      }
     });
-    if (to_x) sum_parts<T>(1, d.terms, x.numel(), to_x, out<T>(grads[0]));
+    for (int k = 0; k < 3; ++k)
+      if (mask >> k & 1 && counts[k] > 1) sum_parts<T>(1, counts[k], sizes[k], in<T>(parts[k]), out<T>(grads[k]));
   });
   std::vector<Tensor> asked;
   for (int k = 0; k < 3; ++k)
@@ -106,7 +121,8 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
     const T *from = in<T>(x), *rules = in<T>(rule), *locals = in<T>(local), *biases = in<T>(bias);
     T* to = out<T>(y);
     const bool by_columns = rows <= kFewRows && d.loc_out > kColumns;
-    const i64 block = by_columns ? rows : kRows, breadth = by_columns ? kColumns : d.loc_out;
+    const i64 block = by_columns ? rows : rows < kManyRows ? kRows : kLargeRows;
+    const i64 breadth = by_columns ? kColumns : d.loc_out;
     const i64 across = (d.loc_out + breadth - 1) / breadth, down = rows == 0 ? 0 : (rows + block - 1) / block;
     for_each_task(down * across, [&](i64 task) {
       const i64 n = task / across * block, height = std::min(block, rows - n);

@@ -36,8 +36,7 @@ class Sizes(NamedTuple):
 class Way(NamedTuple):
     """An order of the products.
 
-    rule: "low_rank", for a rule that has a rank. "before" or "after": the whole rule of a single term, before or after
-        the local; an identity is the other half of the low-rank rule. "dense": the whole rules of several terms.
+    rule: "low_rank", for rules that have a rank. "whole": the rules.
     local: "first" or "last", for a local that has a rank. "whole": the local.
     """
 
@@ -92,13 +91,7 @@ def _by_rule(x: Tensor, rule: Factor, local: Tensor, bias: Tensor | None, way: s
     if way == "low_rank":
         rule_in, rule_out = rule
         return lowrank_phm_linear(x, rule_in, rule_out, local, bias)
-    whole = rule[0] @ rule[1] if isinstance(rule, tuple) else rule
-    if way == "dense":
-        return phm_linear(x, whole, local, bias)
-    size = whole.shape[2 if way == "before" else 1]
-    identity = torch.eye(size, dtype=whole.dtype, device=whole.device).unsqueeze(0)
-    halves = (whole, identity) if way == "before" else (identity, whole)
-    return lowrank_phm_linear(x, *halves, local, bias)
+    return phm_linear(x, rule[0] @ rule[1] if isinstance(rule, tuple) else rule, local, bias)
 
 
 def sizes_of(rule: Factor, local: Factor) -> Sizes:
@@ -131,8 +124,7 @@ def _search(sizes: Sizes) -> Way:
 
 def ways(sizes: Sizes) -> list[Way]:
     """Return the ways to compute with factors of these sizes."""
-    rules = ["low_rank"] if sizes.rule_rank is not None else []
-    rules += ["before", "after"] if sizes.terms == 1 else ["dense"]
+    rules = ["whole"] if sizes.rule_rank is None else ["low_rank", "whole"]
     locals_ = ["whole"] if sizes.local_rank is None else ["first", "last", "whole"]
     return [Way(rule, local) for rule in rules for local in locals_]
 
@@ -149,9 +141,9 @@ def multiply_adds(sizes: Sizes, way: Way) -> int:
         width = terms * local_rank
         half = g_in * loc_in * width if way.local == "first" else g_out * width * loc_out
         loc_in, loc_out = (width, loc_out) if way.local == "first" else (loc_in, width)
-    if way.rule == "dense":
-        return 3 * half + 3 * g_in * loc_in * g_out * loc_out
-    rank = {"before": g_out, "after": g_in, "low_rank": rule_rank}[way.rule]
-    assert rank is not None
-    stages = three_stages(terms, g_in, rank, g_out, loc_in, loc_out)
-    return 3 * half + sum(stages) + backward_of_stages(stages, 1, way.rule != "after", way.rule != "before", 1)
+    if way.rule == "whole":  # through W, or rule first
+        dense, rule_first = g_in * loc_in * g_out * loc_out, terms * g_out * loc_in * (g_in + loc_out)
+        return 3 * half + 3 * min(dense, rule_first)
+    assert rule_rank is not None
+    stages = three_stages(terms, g_in, rule_rank, g_out, loc_in, loc_out)
+    return 3 * half + sum(stages) + backward_of_stages(stages, 1, 1, 1, 1)

@@ -19,6 +19,9 @@ WAYS = {  # shape: what the cpu backend's cost model takes for it, forward and b
     Shape(20, 2, 2, 6, 60, 50, 1): ("local first", "rule first"),  # rows in three
     Shape(5, 4, 4, 4, 100, 100, 1): ("rule first", "rule first"),
     Shape(21, 4, 4, 4, 100, 100, 1): ("rule first", "rule first"),  # more rows than a local is wide: other products
+    Shape(700, 1, 4, 4, 33, 40, 1): ("rule first", "rule first"),  # large tasks, chunks of several blocks
+    Shape(135, 1, 8, 8, 60, 70, 1): ("rule first", "rule first"),  # two chunks
+    Shape(300, 2, 8, 8, 64, 64, 1): ("rule first", "rule first"),  # two terms: parts of x, too
     Shape(40, 16, 16, 16, 48, 8, 1): ("local first", "W built once"),
     Shape(200, 4, 4, 4, 24, 40, 1): ("W built once", "W built once"),
 }
