@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
+.PHONY: setup demo demo-short cuda test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
 	interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
@@ -33,8 +33,20 @@ demo: setup
 demo-short: setup
 	$(BIN)/mop-t5 demo --short --overwrite --output runs/demo-short
 
+# The CUDA kernels, which an installation beside a torch without CUDA leaves out: tests/cuda reads what nvcc makes of
+# them. Where no nvcc is found there is nothing to do.
+NVCC := $(if $(CUDA_HOME),$(wildcard $(CUDA_HOME)/bin/nvcc),$(or $(shell command -v nvcc),\
+	$(wildcard /usr/local/cuda/bin/nvcc)))
+
+cuda: build/.cuda
+
+build/.cuda: $(STAMP)
+	$(if $(NVCC),MOP_KERNELS_WITH_CUDA=1 TORCH_CUDA_ARCH_LIST= $(BIN)/python setup.py --quiet build_ext --inplace)
+	mkdir -p build
+	touch $@
+
 # one thread per process: the two workers share the cores
-test: lint docs
+test: lint docs cuda
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) -j2 --output-sync test-extras interpret-banks interpret-layers emulate-cuda gpu-dry-run
 

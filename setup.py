@@ -1,7 +1,7 @@
 """Compile the extension modules. All other settings of the package are in pyproject.toml.
 
 The modules use torch's stable ABI (torch >= 2.10). mop_kernels._C holds the CPU kernels. mop_kernels._C_cuda holds the
-CUDA kernels. It is compiled if nvcc is found, with or without a GPU, and also for a torch without CUDA.
+CUDA kernels. It is compiled if nvcc is found and torch was built with CUDA, with or without a GPU.
 
 Without a C++ compiler the package installs without modules and prints a notice. The reference backend then computes
 everything. An isolated build, by pip or by uv, compiles against the torch of the target environment. If that has no
@@ -9,7 +9,7 @@ torch, the build asks for the torch that constraints.txt pins. Environment varia
 
     MOP_KERNELS_SKIP_BUILD=1     compile nothing
     MOP_KERNELS_WITH_CUDA=0      compile no CUDA kernels
-    MOP_KERNELS_WITH_CUDA=1      stop with an error if the CUDA kernels cannot be compiled as requested
+    MOP_KERNELS_WITH_CUDA=1      compile them for a torch without CUDA, too; stop with an error if that is impossible
     CUDA_HOME                    the toolkit with nvcc; by default nvcc is searched on the PATH and in /usr/local/cuda
     TORCH_CUDA_ARCH_LIST         8.0;9.0+PTX by default; numbers below 8.0 or unknown to nvcc are left out with a notice
     CXX, MAX_JOBS                the C++ compiler, and the number of files that are compiled at once
@@ -97,6 +97,10 @@ def decide_on_cuda() -> Cuda:
     if asked not in ("", "0", "1"):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA must be 0 or 1, or not be set; got {asked!r}.")
     found = Cuda([], "MOP_KERNELS_WITH_CUDA=0") if asked == "0" else what_nvcc_can_do()
+    torch = find_torch()
+    if not (asked or found.why_not) and torch and cuda_of_torch(torch) is None:
+        why = f"torch {version_of_torch(torch)} has no CUDA and cannot load them"
+        return Cuda([], f"{why}; install a torch with CUDA first, or set MOP_KERNELS_WITH_CUDA=1 to build them all the same")
     if asked == "1" and (found.why_not or found.notices):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {'; '.join(filter(None, (found.why_not, *found.notices)))}.")
     return found
@@ -201,6 +205,9 @@ class NinjaBuild(build_ext):
         """Choose the folder of the objects, and build all modules."""
         if self.inplace or self.editable_mode:  # keep the objects: the next build compiles only changed sources
             self.build_temp = str(ROOT / "build" / "inplace")
+            if CUDA.why_not:  # a module of an earlier build is of earlier sources
+                for module in (ROOT / "mop_kernels").glob("_C_cuda*.so"):
+                    module.unlink()
         super().run()
 
     def build_extension(self, extension: Extension) -> None:

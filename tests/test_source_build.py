@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from errors import says
 
 pytest.importorskip("ninja")
 setuptools = pytest.importorskip("setuptools")
@@ -56,6 +57,7 @@ def test_a_folder_of_any_name(name, source):
         compiler.write_text(COMPILER)
         compiler.chmod(0o755)
     tools = {"CUDA_HOME": str(folder / "tools"), "PATH": f"{folder / 'tools'}:{os.environ['PATH']}"}
+    tools["MOP_KERNELS_WITH_CUDA"] = "1"
     if ":" in name:  # no folder of a PATH; setuptools itself reads CXX as words, so a quote is not for CXX
         tools |= {"CXX": str(folder / "tools" / "c++"), "PATH": os.environ["PATH"]}
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
@@ -136,6 +138,41 @@ case "$1" in
   --list-gpu-code) echo "sm_75 sm_80 sm_86 sm_90 sm_90a" ;;
 esac
 """
+
+
+@pytest.fixture
+def nvcc(build_requirements, tmp_path) -> dict[str, str]:
+    """The variables of a build that finds this nvcc."""
+    path = tmp_path / "toolkit" / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(NVCC)
+    path.chmod(0o755)
+    return {"CUDA_HOME": str(tmp_path / "toolkit"), "PYTHONPATH": str(build_requirements), "CXX": "true"}
+
+
+def test_a_torch_without_cuda_gets_the_cuda_kernels_only_if_asked(source, nvcc, tmp_path):
+    values = nvcc | {"VIRTUAL_ENV": str(environment_with_torch(tmp_path / "environment", "2.12.0+cpu"))}
+    command, folder = [sys._base_executable, "setup.py", "--version"], source("source")
+    plain = run(command, folder, **values)
+    (line,) = [line for line in plain.stdout.splitlines() if "CUDA kernels" in line]
+    says(line, "not built", "torch 2.12.0+cpu", "MOP_KERNELS_WITH_CUDA=1")
+    asked = run(command, folder, **values, MOP_KERNELS_WITH_CUDA="1")
+    assert "mop_kernels: CUDA kernels: built by nvcc 12.8, V12.8.93 for 8.0;9.0+PTX" in asked.stdout
+
+
+def test_a_build_in_place_leaves_no_module_of_an_earlier_build(source):
+    folder = source("source")
+    compiler = folder / "c++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    stale = folder / "mop_kernels" / "_C_cuda.abi3.so"
+    stale.touch()
+    built = run([sys.executable, "setup.py", "build_ext", "--inplace"], folder, CXX=str(compiler), CUDA_HOME="none")
+    assert built.returncode == 0, built.stderr
+    assert list((folder / "mop_kernels").glob("_C.*.so"))
+    assert not stale.exists()
+
+
 BELOW = "TORCH_CUDA_ARCH_LIST has 7.{}, and the CUDA kernels need 8.0 or later"
 NO_NUMBER = "TORCH_CUDA_ARCH_LIST has 'Hopper', which is no number like 9.0 or 9.0+PTX"
 UNKNOWN = "TORCH_CUDA_ARCH_LIST has 12.0, which nvcc 12.8 does not compile for"
@@ -146,23 +183,18 @@ ANOTHER = "nvcc is of CUDA 12.8, torch of CUDA 13.0, whose driver may not run it
 @pytest.mark.parametrize(
     ("listed", "torch_cuda", "compiled_for", "said"),
     [
-        ("", None, "8.0;9.0+PTX", []),
+        ("", "12.8", "8.0;9.0+PTX", []),
         ("7.5;8.0;8.6", "12.4", "8.0;8.6", [BELOW.format(5)]),
-        ("7.0 7.5 8.0 9.0a+PTX,", None, "8.0;9.0a+PTX", [BELOW.format(0), BELOW.format(5)]),
-        ("8.0;Hopper", None, "8.0", [NO_NUMBER]),
+        ("7.0 7.5 8.0 9.0a+PTX,", "12.8", "8.0;9.0a+PTX", [BELOW.format(0), BELOW.format(5)]),
+        ("8.0;Hopper", "12.8", "8.0", [NO_NUMBER]),
         ("9.0;12.0+PTX", "12.8", "9.0", [UNKNOWN.replace("12.0", "12.0+PTX")]),
-        ("7.0;7.5", None, None, [NONE_LEFT, BELOW.format(0), BELOW.format(5)]),
+        ("7.0;7.5", "12.8", None, [NONE_LEFT, BELOW.format(0), BELOW.format(5)]),
         ("", "13.0", None, [ANOTHER]),
     ],
 )
-def test_what_nvcc_compiles_for(listed, torch_cuda, compiled_for, said, source, build_requirements, tmp_path):
+def test_what_nvcc_compiles_for(listed, torch_cuda, compiled_for, said, source, nvcc, tmp_path):
     """What it cannot is left out, and said; it is an error only where the CUDA kernels were asked for."""
-    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text(NVCC)
-    nvcc.chmod(0o755)
-    values = {"CUDA_HOME": str(tmp_path / "toolkit"), "PYTHONPATH": str(build_requirements), "CXX": "true"}
-    values["VIRTUAL_ENV"] = str(environment_with_torch(tmp_path / "environment", "2.12.0", torch_cuda))
+    values = nvcc | {"VIRTUAL_ENV": str(environment_with_torch(tmp_path / "environment", "2.12.0", torch_cuda))}
     command, folder = [sys._base_executable, "setup.py", "--version"], source("source")
     found = run(command, folder, **values, TORCH_CUDA_ARCH_LIST=listed)
     assert found.returncode == 0, found.stderr

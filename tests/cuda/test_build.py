@@ -16,7 +16,7 @@ print(torch.version.cuda is None, torch.cuda.is_available(), backends.why_not("c
 
 
 def test_with_nvcc(with_nvcc):
-    """Also for a torch without CUDA and without a GPU; there the module is not imported, and this is said."""
+    """Asked for, also for a torch without CUDA; there the module is not imported, and this is said."""
     says(with_nvcc.log, "CUDA kernels", "built", "nvcc")
     assert len(list(with_nvcc.folder.glob("mop_kernels/_C_cuda*.so"))) == 1
     available, decision, _ = with_nvcc.run(SAID).splitlines()
