@@ -34,7 +34,7 @@ from setuptools.command.build_ext import build_ext
 if int(setuptools.__version__.split(".")[0]) < 77:  # older releases cannot read the license line of pyproject.toml
     raise SystemExit(
         f"mop_kernels needs setuptools >= 77 to be built; found {setuptools.__version__}. Install it with: "
-        "pip install --upgrade 'setuptools>=77' wheel, or build with isolation (without --no-build-isolation)."
+        "pip install --upgrade 'setuptools>=77', or build with isolation (without --no-build-isolation)."
     )
 
 ROOT = Path(__file__).parent.resolve()
@@ -46,6 +46,8 @@ SOURCES = sorted(
 )
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
 OLDEST_TORCH = (2, 10)  # whose stable ABI the binary uses
+OLDEST_PYTHON = "0x030a0000"  # whose limited API the binary uses
+ONE_FOR_ALL_PYTHONS = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no limited API
 CUDA_SOURCES = ["csrc/cuda/register_cuda_ops.cpp"] + sorted(
     f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu")
 )
@@ -100,7 +102,7 @@ def decide_on_cuda() -> Cuda:
     torch = find_torch()
     if not (asked or found.why_not) and torch and cuda_of_torch(torch) is None:
         why = f"torch {version_of_torch(torch)} has no CUDA and cannot load them"
-        return Cuda([], f"{why}; install a torch with CUDA first, or set MOP_KERNELS_WITH_CUDA=1 to build them all the same")
+        return Cuda([], f"{why}; install a torch with CUDA, or set MOP_KERNELS_WITH_CUDA=1, and install again")
     if asked == "1" and (found.why_not or found.notices):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {'; '.join(filter(None, (found.why_not, *found.notices)))}.")
     return found
@@ -205,8 +207,9 @@ class NinjaBuild(build_ext):
         """Choose the folder of the objects, and build all modules."""
         if self.inplace or self.editable_mode:  # keep the objects: the next build compiles only changed sources
             self.build_temp = str(ROOT / "build" / "inplace")
-            if CUDA.why_not:  # a module of an earlier build is of earlier sources
-                for module in (ROOT / "mop_kernels").glob("_C_cuda*.so"):
+            built = {Path(self.get_ext_filename(extension.name)).name for extension in self.extensions}
+            for module in (ROOT / "mop_kernels").glob("_C*.so"):
+                if module.name not in built:  # of an earlier build; Python could prefer it
                     module.unlink()
         super().run()
 
@@ -214,9 +217,8 @@ class NinjaBuild(build_ext):
         """Write the build file of ninja for one module, and run ninja."""
         try:
             import ninja
-            import pybind11
         except ImportError as error:
-            raise SystemExit("A build without isolation needs: pip install ninja pybind11 wheel.") from error
+            raise SystemExit("A build without isolation needs: pip install ninja.") from error
 
         torch = find_torch()
         if torch is None:
@@ -233,9 +235,9 @@ class NinjaBuild(build_ext):
         if LEVEL_FLAGS:
             defines["MOP_WITH_AVX2"] = "1"
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
-        # Each isolated build has pybind11 in another folder, and a changed command compiles a file again. So only the
-        # files that include pybind11 get its folder.
-        module = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+        module = ["-isystem", sysconfig.get_paths()["include"]]  # for the files that include Python.h
+        if extension.py_limited_api:
+            module.append(f"-DPy_LIMITED_API={OLDEST_PYTHON}")
         own_flags = {
             **LEVEL_FLAGS,
             "register_cpu_ops.cpp": as_command(*module, f'-DMOP_CUDA="{CUDA.decision}"'),
@@ -299,6 +301,7 @@ else:
     for notice in CUDA.notices:
         print(f"mop_kernels: {notice}: it is left out")
 modules = {"mop_kernels._C": SOURCES} | ({} if CUDA.why_not else {"mop_kernels._C_cuda": CUDA_SOURCES})
+extensions = [] if reason else [Extension(*item, py_limited_api=ONE_FOR_ALL_PYTHONS) for item in modules.items()]
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 asks_for_torch = reason is None and find_torch() is None
 if asks_for_torch:
@@ -322,7 +325,8 @@ setup(
         "mop_lab.commands": ["commands.json"],
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
-    ext_modules=[] if reason else [Extension(name, sources) for name, sources in modules.items()],
+    ext_modules=extensions,
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions and ONE_FOR_ALL_PYTHONS else {},
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[pinned] if asks_for_torch else [],
 )

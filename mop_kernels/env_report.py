@@ -10,7 +10,7 @@ import torch
 
 from . import __version__, backends
 
-PACKAGES = ("torch", "triton", "transformers", "accelerate", "tokenizers", "safetensors", "jieba", "pybind11")
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "tokenizers", "safetensors", "jieba")
 
 
 def collect() -> dict[str, str]:

@@ -1,8 +1,5 @@
 // Registers the CPU kernels with the ops that mop_kernels/ops.py defines, and builds the module mop_kernels._C.
-#include <pybind11/pybind11.h>
-
-#include <string>
-
+#include "../python_module.h"
 #include "cpu_ops.h"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mop_kernels, m) {
@@ -30,38 +27,35 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
 
 namespace {
 
-pybind11::dict build_info() {
-  pybind11::dict info;
-  info["compiler"] = MOP_COMPILER;
-  info["torch_built_with"] = MOP_TORCH_VERSION;
-  info["torch_abi_target"] = "2.10";
-  info["vector_levels"] = MOP_LEVELS;
-  info["vector_level_here"] = mop::level_name();
-  info["cuda"] = MOP_CUDA;
-  return info;
+PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue("{s:s,s:s,s:s,s:s,s:s,s:s}", "compiler", MOP_COMPILER, "torch_built_with", MOP_TORCH_VERSION,
+                       "torch_abi_target", "2.10", "vector_levels", MOP_LEVELS, "vector_level_here", mop::level_name(),
+                       "cuda", MOP_CUDA);
 }
 
-pybind11::dict plan_phm_linear(int64_t rows, int64_t terms, int64_t g_in, int64_t g_out, int64_t loc_in,
-                               int64_t loc_out) {
+PyObject* plan_phm_linear(PyObject*, PyObject* arguments) {
+  long long rows, terms, g_in, g_out, loc_in, loc_out;
+  if (!PyArg_ParseTuple(arguments, "LLLLLL:plan_phm_linear", &rows, &terms, &g_in, &g_out, &loc_in, &loc_out))
+    return nullptr;
   const mop::PhmDims dims{terms, 1, g_in, g_out, loc_in, loc_out};
   const mop::ForwardPlan plan = mop::plan_phm_linear(rows, dims);
   const mop::BackwardPlan backward = mop::plan_phm_linear_backward(rows, dims);
-  pybind11::dict costs;
-  costs["forward"] = pybind11::dict();
-  costs["forward"]["W built once"] = plan.weight_once;
-  costs["forward"]["rule first"] = plan.rule_first;
-  costs["forward"]["local first"] = plan.local_first;
-  costs["backward"] = pybind11::dict();
-  costs["backward"]["W built once"] = backward.weight_once;
-  costs["backward"]["rule first"] = backward.rule_first;
-  return costs;
+  const auto number = [](mop::i64 cost) { return static_cast<long long>(cost); };
+  return Py_BuildValue("{s:{s:L,s:L,s:L},s:{s:L,s:L}}", "forward", "W built once", number(plan.weight_once),
+                       "rule first", number(plan.rule_first), "local first", number(plan.local_first), "backward",
+                       "W built once", number(backward.weight_once), "rule first", number(backward.rule_first));
 }
+
+PyMethodDef functions[] = {{"plan_phm_linear", &plan_phm_linear, METH_VARARGS,
+                            "Return the cost of each way of phm_linear. Of equal costs the first is taken."},
+                           {"build_info", &build_info, METH_NOARGS,
+                            "Return what this binary was built with, and the vector level that it uses here."},
+                           {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.";
-  m.def("plan_phm_linear", &plan_phm_linear,
-        "Return the cost of each way of phm_linear. Of equal costs the first is taken.");
-  m.def("build_info", &build_info, "Return what this binary was built with, and the vector level that it uses here.");
+PyMODINIT_FUNC PyInit__C() {
+  return mop::python_module("mop_kernels._C",
+                            "The compiled CPU kernels of mop_kernels; importing it registers their ops with torch.",
+                            functions);
 }

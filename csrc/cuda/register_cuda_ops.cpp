@@ -3,7 +3,7 @@
 #if defined(MOP_EMULATE)
 #define MOP_KEY CPU
 #else
-#include <pybind11/pybind11.h>
+#include "../python_module.h"
 #define MOP_KEY CUDA
 #define MOP_ON_CUDA  // for tensors.h: nvcc does not compile this file
 #endif
@@ -14,8 +14,10 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, MOP_KEY, m) { mop::register_ops(m, "cuda"
 
 #if !defined(MOP_EMULATE)
 
-PYBIND11_MODULE(_C_cuda, m) {
-  m.doc() = "The compiled CUDA kernels of mop_kernels; importing it registers their ops with torch.";
+PyMODINIT_FUNC PyInit__C_cuda() {
+  return mop::python_module("mop_kernels._C_cuda",
+                            "The compiled CUDA kernels of mop_kernels; importing it registers their ops with torch.",
+                            nullptr);
 }
 
 #endif
