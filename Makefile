@@ -13,7 +13,7 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short cuda test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
+.PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
 	interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
 
 setup: $(STAMP)
@@ -72,6 +72,17 @@ test-adapters test-oldest: test-%: setup build/%/.installed
 
 build/adapters/.installed build/oldest/.installed: build/%/.installed: tests/extras/%.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$* -r $<
+	touch $@
+
+# The files of a release in dist/, and their tests: contents, sizes, and each installed into a fresh environment
+dist: export OMP_NUM_THREADS := 1
+dist: setup build/release-tools/.installed
+	$(BIN)/python tests/release/make_dist.py
+	MOP_RELEASE=1 $(BIN)/python -m pytest -s tests/release
+
+build/release-tools/.installed: tests/release/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
 
 # Before each commit, in less than a minute on two cores
@@ -141,4 +152,4 @@ compile-launches: setup
 	--results build/compiled_launches.jsonl
 
 clean:
-	rm -rf build *.egg-info $(STAMP) mop_kernels/_C*.so
+	rm -rf build dist *.egg-info $(STAMP) mop_kernels/_C*.so

@@ -102,7 +102,7 @@ def decide_on_cuda() -> Cuda:
     torch = find_torch()
     if not (asked or found.why_not) and torch and cuda_of_torch(torch) is None:
         why = f"torch {version_of_torch(torch)} has no CUDA and cannot load them"
-        return Cuda([], f"{why}; install a torch with CUDA, or set MOP_KERNELS_WITH_CUDA=1, and install again")
+        return Cuda([], f"{why}; MOP_KERNELS_WITH_CUDA=1 builds them all the same")
     if asked == "1" and (found.why_not or found.notices):
         raise SystemExit(f"MOP_KERNELS_WITH_CUDA=1, but {'; '.join(filter(None, (found.why_not, *found.notices)))}.")
     return found

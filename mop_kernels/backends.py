@@ -39,7 +39,10 @@ if _C is not None:
 # tensors, each CUDA thread as a host thread (tests/cuda/emulation.py builds it). Backend "cuda" is then this library.
 _EMULATED_CUDA = os.environ.get("MOP_KERNELS_EMULATE_CUDA")
 _C_cuda: ModuleType | None = None
-_missing_cuda = f"it was {'not built' if _C is None else _C.build_info()['cuda']}; where nvcc is, run pip install again"
+_missing_cuda = (
+    f"it was {'not built' if _C is None else _C.build_info()['cuda']}; where nvcc is, build it from source: "
+    "pip install --force-reinstall --no-deps --no-binary mop-kernels mop-kernels (in a clone: pip install .)"
+)
 if _EMULATED_CUDA:
     torch.ops.load_library(_EMULATED_CUDA)
 elif importlib.util.find_spec("mop_kernels._C_cuda") is not None:
