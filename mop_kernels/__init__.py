@@ -15,7 +15,7 @@ from .layers import MOPFeedForward, PHMLinear
 from .reference import LowRankPHM
 from .step import dropout_add, gated_gelu_dropout, linear_cross_entropy, prefix_attention, relu_dropout, rms_norm
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Acceleration",

@@ -31,6 +31,7 @@ def source(tmp_path):
         folder = tmp_path / name
         for package in ("acceleration", "triton_kernels"):
             (folder / "mop_kernels" / package).mkdir(parents=True)
+        shutil.copy(ROOT / "mop_kernels" / "__init__.py", folder / "mop_kernels")  # the version
         (folder / "python").mkdir()
         for file in ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
             shutil.copy(ROOT / file, folder)
