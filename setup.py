@@ -302,6 +302,7 @@ else:
         print(f"mop_kernels: {notice}: it is left out")
 modules = {"mop_kernels._C": SOURCES} | ({} if CUDA.why_not else {"mop_kernels._C_cuda": CUDA_SOURCES})
 extensions = [] if reason else [Extension(*item, py_limited_api=ONE_FOR_ALL_PYTHONS) for item in modules.items()]
+one_wheel_for_all = bool(extensions) and all(extension.py_limited_api for extension in extensions)
 pinned = re.search(r"^torch==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(0)
 asks_for_torch = reason is None and find_torch() is None
 if asks_for_torch:
@@ -326,7 +327,7 @@ setup(
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=extensions,
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions and ONE_FOR_ALL_PYTHONS else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if one_wheel_for_all else {},
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[pinned] if asks_for_torch else [],
 )
