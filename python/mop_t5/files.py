@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,21 @@ from safetensors import SafetensorError
 _REMOVING = ".removing"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # end of the text of an operating-system error in Rust
 _BLOCK = 1 << 20  # number of bytes that a checksum reads at once
+_TOO_DEEP = "it has more than 100 brackets inside each other"
+_DEEPEST = 100  # most JSON values inside each other: far below the depth at which Python itself gives up
 
 StrPath = str | os.PathLike[str]
 
 
 def write_durably(path: StrPath, content: bytes) -> None:
-    """Write `content` and wait until the disk has it. Remove the incomplete file on an error."""
+    """Write `content` and wait until the disk has it. Remove the incomplete file on an error.
+
+    The file is always a new one. A link of this name in a folder from elsewhere would lead to another file, which
+    would be overwritten, and a pipe would never take the content.
+    """
     try:
-        with open(path, "wb") as file:
+        Path(path).unlink(missing_ok=True)
+        with open(path, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -50,8 +58,9 @@ def new_file(path: StrPath) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    writing.unlink(missing_ok=True)  # see write_durably
     try:
-        with open(writing, "wb") as file:
+        with open(writing, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -231,6 +240,48 @@ def json_lines(rows: Iterable[object]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+def read_text(path: StrPath) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        OSError: The path is a folder, a pipe or a device. A pipe could wait, and a device send, for ever.
+        ValueError: The file is not UTF-8.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file, but a folder, a pipe or a device. Give the path of a file.")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. Every JSON text of a user is read by this function.
+
+    Raises:
+        ValueError: The text is not JSON, has a key twice, or has more than 100 values inside each other.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level = [content]
+    for _ in range(_DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+        level = [value for values in inner for value in values]
+        if not level:
+            return content
+    raise ValueError(_TOO_DEEP)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        repeated = sorted(repr(key) for key, count in counts.items() if count > 1)
+        raise ValueError(f"the key {', '.join(repeated)} stands in it more than once")
+    return row
+
+
 def read_json(path: StrPath, cure: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
@@ -240,10 +291,11 @@ def read_json(path: StrPath, cure: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file does not hold a JSON object.
+        OSError: The path is a folder, a pipe or a device.
+        ValueError: The file does not hold a JSON object, or an object in it has a key twice.
     """
     with damage_in_a_sentence(path, cure):
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, got {type(content).__name__}")
         return content
@@ -255,10 +307,9 @@ def split_json_lines(text: str) -> list[Any]:
     Only a line feed ends a line. JSON leaves other line separators, such as U+2028 and U+0085, inside its strings.
 
     Raises:
-        ValueError: A line is not JSON.
-        RecursionError: A line has too many brackets inside each other.
+        ValueError: A line is not JSON. See parse_json.
     """
-    return [json.loads(line) for line in text.removesuffix("\n").split("\n")] if text else []
+    return [parse_json(line) for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 @contextmanager
@@ -274,8 +325,9 @@ def damage_in_a_sentence(path: StrPath, cure: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}). {cure}".rstrip()) from error
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged ({said}). {cure}".rstrip()) from error
 
 
 def checksum(source: bytes | Path | Iterable[bytes]) -> str:

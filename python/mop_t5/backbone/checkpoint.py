@@ -4,14 +4,14 @@ A backbone is frozen, so a weight that is missing from the checkpoint would stay
 it.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mop_t5.backbone.source import Source
 from mop_t5.backbone.weights import plain_parts, shape_of, weights_of
@@ -19,6 +19,7 @@ from mop_t5.files import StrPath
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
 HEAD = "lm_head.weight"
+_MOST_DESCRIBED = 32  # times the values of a checkpoint, which may be packed or lack a part of the model
 _SHOWN = 4  # largest number of names in a message
 
 Misfit = tuple[str, Iterable[int], Iterable[int]]  # name, shape in the checkpoint, shape in the model
@@ -54,6 +55,10 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
             shards = source.find_json(index).get("weight_map")
             if not isinstance(shards, dict):
                 raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
+            # transformers would read any path
+            strange = [one for one in shards.values() if not isinstance(one, str) or Path(one).name != one]
+            if strange or not shards:
+                raise ValueError(f"the weight_map of {index} must name files beside it; got {[*strange, shards][0]!r}")
             files = [source.find(shard) for shard in sorted(set(shards.values()))]
         if any(files):
             return {tensor: stored for path in files if path for tensor, stored in read(path).items()}
@@ -67,21 +72,61 @@ def _in_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _in_torch_file(path: Path) -> dict[str, StoredTensor]:
+    found = read_state_dict(path, "meta")
+    return {name: StoredTensor(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in found.items()}
+
+
+def read_state_dict(path: Path, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Return the tensors of a file that torch.save wrote. Nothing in the file runs.
+
+    Args:
+        path: The file.
+        device: Device of the tensors. "meta" reads no values.
+
+    Raises:
+        ValueError: The file is damaged, or holds something else than a state_dict.
+    """
     try:
-        found = torch.load(path, "meta", weights_only=True)
-    except UnpicklingError as error:
+        found = torch.load(path, device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises nearly every kind of error
         raise ValueError(
             f"{path.name} is damaged, or holds more than tensors, such as a whole pickled model. Save the state_dict() "
             "of the model there, or better: model.save_pretrained(folder)"
         ) from error
     tensors = found if isinstance(found, dict) else {}
-    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+    if not tensors or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in tensors.items()):
         got = f"a dictionary of {', '.join(map(str, tensors))[:80]}" if tensors else f"a {type(found).__name__}"
         raise ValueError(
             f"{path.name} must hold a dictionary of tensors, a state_dict; got {got}. Save only the state_dict of the "
             "model there"
         )
-    return {name: StoredTensor(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
+    return dict(tensors)
+
+
+def check_described_size(stored: Mapping[str, StoredTensor], config: PretrainedConfig) -> None:
+    """Check that the weights of a checkpoint are not far fewer than its config.json describes.
+
+    Memory is taken for the described weights, before any other check sees that the checkpoint lacks them.
+
+    Args:
+        stored: The tensors of the checkpoint. They may be quantised, so that a value takes half a byte.
+        config: The config of the model.
+
+    Raises:
+        ValueError: config.json describes many times the values of the checkpoint.
+    """
+    attention, layers = 4 * config.d_model * config.num_heads * config.d_kv, config.num_layers
+    feed_forward = 2 * config.d_model * config.d_ff
+    described = config.vocab_size * config.d_model + config.relative_attention_num_buckets * config.num_heads
+    described += layers * (attention + feed_forward) + config.num_decoder_layers * (2 * attention + feed_forward)
+    held = sum(math.prod(one.shape) for one in stored.values())
+    if stored and (described > _MOST_DESCRIBED * held or layers + config.num_decoder_layers > len(stored)):
+        raise ValueError(
+            f"config.json describes at least {described:,} weights in {layers + config.num_decoder_layers:,} layers, "
+            f"and the checkpoint holds {held:,} in {len(stored):,} tensors. Take the config.json that it was saved with"
+        )
 
 
 def check_shapes(stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:

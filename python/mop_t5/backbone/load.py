@@ -44,6 +44,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel  # noqa: 
 from mop_t5.backbone.checkpoint import (  # noqa: E402
     EMBEDDINGS,
     HEAD,
+    check_described_size,
     check_loaded,
     check_quantised_shapes,
     check_shapes,
@@ -241,7 +242,8 @@ def load_backbone(
     with unreadable_in_a_sentence("the backbone", place):
         written = source.find_json("config.json")
         source.find_json("generation_config.json")  # transformers would replace a damaged file by its defaults
-        config = AutoConfig.from_pretrained(source.place, **source.arguments)
+        # without the argument, transformers would ask on the terminal whether code in the folder may run
+        config = AutoConfig.from_pretrained(source.place, trust_remote_code=False, **source.arguments)
     model_class = MODEL_CLASSES.get(config.model_type)
     if model_class is None:
         raise ValueError(
@@ -249,10 +251,18 @@ def load_backbone(
         )
     with unreadable_in_a_sentence("the backbone", place):
         stored = stored_tensors(source)
+        check_described_size(stored, config)
+        if "/" in str(config._attn_implementation):
+            raise ValueError(
+                f"config.json names the attention {config._attn_implementation!r}, which is code on the hub. Remove "
+                "attn_implementation from it"
+            )
     prequantised = "quantization_config" in written
     if prequantised and quantization_config is not None:
+        by = written["quantization_config"]
+        name = by.get("quant_method") if isinstance(by, dict) else by
         raise ValueError(
-            f"the checkpoint {place!r} is quantised already, by {written['quantization_config'].get('quant_method')}. "
+            f"the checkpoint {place!r} is quantised already, by {name}. "
             "Leave quantization_config (--quantise) out, or take the checkpoint in floating point."
         )
     shapes = dict.fromkeys((EMBEDDINGS[0], HEAD), (config.vocab_size, config.d_model))

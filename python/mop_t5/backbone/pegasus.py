@@ -11,16 +11,14 @@ Two layouts are known. Both have a vocab.txt.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import MT5Config
 
 from mop_t5.backbone.build import build_backbone
-from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD, check_finite, refuse_misfit
+from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD, check_finite, read_state_dict, refuse_misfit
+from mop_t5.backbone.tensors import read_tensors
 from mop_t5.backbone.tokenizer import read_pegasus_vocabulary
 from mop_t5.files import StrPath, content_to_replace, read_json, whole_folder
 
@@ -138,11 +136,7 @@ def _read_weights(folder: Path) -> tuple[str, Mapping[str, torch.Tensor]]:
     if prefixes:
         return "TensorFlow", _read_tensorflow(prefixes[0])
     (path,) = found
-    try:
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged, or holds something else than weights. Copy it again.") from error
-    return "PyTorch", weights
+    return "PyTorch", read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
 
 
 def _read_tensorflow(prefix: Path) -> dict[str, torch.Tensor]:

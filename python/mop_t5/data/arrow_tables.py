@@ -5,7 +5,6 @@ and a null, is an error. Only `id` and `references` may be null, because a row o
 """
 
 import importlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 
 from mop_t5.data.examples import KEYS, Example, example_of, quoted
 from mop_t5.data.labels import Labels, labels_of, named
+from mop_t5.files import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -203,7 +203,7 @@ def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: 
 def _labels(schema: "pa.Schema") -> Labels:
     """Return the names of numbers that the library `datasets` has written into a schema."""
     try:
-        return labels_of(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+        return labels_of(parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):  # another program wrote the file
         return {}
 

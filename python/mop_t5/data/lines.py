@@ -3,13 +3,11 @@
 import gzip
 import json
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
 
-from mop_t5.files import StrPath
+from mop_t5.files import StrPath, parse_json
 
 _OTHER_FILES = {  # first bytes of a file -> its kind, and what to do
     **dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16. Convert the file with `iconv -f UTF-16 -t UTF-8`"),
@@ -119,19 +117,10 @@ def json_value(text: str, where: str, expected: str = "one JSON object per line"
         ValueError: The text is not JSON, or an object has a key twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         problem = f"{error.msg}, {line}column {error.colno}"
         raise ValueError(f"{where}: not valid JSON ({problem}). Write {expected}.") from error
-    except (ValueError, RecursionError) as error:  # a repeated key, thousands of digits, thousands of brackets
+    except ValueError as error:  # a repeated key, thousands of digits, thousands of brackets
         raise ValueError(f"{where}: cannot be read as JSON ({error}). Write {expected}.") from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        repeated = sorted(repr(key) for key, count in counts.items() if count > 1)
-        raise ValueError(f"the key {', '.join(repeated)} stands in it more than once")
-    return row

@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from mop_t5.checks import check_names, check_subset, check_types, errors_at
-from mop_t5.files import StrPath
+from mop_t5.files import StrPath, read_text
 
 IN_QUOTES = " Put words such as true in quotes."  # end of messages about values of YAML
 TASKS = "tasks.yaml"
+_MOST_VALUES = 1_000_000  # in a YAML file, with each alias counted as what it stands for
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = ("accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "exact_match", "token_f1", *_ROUGE)
 
@@ -91,17 +92,39 @@ def read_yaml(path: StrPath) -> dict[str, Any]:
         ValueError: The file is not YAML, or a mapping has a key twice.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Strict)
+        content = yaml.load(read_text(path), _Strict)
+        _check_aliases(content)
     except FileNotFoundError:
         raise FileNotFoundError(f"no file at {path}. Give the path of a YAML file.") from None
     except yaml.MarkedYAMLError as error:
         place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ValueError(f"{path}{place}: not valid YAML ({error.problem}). Correct it.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{path}: cannot be read as YAML (too many values inside each other). Correct it.") from None
+    # a tag or a form of YAML that its value does not have: PyYAML raises nearly every kind of error
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error}). Correct it.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise TypeError(f"{path} must hold a mapping of names, `name: ...`; got {content!r}.")
+        got = f"{content!r}"
+        raise TypeError(f"{path} must hold a mapping of names, `name: ...`; got {got[:80]}.")
     return content
+
+
+def _check_aliases(content: object) -> None:
+    """Raise ValueError if aliases make a small file very large: `a: &a [1, 1]`, `b: &b [*a, *a]`, and so on."""
+    sizes: dict[int, int] = {}
+
+    def size(value: object) -> int:
+        if not isinstance(value, (dict, list, tuple, set)):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = _MOST_VALUES  # until it is known: a value that holds itself is endless
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(map(size, inner))
+        return sizes[id(value)]
+
+    if size(content) >= _MOST_VALUES:
+        raise ValueError(f"its aliases stand for {_MOST_VALUES:,} values or more")
 
 
 def check_fields(fields: object, where: str, needed: Sequence[str] = (), possible: Sequence[str] | None = None) -> None:

@@ -1,7 +1,6 @@
 """Write the values of rows as texts by templates with columns in braces, also for lists of turns."""
 
 import ast
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
@@ -9,6 +8,7 @@ from typing import Any
 
 from mop_t5.data.labels import label_key
 from mop_t5.data.table_files import value_at
+from mop_t5.files import parse_json
 
 
 def fields_of(template: str, *, unnamed: bool = False) -> list[str]:
@@ -83,8 +83,8 @@ def turns_in(text: object) -> object:
     if not isinstance(text, str) or not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.method import Device, DType, MethodConfig
 from mop_t5.backbone.load import BackboneShape
+from mop_t5.backbone.tensors import check_floating, read_tensors
 from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.checks import check_choice, check_least, check_names, check_number, check_some_scenario
 from mop_t5.methods import register
@@ -173,9 +172,10 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
             _, tensors = read_saved(model, self.name, argument, value)
         elif path.is_file():
             try:
-                tensors = load_file(path)
-            except SafetensorError as error:
-                raise ValueError(f"{argument} {str(path)!r} is not a safetensors file ({error}).") from error
+                tensors = read_tensors(path)
+                check_floating(path, tensors, dict.fromkeys(tensors, self.prompt.dtype))
+            except ValueError as error:
+                raise ValueError(f"{argument}: {error}") from error
         else:
             raise FileNotFoundError(f"{argument} {str(path)!r} is neither a file nor a folder. Check the path.")
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -180,11 +180,16 @@ def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> A
     description, tensors = adapter_folder.read(folder)
     check_same_backbone(backbone, description["backbone"], weights_of(backbone), name)
     method_class = get(description["method"])
-    method = build_method(method_class, method_class.Config.make(description["config"]), backbone)
-    expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in method.state_dict().items()}
-    expected |= {name: p for name, p in backbone.named_parameters() if method.trains_backbone(name)}
+    config = method_class.Config.make(description["config"])
+    # without memory first: a number in the description may be any number, and the tensors of the file say if it is true
+    try:
+        planned = build_method(method_class, config, backbone, device="meta")
+    except RuntimeError as error:  # more values than torch can count
+        raise ValueError(f"{str(folder)!r} describes a method that cannot be built ({error}). Save it again.") from error
+    expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in planned.state_dict().items()}
+    expected |= {name: p for name, p in backbone.named_parameters() if planned.trains_backbone(name)}
     adapter_folder.check_tensors(folder, tensors, expected)
-    t5 = attach_method(backbone, method)
+    t5 = attach_method(backbone, build_method(method_class, config, backbone))
     t5.load_state_dict(tensors, strict=False)
     return t5
 

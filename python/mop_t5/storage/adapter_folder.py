@@ -13,12 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mop_t5.files import StrPath, checksum, failure_in_a_sentence, flush, read_json, replace_file, write_durably
+from mop_t5.backbone.load import BackboneShape
+from mop_t5.backbone.tensors import check_floating, read_tensors
+from mop_t5.checks import check_names, check_types
+from mop_t5.files import (
+    StrPath,
+    checksum,
+    damage_in_a_sentence,
+    failure_in_a_sentence,
+    flush,
+    read_json,
+    replace_file,
+    write_durably,
+)
 from mop_t5.storage import model_card
 
 CONFIG_NAME = "mop_config.json"
@@ -129,10 +139,7 @@ def read(folder: StrPath) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         ValueError: A file is damaged, or another version of mop_t5 wrote it.
     """
     _, description, weights = _content(Path(folder))
-    try:
-        return description, from_bytes(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{str(Path(folder) / WEIGHTS_NAME)!r} is not a safetensors file ({error}).") from error
+    return description, read_tensors(Path(folder) / WEIGHTS_NAME, weights)
 
 
 def files(folder: StrPath) -> dict[str, Path]:
@@ -166,21 +173,16 @@ def check_tensors(folder: StrPath, tensors: dict[str, torch.Tensor], expected: d
         expected: Tensors of the expected names and shapes. Their values are not read.
 
     Raises:
-        ValueError: A tensor is missing, unexpected, of another shape, or not finite.
+        ValueError: A tensor is missing, unexpected, of another shape, not floating point, or not finite.
     """
     shapes, expected_shapes = ({(name, one.shape) for name, one in some.items()} for some in (tensors, expected))
-    misfits = {name for name, _ in shapes ^ expected_shapes}
-    _refuse(folder, misfits, f"does not fit {CONFIG_NAME}: {{}} missing, unexpected or of another shape. Save again.")
-    infinite = {name for name, tensor in tensors.items() if not tensor.isfinite().all()}
-    _refuse(
-        folder, infinite, "holds values that are not finite: {}. Train the method again with a lower learning rate."
-    )
-
-
-def _refuse(folder: StrPath, names: set[str], message: str) -> None:
-    if names:
-        shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
-        raise ValueError(f"{str(Path(folder) / WEIGHTS_NAME)!r} {message.format(shown)}")
+    path, misfits = Path(folder) / WEIGHTS_NAME, sorted({name for name, _ in shapes ^ expected_shapes})
+    if misfits:
+        shown = ", ".join(misfits[:4]) + (", ..." if len(misfits) > 4 else "")
+        raise ValueError(
+            f"{str(path)!r} does not fit {CONFIG_NAME}: {shown} missing, unexpected or of another shape. Save again."
+        )
+    check_floating(path, tensors, {name: one.dtype for name, one in expected.items()})
 
 
 def _checksum(description: dict[str, Any], weights: bytes) -> str:
@@ -207,4 +209,7 @@ def _read_description(path: Path, weights: bytes) -> dict[str, Any]:
             if not isinstance(owner, dict) or not isinstance(owner.get(key, ...), kinds):
                 of = " of the backbone" if owner is backbone else ""
                 raise ValueError(f"{str(path)!r} has no {key}{of}, so it was not written by mop_t5.save.")
+    with damage_in_a_sentence(path, "Copy or save it again."):
+        check_types(BackboneShape(**description["backbone"]["shape"]))
+        check_names("scenarios", description["config"]["scenarios"])
     return description

@@ -14,7 +14,16 @@ import torch
 from transformers import PreTrainedModel
 
 from mop_t5.backbone.identity import check_same_backbone, weights_of
-from mop_t5.files import StrPath, content_to_replace, failure_in_a_sentence, remove_folder, whole_folder, write_durably
+from mop_t5.checks import check_int, check_type
+from mop_t5.files import (
+    StrPath,
+    content_to_replace,
+    damage_in_a_sentence,
+    failure_in_a_sentence,
+    remove_folder,
+    whole_folder,
+    write_durably,
+)
 from mop_t5.storage import adapter_folder
 
 METHOD = "prompt_tuning"  # the method whose adapter folders hold prompts
@@ -56,8 +65,11 @@ def read_adapter(folder: StrPath, scenario: str | None = None) -> SourcePrompt:
     if description["method"] != METHOD:
         raise ValueError(f"{str(folder)!r} holds the method {description['method']!r}; expected {METHOD!r}.")
     config, d_model = description["config"], description["backbone"]["shape"]["d_model"]
-    scenarios, per_scenario = tuple(config["scenarios"]), config["per_scenario"]
-    size = (config["prefix_length"], d_model)
+    with damage_in_a_sentence(folder / adapter_folder.CONFIG_NAME, "Copy or save it again."):
+        scenarios, per_scenario, length = tuple(config["scenarios"]), config["per_scenario"], config["prefix_length"]
+        check_type("per_scenario", per_scenario, bool)
+        check_int("prefix_length", length, 1)
+    size = (length, d_model)
     expected = torch.empty((len(scenarios), *size) if per_scenario else size, device="meta")
     adapter_folder.check_tensors(folder, tensors, {_TENSOR: expected})
     prompt = tensors[_TENSOR]

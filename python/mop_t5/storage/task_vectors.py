@@ -14,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mop_t5.files import StrPath, failure_in_a_sentence, replace_file
+from mop_t5.backbone.tensors import check_floating, read_tensors
+from mop_t5.checks import check_names
+from mop_t5.files import StrPath, failure_in_a_sentence, parse_json, replace_file
 
 _TENSOR = "vectors"
 _METADATA = "task_vectors"
@@ -64,9 +66,14 @@ def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
         raise FileNotFoundError(f"no task vectors at {str(path)!r}. {_CURE}")
     try:
         with safe_open(path, "pt") as file:
-            known, vectors = _names(file.metadata() or {}), file.get_tensor(_TENSOR)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            known = _names(file.metadata() or {})
+        vectors = read_tensors(path)[_TENSOR]
+        check_names("tasks", known)
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no task vectors. {_CURE}") from error
+    if vectors.dim() != 2 or len(vectors) != len(known):
+        raise ValueError(f"{str(path)!r} must hold {len(known)} vectors; got {tuple(vectors.shape)}. {_CURE}")
+    check_floating(path, {_TENSOR: vectors}, {_TENSOR: torch.float32})
     missing = [task for task in tasks if task not in known]
     if missing:
         raise ValueError(f"{str(path)!r} has no vector for {', '.join(missing)}; it has {', '.join(known)}. {_CURE}")
@@ -76,5 +83,5 @@ def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
 def _names(metadata: Mapping[str, str]) -> list[str]:
     """Return the names of the tasks from the metadata of a file of this version or of an earlier version."""
     if _METADATA in metadata:
-        return json.loads(metadata[_METADATA])["tasks"]
-    return json.loads(metadata["tasks"])
+        return parse_json(metadata[_METADATA])["tasks"]
+    return parse_json(metadata["tasks"])

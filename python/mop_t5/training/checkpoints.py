@@ -17,24 +17,29 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mop_t5.attachment.attached_model import attached, backbone_parameters, is_attached
 from mop_t5.attachment.method import Method
 from mop_t5.backbone.identity import check_same_backbone
+from mop_t5.checks import check_int
 from mop_t5.files import (
     StrPath,
     checksum,
+    damage_in_a_sentence,
     failure_in_a_sentence,
     flush,
     flush_tree,
     put_in_place,
+    read_json,
     remove_folder,
     write_durably,
 )
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
 from mop_t5.training.config import TrainingConfig
+from mop_t5.training.zero import check_zero_files
 
 # {"files": {name: SHA-256}, "batches_per_step": batches of all processes, "engine": see _engine}; its presence means
 # that the checkpoint is complete
@@ -72,6 +77,8 @@ class WholeCheckpoints(Seq2SeqTrainer):
                 if self.state.best_global_step == self.state.global_step:
                     self.state.best_model_checkpoint = str(folder / name)
                 if self.args.should_save:
+                    # a pickle that nobody reads: what is handed on should hold none
+                    (folder / _WRITING / name / TRAINING_ARGS_NAME).unlink(missing_ok=True)
                     self.state.save_to_json(str(folder / _WRITING / name / "trainer_state.json"))
                     write_contents(folder / _WRITING / name, self.made_of)
                     step = self.args.gradient_accumulation_steps * self.args.world_size
@@ -192,8 +199,10 @@ def check_step(checkpoint: StrPath, config: TrainingConfig, processes: int) -> N
         config: The settings of the resumed run.
         processes: Processes of the resumed run.
     """
-    written = json.loads((Path(checkpoint) / FILES).read_text(encoding="utf-8"))
+    written = read_json(Path(checkpoint) / FILES, "Delete this folder to resume from the checkpoint before it.")
     engine, here = written.get("engine"), _engine(config.shard, processes)
+    if here is not None:
+        check_zero_files(Path(checkpoint))
     if engine != here:
         raise ValueError(
             f"{checkpoint} has the optimizer of {engine or 'a run without DeepSpeed'}, which cannot be resumed by "
@@ -228,11 +237,14 @@ def _seal(checkpoint: Path, notes: Mapping[str, Any]) -> None:
 
 def _check_files(checkpoint: Path) -> None:
     cure = "Delete this folder to resume from the checkpoint before it."
-    try:
-        sums = json.loads((checkpoint / FILES).read_text(encoding="utf-8"))["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(checkpoint)!r} is damaged: {FILES} cannot be read. {cure}") from error
-    for name, expected in sums:
+    listed = read_json(checkpoint / FILES, cure)
+    with damage_in_a_sentence(checkpoint / FILES, cure):
+        sums = dict(listed["files"])
+        for number in filter(None, [listed.get("batches_per_step")]):
+            check_int("batches_per_step", number, 1)
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
+            raise ValueError("it names files outside of the checkpoint")
+    for name, expected in sums.items():
         if not (checkpoint / name).is_file():
             raise ValueError(f"{str(checkpoint)!r} is damaged: {name} is missing. {cure}")
         if checksum(checkpoint / name) != expected:

@@ -5,7 +5,9 @@ it steps within backward, on flat pieces of the parameters. So what changes sing
 cannot work, and is refused.
 """
 
+import re
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mop_t5.attachment.attached_model import is_attached
+from mop_t5.files import read_text
 from mop_t5.training.config import TrainingConfig
+
+_OF_DEEPSPEED = {  # objects beside tensors in the files that DeepSpeed writes
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 
 
 def check_zero(model: PreTrainedModel, config: TrainingConfig) -> None:
@@ -66,6 +75,34 @@ def zero_settings(config: TrainingConfig) -> dict[str, Any] | None:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,  # AdamW of torch
     }
+
+
+def check_zero_files(checkpoint: Path) -> None:
+    """Check that DeepSpeed may read its files in a checkpoint. It unpickles them, and a pickle can run any code.
+
+    The names of all objects in a pickle can be listed without reading it.
+
+    Args:
+        checkpoint: The checkpoint, which has other files, too.
+
+    Raises:
+        ValueError: A file is damaged, holds more than DeepSpeed writes, or lies outside of the checkpoint.
+    """
+    cure = "Delete this folder to resume from the checkpoint before it."
+    latest = checkpoint / "latest"  # names the folder that DeepSpeed reads
+    named = read_text(latest).strip() if latest.is_file() else ""
+    if latest.exists() and not re.fullmatch(r"global_step\d+", named):
+        raise ValueError(f"{latest} must name a folder of DeepSpeed, global_stepN; got {named[:80]!r}. {cure}")
+    for path in sorted(checkpoint.rglob("*.pt")):
+        try:
+            strange = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - _OF_DEEPSPEED
+        except Exception as error:  # a damaged file raises nearly every kind of error
+            raise ValueError(f"{path} is damaged ({error}). {cure}") from error
+        if strange:
+            raise ValueError(
+                f"{path} holds {', '.join(sorted(strange))}, which DeepSpeed does not write and which may run code. "
+                f"{cure}"
+            )
 
 
 def adapt_engine(engine: Any, model: PreTrainedModel) -> None:
