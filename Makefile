@@ -13,8 +13,9 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 # what `make gpu` builds into and runs: nothing is installed or downloaded there
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format benchmark \
-	interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches clean
+.PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format \
+	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches \
+	clean
 
 setup: $(STAMP)
 
@@ -84,6 +85,12 @@ build/release-tools/.installed: tests/release/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
+# Search for files at which a reader breaks (SECURITY.md): make fuzz SECONDS=600. Not part of `make test`. Guided by
+# coverage where atheris is installed. FOLDER may hold it: pip install --target FOLDER atheris; PYTHONPATH=FOLDER make fuzz
+SECONDS := 600
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/search.py $(SECONDS)
 
 # Before each commit, in less than a minute on two cores
 FAST_TESTS := tests/test_imports.py tests/test_readme.py tests/kernels/test_reference.py tests/kernels/test_mop_ffn.py \

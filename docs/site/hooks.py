@@ -16,7 +16,7 @@ from mop_t5 import method_names
 from mop_t5.methods import get
 
 ROOT = Path(__file__).parents[2]
-_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "findings/README.md")
+_PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "findings/README.md")
 _LINK = re.compile(r"\]\(([^)#\s:]+)[^)]*\)")
 _DIRECTIVE = re.compile(r"^::: (.+)$", re.MULTILINE)
 

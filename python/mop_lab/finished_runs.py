@@ -18,7 +18,7 @@ from mop_t5.data import Example, TaskMetrics
 from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
 from mop_t5.evaluation.scores import PREDICTIONS, read_predictions
-from mop_t5.files import read_json
+from mop_t5.files import damage_in_a_sentence, read_json
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, content_of_weights, read_settings
 from transformers import PreTrainedModel
@@ -92,8 +92,9 @@ class FinishedRun:
         The metrics of the tasks are those of the evaluation, because tasks.yaml of the corpus may have changed since.
         """
         how = self.scoring
-        tasks = {name: TaskMetrics(**task) for name, task in how.get("metrics", {}).items()}
-        return Scorer(Rouge(how["implementation"], how["unit"], how["normalise"]), tasks)
+        with damage_in_a_sentence(self.evaluation / SETTINGS, "Evaluate again with --overwrite."):
+            tasks = {name: TaskMetrics(**task) for name, task in (how.get("metrics") or {}).items()}
+            return Scorer(Rouge(how["implementation"], how["unit"], how["normalise"]), tasks)
 
     @cached_property
     def made_of(self) -> dict[str, contents.Content] | None:

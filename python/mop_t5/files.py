@@ -9,7 +9,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 _REMOVING = ".removing"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # end of the text of an operating-system error in Rust
 _BLOCK = 1 << 20  # number of bytes that a checksum reads at once
-_TOO_DEEP = "it has more than 100 brackets inside each other"
-_DEEPEST = 100  # most JSON values inside each other: far below the depth at which Python itself gives up
+DEEPEST_JSON = 100  # most JSON values inside each other: far below the depth at which Python itself gives up
 
 StrPath = str | os.PathLike[str]
 
@@ -260,17 +259,15 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: The text is not JSON, has a key twice, or has more than 100 values inside each other.
     """
-    try:
-        content = json.loads(text, object_pairs_hook=_without_repeats)
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    level = [content]
-    for _ in range(_DEEPEST):
-        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
-        level = [value for values in inner for value in values]
-        if not level:
-            return content
-    raise ValueError(_TOO_DEEP)
+    with suppress(RecursionError):
+        level = [json.loads(text, object_pairs_hook=_without_repeats)]
+        content = level[0]
+        for _ in range(DEEPEST_JSON):
+            inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+            level = [value for values in inner for value in values]
+            if not level:
+                return content
+    raise ValueError(f"it has more than {DEEPEST_JSON} brackets inside each other")
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

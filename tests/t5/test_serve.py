@@ -277,6 +277,12 @@ WRONG = [
     (GOOD | {"max_new_tokens": 7}, 422, ["max_new_tokens", "1", "6", "7"]),
     (GOOD | {"max_new_tokens": 1.5}, 422, ["max_new_tokens", "integer"]),
     (GOOD | {"stream": True, "num_beams": 2}, 422, ["stream", "num_beams"]),
+    (b'{"scenario": "taxi", "dialogue": "x", "num_beams": NaN}', 422, ["num_beams", "integer"]),
+    (b'{"scenario": "taxi", "dialogue": "x", "num_beams": 1e999}', 422, ["num_beams", "integer"]),
+    (b'{"scenario": "taxi", "dialogue": "x", "max_new_tokens": ' + b"9" * 3000 + b"}", 422, ["max_new_tokens", "1"]),
+    (GOOD | {"max_new_tokens": -(10**40)}, 422, ["max_new_tokens", "1", "6"]),
+    (GOOD | {"scenario": ["taxi"] * 500}, 422, ["scenario", "string"]),
+    (b'{"a":' * 600 + b"1" + b"}" * 600, 400, ["JSON"]),
     (GOOD | {"temperature": 1}, 422, ["temperature", "known", "num_beams"]),
     (GOOD | {"scenario": "metro"}, 404, ["mop", "metro", "food, taxi, ticket"]),
     (GOOD | {"adapter": "nobody"}, 404, ["nobody", "mop, prompt"]),
@@ -299,6 +305,26 @@ def test_wrong_requests_are_refused_in_a_sentence(adapters):
         assert served.client.get("/v1/summaries").json() == {"error": "GET /v1/summaries: Method Not Allowed."}
         assert served.client.get("/docs").status_code == 404  # it would load scripts of another host
         assert served.client.post("/v1/summaries", json=GOOD | {"max_new_tokens": 1}).status_code == 200
+
+
+def test_pages_of_other_sites_are_refused(served):
+    for site, status in {"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200}.items():
+        answer = served.client.post("/v1/summaries", json=GOOD, headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == status
+    assert "error" in served.client.post("/", headers={"Sec-Fetch-Site": "cross-site"}).json()
+    link = served.client.get("/", headers={"Sec-Fetch-Site": "cross-site"})
+    assert link.status_code == 200
+    assert "frame-ancestors 'none'" in link.headers["content-security-policy"]
+    for address in ("/", "/v1/adapters", "/no/such"):
+        headers = served.client.get(address).headers
+        assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+@pytest.mark.parametrize(
+    "address", ["/../run.json", "/%2e%2e/run.json", "/v1/adapters/..%2f..%2fetc%2fpasswd", "//etc/passwd"]
+)
+def test_no_address_leads_to_a_file(served, address):
+    assert served.client.get(address).status_code == 404
 
 
 def test_the_adapters_and_the_page(served, adapters):
@@ -358,7 +384,15 @@ def test_names_of_adapters(runs, place):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("batch_size", 0), ("max_queue", 0), ("max_body", 0), ("timeout", 0.0), ("max_wait", -1.0), ("max_beams", 0)]
+    [
+        ("batch_size", 0),
+        ("max_queue", 0),
+        ("max_body", 0),
+        ("max_connections", 0),
+        ("timeout", 0.0),
+        ("max_wait", -1.0),
+        ("max_beams", 0),
+    ]
     + [("max_new_tokens", 0), ("timeout", float("inf")), ("batch_size", 1.5)],
 )
 def test_limits_are_checked(field, value):

@@ -114,6 +114,17 @@ def test_a_body_that_does_not_come_is_given_up(adapters):
         assert "error" in json.loads(answer.split(b"\r\n\r\n")[1])
 
 
+def test_more_connections_than_the_limit_are_refused(adapters):
+    with serving(adapters, max_connections=3) as (_, client):
+        address = client.base_url.host, client.base_url.port
+        held = [socket.create_connection(address) for _ in range(3)]
+        until(lambda: httpx2.get(client.base_url.join("/healthz")).status_code == 503)
+        for one in held:
+            one.close()
+        until(lambda: httpx2.get(client.base_url.join("/healthz")).status_code == 200)
+        assert "server" not in httpx2.get(client.base_url.join("/healthz")).headers
+
+
 def test_a_stop_answers_what_was_accepted_and_refuses_more(adapters, gate):
     with serving(adapters) as (server, client):
         running = send(client)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from mop_t5.backbone import tokenizer_files
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
 from mop_t5.backbone.source import source_of
-from mop_t5.checks import check_choice
+from mop_t5.checks import check_choice, check_type
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
 # files that may hold a tokenizer
@@ -244,23 +244,32 @@ def load_tokenizer(
         ids = {name: config[name] for name in _IDS if name in config}
         ids |= {name: i for name, i in source.find_json("generation_config.json").items() if name in _IDS}
         whole, pieces = source.find("tokenizer.json"), source.find("spiece.model")
-    named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
-    vocab_size = config.get("vocab_size")
+        named = saved.get("tokenizer_class") or config.get("tokenizer_class") or ""
+        vocab_size, extra_ids = config.get("vocab_size"), saved.get("extra_ids")
+        check_type("tokenizer_class", named, str)
+        for name, value in {"vocab_size": vocab_size, "extra_ids": extra_ids}.items():
+            check_type(name, value, int | None)
+        for name, value in ids.items():
+            check_type(name, value, int | list[int] | None)
     read: Callable[[str], PreTrainedTokenizerBase]
     if whole is not None:
         own = {own.__name__: own for own in (JiebaTokenizer, T5PegasusTokenizer)}.get(named)
         read = (own or PreTrainedTokenizerFast).from_pretrained
     elif pieces is not None and named.removesuffix("Fast") in _T5_CLASSES:
-        extra_ids = saved.get("extra_ids")
         read = partial(tokenizer_files.read_sentencepiece, pieces=pieces, extra_ids=extra_ids, vocab_size=vocab_size)
     else:
         read = tokenizer_files.class_of_transformers(named, place).from_pretrained
     with unreadable_in_a_sentence("the tokenizer", place):
         tokenizer = read(source.place, **source.arguments)
-    if not isinstance(tokenizer, SegmentingTokenizer):
-        tokenizer_files.fit_for_t5(tokenizer, place)
-    tokenizer_files.check_size(tokenizer, place, vocab_size)
-    tokenizer_files.check_ids(tokenizer, place, ids)
+    try:
+        if not isinstance(tokenizer, SegmentingTokenizer):
+            tokenizer_files.fit_for_t5(tokenizer, place)
+        tokenizer_files.check_size(tokenizer, place, vocab_size)
+        tokenizer_files.check_ids(tokenizer, place, ids)
+    except ValueError:
+        raise
+    except Exception as error:  # tokenizers reads some files that it cannot use
+        raise ValueError(f"the tokenizer in {place!r} does not work ({error}). Copy it again.") from error
     return tokenizer
 
 

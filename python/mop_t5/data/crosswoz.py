@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from mop_t5.checks import check_subset
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.examples import Example
-from mop_t5.data.lines import decoded, json_value
+from mop_t5.data.lines import LONGEST_LINE, decoded, json_value
 from mop_t5.files import StrPath, checksum
 
 PARTS = ("train", "val", "test")
@@ -111,6 +111,8 @@ def _read_part(folder: Path, part: str) -> dict[str, Dialogue]:
             raw = plain.read_bytes()
         else:
             with zipfile.ZipFile(packed) as archive:
+                if archive.getinfo(plain.name).file_size > LONGEST_LINE:  # no more than this size is ever unpacked
+                    raise ValueError(f"it unpacks to more than {LONGEST_LINE:,} bytes")
                 raw = archive.read(plain.name)
         content = json_value(decoded(raw, 1, where), where, "dialogues by their ids")
     except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:

@@ -1,11 +1,12 @@
 """Read the rows of JSON files: one value per line, or one document of all rows."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mop_t5.data.lines import BadRow, decoded, json_value, lines, numbered, open_binary
+from mop_t5.data.lines import LONGEST_LINE, BadRow, bounded, decoded, json_value, lines, numbered, open_binary
 
 TURNS = "turns"  # the column of a row that is a list of texts
 _WHAT = "a list of objects, or one object per line"
@@ -46,11 +47,21 @@ def _document(path: Path, by_line: bool) -> object:
         return content if second is None and not one_row else None
     except ValueError:  # the document goes on, or this line is damaged
         try:
-            return json_value("".join(line for _, line in lines(path)), str(path), _WHAT)
+            return json_value(_whole(path), str(path), _WHAT)
         except ValueError:
             if by_line or (first[1].lstrip().startswith(b"{") and second is not None and _is_object(*second, path)):
                 return None
             raise
+
+
+def _whole(path: Path) -> str:
+    size, parts = 0, []
+    for _, line in lines(path):
+        size += len(line)
+        if size > LONGEST_LINE:
+            raise ValueError(f"{path}: longer than {LONGEST_LINE:,} characters. Write one object per line.")
+        parts.append(line)
+    return "".join(parts)
 
 
 def _of_lines(path: Path, bad_row: BadRow) -> Iterator[tuple[str, object]]:
@@ -104,8 +115,8 @@ def _is_turns(row: object) -> bool:
     return isinstance(row, list) and row != [] and all(isinstance(turn, str) for turn in row)
 
 
-def _filled(file: Iterable[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
-    return ((number, raw) for number, raw in numbered(file, path) if raw.strip())
+def _filled(file: BufferedIOBase, path: Path) -> Iterator[tuple[int, bytes]]:
+    return ((number, raw) for number, raw in numbered(bounded(file), path) if raw.strip())
 
 
 def _value(number: int, raw: bytes, path: Path) -> object:

@@ -4,6 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _OTHER_FILES = {  # first bytes of a file -> its kind, and what to do
     b"PAR1": "Parquet. Let its name end in .parquet",
     b"ARROW1": "Arrow. Let its name end in .arrow",
 }
+LONGEST_LINE = 2**30  # bytes of a line and of a JSON document: some kilobytes of gzip data can unpack to as many
 BadRow = Callable[[str, Exception], None]  # called with the place and the error of a row that cannot be read
 
 
@@ -56,13 +58,24 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
         ValueError: A line is not UTF-8, or the gzip data are damaged.
     """
     with open_binary(path) as file:
-        for number, raw in numbered(file, path):
+        for number, raw in numbered(bounded(file), path):
             yield number, decoded(raw, number, f"{path}, line {number}")
 
 
 def open_binary(path: Path) -> BufferedIOBase:
-    """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked."""
+    """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked.
+
+    Raises:
+        OSError: The path is a folder, a pipe or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file, but a folder, a pipe or a device. Give the path of a file.")
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def bounded(file: BufferedIOBase) -> Iterator[bytes]:
+    """Return the lines of an open file. Of a line that `numbered` refuses, only a part is read."""
+    return iter(partial(file.readline, LONGEST_LINE + 1), b"")
 
 
 def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, bytes]]:
@@ -73,11 +86,13 @@ def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, b
         name: Name of the file, for messages.
 
     Raises:
-        ValueError: The gzip data are damaged or break off.
+        ValueError: The gzip data are damaged or break off, or a line is too long.
     """
     number = 0
     try:
         for number, raw in enumerate(raw_lines, start=1):
+            if len(raw) > LONGEST_LINE:
+                raise ValueError(f"{name}, line {number}: longer than {LONGEST_LINE:,} bytes. Divide the line.")
             yield number, raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(

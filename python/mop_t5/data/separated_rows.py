@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from mop_t5.data.lines import BadRow, decoded, numbered, open_binary
+from mop_t5.data.lines import LONGEST_LINE, BadRow, bounded, decoded, numbered, open_binary
 
-_LONGEST_FIELD = 2**31 - 1  # characters; the csv module reads at most 131,072 by default
 _FIELD_LIMIT = threading.Lock()
 
 
@@ -31,7 +30,7 @@ def separated_rows(
         _check_header(header, "header")
     has_warned = False
     with open_binary(path) as file:
-        raw_lines = numbered(file, path)
+        raw_lines = numbered(bounded(file), path)
         delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
         lines = _Lines(raw_lines, path)
         reader = csv.reader(
@@ -126,7 +125,7 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
     one thread at a time, and always restored.
     """
     with _FIELD_LIMIT:
-        limit = csv.field_size_limit(_LONGEST_FIELD)
+        limit = csv.field_size_limit(LONGEST_LINE)  # 131,072 by default
         try:
             return next(reader, None)
         finally:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from mop_t5.checks import check_names, check_subset, check_types, errors_at
-from mop_t5.files import StrPath, read_text
+from mop_t5.files import DEEPEST_JSON, StrPath, read_text
 
 IN_QUOTES = " Put words such as true in quotes."  # end of messages about values of YAML
 TASKS = "tasks.yaml"
@@ -100,7 +100,9 @@ def read_yaml(path: StrPath) -> dict[str, Any]:
         place = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ValueError(f"{path}{place}: not valid YAML ({error.problem}). Correct it.") from error
     except RecursionError:
-        raise ValueError(f"{path}: cannot be read as YAML (too many values inside each other). Correct it.") from None
+        raise ValueError(
+            f"{path}: cannot be read as YAML (more than {DEEPEST_JSON} values inside each other). Correct it."
+        ) from None
     # a tag or a form of YAML that its value does not have: PyYAML raises nearly every kind of error
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error}). Correct it.") from error
@@ -111,16 +113,18 @@ def read_yaml(path: StrPath) -> dict[str, Any]:
 
 
 def _check_aliases(content: object) -> None:
-    """Raise ValueError if aliases make a small file very large: `a: &a [1, 1]`, `b: &b [*a, *a]`, and so on."""
+    """Raise ValueError if aliases make a small file very large, `a: &a [1, 1]`, `b: &b [*a, *a]`, or it is too deep."""
     sizes: dict[int, int] = {}
 
-    def size(value: object) -> int:
+    def size(value: object, depth: int = 1) -> int:
+        if depth > DEEPEST_JSON:
+            raise RecursionError
         if not isinstance(value, (dict, list, tuple, set)):
             return 1
         if id(value) not in sizes:
             sizes[id(value)] = _MOST_VALUES  # until it is known: a value that holds itself is endless
             inner = [*value, *value.values()] if isinstance(value, dict) else value
-            sizes[id(value)] = 1 + sum(map(size, inner))
+            sizes[id(value)] = 1 + sum(size(one, depth + 1) for one in inner)
         return sizes[id(value)]
 
     if size(content) >= _MOST_VALUES:

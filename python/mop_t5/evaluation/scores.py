@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mop_t5.checks import check_number, check_type
 from mop_t5.data import Example
 from mop_t5.data.examples import example_of
 from mop_t5.files import damage_in_a_sentence, json_lines, read_json, split_json_lines, write_json
@@ -93,9 +94,8 @@ def read_scores(folder: str | Path) -> dict[str, dict[str, TaskScores]]:
         }
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"a score must be a number, got {value!r}")
+def _number(value: float) -> float:
+    check_number("a score", value)
     return value
 
 
@@ -126,4 +126,6 @@ def read_predictions(folder: str | Path) -> list[tuple[Example, dict[str, str]]]
         raise FileNotFoundError(f"{path} is missing. {_CURE}")
     with damage_in_a_sentence(path, _CURE):
         rows = split_json_lines(path.read_text(encoding="utf-8"))
+        for row in rows:
+            check_type("predictions", row["predictions"], dict[str, str])
         return [(example_of(row, "it", "", True), row["predictions"]) for row in rows]

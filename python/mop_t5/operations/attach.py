@@ -24,6 +24,7 @@ from mop_t5.backbone.identity import check_readable, check_same_backbone, weight
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.backbone.placement import check_embeddings
 from mop_t5.backbone.weights import device_of, size_of
+from mop_t5.checks import errors_at
 from mop_t5.methods import get, of_config
 from mop_t5.storage import adapter_folder, hub
 
@@ -179,13 +180,14 @@ def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> A
     """Attach the method saved in folder. name: Name of the adapter, for the message about another backbone."""
     description, tensors = adapter_folder.read(folder)
     check_same_backbone(backbone, description["backbone"], weights_of(backbone), name)
-    method_class = get(description["method"])
-    config = method_class.Config.make(description["config"])
-    # without memory first: a number in the description may be any number, and the tensors of the file say if it is true
-    try:
-        planned = build_method(method_class, config, backbone, device="meta")
-    except RuntimeError as error:  # more values than torch can count
-        raise ValueError(f"{str(folder)!r} describes a method that cannot be built ({error}). Save it again.") from error
+    with errors_at(str(folder)):
+        method_class = get(description["method"])
+        config = method_class.Config.make(description["config"])
+        # without memory first: the description may name any number, and the tensors of the file show if it is true
+        try:
+            planned = build_method(method_class, config, backbone, device="meta")
+        except RuntimeError as error:  # more values than torch can count
+            raise ValueError(f"no such method can be built ({error}). Save it again.") from error
     expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in planned.state_dict().items()}
     expected |= {name: p for name, p in backbone.named_parameters() if planned.trains_backbone(name)}
     adapter_folder.check_tensors(folder, tensors, expected)

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mop_t5.attachment.attached_model import attached
 from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.backbone.source import is_prequantised
+from mop_t5.checks import check_type
 from mop_t5.files import (
     check_writable,
     content_to_replace,
@@ -59,6 +60,14 @@ _EARLIER: dict[str, Any] = {
     "trainer": {},
     "licence": None,
     **asdict(LoadingSettings()),
+}
+# settings that are used before anything else checks them, in run.json of a training or of an evaluation
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("steps", "max_source", "max_target", "num_beams", "seed"), int | None),
+    **dict.fromkeys(("corpus", "backbone", "method", "licence", "split"), str | None),
+    **dict.fromkeys(("implementation", "unit", "normalise"), str),
+    **dict.fromkeys(("options", "trainer", "metrics"), dict[str, Any] | None),
+    "seeds": list[int] | None,
 }
 _EARLIER_OPTIONS = {"mop": {"others": "mlp"}}  # fields that earlier versions of a method did not have
 # settings that a resumed run may change: its length, its intervals, the places of its files and layers, its reports,
@@ -180,8 +189,10 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
     settings = read_json(path, _CURE)
-    if not isinstance(settings.get("seeds") or [], list):
-        raise ValueError(f"{path} is damaged: it holds no settings. {_CURE}")
+    with damage_in_a_sentence(path, _CURE):
+        for name in _KINDS.keys() & settings.keys():
+            check_type(name, settings[name], _KINDS[name])
+        LoadingSettings.of_run(settings)
     if isinstance(options := settings.get("options"), dict):
         settings["options"] = _EARLIER_OPTIONS.get(str(settings.get("method")), {}) | options
     return _EARLIER | settings

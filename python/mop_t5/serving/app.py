@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mop_t5.serving.adapters import Adapter
 from mop_t5.serving.batcher import Batcher, QueueFull, Stopping
@@ -26,7 +26,16 @@ from mop_t5.serving.summary_request import Refused, SummaryRequest, job_of, read
 _LEFT = 499  # the status of a client that left before its answer, as in the logs of nginx
 _PAGE = Path(__file__).with_name("page.html")
 # the page loads nothing, and talks to this server only
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# no browser guesses another type of an answer, and no answer is shown to the page of another site or kept
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
 _JSON_LINES = "application/x-ndjson; charset=utf-8"  # some clients guess where no charset is named
 Result = TypeVar("Result")
 
@@ -42,6 +51,7 @@ def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, 
     """
     # the documentation pages of FastAPI load their scripts from another host
     app = FastAPI(title="mop-t5 serve", docs_url=None, redoc_url=None)
+    app.add_middleware(_Guard)
     app.add_exception_handler(HTTPException, _sentence)
     app.add_exception_handler(Exception, _failure)
 
@@ -98,6 +108,30 @@ def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, 
         return JSONResponse(_content(job, answer))
 
     return app
+
+
+class _Guard:
+    """Refuses what a page of another site sends through the browser of a person who can reach the server.
+
+    It adds headers to every answer. It is no middleware of FastAPI's own kind, which hides that a client has left.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+            await send(message)
+
+        app = self._app
+        site = dict(scope.get("headers", [])).get(
+            b"sec-fetch-site"
+        )  # every browser sends it, and no page can change it
+        if site in (b"cross-site", b"same-site") and scope["method"] not in ("GET", "HEAD"):
+            app = Refused(403, "a page of another site may not ask this server. Use the page at /.").response()
+        await app(scope, receive, sent)
 
 
 def _submit(batcher: Batcher, job: Job) -> None:

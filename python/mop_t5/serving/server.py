@@ -31,7 +31,15 @@ class Server(uvicorn.Server):
         self.batcher = Batcher(limits, on_batch=metrics.batch)
         metrics.watch(self.batcher)
         app = make_app(adapters, self.batcher, limits, metrics)
-        super().__init__(uvicorn.Config(app, ws="none", lifespan="off", timeout_graceful_shutdown=_LAST_LINES))
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=_LAST_LINES,
+            limit_concurrency=limits.max_connections,
+            server_header=False,
+        )
+        super().__init__(config)
         self._stop = False
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:

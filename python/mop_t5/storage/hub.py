@@ -192,6 +192,9 @@ def upload(
         FileNotFoundError: A file of the folder is missing.
     """
     description, _ = adapter_folder.read(folder)
+    card = Path(folder) / CARD_NAME
+    if card.is_symlink():  # its content would be published, whatever it is
+        raise ValueError(f"{card} is a link to {os.readlink(card)!r}. Put a file there, or remove it.")
     _warn_of_paths(description)
     exists = check_upload(name, private=private, revision=revision, token=token)
     api = HfApi(token=token, library_name=LIBRARY)
@@ -202,7 +205,7 @@ def upload(
             api.create_branch(name, branch=str(revision), exist_ok=True)
         info = api.model_info(name, revision=revision)
         _check_takes_adapter(name, info, private)
-        files = adapter_folder.files(folder) | {CARD_NAME: Path(folder) / CARD_NAME}
+        files = adapter_folder.files(folder) | {CARD_NAME: card}
         done = api.create_commit(
             name,
             [CommitOperationAdd(file, str(path)) for file, path in files.items() if path.is_file()],

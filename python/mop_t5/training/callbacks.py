@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ class MethodHooks(TrainerCallback):
             for name in self._method.records():
                 path = self._folder / name
                 kept = [line for line in _lines(path) if line["step"] <= state.global_step] if state.global_step else []
-                if kept or path.exists():
+                if kept or os.path.lexists(path):  # in place of a link, through which later records would be written
                     replace_file(path, "".join(map(_as_line, kept)).encode())
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):

@@ -192,7 +192,7 @@ def _model_on_meta(
             raise ValueError(f"backbone {backbone!r} is no folder and no known name. {hint}")
         place = backbone
         with unreadable_in_a_sentence("the backbone", place):
-            backbone = AutoConfig.from_pretrained(place)
+            backbone = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if getattr(backbone, "quantization_config", None) is not None:
         raise ValueError(
             "backbone must be a checkpoint in floating point; its config.json says that its weights are quantised "

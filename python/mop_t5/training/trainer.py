@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -150,6 +151,11 @@ def train(
             without_warnings_of_sharding(),
         ):
             outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:  # Trainer reads its files in a checkpoint without running anything in them
+        raise ValueError(
+            f"{checkpoint} holds a file of more than tensors and numbers, which is not read: "
+            f"{str(error).partition(chr(10))[0]} Delete this folder to resume from the checkpoint before it."
+        ) from error
     finally:
         trainer.close_bars()
     model.eval()

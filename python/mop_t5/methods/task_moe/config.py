@@ -9,6 +9,7 @@ from mop_t5.checks import check_choice, check_least, check_number, check_some_sc
 from mop_t5.methods.task_moe.routers import ROUTERS
 from mop_t5.methods.task_moe.selection import SELECTIONS
 
+_MOST_EXPERTS = 1024  # of a block
 _PRESETS = {
     # slowly from nearly average routes to the router's routes; for use with `routes_from`
     "stage_two": {
@@ -93,6 +94,8 @@ class TaskMoEConfig(MethodConfig):
         check_some_scenario(self.scenarios)
         self._fill_in(_PRESETS, self.preset)
         check_least(self, 1, "experts", "hidden", "d_task")
+        if self.experts > _MOST_EXPERTS:
+            raise ValueError(f"experts must be at most {_MOST_EXPERTS}; got {self.experts}.")
         check_least(self, 0, "encoder_layers", "decoder_layers")
         for name in ("encoder_layers", "decoder_layers"):
             if (layers := getattr(self, name)) is not None:
