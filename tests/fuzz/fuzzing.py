@@ -209,14 +209,8 @@ def _read_crosswoz(path: Path) -> None:
 
 
 def _read_prompt(folder: Path) -> None:
-    mop_t5.attach(
-        tiny(),
-        "prompt_tuning",
-        scenarios=SCENARIOS,
-        prefix_length=5,
-        init="file",
-        init_file=str(folder / "p.safetensors"),
-    )
+    fields = {"init": "file", "init_file": str(folder / "p.safetensors"), "prefix_length": 5}
+    mop_t5.detach(mop_t5.attach(_backbone(), "prompt_tuning", scenarios=SCENARIOS, **fields))
 
 
 def _write_prompt(folder: Path) -> None:
@@ -287,13 +281,17 @@ READERS: dict[str, Reader] = {
         is_slow=True,
     ),
     "sharded backbone": Reader(
-        ("model.safetensors.index.json",), lambda folder: _write_backbone(folder, sharded=True), mop_t5.load_backbone
+        ("model.safetensors.index.json",),
+        lambda folder: _write_backbone(folder, sharded=True),
+        mop_t5.load_backbone,
+        is_slow=True,
     ),
-    "pytorch_model.bin": Reader(("pytorch_model.bin",), _state_dict, mop_t5.load_backbone),
+    "pytorch_model.bin": Reader(("pytorch_model.bin",), _state_dict, mop_t5.load_backbone, is_slow=True),
     "tokenizer": Reader(
         ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"),
         _write_backbone,
         load_tokenizer,
+        is_slow=True,
     ),
 }
 

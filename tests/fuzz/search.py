@@ -84,7 +84,7 @@ def guided(seconds: float) -> None:
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)
-        if not data or data[0] >= len(search.targets) or chance.random() < 0.1:
+        if not data or data[0] >= len(search.targets) or chance.random() < 0.5:
             target = chance.randrange(len(search.targets))
             data = bytes([target]) + search.content(target)
         return (data[:1] + fuzzing.mutated(data[1:], chance))[:most]

@@ -56,9 +56,8 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
             if not isinstance(shards, dict):
                 raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
             # transformers would read any path
-            strange = [
-                one for one in shards.values() if not isinstance(one, str) or Path(one).name != one or one == ".."
-            ]
+            files_beside = {one for one in shards.values() if isinstance(one, str) and Path(one).name == one}
+            strange = [one for one in shards.values() if one not in files_beside - {"", ".."}]
             if strange or not shards:
                 raise ValueError(f"the weight_map of {index} must name files beside it; got {[*strange, shards][0]!r}")
             files = [source.find(shard) for shard in sorted(set(shards.values()))]

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from mop_t5.attachment.attached_model import attached, backbone_parameters, is_attached
 from mop_t5.attachment.method import Method
 from mop_t5.backbone.identity import check_same_backbone
-from mop_t5.checks import check_int
+from mop_t5.checks import check_type
 from mop_t5.files import (
     StrPath,
     checksum,
@@ -240,8 +240,8 @@ def _check_files(checkpoint: Path) -> None:
     listed = read_json(checkpoint / FILES, cure)
     with damage_in_a_sentence(checkpoint / FILES, cure):
         sums = dict(listed["files"])
-        for number in filter(None, [listed.get("batches_per_step")]):
-            check_int("batches_per_step", number, 1)
+        check_type("batches_per_step", listed.get("batches_per_step"), int | None)
+        check_type("engine", listed.get("engine"), str | None)
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
             raise ValueError("it names files outside of the checkpoint")
     for name, expected in sums.items():
