@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -404,7 +405,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     if content.startswith(b"\x1f\x8b") and chance.random() < 0.7:
         try:
             return gzip.compress(mutated(gzip.decompress(content), chance), mtime=0)
-        except (OSError, EOFError):
+        except (OSError, EOFError, zlib.error):
             return _mutated_bytes(content, chance)
     size = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + size] if 0 < size <= len(content) else b""

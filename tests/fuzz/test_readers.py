@@ -31,4 +31,4 @@ def test_mutated_files_are_read_or_refused(sample, tmp_path):
             except BaseException as error:
                 error.add_note(f"mutation {number} of {file}") if hasattr(error, "add_note") else None
                 raise
-    assert len(messages) > 1  # some were refused
+    assert messages - {""}  # some were refused

@@ -56,14 +56,17 @@ def stored_tensors(source: Source) -> dict[str, StoredTensor]:
             if not isinstance(shards, dict):
                 raise ValueError(f"{index} has no weight_map, which names the file of each tensor")
             # transformers would read any path
-            files_beside = {one for one in shards.values() if isinstance(one, str) and Path(one).name == one}
-            strange = [one for one in shards.values() if one not in files_beside - {"", ".."}]
+            strange = [shard for shard in shards.values() if not _is_file_name(shard)]
             if strange or not shards:
                 raise ValueError(f"the weight_map of {index} must name files beside it; got {[*strange, shards][0]!r}")
             files = [source.find(shard) for shard in sorted(set(shards.values()))]
         if any(files):
             return {tensor: stored for path in files if path for tensor, stored in read(path).items()}
     return {}
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name
 
 
 def _in_safetensors(path: Path) -> dict[str, StoredTensor]:

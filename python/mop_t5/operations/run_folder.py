@@ -65,7 +65,7 @@ _EARLIER: dict[str, Any] = {
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("steps", "max_source", "max_target", "num_beams", "seed"), int | None),
     **dict.fromkeys(("corpus", "backbone", "method", "licence", "split"), str | None),
-    **dict.fromkeys(("implementation", "unit", "normalise"), str),
+    **dict.fromkeys(("implementation", "unit", "normalise"), str | None),
     **dict.fromkeys(("options", "trainer", "metrics"), dict[str, Any] | None),
     "seeds": list[int] | None,
 }
