@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 import warnings
 from pathlib import Path
 
@@ -111,6 +112,32 @@ def test_what_was_used_is_said():
     said = "ROUGE F1 x 100 by rouge_score 0.1.2 on characters, texts normalised to NFKC"
     assert str(Rouge(normalise="nfkc")) == said
     assert said in str(Scorer(Rouge(normalise="nfkc"), {"cola": TaskMetrics(("accuracy",))}))
+
+
+CHINESE_MODULE = """
+class Rouge:  # as rouge-chinese 1.0.3 counts: "." is a unit
+    def __init__(self, metrics=None, stats=None): pass
+    def get_scores(self, hypothesis, reference):
+        given, wanted = set(hypothesis.split()), set(reference.split())
+        return [{"rouge-1": {"f": 2 * len(given & wanted) / (len(given) + len(wanted))}}]
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [CHINESE_MODULE, "class Rouge:\n    def __init__(self, metrics=None, max_n=None): pass", "def rouge_n(): pass"],
+    ids=["rouge-chinese", "py-rouge", "easy-rouge"],
+)
+def test_a_module_rouge_of_another_package_is_refused(source, tmp_path, monkeypatch):
+    """They are installed over the files of the package rouge, whose version stays as it is."""
+    (tmp_path / "rouge.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rouge"]:
+        monkeypatch.delitem(sys.modules, name)
+    with raises(ImportError, "'rouge'", "rouge.py", "rouge-chinese", "rouge==1.0.1"):
+        Rouge("rouge")
+    del sys.modules["rouge"]
+    assert Rouge("rouge_score")(["退款"], ["退款"]) == [Scores(1, 1, 1)]
 
 
 def test_wrong_arguments():

@@ -39,6 +39,7 @@ class Rouge:
 
     Raises:
         ValueError: A field has another value.
+        ImportError: The module `rouge` is that of another package.
     """
 
     implementation: str = "rouge_score"
@@ -52,6 +53,8 @@ class Rouge:
         # importing rouge_score takes seconds, so only its presence is checked here, before any work
         if find_spec(self.implementation) is None:
             raise ModuleNotFoundError(f"No module named {self.implementation!r}", name=self.implementation)
+        if self.implementation == "rouge":
+            _check_module_rouge()
 
     @cached_property
     def _score(self) -> Callable[[str, str], Scores]:
@@ -110,6 +113,27 @@ def _rouge_score() -> Callable[[str, str], Scores]:
         return Scores(result["rouge1"].fmeasure, result["rouge2"].fmeasure, longest)
 
     return score
+
+
+def _check_module_rouge() -> None:
+    """Raise ImportError unless the module `rouge` counts as the package rouge does.
+
+    rouge-chinese, py-rouge and easy-rouge install a module of this name, too, over the files of the package. Its version
+    stays. rouge-chinese gives other numbers without an error: it does not split at ".".
+    """
+    import rouge
+
+    try:
+        score = rouge.Rouge(metrics=["rouge-1"], stats=["f"]).get_scores("a . b a", "a b a")[0]["rouge-1"]["f"]
+    except (AttributeError, TypeError, ValueError, KeyError):
+        score = 0.0
+    if score < 0.99:
+        raise ImportError(
+            f"implementation 'rouge' needs the module of the package rouge; got another module in {rouge.__file__}. "
+            "rouge-chinese, py-rouge and easy-rouge install such a module. Uninstall them, then run "
+            "pip install --force-reinstall --no-deps rouge==1.0.1, or choose implementation 'rouge_score'.",
+            name="rouge",
+        )
 
 
 def _rouge() -> Callable[[str, str], Scores]:
