@@ -15,7 +15,7 @@ ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format \
 	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches \
-	clean
+	clean tables
 
 setup: $(STAMP)
 
@@ -136,6 +136,18 @@ format: setup
 
 benchmark: setup
 	$(BIN)/python -m pytest --benchmark
+
+# The tables of docs/comparison.md and docs/rouge.md: installs the libraries that they compare, measures, and renders the
+# pages, in about ten minutes. `git diff` then shows what has changed. TABLES="rouge kronecker" measures these alone.
+TABLE_FOLDERS := $(patsubst benchmarks/tables/environments/%.txt,build/tables/%/.installed,\
+	$(wildcard benchmarks/tables/environments/*.txt))
+
+tables: setup build/adapters/.installed $(TABLE_FOLDERS)
+	$(BIN)/python -m benchmarks.tables.run $(TABLES)
+
+$(TABLE_FOLDERS): build/tables/%/.installed: benchmarks/tables/environments/%.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/tables/$* -r $<
+	touch $@
 
 # make gpu TUNE=1 tunes the launch configurations before the bank is timed: eight minutes more
 gpu:

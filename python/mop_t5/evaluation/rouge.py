@@ -118,7 +118,7 @@ def _rouge_score() -> Callable[[str, str], Scores]:
 def _check_module_rouge() -> None:
     """Raise ImportError unless the module `rouge` counts as the package rouge does.
 
-    rouge-chinese, py-rouge and easy-rouge install a module of this name, too, over the files of the package. Its version
+    rouge-chinese, py-rouge and easy-rouge install a module of this name over the files of the package, whose version
     stays. rouge-chinese gives other numbers without an error: it does not split at ".".
     """
     import rouge

@@ -1,0 +1,141 @@
+"""How each library puts a prefix or a prompt on a T5: `Tuned` is what prefixes.py measures.
+
+A library is imported only in its own functions, because PEFT and adapters need different releases of transformers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import T5Config, T5ForConditionalGeneration
+
+ROWS = 3  # of every prefix and prompt
+SIZES: dict[str, Any] = {"vocab_size": 60, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 32, "num_layers": 2}
+SIZES |= {"dropout_rate": 0.0, "initializer_factor": 2.0, "decoder_start_token_id": 0}
+
+
+def backbone() -> Any:
+    """Return a T5 with random weights, large enough that each attention matters, always the same."""
+    torch.manual_seed(0)
+    config = T5Config(**SIZES)
+    config._attn_implementation = "eager"
+    model = T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for stack in (model.encoder, model.decoder):
+            stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.normal_()
+    return model
+
+
+@dataclass
+class Tuned:
+    """A T5 with a prefix or a prompt.
+
+    Args:
+        model: what is called and generates.
+        base: the T5 inside of it.
+        reported: trainable parameters, as the library reports them.
+        inputs: arguments of each call, for a batch of this size.
+    """
+
+    model: Any
+    base: Any
+    reported: int
+    inputs: Callable[[int], dict[str, Tensor]] = lambda batch: {}
+
+    def randomise(self) -> None:
+        """Give every trainable parameter random values."""
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+
+    def __call__(self, **batch: Any) -> Any:
+        """Call the model."""
+        return self.model(**batch, **self.inputs(len(batch["input_ids"])))
+
+    def generate(self, **options: Any) -> Any:
+        """Generate from the model."""
+        return self.model.generate(**options, **self.inputs(len(options["input_ids"])))
+
+
+@dataclass
+class Library:
+    """A way to tune a T5.
+
+    Args:
+        package: distribution.
+        build: puts it on a backbone.
+        save: writes it to a folder.
+        load: puts a saved one on a fresh backbone.
+    """
+
+    package: str
+    build: Callable[[Any], Tuned]
+    save: Callable[[Tuned, Path], Any]
+    load: Callable[[Any, Path], Tuned]
+
+
+def peft(kind: str) -> Library:
+    """Return PEFT's prefix-tuning or prompt-tuning."""
+    from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    config_class = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}[kind]
+
+    def build(model: Any) -> Tuned:
+        tuned = get_peft_model(model, config_class(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=ROWS))
+        return Tuned(tuned, model, tuned.get_nb_trainable_parameters()[0])
+
+    def load(model: Any, folder: Path) -> Tuned:
+        return Tuned(PeftModel.from_pretrained(model, folder).eval(), model, 0)
+
+    return Library("peft", build, lambda tuned, folder: tuned.model.save_pretrained(folder), load)
+
+
+def adapters(kind: str) -> Library:
+    """Return the prefix-tuning or prompt-tuning of adapters."""
+    import adapters as library
+    from adapters import PrefixTuningConfig, PromptTuningConfig
+
+    def started(model: Any) -> Tuned:
+        library.init(model)
+        return Tuned(model, model, 0)
+
+    def build(model: Any) -> Tuned:
+        tuned = started(model)
+        is_prefix = kind == "prefix"
+        config = PrefixTuningConfig(prefix_length=ROWS) if is_prefix else PromptTuningConfig(prompt_length=ROWS)
+        model.add_adapter("tuned", config=config)
+        model.train_adapter("tuned")
+        tuned.reported = model.adapter_summary(as_dict=True)[0]["#param"]
+        return tuned
+
+    def load(model: Any, folder: Path) -> Tuned:
+        tuned = started(model)
+        model.load_adapter(str(folder), set_active=True)
+        model.eval()
+        return tuned
+
+    return Library("adapters", build, lambda tuned, folder: tuned.model.save_adapter(str(folder), "tuned"), load)
+
+
+def mop_t5(kind: str) -> Library:
+    """Return the prefix-tuning or prompt-tuning of this project."""
+    import mop_t5 as library
+
+    def started(model: Any) -> Tuned:
+        return Tuned(model, model, library.count_parameters(model).trained)
+
+    def build(model: Any) -> Tuned:
+        return started(library.attach(model, f"{kind}_tuning", scenarios=["one"], prefix_length=ROWS))
+
+    def load(model: Any, folder: Path) -> Tuned:
+        return started(library.load(model, folder).eval())
+
+    return Library("mop-kernels", build, lambda tuned, folder: library.save(tuned.model, folder), load)
+
+
+LIBRARIES = {"peft": peft, "adapters": adapters, "mop_t5": mop_t5}

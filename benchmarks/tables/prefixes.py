@@ -1,0 +1,230 @@
+"""Measure prefix- and prompt-tuning of one library on a T5: `--library peft`, `adapters` or `mop_t5`.
+
+The measurements use nothing of a library but building, calling, generating, saving and loading. The T5 has random
+weights, two layers and eager attention, and the trainable parameters are random too.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.tables.prefix_libraries import LIBRARIES, Library, Tuned, backbone
+from benchmarks.tables.record import Cell, difference, measured, write
+
+SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10, 1], [11, 12, 13, 14, 15, 16, 1]])
+TARGET = torch.tensor([[20, 21, 22, 23, 1], [24, 25, 26, 27, 1]])
+ATTENTIONS = {
+    "encoder self-attention": "encoder_attentions",
+    "decoder self-attention": "decoder_attentions",
+    "cross-attention": "cross_attentions",
+}
+STEPS = 8  # generated tokens
+CLOSE = 1e-3  # between biases, which differ by about 1
+
+
+def tuned(library: Library) -> Tuned:
+    """Return a tuned T5 with random trainable parameters, in evaluation mode."""
+    made = library.build(backbone())
+    made.randomise()
+    made.model.eval()
+    return made
+
+
+def batch() -> dict[str, Tensor]:
+    """Return two rows without padding."""
+    return {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE), "labels": TARGET}
+
+
+@torch.no_grad()
+def weights(library: Library, attention: str, *, only_bias: bool = False) -> Tensor:
+    """Return the first layer's weights (heads, queries, keys) of an attention.
+
+    With only_bias all queries are zero, so that the scores are the position bias alone.
+    """
+    model = tuned(library)
+    if only_bias:
+        for name, parameter in model.base.named_parameters():
+            if name.endswith("Attention.q.weight"):
+                parameter.zero_()
+    return model(**batch(), output_attentions=True)[ATTENTIONS[attention]][0][0]
+
+
+def extra_columns(library: Library, attention: str) -> Cell:
+    """Return the number of keys beside the tokens' own. A prompt counts, where it is not a query too."""
+    found = weights(library, attention)
+    plain = SOURCE.shape[1] if attention != "decoder self-attention" else TARGET.shape[1]
+    return found.shape[-1] - plain
+
+
+def bias_of_prefix(library: Library, attention: str) -> Cell:
+    """Name the position bias of a prefix, read from the weights of the last query, which sees every key.
+
+    Returns:
+        "none": no prefix, "tokens": the rows are queries too, "zero", "before": the bias of tokens before the text,
+        "moved": tokens at distance d get the bias of distance d + the prefix's length, or "other".
+    """
+    found = weights(library, attention, only_bias=True).double()
+    queries, keys = found.shape[1], found.shape[2]
+    prefix = keys - (SOURCE if attention.startswith("encoder") else TARGET).shape[1]
+    if prefix == 0 or queries == keys:
+        return "none" if prefix == 0 else "tokens"
+    layer = getattr(backbone(), attention.split(" ")[0]).block[0].layer[0].SelfAttention
+    with torch.no_grad():
+        table = layer.compute_bias(keys, keys)[0].double()  # (heads, queries, keys), as if all keys were tokens
+    last = found[:, -1].log()  # bias + a constant per head
+    moved = table[:, queries - 1]
+    if difference(last - last[:, -1:], moved - moved[:, -1:]) < CLOSE:
+        return "moved"
+    last = last - last[:, -1:] + table[:, -1, -1:]  # now the key at the query's own place has the bias of distance 0
+    if difference(last[:, prefix:], table[:, -1, prefix:]) > CLOSE:
+        return "other"
+    if last[:, :prefix].abs().max() < CLOSE:
+        return "zero"
+    return "before" if difference(last[:, :prefix], table[:, -1, :prefix]) < CLOSE else "other"
+
+
+@torch.no_grad()
+def generated(library: Library, **options: Any) -> Any:
+    """Return what `generate` gives, with the scores of every step."""
+    model = tuned(library)
+    model.base.generation_config.eos_token_id = None
+    options = {"max_new_tokens": STEPS, "do_sample": False, "output_scores": True, **options}
+    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
+    return model.generate(**given, return_dict_in_generate=True, **options)
+
+
+def with_and_without_cache(library: Library, **options: Any) -> Cell:
+    """Return the largest difference of the scores of all steps with and without the cache, unless the ids differ."""
+    found = [generated(library, use_cache=use_cache, **options) for use_cache in (True, False)]
+    if not torch.equal(found[0].sequences, found[1].sequences):
+        return "other texts"
+    return difference(torch.stack(found[0].scores), torch.stack(found[1].scores))
+
+
+@torch.no_grad()
+def generate_against_forward(library: Library, use_cache: bool) -> Cell:
+    """Compare the scores of greedy `generate` with the logits of a forward pass that reads the generated ids."""
+    found = generated(library, use_cache=use_cache)
+    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
+    logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits
+    return difference(torch.stack(found.scores, 1), logits[:, -STEPS:])
+
+
+@torch.no_grad()
+def steps_that_equal(library: Library) -> Cell:
+    """Return how many steps of `generate` without the cache have the scores of a forward pass that reads its ids."""
+    found = generated(library, use_cache=False)
+    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
+    logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits[:, -STEPS:]
+    return sum(difference(scores, logits[:, i]) < CLOSE for i, scores in enumerate(found.scores))
+
+
+def beams_against_scores(library: Library) -> Cell:
+    """Compare the score of the best beam with the log-probability of its ids in a forward pass."""
+    found = generated(library, num_beams=3, use_cache=True, length_penalty=0.0)
+    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
+    with torch.no_grad():
+        logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits[:, -STEPS:]
+    ids = found.sequences[:, 1:, None]
+    return difference(found.sequences_scores, logits.log_softmax(-1).gather(-1, ids).sum((1, 2)))
+
+
+def gradients(library: Library, checkpointing: bool = False) -> dict[str, Tensor | None]:
+    """Return the gradient of every trainable parameter."""
+    model = tuned(library)
+    model.model.train()
+    if checkpointing:
+        model.base.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**batch()).loss.backward()
+    return {name: p.grad for name, p in model.model.named_parameters() if p.requires_grad}
+
+
+def of_checkpointing(library: Library) -> Cell:
+    """Return the largest difference of the gradients with and without activation checkpointing."""
+    plain, again = gradients(library), gradients(library, checkpointing=True)
+    if [n for n, g in plain.items() if g is None] != [n for n, g in again.items() if g is None]:
+        return "other parameters get a gradient"
+    pairs = zip(plain.values(), again.values())
+    return max(difference(g, h) for g, h in pairs if g is not None and h is not None)
+
+
+def reported(library: Library) -> Cell:
+    """Return the number of trainable parameters that the library reports."""
+    return library.build(backbone()).reported
+
+
+def trained(library: Library) -> Cell:
+    """Return the number of trainable numbers with a gradient other than zero."""
+    return sum(int(g.count_nonzero()) for g in gradients(library).values() if g is not None)
+
+
+@torch.no_grad()
+def round_trip(library: Library) -> Cell:
+    """Return the largest difference of the logits after saving and loading on a fresh backbone."""
+    model = tuned(library)
+    wanted = model(**batch()).logits
+    with tempfile.TemporaryDirectory() as folder:
+        library.save(model, Path(folder) / "saved")
+        again = library.load(backbone(), Path(folder) / "saved")
+    return difference(again(**batch()).logits, wanted)
+
+
+@torch.no_grad()
+def padding(library: Library) -> Cell:
+    """Return how far the logits of a short row move if the batch pads it."""
+    short, target = SOURCE[:1, 3:], TARGET[:1]
+    alone = tuned(library)(input_ids=short, attention_mask=torch.ones_like(short), labels=target).logits
+    rows = SOURCE.clone()
+    rows[0] = torch.nn.functional.pad(short[0], (0, 3))
+    mask = torch.ones_like(rows)
+    mask[0, -3:] = 0
+    return difference(tuned(library)(input_ids=rows, attention_mask=mask, labels=TARGET).logits[:1], alone)
+
+
+def effect(library: Library) -> Cell:
+    """Tell whether the tuned parts change the logits at all."""
+    with torch.no_grad():
+        return difference(tuned(library)(**batch()).logits, backbone()(**batch()).logits) > CLOSE
+
+
+def column(library: Library) -> dict[str, Cell]:
+    """Return all cells of a library, or the one cell that says why it does not build."""
+    built = measured(reported, library)
+    if isinstance(built, dict):
+        return {"builds": built}
+    cells = {f"columns in the {name}": measured(extra_columns, library, name) for name in ATTENTIONS}
+    for name in list(ATTENTIONS)[:2]:
+        cells[f"bias in the {name}"] = measured(bias_of_prefix, library, name)
+    cells["acts"] = measured(effect, library)
+    cells["cache"] = measured(with_and_without_cache, library)
+    cells["cached generate against forward"] = measured(generate_against_forward, library, True)
+    cells["uncached generate against forward"] = measured(generate_against_forward, library, False)
+    cells["uncached steps that equal forward"] = measured(steps_that_equal, library)
+    cells["cache with 3 beams"] = measured(with_and_without_cache, library, num_beams=3)
+    cells["score of the best beam against forward"] = measured(beams_against_scores, library)
+    cells["checkpointing"] = measured(of_checkpointing, library)
+    cells["save and load"] = measured(round_trip, library)
+    cells["reported parameters"] = built
+    cells["parameters with a gradient"] = measured(trained, library)
+    cells["padding"] = measured(padding, library)
+    return cells
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--library", choices=list(LIBRARIES), required=True)
+    given = parser.parse_args()
+    columns = {}
+    for kind in ("prefix", "prompt"):
+        library = LIBRARIES[given.library](kind)
+        columns[kind] = column(library)
+    write(f"prefixes.{given.library}", [library.package, "torch", "transformers"], columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The units that ROUGE can count in a Chinese text."""
+
+import re
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_SUMEVAL_SYMBOLS = re.compile(r"[\.\!/_,$%\^\*\(\)\+\“\’\—\!。：？、，：:~@#￥&（）【】「」《》·]")
+
+
+def raw(text: str) -> list[str]:
+    """Split at white space, as packages for English do. A Chinese text is one unit."""
+    return text.split()
+
+
+def ascii_words(text: str) -> list[str]:
+    """Keep runs of the letters a-z and of digits, as rouge_score does."""
+    return re.findall("[a-z0-9]+", text.lower())
+
+
+def stemmed_words(text: str) -> list[str]:
+    """Keep the same runs, with Porter's stems of words longer than three letters."""
+    from nltk.stem.porter import PorterStemmer
+
+    stem = PorterStemmer().stem
+    return [stem(word) if len(word) > 3 else word for word in ascii_words(text)]
+
+
+def characters(text: str) -> list[str]:
+    """Return every character but white space, lower-cased."""
+    return [c for c in text.lower() if c.strip()]
+
+
+def jieba_words(text: str) -> list[str]:
+    """Return jieba's words, HMM off, lower-cased."""
+    return _jieba(text.lower(), False)
+
+
+def jieba_hmm_words(text: str) -> list[str]:
+    """Return jieba's words, HMM on (jieba's default), lower-cased."""
+    return _jieba(text.lower(), True)
+
+
+def sumeval_words(text: str) -> list[str]:
+    """Return jieba's words, HMM on, after the symbols that sumeval replaces by spaces; then lower-cased."""
+    return [word.lower() for word in _jieba(_SUMEVAL_SYMBOLS.sub(" ", text), True)]
+
+
+def _jieba(text: str, hmm: bool) -> list[str]:
+    import jieba
+
+    jieba.setLogLevel("ERROR")
+    return [word for word in jieba.lcut(text, HMM=hmm) if word.strip()]
+
+
+def word_pieces(text: str) -> list[str]:
+    """Return the word pieces of bert-base-chinese's vocabulary, which the package cn-clip holds."""
+    return _bert().encode(text, add_special_tokens=False).tokens
+
+
+@lru_cache
+def _bert() -> Any:
+    from tokenizers import BertWordPieceTokenizer
+
+    found = find_spec("cn_clip")
+    assert found is not None
+    return BertWordPieceTokenizer(str(Path(next(iter(found.submodule_search_locations or ()))) / "clip" / "vocab.txt"))
