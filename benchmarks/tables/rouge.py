@@ -31,7 +31,7 @@ def scores(row: Row) -> dict[str, Cell]:
     columns = [[100 * f for f in column] for column in zip(*found)]
     return {
         "mean": [None if math.isnan(column[0]) else round(sum(column) / len(column), 2) for column in columns],
-        "pairs": [[None if math.isnan(f) else round(f, 2) for f in pair] for pair in zip(*columns)],
+        "pairs": [" ".join("-" if math.isnan(f) else f"{f:.2f}" for f in pair) for pair in zip(*columns)],
         "difference by hand": float(f"{100 * max(abs(f - e) for f, e in pairs):.1e}"),
     }
 

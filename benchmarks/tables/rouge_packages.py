@@ -137,13 +137,13 @@ def easy_rouge(unit: Units) -> Callable[..., Scores]:
     return scores
 
 
-def mop_t5(implementation: str, unit: str) -> Callable[..., Scores]:
+def mop_t5(*settings: str) -> Callable[..., Scores]:
     """Return this project's ROUGE."""
 
     def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
         from mop_t5.evaluation.rouge import Rouge
 
-        return [tuple(one) for one in Rouge(implementation, unit)(references, candidates)]
+        return [tuple(one) for one in Rouge(*settings)(references, candidates)]
 
     return scores
 
@@ -195,6 +195,14 @@ ROWS: dict[str, list[Row]] = {
             _row("mop-kernels", f'Rouge("{package}", "{option}")', mop_t5(package, option), unit, choice)
             for package, choice in (("rouge_score", CLIPPED), ("rouge", AT_POINTS))
             for option, unit in PRODUCT_UNITS.items()
+        ),
+        Row(
+            "mop-kernels",
+            'Rouge("rouge_score", "char", "nfkc")',
+            mop_t5("rouge_score", "char", "nfkc"),
+            units.nfkc_characters,
+            CLIPPED,
+            "characters of NFKC",
         ),
     ],
     "rouge_chinese": [

@@ -1,6 +1,7 @@
 """The units that ROUGE can count in a Chinese text."""
 
 import re
+import unicodedata
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,11 @@ def stemmed_words(text: str) -> list[str]:
 def characters(text: str) -> list[str]:
     """Return every character but white space, lower-cased."""
     return [c for c in text.lower() if c.strip()]
+
+
+def nfkc_characters(text: str) -> list[str]:
+    """Return the characters of the text's NFKC form, in which "，" equals ","."""
+    return characters(unicodedata.normalize("NFKC", text))
 
 
 def jieba_words(text: str) -> list[str]:
