@@ -85,6 +85,7 @@ build/release-tools/.installed: tests/release/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -r $<
 	touch $@
+
 # Search for files at which a reader breaks (SECURITY.md): make fuzz SECONDS=600. Not part of `make test`. Guided by
 # coverage where atheris is installed. FOLDER may hold it: pip install --target FOLDER atheris; PYTHONPATH=FOLDER make fuzz
 SECONDS := 600
