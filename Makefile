@@ -27,6 +27,9 @@ $(STAMP): $(SOURCES)
 	$(BIN)/python -m mop_kernels.env_report
 	touch $@
 
+# Waiting OpenMP threads sleep: those that spin take the cores from each other on a machine with other work
+demo demo-short: export OMP_WAIT_POLICY := passive
+
 # make demo CORPUS=DIR runs the demo on your own corpus; each run replaces runs/demo
 demo: setup
 	$(BIN)/mop-t5 demo --overwrite $(if $(CORPUS),--corpus $(CORPUS))
