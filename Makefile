@@ -15,7 +15,7 @@ ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format \
 	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches \
-	clean tables
+	clean tables matrix-torch
 
 setup: $(STAMP)
 
@@ -77,6 +77,11 @@ test-adapters test-oldest: test-%: setup build/%/.installed
 build/adapters/.installed build/oldest/.installed: build/%/.installed: tests/extras/%.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$* -r $<
 	touch $@
+
+# The kernel tests on several releases of torch (docs/versions.md). Needs 8 GB of disk; TESTS= takes other tests.
+matrix-torch: TORCH := 2.10.0 2.13.0 2.15.0
+matrix-torch: setup
+	PYTHON=$(abspath $(BIN)/python) tests/matrix_torch.sh $(TORCH)
 
 # The files of a release in dist/, and their tests: contents, sizes, and each installed into a fresh environment
 dist: export OMP_NUM_THREADS := 1
