@@ -112,7 +112,7 @@ def rounding(make: Make) -> Cell:
 
 @torch.no_grad()
 def merged(make: Make, dtype: torch.dtype) -> Cell:
-    """Return the largest difference of the outputs after merging, divided by the largest output of the update."""
+    """Return the largest difference of the outputs after merging, divided by the largest output."""
     made = randomised(make, replace(LARGE, dtype=dtype, random_base=True), size=0.25)
     if made.merge is None:
         return None

@@ -1,7 +1,7 @@
 """The Kronecker layers of each library behind one form, `Made`, for kronecker.py.
 
 A layer has a frozen base (zero, or random) where its library adds to one. A library is imported only in its own
-function. Half of the factors is low-rank where the library has that form: `rank` is 2 and `alpha` 6.
+function. The second factor has rank 2 where the library has that form and `whole` is False; LoKr's alpha is 6.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RANK, ALPHA, TERMS = 2, 6, 4
+RANK, ALPHA = 2, 6
 Rows = Callable[[Tensor], Tensor]
 
 

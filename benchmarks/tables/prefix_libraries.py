@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 ROWS = 3  # of every prefix and prompt
@@ -37,13 +36,11 @@ class Tuned:
         model: what is called and generates.
         base: the T5 inside of it.
         reported: trainable parameters, as the library reports them.
-        inputs: arguments of each call, for a batch of this size.
     """
 
     model: Any
     base: Any
     reported: int
-    inputs: Callable[[int], dict[str, Tensor]] = lambda batch: {}
 
     def randomise(self) -> None:
         """Give every trainable parameter random values."""
@@ -55,11 +52,11 @@ class Tuned:
 
     def __call__(self, **batch: Any) -> Any:
         """Call the model."""
-        return self.model(**batch, **self.inputs(len(batch["input_ids"])))
+        return self.model(**batch)
 
     def generate(self, **options: Any) -> Any:
         """Generate from the model."""
-        return self.model.generate(**options, **self.inputs(len(options["input_ids"])))
+        return self.model.generate(**options)
 
 
 @dataclass

@@ -65,7 +65,7 @@ def bias_of_prefix(library: Library, attention: str) -> Cell:
 
     Returns:
         "none": no prefix, "tokens": the rows are queries too, "zero", "before": the bias of tokens before the text,
-        "moved": tokens at distance d get the bias of distance d + the prefix's length, or "other".
+        "moved": a key at distance d (key minus query) gets the bias of distance d + the prefix's length, or "other".
     """
     found = weights(library, attention, only_bias=True).double()
     queries, keys = found.shape[1], found.shape[2]

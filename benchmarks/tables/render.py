@@ -18,7 +18,7 @@ BIASES = {
     "tokens": "the rows are tokens, with distances of their own",
     "zero": "0",
     "before": "that of tokens before the text",
-    "moved": "as tokens before the text, and **the text's own distances grow by the prefix's length**",
+    "moved": "that of the text's first tokens, and **every distance in the text grows by the prefix's length**",
     "other": "another",
 }
 
