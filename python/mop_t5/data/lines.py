@@ -63,13 +63,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def open_binary(path: Path) -> BufferedIOBase:
-    """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked.
-
-    Raises:
-        OSError: The path is a folder, a pipe or a device.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no file, but a folder, a pipe or a device. Give the path of a file.")
+    """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
