@@ -114,8 +114,8 @@ def check_number(
     """Raise TypeError or ValueError unless `value` is finite, minimum <= value and above < value < below."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; got {value!r}.")
-    number: Any = value  # an int of many digits is compared, because it is no float
-    if not (minimum <= number < below and above < number <= sys.float_info.max):
+    number = int(value) if isinstance(value, Integral) else float(value)  # an int of many digits is no float
+    if not (minimum <= number < below and above < number and abs(number) <= sys.float_info.max):
         bounds = [f"above {above:g}"] if above > -math.inf else []
         bounds += [f"at least {minimum:g}"] if minimum > -math.inf else []
         bounds.append("finite" if below == math.inf else f"below {below:g}")

@@ -87,6 +87,10 @@ def test_bounds():
 def test_numbers_of_numpy_are_numbers():
     check_int("batch_size", np.int64(4), 1)
     check_number("temperature", np.float32(2), above=0)
+    check_number("number", 10**30)
+    for huge in (10**400, -(10**400), np.float64("inf")):
+        with raises(ValueError, "number", "finite"):
+            check_number("number", huge)
     with raises(TypeError, "batch_size"):
         check_int("batch_size", np.float64(4), 1)
     with raises(ValueError, "batch_size"):

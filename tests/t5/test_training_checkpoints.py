@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(name, how, copied, tokenizer):
     if (name, how) == ("files.json", "missing"):  # then it was never whole
         assert checkpoint_to_resume(copied, new_model(tokenizer)) == str(copied / "checkpoint-2")
         return
-    with raises(ValueError, "checkpoint-4'", "damaged", "Delete"):
+    with raises(ValueError, "checkpoint-4", "damaged", "Delete"):
         checkpoint_to_resume(copied, new_model(tokenizer))
 
 
