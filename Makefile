@@ -16,6 +16,8 @@ ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 .PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format \
 	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches \
 	clean tables matrix-torch
+	benchmark fuzz interpret-banks interpret-layers emulate-cuda findings gpu gpu-dry-run tune record-launches \
+	compile-launches clean tables
 
 setup: $(STAMP)
 
@@ -157,6 +159,11 @@ tables: setup build/adapters/.installed $(TABLE_FOLDERS)
 $(TABLE_FOLDERS): build/tables/%/.installed: benchmarks/tables/environments/%.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/tables/$* -r $<
 	touch $@
+
+# What other libraries do (findings/README.md): runs each script, prints a table, fails if a behaviour has changed.
+# FINDINGS="NAME NAME" runs some.
+findings:
+	$(PYTHON) findings/run.py $(FINDINGS)
 
 # make gpu TUNE=1 tunes the launch configurations before the bank is timed: eight minutes more
 gpu:

@@ -11,7 +11,7 @@ import torch
 from errors import raises, says, warns
 
 import mop_kernels as mk
-from mop_kernels import backends, operation, explain, testing
+from mop_kernels import backends, explain, operation, testing
 from mop_kernels.testing import SHAPES
 
 TENSORS = testing.lowrank_inputs(SHAPES["odd"], torch.float32)
