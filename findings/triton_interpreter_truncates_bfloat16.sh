@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# triton 3.6.0 and 3.9.0, CPU. `.to(tl.bfloat16)` of a float32 without fp_downcast_rounding, which the documentation says
-# rounds to the nearest even number. Guessed: the interpreter rounds as the compiler does. Seen: the compiled kernel has
-# cvt.rn.bf16.f32 and the interpreter cuts the lower bits off, so its errors are twice as large and all towards zero.
-# A conversion to float16 is rounded to the nearest in the interpreter, too.
+# triton 3.6.0 and 3.9.0, CPU. `.to(tl.bfloat16)` of a float32 rounds to the nearest, unless fp_downcast_rounding="rtz".
+# Guessed: the interpreter rounds as the compiled kernel does. Seen: the compiled kernel has cvt.rn.bf16.f32, and the
+# interpreter cuts the lower bits off, so its errors are twice as large and all towards zero. A conversion to float16 is
+# rounded to the nearest in the interpreter, too.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
