@@ -14,10 +14,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml constraints.txt
 ANY_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup demo demo-short cuda dist test test-extras test-adapters test-oldest check-fast docs lint format \
-	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches compile-launches \
-	clean tables matrix-torch
-	benchmark fuzz interpret-banks interpret-layers emulate-cuda findings gpu gpu-dry-run tune record-launches \
-	compile-launches clean tables
+	benchmark fuzz interpret-banks interpret-layers emulate-cuda gpu gpu-dry-run tune record-launches \
+	compile-launches clean tables matrix-torch findings matrix canary
 
 setup: $(STAMP)
 
@@ -76,7 +74,17 @@ test-adapters test-oldest: export OMP_NUM_THREADS := 1
 test-adapters test-oldest: test-%: setup build/%/.installed
 	PYTHONPATH=build/$* $(BIN)/python -m pytest $(TESTS)
 
-build/adapters/.installed build/oldest/.installed: build/%/.installed: tests/extras/%.txt
+# The first, a middle and the newest release of transformers, each with the other libraries of its month, and a table of
+# what passed. A release is a file in tests/extras/matrix. TRANSFORMERS="5.15.1 5.24.0" takes these, TESTS= other tests.
+TRANSFORMERS := $(patsubst transformers-%.txt,%,$(notdir $(wildcard tests/extras/matrix/transformers-*.txt)))
+MATRIX := $(TRANSFORMERS:%=build/matrix/transformers-%)
+matrix canary: TESTS := tests/t5
+matrix canary: export OMP_NUM_THREADS := 1
+matrix: setup
+	-$(MAKE) --keep-going $(MATRIX:%=%/.installed)
+	$(BIN)/python tests/matrix.py $(MATRIX) --tests $(TESTS)
+
+build/adapters/.installed build/oldest/.installed $(MATRIX:%=%/.installed): build/%/.installed: tests/extras/%.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$* -r $<
 	touch $@
 
@@ -102,6 +110,20 @@ SECONDS := 600
 
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/search.py $(SECONDS)
+
+# Which test breaks on what is not released yet: the newest versions that fit each other, pre-releases included. They are
+# resolved against .venv, so that torch stays as it is. CANARY="transformers torch" tries a torch, too.
+CANARY := transformers tokenizers huggingface_hub accelerate safetensors
+RESOLVED := import json; print(*("{name}=={version}".format(**package["metadata"]) for package in \
+	json.load(open("build/canary/report.json"))["install"]), sep="\n")
+canary: setup
+	rm -rf build/canary
+	mkdir -p build/canary
+	$(BIN)/python -m pip install --quiet --dry-run --pre --upgrade --report build/canary/report.json $(CANARY)
+	$(BIN)/python -c '$(RESOLVED)' > build/canary/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target build/canary -r build/canary/requirements.txt
+	touch build/canary/.installed
+	$(BIN)/python tests/matrix.py build/canary --tests $(TESTS)
 
 # Before each commit, in less than a minute on two cores
 FAST_TESTS := tests/test_imports.py tests/test_readme.py tests/kernels/test_reference.py tests/kernels/test_mop_ffn.py \
