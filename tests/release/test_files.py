@@ -9,7 +9,7 @@ import pytest
 from make_dist import TOOLS, git, make_sdist
 
 BUILT_FROM = {"setup.py", "pyproject.toml", "MANIFEST.in", "constraints.txt"}
-PAGES = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+PAGES = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
 MEGABYTE = 1_000_000
 
 
