@@ -1,5 +1,9 @@
 """Batches: padding, labels, scenario ids."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
 import mop_t5
 import pytest
 import torch
@@ -39,6 +43,26 @@ def test_without_scenarios_and_with_cut_texts(tokenizer):
     assert batch["input_ids"].shape == (2, 3)
     assert batch["labels"].shape == (2, 2)
     assert batch["input_ids"][:, -1].eq(tokenizer.eos_token_id).all()
+
+
+def test_threads_do_not_cut_by_each_others_length(tokenizer):
+    """The second thread asks while the first is between its length and its texts, as both would without a lock."""
+    both = threading.Barrier(2)
+
+    class Slow:
+        length = None
+
+        def __call__(self, texts=None, text_target=None, max_length=None, **settings):
+            self.length = max_length  # as transformers does: the length belongs to the tokenizer
+            with suppress(threading.BrokenBarrierError):
+                both.wait(timeout=0.05)
+            return tokenizer(texts, text_target=text_target, max_length=self.length, **settings)
+
+    slow = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(EncodedExamples, ROWS, slow, None, max_source=n, max_target=n) for n in (2, 3)]
+        cut = [{len(row[name]) for row in call.result() for name in row} for call in calls]
+    assert cut == [{2}, {3}]
 
 
 def test_the_text_that_is_encoded_and_cut(tokenizer):

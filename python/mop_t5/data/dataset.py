@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from mop_t5.data.stored_examples import StoredExamples
 
 IGNORED = -100  # label of padding, which the cross entropy of transformers ignores
 _PART = 1000  # rows that are encoded at once
+# A tokenizer keeps the truncation of a call in itself, so calls of two threads would cut by each other's length.
+_TOKENIZING = Lock()
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
@@ -76,10 +79,11 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         as_source = self._source_text
         texts = [e.dialogue if as_source is None else as_source(e.dialogue, e.scenario) for e in examples]
         tokenizer = self._tokenizer
-        sources = tokenizer(texts, truncation=True, max_length=self._max_source)["input_ids"]
         # an example to generate from has no summary, and its label is the end-of-sequence token alone
         summaries = [e.summary for e in examples]
-        targets = tokenizer(text_target=summaries, truncation=True, max_length=self._max_target)["input_ids"]
+        with _TOKENIZING:
+            sources = tokenizer(texts, truncation=True, max_length=self._max_source)["input_ids"]
+            targets = tokenizer(text_target=summaries, truncation=True, max_length=self._max_target)["input_ids"]
         rows = []
         for example, source, target in zip(examples, sources, targets):
             highest = max(source + target, default=0)
