@@ -28,7 +28,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ def main() -> int:
     path = gpu_steps.WORKSHOP / "dry_run.json"
     if not dry:
         gpu = re.sub("[^a-z0-9]+", "-", result["versions"]["gpu"].lower())
-        path = RESULTS / f"{gpu}.{datetime.now(timezone.utc):%Y-%m-%d}.json"
+        path = RESULTS / f"{gpu}.{datetime.now(UTC):%Y-%m-%d}.json"
     todo = gpu_steps.steps(None if dry else torch.cuda.get_device_capability(), arguments.tune)
 
     def keep(found: list[Outcome]) -> None:

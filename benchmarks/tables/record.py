@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def write(name: str, packages: Sequence[str], columns: Mapping[str, Any]) -> Non
     before = [f"PYTHONPATH={folders[0]}"] if folders else []
     found = {
         "command": " ".join([*before, "python -m", f"benchmarks.tables.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": {package: version(package) for package in packages},
         "columns": columns,
     }

@@ -229,7 +229,7 @@ async def _before(end: float, awaitable: Awaitable[Result]) -> Result:
     """Return a result. Raise Refused with status 504 if it is not there before `end`."""
     try:
         return await asyncio.wait_for(awaitable, max(0.0, end - time.monotonic()))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise _too_late() from None
 
 

@@ -60,7 +60,7 @@ async def read_request(request: Request, limits: Limits, end: float) -> SummaryR
     """
     try:
         body = await asyncio.wait_for(_body(request, limits.max_body), max(0.0, end - time.monotonic()))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise Refused(408, f"{_BODY} did not arrive in time.", {"Connection": "close"}) from None
     try:
         content = json_value(body.decode(), _BODY, "one JSON object in UTF-8")
