@@ -88,7 +88,7 @@ build/adapters/.installed build/oldest/.installed $(MATRIX:%=%/.installed): buil
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/$* -r $<
 	touch $@
 
-# The kernel tests on several releases of torch (docs/versions.md). Needs 8 GB of disk; TESTS= takes other tests.
+# The kernel tests on several releases of torch (docs/versions.md). Needs 10 GB of disk; TESTS= takes other tests.
 matrix-torch: TORCH := 2.10.0 2.13.0 2.15.0
 matrix-torch: setup
 	PYTHON=$(abspath $(BIN)/python) tests/matrix_torch.sh $(TORCH)

@@ -46,7 +46,7 @@ SOURCES = sorted(
 )
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
 OLDEST_TORCH = (2, 10)  # whose stable ABI the binary uses
-OLDEST_PYTHON = "0x030a0000"  # whose limited API the binary uses
+OLDEST_PYTHON = "0x030b0000"  # whose limited API the binary uses
 ONE_FOR_ALL_PYTHONS = not sysconfig.get_config_var("Py_GIL_DISABLED")  # a free-threaded Python has no limited API
 CUDA_SOURCES = ["csrc/cuda/register_cuda_ops.cpp"] + sorted(
     f"csrc/cuda/{path.name}" for path in (ROOT / "csrc" / "cuda").glob("*.cu")
@@ -327,7 +327,7 @@ setup(
         "mop_lab.report": ["page.html", "page.css", "page.js"],
     },
     ext_modules=extensions,
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if one_wheel_for_all else {},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if one_wheel_for_all else {},
     cmdclass={"build_ext": NinjaBuild},
     setup_requires=[pinned] if asks_for_torch else [],
 )

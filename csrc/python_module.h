@@ -1,5 +1,5 @@
 // A library of ops as a Python module. Python.h is included under Py_LIMITED_API, so that one binary serves
-// CPython 3.10 and later. A free-threaded Python has no limited API: setup.py compiles for this Python alone there.
+// CPython 3.11 and later. A free-threaded Python has no limited API: setup.py compiles for this Python alone there.
 #pragma once
 #include <Python.h>
 
