@@ -81,18 +81,22 @@ struct FullRuleBackward {
 template <class T>
 struct LocalForward {
   i64 width_in, width_out, groups, rows;
+  i64 fetched;            // rows that are fetched together, before they are read
   const T *local, *bias;  // [width_in, width_out]; [groups, width_out] or null
   const T* x;             // [rows, groups, width_in]
   T* y;                   // [rows, groups, width_out]
+  bool stream;
 };
 
 template <class T>
 struct LocalBackward {
   i64 width_in, width_out, groups, rows;
+  i64 fetched;                         // rows of the next block
   const T* transposed;                 // the local, [width_out, width_in]
   const T *x, *grad_y;                 // [rows, groups, width_in]; [rows, groups, width_out]
   T *grad_x, *grad_local, *grad_bias;  // each may be null; grad_local has its wider side last
   bool accumulate;                     // add to grad_local and grad_bias
+  bool stream;
 };
 
 // The whole generator of one (layer, expert) pair on a block of rows.

@@ -210,25 +210,55 @@ void rule_first_backward(const FullRuleBackward<T>& m, T* scratch) {
                  {m.grad_x + n * d.in(), d.loc_in});
 }
 
-// The local alone.
+// The local alone. Its rows are read once, at the rate of the memory: the rows of the next block are fetched while this
+// block is multiplied, since the processor does not see ahead in eight short rows at a time.
+
+template <class T>
+MOP_INLINE void fetch(const T* from, i64 count) {
+  constexpr i64 kLine = 64 / i64(sizeof(T));
+  for (i64 k = 0; k < count; k += kLine) __builtin_prefetch(from + k, 0, 2);
+}
+
+// y = x local + bias; STREAM as in `product`
+template <class T, bool STREAM>
+void local_rows(const LocalForward<T>& m, i64 rows, const T* x, T* y) {
+  const Panel<const T> local{m.local, m.width_out};
+  if (m.bias == nullptr || m.groups == 1)
+    return product<T, STREAM>(rows * m.groups, m.width_out, m.width_in, {x, m.width_in, 1}, local, {y, m.width_out},
+                              {m.bias, 0});
+  for (i64 n = 0; n < rows; ++n)
+    product<T, STREAM>(m.groups, m.width_out, m.width_in, {x + n * m.groups * m.width_in, m.width_in, 1}, local,
+                       {y + n * m.groups * m.width_out, m.width_out}, {m.bias, m.width_out});
+}
 
 template <class T>
 void local_forward(const LocalForward<T>& m) {
-  const i64 in = m.groups * m.width_in, out = m.groups * m.width_out, height = m.rows * m.groups;
-  const Panel<const T> local{m.local, m.width_out};
-  if (m.bias == nullptr || m.groups == 1)
-    return product<T>(height, m.width_out, m.width_in, {m.x, m.width_in, 1}, local, {m.y, m.width_out}, {m.bias, 0});
-  for (i64 n = 0; n < m.rows; ++n)
-    product<T>(m.groups, m.width_out, m.width_in, {m.x + n * in, m.width_in, 1}, local, {m.y + n * out, m.width_out},
-               {m.bias, m.width_out});
+  const i64 in = m.groups * m.width_in, out = m.groups * m.width_out, block = m.fetched;
+  for (i64 n = 0; n < m.rows; n += block) {
+    const i64 rows = smaller(block, m.rows - n);
+    fetch(m.x + (n + rows) * in, smaller(block, m.rows - n - rows) * in);
+    if (m.stream)
+      local_rows<T, true>(m, rows, m.x + n * in, m.y + n * out);
+    else
+      local_rows<T, false>(m, rows, m.x + n * in, m.y + n * out);
+  }
+  if (m.stream) stream_fence();
 }
 
 template <class T>
 void local_backward(const LocalBackward<T>& m) {
-  const i64 height = m.rows * m.groups;
-  if (m.grad_x)
-    product<T>(height, m.width_in, m.width_out, {m.grad_y, m.width_out, 1}, {m.transposed, m.width_in},
-               {m.grad_x, m.width_in});
+  const i64 height = m.rows * m.groups, in = m.groups * m.width_in, out = m.groups * m.width_out;
+  fetch(m.grad_y + m.rows * out, m.fetched * out);
+  if (m.grad_local) fetch(m.x + m.rows * in, m.fetched * in);
+  if (m.grad_x) {
+    const Matrix<T> grad{m.grad_y, m.width_out, 1};
+    const Panel<const T> transposed{m.transposed, m.width_in};
+    const Panel<T> to{m.grad_x, m.width_in};
+    if (m.stream)
+      product<T, true>(height, m.width_in, m.width_out, grad, transposed, to);
+    else
+      product<T>(height, m.width_in, m.width_out, grad, transposed, to);
+  }
   if (m.grad_local) {
     const bool wide_out = m.width_in <= m.width_out;
     const i64 few = wide_out ? m.width_in : m.width_out, many = wide_out ? m.width_out : m.width_in;
@@ -236,8 +266,8 @@ void local_backward(const LocalBackward<T>& m) {
     product<T>(few, many, height, {wide_out ? m.x : m.grad_y, 1, few}, {wide_out ? m.grad_y : m.x, many}, to,
                {m.accumulate ? to.data : nullptr, many});
   }
-  const i64 out = m.groups * m.width_out;
   if (m.grad_bias) sum_rows(m.rows, out, m.grad_y, out, m.grad_bias, m.accumulate);
+  if (m.stream) stream_fence();
 }
 
 // The dense weight: the rows (a, u) of one a, all u; and its gradients.

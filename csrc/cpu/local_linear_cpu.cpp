@@ -6,7 +6,8 @@ namespace mop {
 namespace {
 
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 512;
-constexpr i64 kForward = 256, kBackward = 64;  // rows of a block; backward reads a block of x and of grad three times
+constexpr i64 kForward = 256, kFetched = 32,
+              kBackward = 64;  // rows of a block; backward reads a block of x and of grad three times
 
 struct LocalDims {
   i64 width_in, width_out, groups, rows;  // rows of x (rows * groups, width_in) and of y (rows * groups, width_out)
@@ -31,11 +32,12 @@ Tensor local_linear(Tensor x, Tensor local, std::optional<Tensor> bias) {
     using T = decltype(zero);
     const T *from = in<T>(x), *locals = in<T>(local), *biases = in<T>(bias);
     T* to = out<T>(y);
-    const i64 block = rows_of_block(d, kForward);
+    const i64 block = rows_of_block(d, kForward), fetched = rows_of_block(d, kFetched);
+    const bool stream = streams(to, d.width_out, d.rows * d.groups * d.width_out);
     for_each_task((d.rows + block - 1) / block, [&](i64 task) {
       const i64 n = task * block, at = n * d.groups;
-      kernels<T>().local_forward({d.width_in, d.width_out, d.groups, std::min(block, d.rows - n), locals, biases,
-                                  from + at * d.width_in, to + at * d.width_out});
+      kernels<T>().local_forward({d.width_in, d.width_out, d.groups, std::min(block, d.rows - n), fetched, locals,
+                                  biases, from + at * d.width_in, to + at * d.width_out, stream});
     });
   });
   return y;
@@ -59,15 +61,16 @@ std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i
     const T *from = in<T>(x), *from_grad = in<T>(grad_y), *locals = in<T>(transposed);
     T* const to_x = mask & 1 ? out<T>(grad_x) : nullptr;
     const i64 block = rows_of_block(d, kBackward);
+    const bool stream = to_x && streams(to_x, d.width_in, x.numel());
     for_each_task(chunks, [&](i64 chunk) {
       const i64 begin = d.rows * chunk / chunks, end = d.rows * (chunk + 1) / chunks;
       T* const to_local = mask & 2 ? out<T>(parts[0]) + chunk * sizes[0] : nullptr;
       T* const to_bias = mask & 4 ? out<T>(parts[1]) + chunk * sizes[1] : nullptr;
       for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
-        const i64 at = n * d.groups;
-        kernels<T>().local_backward({d.width_in, d.width_out, d.groups, std::min(block, end - n), locals,
+        const i64 at = n * d.groups, rows = std::min(block, end - n);
+        kernels<T>().local_backward({d.width_in, d.width_out, d.groups, rows, std::min(block, end - n - rows), locals,
                                      from + at * d.width_in, from_grad + at * d.width_out,
-                                     to_x ? to_x + at * d.width_in : nullptr, to_local, to_bias, n > begin});
+                                     to_x ? to_x + at * d.width_in : nullptr, to_local, to_bias, n > begin, stream});
       }
     });
     for (int k = 0; k < 2; ++k)
