@@ -1,5 +1,6 @@
 """Batches: padding, labels, scenario ids."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,7 +10,7 @@ import pytest
 import torch
 from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
-from mop_t5.data import Collator, EncodedExamples, Example, scenario_ids_of
+from mop_t5.data import Collator, EncodedExamples, Example, dataset, scenario_ids_of
 from transformers import T5Config
 
 ROWS = [Example("taxi", "用户：司机绕路", "绕路。", "a"), Example("food", "用户：点菜", "用户点菜。", "b")]
@@ -93,3 +94,12 @@ def test_wrong_scenarios(tokenizer):
         Collator(0, 1)([rows[0], rows[1]])
     with raises(ValueError, "examples", "empty"):
         EncodedExamples([], tokenizer, None)
+
+
+def test_a_forked_process_does_not_wait_for_a_thread_of_its_parent():
+    """The thread that holds the lock does not exist there, so nothing would release it."""
+    with dataset._TOKENIZING:
+        child = os.fork()
+        if not child:
+            os._exit(dataset._TOKENIZING.locked())
+    assert os.waitpid(child, 0)[1] == 0

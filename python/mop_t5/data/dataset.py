@@ -1,5 +1,6 @@
 """Encode examples as token ids, and collate them into batches of tensors."""
 
+import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,16 @@ IGNORED = -100  # label of padding, which the cross entropy of transformers igno
 _PART = 1000  # rows that are encoded at once
 # A tokenizer keeps the truncation of a call in itself, so calls of two threads would cut by each other's length.
 _TOKENIZING = Lock()
+
+
+def _forget_other_threads() -> None:
+    """Make a new lock in a forked process, where the thread that held the old one does not exist."""
+    global _TOKENIZING
+    _TOKENIZING = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
