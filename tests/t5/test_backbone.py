@@ -298,7 +298,7 @@ def test_checkpoints_with_all_weights(kind, change, file, checkpoint):
             "t5",
             lambda weights: {name: torch.zeros(0) for name in weights},
             {},
-            ("(0,)", "Empty tensors", "ZeRO-3"),
+            ("holds 0", "Empty tensors", "ZeRO-3"),
         ),
         ("t5", with_query(lambda t: (100 * t).to(torch.int8)), {}, ("floating point", QUERY)),
         ("t5", with_query(lambda t: t * float("nan")), {}, ("not finite", QUERY)),

@@ -127,9 +127,13 @@ def check_described_size(stored: Mapping[str, StoredTensor], config: PretrainedC
     described += layers * (attention + feed_forward) + config.num_decoder_layers * (2 * attention + feed_forward)
     held = sum(math.prod(one.shape) for one in stored.values())
     if stored and (described > _MOST_DESCRIBED * held or layers + config.num_decoder_layers > len(stored)):
+        empty = any(0 in one.shape for one in stored.values())
+        cure = (
+            _cure([], [], has_empty=True).removesuffix(".") if empty else "Take the config.json that it was saved with"
+        )
         raise ValueError(
             f"config.json describes at least {described:,} weights in {layers + config.num_decoder_layers:,} layers, "
-            f"and the checkpoint holds {held:,} in {len(stored):,} tensors. Take the config.json that it was saved with"
+            f"and the checkpoint holds {held:,} in {len(stored):,} tensors. {cure}"
         )
 
 
