@@ -112,8 +112,9 @@ def test_opcheck(name, backend):
     torch.library.opcheck(ops.get(name, backend), arguments)
 
 
-def test_derivatives_of_any_order(backend):
-    tensors = [t.requires_grad_() for t in inputs((3, 2, 4, 3), torch.float64)]
+@pytest.mark.parametrize("dtype", [torch.float64])
+def test_derivatives_of_any_order(dtype, backend):
+    tensors = [t.requires_grad_() for t in inputs((3, 2, 4, 3), dtype)]
 
     def function(*t):
         return functional.local_linear(*t, backend=backend)
@@ -122,9 +123,10 @@ def test_derivatives_of_any_order(backend):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64])
 @pytest.mark.parametrize("dims", [(0, None, None), (0, 0, 0), (None, 0, None)], ids=str)
-def test_vmap(dims, backend):
-    x, local, bias = inputs((3, 2, 4, 3), torch.float64)
+def test_vmap(dims, dtype, backend):
+    x, local, bias = inputs((3, 2, 4, 3), dtype)
     batch = [t if d is None else torch.stack([t, 2 * t]) for t, d in zip((x, local, bias), dims)]
     found = torch.vmap(lambda *t: functional.local_linear(*t, backend=backend), dims)(*batch)
     for k in range(2):
