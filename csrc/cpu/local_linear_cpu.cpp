@@ -6,8 +6,8 @@ namespace mop {
 namespace {
 
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 512;
-constexpr i64 kForward = 256, kFetched = 32,
-              kBackward = 64;  // rows of a block; backward reads a block of x and of grad three times
+// Rows of a task of forward; rows fetched together; rows of a block of backward, which reads them three times.
+constexpr i64 kForward = 256, kFetched = 32, kBackward = 64;
 
 struct LocalDims {
   i64 width_in, width_out, groups, rows;  // rows of x (rows * groups, width_in) and of y (rows * groups, width_out)
@@ -48,7 +48,8 @@ std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i
   const i64 out_width = d.groups * d.width_out;
   MOP_GUARD(grad.size(grad.dim() - 1) == out_width && grad.numel() == d.rows * out_width);
   const Tensor grad_y = torch::stable::contiguous(grad);
-  const Tensor transposed = torch::stable::contiguous(torch::stable::transpose(local, 0, 1));
+  // only the gradient of x reads it
+  const Tensor transposed = mask & 1 ? torch::stable::contiguous(torch::stable::transpose(local, 0, 1)) : local;
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, d.rows * d.groups / kRowsAChunk));
   const bool wide_out = d.width_in <= d.width_out;  // the gradient of the local has its wider side along the lanes
   Tensor grad_x, parts[2], sums[2];
