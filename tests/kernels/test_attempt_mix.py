@@ -44,16 +44,20 @@ def output_gradients(tensors, options, layout="contiguous"):
 def check(backend, tensors, options, layout="contiguous"):
     grads = output_gradients(tensors, options, layout)
     exact = testing.in_float64(tensors)
-    found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
-    plain = testing.value_and_gradients(lambda *t: expected(t, **options), tensors, grads)
     needs = [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
+    found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
+    # the budget of four numbers must not hang on the order of sums of one BLAS: the worse of two plain forms sets it
+    forms = [lambda *t: expected(t, **options), lambda *t: attempt_by_example(*t, **options)][: 1 + any(needs)]
+    plains = [testing.value_and_gradients(form, tensors, grads) for form in forms]
     truth = testing.value_and_gradients(
         lambda *t: attempt_by_example(*t, **options), exact, [g.double() for g in grads], needs
     )
     if not any(needs):
         truth = truth[0], [torch.zeros_like(t) for t in exact]
     assert all(y.is_contiguous() for some in found for y in some)
-    testing.assert_within_budget(*([*values, *gradients] for values, gradients in (found, plain, truth)), RESULTS)
+    actual, *orders, exact_results = ([*values, *gradients] for values, gradients in (found, *plains, truth))
+    worse = max(orders, key=lambda results: testing.error_budget(results, exact_results))
+    testing.assert_within_budget(actual, worse, exact_results, RESULTS)
     return found
 
 
@@ -257,6 +261,7 @@ def test_backward_does_not_read_x(backend):
 
 def results(tensors, options, backend):
     grads = output_gradients(tensors, options)
+    [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
     found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
     return [t for some in found for t in some]
 

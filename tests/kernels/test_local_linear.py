@@ -88,7 +88,7 @@ def test_only_what_is_asked(needs, backend):
         assert (alone is None) if not asked else torch.equal(alone, full)
 
 
-def test_any_number_of_threads_gives_the_same_bits(backend):
+def test_any_number_of_threads_gives_the_same_bits():
     tensors = inputs((900, 4, 48, 4), torch.float32)
     grad = torch.randn(900, 16)
     before, found = torch.get_num_threads(), []
@@ -96,7 +96,7 @@ def test_any_number_of_threads_gives_the_same_bits(backend):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             y, gradients = testing.value_and_gradients(
-                lambda *t: functional.local_linear(*t, backend=backend), tensors, [grad]
+                lambda *t: functional.local_linear(*t, backend="cpu"), tensors, [grad]
             )
             found.append([*y, *gradients])
     finally:
