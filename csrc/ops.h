@@ -41,6 +41,10 @@ inline std::vector<Tensor> as_contiguous(std::vector<Tensor> tensors) {
     if (!t.is_contiguous()) t = torch::stable::contiguous(t);
   return tensors;
 }
+// A tensor as a matrix. A contiguous tensor needs no copy.
+inline Tensor as_rows(const Tensor& t, i64 rows, i64 width) {
+  return t.is_contiguous() ? viewed(t, {rows, width}) : torch::stable::reshape(t, {rows, width});
+}
 inline i64 as_contiguous(i64 number) { return number; }
 inline double as_contiguous(double number) { return number; }
 inline bool as_contiguous(bool flag) { return flag; }
@@ -85,12 +89,14 @@ inline void register_ops(torch::stable::detail::StableLibrary& library, const st
   add("mop_ffn_backward", TORCH_BOX(&AfterGradient<&mop_ffn_backward>::call));
 }
 
+// The guards of the sizes are as strict as validation.py: a repeated call relies on them (operation.py).
+
 // Sizes of a full rule (..., terms, g_in, g_out) with local (..., terms, loc_in, loc_out), of equal leading dims.
 inline PhmDims weight_dims(const Tensor& rule, const Tensor& local) {
   const i64 r = rule.dim(), l = local.dim();
-  MOP_GUARD(r >= 3 && l == r && rule.size(r - 3) == local.size(l - 3));
+  MOP_GUARD(r >= 3 && l == r && rule.numel() > 0 && local.numel() > 0);
+  for (i64 k = 0; k <= r - 3; ++k) MOP_GUARD(rule.size(k) == local.size(k));
   const PhmDims d{rule.size(r - 3), 1, rule.size(r - 2), rule.size(r - 1), local.size(l - 2), local.size(l - 1)};
-  MOP_GUARD(rule.numel() * d.local_size() == local.numel() * d.rule_size());
   return d;
 }
 
@@ -99,15 +105,20 @@ inline PhmDims linear_dims(const Tensor& x, const Tensor& rule_in, const Tensor&
   MOP_GUARD(rule_in.dim() == 3 && rule_out.dim() == 3 && local.dim() == 3);
   const PhmDims d{local.size(0), rule_in.size(2), rule_in.size(1), rule_out.size(2), local.size(1), local.size(2)};
   MOP_GUARD(rule_in.size(0) == d.terms && rule_out.size(0) == d.terms && rule_out.size(1) == d.rank);
-  MOP_GUARD(x.size(x.dim() - 1) == d.in());
+  MOP_GUARD(rule_in.numel() > 0 && rule_out.numel() > 0 && local.numel() > 0);
+  MOP_GUARD(x.dim() > 0 && x.size(x.dim() - 1) == d.in());
   return d;
+}
+
+inline bool fits(const std::optional<Tensor>& bias, i64 width) {
+  return !bias || (bias->dim() == 1 && bias->numel() == width);
 }
 
 // An uninitialised W (..., g_in*loc_in, g_out*loc_out) of a full rule.
 inline Tensor empty_weight(const Tensor& rule, const PhmDims& d) {
   std::vector<i64> sizes(rule.sizes().begin(), rule.sizes().end() - 3);
   sizes.insert(sizes.end(), {d.in(), d.out()});
-  return torch::stable::new_empty(rule, sizes);
+  return empty(rule, sizes);
 }
 
 }  // namespace mop

@@ -42,15 +42,50 @@ T* out(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-inline Tensor empty(const Tensor& like, std::initializer_list<i64> sizes, std::optional<ScalarType> dtype = {}) {
-  return torch::stable::new_empty(like, sizes, dtype);
+// The strides of a contiguous tensor.
+inline std::vector<i64> contiguous_strides(const i64* sizes, std::size_t dims) {
+  std::vector<i64> strides(dims, 1);
+  for (std::size_t k = dims; k-- > 1;) strides[k - 1] = strides[k] * std::max<i64>(1, sizes[k]);
+  return strides;
 }
+
+// Allocations and views call torch's C functions: torch's dispatcher would take a microsecond for each.
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// An uninitialised contiguous tensor with the device of `like`, and its dtype if none is given.
+inline Tensor empty(const Tensor& like, Sizes sizes, std::optional<ScalarType> dtype = {}) {
+  const std::vector<i64> strides = contiguous_strides(sizes.data(), sizes.size());
+  int32_t device_type, device_index, type;
+  MOP_GUARD(aoti_torch_get_device_type(like.get(), &device_type) == AOTI_TORCH_SUCCESS);
+  MOP_GUARD(aoti_torch_get_device_index(like.get(), &device_index) == AOTI_TORCH_SUCCESS);
+  MOP_GUARD(aoti_torch_get_dtype(like.get(), &type) == AOTI_TORCH_SUCCESS);
+  if (dtype) type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device_type, device_index, &made));
+  return Tensor(made);
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<i64> sizes, std::optional<ScalarType> dtype = {}) {
+  return empty(like, Sizes(sizes.begin(), sizes.size()), dtype);
+}
+
+inline Tensor empty_as(const Tensor& t) { return empty(t, t.sizes()); }
 
 // An uninitialised tensor with the sizes of x, but the last one, which is `width`.
 inline Tensor empty_rows(const Tensor& x, i64 width) {
   std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = width;
-  return torch::stable::new_empty(x, sizes);
+  return empty(x, sizes);
+}
+
+// A contiguous tensor, seen with other sizes.
+inline Tensor viewed(const Tensor& t, Sizes sizes) {
+  const std::vector<i64> strides = contiguous_strides(sizes.data(), sizes.size());
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), sizes.size(), sizes.data(), strides.data(), 0, &made));
+  return Tensor(made);
 }
 
 template <class T>

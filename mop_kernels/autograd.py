@@ -23,6 +23,7 @@ from .rules import RULES, Product
 _grad_is_enabled = torch.is_grad_enabled
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _are_transforms_active = torch._C._are_functorch_transforms_active
+_num_modes, _num_function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 MOST_GRADIENTS = 63  # tensors of one call that can have a gradient: bits of a signed 64-bit integer, `needs` of the op
 
 
@@ -35,6 +36,11 @@ def _nests_forward_mode() -> bool:
 def transforms_are_active() -> bool:
     """Tell whether torch.func or forward mode looks at the tensors of a call."""
     return _are_transforms_active() or forward_ad._current_level >= 0
+
+
+def anything_looks_on() -> bool:
+    """Tell whether a transform or a mode of torch has to see a call."""
+    return bool(transforms_are_active() or _num_modes() or _num_function_modes())
 
 
 def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -60,9 +66,9 @@ def compute(call: Call, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 
 class Ready(NamedTuple):
-    """A call whose op takes the tensors of the caller as they are: they are on a CPU, outside of transforms.
+    """A call whose op takes the tensors of the caller as they are: they are on a CPU, and nothing looks on.
 
-    op: The op of the CPU backend. It copies tensors that are not contiguous.
+    op: The op of the CPU backend, without its differentiable form. It copies tensors that are not contiguous.
     num_kept: Number of tensors that the gradients read: the first ones.
     """
 
@@ -76,16 +82,14 @@ def ready(call: Call, dtype: torch.dtype) -> Ready | None:
     rule = RULES[call.name]
     if not isinstance(rule, Product) or dtype not in (torch.float32, torch.float64):
         return None
-    return Ready(call, ops.get(call.name, call.backend)._op, rule.num_args)
+    return Ready(call, ops.without_autograd(call.name)._op, rule.num_args)
 
 
 def compute_ready(call: Ready, tensors: Tensors) -> tuple[Tensor, ...]:
     """Return the outputs of `compute`."""
-    given = [t if t is None else _unwrap_if_dead(t) for t in tensors]
     if _grad_is_enabled():
-        return (_apply_ready(call, *given),)
-    with _below_autograd():
-        return (call.op(*given),)
+        return (_apply_ready(call, *tensors),)
+    return (call.op(*tensors),)
 
 
 def gradients(call: Call, needs: Needs, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -145,8 +149,7 @@ class ReadyFunction(OperationFunction):
         """Run the op and save what the gradients read."""
         ctx.call = ready.call
         ctx.save_for_backward(*tensors[: ready.num_kept])
-        with _below_autograd():
-            return ready.op(*tensors)
+        return ready.op(*tensors)
 
 
 _unwrap_if_dead = torch._C._functorch.unwrap_if_dead

@@ -2,7 +2,7 @@
 
 Validation reports the errors of users, once for all backends. A repeated call skips validation: programs call an
 operation with the same shapes again and again, and a look at each shape takes longer than a small call on a GPU. A
-repeated call of a CPU kernel goes straight to its op.
+repeated call of a CPU kernel goes straight to its op, whose own guards find a wrong shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from .validation import check_kind, dtype_of_call
 
 # looked up once: each look into torch takes a few hundredths of a microsecond
 _is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
-_autocast_is_on = torch._C._is_any_autocast_enabled
+_autocast_is_on, _unwrap_if_dead = torch._C._is_any_autocast_enabled, torch._C._functorch.unwrap_if_dead
 _MOST_REMEMBERED = 1000
 _passed: dict[tuple, int] = {}  # multiply-adds of the calls that passed validation, by kind of call
-_ready: dict[tuple | None, autograd.Ready] = {}  # calls of CPU kernels that passed, by kind
+_ready: dict[tuple, autograd.Ready] = {}  # calls of CPU kernels, by operation, backend and the dtypes of the tensors
 
 
 # The arguments of the kernels: the tensors in the order of the operation's rule (rules.py), all other arguments
@@ -74,10 +74,15 @@ def run(
         settings: Arguments that are no tensors, for `operation.prepare`.
         cast: Cast the tensors to the dtype of autocast. False if `operation.prepare` does.
     """
-    kind, plain = _kind_of_call(operation.name, backends.requested(backend)[0], tensors, others)
-    ready = _ready.get(kind) if plain else None
+    requested = backends.requested(backend)[0]
+    key = _key_of_plain(operation.name, requested, tensors) if operation.prepare is None else None
+    ready = None if key is None else _ready.get(key)
     if ready is not None:
-        return autograd.compute_ready(ready, tensors)
+        try:
+            return autograd.compute_ready(ready, tensors)
+        except RuntimeError:  # most probably of a guard; validation explains it
+            pass
+    kind = _kind_of_call(operation.name, requested, tensors, others)
     size = None if kind is None else _passed.get(kind)
     if size is None:
         names = operation.names if isinstance(operation.names, tuple) else operation.names(len(tensors))
@@ -96,7 +101,9 @@ def run(
         tensors = tensors if changed is None else changed
         size = operation.multiply_adds(*tensors)
         if kind is not None and changed is None:
-            _remember(_passed, kind, size)
+            if len(_passed) == _MOST_REMEMBERED:
+                _passed.clear()
+            _passed[kind] = size
     static: tuple = ()
     if operation.prepare is not None:
         tensors, static, size = operation.prepare(tensors, others, settings, size)
@@ -104,23 +111,35 @@ def run(
     assert first is not None
     backend = backends.resolve(backend, first.device, first.dtype, operation.name, size)
     call = Call(operation.name, backend, static)
-    if plain and backend == "cpu" and kind in _passed:
+    if key is not None and backend == "cpu" and kind in _passed:
         ready = autograd.ready(call, first.dtype)
         if ready is not None:
-            _remember(_ready, kind, ready)
+            _ready[key] = ready
     return autograd.compute(call, *tensors)
 
 
-def _remember(memory: dict, kind: tuple | None, value: object) -> None:
-    if len(memory) == _MOST_REMEMBERED:
-        memory.clear()
-    memory[kind] = value
+def _key_of_plain(name: str, backend: str, tensors: Sequence[Tensor | None]) -> tuple | None:
+    """Return the key of a call in `_ready`. Return None unless all its tensors are plain ones on a CPU.
+
+    Return None, too, if anything has to see the call: compilers, autocast, transforms, and the modes of torch.
+    """
+    if _is_compiling() or _is_tracing() is not None or _autocast_is_on() or autograd.anything_looks_on():
+        return None
+    key: list[object] = [name, backend]
+    for t in tensors:
+        if t is None:
+            key.append(None)
+        elif type(t) in PLAIN and t.is_cpu and _unwrap_if_dead(t) is t:
+            key.append(t.dtype)
+        else:
+            return None
+    return tuple(key)
 
 
 def _kind_of_call(
     name: str, backend: str, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]
-) -> tuple[tuple | None, bool]:
-    """Return the kind of a call, and whether its tensors are on a CPU and outside of transforms.
+) -> tuple | None:
+    """Return the kind of a call.
 
     The kind is the operation, the requested backend, the dtype, and the shapes. These decide whether the call is valid.
     The kind is None if more decides: a tensor needs a cast, its dtype or device differs from the rest, or its sizes are
@@ -128,11 +147,10 @@ def _kind_of_call(
     """
     first = tensors[0]
     if first is None or type(first) not in PLAIN or _is_compiling() or _is_tracing() is not None:
-        return None, False
+        return None
     dtype, on_cpu = first.dtype, first.is_cpu
     if _autocast_is_on() and dtype_of_call(first) is not dtype:
-        return None, False
-    plain = on_cpu and not autograd.transforms_are_active()
+        return None
     device = None if on_cpu else first.device  # two devices take a while to compare
     kind: list[object] = [name, backend, dtype]
     for t in tensors:
@@ -141,8 +159,8 @@ def _kind_of_call(
         elif type(t) in PLAIN and t.dtype is dtype and (t.is_cpu if on_cpu else t.device == device):
             kind.append(t.shape)
         else:
-            return None, False
+            return None
     for t in others:
         if type(t) not in PLAIN:
-            return None, False
-    return tuple(kind), plain
+            return None
+    return tuple(kind)

@@ -174,6 +174,9 @@ _FORMS: dict[str, tuple[Callable, Callable]] = {  # per op: its fake, and its re
     "attempt_mix_backward": (_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
     **step_ops.FORMS,
 }
+# CPU kernels that have a second op, NAME_cpu.ready. torch passes over its differentiable form, which no call needs that
+# has a node of autograd already: to leave autograd out from Python takes half a microsecond.
+_READY = ("phm_weight", "phm_linear", "lowrank_phm_linear", "local_linear")
 _ONLY_ON_CPU = ("local_linear", "local_linear_backward")  # other backends run the reference: one product of BLAS
 PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
@@ -204,11 +207,19 @@ def define(backend: str, implementations: Mapping[str, Callable] | None = None, 
             if direct and shared is None:
                 _direct[name, backend] = implementation
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
+    for name in _READY if backend == "cpu" else ():
+        LIBRARY.define(f"{name}_cpu.ready{SCHEMAS[name]}")
+        LIBRARY.impl(f"{name}_cpu.ready", torch.library.fallthrough_kernel, "Autograd")
 
 
 def is_defined(name: str, backend: str) -> bool:
     """Tell whether this process has the op of a backend."""
     return (name, backend) in _overloads
+
+
+def without_autograd(name: str) -> torch._ops.OpOverload:
+    """Return the op of a CPU kernel that autograd does not see."""
+    return getattr(torch.ops.mop_kernels, f"{name}_cpu").ready
 
 
 def get(name: str, backend: str) -> torch._ops.OpOverload:

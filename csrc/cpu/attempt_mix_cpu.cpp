@@ -142,13 +142,6 @@ Tensor sums_over_examples(const Tensor& left, i64 left_row, i64 rows, const Tens
 }
 
 template <class T>
-Tensor column_sums_of(const Tensor& rows) {
-  Tensor sums = empty(rows, {rows.size(1)});
-  sum_parts<T>(1, rows.size(0), rows.size(1), in<T>(rows), out<T>(sums));
-  return sums;
-}
-
-template <class T>
 Tensor grad_of_x(const Tensor& grad, i64 before, const Tensor& grad_peak, const Tensor& position) {
   const i64 b = grad.size(0), rows = grad.size(1) - before, width = grad.size(2);
   Tensor grad_x = empty(grad, {b, rows, width});
@@ -170,8 +163,8 @@ std::vector<Tensor> backward(Call& call, const Tensor& grad, const Tensor& grad_
   const i64 b = call.examples(), t = call.sources(), d = call.width(), r = call.rank(), tasks = call.target.size(0);
   const Prompts<T> prompts = call.prompts<T>();
   std::optional<Tensor> grad_source, grad_target;
-  if (mask & 2) grad_source = torch::stable::empty_like(call.source);
-  if (mask & 4) grad_target = torch::stable::empty_like(call.target);
+  if (mask & 2) grad_source = empty_as(call.source);
+  if (mask & 4) grad_target = empty_as(call.target);
 
   // the gradients of the attention: one part per stretch of columns, and last the gradient from the caller
   const i64 parts = stretches(call.size()), entries = b * (t + 1);
@@ -187,7 +180,7 @@ std::vector<Tensor> backward(Call& call, const Tensor& grad, const Tensor& grad_
                                       tasks, grads, part + k * entries, to_source, to_target});
   });
   const Tensor total = empty(grad, {b, t + 1});
-  sum_parts<T>(1, parts + 1, entries, part, out<T>(total));
+  sum_columns(parts + 1, entries, part, out<T>(total));
 
   const Tensor scores = empty(grad, {b, t + 1}), query = empty(grad, {b, d}), scaled = empty(grad, {b, d}),
                up = empty(grad, {b, d}), hidden = empty(grad, {b, r}), of_peak = empty(grad, {b, d});
@@ -226,8 +219,8 @@ std::vector<Tensor> backward(Call& call, const Tensor& grad, const Tensor& grad_
   if (grad_target) asked.push_back(*grad_target);
   if (mask & 8) asked.push_back(sums_over_examples<T>(call.peak, d, d, hidden));
   if (mask & 16) asked.push_back(sums_over_examples<T>(call.active, r, r, up));
-  if (mask & 32) asked.push_back(column_sums_of<T>(scaled));
-  if (mask & 64) asked.push_back(column_sums_of<T>(query));
+  if (mask & 32) asked.push_back(column_sums(scaled));
+  if (mask & 64) asked.push_back(column_sums(query));
   return asked;
 }
 
@@ -261,7 +254,7 @@ std::vector<Tensor> attempt_mix_backward(Tensor grad_prefixed, Tensor grad_atten
   MOP_GUARD(grad_prefixed.dim() == 3 && grad_prefixed.size(1) >= source.size(1) && position.numel() == peak.numel());
   MOP_GUARD(grad_prefixed.size(0) == peak.size(0) && grad_prefixed.size(2) == source.size(2));
   MOP_GUARD(grad_attention.numel() == peak.size(0) * (source.size(0) + 1));
-  const Tensor grad = torch::stable::contiguous(grad_prefixed), more = torch::stable::contiguous(grad_attention);
+  const Tensor grad = as_contiguous(grad_prefixed), more = as_contiguous(grad_attention);
   return by_dtype(grad, [&](auto zero) {
     using T = decltype(zero);
     Call call{peak, source, target, task_ids, w_down, w_up, ln_weight, ln_bias, temperature,

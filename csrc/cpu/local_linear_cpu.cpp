@@ -14,9 +14,9 @@ struct LocalDims {
 };
 
 LocalDims local_dims(const Tensor& x, const Tensor& local) {
-  MOP_GUARD(local.dim() == 2);
+  MOP_GUARD(local.dim() == 2 && local.numel() > 0 && x.dim() > 0);
   const i64 width_in = local.size(0), in = x.size(x.dim() - 1);
-  MOP_GUARD(width_in > 0 && in % width_in == 0 && in > 0);
+  MOP_GUARD(in > 0 && in % width_in == 0);
   return {width_in, local.size(1), in / width_in, x.numel() / in};
 }
 
@@ -26,7 +26,7 @@ i64 rows_of_block(const LocalDims& d, i64 height) { return std::max<i64>(1, heig
 
 Tensor local_linear(Tensor x, Tensor local, std::optional<Tensor> bias) {
   const LocalDims d = local_dims(x, local);
-  MOP_GUARD(!bias || bias->numel() == d.groups * d.width_out);
+  MOP_GUARD(fits(bias, d.groups * d.width_out));
   Tensor y = empty_rows(x, d.groups * d.width_out);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
@@ -47,26 +47,23 @@ std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i
   const LocalDims d = local_dims(x, local);
   const i64 out_width = d.groups * d.width_out;
   MOP_GUARD(grad.size(grad.dim() - 1) == out_width && grad.numel() == d.rows * out_width);
-  const Tensor grad_y = torch::stable::contiguous(grad);
-  // only the gradient of x reads it
-  const Tensor transposed = mask & 1 ? torch::stable::contiguous(torch::stable::transpose(local, 0, 1)) : local;
+  const Tensor grad_y = as_contiguous(grad), transposed = mask & 1 ? swapped_sides(local) : local;
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, d.rows * d.groups / kRowsAChunk));
   const bool wide_out = d.width_in <= d.width_out;  // the gradient of the local has its wider side along the lanes
-  Tensor grad_x, parts[2], sums[2];
-  if (mask & 1) grad_x = torch::stable::empty_like(x);
-  const i64 sizes[2] = {d.width_in * d.width_out, out_width};
-  for (int k = 0; k < 2; ++k)
-    if (mask >> (k + 1) & 1) parts[k] = empty(x, {chunks, sizes[k]});
+  const i64 narrow = std::min(d.width_in, d.width_out), wide = std::max(d.width_in, d.width_out);
+  const SumOfParts locals_sum = mask & 2 ? SumOfParts(x, chunks, {narrow, wide}) : SumOfParts(),
+                   bias_sum = mask & 4 ? SumOfParts(x, chunks, {out_width}) : SumOfParts();
+  std::vector<Tensor> asked;
+  if (mask & 1) asked.push_back(empty_as(x));
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const T *from = in<T>(x), *from_grad = in<T>(grad_y), *locals = in<T>(transposed);
-    T* const to_x = mask & 1 ? out<T>(grad_x) : nullptr;
+    T* const to_x = mask & 1 ? out<T>(asked[0]) : nullptr;
     const i64 block = rows_of_block(d, kBackward);
     const bool stream = to_x && streams(to_x, d.width_in, x.numel());
     for_each_task(chunks, [&](i64 chunk) {
       const i64 begin = d.rows * chunk / chunks, end = d.rows * (chunk + 1) / chunks;
-      T* const to_local = mask & 2 ? out<T>(parts[0]) + chunk * sizes[0] : nullptr;
-      T* const to_bias = mask & 4 ? out<T>(parts[1]) + chunk * sizes[1] : nullptr;
+      T *const to_local = locals_sum.at<T>(chunk), *const to_bias = bias_sum.at<T>(chunk);
       for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
         const i64 at = n * d.groups, rows = std::min(block, end - n);
         kernels<T>().local_backward({d.width_in, d.width_out, d.groups, rows, std::min(block, end - n - rows), locals,
@@ -74,18 +71,10 @@ std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i
                                      to_x ? to_x + at * d.width_in : nullptr, to_local, to_bias, n > begin, stream});
       }
     });
-    for (int k = 0; k < 2; ++k)
-      if (mask >> (k + 1) & 1) {
-        sums[k] = empty(x, {sizes[k]});
-        sum_parts<T>(1, chunks, sizes[k], in<T>(parts[k]), out<T>(sums[k]));
-      }
   });
-  std::vector<Tensor> asked;
-  if (mask & 1) asked.push_back(grad_x);
-  if (mask & 2)
-    asked.push_back(wide_out ? torch::stable::view(sums[0], local.sizes())
-                             : swapped_sides(torch::stable::view(sums[0], {d.width_out, d.width_in})));
-  if (mask & 4) asked.push_back(sums[1]);
+  locals_sum.finish(asked);
+  if (mask & 2 && !wide_out) asked.back() = swapped_sides(asked.back());
+  bias_sum.finish(asked);
   return asked;
 }
 

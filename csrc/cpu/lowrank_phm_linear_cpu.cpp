@@ -12,7 +12,7 @@ constexpr i64 kLeastForward = 96, kLeastBackward = 192;  // backward moves the g
 
 Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = linear_dims(x, rule_in, rule_out, local);
-  MOP_GUARD(!bias || bias->numel() == d.out());
+  MOP_GUARD(fits(bias, d.out()));
   Tensor y = empty_rows(x, d.out());
   const i64 rows = x.numel() / d.in();
   const Tensor packed = packed_rule_in(rule_in);
@@ -38,29 +38,24 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
   MOP_GUARD(grad.size(grad.dim() - 1) == d.out());
   const i64 rows = x.numel() / d.in();
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
-  const Tensor grad_y = torch::stable::reshape(grad, {rows, d.out()});
+  const Tensor grad_y = as_rows(grad, rows, d.out());
   const Tensor packed = packed_rule_in(rule_in);
-  const i64 sizes[4] = {d.j() * d.g_in, d.j() * d.g_out, d.local_size(), d.out()};
-
-  Tensor grad_x;
-  if (mask & 1) grad_x = torch::stable::empty_like(x);
-  Tensor parts[4], sums[4];
-  for (int k = 0; k < 4; ++k)
-    if (mask >> (k + 1) & 1) parts[k] = empty(x, {chunks, sizes[k]});
+  const auto sum = [&](int bit, Sizes sizes) { return mask >> bit & 1 ? SumOfParts(x, chunks, sizes) : SumOfParts(); };
+  const SumOfParts sums[4] = {sum(1, {d.terms, d.rank, d.g_in}), sum(2, rule_out.sizes()), sum(3, local.sizes()),
+                              sum(4, {d.out()})};
+  std::vector<Tensor> asked;
+  if (mask & 1) asked.push_back(empty_as(x));
 
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const Factors<T> factors{in<T>(packed), in<T>(rule_out), in<T>(local), nullptr};
     const T* from = in<T>(x);
     const T* from_grad = static_cast<const T*>(grad_y.const_data_ptr());
-    T* const to_x = mask & 1 ? out<T>(grad_x) : nullptr;
+    T* const to_x = mask & 1 ? out<T>(asked[0]) : nullptr;
     const i64 block = block_rows(rows, map_backward_scratch(d, 1) * sizeof(T), kLeastBackward);
-    const auto part = [&](int k, i64 chunk) {
-      return mask >> (k + 1) & 1 ? out<T>(parts[k]) + chunk * sizes[k] : nullptr;
-    };
     for_each_task(chunks, [&](i64 chunk) {
       const i64 begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
-      const Gradients<T> grads{part(0, chunk), part(1, chunk), part(2, chunk), part(3, chunk)};
+      const Gradients<T> grads{sums[0].at<T>(chunk), sums[1].at<T>(chunk), sums[2].at<T>(chunk), sums[3].at<T>(chunk)};
       T* scratch = thread_scratch<T>(map_backward_scratch(d, block));
       for (i64 n = begin; n < end || n == begin; n += block) {  // without rows: once, to write the zeros
         const MapBackward<T> unit{d,
@@ -74,19 +69,11 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
         kernels<T>().map_backward(unit, scratch);
       }
     });
-    for (int k = 0; k < 4; ++k)
-      if (mask >> (k + 1) & 1) {
-        sums[k] = empty(x, {sizes[k]});
-        sum_parts<T>(1, chunks, sizes[k], in<T>(parts[k]), out<T>(sums[k]));
-      }
   });
-
-  std::vector<Tensor> asked;
-  if (mask & 1) asked.push_back(grad_x);
-  if (mask & 2) asked.push_back(swapped_sides(torch::stable::view(sums[0], {d.terms, d.rank, d.g_in})));
-  if (mask & 4) asked.push_back(torch::stable::view(sums[1], rule_out.sizes()));
-  if (mask & 8) asked.push_back(torch::stable::view(sums[2], local.sizes()));
-  if (mask & 16) asked.push_back(sums[3]);
+  for (int k = 0; k < 4; ++k) {
+    sums[k].finish(asked);
+    if (k == 0 && mask & 2) asked.back() = swapped_sides(asked.back());
+  }
   return asked;
 }
 

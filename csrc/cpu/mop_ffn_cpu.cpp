@@ -160,7 +160,7 @@ GradientSum gradient_sum(const Problem& p, const Tensor& like, bool asked, i64 c
   g.experts = like.size(1);
   g.size = like.numel() / (g.layers * g.experts);
   const bool all_written = g.experts == 1 || p.picked == p.experts;
-  g.result = all_written ? torch::stable::empty_like(like) : torch::stable::new_zeros(like, like.sizes());
+  g.result = all_written ? empty_as(like) : torch::stable::new_zeros(like, like.sizes());
   g.direct = chunks == 1 && g.layers == p.layers && (g.experts > 1 || p.picked == 1);
   if (!g.direct) g.parts = empty(like, {p.pairs() * chunks, g.size});
   return g;

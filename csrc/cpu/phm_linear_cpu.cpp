@@ -20,8 +20,6 @@ constexpr i64 kManyRows = 512, kLargeRows = 16;
 // Backward sums the gradients of the factors over a fixed number of chunks of rows, in blocks of rows.
 constexpr i64 kMaxChunks = 8, kRowsAChunk = 64, kLeastBackward = 24;
 
-Tensor as_rows(const Tensor& t, i64 width) { return torch::stable::reshape(t, {t.numel() / width, width}); }
-
 Tensor linear(const Tensor& x, const Tensor& transposed_weight, const std::optional<Tensor>& bias) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(transposed_weight),
                                     torch::stable::detail::from(bias)};
@@ -29,39 +27,19 @@ Tensor linear(const Tensor& x, const Tensor& transposed_weight, const std::optio
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-Tensor column_sums(const Tensor& rows) {
-  const i64 height = rows.size(0), width = rows.size(1);
-  Tensor sums = empty(rows, {width});
-  by_dtype(rows, [&](auto zero) {
-    using T = decltype(zero);
-    constexpr i64 kChunk = 512;
-    for_each_task((width + kChunk - 1) / kChunk, [&](i64 task) {
-      const i64 at = task * kChunk;
-      kernels<T>().sum_rows(height, std::min(kChunk, width - at), in<T>(rows) + at, width, out<T>(sums) + at);
-    });
-  });
-  return sums;
-}
-
 // Returns the gradients of x, rule and local (mask bits 0 to 2), by tasks of one term and one chunk of the rows.
 std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_rows, const Tensor& x, const Tensor& rule,
                                         const Tensor& local, i64 mask) {
-  const i64 rows = grad_rows.size(0), sizes[3] = {x.numel(), rule.numel(), local.numel()};
+  const i64 rows = grad_rows.size(0);
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
-  const i64 counts[3] = {d.terms, chunks, chunks};  // parts of each gradient
-  const Tensor* const inputs[3] = {&x, &rule, &local};
-  Tensor grads[3], parts[3];
-  for (int k = 0; k < 3; ++k)
-    if (mask >> k & 1) {
-      grads[k] = torch::stable::empty_like(*inputs[k]);
-      parts[k] = counts[k] > 1 ? empty(x, {counts[k], sizes[k]}) : grads[k];
-    }
+  const SumOfParts of_x = mask & 1 ? SumOfParts(x, d.terms, x.sizes()) : SumOfParts(),
+                   of_rule = mask & 2 ? SumOfParts(x, chunks, rule.sizes()) : SumOfParts(),
+                   of_local = mask & 4 ? SumOfParts(x, chunks, local.sizes()) : SumOfParts();
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const i64 rule_size = d.g_in * d.g_out, local_size = d.loc_in * d.loc_out;
     const T *from = in<T>(x), *from_grad = in<T>(grad_rows), *rules = in<T>(rule), *locals = in<T>(local);
     const i64 block = block_rows(rows, full_rule_backward_scratch(d, 1) * sizeof(T), kLeastBackward);
-    const auto part = [&](int k, i64 at) { return mask >> k & 1 ? out<T>(parts[k]) + at : nullptr; };
     for_each_task(d.terms * chunks, [&](i64 task) {
       const i64 i = task / chunks, chunk = task % chunks;
       const i64 begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
@@ -73,19 +51,16 @@ std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_row
                                        std::min(block, end - n),
                                        from + n * d.in(),
                                        from_grad + n * d.out(),
-                                       part(0, i * sizes[0] + n * d.in()),
-                                       part(1, chunk * sizes[1] + i * rule_size),
-                                       part(2, chunk * sizes[2] + i * local_size),
+                                       of_x.at<T>(i, n * d.in()),
+                                       of_rule.at<T>(chunk, i * rule_size),
+                                       of_local.at<T>(chunk, i * local_size),
                                        n > begin};
         kernels<T>().rule_first_backward(unit, scratch);
       }
     });
-    for (int k = 0; k < 3; ++k)
-      if (mask >> k & 1 && counts[k] > 1) sum_parts<T>(1, counts[k], sizes[k], in<T>(parts[k]), out<T>(grads[k]));
   });
   std::vector<Tensor> asked;
-  for (int k = 0; k < 3; ++k)
-    if (mask >> k & 1) asked.push_back(grads[k]);
+  for (const SumOfParts* sum : {&of_x, &of_rule, &of_local}) sum->finish(asked);
   return asked;
 }
 
@@ -106,7 +81,7 @@ BackwardPlan plan_phm_linear_backward(i64 rows, const PhmDims& d) {
 
 Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = weight_dims(rule, local);
-  MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && (!bias || bias->numel() == d.out()));
+  MOP_GUARD(rule.dim() == 3 && x.dim() > 0 && x.size(x.dim() - 1) == d.in() && fits(bias, d.out()));
   const i64 rows = x.numel() / d.in();
   const ForwardPlan plan = plan_phm_linear(rows, d);
   if (plan.weight_once <= std::min(plan.local_first, plan.rule_first)) {
@@ -137,19 +112,20 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask) {
   const PhmDims d = weight_dims(rule, local);
   MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && grad.size(grad.dim() - 1) == d.out());
-  const Tensor grad_rows = torch::stable::contiguous(as_rows(grad, d.out()));
-  const BackwardPlan plan = plan_phm_linear_backward(grad_rows.size(0), d);
+  const i64 rows = x.numel() / d.in();
+  const Tensor grad_rows = as_contiguous(as_rows(grad, rows, d.out()));
+  const BackwardPlan plan = plan_phm_linear_backward(rows, d);
   std::vector<Tensor> asked;
   if (mask & 7 && plan.rule_first < plan.weight_once) {
     asked = rule_first_backward(d, grad_rows, x, rule, local, mask & 7);
   } else {
     if (mask & 1) {
       const Tensor grad_x = torch::stable::matmul(grad_rows, torch::stable::transpose(phm_weight(rule, local), 0, 1));
-      asked.push_back(torch::stable::view(grad_x, x.sizes()));
+      asked.push_back(viewed(grad_x, x.sizes()));
     }
     if (mask & 6) {
-      const Tensor rows = as_rows(x, d.in());
-      const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), grad_rows);
+      const Tensor x_rows = viewed(x, {rows, d.in()});
+      const Tensor grad_weight = torch::stable::matmul(torch::stable::transpose(x_rows, 0, 1), grad_rows);
       for (Tensor& factor : phm_weight_backward(grad_weight, rule, local, mask >> 1 & 3)) asked.push_back(factor);
     }
   }

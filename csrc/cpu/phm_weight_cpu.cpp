@@ -24,13 +24,13 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
   const PhmDims d = weight_dims(rule, local);
   const i64 groups = rule.numel() / d.rule_size();
   MOP_GUARD(groups * d.in() * d.out() == grad.numel());
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   std::vector<Tensor> asked;
   by_dtype(rule, [&](auto zero) {
     using T = decltype(zero);
     const T *from = in<T>(grad), *rules = in<T>(rule), *locals = in<T>(local);
     if (mask & 1) {
-      asked.push_back(torch::stable::empty_like(rule));
+      asked.push_back(empty_as(rule));
       T* to = out<T>(asked.back());
       for_each_task(groups * d.g_in, [&](i64 task) {
         const i64 group = task / d.g_in;
@@ -39,7 +39,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       });
     }
     if (mask & 2) {
-      asked.push_back(torch::stable::empty_like(local));
+      asked.push_back(empty_as(local));
       T* to = out<T>(asked.back());
       for_each_task(groups * d.loc_in, [&](i64 task) {
         const i64 group = task / d.loc_in;

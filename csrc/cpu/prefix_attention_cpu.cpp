@@ -76,7 +76,7 @@ struct Call {
   // The gradient of a prefix tensor, from one part [prefix, width] per head of an example.
   template <class T>
   Tensor sum_of_prefix(const Tensor& parts) const {
-    const Tensor sum = torch::stable::empty_like(*prefix_key);
+    const Tensor sum = empty_as(*prefix_key);
     const i64 size = prefix() * width();
     const T* from = in<T>(parts);
     T* to = out<T>(sum);
@@ -97,9 +97,9 @@ struct Call {
 template <class T>
 std::vector<Tensor> backward(const Call& call, const Tensor& grad, const Tensor& lse, i64 needs) {
   std::optional<Tensor> query, key, value, prefix_key, prefix_value;
-  if (needs & 1) query = torch::stable::empty_like(call.query);
-  if (needs & 2) key = torch::stable::empty_like(call.key);
-  if (needs & 4) value = torch::stable::empty_like(call.value);
+  if (needs & 1) query = empty_as(call.query);
+  if (needs & 2) key = empty_as(call.key);
+  if (needs & 4) value = empty_as(call.value);
   for (auto [bit, parts] : {std::pair(8, &prefix_key), std::pair(16, &prefix_value)})
     if (needs & bit) *parts = empty(grad, {call.examples(), call.heads(), call.prefix(), call.width()});
   const auto part = [](const std::optional<Tensor>& t, i64 at) { return t ? out<T>(*t) + at : nullptr; };
@@ -129,7 +129,7 @@ std::vector<Tensor> prefix_attention(Tensor query, Tensor key, Tensor value, std
                                      std::optional<Tensor> seed, bool causal, double scale, double dropout) {
   const Call call{query, key, value, prefix_key, prefix_value, rows, bias, key_mask, seed, causal, scale, dropout};
   call.check();
-  const Tensor made = torch::stable::empty_like(query);
+  const Tensor made = empty_as(query);
   const Tensor lse = empty(query, {call.examples(), call.heads(), call.queries()});
   by_dtype(query, [&](auto zero) {
     using T = decltype(zero);

@@ -10,6 +10,11 @@ STABLE_TORCH_LIBRARY_IMPL(mop_kernels, CPU, m) {
   m.impl("softmax_piece", TORCH_BOX(&mop::softmax_piece));
   mop::register_ops(m, "cpu");
   m.impl("local_linear_cpu", TORCH_BOX(&mop::Contiguous<&mop::local_linear>::call));
+  // the ready forms: the same kernels without their differentiable form (ops.py)
+  m.impl("phm_weight_cpu.ready", TORCH_BOX(&mop::Contiguous<&mop::phm_weight>::call));
+  m.impl("phm_linear_cpu.ready", TORCH_BOX(&mop::Contiguous<&mop::phm_linear>::call));
+  m.impl("lowrank_phm_linear_cpu.ready", TORCH_BOX(&mop::Contiguous<&mop::lowrank_phm_linear>::call));
+  m.impl("local_linear_cpu.ready", TORCH_BOX(&mop::Contiguous<&mop::local_linear>::call));
   m.impl("local_linear_backward_cpu", TORCH_BOX(&mop::AfterGradient<&mop::local_linear_backward>::call));
   m.impl("attempt_mix_cpu", TORCH_BOX(&mop::Contiguous<&mop::attempt_mix>::call));
   m.impl("attempt_mix_backward_cpu", TORCH_BOX(&mop::AfterTwoGradients<&mop::attempt_mix_backward>::call));

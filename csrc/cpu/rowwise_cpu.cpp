@@ -39,7 +39,7 @@ Tensor dropout_plus(const Tensor& x, const std::optional<Tensor>& residual, cons
   const RowsOf of(x);
   MOP_GUARD(!residual || residual->numel() == x.numel());
   const Dropout dropout = dropout_by(seed, p);
-  const Tensor y = torch::stable::empty_like(x);
+  const Tensor y = empty_as(x);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const T *from = in<T>(x), *plus = in<T>(residual);
@@ -57,7 +57,7 @@ Tensor dropout_plus(const Tensor& x, const std::optional<Tensor>& residual, cons
 Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   const RowsOf of(x);
   MOP_GUARD(weight.numel() == of.width);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = empty_as(x);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const T *from = in<T>(x), *weights = in<T>(weight);
@@ -73,18 +73,14 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
 std::vector<Tensor> rms_norm_backward(Tensor grad, Tensor x, Tensor weight, double eps, i64 mask) {
   const RowsOf of(x);
   MOP_GUARD(weight.numel() == of.width && grad.numel() == x.numel());
+  if (!(mask & 3)) return {};
+  const SumOfParts of_weight = mask & 2 ? SumOfParts(x, of.blocks(), weight.sizes()) : SumOfParts();
   std::vector<Tensor> asked;
-  Tensor grad_x, grad_weight, parts;
-  if (mask & 1) asked.push_back(grad_x = torch::stable::empty_like(x));
-  if (mask & 2) {
-    asked.push_back(grad_weight = torch::stable::empty_like(weight));
-    parts = empty(x, {of.blocks(), of.width});
-  }
-  if (asked.empty()) return asked;
+  if (mask & 1) asked.push_back(empty_as(x));
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const T *grads = in<T>(grad), *from = in<T>(x), *weights = in<T>(weight);
-    T *to_x = mask & 1 ? out<T>(grad_x) : nullptr, *to_weight = mask & 2 ? out<T>(parts) : nullptr;
+    T* const to_x = mask & 1 ? out<T>(asked[0]) : nullptr;
     of.for_each_block([&](i64 k, i64 first, i64 count) {
       const i64 at = first * of.width;
       kernels<T>().rms_norm_backward({{first, count, of.width},
@@ -93,10 +89,10 @@ std::vector<Tensor> rms_norm_backward(Tensor grad, Tensor x, Tensor weight, doub
                                       from + at,
                                       weights,
                                       to_x ? to_x + at : nullptr,
-                                      to_weight ? to_weight + k * of.width : nullptr});
+                                      of_weight.at<T>(k)});
     });
-    if (mask & 2) sum_parts<T>(1, of.blocks(), of.width, to_weight, out<T>(grad_weight));
   });
+  of_weight.finish(asked);
   return asked;
 }
 
@@ -115,7 +111,7 @@ std::vector<Tensor> relu_dropout(Tensor x, std::optional<Tensor> seed, double p)
   const i64 bytes = (of.width + 7) / 8;
   std::vector<i64> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = bytes;
-  const Tensor y = torch::stable::empty_like(x), bits = torch::stable::new_empty(x, sizes, ScalarType::Byte);
+  const Tensor y = empty_as(x), bits = empty(x, sizes, ScalarType::Byte);
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const T* from = in<T>(x);
@@ -136,7 +132,7 @@ std::vector<Tensor> relu_dropout_backward(Tensor grad, Tensor bits, double p, i6
   MOP_GUARD(bits.numel() == of.rows * bytes && bits.scalar_type() == ScalarType::Byte);
   const i64 any_seed = 0;  // the bits say what was kept
   const double scale = dropout_of(&any_seed, p).scale;
-  const Tensor grad_x = torch::stable::empty_like(grad);
+  const Tensor grad_x = empty_as(grad);
   by_dtype(grad, [&](auto zero) {
     using T = decltype(zero);
     const T* from = in<T>(grad);
@@ -155,7 +151,7 @@ Tensor gated_gelu_dropout(Tensor gate, Tensor x, std::optional<Tensor> seed, dou
   const RowsOf of(gate);
   MOP_GUARD(x.numel() == gate.numel());
   const Dropout dropout = dropout_by(seed, p);
-  const Tensor y = torch::stable::empty_like(gate);
+  const Tensor y = empty_as(gate);
   by_dtype(gate, [&](auto zero) {
     using T = decltype(zero);
     const T *gates = in<T>(gate), *from = in<T>(x);
@@ -175,8 +171,8 @@ std::vector<Tensor> gated_gelu_dropout_backward(Tensor grad, Tensor gate, Tensor
   const Dropout dropout = dropout_by(seed, p);
   std::vector<Tensor> asked;
   Tensor grad_gate, grad_x;
-  if (mask & 1) asked.push_back(grad_gate = torch::stable::empty_like(gate));
-  if (mask & 2) asked.push_back(grad_x = torch::stable::empty_like(x));
+  if (mask & 1) asked.push_back(grad_gate = empty_as(gate));
+  if (mask & 2) asked.push_back(grad_x = empty_as(x));
   if (asked.empty()) return asked;
   by_dtype(gate, [&](auto zero) {
     using T = decltype(zero);
@@ -200,7 +196,7 @@ Tensor softmax_piece(Tensor logits, Tensor peak, Tensor total) {
   const i64 rows = peak.numel(), classes = logits.numel() / std::max<i64>(rows, 1);
   MOP_GUARD(logits.is_contiguous() && peak.is_contiguous() && total.is_contiguous() && total.numel() == rows);
   MOP_GUARD(peak.scalar_type() == logits.scalar_type() && total.scalar_type() == logits.scalar_type());
-  const Tensor scale = torch::stable::empty_like(peak);
+  const Tensor scale = empty_as(peak);
   by_dtype(logits, [&](auto zero) {
     using T = decltype(zero);
     T *at = out<T>(logits), *peaks = out<T>(peak), *totals = out<T>(total), *scales = out<T>(scale);

@@ -11,14 +11,29 @@
 
 namespace mop {
 
+template <class Function>
+auto by_dtype(const Tensor& t, const Function& function) {
+  return by_dtype_among<float, double>(t, function);
+}
+
 // Returns the gradient of a packed rule_in in the form of rule_in, (..., terms, g_in, rank). Where a side is 1, the
 // transpose counts as contiguous with any strides, and DistributedDataParallel warns if these are not the strides of
 // the parameter.
 inline Tensor swapped_sides(const Tensor& t) {
   std::vector<i64> sizes(t.sizes().begin(), t.sizes().end());
   std::swap(sizes[sizes.size() - 1], sizes[sizes.size() - 2]);
-  if (sizes[sizes.size() - 1] == 1 || sizes[sizes.size() - 2] == 1) return torch::stable::view(t, sizes);
-  return torch::stable::contiguous(torch::stable::transpose(t, -2, -1));
+  const i64 width = sizes[sizes.size() - 2], height = sizes[sizes.size() - 1];
+  if (width == 1 || height == 1) return viewed(t, sizes);
+  const Tensor swapped = empty(t, sizes);
+  by_dtype(t, [&](auto zero) {
+    using T = decltype(zero);
+    const T* from = in<T>(t);
+    T* to = out<T>(swapped);
+    for (const T* const end = from + t.numel(); from < end; from += height * width, to += height * width)
+      for (i64 a = 0; a < height; ++a)
+        for (i64 b = 0; b < width; ++b) to[b * height + a] = from[a * width + b];
+  });
+  return swapped;
 }
 
 // Returns rule_in (..., terms, g_in, rank) as the kernels read it, (..., terms, rank, g_in). Rank 1 needs no copy.
@@ -80,21 +95,59 @@ bool streams(const T* y, i64 width, i64 elements) {
   return whole_lines && elements * i64(sizeof(T)) >= kLarge;
 }
 
-template <class Function>
-auto by_dtype(const Tensor& t, const Function& function) {
-  return by_dtype_among<float, double>(t, function);
-}
-
-// Writes to[g] = sum over k of from[g, k], in order. from holds `parts` arrays of `size` per group.
+// Writes to[k] = sum over n of from[n, k], in order, for n < rows and k < width.
 template <class T>
-void sum_parts(i64 groups, i64 parts, i64 size, const T* from, T* to) {
-  constexpr i64 kChunk = 4096;
-  const i64 chunks = (size + kChunk - 1) / kChunk;
-  for_each_task(groups * chunks, [&](i64 task) {
-    const i64 group = task / chunks, at = task % chunks * kChunk;
-    kernels<T>().sum_rows(parts, std::min(kChunk, size - at), from + group * parts * size + at, size,
-                          to + group * size + at);
+void sum_columns(i64 rows, i64 width, const T* from, T* to) {
+  constexpr i64 kColumns = 512;
+  for_each_task((width + kColumns - 1) / kColumns, [&](i64 task) {
+    const i64 at = task * kColumns;
+    kernels<T>().sum_rows(rows, std::min(kColumns, width - at), from + at, width, to + at);
   });
 }
+
+inline Tensor column_sums(const Tensor& rows) {
+  const Tensor sums = empty(rows, {rows.size(1)});
+  by_dtype(rows, [&](auto zero) {
+    using T = decltype(zero);
+    sum_columns(rows.size(0), rows.size(1), in<T>(rows), out<T>(sums));
+  });
+  return sums;
+}
+
+// A gradient that tasks write in parts, which are summed in order. One part is the gradient itself.
+class SumOfParts {
+ public:
+  SumOfParts() = default;  // nobody asks for the gradient
+  SumOfParts(const Tensor& like, i64 count, Sizes sizes)
+      : is_asked_(true),
+        count_(count),
+        sum_(empty(like, sizes)),
+        parts_(count == 1 ? sum_ : empty(like, {count, sum_.numel()})) {}
+
+  // Returns the place of element `offset` of part k, or null.
+  template <class T>
+  T* at(i64 k, i64 offset = 0) const {
+    return is_asked_ ? out<T>(parts_) + k * sum_.numel() + offset : nullptr;
+  }
+
+  // Sums the parts, and adds the gradient to those that were asked for.
+  void finish(std::vector<Tensor>& asked) const {
+    if (!is_asked_) return;
+    if (count_ != 1) sum_parts();
+    asked.push_back(sum_);
+  }
+
+ private:
+  void sum_parts() const {
+    by_dtype(parts_, [&](auto zero) {
+      using T = decltype(zero);
+      sum_columns(count_, sum_.numel(), in<T>(parts_), out<T>(sum_));
+    });
+  }
+
+  bool is_asked_ = false;
+  i64 count_ = 0;
+  Tensor sum_, parts_;
+};
 
 }  // namespace mop

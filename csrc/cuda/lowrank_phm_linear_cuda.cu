@@ -178,7 +178,7 @@ class Stages {
 
 Tensor lowrank_phm_linear(Tensor x, Tensor rule_in, Tensor rule_out, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = linear_dims(x, rule_in, rule_out, local);
-  MOP_GUARD(!bias || bias->numel() == d.out());
+  MOP_GUARD(fits(bias, d.out()));
   const Tensor y = empty_rows(x, d.out());
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
@@ -197,7 +197,7 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
   const PhmDims d = linear_dims(x, rule_in, rule_out, local);
   const i64 rows = x.numel() / d.in();
   MOP_GUARD(grad.numel() == rows * d.out());
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   const Tensor* const inputs[4] = {&x, &rule_in, &rule_out, &local};
   std::vector<Tensor> asked;
   by_dtype(x, [&](auto zero) {
@@ -207,7 +207,7 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
     T* to[5] = {};
     for (int k = 0; k < 5; ++k)
       if (mask >> k & 1) {
-        asked.push_back(k < 4 ? torch::stable::empty_like(*inputs[k]) : empty(x, {d.out()}));
+        asked.push_back(k < 4 ? empty_as(*inputs[k]) : empty(x, {d.out()}));
         to[k] = out<T>(asked.back());
       }
     const bool want_t = to[2] || to[3], want_gt = to[0] || to[1];

@@ -106,7 +106,7 @@ class Backward {
     if (!asked) return {false, false, Tensor(), group, 0, 0};
     const bool own = may_own && bank_.pairs() * bank_.rows > 0 && (group.layers || bank_.layers == 1) &&
                      (group.experts || bank_.places == 1);
-    Wanted w{true, own, torch::stable::empty_like(like), group, parts, part_floats_};
+    Wanted w{true, own, empty_as(like), group, parts, part_floats_};
     if (!own) part_floats_ += div_up(bank_.pairs() * parts * group.size, i64(4)) * 4;
     return w;
   }
@@ -165,7 +165,7 @@ std::vector<Tensor> mop_ffn_backward(std::vector<Tensor> grads, Tensor x, std::v
     MOP_GUARD(i64(grads.size()) == num_maps);
     for (Tensor& grad : grads) {
       MOP_GUARD(grad.dim() == 4 && grad.numel() == bank.pairs() * bank.rows * bank.up.out());
-      if (!grad.is_contiguous()) grad = torch::stable::contiguous(grad);
+      grad = as_contiguous(grad);
     }
     results = Backward<T>(launch, x, down_map, up_maps, bank, mask).run(grads);
   });

@@ -77,7 +77,7 @@ void dense(const Launch& launch, const Tensor& like, i64 rows, i64 depth, i64 co
 
 Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bias) {
   const PhmDims d = weight_dims(rule, local);
-  MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && (!bias || bias->numel() == d.out()));
+  MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && fits(bias, d.out()));
   const i64 rows = x.numel() / d.in();
   const Tensor y = empty_rows(x, d.out());
   const Launch launch(x);
@@ -94,7 +94,7 @@ Tensor phm_linear(Tensor x, Tensor rule, Tensor local, std::optional<Tensor> bia
 std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tensor local, i64 mask) {
   const PhmDims d = weight_dims(rule, local);
   MOP_GUARD(rule.dim() == 3 && x.size(x.dim() - 1) == d.in() && grad.size(grad.dim() - 1) == d.out());
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   const i64 rows = x.numel() / d.in();
   MOP_GUARD(grad.numel() == rows * d.out());
   const Launch launch(x);
@@ -102,7 +102,7 @@ std::vector<Tensor> phm_linear_backward(Tensor grad, Tensor x, Tensor rule, Tens
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     if (mask & 1) {
-      asked.push_back(torch::stable::empty_like(x));
+      asked.push_back(empty_as(x));
       const FullRule<T> back = full_rule<T>(d, rule, local).transposed();
       if (rule_first_is_less(rows, back.dims)) {
         rule_first<T>(launch, x, back, rows, in<T>(grad), nullptr, out<T>(asked.back()));

@@ -29,7 +29,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
   const PhmDims d = weight_dims(rule, local);
   const i64 groups = rule.numel() / d.rule_size();
   MOP_GUARD(groups * d.in() * d.out() == grad.numel());
-  grad = torch::stable::contiguous(grad);
+  grad = as_contiguous(grad);
   const i64 rule_term = d.g_in * d.g_out, local_term = d.loc_in * d.loc_out;
   const Strides of_rule{d.g_out, 1}, of_local{d.loc_out, 1};                       // (a, c), (u, v) in a term of each
   const Strides rule_in_w{d.loc_in * d.out(), d.loc_out}, local_in_w{d.out(), 1};  // and in W
@@ -38,7 +38,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
   by_dtype(rule, [&](auto zero) {
     using T = decltype(zero);
     if (mask & 1) {
-      asked.push_back(torch::stable::empty_like(rule));
+      asked.push_back(empty_as(rule));
       Matmul<T> p{};
       p.a = in<T>(local), p.b = in<T>(grad), p.c = out<T>(asked.back());
       p.batch = axis(groups, d.local_size(), d.in() * d.out(), d.rule_size());
@@ -48,7 +48,7 @@ std::vector<Tensor> phm_weight_backward(Tensor grad, Tensor rule, Tensor local, 
       matmul(launch, rule, "phm_weight_backward, rule", p, rule.numel());
     }
     if (mask & 2) {
-      asked.push_back(torch::stable::empty_like(local));
+      asked.push_back(empty_as(local));
       Matmul<T> p{};
       p.a = in<T>(rule), p.b = in<T>(grad), p.c = out<T>(asked.back());
       p.batch = axis(groups, d.rule_size(), d.in() * d.out(), d.local_size());

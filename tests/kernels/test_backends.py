@@ -272,6 +272,7 @@ def test_the_committed_measurements_can_be_read():
 def test_the_work_of_a_call_is_known_to_the_choice(monkeypatch):
     """By hand: paper_down is 16*(768 + 48*8 + 128) multiply-adds a row, the paper's bank 142.5 million in all."""
     seen = []
+    monkeypatch.setattr(operation, "_ready", {})  # calls that have made their choice
     monkeypatch.setattr(backends, "resolve", lambda *args: seen.append(args[3:]) or "reference")
     x, rule_in, rule_out, local, _ = testing.lowrank_inputs(SHAPES["paper_down"], torch.float32)
     mk.lowrank_phm_linear(x, rule_in, rule_out, local)
