@@ -38,7 +38,13 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # older releases cannot read
     )
 
 ROOT = Path(__file__).parent.resolve()
-LEVEL_FLAGS = {"level_avx2.cpp": "-mavx2 -mfma"} if platform.machine() in ("x86_64", "AMD64") else {}
+_AVX512 = (
+    "-mavx2 -mfma -mavx512f -mavx512dq -mavx512bw -mavx512vl -mprefer-vector-width=512 "
+    "-Wno-uninitialized -Wno-maybe-uninitialized"  # gcc warns of its own header
+)
+LEVEL_FLAGS = (
+    {"level_avx2.cpp": "-mavx2 -mfma", "level_avx512.cpp": _AVX512} if platform.machine() in ("x86_64", "AMD64") else {}
+)
 SOURCES = sorted(
     f"csrc/cpu/{path.name}"
     for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
@@ -230,10 +236,10 @@ class NinjaBuild(build_ext):
             "TORCH_TARGET_VERSION": "0x020a000000000000",  # torch 2.10: the oldest that this binary serves
             "MOP_TORCH_VERSION": f'"{torch_version}"',
             "MOP_COMPILER": f'"{compiler}"',
-            "MOP_LEVELS": '"plain avx2"' if LEVEL_FLAGS else '"plain"',
+            "MOP_LEVELS": '"plain avx2 avx512"' if LEVEL_FLAGS else '"plain"',
         }
         if LEVEL_FLAGS:
-            defines["MOP_WITH_AVX2"] = "1"
+            defines["MOP_X86_LEVELS"] = "1"
         common = [f"-D{name}={value}" for name, value in defines.items()] + ["-isystem", str(torch / "include")]
         module = ["-isystem", sysconfig.get_paths()["include"]]  # for the files that include Python.h
         if extension.py_limited_api:

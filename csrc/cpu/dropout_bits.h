@@ -30,9 +30,10 @@ MOP_INLINE DropoutRow dropout_row(uint64_t seed, int64_t row) {
 // threshold of 0 makes no bits.
 template <class T>
 MOP_INLINE void dropout_keep(DropoutRow row, int32_t threshold, int64_t group, Lanes<T>* keep) {
-  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t Halves __attribute__((vector_size(kVectorBytes)));  // signed: cheaper to compare
-  constexpr int W = kVectorBytes / 4, N = 8 / W;
+  constexpr int kBytes = kVectorBytes < 32 ? kVectorBytes : 32;  // eight words
+  typedef uint32_t Words __attribute__((vector_size(kBytes)));
+  typedef int32_t Halves __attribute__((vector_size(kBytes)));  // signed: cheaper to compare
+  constexpr int W = kBytes / 4, N = 8 / W;
   constexpr uint32_t kStep = 0x9E3779B1u;
   if (threshold == 0) {
     for (int n = 0; n < kDropoutGroup / kLanes<T>; ++n) keep[n] = ~Lanes<T>{};
@@ -50,14 +51,16 @@ MOP_INLINE void dropout_keep(DropoutRow row, int32_t threshold, int64_t group, L
     kept[N + n] = Halves(x >> 16) >= threshold;
   }
   if constexpr (sizeof(T) == 4) {
-    for (int n = 0; n < 2 * N; ++n) keep[n] = Lanes<T>(kept[n]);
+#if defined(__AVX512F__)  // through memory, the register would wait for both halves to be written
+    keep[0] = Lanes<T>(_mm512_inserti64x4(_mm512_castsi256_si512(__m256i(kept[0])), __m256i(kept[1]), 1));
+#else
+    memcpy(keep, kept, sizeof(kept));
+#endif
   } else {
-    for (int n = 0; n < 2 * N; ++n) {
-      typedef int32_t Half __attribute__((vector_size(kVectorBytes / 2)));
-      Half half[2];
-      memcpy(half, &kept[n], sizeof(half));
-      for (int k = 0; k < 2; ++k) keep[2 * n + k] = __builtin_convertvector(half[k], Lanes<T>);
-    }
+    typedef int32_t Half __attribute__((vector_size(kVectorBytes / 2)));
+    Half half[kDropoutGroup / kLanes<T>];
+    memcpy(half, kept, sizeof(kept));
+    for (int n = 0; n < kDropoutGroup / kLanes<T>; ++n) keep[n] = __builtin_convertvector(half[n], Lanes<T>);
   }
 }
 

@@ -5,8 +5,9 @@
 
 namespace {
 
+constexpr int kPanelVectors = kVectorBytes == 64 ? 1 : 2;
 template <class T>
-constexpr int kPanel = 2 * kLanes<T>;  // the columns of a register tile
+constexpr int kPanel = kPanelVectors * kLanes<T>;  // the columns of a register tile
 
 // C (rows x columns) = [C +] A (rows x depth) B. B lies in panels, each of `height` rows of kPanel columns. C is
 // written up to whole panels.
@@ -18,8 +19,9 @@ void panel_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, const T* b, i6
     for (i64 k = 0; k < depth || k == 0; k += kDepth) {
       const Panel<T> to{c.data + n, c.row};
       const Panel<const T> init{add || k > 0 ? to.data : nullptr, c.row};
-      product_columns<T, 2, Last::whole, false>(rows, smaller(kDepth, depth - k), {a.data + k * a.col, a.row, a.col},
-                                                {b + n * height + k * P, P}, to, init, kLanes<T>);
+      product_columns<T, kPanelVectors, Last::whole, false>(rows, smaller(kDepth, depth - k),
+                                                            {a.data + k * a.col, a.row, a.col},
+                                                            {b + n * height + k * P, P}, to, init, kLanes<T>);
     }
 }
 

@@ -158,7 +158,8 @@ void relu_dropout_backward(const ReluDropoutBackward<T>& m) {
     const unsigned char* bits = m.bits + n * bytes;
     T* to = m.grad_x + n * width;
     for_each_register<T>(width, [=](i64 c, int lanes) {
-      const Lanes<T> here = (Lanes<T>{} + (bits[c / 8] >> c % 8)) & own_bit;
+      const int next = lanes > 8 ? bits[c / 8 + 1] << 8 : 0;
+      const Lanes<T> here = (Lanes<T>{} + ((next | bits[c / 8]) >> c % 8)) & own_bit;
       store_lanes(to + c, dropped<T>(load_lanes(grad + c, lanes) * scale, here == own_bit), lanes);
     });
   }

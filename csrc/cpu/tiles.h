@@ -73,7 +73,8 @@ MOP_INLINE void product_rows(int rows, i64 depth, Matrix<T> a, Panel<const T> b,
 template <class T, int NV, Last LAST, bool STREAM>
 static void product_columns(i64 rows, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c, Panel<const T> init,
                             int tail) {
-  constexpr int MR = NV == 3 ? 4 : NV == 2 ? 6 : 8;  // 12 accumulators or 8: sixteen registers hold no more
+  // as many accumulators as leave registers for a row of B and a number of A
+  constexpr int MR = kRegisters == 32 ? 8 : (NV == 3 ? 4 : NV == 2 ? 6 : 8);
   const i64 blocks = (rows + MR - 1) / MR;
   for (i64 block = 0, m = 0; block < blocks; ++block) {
     const i64 height = (rows - m + (blocks - block) - 1) / (blocks - block);
@@ -106,7 +107,7 @@ template <class T>
 __attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b,
                                                    Panel<T> c, Panel<const T> init) {
   constexpr int W = kLanes<T>, NV = 3;
-  constexpr i64 kDepth = 192;
+  constexpr i64 kDepth = kVectorBytes == 64 ? 128 : 192;  // of a copy that fits the L1 cache
   alignas(64) T packed[kDepth * NV * W];
   const i64 vectors = (columns + W - 1) / W;
   const int last = int(columns - (vectors - 1) * W);
@@ -142,12 +143,15 @@ template <class T, bool STREAM = false>
 static void product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
                     Panel<const T> init = {nullptr, 0}) {
   constexpr int W = kLanes<T>;
-  constexpr int NV = STREAM ? 2 : 3;  // two vectors of 32 bytes are one line
-  if (!STREAM && depth >= kDeep && rows >= kMinRows) return deep_product<T>(rows, columns, depth, a, b, c, init);
-  const i64 vectors = (columns + W - 1) / W;
+  constexpr int NV = STREAM ? (kVectorBytes == 64 ? 3 : 2) : 3;  // whole lines
+  // a masked load of 64 bytes in the inner loop takes twice the time of a whole one
+  const bool masks = kVectorBytes == 64 && columns % W != 0 && depth >= 8, packs = depth >= kDeep || masks;
+  if (!STREAM && packs && rows >= kMinRows) return deep_product<T>(rows, columns, depth, a, b, c, init);
+  const i64 vectors = (columns + W - 1) / W, groups = (vectors + NV - 1) / NV;
   const int last = int(columns - (vectors - 1) * W);
-  for (i64 v = 0; v < vectors; v += NV) {
-    const i64 some = vectors - v < NV ? vectors - v : NV, at = v * W;
+  for (i64 v = 0, some, left = groups; left > 0; v += some, --left) {  // of even width: one vector alone is slow
+    some = (vectors - v + left - 1) / left;
+    const i64 at = v * W;
     product_group<T, NV, STREAM>(some, v + some == vectors ? last : W, rows, depth, a, {b.data + at, b.row},
                                  {c.data + at, c.row}, {init.data ? init.data + at : nullptr, init.row});
   }
@@ -229,7 +233,7 @@ MOP_INLINE void dots_sized(i64 rows, i64 columns, i64 batches, i64 width, Batch<
 template <class T>
 static void dots(i64 rows, i64 columns, i64 batches, i64 width, Batch<T> a, Batch<T> b, T* d, i64 d_row, i64 d_col,
                  bool accumulate) {
-  constexpr int W = kLanes<T>, MR = 4, NR = 3;
+  constexpr int W = kLanes<T>, MR = 4, NR = kRegisters == 32 ? 6 : 3;
   constexpr i64 kRows = 16, kColumns = 12, kCache = 16 * 1024 / sizeof(T);
   for (i64 n0 = 0; n0 < columns; n0 += kColumns)
     for (i64 m0 = 0; m0 < rows; m0 += kRows) {
