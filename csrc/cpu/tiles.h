@@ -107,7 +107,7 @@ template <class T>
 __attribute__((noinline)) static void deep_product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b,
                                                    Panel<T> c, Panel<const T> init) {
   constexpr int W = kLanes<T>, NV = 3;
-  constexpr i64 kDepth = kVectorBytes == 64 ? 128 : 192;  // of a copy that fits the L1 cache
+  constexpr i64 kDepth = 192;
   alignas(64) T packed[kDepth * NV * W];
   const i64 vectors = (columns + W - 1) / W;
   const int last = int(columns - (vectors - 1) * W);
