@@ -2,6 +2,8 @@
 // of csrc/cuda run, as nvcc compiled them, on CPU tensors that nothing reads. Launches are noted, not made.
 //
 // Declared by hand, with the layouts of cuda_runtime_api.h. What is hidden answers calls from this library only.
+#define _GNU_SOURCE  // RTLD_DEFAULT
+#include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -125,6 +127,13 @@ HIDDEN cudaError_t aoti_torch_get_device_type(void* tensor, int32_t* type) {
 HIDDEN cudaError_t aoti_torch_get_device_index(void* tensor, int32_t* index) {
   *index = device_of_tensors;
   return 0;
+}
+// torch's own function allocates what the kernels would write, on the CPU.
+HIDDEN cudaError_t aoti_torch_empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                                            int32_t device_type, int32_t device_index, void** made) {
+  typedef cudaError_t Empty(int64_t, const int64_t*, const int64_t*, int32_t, int32_t, int32_t, void**);
+  Empty* const empty = (Empty*)dlsym(RTLD_DEFAULT, "aoti_torch_empty_strided");
+  return empty(dims, sizes, strides, dtype, 0, -1, made);
 }
 HIDDEN cudaError_t aoti_torch_get_current_cuda_stream(int32_t device, void** stream) {
   *stream = streams[device];
