@@ -229,31 +229,29 @@ ARCHES = (90, 80)
 SECONDS = 0.5  # assumed for a kernel without measured compilations
 
 
-def combinations(launch: Launch) -> set[tuple]:
+def choices(launch: Launch) -> set[tuple]:
     """Return the choices of code in a kernel: dtypes, flags, names, and absent, unaligned or long arguments.
 
-    They are one feature, so that a sample has every combination. In attention, whose flags each add or leave out a load
-    of their own, every choice is a feature: all combinations would double the compilations of the sample.
+    Each is a feature of its own: all combinations would double the compilations of a sample. `make compile-launches`
+    compiles them.
     """
     kinds = flat(launch.arguments)
     flags = tuple((name, value) for name, value in launch.meta if isinstance(value, bool | str))
     dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS)
     rare = tuple(any(kind.endswith(mark) for kind in kinds) for mark in ("None", "-", "L"))
-    if launch.kernel.startswith("prefix_attention"):
-        return {(launch.kernel, launch.dtype, choice) for choice in (*flags, *enumerate(rare))}
-    return {(launch.kernel, dtypes, launch.dtype, flags, rare)}
+    return {(launch.kernel, choice) for choice in (*flags, *enumerate(rare), dtypes, launch.dtype)}
 
 
 def features(recorded: Recorded) -> set[tuple]:
     """Return the features of a launch that a sample must contain.
 
-    A sample contains all choices of code, every block and option of each kernel, and every kernel of the paper's shapes
-    in each dtype.
+    A sample contains all choices of code, every block and option of each kernel, and every operation at the paper's
+    shapes.
     """
     launch, origin = recorded.launch, recorded.origin
-    found: set[tuple[Any, ...]] = combinations(launch)
+    found: set[tuple[Any, ...]] = choices(launch)
     if "::" not in origin:  # not a test
-        found.add((launch.kernel, launch.dtype, origin.partition(",")[0]))
+        found.add((origin.partition(",")[0],))
     for name, value in launch.meta:
         if isinstance(value, Phm):
             blocks = {field: number for field, number in vars(value).items() if field.startswith("block")}
@@ -267,10 +265,10 @@ def sample(recorded: list[Recorded]) -> list[tuple[Recorded, int]]:
     """Return launches, each with an architecture, that together have all features.
 
     The launch that adds most features per second of its compilation is chosen next, for the architecture that has fewer
-    launches. Each kernel is compiled for every architecture in every dtype.
+    launches. Each kernel is compiled for every architecture.
     """
     seconds = _seconds(recorded)
-    wanted = [(r, arch, features(r) | {(r.launch.kernel, r.launch.dtype, arch)}) for r in recorded for arch in ARCHES]
+    wanted = [(r, arch, features(r) | {(r.launch.kernel, arch)}) for r in recorded for arch in ARCHES]
     left = set().union(*(some for _, _, some in wanted))
     chosen: list[tuple[Recorded, int]] = []
     used: Counter[int] = Counter()

@@ -54,7 +54,7 @@ def test_the_sample_compiles_and_fits(tasks, empty_cache):
 def test_the_sample_has_every_kind_of_launch(recorded, tasks):
     assert len(tasks) == len(set(tasks)) >= 100
     of_sample = [r.launch for r, _ in tasks]
-    for features in (launches.combinations, lambda launch: {(launch.kernel, launch.dtype)}):
+    for features in (launches.choices, lambda launch: {(launch.kernel, launch.dtype)}):
         every = {feature for r in recorded for feature in features(r.launch)}
         assert every == {feature for launch in of_sample for feature in features(launch)}
     assert {r.origin.partition(",")[0] for r, _ in tasks if "::" not in r.origin} == {work.op for work in LAUNCHED}
