@@ -281,7 +281,7 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
 
     torch.library.register_autograd would drop the tangents of forward mode silently (torch 2.13).
     """
-    rule = RULES[name]
+    rule, returns_tensor = RULES[name], ops.SCHEMAS[name].endswith("-> Tensor")
 
     def kernel(*args):
         static, tensors = rule.from_arguments(args)
@@ -293,7 +293,7 @@ def _autograd_kernel(name: str, backend: str) -> Callable:
         else:
             with torch._C._AutoDispatchBelowAutograd():
                 outputs = rule.forward(call, tensors)
-        return outputs[0] if rule.returns_tensor else list(outputs)
+        return outputs[0] if returns_tensor else list(outputs)
 
     return kernel
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import ops, self_check
+from . import ops, self_check, step_ops
 
 NAMES: tuple[str, ...] = ("reference", "cpu", "triton", "cuda")
 
@@ -68,17 +68,7 @@ _DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 _OLDEST_GPU = (8, 0)  # oldest compute capability that csrc/cuda is compiled for and has enough shared memory
-WITHOUT: dict[str, tuple[str, ...]] = {  # operations that a backend has no kernel for
-    "cuda": (
-        "attempt_mix",
-        "rms_norm",
-        "dropout_add",
-        "relu_dropout",
-        "gated_gelu_dropout",
-        "prefix_attention",
-        "linear_cross_entropy",
-    ),
-}
+WITHOUT = {"cuda": ("attempt_mix", *step_ops.SCHEMAS)}  # operations that a backend has no kernel for
 _DEVICES = {"cpu": ("cpu", "meta"), "triton": ("cuda", "meta"), "cuda": ("cuda", "meta")}
 
 # On a GPU "auto" takes the CUDA kernels up to this number of multiply-adds, and Triton's kernels beyond. A call of a

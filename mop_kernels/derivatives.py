@@ -99,19 +99,20 @@ def requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
 
 
 def differentiate_inside_an_op(
-    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Sequence[Tensor], grads: Sequence[Tensor], needs: int
+    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Tensors, grads: Sequence[Tensor], needs: int
 ) -> list[Tensor]:
     """Return the requested gradients of sum(output * grad), for the gradient op of the reference backend.
 
     needs: Bit k is set where the gradient of tensor k is requested.
     """
     with autograd_inside_an_op(), torch.enable_grad():
-        leaves = [t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
+        leaves = [t if t is None else t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
         result = function(*leaves)
         outputs = [result] if isinstance(result, Tensor) else result
         # an up map whose factors are all frozen takes no part in the gradients of the others
         kept = [k for k, y in enumerate(outputs) if y.requires_grad]
-        found = torch.autograd.grad([outputs[k] for k in kept], requested(leaves, needs), [grads[k] for k in kept])
+        asked = [t for t in leaves if t is not None and t.requires_grad]
+        found = torch.autograd.grad([outputs[k] for k in kept], asked, [grads[k] for k in kept])
     # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
     return [g.clone(memory_format=torch.contiguous_format) for g in found]
 

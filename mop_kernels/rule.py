@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from . import ops
 from .derivatives import Dims, Needs, Tensors, gradients_of, spread, tangents_of
 
 
@@ -37,11 +38,11 @@ class Rule:
     """Derivatives and batching of an operation, derived from its plain form `reference`."""
 
     non_differentiable: ClassVar[tuple[int, ...]] = ()  # places of the outputs that have no gradient
-    returns_tensor: ClassVar[bool] = False  # the op returns one tensor, not a list
 
     def forward(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the op of the backend."""
-        raise NotImplementedError
+        result = ops.call(call.name, call.backend, (*tensors, *call.static))
+        return (result,) if isinstance(result, Tensor) else tuple(result)
 
     def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the gradient op of the backend."""
@@ -75,7 +76,8 @@ class Rule:
 
     def jvp(self, run: Differentiable, call: Call, tensors: Tensors, tangents: Tensors) -> Tensors:
         """Return the tangents of the outputs. A tangent of None is zero."""
-        return tangents_of(lambda *t: self.reference(call, t), tensors, tangents)
+        found = tangents_of(lambda *t: self.reference(call, t)[: self.num_grads(call)], tensors, tangents)
+        return (*found, *(None for _ in self.non_differentiable))
 
     def gradients_jvp(self, run: Differentiable, call: Call, needs: Needs, tensors: Tensors, tangents: Tensors):
         """Return the tangents of the gradients."""

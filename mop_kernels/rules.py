@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import ops, reference
-from .derivatives import Tensors, bits_of, gradients_of, in_front, places_of, spread, tangents_of
+from .derivatives import Tensors, bits_of, gradients_of, in_front, places_of, spread
 from .rule import Call, Rule
 from .step_rules import STEP_RULES
 
@@ -29,8 +29,6 @@ class Product(Rule):
     F(grad, *args) = sum(grad * product(*args)) is linear in each argument, too. The gradients are dF/d(arg). Their
     derivative in the direction v of another argument is dF/d(arg) with v in the place of that argument.
     """
-
-    returns_tensor = True
 
     def __init__(self, num_args: int, num_biases: int):
         self.num_args, self.num_biases = num_args, num_biases
@@ -294,10 +292,6 @@ class AttemptMix(Rule):
             return gradients
         grad_x = reference.at_position(gradients[0], position, call.static[1])
         return (grad_x if grad is None else grad_x + grad[:, rows:], *gradients[1:])
-
-    def jvp(self, run, call, tensors, tangents):
-        """Return the tangents of the outputs."""
-        return (*tangents_of(lambda *t: self.reference(call, t)[:3], tensors, tangents), None)
 
     def vmap(self, run, call, size, dims, tensors):
         """Return the outputs of a batch of calls."""

@@ -51,6 +51,10 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype.itemsize < 4 else x.dtype
 
 
+def _fake_like_first(x, *args):
+    return x.new_empty(x.shape)
+
+
 def _fake_relu_dropout(x, seed, p):
     return [x.new_empty(x.shape), x.new_empty(*x.shape[:-1], (x.shape[-1] + 7) // 8, dtype=torch.uint8)]
 
@@ -70,29 +74,19 @@ def _fake_gradients(first: int, count: int) -> Callable[..., list[Tensor]]:
 
 
 def _gradients(function: Callable, count: int, num_tensors: int) -> Callable[..., list[Tensor]]:
-    """Return the gradient op of a plain form: in the first `count` of its `num_tensors` tensors."""
+    """Return the gradient op of a plain form: in the first `count` of its `num_tensors` tensors.
+
+    A saved output, which stands between the tensors and the settings, is not read.
+    """
 
     def backward(grad: Tensor, *args):
-        tensors, settings, needs = args[:num_tensors], args[num_tensors:-1], args[-1]
+        tensors, needs = args[:num_tensors], args[-1]
+        settings = [a for a in args[num_tensors:-1] if not isinstance(a, Tensor)]
         return differentiate_inside_an_op(
             lambda *t: function(*t, *tensors[count:], *settings), tensors[:count], [grad], needs
         )
 
     return backward
-
-
-def _attention_backward(grad, *args):
-    tensors, settings, needs = list(args[:9]), args[10:-1], args[-1]
-    present = [k for k in range(5) if tensors[k] is not None]
-
-    def function(*given):
-        every = list(tensors)
-        for k, t in zip(present, given):
-            every[k] = t
-        return step_reference.prefix_attention(*every, *settings)[0]
-
-    bits = sum((needs >> k & 1) << place for place, k in enumerate(present))
-    return differentiate_inside_an_op(function, [tensors[k] for k in present], [grad], bits)
 
 
 def _dropout_add_backward(grad, seed, p, needs):
@@ -117,19 +111,16 @@ def _contiguous(function: Callable) -> Callable:
 
 # Per op: its fake, and its reference implementation.
 FORMS: dict[str, tuple[Callable, Callable]] = {
-    "rms_norm": (lambda x, *args: x.new_empty(x.shape), _contiguous(step_reference.rms_norm)),
+    "rms_norm": (_fake_like_first, _contiguous(step_reference.rms_norm)),
     "rms_norm_backward": (_fake_gradients(1, 2), _gradients(step_reference.rms_norm, 2, 2)),
-    "dropout_add": (lambda x, *args: x.new_empty(x.shape), _contiguous(step_reference.dropout_add)),
+    "dropout_add": (_fake_like_first, _contiguous(step_reference.dropout_add)),
     "dropout_add_backward": (_fake_gradients(0, 1), _dropout_add_backward),
     "relu_dropout": (_fake_relu_dropout, _contiguous(step_reference.relu_dropout)),
     "relu_dropout_backward": (_fake_gradients(0, 1), _relu_dropout_backward),
-    "gated_gelu_dropout": (
-        lambda gate, *args: gate.new_empty(gate.shape),
-        _contiguous(step_reference.gated_gelu_dropout),
-    ),
+    "gated_gelu_dropout": (_fake_like_first, _contiguous(step_reference.gated_gelu_dropout)),
     "gated_gelu_dropout_backward": (_fake_gradients(1, 2), _gradients(step_reference.gated_gelu_dropout, 2, 3)),
     "prefix_attention": (_fake_attention, _contiguous(step_reference.prefix_attention)),
-    "prefix_attention_backward": (_fake_gradients(1, 5), _attention_backward),
+    "prefix_attention_backward": (_fake_gradients(1, 5), _gradients(step_reference.prefix_attention, 5, 9)),
     "linear_cross_entropy": (_fake_linear_cross_entropy, _contiguous(step_reference.linear_cross_entropy)),
     "linear_cross_entropy_backward": (_fake_gradients(1, 1), _linear_cross_entropy_backward),
 }
@@ -172,11 +163,7 @@ def _count_linear_cross_entropy(x: Tensor, weight: Tensor, *args) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 
-def _zero(*args) -> int:
-    return 0
-
-
-COUNTS: dict[str, Callable[..., int]] = dict.fromkeys(SCHEMAS, _zero) | {
+COUNTS: dict[str, Callable[..., int]] = dict.fromkeys(SCHEMAS, lambda *args: 0) | {
     "prefix_attention": _count_attention,
     "prefix_attention_backward": _count_attention_backward,
     "linear_cross_entropy": _count_linear_cross_entropy,
