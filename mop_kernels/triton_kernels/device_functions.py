@@ -185,8 +185,7 @@ def load_rule(
 
     G: sides of the factor. STEP_G, STEP_R: strides of its sides and of its ranks.
     """
-    BLOCK_J: tl.constexpr = P.block_j
-    jf = tl.arange(0, BLOCK_J * FOLD)[:, None]
+    jf = tl.arange(0, P.block_j * FOLD)[:, None]
     gf = tl.arange(0, BLOCK_G * FOLD)[None, :]
     j = first_j + jf // FOLD
     i, r = j // P.padded_rank, j % P.padded_rank
@@ -210,12 +209,9 @@ def load_rule_out(pointer, first_j, first_c, P: tl.constexpr, BLOCK_C: tl.conste
 @triton.jit
 def load_local(pointer, first_j, first_u, first_v, P: tl.constexpr):
     """Return local (terms, loc_in, loc_out) as [j, u, v]: the block of a term is repeated for each r."""
-    BLOCK_J: tl.constexpr = P.block_j
-    BLOCK_U: tl.constexpr = P.block_u
-    BLOCK_V: tl.constexpr = P.block_v
-    i = (first_j + tl.arange(0, BLOCK_J))[:, None, None] // P.padded_rank
-    u = (first_u + tl.arange(0, BLOCK_U))[None, :, None]
-    v = (first_v + tl.arange(0, BLOCK_V))[None, None, :]
+    i = (first_j + tl.arange(0, P.block_j))[:, None, None] // P.padded_rank
+    u = (first_u + tl.arange(0, P.block_u))[None, :, None]
+    v = (first_v + tl.arange(0, P.block_v))[None, None, :]
     mask = (i < P.terms) & (u < P.loc_in) & (v < P.loc_out)
     return tl.load(pointer + ((i * P.loc_in + u) * P.loc_out + v), mask=mask, other=0.0)
 
@@ -225,12 +221,12 @@ def stage_1(
     x, rule_in, first_row, first_j, first_u, rows, P: tl.constexpr, BLOCK_ROWS: tl.constexpr, PRECISION: tl.constexpr
 ):
     """Return t[j, n, u] = sum_a rule_in[j, a] x[n, a, u], in the dtype of x."""
-    BLOCK_J: tl.constexpr = P.block_j
-    BLOCK_U: tl.constexpr = P.block_u
     FOLD: tl.constexpr = P.fold_a
-    t = tl.zeros((BLOCK_J * FOLD, BLOCK_ROWS * BLOCK_U // FOLD), tl.float32)
+    t = tl.zeros((P.block_j * FOLD, BLOCK_ROWS * P.block_u // FOLD), tl.float32)
     for a in range(0, P.g_in, P.block_a):
-        n, column, mask = row_tile(first_row, a, first_u, rows, P.g_in, P.loc_in, BLOCK_ROWS, P.block_a, BLOCK_U, FOLD)
+        n, column, mask = row_tile(
+            first_row, a, first_u, rows, P.g_in, P.loc_in, BLOCK_ROWS, P.block_a, P.block_u, FOLD
+        )
         rule = load_rule_in(rule_in, first_j, a, P, P.block_a, FOLD)
         t = tl.dot(rule, load_rows(x, n, column, mask, P.d_in), t, input_precision=PRECISION)
     return unfold(t, BLOCK_ROWS, FOLD).to(x.dtype.element_ty)

@@ -54,22 +54,19 @@ def hidden_before_activation(
     rule_in = of_pair(rule_in, strides[1], layer, expert)
     rule_out = of_pair(rule_out, strides[2], layer, expert)
     local = of_pair(local, strides[3], layer, expert)
-    BLOCK_J: tl.constexpr = P.block_j
-    BLOCK_V: tl.constexpr = P.block_v
-    FOLD: tl.constexpr = P.fold_j
-    _, column, mask = row_tile(first_row, 0, 0, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, BLOCK_V, FOLD)
+    _, column, mask = row_tile(first_row, 0, 0, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, P.block_v, P.fold_j)
     if bias is None:
         y = tl.zeros(mask.shape, tl.float32)
     else:
         bias = of_pair(bias, strides[4], layer, expert)
         y = tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)
-    for j in range(0, P.size_j, BLOCK_J):
-        s = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_V), tl.float32)
+    for j in range(0, P.size_j, P.block_j):
+        s = tl.zeros((P.block_j, BLOCK_ROWS, P.block_v), tl.float32)
         for u in range(0, P.loc_in, P.block_u):
             t = stage_1(x, rule_in, first_row, j, u, rows, P, BLOCK_ROWS, PRECISION)
             s = tl.dot(t, load_local(local, j, u, 0, P), s, input_precision=PRECISION)
-        rule = tl.trans(load_rule_out(rule_out, j, 0, P, P.block_c, FOLD))
-        y = tl.dot(rule, fold(s, FOLD).to(rule.dtype), y, input_precision=PRECISION)
+        rule = tl.trans(load_rule_out(rule_out, j, 0, P, P.block_c, P.fold_j))
+        y = tl.dot(rule, fold(s, P.fold_j).to(rule.dtype), y, input_precision=PRECISION)
     return y
 
 
@@ -138,9 +135,6 @@ def mop_ffn_kernel(
     h = view_as_up(activate(h, ACTIVATION).to(x.dtype.element_ty), DOWN, UP, BLOCK_ROWS)
 
     ONE_J: tl.constexpr = UP.block_j >= UP.size_j  # then t serves all v, and s all c
-    BLOCK_C: tl.constexpr = UP.block_c
-    BLOCK_V: tl.constexpr = UP.block_v
-    FOLD: tl.constexpr = UP.fold_j
     for k in range(MAPS):
         up_map = first_map + k
         rule_in = of_pair(select(rules_in, up_map), strides[5], layer, expert)
@@ -149,11 +143,11 @@ def mop_ffn_kernel(
         bias = None if biases[0] is None else of_pair(select(biases, up_map), strides[8], layer, expert)
         out = select(outs, up_map) + pair.to(tl.int64) * rows * UP.d_out
         t = up_stage_1(h, rule_in, 0, UP, BLOCK_ROWS, PRECISION)
-        for v in range(first_v, min(first_v + BLOCKS_V * BLOCK_V, UP.loc_out), BLOCK_V):
+        for v in range(first_v, min(first_v + BLOCKS_V * UP.block_v, UP.loc_out), UP.block_v):
             s = up_stage_2(t, local, 0, v, UP, PRECISION)
-            for c in range(0, UP.g_out, BLOCK_C):
+            for c in range(0, UP.g_out, UP.block_c):
                 row, column, mask = row_tile(
-                    first_row, c, v, rows, UP.g_out, UP.loc_out, BLOCK_ROWS, BLOCK_C, BLOCK_V, FOLD
+                    first_row, c, v, rows, UP.g_out, UP.loc_out, BLOCK_ROWS, UP.block_c, UP.block_v, UP.fold_j
                 )
                 if bias is None:
                     y = tl.zeros(mask.shape, tl.float32)
@@ -163,7 +157,7 @@ def mop_ffn_kernel(
                     if not ONE_J:
                         t = up_stage_1(h, rule_in, j, UP, BLOCK_ROWS, PRECISION)
                         s = up_stage_2(t, local, j, v, UP, PRECISION)
-                    rule = tl.trans(load_rule_out(rule_out, j, c, UP, BLOCK_C, FOLD))
+                    rule = tl.trans(load_rule_out(rule_out, j, c, UP, UP.block_c, UP.fold_j))
                     y = tl.dot(rule, s, y, input_precision=PRECISION)
                 tl.store(out + (row.to(tl.int64) * UP.d_out + column), y.to(out.dtype.element_ty), mask=mask)
 

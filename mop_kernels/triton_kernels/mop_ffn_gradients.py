@@ -44,13 +44,12 @@ def gradient_before_local(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the part of ds of a c block, [j, n, v] in float32, and the tile of dy, [(c f), (n v/f)]."""
-    FOLD: tl.constexpr = P.fold_c
     row, column, mask = row_tile(
-        first_row, first_c, first_v, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, P.block_v, FOLD
+        first_row, first_c, first_v, rows, P.g_out, P.loc_out, BLOCK_ROWS, P.block_c, P.block_v, P.fold_c
     )
     dy = load_rows(dy, row, column, mask, P.d_out)
-    rule = load_rule_out(rule_out, first_j, first_c, P, P.block_c, FOLD)
-    return unfold(tl.dot(rule, dy, input_precision=PRECISION), BLOCK_ROWS, FOLD), dy
+    rule = load_rule_out(rule_out, first_j, first_c, P, P.block_c, P.fold_c)
+    return unfold(tl.dot(rule, dy, input_precision=PRECISION), BLOCK_ROWS, P.fold_c), dy
 
 
 @triton.jit(do_not_specialize=["num_experts", "rows"])
@@ -76,22 +75,17 @@ def rows_kernel(
     layer, expert = group_of(pair, num_experts, experts)
     pair = pair.to(tl.int64)
 
-    BLOCK_J: tl.constexpr = P.block_j
-    BLOCK_A: tl.constexpr = P.block_a
-    BLOCK_U: tl.constexpr = P.block_u
-    BLOCK_V: tl.constexpr = P.block_v
-    FOLD: tl.constexpr = P.fold_j
-    rows_of_x = tl.zeros((BLOCK_A * FOLD, BLOCK_ROWS * BLOCK_U // FOLD), tl.float32)
+    rows_of_x = tl.zeros((P.block_a * P.fold_j, BLOCK_ROWS * P.block_u // P.fold_j), tl.float32)
     for m in tl.static_range(len(grads)):
         if dx is not None or drules_in[m] is not None:
             dy = grads[m] + pair * rows * P.d_out
             rule_in = of_pair(rules_in[m], strides[1], layer, expert)
             rule_out = of_pair(rules_out[m], strides[2], layer, expert)
             local = of_pair(locals_[m], strides[3], layer, expert)
-            for j in range(0, P.size_j, BLOCK_J):
-                dt = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_U), tl.float32)
-                for v in range(0, P.loc_out, BLOCK_V):
-                    ds = tl.zeros((BLOCK_J, BLOCK_ROWS, BLOCK_V), tl.float32)
+            for j in range(0, P.size_j, P.block_j):
+                dt = tl.zeros((P.block_j, BLOCK_ROWS, P.block_u), tl.float32)
+                for v in range(0, P.loc_out, P.block_v):
+                    ds = tl.zeros((P.block_j, BLOCK_ROWS, P.block_v), tl.float32)
                     for c in range(0, P.g_out, P.block_c):
                         ds += gradient_before_local(dy, rule_out, first_row, j, c, v, rows, P, BLOCK_ROWS, PRECISION)[0]
                     local_t = tl.permute(load_local(local, j, first_u, v, P), (0, 2, 1))
@@ -101,11 +95,11 @@ def rows_kernel(
                     drule_in = drules_in[m] + (pair * row_blocks * u_blocks + tile) * (P.terms * P.g_in * P.rank)
                     store_drule_in(drule_in, x, dt, first_row, j, first_a, first_u, rows, P, BLOCK_ROWS, PRECISION)
                 if dx is not None:
-                    rule = tl.trans(load_rule_in(rule_in, j, first_a, P, BLOCK_A, FOLD))
-                    rows_of_x = tl.dot(rule, fold(dt, FOLD), rows_of_x, input_precision=PRECISION)
+                    rule = tl.trans(load_rule_in(rule_in, j, first_a, P, P.block_a, P.fold_j))
+                    rows_of_x = tl.dot(rule, fold(dt, P.fold_j), rows_of_x, input_precision=PRECISION)
     if dx is not None:
         row, column, mask = row_tile(
-            first_row, first_a, first_u, rows, P.g_in, P.loc_in, BLOCK_ROWS, BLOCK_A, BLOCK_U, FOLD
+            first_row, first_a, first_u, rows, P.g_in, P.loc_in, BLOCK_ROWS, P.block_a, P.block_u, P.fold_j
         )
         place = (pair * rows + row) * P.d_in + column
         if slope is not None:
@@ -164,16 +158,10 @@ def weights_kernel(
     dlocal = None if dlocals[0] is None else select(dlocals, m)
     dbias = None if dbiases[0] is None else select(dbiases, m)
 
-    RANK: tl.constexpr = P.padded_rank
-    BLOCK_J: tl.constexpr = P.block_j
-    BLOCK_I: tl.constexpr = BLOCK_J // RANK
-    BLOCK_U: tl.constexpr = P.block_u
-    BLOCK_V: tl.constexpr = P.block_v
-    BLOCK_C: tl.constexpr = P.block_c
-    FOLD: tl.constexpr = P.fold_c
-    of_local = tl.zeros((BLOCK_I, BLOCK_U, BLOCK_V), tl.float32)
-    of_rule = tl.zeros((BLOCK_ROWS, BLOCK_J, BLOCK_C), tl.float32)  # summed over the rows at the end
-    of_bias = tl.zeros((BLOCK_C * FOLD, BLOCK_ROWS * BLOCK_V // FOLD), tl.float32)
+    BLOCK_I: tl.constexpr = P.block_j // P.padded_rank
+    of_local = tl.zeros((BLOCK_I, P.block_u, P.block_v), tl.float32)
+    of_rule = tl.zeros((BLOCK_ROWS, P.block_j, P.block_c), tl.float32)  # summed over the rows at the end
+    of_bias = tl.zeros((P.block_c * P.fold_c, BLOCK_ROWS * P.block_v // P.fold_c), tl.float32)
     for first_row in range(0, rows, BLOCK_ROWS):
         ds, dy_tile = gradient_before_local(
             dy, rule_out, first_row, first_j, first_c, first_v, rows, P, BLOCK_ROWS, PRECISION
@@ -184,27 +172,27 @@ def weights_kernel(
             t = stage_1(x, rule_in, first_row, first_j, first_u, rows, P, BLOCK_ROWS, PRECISION)
             if dlocal is not None:
                 # r and n are one axis of the sum: [(i r), n, w] -> [i, (r n), w]
-                t_of_i = tl.reshape(t, (BLOCK_I, RANK * BLOCK_ROWS, BLOCK_U))
-                ds_of_i = tl.reshape(ds.to(t.dtype), (BLOCK_I, RANK * BLOCK_ROWS, BLOCK_V))
+                t_of_i = tl.reshape(t, (BLOCK_I, P.padded_rank * BLOCK_ROWS, P.block_u))
+                ds_of_i = tl.reshape(ds.to(t.dtype), (BLOCK_I, P.padded_rank * BLOCK_ROWS, P.block_v))
                 of_local = tl.dot(tl.permute(t_of_i, (0, 2, 1)), ds_of_i, of_local, input_precision=PRECISION)
             if drule_out is not None:
                 s = tl.dot(t, load_local(local, first_j, first_u, first_v, P), input_precision=PRECISION)
-                dy_tile = tl.reshape(dy_tile, (BLOCK_C, FOLD, BLOCK_ROWS, BLOCK_V // FOLD))
-                dy_tile = tl.reshape(tl.permute(dy_tile, (2, 1, 3, 0)), (BLOCK_ROWS, BLOCK_V, BLOCK_C))
+                dy_tile = tl.reshape(dy_tile, (P.block_c, P.fold_c, BLOCK_ROWS, P.block_v // P.fold_c))
+                dy_tile = tl.reshape(tl.permute(dy_tile, (2, 1, 3, 0)), (BLOCK_ROWS, P.block_v, P.block_c))
                 s = tl.permute(s.to(t.dtype), (1, 0, 2))
                 of_rule = tl.dot(s, dy_tile, of_rule, input_precision=PRECISION)
 
     if dlocal is not None:
-        i = (first_j // RANK + tl.arange(0, BLOCK_I))[:, None, None]
-        u = (first_u + tl.arange(0, BLOCK_U))[None, :, None]
-        v = (first_v + tl.arange(0, BLOCK_V))[None, None, :]
+        i = (first_j // P.padded_rank + tl.arange(0, BLOCK_I))[:, None, None]
+        u = (first_u + tl.arange(0, P.block_u))[None, :, None]
+        v = (first_v + tl.arange(0, P.block_v))[None, None, :]
         place = ((pair * c_blocks + c_block) * P.terms + i) * (P.loc_in * P.loc_out) + (u * P.loc_out + v)
         mask = (i < P.terms) & (u < P.loc_in) & (v < P.loc_out)
         tl.store(dlocal + place, of_local.to(dlocal.dtype.element_ty), mask=mask)
     if drule_out is not None:
-        j = (first_j + tl.arange(0, BLOCK_J))[:, None]
-        i, r = j // RANK, j % RANK
-        c = (first_c + tl.arange(0, BLOCK_C))[None, :]
+        j = (first_j + tl.arange(0, P.block_j))[:, None]
+        i, r = j // P.padded_rank, j % P.padded_rank
+        c = (first_c + tl.arange(0, P.block_c))[None, :]
         drule_out += (pair * u_blocks * v_blocks + uv) * (P.terms * P.rank * P.g_out)
         mask = (i < P.terms) & (r < P.rank) & (c < P.g_out)
         place = (i * P.rank + r) * P.g_out + c
