@@ -5,7 +5,7 @@ makes tensors contiguous, except the gradients of outputs, which may have any st
 accumulated in float32. There are no atomics: two runs give the same bits.
 """
 
-from collections.abc import Callable
+from types import ModuleType
 
 import triton
 
@@ -33,27 +33,20 @@ if isinstance(triton.language.cdiv, triton.JITFunction) == INTERPRETED:
         "Set it before Python starts."
     )
 
-_FUNCTIONS: dict[str, Callable] = {
-    "phm_weight": phm_weight.forward,
-    "phm_weight_backward": phm_weight.backward,
-    "phm_linear": phm_linear.forward,
-    "phm_linear_backward": phm_linear.backward,
-    "lowrank_phm_linear": lowrank_phm_linear.forward,
-    "lowrank_phm_linear_backward": lowrank_phm_linear.backward,
-    "mop_ffn": mop_ffn.forward,
-    "mop_ffn_backward": mop_ffn_backward.backward,
-    "attempt_mix": attempt_mix.forward,
-    "attempt_mix_backward": attempt_mix_backward.backward,
-    "rms_norm": rms_norm.forward,
-    "rms_norm_backward": rms_norm.backward,
-    "dropout_add": dropout_add.forward,
-    "dropout_add_backward": dropout_add.backward,
-    "relu_dropout": relu_dropout.forward,
-    "relu_dropout_backward": relu_dropout.backward,
-    "gated_gelu_dropout": gated_gelu_dropout.forward,
-    "gated_gelu_dropout_backward": gated_gelu_dropout.backward,
-    "prefix_attention": prefix_attention.forward,
-    "prefix_attention_backward": prefix_attention_backward.backward,
+_MODULES: dict[str, tuple[ModuleType, ModuleType]] = {  # with `forward`, and with `backward`
+    "phm_weight": (phm_weight, phm_weight),
+    "phm_linear": (phm_linear, phm_linear),
+    "lowrank_phm_linear": (lowrank_phm_linear, lowrank_phm_linear),
+    "mop_ffn": (mop_ffn, mop_ffn_backward),
+    "attempt_mix": (attempt_mix, attempt_mix_backward),
+    "rms_norm": (rms_norm, rms_norm),
+    "dropout_add": (dropout_add, dropout_add),
+    "relu_dropout": (relu_dropout, relu_dropout),
+    "gated_gelu_dropout": (gated_gelu_dropout, gated_gelu_dropout),
+    "prefix_attention": (prefix_attention, prefix_attention_backward),
 }
-_ANNEALED = ("attempt_mix", "attempt_mix_backward")  # a temperature that changes in every step of a training
-IMPLEMENTATIONS = {name: Replayed(function, name in _ANNEALED) for name, function in _FUNCTIONS.items()}
+IMPLEMENTATIONS: dict[str, Replayed] = {}
+for _name, (_forward, _backward) in _MODULES.items():
+    _is_annealed = _name == "attempt_mix"  # its temperature changes in every step of a training
+    IMPLEMENTATIONS[_name] = Replayed(_forward.forward, _is_annealed)
+    IMPLEMENTATIONS[f"{_name}_backward"] = Replayed(_backward.backward, _is_annealed)

@@ -40,12 +40,6 @@ def words(low, high, word):
 
 
 @triton.jit
-def column_of(word, half: tl.constexpr):
-    """Return the column that a half of a word decides; 0: the low half, 1: the high half."""
-    return word // 8 * 16 + word % 8 + 8 * half
-
-
-@triton.jit
 def keeps(drawn, half: tl.constexpr, dropped):
     """Return True where a half of a drawn word keeps its column. dropped: the threshold."""
     bits = (drawn >> 16) if half == 1 else (drawn & 0xFFFF)
@@ -80,8 +74,11 @@ def drawn_words(seed, n, word):
 
 @triton.jit
 def columns_of(n, word, half: tl.constexpr, rows, width):
-    """Return the columns that a half of the words decides; and, [n, word], which exist, and their places by rows."""
-    c = column_of(word, half)
+    """Return the columns that a half of the words decides; and, [n, word], which exist, and their places by rows.
+
+    half: 0 for the low half, 1 for the high half.
+    """
+    c = word // 8 * 16 + word % 8 + 8 * half
     return c, (n < rows)[:, None] & (c < width)[None, :], n[:, None] * width + c[None, :]
 
 

@@ -21,8 +21,7 @@ def dropout_add_kernel(
 ):  # fmt: skip
     """Write y. A program computes [BLOCK_N rows, 2 BLOCK_W columns]. x_n, x_c: strides of x."""
     n, word = block_of(width, BLOCK_N, BLOCK_W)
-    if DROPOUT:
-        drawn = drawn_words(seed, n, word)
+    drawn = drawn_words(seed, n, word) if DROPOUT else word
     for half in tl.static_range(2):
         c, mask, place = columns_of(n, word, half, rows, width)
         tile = load_strided(x, n, c, x_n, x_c, mask)

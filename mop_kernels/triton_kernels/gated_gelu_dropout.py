@@ -25,8 +25,7 @@ def gated_gelu_dropout_kernel(
 ):  # fmt: skip
     """Write y. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
     n, word = block_of(width, BLOCK_N, BLOCK_W)
-    if DROPOUT:
-        drawn = drawn_words(seed, n, word)
+    drawn = drawn_words(seed, n, word) if DROPOUT else word
     for half in tl.static_range(2):
         _, mask, place = columns_of(n, word, half, rows, width)
         g = tl.load(gate + place, mask=mask, other=0.0).to(tl.float32)
@@ -44,8 +43,7 @@ def gated_gelu_dropout_backward_kernel(
 ):  # fmt: skip
     """Write grad_gate and grad_x; each may be None. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
     n, word = block_of(width, BLOCK_N, BLOCK_W)
-    if DROPOUT:
-        drawn = drawn_words(seed, n, word)
+    drawn = drawn_words(seed, n, word) if DROPOUT else word
     for half in tl.static_range(2):
         c, mask, place = columns_of(n, word, half, rows, width)
         tile = load_strided(grad, n, c, grad_n, grad_c, mask) * kept_factor

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+Value = TypeVar("Value")
 Sizes = dict[str, int]  # the numbers that a choice depends on, by name
 Config = dict[str, int]  # BLOCK_... constexprs, num_warps, num_stages
 Configs = Iterator[Config]  # a kernel's own choice, then other choices worth timing
@@ -62,38 +63,30 @@ _choices: list[Choice] | None = None
 _forced: dict[tuple[str, str], Config] = {}
 
 
-@contextmanager
-def recording() -> Iterator[list[Launch]]:
+def recording() -> AbstractContextManager[list[Launch]]:
     """Collect the launches of the block instead of making them. Applies to the whole process. For tests."""
-    global _recorded
-    previous, _recorded = _recorded, []
-    try:
-        yield _recorded
-    finally:
-        _recorded = previous
+    return _within_block("_recorded", [])
 
 
-@contextmanager
-def asked() -> Iterator[list[Choice]]:
+def asked() -> AbstractContextManager[list[Choice]]:
     """Collect the choices of the block. Applies to the whole process. For `make tune` and tests."""
-    global _choices
-    previous, _choices = _choices, []
-    try:
-        yield _choices
-    finally:
-        _choices = previous
+    return _within_block("_choices", [])
+
+
+def forced(choice: Choice, config: Config) -> AbstractContextManager:
+    """Take this configuration for this choice within the block. Applies to the whole process, as `asked` does."""
+    return _within_block("_forced", _forced | {choice.key: config})
 
 
 @contextmanager
-def forced(choice: Choice, config: Config) -> Iterator[None]:
-    """Take this configuration for this choice within the block. Applies to the whole process, as `asked` does."""
-    before = dict(_forced)
-    _forced[choice.key] = config
+def _within_block(name: str, value: Value) -> Iterator[Value]:
+    """Set a variable of this module within the block."""
+    before = globals()[name]
+    globals()[name] = value
     try:
-        yield
+        yield value
     finally:
-        _forced.clear()
-        _forced.update(before)
+        globals()[name] = before
 
 
 def is_watched() -> bool:

@@ -160,10 +160,8 @@ def prefix_attention_kernel(
             peak, total, acc, q, low, high, i, prefix_key + start, prefix_value + start, D, prefixes, 0, None, None,
             queries, keys, scale, dropped, False, DROPOUT, D, PRECISION, BLOCK_C, BLOCK_D,
         )  # fmt: skip
-    if bias is not None:
-        bias += h * queries * keys
-    if key_mask is not None:
-        key_mask += b * keys
+    bias = None if bias is None else bias + h * queries * keys
+    key_mask = None if key_mask is None else key_mask + b * keys
     end = end_of(key_mask, keys)
     if CAUSAL:
         end = tl.minimum(end, first_i + BLOCK_Q)
@@ -186,19 +184,15 @@ class Tile(NamedTuple):
     num_warps: int
 
 
-class Tiles(NamedTuple):
-    """Tiles of a kernel by dtype and width of a head: at most 64, 128 and 256 numbers, and more."""
-
-    of_16_bits: tuple[Tile, Tile, Tile, Tile]
-    of_float32: tuple[Tile, Tile, Tile, Tile]
-
+Tiles = dict[int, tuple[Tile, Tile, Tile, Tile]]
+"""Tiles of a kernel by the bytes of a number, and by the width of a head: at most 64, 128 and 256 numbers, and more."""
 
 # Of the tiles that were compiled, the largest whose kernels stay in registers on sm_80 and sm_90, or spill no more than
 # compile_table.py accepts, in heads of up to 128 numbers, as T5's are. None was timed.
-TILES = Tiles(
-    of_16_bits=(Tile(32, 32, 4), Tile(64, 32, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(32, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
-)
+TILES: Tiles = {
+    2: (Tile(32, 32, 4), Tile(64, 32, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
+    4: (Tile(32, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+}
 
 
 class Call:
@@ -225,8 +219,7 @@ class Call:
     def options(self, tiles: Tiles, reads_rows: bool = True) -> dict[str, Any]:
         """Return the constexprs and options of a launch. Only launches that read rows have asserts."""
         query, rows, block_d = self.tensors[0], self.tensors[5], max(16, power_of_2(self.d))
-        of_dtype = tiles.of_float32 if query.dtype is torch.float32 else tiles.of_16_bits
-        tile = of_dtype[min(max(0, block_d.bit_length() - 7), 3)]
+        tile = tiles[query.dtype.itemsize][min(max(0, block_d.bit_length() - 7), 3)]
         found: dict[str, Any] = {"BLOCK_Q": tile.queries, "BLOCK_C": tile.columns, "BLOCK_D": block_d}
         found["PRECISION"] = input_precision() if query.dtype is torch.float32 else "ieee"
         found |= {"num_warps": tile.num_warps, "num_stages": 2}

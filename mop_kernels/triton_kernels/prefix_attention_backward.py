@@ -99,10 +99,8 @@ def query_gradients_kernel(
     log_sum = of_rows(lse + head * queries, i, queries)
     low, high = row_keys(seed, head * queries + i) if DROPOUT else (i, i)
 
-    if bias is not None:
-        bias += h * queries * keys
-    if key_mask is not None:
-        key_mask += b * keys
+    bias = None if bias is None else bias + h * queries * keys
+    key_mask = None if key_mask is None else key_mask + b * keys
     end = end_of(key_mask, keys)
     if CAUSAL:
         end = tl.minimum(end, first_i + BLOCK_Q)
@@ -168,10 +166,8 @@ def column_gradients_kernel(
         shift = prefixes
         start = (b * keys * heads + h) * D
         grad_start = start
-    if bias is not None:
-        bias += h * queries * keys
-    if key_mask is not None:
-        key_mask += b * keys
+    bias = None if bias is None else bias + h * queries * keys
+    key_mask = None if key_mask is None else key_mask + b * keys
     found = exists(key_mask, column, columns)
     d = tl.arange(0, BLOCK_D)[None, :]
     place = (column.to(tl.int64) * stride)[:, None] + d
@@ -228,14 +224,14 @@ def sum_of_examples_kernel(parts, rows, total, examples, size, BLOCK: tl.constex
     tl.store(total + row.to(tl.int64) * size + c, acc.to(total.dtype.element_ty), mask=c < size)
 
 
-OF_QUERIES = Tiles(
-    of_16_bits=(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(16, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
-)
-OF_COLUMNS = Tiles(
-    of_16_bits=(Tile(32, 64, 4), Tile(32, 64, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
-    of_float32=(Tile(16, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
-)
+OF_QUERIES: Tiles = {
+    2: (Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8)),
+    4: (Tile(16, 32, 8), Tile(16, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+}
+OF_COLUMNS: Tiles = {
+    2: (Tile(32, 64, 4), Tile(32, 64, 8), Tile(32, 16, 8), Tile(16, 16, 8)),
+    4: (Tile(16, 32, 4), Tile(32, 32, 8), Tile(16, 16, 8), Tile(16, 16, 8)),
+}
 
 
 def backward(

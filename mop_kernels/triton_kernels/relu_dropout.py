@@ -27,8 +27,7 @@ def relu_dropout_kernel(
     """Write y and bits. A program computes [BLOCK_N rows, 2 BLOCK_W columns]."""
     n, word = block_of(width, BLOCK_N, BLOCK_W)
     first_byte = tl.program_id(0) % tl.cdiv(width, 2 * BLOCK_W) * (BLOCK_W // 8)
-    if DROPOUT:
-        drawn = drawn_words(seed, n, word)
+    drawn = drawn_words(seed, n, word) if DROPOUT else word
     for half in tl.static_range(2):
         _, mask, place = columns_of(n, word, half, rows, width)
         tile = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
