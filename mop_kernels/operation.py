@@ -36,7 +36,7 @@ class Operation(NamedTuple):
     name: Name of the operation.
     names: Names of its floating-point tensors, or a function that gives them for a number of tensors.
     check: check(*tensors) raises an error for a wrong shape. It may return other tensors to use instead.
-    multiply_adds: multiply_adds(*tensors) gives the size of the call.
+    multiply_adds: multiply_adds(*tensors) gives the size of the call. Zero where a GPU has one backend only.
     prepare: prepare(tensors, others, settings, multiply_adds) makes the checks that every call needs, and returns the
         arguments of the kernels. None: the kernels get the tensors.
     optional: Names of the tensors that may be None, without the name of their map.
@@ -48,7 +48,7 @@ class Operation(NamedTuple):
     name: str
     names: tuple[str, ...] | Callable[[int], Sequence[str]]
     check: Callable[..., Sequence[Tensor] | None]
-    multiply_adds: Callable[..., int]
+    multiply_adds: Callable[..., int] = lambda *tensors: 0
     prepare: Callable[[Sequence, Sequence, tuple, int], Prepared] | None = None
     optional: tuple[str, ...] = ()
     others: tuple[str, ...] = ()

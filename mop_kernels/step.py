@@ -306,25 +306,19 @@ def _prepare_linear_cross_entropy(tensors: Sequence, others: Sequence, settings:
     return (x.reshape(-1, x.shape[-1]), weight, labels.reshape(-1)), settings, multiply_adds
 
 
-def _nothing(*tensors: Tensor | None) -> int:
-    """Return the size by which "auto" chooses: a GPU has one backend for these operations."""
-    return 0
-
-
-_RMS_NORM = Operation("rms_norm", ("x", "weight"), check_rms_norm, _nothing, _prepare_rms_norm)
+_RMS_NORM = Operation("rms_norm", ("x", "weight"), check_rms_norm, prepare=_prepare_rms_norm)
 _DROPOUT_ADD = Operation(
-    "dropout_add", ("x", "residual"), check_rows, _nothing, _prepare_dropout, optional=("residual",), others=("seed",)
+    "dropout_add", ("x", "residual"), check_rows, prepare=_prepare_dropout, optional=("residual",), others=("seed",)
 )
-_RELU_DROPOUT = Operation("relu_dropout", ("x",), check_rows, _nothing, _prepare_dropout, others=("seed",))
+_RELU_DROPOUT = Operation("relu_dropout", ("x",), check_rows, prepare=_prepare_dropout, others=("seed",))
 _GATED_GELU_DROPOUT = Operation(
-    "gated_gelu_dropout", ("gate", "x"), check_gated, _nothing, _prepare_dropout, others=("seed",)
+    "gated_gelu_dropout", ("gate", "x"), check_gated, prepare=_prepare_dropout, others=("seed",)
 )
 _PREFIX_ATTENTION = Operation(
     "prefix_attention",
     ("query", "key", "value", "prefix_key", "prefix_value", "bias"),
     check_attention,
-    _nothing,
-    _prepare_attention,
+    prepare=_prepare_attention,
     optional=("prefix_key", "prefix_value", "bias"),
     others=("rows", "key_mask", "seed"),
 )
@@ -332,7 +326,6 @@ _LINEAR_CROSS_ENTROPY = Operation(
     "linear_cross_entropy",
     ("x", "weight"),
     check_linear_cross_entropy,
-    _nothing,
-    _prepare_linear_cross_entropy,
+    prepare=_prepare_linear_cross_entropy,
     others=("labels",),
 )

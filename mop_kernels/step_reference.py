@@ -4,6 +4,9 @@ All operations draw dropout masks from one counter-based generator (`kept`): a m
 and the column. So backward draws the mask again instead of saving it, and all backends drop the same elements.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,16 +35,17 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-def kept(seed: Tensor | None, rows: int, columns: int, p: float, device: torch.device) -> Tensor:
-    """Return which elements of a matrix dropout keeps: bool (rows, columns).
+def kept(seed: Tensor | None, shape: Sequence[int], p: float, device: torch.device) -> Tensor:
+    """Return which elements dropout keeps: bool, of this shape. The last dim is the columns, all other dims are rows.
 
     Two 32-bit keys per row come from a 64-bit mixer of seed and row (the finaliser of SplitMix64). One 32-bit word
     serves two columns, 8 apart, so that the mask does not depend on the width of vector registers.
     """
     least = threshold(p)
     if least == 0 or seed is None:
-        return torch.ones(rows, columns, dtype=torch.bool, device=device)
-    row = torch.arange(1, rows + 1, dtype=torch.int64, device=device)
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    *leading, columns = shape
+    row = torch.arange(1, math.prod(leading) + 1, dtype=torch.int64, device=device)
     z = seed.to(device) + row * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
@@ -55,14 +59,12 @@ def kept(seed: Tensor | None, rows: int, columns: int, p: float, device: torch.d
     x = x + b & _WORD
     x = x * 0x846CA68B & _WORD
     x = x ^ (x >> 16)
-    return torch.where(column // 8 % 2 == 0, x & 0xFFFF, x >> 16) >= least
+    return (torch.where(column // 8 % 2 == 0, x & 0xFFFF, x >> 16) >= least).view(shape)
 
 
 def _dropped(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
-    """Return dropout of x, in float32 or better. Its last dim is the columns, all other dims are rows."""
-    columns = x.shape[-1]
-    keep = kept(seed, x.numel() // columns if columns else 0, columns, p, x.device).view(x.shape)
-    return torch.where(keep, _wide(x) * factor(p), 0)
+    """Return dropout of x, in float32 or better."""
+    return torch.where(kept(seed, x.shape, p, x.device), _wide(x) * factor(p), 0)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -94,9 +96,8 @@ def relu_dropout(x: Tensor, seed: Tensor | None, p: float) -> tuple[Tensor, Tens
 
     The bits are uint8 (..., ceil(d / 8)). Bit c % 8 of byte c // 8 belongs to column c.
     """
-    columns = x.shape[-1]
-    keep = kept(seed, x.numel() // columns if columns else 0, columns, p, x.device).view(x.shape)
-    passed = F.pad((keep & (x > 0)).to(torch.uint8), (0, -columns % 8)).unflatten(-1, (-1, 8))
+    keep = kept(seed, x.shape, p, x.device)
+    passed = F.pad((keep & (x > 0)).to(torch.uint8), (0, -x.shape[-1] % 8)).unflatten(-1, (-1, 8))
     bits = (passed * torch.tensor(_BITS, dtype=torch.uint8, device=x.device)).sum(-1, dtype=torch.uint8)
     return torch.where(keep, _wide(x).relu() * factor(p), 0).to(x.dtype), bits
 
@@ -113,8 +114,7 @@ def gated_gelu_dropout(gate: Tensor, x: Tensor, seed: Tensor | None, p: float) -
     gelu_tanh(g) = g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))) / 2. What is dropped is 0 and has gradients 0, even
     where gate or x is NaN.
     """
-    columns = x.shape[-1]
-    keep = kept(seed, x.numel() // columns if columns else 0, columns, p, x.device).view(x.shape)
+    keep = kept(seed, x.shape, p, x.device)
     wide_gate, wide_x = (torch.where(keep, _wide(t), 0) for t in (gate, x))
     return (F.gelu(wide_gate, approximate="tanh") * wide_x * factor(p)).to(x.dtype)
 
@@ -142,7 +142,7 @@ def prefix_attention(
     query (b, q, h, d); key and value (b, k, h, d); prefix_key and prefix_value (r, h, p, d); rows (b,); bias (h, q, k);
     key_mask (b, k), bool.
     """
-    batch, length, heads, _ = query.shape
+    batch, length, *_ = query.shape
     narrow = query.dtype
     query, key, value = (_wide(t).transpose(1, 2) for t in (query, key, value))
     tokens = key.shape[2]
@@ -162,7 +162,7 @@ def prefix_attention(
     lse = F.pad(scores.detach(), (0, 1), value=-torch.inf).logsumexp(3)  # of no column, too
     some = sees.any(3, keepdim=True)
     weights = scores.where(some, 0).softmax(3).where(some, 0)
-    keep = kept(seed, batch * heads * length, scores.shape[3], dropout, query.device).view(weights.shape)
+    keep = kept(seed, weights.shape, dropout, query.device)
     out = torch.where(keep, weights * factor(dropout), 0) @ value
     return out.transpose(1, 2).to(narrow), lse
 
