@@ -4,38 +4,27 @@ adapters keeps the rest: which parameters a layer shares with others, and where 
 """
 
 import sys
-from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..validation import dtype_of_call
 from .factors import Factor, factored_linear, has_kernels
 from .runtime_class import Accelerated
 
-if TYPE_CHECKING:
 
-    class _Layer(nn.Module):
-        name: str
-        position: str
-        b: Tensor | None
-        shared_W_phm: bool
-        shared_phm_rule: bool
-        factorized_phm_W: bool
-        factorized_phm_rule: bool
-
-        def forward(self, x: Tensor) -> Tensor: ...
-
-else:
-    _Layer = object
-
-
-class AdaptersPHM(Accelerated, _Layer):
+class AdaptersPHM(Accelerated):
     """Mixed into the class of a PHM layer."""
 
-    @classmethod
-    def objection(cls, layer: Any) -> str | None:
-        """Return why a layer stays as it is, or None."""
-        return "its forward is replaced on the instance" if "forward" in layer.__dict__ else None
+    replaceable = ("forward",)
+
+    # of the layer
+    name: str
+    position: str
+    b: Tensor | None
+    shared_W_phm: bool
+    shared_phm_rule: bool
+    factorized_phm_W: bool
+    factorized_phm_rule: bool
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W + b (..., out) for x (..., in)."""

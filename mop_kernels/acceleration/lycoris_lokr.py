@@ -42,6 +42,9 @@ else:
 class LycorisLokr(Accelerated, _Layer):
     """Mixed into the class of a LoKr module."""
 
+    replaceable = ("forward", "get_weight", "bypass_forward", "bypass_forward_diff", "_rebuild_forward")
+    replaced_by = ", as LyCORIS does where it parametrizes a weight"
+
     @classmethod
     def objection(cls, layer: Any) -> str | None:
         """Return why a module stays as it is, or None."""
@@ -49,11 +52,7 @@ class LycorisLokr(Accelerated, _Layer):
             return f"it is a LoKr of a {layer.module_type}, not of a linear layer"
         if layer.wd:
             return "weight_decompose (DoRA) divides by a norm of the whole weight"
-        patched = {"forward", "get_weight", "bypass_forward", "bypass_forward_diff", "_rebuild_forward"}
-        patched &= layer.__dict__.keys()
-        if not patched:
-            return None
-        return f"its {min(patched)} is replaced on the instance, as LyCORIS does where it parametrizes a weight"
+        return super().objection(layer)
 
     def bypass_forward_diff(self, h: Tensor, scale: float = 1) -> Tensor:
         """Return what bypass mode adds to the output of the base layer."""

@@ -36,11 +36,7 @@ else:
 class PeftLokrLinear(Accelerated, _Layer):
     """Mixed into the class of a LoKr layer."""
 
-    @classmethod
-    def objection(cls, layer: Any) -> str | None:
-        """Return why a layer stays as it is, or None."""
-        patched = {"_get_delta_activations", "get_delta_weight"} & layer.__dict__.keys()
-        return f"its {min(patched)} is replaced on the instance" if patched else None
+    replaceable = ("_get_delta_activations", "get_delta_weight")
 
     def _get_delta_activations(self, adapter_name: str, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the output of one adapter."""

@@ -6,7 +6,6 @@ from torch import nn
 
 _MADE: dict[tuple[type, type], type] = {}
 
-
 if TYPE_CHECKING:
     _Module = nn.Module
 else:
@@ -18,10 +17,15 @@ class Accelerated(_Module):
 
     _made_of: ClassVar[tuple[type["Accelerated"], type[nn.Module]]]  # mixin and plain class
 
+    # names of methods that other code may replace on a layer, where the mixin would pass over them
+    replaceable: ClassVar[tuple[str, ...]]
+    replaced_by: ClassVar[str] = ""
+
     @classmethod
     def objection(cls, layer: Any) -> str | None:
         """Return why this mixin cannot compute a layer, or None."""
-        return None
+        replaced = set(cls.replaceable) & layer.__dict__.keys()
+        return f"its {min(replaced)} is replaced on the instance{cls.replaced_by}" if replaced else None
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         state = super().__reduce_ex__(protocol)[2]
