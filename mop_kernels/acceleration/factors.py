@@ -8,6 +8,7 @@ whose locals are the other half:
     last:  s = x by (rule_i, left_i in the columns of term i)   y[n,c,v] = sum_{i,r} s[n,c,(i,r)] right_i[r,v]
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -104,22 +105,16 @@ def sizes_of(rule: Factor, local: Factor) -> Sizes:
     return Sizes(terms, g_in, rule_out.shape[2], left.shape[1], right.shape[2], rule_rank, local_rank)
 
 
-_cheapest: dict[Sizes, Way] = {}
-
-
 def cheapest_way(sizes: Sizes) -> Way:
     """Return the way with the fewest multiply-adds in a training step. Of equal ways, return the first."""
-    if not torch.compiler.is_compiling():  # where a dict that changes would be a guard
-        if sizes not in _cheapest:
-            _cheapest[sizes] = _search(sizes)
-        return _cheapest[sizes]
-    return _search(sizes)
+    return _search(sizes) if torch.compiler.is_compiling() else _search_once(sizes)  # Dynamo warns of caches
 
 
 def _search(sizes: Sizes) -> Way:
-    found = ways(sizes)
-    costs = [multiply_adds(sizes, way) for way in found]
-    return found[costs.index(min(costs))]
+    return min(ways(sizes), key=functools.partial(multiply_adds, sizes))
+
+
+_search_once = functools.cache(_search)
 
 
 def ways(sizes: Sizes) -> list[Way]:
