@@ -93,36 +93,16 @@ def attention_case(shape: AttentionShape, dropout: float = P, *, bias: bool = Tr
     tensors, options = testing.attention_inputs(shape, torch.float64, bias=bias)
     names = ("query", "key", "value", "prefix_key", "prefix_value", "bias")
     present = [name for name, t in zip(names, tensors) if t is not None]
-    rows, key_mask = options["rows"], options["key_mask"]
 
-    def here(t: Tensor | None, device: torch.device) -> Tensor | None:
-        return None if t is None else t.to(device)
+    def arguments(given: Sequence[Tensor]) -> dict:
+        placed = {name: None if t is None else t.to(given[0].device) for name, t in options.items()}
+        return dict(zip(present, given)) | placed | {"causal": shape.causal, "dropout": dropout}
 
     def function(*given: Tensor, backend: str | None = None):
-        tensors = map(dict(zip(present, given)).get, names)
-        query, key, value, prefix_key, prefix_value, bias = tensors
-        assert query is not None
-        assert key is not None
-        assert value is not None
-        device = query.device
-        return step.prefix_attention(
-            query,
-            key,
-            value,
-            prefix_key,
-            prefix_value,
-            here(rows, device),
-            bias,
-            here(key_mask, device),
-            causal=shape.causal,
-            dropout=dropout,
-            seed=SEED,
-            backend=backend,
-        )
+        return step.prefix_attention(**arguments(given), seed=SEED, backend=backend)
 
     def truth(*given: Tensor):
-        placed = {"rows": here(rows, given[0].device), "key_mask": here(key_mask, given[0].device)}
-        return _attention_by_head(**dict(zip(present, given)), **placed, causal=shape.causal, dropout=dropout)
+        return _attention_by_head(**arguments(given))
 
     def inputs(dtype: torch.dtype):
         return [t for t in testing.attention_inputs(shape, dtype, bias=bias)[0] if t is not None]
@@ -130,9 +110,14 @@ def attention_case(shape: AttentionShape, dropout: float = P, *, bias: bool = Tr
     return Case(function, truth, inputs)
 
 
-def _drawn(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [testing.normal(generator, dtype, *shape) for shape in shapes]
+def _drawn(*shapes: tuple[int, ...]) -> Callable[[torch.dtype], list[Tensor]]:
+    """Return a function that draws tensors of these shapes in a dtype."""
+
+    def inputs(dtype: torch.dtype) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        return [testing.normal(generator, dtype, *shape) for shape in shapes]
+
+    return inputs
 
 
 def loss_case(rows: int, width: int, classes: int, smoothing: float = 0.0) -> Case:
@@ -144,34 +129,25 @@ def loss_case(rows: int, width: int, classes: int, smoothing: float = 0.0) -> Ca
         return step.linear_cross_entropy(x, weight, labels.to(x.device), label_smoothing=smoothing, **kwargs)
 
     truth = functools.partial(_linear_cross_entropy, labels=labels, smoothing=smoothing)
-    return Case(function, truth, functools.partial(_drawn, ((rows, width), (classes, width))))
+    return Case(function, truth, _drawn((rows, width), (classes, width)))
 
 
 def cases() -> dict[str, dict[str, Case]]:
     """Return small cases of each operation by label, for check.py and the tests."""
     shape, odd = (2, 3, 19), (5, 37)
-
-    def drawn(*shapes: tuple[int, ...]) -> Callable[[torch.dtype], list[Tensor]]:
-        return functools.partial(_drawn, shapes)
-
-    def dropped(*given: Tensor, **kwargs):
-        return step.dropout_add(given[0], given[1] if len(given) > 1 else None, P, SEED, **kwargs)
-
-    def with_relu(x: Tensor, **kwargs):
-        return step.relu_dropout(x, P, SEED, **kwargs)
-
-    def gated(gate: Tensor, x: Tensor, **kwargs):
-        return step.gated_gelu_dropout(gate, x, P, SEED, **kwargs)
-
+    add, relu, gated = (
+        functools.partial(operation, p=P, seed=SEED)
+        for operation in (step.dropout_add, step.relu_dropout, step.gated_gelu_dropout)
+    )
     attentions = {name: attention_case(s) for name, s in testing.ATTENTIONS.items()}
     return {
-        "rms_norm": {str(s): Case(step.rms_norm, _rms_norm, drawn(s, s[-1:])) for s in (shape, odd)},
+        "rms_norm": {str(s): Case(step.rms_norm, _rms_norm, _drawn(s, s[-1:])) for s in (shape, odd)},
         "dropout_add": {
-            "residual": Case(dropped, _dropout_add, drawn(shape, shape)),
-            "alone": Case(dropped, _dropout_add, drawn(odd)),
+            "residual": Case(add, _dropout_add, _drawn(shape, shape)),
+            "alone": Case(functools.partial(add, residual=None), _dropout_add, _drawn(odd)),
         },
-        "relu_dropout": {str(s): Case(with_relu, _relu_dropout, drawn(s)) for s in (shape, odd)},
-        "gated_gelu_dropout": {str(s): Case(gated, _gated_gelu_dropout, drawn(s, s)) for s in (shape, odd)},
+        "relu_dropout": {str(s): Case(relu, _relu_dropout, _drawn(s)) for s in (shape, odd)},
+        "gated_gelu_dropout": {str(s): Case(gated, _gated_gelu_dropout, _drawn(s, s)) for s in (shape, odd)},
         "prefix_attention": attentions
         | {"without dropout": attention_case(testing.ATTENTIONS["odd"], 0.0, bias=False)},
         "linear_cross_entropy": {
