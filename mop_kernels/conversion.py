@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 from torch import Tensor, nn
 
@@ -59,7 +59,8 @@ def replace_linears(
     check_choice("init", init, ("fit", *INITS))
 
     linears = {name: m for name, m in module.named_modules(remove_duplicate=False) if type(m) is nn.Linear}
-    chosen = {linear for name, linear in linears.items() if _matches(pattern, name)}
+    expression = re.compile(translate(pattern)) if isinstance(pattern, str) else pattern
+    chosen = {linear for name, linear in linears.items() if expression.fullmatch(name)}
     if not chosen:
         shown = pattern if isinstance(pattern, str) else pattern.pattern
         raise ValueError(f"pattern {shown!r} matches no nn.Linear of the module, which has {_some(linears)}.")
@@ -78,10 +79,6 @@ def replace_linears(
     for name, linear in places.items():
         module.set_submodule(name, built[linear])
     return list(places)
-
-
-def _matches(pattern: str | re.Pattern[str], name: str) -> bool:
-    return fnmatchcase(name, pattern) if isinstance(pattern, str) else pattern.fullmatch(name) is not None
 
 
 def _some(names: Iterable[str]) -> str:
