@@ -13,6 +13,7 @@ Dims = Sequence[int | None]
 _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 PlainForm = Callable[..., Sequence[Tensor]]
 AnyTensor = TypeVar("AnyTensor", Tensor, Tensor | None)
+Item = TypeVar("Item")
 
 
 def gradients_of(function: PlainForm, tensors: Tensors, needs: Needs, grads: Tensors) -> tuple[Tensor, ...]:
@@ -93,9 +94,9 @@ def in_front(dims: Dims, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:
     return [None if t is None else t.unsqueeze(0) if d is None else t.movedim(d, 0) for d, t in zip(dims, tensors)]
 
 
-def requested(tensors: Sequence[Tensor], needs: int) -> list[Tensor]:
-    """Return the tensors whose bit is set, which ops take as flags."""
-    return [t for k, t in enumerate(tensors) if needs >> k & 1]
+def requested(items: Sequence[Item], needs: int) -> list[Item]:
+    """Return the items, mostly tensors, whose bit is set. Ops take these bits as flags."""
+    return [item for k, item in enumerate(items) if needs >> k & 1]
 
 
 def differentiate_inside_an_op(

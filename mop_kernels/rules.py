@@ -12,7 +12,7 @@ its kernels can compute:
 
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -60,9 +60,7 @@ class Product(Rule):
 
     def jvp(self, run, call, tensors, tangents):
         """Return the tangents of the outputs."""
-        parts = [run.operation(call, *args)[0] for _, args in self._replaced(tensors, tangents)]
-        parts += [t.expand(*tensors[0].shape[:-1], -1) for t in tangents[self.num_args :] if t is not None]
-        return (sum(parts[1:], parts[0]),)
+        return (self._in_directions(run, call, tensors, tangents),)
 
     def gradients_jvp(self, run, call, needs, tensors, tangents):
         """Return the tangents of the gradients."""
@@ -80,11 +78,13 @@ class Product(Rule):
         given = spread(cotangents, needs)
         totals: list[Tensor | None] = [None] * self.num_args
         self._add_gradients(run, call, asked[1:], grad, args, given, totals)
-        if not asked[0]:
-            return [None, *totals]
-        parts = [run.operation(call, *replaced)[0] for _, replaced in self._replaced(args, given)]
-        parts += [v.expand_as(grad) for v in given[self.num_args :] if v is not None]
-        return [sum(parts[1:], parts[0]) if parts else None, *totals]
+        return [self._in_directions(run, call, args, given) if asked[0] else None, *totals]
+
+    def _in_directions(self, run, call, args: Sequence[Tensor], directions: Tensors) -> Tensor | None:
+        """Return the derivative of the output in the directions of all tensors. None without a direction."""
+        parts = [run.operation(call, *replaced)[0] for _, replaced in self._replaced(args, directions)]
+        parts += [v.expand(*args[0].shape[:-1], -1) for v in directions[self.num_args :] if v is not None]
+        return sum(parts[1:], parts[0]) if parts else None
 
     def _replaced(self, args: Tensors, directions: Tensors) -> Iterator[tuple[int, Tensors]]:
         """Yield (place, the tensors of a call with the direction in that place and no bias) for every direction."""

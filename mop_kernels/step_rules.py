@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import ops, reference, step_reference
-from .derivatives import Needs, Tensors, autograd_inside_an_op, bits_of, gradients_of, places_of
+from . import ops, step_reference
+from .derivatives import Needs, Tensors, autograd_inside_an_op, bits_of, gradients_of, places_of, requested
 from .rule import Call, Rule
 
 
@@ -29,11 +29,9 @@ class StepRule(Rule):
 
     def from_gradient_arguments(self, args: Sequence) -> tuple[tuple, Needs, Sequence]:
         """Split the arguments of the gradient op into (static, needs, tensors)."""
-        flags = reference.flags_of(args[-1], len(self.differentiable))
-        needs = [False] * self.num_tensors
-        for place, flag in zip(self.differentiable, flags):
-            needs[place] = bool(flag)
-        return tuple(args[1 + self.num_kept : -1]), tuple(needs), args[: 1 + self.num_kept]
+        asked = requested(self.differentiable, args[-1])
+        needs = tuple(place in asked for place in range(self.num_tensors))
+        return tuple(args[1 + self.num_kept : -1]), needs, args[: 1 + self.num_kept]
 
     def reference(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Compute the outputs in plain PyTorch."""
