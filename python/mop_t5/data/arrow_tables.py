@@ -8,10 +8,9 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from mop_t5.data.examples import KEYS, Example, example_of, quoted
 from mop_t5.data.labels import Labels, labels_of, named
@@ -55,7 +54,7 @@ class ArrowTable(NamedTuple):
         number = 0
         for batch in self.batches(columns):
             try:
-                values = [_values_of(batch.column(place)) for place in range(batch.num_columns)]
+                values = [_values_of(column) for column in batch.columns]
             except UnicodeDecodeError as error:
                 rows = f"rows {number + 1} to {number + batch.num_rows}"
                 raise ValueError(f"{self.name}, {rows}: a text is not UTF-8. Write the table again.") from error
@@ -69,11 +68,11 @@ class ArrowTable(NamedTuple):
 def _values_of(column: Any) -> list[Any]:
     """Return the values of a column. A float32 becomes the shortest number that it stands for: 3.8, not 3.79999995."""
     values: list[Any] = column.to_pylist()
-    types = package("pyarrow").types
-    for is_kind, kind in ((types.is_float32, np.float32), (types.is_float16, np.float16)):
-        if is_kind(column.type):
-            return [None if value is None else float(str(kind(value))) for value in values]
-    return values
+    pyarrow = package("pyarrow")
+    if column.type not in (pyarrow.float32(), pyarrow.float16()):
+        return values
+    kind = column.type.to_pandas_dtype()
+    return [None if value is None else float(str(kind(value))) for value in values]
 
 
 def package(name: str) -> Any:
@@ -103,21 +102,20 @@ def table_of_file(path: Path) -> ArrowTable:
         ImportError: pyarrow is not installed.
         ValueError: The file cannot be read, breaks off, or has two columns of one name.
     """
-    batches = _parquet_batches if path.suffix == ".parquet" else _ipc_batches
-    with unreadable(path):
-        schema = _parquet_file(path).schema_arrow if path.suffix == ".parquet" else _ipc_schema(path)
+    with unreadable(path), _opened(path) as file:
+        schema = file.schema_arrow if path.suffix == ".parquet" else file.schema
         types = dict(zip(schema.names, schema.types))
     repeated = sorted(name for name, count in Counter(schema.names).items() if count > 1)
     if repeated:
         raise ValueError(f"{path}: several columns are called {quoted(repeated)}. Rename all but one.")
-    return ArrowTable(str(path), types, _labels(schema), lambda columns: batches(path, columns))
+    return ArrowTable(str(path), types, _labels(schema), partial(_batches, path))
 
 
 def row_count(path: Path) -> int:
     """Return the number of rows of a Parquet or Arrow file. Raise the errors of `table_of_file`."""
     table = table_of_file(path)
     if path.suffix == ".parquet":
-        return _parquet_file(path).metadata.num_rows
+        return _opened(path).metadata.num_rows
     return sum(batch.num_rows for batch in table.batches(None))
 
 
@@ -175,18 +173,15 @@ def corpus_columns(table: ArrowTable, need_summary: bool, names: Mapping[str, st
                 f"{quoted(table.types) or 'none'}. Rename a column, or use `mop-t5 corpus convert`."
             )
         chosen += found
-    for column in chosen:
-        _check_texts(table, column, table.types[column])
-    for column in _OPTIONAL:
-        if column in table.types and column not in chosen:
-            _check_texts(table, column, table.types[column], of_lists=column == "references")
-            chosen.append(column)
-    return chosen
+    optional = [column for column in _OPTIONAL if column in table.types and column not in chosen]
+    for column in chosen + optional:
+        _check_texts(table, column, of_lists=column == "references" and column in optional)
+    return chosen + optional
 
 
-def _check_texts(table: ArrowTable, column: str, kind: "pa.DataType", of_lists: bool = False) -> None:
+def _check_texts(table: ArrowTable, column: str, of_lists: bool) -> None:
     types = package("pyarrow").types
-    value = kind
+    value = kind = table.types[column]
     if of_lists and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
         value, of_lists = kind.value_type, False
     if types.is_dictionary(value):
@@ -230,36 +225,28 @@ def unreadable(path: object, cure: str = "Copy it again, or write it again.") ->
         raise ValueError(f"{path} cannot be read ({reason}). {cure}") from error
 
 
-def _parquet_file(path: Path) -> Any:
-    # by default pyarrow keeps every column chunk that it has read until the end: with pre_buffer of the whole file
-    return package("pyarrow.parquet").ParquetFile(
-        path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
-    )
-
-
-def _parquet_batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
-    with unreadable(path), _parquet_file(path) as file:
-        for batch in file.iter_batches(_BATCH, columns=columns):
-            batch.validate(full=True)
-            yield batch
-
-
-def _ipc_schema(path: Path) -> "pa.Schema":
-    with _ipc_reader(path) as reader:
-        return reader.schema
-
-
-def _ipc_batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
-    with unreadable(path), _ipc_reader(path) as reader:
-        count = getattr(reader, "num_record_batches", None)
-        for batch in reader if count is None else map(reader.get_batch, range(count)):
+def _batches(path: Path, columns: Sequence[str] | None) -> "Iterator[pa.RecordBatch]":
+    """Yield the rows of a Parquet or Arrow file. See `ArrowTable`."""
+    with unreadable(path), _opened(path) as file:
+        if path.suffix == ".parquet":
+            batches = file.iter_batches(_BATCH, columns=columns)
+        else:  # a file in the stream format is an iterator of its batches
+            count = getattr(file, "num_record_batches", None)
+            batches = file if count is None else map(file.get_batch, range(count))
+        for batch in batches:
             chosen = batch if columns is None else batch.select(list(columns))
             chosen.validate(full=True)
             for start in range(0, chosen.num_rows, _BATCH):
                 yield chosen.slice(start, _BATCH)
 
 
-def _ipc_reader(path: Path) -> Any:
+def _opened(path: Path) -> Any:
+    """Open a Parquet or Arrow file, and return its reader."""
+    if path.suffix == ".parquet":
+        # by default pyarrow keeps every column chunk that it has read until the end: with pre_buffer of the whole file
+        return package("pyarrow.parquet").ParquetFile(
+            path, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+        )
     pyarrow = package("pyarrow")
     with open(path, "rb") as file:
         is_file = file.read(len(_FILE_START)) == _FILE_START
