@@ -16,15 +16,16 @@ an id.
 import gzip
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from mop_t5.data.arrow_tables import ARROW_SUFFIXES, examples_of_table, is_arrow, table_of_file
-from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, HubSplit, is_hub, is_saved, load_saved, table_of_dataset
+from mop_t5.data.arrow_tables import ARROW_SUFFIXES, examples_of_table
+from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, HubSplit, is_hub, is_saved
 from mop_t5.data.examples import Example, example_of, quoted
-from mop_t5.data.lines import find_file, json_value, lines, stem_of
+from mop_t5.data.lines import json_value, lines, stem_of
 from mop_t5.data.rows import checksum_of, scenarios_of
 from mop_t5.data.stored_examples import StoredExamples, is_stored, store_examples
+from mop_t5.data.table_files import dataset_at, find_place, table_at
 from mop_t5.files import StrPath, checksum, content_to_replace, json_lines, whole_folder
 
 SPLITS = ("train", "valid", "test")
@@ -65,32 +66,25 @@ def find_split(corpus: StrPath, split: str) -> Path | HubSplit:
         raise FileNotFoundError(
             f"no corpus folder at {corpus}. A corpus is a folder with {quoted(SPLITS)}, or {HUB}OWNER/NAME."
         )
-    names = SPLIT_NAMES[split]
-    found = [find_file(folder, names, [".jsonl"]), *(folder / f"{n}{end}" for n in names for end in ARROW_SUFFIXES)]
-    found += [folder / name for name in names if is_saved(folder / name)]
-    there = [path for path in found if path is not None and path.exists()]
-    if len(there) > 1:
-        raise ValueError(f"{corpus} has {' and '.join(path.name for path in there)}. Keep one of them.")
-    if not there:
+    place = find_place(folder, SPLIT_NAMES[split], (".jsonl", ".jsonl.gz", *ARROW_SUFFIXES))
+    if place is None:
         one = " The folder is a single dataset of save_to_disk. Name it train, and give the folder that holds it."
         raise FileNotFoundError(
             f"{corpus} has no {split} split. Add {split}.jsonl or {split}.jsonl.gz to it (or {split}.parquet or "
             f"{split}.arrow).{one if is_saved(folder) else ''}"
         )
-    return there[0]
+    return place
 
 
 def splits_in(corpus: StrPath) -> list[str]:
     """Return the splits that a corpus has. Raise the errors of `find_split` for a split that is there twice."""
     present = []
     for split in SPLITS:
-        try:
+        with suppress(FileNotFoundError):
             place = find_split(corpus, split)
             if isinstance(place, HubSplit):
                 place.load()
             present.append(split)
-        except FileNotFoundError:
-            continue
     return present
 
 
@@ -124,7 +118,7 @@ def stream_split(corpus: StrPath, split: str, folder: StrPath) -> StoredExamples
         ValueError: A row or the file cannot be read, or the split is empty.
     """
     place = find_split(corpus, split)
-    dataset = _dataset_in(place)
+    dataset = dataset_at(place)
     files = [str(place)] if dataset is None else [file["filename"] for file in dataset.cache_files]
     # a dataset of the library may lie in memory, by a setting of the library
     sums = [checksum(Path(file)) for file in files] or [checksum_of(_examples_in(place))]
@@ -158,24 +152,15 @@ def read_corpus(corpus: StrPath) -> dict[str, list[Example]]:
     return rows
 
 
-def _dataset_in(place: Path | HubSplit) -> Any:
-    """Return the dataset of the library `datasets` at the place of a split. None if a file is there."""
-    if isinstance(place, HubSplit):
-        return place.load()
-    return load_saved(place) if is_saved(place) else None
-
-
 def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[Example]:
     """Yield the rows at the place of a split. Raise the errors of `read_examples`."""
-    stem, dataset = _stem(place), _dataset_in(place)
-    if dataset is None and not (isinstance(place, Path) and place.is_file()):
+    if isinstance(place, Path) and not (place.is_file() or is_saved(place)):
         raise FileNotFoundError(
             f"no corpus file at {place}. Give the path of a .jsonl, .jsonl.gz, .parquet or .arrow file."
         )
-    if dataset is not None:
-        examples = examples_of_table(table_of_dataset(dataset, str(place)), stem, need_summary)
-    elif isinstance(place, Path) and is_arrow(place):
-        examples = examples_of_table(table_of_file(place), stem, need_summary)
+    stem, table = _stem(place), table_at(place)
+    if table is not None:
+        examples = examples_of_table(table, stem, need_summary)
     else:
         assert isinstance(place, Path)
         examples = (
@@ -183,12 +168,11 @@ def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[
             for number, line in lines(place)
             if line.strip()
         )
-    is_empty = True
-    for example in examples:
-        is_empty = False
-        yield example
-    if is_empty:
+    first = next(examples, None)
+    if first is None:
         raise ValueError(f"{place} holds no examples. Write one row per dialogue, or leave the file out.")
+    yield first
+    yield from examples
 
 
 def _stem(place: Path | HubSplit) -> str:

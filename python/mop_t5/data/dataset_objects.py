@@ -8,14 +8,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from mop_t5.data.arrow_tables import (
-    ArrowTable,
-    check_stream_end,
-    examples_of_table,
-    fields_of,
-    package,
-    unreadable,
-)
+from mop_t5.data.arrow_tables import ArrowTable, check_stream_end, examples_of_table, fields_of, package, unreadable
 from mop_t5.data.examples import Example, example_of, quoted
 from mop_t5.data.labels import labels_of, named
 from mop_t5.files import StrPath

@@ -1,12 +1,11 @@
 """Read the rows of JSON files: one value per line, or one document of all rows."""
 
 from collections.abc import Iterator
-from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mop_t5.data.lines import LONGEST_LINE, BadRow, bounded, decoded, json_value, lines, numbered, open_binary
+from mop_t5.data.lines import LONGEST_LINE, BadRow, decoded, json_value, lines, raw_lines
 
 TURNS = "turns"  # the column of a row that is a list of texts
 _WHAT = "a list of objects, or one object per line"
@@ -37,8 +36,7 @@ def json_rows(path: Path, by_line: bool, bad_row: BadRow) -> Iterator[tuple[str,
 
 def _document(path: Path, by_line: bool) -> object:
     """Return the content of a file that is one JSON document. None if each line is a document."""
-    with open_binary(path) as file:
-        first, second = (*islice(_filled(file, path), 2), None, None)[:2]
+    first, second = (*islice(_filled(path), 2), None, None)[:2]
     if first is None:
         return None
     try:
@@ -65,15 +63,14 @@ def _whole(path: Path) -> str:
 
 
 def _of_lines(path: Path, bad_row: BadRow) -> Iterator[tuple[str, object]]:
-    with open_binary(path) as file:
-        for number, raw in _filled(file, path):
-            try:
-                row = _value(number, raw, path)
-            except ValueError as error:
-                bad_row(f"{path}, line {number}", error)
-                continue
-            if number > 1 or not isinstance(row, dict) or set(row) != {"header"}:  # the first line of MRQA's files
-                yield f"{path}, line {number}", row
+    for number, raw in _filled(path):
+        try:
+            row = _value(number, raw, path)
+        except ValueError as error:
+            bad_row(f"{path}, line {number}", error)
+            continue
+        if number > 1 or not isinstance(row, dict) or set(row) != {"header"}:  # the first line of MRQA's files
+            yield f"{path}, line {number}", row
 
 
 def _of_document(content: object, path: Path, by_line: bool) -> Iterator[tuple[str, object]]:
@@ -115,8 +112,8 @@ def _is_turns(row: object) -> bool:
     return isinstance(row, list) and row != [] and all(isinstance(turn, str) for turn in row)
 
 
-def _filled(file: BufferedIOBase, path: Path) -> Iterator[tuple[int, bytes]]:
-    return ((number, raw) for number, raw in numbered(bounded(file), path) if raw.strip())
+def _filled(path: Path) -> Iterator[tuple[int, bytes]]:
+    return ((number, raw) for number, raw in raw_lines(path) if raw.strip())
 
 
 def _value(number: int, raw: bytes, path: Path) -> object:

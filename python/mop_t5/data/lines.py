@@ -26,22 +26,6 @@ def refuse(where: str, error: Exception) -> None:
     raise error
 
 
-def find_file(folder: StrPath, names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
-    """Return the file of a folder with one of these names and suffixes, possibly with `.gz` behind.
-
-    Returns:
-        The path. None if there is no such file.
-
-    Raises:
-        ValueError: There are several such files.
-    """
-    paths = [Path(folder) / f"{name}{suffix}{gz}" for name in names for suffix in suffixes for gz in ("", ".gz")]
-    found = [path for path in paths if path.is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{folder} has {' and '.join(path.name for path in found)}. Keep one of them.")
-    return found[0] if found else None
-
-
 def stem_of(path: Path, suffixes: Sequence[str] = (".jsonl",)) -> str:
     """Return the name of a file without one of the suffixes and `.gz`: "dialogsum.train" for dialogsum.train.jsonl.gz.
 
@@ -52,24 +36,28 @@ def stem_of(path: Path, suffixes: Sequence[str] = (".jsonl",)) -> str:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a UTF-8 file with their numbers, from 1. A file that ends in `.gz` is unpacked.
+    """Yield the lines of a UTF-8 file with their numbers. See `raw_lines`.
 
     Raises:
-        ValueError: A line is not UTF-8, or the gzip data are damaged.
+        ValueError: A line is not UTF-8 or too long, or the gzip data are damaged.
     """
-    with open_binary(path) as file:
-        for number, raw in numbered(bounded(file), path):
-            yield number, decoded(raw, number, f"{path}, line {number}")
+    for number, raw in raw_lines(path):
+        yield number, decoded(raw, number, f"{path}, line {number}")
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file as bytes with their numbers, from 1. A file that ends in `.gz` is unpacked.
+
+    Raises:
+        ValueError: A line is too long, or the gzip data are damaged.
+    """
+    with open_binary(path) as file:  # of a line that `numbered` refuses, only a part is read
+        yield from numbered(iter(partial(file.readline, LONGEST_LINE + 1), b""), path)
 
 
 def open_binary(path: Path) -> BufferedIOBase:
     """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-
-
-def bounded(file: BufferedIOBase) -> Iterator[bytes]:
-    """Return the lines of an open file. Of a line that `numbered` refuses, only a part is read."""
-    return iter(partial(file.readline, LONGEST_LINE + 1), b"")
 
 
 def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, bytes]]:

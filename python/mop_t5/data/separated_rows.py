@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from mop_t5.data.lines import LONGEST_LINE, BadRow, bounded, decoded, numbered, open_binary
+from mop_t5.data.lines import LONGEST_LINE, BadRow, decoded, raw_lines
 
 _FIELD_LIMIT = threading.Lock()
 
@@ -29,47 +29,43 @@ def separated_rows(
     if header is not None:
         _check_header(header, "header")
     has_warned = False
-    with open_binary(path) as file:
-        raw_lines = numbered(bounded(file), path)
-        delimiter, raw_lines = ("\t", raw_lines) if tabs else _separator(raw_lines, header is None)
-        lines = _Lines(raw_lines, path)
-        reader = csv.reader(
-            lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-        )
-        while True:
-            cells, error = None, None
-            lines.row, lines.error = [], None
-            try:
-                cells = _next_row(reader)
-            except csv.Error as problem:
-                error = _malformed(problem, lines, tabs)
-            where, error = lines.where, lines.error or error
-            if error is not None:
-                if header is None:  # no row can be read without the names of the columns
-                    raise error
-                bad_row(where, error)
-            elif cells is None:
-                return
-            elif not cells:  # a blank line
-                continue
-            elif header is None:
-                _check_header(cells, where)
-                header = cells
-            elif len(cells) == len(header):
-                if tabs and not has_warned and any(map(_is_quoted, cells)):
-                    has_warned = True
-                    warnings.warn(
-                        f"{where}: a field is quoted as in CSV. In a .tsv file quotation marks belong to the text. If "
-                        "these do not, as in files of pandas, let the name of the file end in .csv.",
-                        stacklevel=2,
-                    )
-                yield where, dict(zip(header, cells))
-            else:
-                columns = f"{len(cells)} columns, but the header has {len(header)}"
-                bad_row(where, ValueError(f"{where}: {columns}. Correct the line."))
+    delimiter, table = ("\t", raw_lines(path)) if tabs else _separator(raw_lines(path), header is None)
+    lines = _Lines(table, path)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    while True:
+        cells, error = None, None
+        lines.row, lines.error = [], None
+        try:
+            cells = _next_row(reader)
+        except csv.Error as problem:
+            error = _malformed(problem, lines, tabs)
+        where, error = lines.where, lines.error or error
+        if error is not None:
+            if header is None:  # no row can be read without the names of the columns
+                raise error
+            bad_row(where, error)
+        elif cells is None:
+            return
+        elif not cells:  # a blank line
+            continue
+        elif header is None:
+            _check_header(cells, where)
+            header = cells
+        elif len(cells) == len(header):
+            if tabs and not has_warned and any(map(_is_quoted, cells)):
+                has_warned = True
+                warnings.warn(
+                    f"{where}: a field is quoted as in CSV. In a .tsv file quotation marks belong to the text. If "
+                    "these do not, as in files of pandas, let the name of the file end in .csv.",
+                    stacklevel=2,
+                )
+            yield where, dict(zip(header, cells))
+        else:
+            columns = f"{len(cells)} columns, but the header has {len(header)}"
+            bad_row(where, ValueError(f"{where}: {columns}. Correct the line."))
 
 
-def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str, Iterator[tuple[int, bytes]]]:
+def _separator(table: Iterator[tuple[int, bytes]], names: bool) -> tuple[str, Iterator[tuple[int, bytes]]]:
     """Return the separator of a CSV file, and the lines of the table.
 
     A first line `sep=;`, as Excel writes and reads it, names the separator. Otherwise the separator is the comma. If a
@@ -77,17 +73,17 @@ def _separator(raw_lines: Iterator[tuple[int, bytes]], names: bool) -> tuple[str
     in many countries.
 
     Args:
-        raw_lines: The lines of the file with their numbers.
+        table: The lines of the file with their numbers.
         names: True if the first line has the names of the columns.
     """
-    first = next((line for line in raw_lines if line[1].strip()), None)
+    first = next((line for line in table if line[1].strip()), None)
     if first is None:
-        return ",", raw_lines
+        return ",", table
     text = first[1].decode("utf-8-sig", "replace").rstrip("\r\n")
     if len(text) == 5 and text.startswith("sep="):
-        return text[-1], raw_lines
+        return text[-1], table
     found = next((one for one in ",;\t" if one in text), ",") if names else ","
-    return found, chain([first], raw_lines)
+    return found, chain([first], table)
 
 
 class _Lines:
@@ -100,14 +96,14 @@ class _Lines:
         ended: True if the csv module has asked for a line behind the end of the file.
     """
 
-    def __init__(self, raw_lines: Iterator[tuple[int, bytes]], path: Path):
-        self._raw_lines, self._path = raw_lines, path
+    def __init__(self, table: Iterator[tuple[int, bytes]], path: Path):
+        self._table, self._path = table, path
         self.where, self.ended = str(path), False
         self.row: list[str] = []
         self.error: ValueError | None = None
 
     def __iter__(self) -> Iterator[str]:
-        for number, raw in self._raw_lines:
+        for number, raw in self._table:
             self.where = f"{self._path}, line {number}"
             try:
                 line = decoded(raw, number, self.where)

@@ -12,11 +12,12 @@ from mop_t5.data.arrow_tables import ARROW_SUFFIXES, ArrowTable, is_arrow, table
 from mop_t5.data.dataset_objects import HubSplit, is_hub, is_saved, load_saved, table_of_dataset
 from mop_t5.data.json_rows import json_rows
 from mop_t5.data.labels import named
-from mop_t5.data.lines import BadRow, find_file, refuse
+from mop_t5.data.lines import BadRow, refuse
 from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", *ARROW_SUFFIXES)
+_ENDINGS = [suffix + packed for suffix in SUFFIXES for packed in ("", ".gz")]
 _SHOWN = 20  # largest number of files in a message
 _USUAL_FILES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 # value of TaskConfig.split -> splits that are read from files
@@ -45,8 +46,9 @@ def dataset_files(
         ValueError: `source` is one file, and the protocol needs several, or a split has several files.
     """
     wanted = PROTOCOLS[protocol]
+    needed = ("train",) if protocol == "given" else wanted
     if is_hub(source):
-        return _hub_splits(str(source), ("train",) if protocol == "given" else wanted, wanted)
+        return _hub_splits(str(source), needed, wanted)
     source = Path(source)
     if source.is_file() or is_saved(source):
         if protocol not in ("given", "8:1:1"):
@@ -55,8 +57,8 @@ def dataset_files(
     if not source.is_dir():
         raise FileNotFoundError(f"no folder or file at {source}. Give the folder of a dataset, or one of its files.")
     possible = {split: names.get(split, _USUAL_FILES[split]) for split in wanted}
-    found = {split: path for split in wanted if (path := _find_split(source, possible[split])) is not None}
-    needed = ("train",) if protocol == "given" else wanted
+    places = {split: find_place(source, possible[split], _ENDINGS) for split in wanted}
+    found = {split: place for split, place in places.items() if place is not None}
     missing = [split for split in needed if split not in found]
     if missing:
         expected = "; ".join(f"{split}: {' or '.join(possible[split])}" for split in missing)
@@ -68,13 +70,34 @@ def dataset_files(
     return found
 
 
-def _find_split(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the file or the folder of `save_to_disk` with one of these names. None if there is none."""
-    file = find_file(folder, names, SUFFIXES)
-    found = [path for path in (file, *(folder / name for name in names if is_saved(folder / name))) if path is not None]
+def find_place(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> Path | None:
+    """Return the file of a folder with one of these names and suffixes, or the folder of `save_to_disk` of such a name.
+
+    Returns:
+        The path. None if there is neither.
+
+    Raises:
+        ValueError: There are several.
+    """
+    files = [folder / f"{name}{suffix}" for name in names for suffix in suffixes]
+    found = [file for file in files if file.is_file()] + [folder / name for name in names if is_saved(folder / name)]
     if len(found) > 1:
         raise ValueError(f"{folder} has {' and '.join(path.name for path in found)}. Keep one of them.")
     return found[0] if found else None
+
+
+def dataset_at(place: Path | HubSplit) -> Any:
+    """Return the dataset of the library `datasets` at a place. None for a file."""
+    if isinstance(place, HubSplit):
+        return place.load()
+    return load_saved(place) if is_saved(place) else None
+
+
+def table_at(place: Path | HubSplit) -> ArrowTable | None:
+    """Return the table of a dataset, or of a Parquet or Arrow file. None for any other file."""
+    if isinstance(place, HubSplit) or is_saved(place):
+        return table_of_dataset(dataset_at(place), str(place))
+    return table_of_file(place) if is_arrow(place) else None
 
 
 def _hub_splits(source: str, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, HubSplit]:
@@ -116,27 +139,23 @@ def read_table(
         TypeError, ValueError: `bad_row` raises, or the rows of the file cannot be told apart. The message has the
             place.
     """
-    named = ValueError(f"header names the columns of CSV and TSV files; {path} names its own.")
-    if isinstance(path, HubSplit) or is_saved(Path(path)):
-        if header is not None:
-            raise named
-        dataset = path.load() if isinstance(path, HubSplit) else load_saved(Path(path))
-        return _named_rows(table_of_dataset(dataset, str(path)), bad_row)
-    path = Path(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}. Give one that ends in {', '.join(SUFFIXES)}.")
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path}: its name must end in {', '.join(SUFFIXES)}, possibly with .gz behind.")
-    if suffix in ARROW_SUFFIXES and not is_arrow(path):
-        raise ValueError(f"{path}: a {suffix} file is not read from gzip data. Unpack it with `gunzip`.")
-    if suffix in (".csv", ".tsv"):
-        return separated_rows(path, suffix == ".tsv", header, bad_row)
+    place = path if isinstance(path, HubSplit) else Path(path)
+    if isinstance(place, Path) and not is_saved(place):
+        suffix = Path(place.name.removesuffix(".gz")).suffix
+        if not place.is_file():
+            raise FileNotFoundError(f"no file at {place}. Give one that ends in {', '.join(SUFFIXES)}.")
+        if suffix not in SUFFIXES:
+            raise ValueError(f"{place}: its name must end in {', '.join(SUFFIXES)}, possibly with .gz behind.")
+        if suffix in ARROW_SUFFIXES and not is_arrow(place):
+            raise ValueError(f"{place}: a {suffix} file is not read from gzip data. Unpack it with `gunzip`.")
+        if suffix in (".csv", ".tsv"):
+            return separated_rows(place, suffix == ".tsv", header, bad_row)
     if header is not None:
-        raise named
-    if suffix in ARROW_SUFFIXES:
-        return _named_rows(table_of_file(path), bad_row)
-    return json_rows(path, suffix == ".jsonl", bad_row)
+        raise ValueError(f"header names the columns of CSV and TSV files; {place} names its own.")
+    if (table := table_at(place)) is not None:
+        return _named_rows(table, bad_row)
+    assert isinstance(place, Path)
+    return json_rows(place, suffix == ".jsonl", bad_row)
 
 
 def _named_rows(table: ArrowTable, bad_row: BadRow) -> Iterator[tuple[str, dict[str, Any]]]:
