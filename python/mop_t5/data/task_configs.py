@@ -149,11 +149,6 @@ def read_task_configs(path: StrPath) -> dict[str, TaskConfig]:
     return found
 
 
-def published_tasks() -> dict[str, TaskConfig]:
-    """Return the configurations of published dialogue corpora that come with the package, by name."""
-    return read_task_configs(PUBLISHED)
-
-
 def read_columns(path: StrPath) -> dict[str, dict[str, list[str]]]:
     """Return task -> field -> possible names of its column, in the order of preference.
 

@@ -9,15 +9,7 @@ from mop_t5.checks import check_choice, check_names
 from mop_t5.data.conversion import Converter
 from mop_t5.data.dataset_objects import is_hub
 from mop_t5.data.examples import Example
-from mop_t5.data.task_configs import (
-    COLUMNS,
-    PUBLISHED,
-    ROLES,
-    TaskConfig,
-    published_tasks,
-    read_columns,
-    read_task_configs,
-)
+from mop_t5.data.task_configs import COLUMNS, PUBLISHED, ROLES, TaskConfig, read_columns, read_task_configs
 
 
 class Conversion(NamedTuple):
@@ -64,8 +56,7 @@ def convert_tasks(
             if len(configs) > 1:
                 raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
             folder = Path(source)
-        place = source if is_hub(source) else folder
-        rows = converter.splits(place, seed)
+        rows = converter.splits(source if is_hub(source) else folder, seed)
         for split, examples in rows.items():
             made.splits.setdefault(split, []).extend(examples)
         made.sizes[name] = len(rows["train"])
@@ -90,7 +81,7 @@ def chosen_tasks(
         FileNotFoundError: There is no such file.
         TypeError, ValueError: A file is wrong, or `names` or `role` is unknown.
     """
-    published, path = published_tasks(), Path(tasks)
+    published, path = read_task_configs(PUBLISHED), Path(tasks)
     if tasks in published:
         known, beside = {tasks: published[tasks]}, PUBLISHED / COLUMNS
     elif path.exists():
@@ -136,14 +127,7 @@ def task_of_templates(
                 f"write --{name} $'...' in bash.",
                 stacklevel=3,
             )
-    return {
-        str(templates["scenario"]): TaskConfig(
-            str(templates["dialogue"]),
-            str(templates["summary"]),
-            split=split,
-            limit=limit,
-            turn=templates["turn"],
-            join=templates["join"],
-            references=references or [],
-        )
-    }
+    scenario, dialogue, summary = map(str, texts.values())
+    turn, join = templates["turn"], templates["join"]
+    config = TaskConfig(dialogue, summary, turn=turn, join=join, references=references or [], split=split, limit=limit)
+    return {scenario: config}
