@@ -13,7 +13,7 @@ from mop_t5.data.corpus import SPLITS
 from mop_t5.data.dataset_objects import HubSplit
 from mop_t5.data.examples import Example, check_characters
 from mop_t5.data.labels import label_key
-from mop_t5.data.lines import refuse, stem_of
+from mop_t5.data.lines import stem_of
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.table_files import SUFFIXES, dataset_files, inner_rows, read_table, value_at
 from mop_t5.data.task_configs import TaskConfig
@@ -102,20 +102,20 @@ class Converter:
 
     def rows(self, path: Path | HubSplit) -> list[Example]:
         """Return the converted rows of a file or dataset in order. Raise the errors of `read_table` and `example`."""
-
-        def leave_out(where: str, error: Exception) -> None:
-            self.skipped.append((where, str(error)))
-
-        bad_row = leave_out if self.skip else refuse
-        outer_rows = read_table(path, self.header, bad_row)
+        outer_rows = read_table(path, self.header, self._bad_row)
         table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
         examples, stem = [], path.split if isinstance(path, HubSplit) else stem_of(path, SUFFIXES)
         for number, (where, row) in enumerate(table, start=1):
             try:
                 examples.append(self.example(row, where, f"{stem}-{number}"))
             except (ValueError, TypeError) as error:
-                bad_row(where, error)
+                self._bad_row(where, error)
         return examples
+
+    def _bad_row(self, where: str, error: Exception) -> None:
+        if not self.skip:
+            raise error
+        self.skipped.append((where, str(error)))
 
     def example(self, row: Mapping[str, object], where: str, number: str) -> Example:
         """Return the example of one row.

@@ -123,11 +123,11 @@ def _read_part(folder: Path, part: str) -> dict[str, Dialogue]:
 
 
 def _pieces(identifier: str, dialogue: Dialogue, dropped: Counter[str]) -> Iterator[Example]:
-    try:
-        exchanges = _exchanges(dialogue["messages"])
-    except _Dropped as reason:
-        dropped[str(reason)] += 1
+    messages = dialogue["messages"]
+    if len(messages) % 2 or any(one["role"] != ("usr", "sys")[place % 2] for place, one in enumerate(messages)):
+        dropped["user and system do not take turns"] += 1
         return
+    exchanges = _exchanges(messages)
     sub_goals = dict.fromkeys(goal[0] for goal in dialogue["goal"])
     descriptions = dialogue["task description"]
     if not isinstance(descriptions, list) or len(descriptions) != len(sub_goals):
@@ -143,8 +143,6 @@ def _exchanges(messages: Sequence[dict[str, Any]]) -> list[_Exchange]:
     exchanges = []
     known: set[tuple[int, str]] = set()
     current: int | None = None
-    if len(messages) % 2 or any(one["role"] != ("usr", "sys")[place % 2] for place, one in enumerate(messages)):
-        raise _Dropped("user and system do not take turns")
     for user, system in zip(messages[::2], messages[1::2]):
         spoken_of = {(sub_goal, slot) for sub_goal, _, slot, _, mentioned in user["user_state"] if mentioned}
         opened = {sub_goal for sub_goal, _ in spoken_of - known}
@@ -208,19 +206,16 @@ def _summary(description: str, names: Mapping[int, str], user: str) -> str:
     """
     said = _plain(user)
 
-    def place(number: str) -> str | None:
-        name = names.get(int(number), "")
-        return name if name and _plain(name).split("(")[0] in said else None  # without the branch of a chain
-
-    def needed(match: re.Match) -> str:
-        name = place(match[1])
-        if name is None:
+    def place(match: re.Match) -> str:
+        name, near = names.get(int(match[1]), ""), match[2] or ""
+        if name and _plain(name).split("(")[0] in said:  # without the branch of a chain
+            return name + near
+        if not near:
             raise _Dropped("place of another sub-goal, not named here")
-        return name
+        return near
 
     text = re.sub(r"\(id=\d+\)", "", description)
-    text = re.sub(r"id=(\d+)附近的", lambda match: f"{place(match[1]) or ''}附近的", text)
-    text = re.sub(r"id=(\d+)", needed, text)
+    text = re.sub(r"id=(\d+)(附近的)?", place, text)
     text = text.replace("这个出租的", "出租车的").replace("这个地铁的", "地铁的")
     first, *others = (sentence for sentence in text.split("。") if sentence)
     clauses = [re.sub("^你", "用户", first), *(re.sub("^你", "", sentence) for sentence in others)]

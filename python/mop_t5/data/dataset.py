@@ -72,13 +72,10 @@ class EncodedExamples(Dataset[dict[str, Any]]):
             raise ValueError("examples is empty: there is nothing to train on or to evaluate.")
         self._examples, self._tokenizer, self._source_text = examples, tokenizer, source_text
         self._max_source, self._max_target, self._vocab_size = max_source, max_target, vocab_size
-        self._ids = None
         if scenarios is not None:
             check_scenarios(examples, scenarios)
-            self._ids = {name: position for position, name in enumerate(scenarios)}
-        self._rows: list[dict[str, Any]] | None = None
-        if not isinstance(examples, StoredExamples):
-            self._rows = list(self._all_encoded())
+        self._ids = None if scenarios is None else {name: position for position, name in enumerate(scenarios)}
+        self._rows = None if isinstance(examples, StoredExamples) else list(self._all_encoded())
 
     def _all_encoded(self) -> Iterator[dict[str, Any]]:
         """Yield all rows. A tokenizer keeps offsets and texts beside the ids, so it gets the rows in parts."""
@@ -86,10 +83,8 @@ class EncodedExamples(Dataset[dict[str, Any]]):
             yield from self._encoded(range(start, min(start + _PART, len(self))))
 
     def _encoded(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        examples = [self._examples[place] for place in places]
-        as_source = self._source_text
-        texts = [e.dialogue if as_source is None else as_source(e.dialogue, e.scenario) for e in examples]
-        tokenizer = self._tokenizer
+        examples, tokenizer = [self._examples[place] for place in places], self._tokenizer
+        texts = [self._source_text(e.dialogue, e.scenario) if self._source_text else e.dialogue for e in examples]
         # an example to generate from has no summary, and its label is the end-of-sequence token alone
         summaries = [e.summary for e in examples]
         with _TOKENIZING:
@@ -121,10 +116,8 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
         The rows of `StoredExamples` are all encoded once for it, and 8 bytes per row are kept.
         """
-        if self._rows is not None:
-            return [(len(row["input_ids"]), len(row["labels"])) for row in self._rows]
         sources, targets = array("i"), array("i")
-        for row in self._all_encoded():
+        for row in self._rows or self._all_encoded():
             sources.append(len(row["input_ids"]))
             targets.append(len(row["labels"]))
         return _Pairs(sources, targets)

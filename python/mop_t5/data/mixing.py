@@ -108,6 +108,8 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         self.batch_size, self.batching, self.seed, self.epoch = batch_size, batching, seed, 0
         self._lengths, self._tokens, self._num_batches = lengths, tokens_per_batch, num_batches
         self._ids: list[int] = [] if lengths is None else ids.tolist()  # needed to sort by length alone
+        self._draw = batch_size or 1  # rows that are drawn at once, of one scenario in "homogeneous" batches
+        self._epoch_length = math.ceil(len(ids) / self._draw)  # draws of an epoch
 
     def __len__(self) -> int:
         if self._num_batches is not None:
@@ -131,16 +133,6 @@ class TemperatureBatchSampler(Sampler[list[int]]):
     def _stream(self) -> Iterator[list[int]]:
         """Yield the batches from the epoch of the next iteration, without end."""
         return itertools.chain.from_iterable(self._batches_of(epoch) for epoch in itertools.count(self.epoch))
-
-    @property
-    def _draw(self) -> int:
-        """Rows that are drawn at once, of one scenario in "homogeneous" batches."""
-        return 1 if self.batch_size is None else self.batch_size
-
-    @property
-    def _epoch_length(self) -> int:
-        """Draws of an epoch."""
-        return math.ceil(sum(self.sizes) / self._draw)
 
     def _batches_of(self, epoch: int) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + epoch)
@@ -171,13 +163,11 @@ class TemperatureBatchSampler(Sampler[list[int]]):
         batches: list[list[int]] = []
         for rows in groups.values():
             rows.sort(key=lengths.__getitem__)  # rows of equal length keep the random order of the draw
-            batches += _cut(rows, self._draw) if self._tokens is None else _cut_by_tokens(rows, lengths, self._tokens)
+            if self._tokens is not None:
+                batches += _cut_by_tokens(rows, lengths, self._tokens)
+            else:  # the size of a batch divides the number of rows
+                batches += [rows[start : start + self._draw] for start in range(0, len(rows), self._draw)]
         return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
-
-
-def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Return batches of neighbouring rows. `size` divides the number of rows."""
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _cut_by_tokens(rows: Sequence[int], lengths: Sequence[tuple[int, int]], tokens: int) -> list[list[int]]:

@@ -120,10 +120,8 @@ def store_examples(examples: Iterable[Example], path: StrPath) -> StoredExamples
     """
     pyarrow, path = package("pyarrow"), Path(path)
     text = pyarrow.large_string()
-    schema = pyarrow.schema(
-        {"scenario": pyarrow.int32(), "dialogue": text, "summary": text, "id": text}
-        | {"references": pyarrow.large_list(text)}
-    )
+    columns = {"scenario": pyarrow.int32(), "dialogue": text, "summary": text, "id": text}
+    schema = pyarrow.schema(columns | {"references": pyarrow.large_list(text)})
     names: dict[str, int] = {}
     count = 0
     unread: list[OSError] = []

@@ -107,8 +107,7 @@ def read_yaml(path: StrPath) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error}). Correct it.") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        got = f"{content!r}"
-        raise TypeError(f"{path} must hold a mapping of names, `name: ...`; got {got[:80]}.")
+        raise TypeError(f"{path} must hold a mapping of names, `name: ...`; got {repr(content)[:80]}.")
     return content
 
 

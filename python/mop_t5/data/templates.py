@@ -3,6 +3,7 @@
 import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from string import Formatter
 from typing import Any
 
@@ -103,7 +104,8 @@ def as_turns(
     Raises:
         TypeError, ValueError: A turn does not fit. The message continues the name of the list.
     """
-    return "\n".join(_turn(one, number, turn, labels, write) for number, one in enumerate(turns, start=1))
+    texts = (partial(_field, one, number, labels, write) for number, one in enumerate(turns, start=1))
+    return "\n".join(filled(turn, text_of) for text_of in texts)
 
 
 def suggested_turn(turns: Sequence[Any]) -> str:
@@ -114,26 +116,24 @@ def suggested_turn(turns: Sequence[Any]) -> str:
     return ": ".join(f"{{{name}}}" for name in texts or turns[0])
 
 
-def _turn(
-    one: object, number: int, turn: str, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str]
+def _field(
+    one: object, number: int, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str], name: str
 ) -> str:
-    def field(name: str) -> str:
-        value = _part(one, name)
-        if value is None:
-            if isinstance(one, Mapping) and name in one:
-                raise ValueError(f"has null for {name!r} in turn {number}")
-            raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
-        try:
-            text = write(label_key(value, labels.get(name, {})))
-        except TypeError as error:
-            raise TypeError(f"{error} (turn {number})") from error
-        if name not in labels:
-            return text
-        if text not in labels[name]:
-            raise ValueError(f"has the {name} {text!r} in turn {number}, which is none of {', '.join(labels[name])}")
-        return labels[name][text]
-
-    return filled(turn, field)
+    """Return the text of a field of a turn."""
+    value = _part(one, name)
+    if value is None:
+        if isinstance(one, Mapping) and name in one:
+            raise ValueError(f"has null for {name!r} in turn {number}")
+        raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
+    try:
+        text = write(label_key(value, labels.get(name, {})))
+    except TypeError as error:
+        raise TypeError(f"{error} (turn {number})") from error
+    if name not in labels:
+        return text
+    if text not in labels[name]:
+        raise ValueError(f"has the {name} {text!r} in turn {number}, which is none of {', '.join(labels[name])}")
+    return labels[name][text]
 
 
 def _part(turn: object, name: str) -> object:
