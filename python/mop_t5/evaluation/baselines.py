@@ -35,31 +35,32 @@ def nearest_reference(examples: Sequence[Example], train: Sequence[Example]) -> 
     The similarity of two dialogues is the Jaccard index of their sets of character pairs. Of equally similar dialogues
     the first is taken.
     """
-    pools = {scenario: _Pool(rows) for scenario, rows in _pools(examples, train).items()}
-    return [pools[example.scenario].nearest(example.dialogue) for example in examples]
+    nearest = {scenario: _finder(rows) for scenario, rows in _pools(examples, train).items()}
+    return [nearest[example.scenario](example.dialogue).summary for example in examples]
 
 
-class _Pool:
-    """An index of training rows by character pairs. A corpus has too many pairs of dialogues to compare each pair."""
+def _finder(rows: Sequence[Example]) -> Callable[[str], Example]:
+    """Return a function that finds the row most similar to a dialogue.
 
-    def __init__(self, rows: Sequence[Example]):
-        self._rows = rows
-        pairs = [_pairs(row.dialogue) for row in rows]
-        self._sizes = np.array([len(mine) for mine in pairs])
-        places: defaultdict[str, list[int]] = defaultdict(list)
-        for place, mine in enumerate(pairs):
-            for pair in mine:
-                places[pair].append(place)
-        self._places = {pair: np.array(found) for pair, found in places.items()}
+    It uses an index of the rows by character pairs. A corpus has too many pairs of dialogues to compare each pair.
+    """
+    sets = [_pairs(row.dialogue) for row in rows]
+    sizes = np.array([len(one) for one in sets])
+    places: defaultdict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(sets):
+        for pair in one:
+            places[pair].append(place)
+    index = {pair: np.array(found) for pair, found in places.items()}
 
-    def nearest(self, dialogue: str) -> str:
+    def nearest(dialogue: str) -> Example:
         mine = _pairs(dialogue)
-        shared = np.zeros(len(self._rows), dtype=np.int64)
-        for pair in mine:
-            if pair in self._places:
-                shared[self._places[pair]] += 1
-        union = np.maximum(1, len(mine) + self._sizes - shared)
-        return self._rows[int(np.argmax(shared / union))].summary
+        shared = np.zeros(len(rows), dtype=np.int64)
+        for pair in mine & index.keys():
+            shared[index[pair]] += 1
+        union = np.maximum(1, len(mine) + sizes - shared)
+        return rows[int(np.argmax(shared / union))]
+
+    return nearest
 
 
 # name -> function of the examples and the training rows, in the order of the tables

@@ -79,14 +79,8 @@ def token_f1(golds: Golds, texts: Sequence[str]) -> float:
 
 # "f1" also takes the positive label; ROUGE is in rouge.py
 FUNCTIONS: dict[str, Callable[..., float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-    "exact_match": exact_match,
-    "token_f1": token_f1,
+    function.__name__: function
+    for function in (accuracy, f1, f1_macro, matthews, pearson, spearman, exact_match, token_f1)
 }
 _OF_LABELS = {"accuracy", "f1", "f1_macro", "matthews"}
 _OF_NUMBERS = {"pearson", "spearman"}

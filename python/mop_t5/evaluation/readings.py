@@ -35,14 +35,11 @@ class Reading:
 
     def place(self, words: Sequence[Place]) -> Place:
         """Return the place from the first of `words` to the last, without marks at the ends."""
-        start, end = words[0][0], words[-1][1]
-        while start < end and self.text[start] in _EDGES:
-            start += 1
-        while (
-            start < end
-            and self.text[end - 1] in _EDGES
-            and not (self.text[end - 1] == ")" and "(" in self.text[start:end])
-        ):
+        end = words[-1][1]
+        start = end - len(self.text[words[0][0] : end].lstrip(_EDGES))
+        while start < end and self.text[end - 1] in _EDGES:
+            if self.text[end - 1] == ")" and "(" in self.text[start:end]:
+                break
             end -= 1
         return start, end
 

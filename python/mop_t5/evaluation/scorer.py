@@ -1,12 +1,12 @@
 """Score the texts of a split, task by task, by the metrics that the corpus names."""
 
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from mop_t5.data import TASKS, Example, TaskMetrics
+from mop_t5.data import TASKS, Example, TaskMetrics, scenarios_of
 from mop_t5.evaluation.metrics import FUNCTIONS, Golds, strays
 from mop_t5.evaluation.rouge import Rouge, normalised
 from mop_t5.evaluation.scores import Scores, TaskScores, by_metric, from_metrics, mean_scores, with_average
@@ -46,7 +46,7 @@ class Scorer:
             raise ValueError(f"got {len(examples)} examples and {len(texts)} texts. Pass one text per example.")
         scores: dict[str, TaskScores] = {}
         by_rouge = self.by_rouge(examples, texts)
-        for task, rows in self._rows(examples).items():
+        for task, rows in _rows_by_task(examples).items():
             rouge = by_metric(mean_scores([by_rouge[i] for i in rows])) if rows[0] in by_rouge else {}
             if task not in self.tasks:
                 scores[task] = from_metrics(rouge)
@@ -65,7 +65,7 @@ class Scorer:
             texts: system -> one text per row.
         """
         notes = []
-        for task, rows in self._rows(examples).items():
+        for task, rows in _rows_by_task(examples).items():
             golds = self._golds(examples, rows)
             for system, given in texts.items() if task in self.tasks else ():
                 plain = [normalised(given[i], self.form) for i in rows]
@@ -96,12 +96,10 @@ class Scorer:
     def _golds(self, examples: Sequence[Example], rows: Sequence[int]) -> list[list[str]]:
         return [[normalised(gold, self.form) for gold in examples[i].golds] for i in rows]
 
-    @staticmethod
-    def _rows(examples: Sequence[Example]) -> dict[str, list[int]]:
-        rows: defaultdict[str, list[int]] = defaultdict(list)
-        for i, example in enumerate(examples):
-            rows[example.scenario].append(i)
-        return dict(sorted(rows.items()))
+
+def _rows_by_task(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return task -> the positions of its rows, in order of the names."""
+    return {task: [i for i, e in enumerate(examples) if e.scenario == task] for task in scenarios_of(examples)}
 
 
 def warn_of_lost_characters(

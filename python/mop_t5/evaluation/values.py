@@ -182,12 +182,15 @@ class Values:
 
     def _known(self, reading: Reading, piece: Sequence[Place], sources: Sequence[Reading]) -> bool:
         start, end = reading.place(piece)
-        own = [(a, b) for a, b in piece if reading.folded[a:b] not in self.wording]
-        return reading.letters(own) > 1 and any(source.names(reading.folded[start:end]) for source in sources)
+        return self._letters(reading, piece) > 1 and any(s.names(reading.folded[start:end]) for s in sources)
 
     def _left(self, reading: Reading, words: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
-        if reading.letters([(a, b) for a, b in words if reading.folded[a:b] not in self.wording]):
+        if self._letters(reading, words):
             yield reading.place(words), False
+
+    def _letters(self, reading: Reading, words: Sequence[Place]) -> int:
+        """Return the number of letters in `words` that are not wording."""
+        return reading.letters([(a, b) for a, b in words if reading.folded[a:b] not in self.wording])
 
 
 def has(text: str, value: Value) -> bool:
