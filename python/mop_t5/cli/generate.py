@@ -11,7 +11,7 @@ from mop_t5.data.arrow_tables import is_arrow, row_count
 from mop_t5.data.lines import open_binary, stem_of
 from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in, requests_in_table
-from mop_t5.evaluation.serving import Counts, Output, Summariser, check_kept, summarise
+from mop_t5.evaluation.serving import Counts, Summariser, check_kept, opened_output, summarise
 from mop_t5.operations.run_folder import load_run
 
 NOT_ALL = 3  # exit code if some lines have no summary
@@ -75,7 +75,7 @@ def generate(
         position = check_kept(target, requests, summariser.key, counts)
         print(f"{counts.lines:,} lines are already in {target}.", file=sys.stderr)
     try:
-        with nullcontext() if dry_run else Output(target, position) as out:
+        with nullcontext() if dry_run else opened_output(target, position) as out:
             rate = summarise(summariser, requests, out, counts, window=window, total=_total(input))
     except KeyboardInterrupt:
         cure = "" if target is None else "; resume it with --resume"

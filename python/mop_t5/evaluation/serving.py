@@ -8,11 +8,13 @@ the same run and input.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -30,6 +32,7 @@ from mop_t5.evaluation.requests import Request, windows
 from mop_t5.files import checksum, failure_in_a_sentence, json_lines
 from mop_t5.operations.contents import of_tokenizer
 
+Rows = Iterable[Mapping[str, Any]]
 _CURE = "Pass the input and the run with which the output was started, or choose another --output."
 
 
@@ -77,15 +80,12 @@ class Summariser:
         """
         examples = [request.example for request in requests if request.example is not None]
         bar.update(len(requests) - len(examples))
-        if not examples:
-            return [self._row(request) for request in requests]
         limit = {name: length for name, length in self.lengths.items() if name == "max_source"}
         truncated = iter(over_long(self.model, self.tokenizer, examples, **limit))
         search = {"batch_size": self.batch_size, "num_beams": self.num_beams, **self.lengths}
-        made = [""] * len(examples)
-        if not dry_run:
-            made = generate_summaries(self.model, self.tokenizer, examples, progress=bar, **search)
-        texts = iter(made)
+        texts: Iterator[str] = itertools.repeat("")
+        if examples and not dry_run:
+            texts = iter(generate_summaries(self.model, self.tokenizer, examples, progress=bar, **search))
         return [self._row(r) if r.error else self._row(r, next(texts), next(truncated)) for r in requests]
 
     def _row(self, request: Request, summary: str | None = None, truncated: bool = False) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Counts:
 def summarise(
     summariser: Summariser,
     requests: Iterator[Request],
-    output: Output | None,
+    output: Callable[[Rows], None] | None,
     counts: Counts,
     *,
     window: int,
@@ -136,7 +136,7 @@ def summarise(
     Args:
         summariser: The model and its settings.
         requests: The requests.
-        output: The output. None for a dry run, which generates nothing.
+        output: Writes rows of output. None for a dry run, which generates nothing.
         counts: The counts of earlier lines. They are updated after each window.
         window: Requests that are answered together.
         total: The number of all lines, with earlier lines. None if it is unknown.
@@ -157,7 +157,7 @@ def summarise(
             rows = summariser.answers(some, bar, dry_run=dry_run)
             seconds += time.monotonic() - started
             if output is not None:
-                output.write(rows)
+                output(rows)
             for row in rows:
                 counts.add(row)
                 summaries += "error" not in row
@@ -203,8 +203,9 @@ def check_kept(path: Path, requests: Iterator[Request], settings_key: str, count
     return size
 
 
-class Output:
-    """A file that rows are written into from a position on, or standard output.
+@contextmanager
+def opened_output(path: Path | None, position: int = 0) -> Iterator[Callable[[Rows], None]]:
+    """Open a file or standard output, and yield a function that writes rows and waits until the disk has them.
 
     The message of every OSError is a sentence.
 
@@ -212,42 +213,31 @@ class Output:
         path: The file, which is made if it does not exist. None for standard output.
         position: The position in the file, in bytes. The file is cut at this position.
     """
+    if path is None:
+        yield _to_standard_output
+        return
+    with failure_in_a_sentence("the summaries", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # without a buffer nothing is left to write when the file is closed after an error
+        file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
+        file.truncate(position)
+        file.seek(position)
 
-    def __init__(self, path: Path | None, position: int = 0):
-        self._path = path
-        self._file: FileIO | None = None
-        if path is not None:
-            with failure_in_a_sentence("the summaries", path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # without a buffer nothing is left to write when the file is closed after an error
-                self._file = FileIO(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb")
-                self._file.truncate(position)
-                self._file.seek(position)
-
-    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows, and wait until the disk has them."""
-        content = json_lines(rows)
-        if self._file is None or self._path is None:
-            _to_standard_output(content)
-            return
-        with failure_in_a_sentence("the summaries", self._path):
-            left = memoryview(content)
+    def write(rows: Rows) -> None:
+        with failure_in_a_sentence("the summaries", path):
+            left = memoryview(json_lines(rows))
             while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
 
-    def __enter__(self) -> Output:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._file is not None:
-            self._file.close()
+    with file:
+        yield write
 
 
-def _to_standard_output(content: bytes) -> None:
+def _to_standard_output(rows: Rows) -> None:
     try:
         with failure_in_a_sentence("the summaries", "standard output"):
-            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.write(json_lines(rows))
             sys.stdout.buffer.flush()
     except OSError:
         # otherwise Python would try again, and fail again, when it ends
