@@ -11,7 +11,7 @@ from errors import raises
 from mop_t5.attachment import attention
 from mop_t5.attachment import inject as injection
 from mop_t5.attachment.additions import Additions
-from mop_t5.backbone import load as backbone
+from mop_t5.backbone import require_transformers
 from t5_oracle import batch, random_prefix, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -411,9 +411,9 @@ def test_detach_leaves_what_others_have_added():
 @pytest.mark.parametrize("version", ["4.57.1", "5.14.1"])
 def test_old_transformers_is_refused(version):
     with raises(ImportError, "mop_t5", "transformers >= 5.15", version):
-        backbone.require_transformers(version)
+        require_transformers(version)
     for fine in ("5.15.0", "5.15.0.dev0", "5.23.0", "6.0.0"):
-        backbone.require_transformers(fine)
+        require_transformers(fine)
 
 
 def test_umt5_with_sdpa_needs_a_transformers_that_is_causal(monkeypatch):

@@ -8,6 +8,7 @@ from transformers import MT5Config, PretrainedConfig, PreTrainedModel, T5Config,
 from mop_t5.backbone.load import MODEL_CLASSES, as_dtype, attention_of, freeze, mark_untied
 
 _Fields = dict[str, Any]
+_Backbones = dict[str, tuple[type[PretrainedConfig], _Fields]]  # name -> config class and fields
 # size -> fields of T5, and of its successors with gated networks: T5 1.1, flan-T5, mT5 and umT5
 _SIZES: dict[str, _Fields] = {
     "small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
@@ -23,28 +24,22 @@ _GATED_SIZES: dict[str, _Fields] = {
     "xl": {"d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32},
     "xxl": {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64},
 }
+_UMT5_SIZES = {size: shape for size, shape in _GATED_SIZES.items() if size != "large"}
 _UNTIED: _Fields = {"tie_word_embeddings": False}
 _T5_1_1: _Fields = {"feed_forward_proj": "gated-gelu", **_UNTIED}
 
 
-def _family(
-    prefix: str, config: type[PretrainedConfig], sizes: dict[str, _Fields], fields: _Fields | None = None
-) -> dict[str, tuple[type[PretrainedConfig], _Fields]]:
-    return {f"{prefix}-{size}": (config, {**shape, **(fields or {})}) for size, shape in sizes.items()}
+def _family(prefix: str, config: type[PretrainedConfig], sizes: dict[str, _Fields], fields: _Fields) -> _Backbones:
+    return {f"{prefix}-{size}": (config, shape | fields) for size, shape in sizes.items()}
 
 
-# name -> config class and fields. tie_word_embeddings is as in the published checkpoint.
-_KNOWN: dict[str, tuple[type[PretrainedConfig], _Fields]] = {
-    **_family("t5", T5Config, _SIZES),
+# tie_word_embeddings is as in the published checkpoint
+_KNOWN: _Backbones = {
+    **_family("t5", T5Config, _SIZES, {}),
     **_family("t5-v1_1", T5Config, _GATED_SIZES, _T5_1_1),
     **_family("flan-t5", T5Config, _GATED_SIZES, _T5_1_1),
     **_family("mt5", MT5Config, _GATED_SIZES, _UNTIED),
-    **_family(
-        "umt5",
-        UMT5Config,
-        {size: shape for size, shape in _GATED_SIZES.items() if size != "large"},
-        {"vocab_size": 256384, **_UNTIED},
-    ),
+    **_family("umt5", UMT5Config, _UMT5_SIZES, {"vocab_size": 256384, **_UNTIED}),
     "t5-pegasus-base": (MT5Config, {**_GATED_SIZES["base"], "vocab_size": 50000, **_UNTIED}),
 }
 

@@ -14,10 +14,11 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mop_t5.backbone.source import Source
-from mop_t5.backbone.weights import plain_parts, shape_of, weights_of
+from mop_t5.backbone.weights import plain_parts, weights_of
 from mop_t5.files import StrPath
 
-EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
+SHARED = "shared.weight"
+EMBEDDINGS = (SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
 HEAD = "lm_head.weight"
 _MOST_DESCRIBED = 32  # times the values of a checkpoint, which may be packed or lack a part of the model
 _SHOWN = 4  # largest number of names in a message
@@ -137,36 +138,21 @@ def check_described_size(stored: Mapping[str, StoredTensor], config: PretrainedC
         )
 
 
-def check_shapes(stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
-    """Check the shapes of weights of a checkpoint, before transformers loads them.
+def check_shapes(found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
+    """Check the shapes of weights, of a checkpoint before transformers loads it and of a quantised model afterwards.
 
     The error of transformers for a wrong shape of the embeddings (5.15 to 5.24) does not say what is wrong. It raises
-    no error for a wrong shape of a weight that it quantises.
+    no error for a wrong shape of a weight that it quantises, and loads parts of quantised weights of any shape.
 
     Args:
-        stored: The tensors of the checkpoint, in floating point.
+        found: The shapes of the weights.
         shapes: The expected shapes.
         place: Folder or hub name, for messages.
 
     Raises:
         ValueError: A weight has another shape.
     """
-    found = {name.removeprefix("transformer."): tensor.shape for name, tensor in stored.items()}
-    refuse_misfit(place, (), (), [(n, found[n], shape) for n, shape in shapes.items() if found.get(n, shape) != shape])
-
-
-def check_quantised_shapes(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], place: str) -> None:
-    """Check the shapes of loaded weights. transformers loads parts of quantised weights of any shape.
-
-    Args:
-        model: The loaded model.
-        shapes: The expected shapes.
-        place: Folder or hub name, for messages.
-
-    Raises:
-        ValueError: A weight has another shape.
-    """
-    found = {name: shape_of(weight) for name, weight in model.named_parameters()}
+    found = {name.removeprefix("transformer."): shape for name, shape in found.items()}
     refuse_misfit(place, (), (), [(n, shape, shapes[n]) for n, shape in found.items() if shape != shapes.get(n, shape)])
 
 
@@ -198,7 +184,7 @@ def check_loaded(
         names = {name.removeprefix("transformer.") for name in stored}  # transformers reads these names, too
         # transformers replaces missing embeddings by the head, and a missing head by the embeddings. A quantised weight
         # has parts, whose names begin with its name or with the name of its layer
-        missing |= set() if _names_any(names, EMBEDDINGS, prequantised) else {EMBEDDINGS[0]}
+        missing |= set() if _names_any(names, EMBEDDINGS, prequantised) else {SHARED}
         missing |= {HEAD} if says_untied and not _names_any(names, (HEAD,), prequantised) else set()
     if stored and not prequantised:
         # floating types are F32 and BF16 in safetensors, float32 and bfloat16 in torch
@@ -210,12 +196,12 @@ def check_loaded(
                 "config.json does not say how. Take the checkpoint in floating point."
             )
     refuse_misfit(place, missing, info["unexpected_keys"], info["mismatched_keys"])
-    table = model.get_parameter(EMBEDDINGS[0])
+    table = model.get_parameter(SHARED)
     for name in EMBEDDINGS[1:]:
         other = model.get_parameter(name)
         if other is not table and not (other.is_meta or table.is_meta):  # an offloaded table has a tensor per name
             raise ValueError(
-                f"{name} in {place!r} differs from {EMBEDDINGS[0]}. All T5s share one table, so the checkpoint is of "
+                f"{name} in {place!r} differs from {SHARED}. All T5s share one table, so the checkpoint is of "
                 "another model or damaged. Copy it again."
             )
     check_finite(weights_of(model).items(), place)
@@ -244,8 +230,8 @@ def refuse_misfit(
     """
     missing, unknown, mismatched = sorted(missing), sorted(unknown), sorted(mismatched, key=str)
     # encoder and decoder have their own names for the shared table
-    missing = [name for name in missing if name not in EMBEDDINGS[1:] or EMBEDDINGS[0] not in missing]
-    if HEAD in missing and EMBEDDINGS[0] in missing:  # the head is tied to the table, or missing like all others
+    missing = [name for name in missing if name not in EMBEDDINGS[1:] or SHARED not in missing]
+    if HEAD in missing and SHARED in missing:  # the head is tied to the table, or missing like all others
         missing.remove(HEAD)
     shapes = [f"{name} has shape {tuple(found)}, not {tuple(expected)}" for name, found, expected in mismatched]
     wrong = [*_first(missing, "missing"), *_first(unknown, "unknown"), *shapes[:_SHOWN]]

@@ -161,8 +161,7 @@ def _as_text(value: object) -> str:
     written as its class.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        options = {field.name: getattr(value, field.name) for field in fields(value)}
-        return type(value).__qualname__ + _as_text(options)
+        return type(value).__qualname__ + _as_text({field.name: getattr(value, field.name) for field in fields(value)})
     if isinstance(value, Mapping):
         texts = {str(key): _as_text(option) for key, option in value.items() if option is not None}
         return str({key: text for key, text in sorted(texts.items()) if text != "False"})

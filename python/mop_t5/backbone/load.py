@@ -11,54 +11,15 @@ from typing import Any, cast
 import torch
 import transformers
 from packaging.version import Version
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mop_t5.backbone.checkpoint import HEAD, SHARED, check_described_size, check_loaded, check_shapes, stored_tensors
+from mop_t5.backbone.placement import DeviceMap, check_modules, check_placement, check_ties, with_devices
+from mop_t5.backbone.quantisation import check_layers, prepare_layers
+from mop_t5.backbone.source import check_folder, source_of
+from mop_t5.backbone.weights import shape_of
 from mop_t5.files import StrPath, unreadable_in_a_sentence
-
-_MINIMUM_TRANSFORMERS = "5.15"
-
-
-def require_transformers(installed: str = transformers.__version__) -> None:
-    """Check that transformers has a T5 that runs on the attention interface.
-
-    Up to 5.14 T5Attention computes attention inline, without keyword arguments, so no prefix can enter.
-
-    Args:
-        installed: Version of transformers.
-
-    Raises:
-        ImportError: `installed` is too old.
-    """
-    if Version(installed).release < Version(_MINIMUM_TRANSFORMERS).release:
-        raise ImportError(
-            f"mop_t5 needs transformers >= {_MINIMUM_TRANSFORMERS}, the first release whose T5 uses the attention "
-            f"interface; found {installed}. Install it with: pip install 'transformers>={_MINIMUM_TRANSFORMERS},<6'"
-        )
-
-
-require_transformers()
-
-# the version check comes first, so that an old release fails with its message
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel  # noqa: E402
-
-from mop_t5.backbone.checkpoint import (  # noqa: E402
-    EMBEDDINGS,
-    HEAD,
-    check_described_size,
-    check_loaded,
-    check_quantised_shapes,
-    check_shapes,
-    stored_tensors,
-)
-from mop_t5.backbone.placement import (  # noqa: E402
-    DeviceMap,
-    check_modules,
-    check_placement,
-    check_ties,
-    with_devices,
-)
-from mop_t5.backbone.quantisation import check_layers, prepare_layers  # noqa: E402
-from mop_t5.backbone.source import check_folder, source_of  # noqa: E402
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "t5": transformers.T5ForConditionalGeneration,
@@ -265,7 +226,7 @@ def load_backbone(
             f"the checkpoint {place!r} is quantised already, by {name}. "
             "Leave quantization_config (--quantise) out, or take the checkpoint in floating point."
         )
-    shapes = dict.fromkeys((EMBEDDINGS[0], HEAD), (config.vocab_size, config.d_model))
+    shapes = dict.fromkeys((SHARED, HEAD), (config.vocab_size, config.d_model))
     quantised = prequantised or quantization_config is not None
     if quantised or isinstance(device_map, Mapping):
         with torch.device("meta"):
@@ -273,7 +234,7 @@ def load_backbone(
         shapes = {name: tuple(weight.shape) for name, weight in skeleton.state_dict().items()}
         check_modules(skeleton, device_map)
     if not prequantised:
-        check_shapes(stored, shapes, place)
+        check_shapes({name: tensor.shape for name, tensor in stored.items()}, shapes, place)
     with unreadable_in_a_sentence("the backbone", place), _without_warnings_of_loading():
         config._attn_implementation = attention_of(config) if attn_implementation is None else attn_implementation
         loaded = model_class.from_pretrained(
@@ -292,7 +253,7 @@ def load_backbone(
     says_untied = written.get("tie_word_embeddings") is False
     if quantised:
         prepare_layers(model)
-        check_quantised_shapes(model, shapes, place)
+        check_shapes({name: shape_of(weight) for name, weight in model.named_parameters()}, shapes, place)
     check_ties(model)
     check_loaded(model, info, stored, place, says_untied=says_untied, prequantised=prequantised)
     if is_untied(model):

@@ -17,7 +17,7 @@ import torch
 from transformers import MT5Config
 
 from mop_t5.backbone.build import build_backbone
-from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD, check_finite, read_state_dict, refuse_misfit
+from mop_t5.backbone.checkpoint import EMBEDDINGS, HEAD, SHARED, check_finite, read_state_dict, refuse_misfit
 from mop_t5.backbone.tensors import read_tensors
 from mop_t5.backbone.tokenizer import read_pegasus_vocabulary
 from mop_t5.files import StrPath, content_to_replace, read_json, whole_folder
@@ -39,7 +39,7 @@ _SUBLAYERS = {
 }
 # variable of the TensorFlow checkpoint -> name in transformers, for all variables outside of blocks
 _OUTSIDE_BLOCKS = {
-    "shared/embedding": EMBEDDINGS[0],
+    "shared/embedding": SHARED,
     "encoder/rms_norm/scale": "encoder.final_layer_norm.weight",
     "decoder/rms_norm/scale": "decoder.final_layer_norm.weight",
     "decoder/logits/kernel": HEAD,
@@ -161,7 +161,7 @@ def from_tensorflow(variables: Mapping[str, torch.Tensor]) -> tuple[dict[str, to
     """
     names = {variable: _name_in_transformers(variable) for variable in variables}
     weights = {
-        name: values if name == EMBEDDINGS[0] or values.dim() < 2 else values.T.contiguous()
+        name: values if name == SHARED or values.dim() < 2 else values.T.contiguous()
         for variable, values in variables.items()
         if (name := names[variable]) is not None
     }
@@ -178,10 +178,10 @@ def _from_torch(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Te
         ValueError: An embedding differs from the shared embedding.
     """
     unused = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-    shared = tensors.get(EMBEDDINGS[0])
+    shared = tensors.get(SHARED)
     for name in EMBEDDINGS[1:]:
         if shared is not None and name in tensors and not torch.equal(tensors[name], shared):
-            raise ValueError(f"{name} differs from {EMBEDDINGS[0]}, so the weights are not those of a T5-pegasus.")
+            raise ValueError(f"{name} differs from {SHARED}, so the weights are not those of a T5-pegasus.")
     left_out = tuple(name for name in (*EMBEDDINGS[1:], unused) if name in tensors)
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
 

@@ -56,7 +56,7 @@ def _check_device(name: str, device: object, others: tuple[str, ...]) -> None:
     try:
         if isinstance(device, bool) or not isinstance(device, (int, str, torch.device)):
             raise TypeError
-        found = torch.device(int(device) if isinstance(device, str) and device.isdecimal() else device)
+        found = torch.device(with_devices(device))
         if found.type == "meta":
             raise TypeError
     except (RuntimeError, TypeError, ValueError, OverflowError):
@@ -77,14 +77,10 @@ def _check_size(name: str, size: object) -> None:
 
 
 def with_devices(devices: Any) -> Any:
-    """Return a device_map or max_memory with numbers for the texts of numbers, which JSON has as keys."""
-
-    def number(device: object) -> object:
-        return int(device) if isinstance(device, str) and device.isdecimal() else device
-
+    """Return a device, device_map or max_memory with numbers for the texts of numbers, which JSON has as keys."""
     if isinstance(devices, Mapping):
-        return {number(name): number(device) for name, device in devices.items()}
-    return number(devices)
+        return {with_devices(name): with_devices(device) for name, device in devices.items()}
+    return int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
 
 
 def check_modules(model: PreTrainedModel, device_map: DeviceMap) -> None:

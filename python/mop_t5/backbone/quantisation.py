@@ -3,6 +3,7 @@
 A quantised backbone is frozen. A method trains on it if every layer passes gradients to its input.
 """
 
+import itertools
 import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from mop_t5.checks import check_choice
 SCHEMES = {"no": None, "8bit": "bitsandbytes", "4bit": "bitsandbytes", "int8": "torchao", "int4": "torchao"}
 _INT4_GROUP = 32  # weights that share a scale
 _CAST = "MatMul8bitLt: inputs will be cast"
+_casts = itertools.count()  # the messages of casts so far
 
 
 def quantisation_config(scheme: str, dtype: torch.dtype | None = None) -> QuantizationConfigMixin | None:
@@ -72,7 +74,8 @@ def check_layers(model: PreTrainedModel) -> None:
         return
     kinds = set()
     for name, module, weight in _quantised_linears(model):
-        kind = (type(module), type(weight), _metadata(weight))
+        metadata = repr(weight.__tensor_flatten__()[1]) if hasattr(weight, "__tensor_flatten__") else ""
+        kind = (type(module), type(weight), metadata)
         if kind not in kinds and not _passes_gradients(module, model.dtype):
             raise ValueError(
                 f"layer {name} of the backbone, a {type(module).__name__} with a weight of class "
@@ -93,20 +96,12 @@ def _quantised_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tenso
             yield name, module, weight
 
 
-def _metadata(weight: Tensor) -> str:
-    flatten = getattr(weight, "__tensor_flatten__", None)
-    return "" if flatten is None else repr(flatten()[1])
-
-
 def _passes_gradients(layer: Any, dtype: torch.dtype) -> bool:
     dtype = dtype if dtype.is_floating_point else torch.float32
     row = torch.ones(1, layer.in_features, device=device_of(layer), dtype=dtype, requires_grad=True)
     with torch.enable_grad():
         out = layer(row)
-    if not out.requires_grad:
-        return False
-    (gradient,) = torch.autograd.grad(out.sum(), row, allow_unused=True)
-    return gradient is not None
+    return out.requires_grad and torch.autograd.grad(out.sum(), row, allow_unused=True)[0] is not None
 
 
 def prepare_layers(model: nn.Module) -> None:
@@ -128,19 +123,9 @@ def prepare_layers(model: nn.Module) -> None:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if getattr(model, "is_loaded_in_8bit", False):
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_ONCE)
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_once)
 
 
-class _Once(logging.Filter):
-    """Drop a message from its second time on. bitsandbytes prints it for every product of matrices."""
-
-    seen = False
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not str(record.msg).startswith(_CAST):
-            return True
-        seen, self.seen = self.seen, True
-        return not seen
-
-
-_ONCE = _Once()
+def _once(record: logging.LogRecord) -> bool:
+    """Drop the message of a cast from its second time on. bitsandbytes prints it for every product of matrices."""
+    return not str(record.msg).startswith(_CAST) or next(_casts) == 0

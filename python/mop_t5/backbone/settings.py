@@ -1,7 +1,7 @@
 """How a command loads a backbone. run.json keeps the settings, so that a trained run is loaded in the same way."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,17 +71,9 @@ class LoadingSettings:
 
     def load(self, path_or_hub_name: StrPath) -> PreTrainedModel:
         """Return the backbone. Errors: see load_backbone."""
-        return load_backbone(
-            path_or_hub_name,
-            dtype=self.dtype,
-            quantization_config=quantisation_config(self.quantise, as_dtype(self.dtype)),
-            device_map=self.device_map,
-            max_memory=self.max_memory,
-            offload_folder=self.offload_folder,
-            attn_implementation=self.attn_implementation,
-            revision=self.revision,
-            subfolder=self.subfolder or "",
-        )
+        arguments = asdict(self) | {"subfolder": self.subfolder or ""}
+        scheme = quantisation_config(arguments.pop("quantise"), as_dtype(self.dtype))
+        return load_backbone(path_or_hub_name, quantization_config=scheme, **arguments)
 
     def tokenizer(self, path_or_hub_name: StrPath) -> PreTrainedTokenizerBase:
         """Return the tokenizer of the backbone. Errors: see load_tokenizer."""

@@ -44,9 +44,7 @@ class Source(NamedTuple):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments besides `place` for from_pretrained and cached_file."""
-        fields = self._asdict()
-        del fields["place"]
-        return fields
+        return {name: value for name, value in self._asdict().items() if name != "place"}
 
     def find(self, file: str) -> Path | None:
         """Return the path of a file. None if there is no such file."""

@@ -84,18 +84,20 @@ def _offloaded(model: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 def offloading_hooks(module: nn.Module) -> list[Any]:
     """Return the hooks of accelerate that bring the weights of a module for each call. `weights_map` holds them."""
-    hook = getattr(module, "_hf_hook", None)
-    hooks = getattr(hook, "hooks", [hook])  # a SequentialHook has several hooks
-    return [one for one in hooks if getattr(one, "offload", False) and one.weights_map is not None]
+    return [hook for hook in _hooks(module) if getattr(hook, "offload", False) and hook.weights_map is not None]
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Return the device on which a module computes: for offloaded weights another device than they lie on."""
-    hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", [hook]):
-        if getattr(one, "execution_device", None) is not None:
-            return torch.device(one.execution_device)
+    for hook in _hooks(module):
+        if getattr(hook, "execution_device", None) is not None:
+            return torch.device(hook.execution_device)
     return next(module.parameters()).device
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    hook = getattr(module, "_hf_hook", None)
+    return getattr(hook, "hooks", [hook])  # a SequentialHook has several hooks
 
 
 def is_quantised(tensor: Tensor) -> bool:
@@ -119,8 +121,8 @@ def shape_of(tensor: Tensor) -> tuple[int, ...]:
 
 def plain_parts(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the tensors that a weight consists of: the inner tensors of a subclass that wraps others, or itself."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain_parts(getattr(tensor, name))
+    else:
         yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from plain_parts(getattr(tensor, name))
