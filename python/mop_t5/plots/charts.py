@@ -72,11 +72,8 @@ def plot_losses(path: StrPath, panels: Mapping[str, Mapping[str, Curve]]) -> Non
         path: The file.
         panels: Title of a panel -> name of a system -> its curve.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     drawn = [Panel(LOSS, {s: [c] for s, c in curves.items()}, title, True) for title, curves in panels.items()]
     figure = curve_figure(drawn, list(dict.fromkeys(system for curves in panels.values() for system in curves)))
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)
 
 

@@ -58,14 +58,12 @@ def save_figure(figure: "Figure", path: StrPath, labels: Iterable[str]) -> list[
         The paths of the PNG and of the SVG.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     needed = {character for label in labels for character in label if not character.isspace()}
     families, missing = _families(needed)
     for text in figure.findobj(Text):
         text.set_fontfamily(families)
-    FigureCanvasAgg(figure)
     if missing:
         warn(
             f"no font here has {''.join(sorted(missing))}: the PNG shows boxes instead. Install a font, such as the "
