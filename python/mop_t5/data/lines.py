@@ -4,7 +4,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -51,13 +50,21 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
         ValueError: A line is too long, or the gzip data are damaged.
     """
-    with open_binary(path) as file:  # of a line that `numbered` refuses, only a part is read
-        yield from numbered(iter(partial(file.readline, LONGEST_LINE + 1), b""), path)
+    with open_binary(path) as file:
+        yield from numbered(bounded(file, LONGEST_LINE), path)
 
 
 def open_binary(path: Path) -> BufferedIOBase:
     """Open a file of bytes, and return it. A file that ends in `.gz` is unpacked."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+
+
+def bounded(file: BufferedIOBase, longest: int) -> Iterator[bytes]:
+    """Yield the lines of an open file. Of a line longer than `longest` bytes, only the first `longest` + 1."""
+    while raw := file.readline(longest + 1):
+        yield raw
+        while len(raw) > longest and not raw.endswith(b"\n"):  # the rest of the line
+            raw = file.readline(longest + 1)
 
 
 def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, bytes]]:
