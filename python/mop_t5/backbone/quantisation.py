@@ -43,8 +43,7 @@ def quantisation_config(scheme: str, dtype: torch.dtype | None = None) -> Quanti
     if scheme == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     if scheme == "4bit":
-        compute = torch.float32 if dtype is None else dtype
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
 

@@ -231,8 +231,7 @@ class Converter:
             answers = [config.labels[text.lower()] for text in answers]
         if "" in answers[1:]:
             raise ValueError(f"{self._called(first)} has an empty answer. Fill it in, or delete it.")
-        for text in answers:
-            check_characters(text, "target")
+        check_characters("".join(answers), "target")
         return list(dict.fromkeys(answers))
 
     def _text(self, name: str, value: object, join: str | None = ", ") -> str:

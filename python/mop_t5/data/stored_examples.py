@@ -69,12 +69,10 @@ class StoredExamples(Sequence[Example]):
         return self._read(self._file.get_batch(row // _BATCH), row % _BATCH)
 
     def __iter__(self) -> Iterator[Example]:
-        opened, batch = -1, None
-        for row in range(len(self)) if self._rows is None else self._rows.tolist():
-            if row // _BATCH != opened:
-                opened = row // _BATCH
-                batch = self._file.get_batch(opened)
-            yield self._read(batch, row % _BATCH)
+        rows = range(len(self)) if self._rows is None else self._rows.tolist()
+        for number, of_batch in itertools.groupby(rows, lambda row: row // _BATCH):
+            batch = self._file.get_batch(number)
+            yield from (self._read(batch, row % _BATCH) for row in of_batch)
 
     def _read(self, batch: Any, place: int) -> Example:
         number, dialogue, summary, identifier, references = (column[place].as_py() for column in batch.columns)

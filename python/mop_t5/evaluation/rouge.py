@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 from mop_t5.backbone.tokenizer import segment
 from mop_t5.checks import check_choice
@@ -92,18 +93,12 @@ def normalised(text: str, form: str) -> str:
     return text if form == "none" else unicodedata.normalize("NFKC", text)
 
 
-class _SplitAtSpaces:
-    """A tokenizer for units that are joined by spaces. The package's tokenizer would drop every Chinese character."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return text.split()
-
-
 def _rouge_score() -> Callable[[str, str], Scores]:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.scoring import fmeasure
 
-    scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=_SplitAtSpaces())
+    # the units are joined by spaces; the package's tokenizer would drop every Chinese character
+    scorer = RougeScorer(["rouge1", "rouge2"], tokenizer=SimpleNamespace(tokenize=str.split))
 
     def score(reference: str, hypothesis: str) -> Scores:
         result = scorer.score(reference, hypothesis)
