@@ -21,6 +21,7 @@ SHARED = "shared.weight"
 EMBEDDINGS = (SHARED, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # names of one tensor
 HEAD = "lm_head.weight"
 _MOST_DESCRIBED = 32  # times the values of a checkpoint, which may be packed or lack a part of the model
+_GATHER = "Empty tensors are the shards of DeepSpeed ZeRO-3: gather the weights before you save them"
 _SHOWN = 4  # largest number of names in a message
 
 Misfit = tuple[str, Iterable[int], Iterable[int]]  # name, shape in the checkpoint, shape in the model
@@ -129,9 +130,7 @@ def check_described_size(stored: Mapping[str, StoredTensor], config: PretrainedC
     held = sum(math.prod(one.shape) for one in stored.values())
     if stored and (described > _MOST_DESCRIBED * held or layers + config.num_decoder_layers > len(stored)):
         empty = any(0 in one.shape for one in stored.values())
-        cure = (
-            _cure([], [], has_empty=True).removesuffix(".") if empty else "Take the config.json that it was saved with"
-        )
+        cure = _GATHER if empty else "Take the config.json that it was saved with"
         raise ValueError(
             f"config.json describes at least {described:,} weights in {layers + config.num_decoder_layers:,} layers, "
             f"and the checkpoint holds {held:,} in {len(stored):,} tensors. {cure}"
@@ -277,7 +276,7 @@ def _cure(missing: list[str], unknown: list[str], has_empty: bool) -> str:
     if prefix:
         return f"Its names begin with {prefix!r}: save the weights without it, from the model that was wrapped."
     if has_empty:
-        return "Empty tensors are the shards of DeepSpeed ZeRO-3: gather the weights before you save them."
+        return f"{_GATHER}."
     if any("lora_" in name or ".base_layer." in name for name in unknown):
         return "It holds an adapter of PEFT beside the weights: call merge_and_unload(), and save its result."
     if "decoder.final_layer_norm.weight" in missing and "encoder.final_layer_norm.weight" not in missing:
