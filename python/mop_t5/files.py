@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,11 +42,26 @@ def write_durably(path: StrPath, content: bytes) -> None:
 
 def replace_file(path: StrPath, content: bytes) -> None:
     """Replace the file at `path` in one step. A reader finds either the old content or all of the new content."""
-    path = Path(path)
-    waiting = path.with_name(f"{path.name}.next")
-    write_durably(waiting, content)
-    os.replace(waiting, path)
-    flush(path.parent)
+    replace_files({Path(path): content})
+
+
+def replace_files(contents: Mapping[Path, bytes]) -> None:
+    """Replace files, each in one step and in their order. The disk has all contents before the first is replaced.
+
+    On an error while they are written, no file changes. Each content waits in a file with the suffix ".next".
+    """
+    waiting = {path: path.with_name(f"{path.name}.next") for path in contents}
+    try:
+        for path, content in contents.items():
+            write_durably(waiting[path], content)
+    except OSError:
+        for path in waiting.values():
+            path.unlink(missing_ok=True)
+        raise
+    for path, complete in waiting.items():
+        os.replace(complete, path)
+    for folder in {path.parent for path in contents}:
+        flush(folder)
 
 
 @contextmanager
@@ -175,6 +190,11 @@ def content_to_replace(
     return names
 
 
+def in_a_line(text: object) -> str:
+    """Return a text on one line, without the full stop at its end."""
+    return " ".join(str(text).split()).rstrip(".")
+
+
 @contextmanager
 def unreadable_in_a_sentence(what: str, place: StrPath) -> Iterator[None]:
     """Raise one error with one sentence if the block cannot read a folder or hub name.
@@ -195,7 +215,7 @@ def unreadable_in_a_sentence(what: str, place: StrPath) -> Iterator[None]:
         raise
     except Exception as error:
         kind = next((kind for kind in (OSError, ImportError) if isinstance(error, kind)), ValueError)
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_a_line(error)
         if not isinstance(error, (OSError, ValueError, ImportError, RuntimeError, SafetensorError)):
             reason = f"{type(error).__name__} {reason}".strip()
         cure = "Give a complete folder that save_pretrained wrote, or a name on the model hub."

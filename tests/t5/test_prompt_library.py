@@ -144,7 +144,7 @@ def test_a_full_disk_leaves_the_library_as_it_was(library, tmp_path, monkeypatch
         path.write_bytes(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prompt_library, "write_durably", full)
+    monkeypatch.setattr(prompt_library.files, "write_durably", full)
     for name, overwrite in (("new", False), ("mnli", True)):
         with raises(OSError, f"prompt '{name}'", "No space left", "Nothing", "lost"):
             prompt_library.add(folder, name, tmp_path / "sst2", overwrite=overwrite)

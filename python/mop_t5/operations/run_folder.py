@@ -22,24 +22,13 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mop_t5.attachment.attached_model import attached
+from mop_t5 import files
+from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.backbone.settings import LoadingSettings
 from mop_t5.backbone.source import is_prequantised
 from mop_t5.checks import check_type
-from mop_t5.files import (
-    check_writable,
-    content_to_replace,
-    damage_in_a_sentence,
-    failure_in_a_sentence,
-    json_lines,
-    read_json,
-    replace_file,
-    split_json_lines,
-    whole_folder,
-    write_json,
-)
 from mop_t5.operations import contents
-from mop_t5.operations.attach import is_attached, load
+from mop_t5.operations.attach import load
 
 SETTINGS = "run.json"
 HISTORY = "loss.jsonl"
@@ -128,10 +117,10 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, keep: bool = 
 def check_output(folder: str | Path, *, overwrite: bool = False, keep: bool = False) -> bool:
     """Return whether prepare_output would empty this folder. Raise the same errors, and change nothing."""
     cure = "Choose another folder or pass --overwrite."
-    replaced = [] if keep and Path(folder).is_dir() else content_to_replace(folder, overwrite, cure=cure)
+    replaced = [] if keep and Path(folder).is_dir() else files.content_to_replace(folder, overwrite, cure=cure)
     if replaced and SETTINGS not in replaced:
         raise FileExistsError(f"{folder} has no {SETTINGS}, so it is not an earlier output. Empty it yourself.")
-    check_writable(folder)
+    files.check_writable(folder)
     return bool(replaced)
 
 
@@ -164,18 +153,18 @@ def save_run(
     if is_attached(model):
         attached(model).save_pretrained(folder / "adapter", state_dict=weights)
     else:
-        with whole_folder(folder / "backbone", "the backbone") as writing:
+        with files.whole_folder(folder / "backbone", "the backbone") as writing:
             model.save_pretrained(writing, state_dict=weights)
             tokenizer.save_pretrained(writing)
         settings = settings | {"backbone": str((folder / "backbone").resolve())}
-    with failure_in_a_sentence("the loss history", folder / HISTORY):
-        replace_file(folder / HISTORY, json_lines(history))
+    with files.failure_in_a_sentence("the loss history", folder / HISTORY):
+        files.replace_file(folder / HISTORY, files.json_lines(history))
     write_settings(folder, settings)
 
 
 def write_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
     """Write run.json. Call this before training, too: only a folder with run.json can be overwritten or resumed."""
-    write_json(Path(folder) / SETTINGS, settings)
+    files.write_json(Path(folder) / SETTINGS, settings)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -188,8 +177,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {SETTINGS}. Give the folder that `mop-t5 train --output` wrote.")
-    settings = read_json(path, _CURE)
-    with damage_in_a_sentence(path, _CURE):
+    settings = files.read_json(path, _CURE)
+    with files.damage_in_a_sentence(path, _CURE):
         for name in _KINDS.keys() & settings.keys():
             check_type(name, settings[name], _KINDS[name])
         LoadingSettings.of_run(settings)
@@ -201,8 +190,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 def read_history(folder: str | Path) -> list[dict[str, Any]]:
     """Return the loss history of a run folder. Empty where the run has not ended. Raise ValueError if it is damaged."""
     path = Path(folder) / HISTORY
-    with damage_in_a_sentence(path, _CURE):
-        points = split_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else []
+    with files.damage_in_a_sentence(path, _CURE):
+        points = files.split_json_lines(path.read_text(encoding="utf-8")) if path.is_file() else []
         if not all(isinstance(point, dict) and "step" in point for point in points):
             raise ValueError("a line names no step")
         return points

@@ -8,7 +8,6 @@ backbone (name, shape, sha256 of its weights) and the sha256 of both files.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.backbone.tensors import check_floating, read_tensors
 from mop_t5.checks import check_names, check_types
-from mop_t5.files import (
-    StrPath,
-    checksum,
-    damage_in_a_sentence,
-    failure_in_a_sentence,
-    flush,
-    read_json,
-    replace_file,
-    write_durably,
-)
+from mop_t5.files import StrPath, checksum, damage_in_a_sentence, failure_in_a_sentence, read_json, replace_files
 from mop_t5.storage import model_card
 
 CONFIG_NAME = "mop_config.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT_VERSION = 2
-_NEXT = ".next"  # suffix of a file that waits to replace an older file
+_NEXT = ".next"  # suffix of a file that waits to replace an older file, see replace_files
 _KEYS = {"method": (str,), "config": (dict,), "backbone": (dict,)}
 _BACKBONE_KEYS = {"name": (str, type(None)), "shape": (dict,), "sha256": (str,)}
 
@@ -60,19 +50,9 @@ def write(folder: StrPath, description: dict[str, Any], tensors: dict[str, torch
     files = contents(description, tensors)
     if model_card.is_changed(folder / model_card.CARD_NAME):
         del files[model_card.CARD_NAME]
-    waiting = {folder / name: folder / f"{name}{_NEXT}" for name in files}
     with failure_in_a_sentence("the method", folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path, content in zip(waiting.values(), files.values(), strict=True):
-                write_durably(path, content)
-        except OSError:
-            for path in waiting.values():
-                path.unlink(missing_ok=True)
-            raise
-        for path, complete in waiting.items():
-            os.replace(complete, path)
-        flush(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_files({folder / name: content for name, content in files.items()})
 
 
 def contents(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
@@ -127,7 +107,7 @@ def write_card(folder: StrPath, *, licence: str | None = None, sections: str = "
         return False
     parameters = sum(tensor.numel() for tensor in tensors.values())
     with failure_in_a_sentence("the model card", folder):
-        replace_file(path, model_card.make(description, parameters, licence=licence, sections=sections))
+        replace_files({path: model_card.make(description, parameters, licence=licence, sections=sections)})
     return True
 
 

@@ -8,23 +8,16 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, HfApi, errors, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
-from mop_t5.files import StrPath
+from mop_t5.files import StrPath, in_a_line
 from mop_t5.storage import adapter_folder
 from mop_t5.storage.adapter_folder import CONFIG_NAME, WEIGHTS_NAME
 from mop_t5.storage.hub_answers import answer_in_a_sentence, at
@@ -70,11 +63,10 @@ def check_name(field: str, name: str) -> None:
     try:
         validate_repo_id(name)
         if name.count("/") != 1:
-            raise HFValidationError("it has no owner")
-    except HFValidationError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+            raise errors.HFValidationError("it has no owner")
+    except errors.HFValidationError as error:
         raise ValueError(
-            f"{field} must be owner/name, as of a repository on the model hub; got {name!r} ({reason})."
+            f"{field} must be owner/name, as of a repository on the model hub; got {name!r} ({in_a_line(error)})."
         ) from None
 
 
@@ -104,19 +96,17 @@ def download(name: str, *, revision: str | None = None, token: Token = None) -> 
             info = HfApi(token=token, library_name=LIBRARY).model_info(name, revision=revision)
             _check_holds_adapter(name, _files(info))
             # notes in the cache which commit the revision is, for work without the hub
-            hf_hub_download(name, CONFIG_NAME, revision=revision, token=token, library_name=LIBRARY)
+            fetch = partial(hf_hub_download, name, token=token, library_name=LIBRARY)
+            fetch(CONFIG_NAME, revision=revision)
             # the branch may have moved on, or be an old one of the cache: both files are those of one known commit
-            paths = [
-                hf_hub_download(name, file, revision=info.sha, token=token, library_name=LIBRARY)
-                for file in (CONFIG_NAME, WEIGHTS_NAME)
-            ]
+            paths = [fetch(file, revision=info.sha) for file in (CONFIG_NAME, WEIGHTS_NAME)]
     except ConnectionError as error:
         if (known := _cached(name, revision)) is None:
             raise ConnectionError(
                 f"{error} The cache does not hold all of {at(name, revision)}, and no folder has this name. Try again "
                 "when the hub can be reached."
             ) from error
-        if not isinstance(error.__cause__, OfflineModeIsEnabled):
+        if not isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             warnings.warn(
                 f"{error} Commit {known.commit} of {name} is taken from the cache. The hub may have a newer one.",
                 stacklevel=3,
@@ -153,10 +143,10 @@ def check_upload(name: str, *, private: bool = False, revision: str | None = Non
     with answer_in_a_sentence(name, revision):
         try:
             info = api.model_info(name, revision=revision)
-        except RevisionNotFoundError:
+        except errors.RevisionNotFoundError:
             info = api.model_info(name)  # the branch will start from main
-        except RepositoryNotFoundError as error:
-            if isinstance(error, GatedRepoError):
+        except errors.RepositoryNotFoundError as error:
+            if isinstance(error, errors.GatedRepoError):
                 raise
             _check_owner(name, account)
             return False
@@ -206,27 +196,21 @@ def upload(
         info = api.model_info(name, revision=revision)
         _check_takes_adapter(name, info, private)
         files = adapter_folder.files(folder) | {CARD_NAME: card}
-        done = api.create_commit(
-            name,
-            [CommitOperationAdd(file, str(path)) for file, path in files.items() if path.is_file()],
-            commit_message=commit_message or f"Upload an adapter of {description['method']}",
-            revision=revision,
-        )
+        added = [CommitOperationAdd(file, str(path)) for file, path in files.items() if path.is_file()]
+        message = commit_message or f"Upload an adapter of {description['method']}"
+        done = api.create_commit(name, added, commit_message=message, revision=revision)
     return Uploaded(str(done), done.oid)
 
 
-def _check_holds_adapter(name: str, files: Iterable[str]) -> None:
+def _check_holds_adapter(name: str, files: set[str]) -> None:
     """Raise ValueError if a repository with these files holds no adapter."""
-    files = set(files)
-    missing = sorted({CONFIG_NAME, WEIGHTS_NAME} - files)
-    if not missing:
-        return
-    if CONFIG_NAME in missing:
+    if CONFIG_NAME not in files:
         found = next((what for file, what in _OTHERS.items() if file in files), "something else")
         raise ValueError(f"{name} on the hub has no {CONFIG_NAME}: it holds {found}.")
-    pickles = sorted(file for file in files if file.endswith(_PICKLES))
-    reason = f" {pickles[0]} may run code when it is read, so mop_t5 reads safetensors only." if pickles else ""
-    raise ValueError(f"{name} on the hub has no {WEIGHTS_NAME}.{reason} Upload the adapter by mop_t5.push_to_hub.")
+    if WEIGHTS_NAME not in files:
+        pickles = sorted(file for file in files if file.endswith(_PICKLES))
+        reason = f" {pickles[0]} may run code when it is read, so mop_t5 reads safetensors only." if pickles else ""
+        raise ValueError(f"{name} on the hub has no {WEIGHTS_NAME}.{reason} Upload the adapter by mop_t5.push_to_hub.")
 
 
 def _check_takes_adapter(name: str, info: ModelInfo, private: bool) -> None:
@@ -265,8 +249,8 @@ def _check_write(api: HfApi, name: str) -> None:
         return
     try:
         api.auth_check(name, write=True)
-    except HfHubHTTPError as error:
-        if isinstance(error, RepositoryNotFoundError) or error.response.status_code not in (404, 405):
+    except errors.HfHubHTTPError as error:
+        if isinstance(error, errors.RepositoryNotFoundError) or error.response.status_code not in (404, 405):
             raise
 
 
@@ -277,8 +261,7 @@ def _files(info: ModelInfo) -> set[str]:
 def _warn_of_paths(description: dict) -> None:
     """Warn of options that publish the folders of this machine. The checksum of the adapter covers them."""
     options = {option: value for option, value in description["config"].items() if isinstance(value, str)}
-    paths = sorted(option for option, value in options.items() if os.path.isabs(value))
-    if paths:
+    if paths := sorted(option for option, value in options.items() if os.path.isabs(value)):
         warnings.warn(
             f"{CONFIG_NAME} holds paths of this machine, in {', '.join(paths)}, and they are uploaded, too. Train with "
             "relative paths to keep them private.",

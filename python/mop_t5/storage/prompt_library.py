@@ -13,17 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from mop_t5 import files
 from mop_t5.backbone.identity import check_same_backbone, weights_of
 from mop_t5.checks import check_int, check_type
-from mop_t5.files import (
-    StrPath,
-    content_to_replace,
-    damage_in_a_sentence,
-    failure_in_a_sentence,
-    remove_folder,
-    whole_folder,
-    write_durably,
-)
+from mop_t5.files import StrPath
 from mop_t5.storage import adapter_folder
 
 METHOD = "prompt_tuning"  # the method whose adapter folders hold prompts
@@ -65,7 +58,7 @@ def read_adapter(folder: StrPath, scenario: str | None = None) -> SourcePrompt:
     if description["method"] != METHOD:
         raise ValueError(f"{str(folder)!r} holds the method {description['method']!r}; expected {METHOD!r}.")
     config, d_model = description["config"], description["backbone"]["shape"]["d_model"]
-    with damage_in_a_sentence(folder / adapter_folder.CONFIG_NAME, "Copy or save it again."):
+    with files.damage_in_a_sentence(folder / adapter_folder.CONFIG_NAME, "Copy or save it again."):
         scenarios, per_scenario, length = tuple(config["scenarios"]), config["per_scenario"], config["prefix_length"]
         check_type("per_scenario", per_scenario, bool)
         check_int("prefix_length", length, 1)
@@ -109,7 +102,7 @@ def add(
         ValueError: The prompt belongs to another backbone than the library, or `read_adapter` refuses the adapter.
     """
     folder, new = _folder(library, name), read_adapter(adapter, scenario)
-    content_to_replace(folder, overwrite, cure="Choose another name, or pass overwrite=True (--overwrite).")
+    files.content_to_replace(folder, overwrite, cure="Choose another name, or pass overwrite=True (--overwrite).")
     others = [known for known in names(library) if known != name] if Path(library).is_dir() else []
     known = read(library, others[0]).backbone if others else new.backbone
     if any(known[key] != new.backbone[key] for key in ("shape", "sha256")):
@@ -120,9 +113,9 @@ def add(
     config = {"scenarios": new.scenarios, "prefix_length": len(new.prompt), "per_scenario": False}
     description = {"method": METHOD, "config": config, "backbone": new.backbone}
     contents = adapter_folder.contents(description, {_TENSOR: new.prompt})
-    with whole_folder(folder, f"prompt {name!r}") as writing:
+    with files.whole_folder(folder, f"prompt {name!r}") as writing:
         for file, content in contents.items():
-            write_durably(writing / file, content)
+            files.write_durably(writing / file, content)
     return read(library, name)
 
 
@@ -162,8 +155,8 @@ def remove(library: StrPath, name: str) -> None:
         ValueError: The library has no prompt of this name.
     """
     folder = _known(library, name)
-    with failure_in_a_sentence(f"the library without {name!r}", library):
-        remove_folder(folder)
+    with files.failure_in_a_sentence(f"the library without {name!r}", library):
+        files.remove_folder(folder)
 
 
 def read_for(model: PreTrainedModel, library: StrPath, chosen: Sequence[str], length: int) -> torch.Tensor:
@@ -187,8 +180,7 @@ def read_for(model: PreTrainedModel, library: StrPath, chosen: Sequence[str], le
     prompts = [read(library, name) for name in chosen]
     for prompt in {str(prompt.backbone): prompt for prompt in reversed(prompts)}.values():
         check_same_backbone(model, prompt.backbone, weights_of(model), Path(library) / prompt.name)
-    others = [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]
-    if others:
+    if others := [f"{p.name} has {len(p.prompt)}" for p in prompts if len(p.prompt) != length]:
         raise ValueError(
             f"prompts of {str(Path(library))!r} must have {length} rows, as many as the prompt to be trained; "
             f"{', '.join(others)}. Choose other prompts, or train a prompt of that length."

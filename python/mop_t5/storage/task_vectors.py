@@ -74,8 +74,7 @@ def read(path: StrPath, tasks: Sequence[str]) -> torch.Tensor:
     if vectors.dim() != 2 or len(vectors) != len(known):
         raise ValueError(f"{str(path)!r} must hold {len(known)} vectors; got {tuple(vectors.shape)}. {_CURE}")
     check_floating(path, {_TENSOR: vectors}, {_TENSOR: torch.float32})
-    missing = [task for task in tasks if task not in known]
-    if missing:
+    if missing := [task for task in tasks if task not in known]:
         raise ValueError(f"{str(path)!r} has no vector for {', '.join(missing)}; it has {', '.join(known)}. {_CURE}")
     return vectors[[known.index(task) for task in tasks]]
 
