@@ -8,18 +8,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.attached_model import (
-    SUBMODULE,
-    AttachedT5,
-    attached,
-    changeable,
-    check_not_wrapped,
-    is_attached,
-    unwrapped,
-)
+from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, attached, changeable, is_attached
 from mop_t5.attachment.experts import check_forward
 from mop_t5.attachment.inject import attach_method, detach_method
 from mop_t5.attachment.method import Device, Method, MethodConfig, Where
+from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
 from mop_t5.backbone.identity import check_readable, check_same_backbone, weights_of
 from mop_t5.backbone.load import BackboneShape, check_backbone
 from mop_t5.backbone.placement import check_embeddings
@@ -27,18 +20,6 @@ from mop_t5.backbone.weights import device_of, size_of
 from mop_t5.checks import errors_at
 from mop_t5.methods import get, of_config
 from mop_t5.storage import adapter_folder, hub
-
-__all__ = [
-    "ParameterCount",
-    "attach",
-    "count_parameters",
-    "detach",
-    "is_attached",
-    "load",
-    "push_to_hub",
-    "save",
-    "scenario_ids",
-]
 
 
 class ParameterCount(NamedTuple):
@@ -233,24 +214,19 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as folder:
         t5.save_pretrained(folder)
         adapter_folder.write_card(folder, licence=licence)
-        made = hub.upload(
+        return hub.upload(
             folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-        )
-    return made.commit
+        ).commit
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:
     """Count the parameters: trained, all, and the backbone's. Works on device="meta". A tied weight counts once."""
     t5 = unwrapped(model)
-    backbone = trained = total = 0
-    for name, parameter in t5.named_parameters():
-        size = size_of(parameter)
-        total += size
-        trained += size if parameter.requires_grad else 0
-        backbone += 0 if name.startswith(f"{SUBMODULE}.") else size
-    if is_attached(t5):
-        total += sum(buffer.numel() for buffer in t5.mop.buffers())
-    return ParameterCount(trained, total, backbone, trained / backbone)
+    sizes = {name: size_of(parameter) for name, parameter in t5.named_parameters()}
+    trained = sum(sizes[name] for name, parameter in t5.named_parameters() if parameter.requires_grad)
+    backbone = sum(size for name, size in sizes.items() if not name.startswith(f"{SUBMODULE}."))
+    buffers = sum(buffer.numel() for buffer in t5.mop.buffers()) if is_attached(t5) else 0
+    return ParameterCount(trained, sum(sizes.values()) + buffers, backbone, trained / backbone)
 
 
 def scenario_ids(model: PreTrainedModel, names: str | list[str], device: Device = None) -> torch.Tensor:
@@ -266,10 +242,7 @@ def scenario_ids(model: PreTrainedModel, names: str | list[str], device: Device 
         names = [names]
     if not isinstance(names, (list, tuple)) or any(not isinstance(name, str) for name in names):
         raise TypeError(f"names must be a scenario or a list of scenarios; got {names!r}.")
-    known = {name: i for i, name in enumerate(t5.scenarios)}
-    unknown = sorted({name for name in names if name not in known})
-    if unknown:
-        raise ValueError(
-            f"unknown scenario {', '.join(unknown)}; expected one of {', '.join(known) or 'none: the method has none'}."
-        )
-    return torch.tensor([known[name] for name in names], dtype=torch.int64, device=device)
+    if unknown := sorted(set(names) - set(t5.scenarios)):
+        known = ", ".join(t5.scenarios) or "none: the method has none"
+        raise ValueError(f"unknown scenario {', '.join(unknown)}; expected one of {known}.")
+    return torch.tensor([t5.scenarios.index(name) for name in names], dtype=torch.int64, device=device)

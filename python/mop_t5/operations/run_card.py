@@ -6,6 +6,7 @@ card.json of a run folder holds what only the training knows: the sizes of the c
 import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,9 +72,8 @@ def write_facts(folder: str | Path, train: Iterable[Example], valid: Iterable[Ex
         valid: The validation rows, if any.
     """
     corpus = {"train": _sizes(train), "valid": _sizes(valid or ())}
-    write_json(
-        Path(folder) / FACTS, {"corpus": corpus, "versions": {"python": platform.python_version(), **_versions()}}
-    )
+    versions = {"python": platform.python_version(), **_versions()}
+    write_json(Path(folder) / FACTS, {"corpus": corpus, "versions": versions})
 
 
 def write_run_card(folder: str | Path, licence: str | None = None) -> bool:
@@ -144,19 +144,16 @@ def _sizes(rows: Iterable[Example]) -> dict[str, list[int]]:
     """Return scenario -> [rows, characters of all dialogues, characters of all summaries], without white space."""
     sizes: dict[str, list[int]] = {}
     for row in rows:
-        counts = sizes.setdefault(row.scenario, [0, 0, 0])
-        for place, number in enumerate((1, len("".join(row.dialogue.split())), len("".join(row.summary.split())))):
-            counts[place] += number
+        more = (1, *(len("".join(text.split())) for text in (row.dialogue, row.summary)))
+        sizes[row.scenario] = [a + b for a, b in zip(sizes.get(row.scenario, (0, 0, 0)), more, strict=True)]
     return sizes
 
 
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # as of a source folder on the path
             found[package] = version(package)
-        except PackageNotFoundError:  # as of a source folder on the path
-            continue
     return found
 
 
@@ -187,15 +184,9 @@ def _of_training(history: Sequence[Mapping[str, Any]], settings: Mapping[str, An
     kept = {name: without_folders(value) for name, value in settings.items() if value not in (None, {}, [])}
     written = yaml.safe_dump(kept, allow_unicode=True, sort_keys=False)
     command = "mop-t5 train --config train.yaml --corpus CORPUS --backbone BACKBONE --output RUN"
-    return "\n".join(
-        [
-            "## Training\n",
-            table(["training", ""], dict.fromkeys(rows)),
-            "This command trains the adapter again, with the train.yaml below it:\n",
-            block(command, "bash"),
-            block(written, "yaml"),
-        ]
-    )
+    again = "This command trains the adapter again, with the train.yaml below it:"
+    again = f"{again}\n\n{block(command, 'bash')}\n{block(written, 'yaml')}"
+    return f"## Training\n\n{table(['training', ''], dict.fromkeys(rows))}\n{again}"
 
 
 def _of_evaluations(folder: Path) -> list[str]:
