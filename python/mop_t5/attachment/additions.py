@@ -106,20 +106,26 @@ class Additions:
         layers = self.adapters.get((stack, place))
         return None if layers is None else layers[layer]
 
-    def precision(self, hidden: Tensor) -> torch.dtype:
-        """Return the dtype in which the adapters take these hidden states."""
-        return self.dtype or wide(hidden.dtype)
-
     def check_holds(self, scenario_ids: Tensor | None) -> None:
         """Raise ValueError if the batch has a scenario that these additions were not made for."""
         if self.scenarios is None or scenario_ids is None:
             return
-        missing = sorted(set(scenario_ids.tolist()) - set(self.scenarios.tolist()))
-        if missing:
+        if missing := sorted(set(scenario_ids.tolist()) - set(self.scenarios.tolist())):
             raise ValueError(
                 f"mop_additions was made for scenarios {self.scenarios.tolist()}, but scenario_ids asks for {missing}. "
                 "Make it with model.mop.additions(scenario_ids) for this batch, or model.mop.additions() for all."
             )
+
+
+def called_alone(what: str) -> RuntimeError:
+    """Return the error about an attention, a sub-layer or a block that was called without Additions.
+
+    what: The part of the model, and what it lacks.
+    """
+    return RuntimeError(
+        f"{what}. Call the model itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder "
+        "or decoder."
+    )
 
 
 def row_index(scenarios: Tensor | None, scenario_ids: Tensor | None, rows: int) -> Tensor | None:

@@ -10,23 +10,15 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils.generic import TransformersKwargs
 
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attention import PLAIN, PREFIXED, point_attention
 from mop_t5.attachment.caches import CACHE, rename_cache
 from mop_t5.attachment.hooks import check_hooks, own_slots
-from mop_t5.attachment.inputs import (
-    TARGETS,
-    batch_of,
-    check_arguments,
-    mask_padding,
-    prepend_prompt,
-    takes_dynamic_cache,
-)
+from mop_t5.attachment.inputs import TARGETS, add_cache, batch_of, check_arguments, mask_padding, prepend_prompt
 from mop_t5.attachment.kept_weights import KeptWeights
-from mop_t5.attachment.loss import LossSettings, WithoutLogits, run_with_loss
+from mop_t5.attachment.loss import WithoutLogits, run_with_loss
 from mop_t5.attachment.method import Method
 from mop_t5.attachment.mixin import RuntimeMixin
 from mop_t5.attachment.wrappers import check_not_wrapped, unwrapped
@@ -37,8 +29,6 @@ from mop_t5.storage import adapter_folder
 SUBMODULE = "mop"
 # keyword arguments that T5 reads from **kwargs, besides the named arguments of its forward
 _MORE_ARGUMENTS = {"return_dict", *TransformersKwargs.__annotations__}
-
-_PUSH = "push_to_hub of transformers does not upload a method. Call mop_t5.push_to_hub(model, 'owner/name')."
 
 
 def is_attached(model: nn.Module) -> TypeGuard["AttachedT5"]:
@@ -109,25 +99,14 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         names = list(signature.parameters)[1:]  # of positional arguments, without self
 
         @functools.wraps(plain.forward)
-        def forward(
-            self,
-            *args,
-            scenario_ids=None,
-            mop_additions=None,
-            skip_logits=False,
-            label_smoothing=0.0,
-            **kwargs,
-        ):
-            kwargs |= dict(zip(names, args))
-            wanted = LossSettings(bool(skip_logits), label_smoothing)
-            return self._forward_with_additions(kwargs, scenario_ids, mop_additions, wanted)
+        def forward(self, *args, **kwargs):
+            return self._forward_with_additions(**(kwargs | dict(zip(names, args))))
 
         # Trainer and generate read the names of the arguments that forward takes
-        parameters = list(signature.parameters.values())
-        own = {"scenario_ids": None, "mop_additions": None, "skip_logits": False, "label_smoothing": 0.0}
-        for name, default in own.items():
-            parameters.insert(-1, inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default))
-        vars(forward)["__signature__"] = signature.replace(parameters=parameters)
+        *parameters, more = signature.parameters.values()
+        own = inspect.signature(cls._forward_with_additions).parameters.values()
+        parameters += [one for one in own if one.kind is one.KEYWORD_ONLY]
+        vars(forward)["__signature__"] = signature.replace(parameters=[*parameters, more])
         return {"forward": forward, "_arguments": frozenset(names[:-1]) | _MORE_ARGUMENTS}  # the last is **kwargs
 
     @property
@@ -141,7 +120,13 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         return self._mop_record.hub_commit
 
     def _forward_with_additions(
-        self, kwargs: dict[str, Any], scenario_ids: Any, additions: Additions | None, wanted: LossSettings
+        self,
+        *,
+        scenario_ids: Any = None,
+        mop_additions: Additions | None = None,
+        skip_logits: bool = False,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
     ) -> Any:
         rename_cache(kwargs)
         check_arguments(kwargs, self._arguments)
@@ -160,6 +145,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device)
         if kwargs.get("input_ids") is not None:
             self.warn_if_padding_and_no_attention_mask(kwargs["input_ids"], kwargs.get("attention_mask"))
+        additions = mop_additions
         if additions is None:
             if not torch.compiler.is_compiling():
                 check_hooks(self, self.mop.adapter_places)
@@ -176,7 +162,9 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         num_items, labels = kwargs.pop("num_items_in_batch", None), kwargs.get("labels")
         mine = {"scenario_ids": scenario_ids, "mop_additions": additions, "mop_fused": _has_plain_masks(kwargs)}
         with nullcontext() if torch.compiler.is_compiling() else own_slots():
-            output = run_with_loss(self, super().forward, kwargs | mine, wanted)
+            output = run_with_loss(
+                self, super().forward, kwargs | mine, skip_logits=bool(skip_logits), label_smoothing=label_smoothing
+            )
         if additions.loss is not None and self.training:
             # without labels this is the whole loss; code that computes a loss outside the model adds it
             loss = additions.loss if labels is None else output[0] + additions.loss.to(output[0].device)
@@ -184,12 +172,12 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         if num_items is not None and labels is not None:
             # this batch's share of a mean over num_items label tokens, which all micro-batches of a step have together
             # the counts are integers until the loss, in its own precision, is multiplied by them
-            tokens, num_items = (
-                torch.as_tensor(n, device=output[0].device) for n in (labels.ne(-100).sum(), num_items)
-            )
+            counts = (labels.ne(-100).sum(), num_items)
+            tokens, num_items = (torch.as_tensor(count, device=output[0].device) for count in counts)
             output = _with_loss(output, output[0] * tokens / num_items, labels)
         return output
 
+    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -226,20 +214,13 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         scenario_ids = self.mop.check_scenario_ids(scenario_ids, batch, device, on_device=True)
         check_hooks(self, self.mop.adapter_places)
         if mop_additions is None:
-            with torch.no_grad():
-                mop_additions = self._new_additions(scenario_ids)
+            mop_additions = self._new_additions(scenario_ids)
         else:
             mop_additions.check_holds(scenario_ids)
         mask_padding(self, kwargs)
         if mop_additions.prompt is not None:
-            with torch.no_grad():
-                prepend_prompt(self, self.mop, mop_additions.prompt, kwargs, scenario_ids)
-        if takes_dynamic_cache(self, kwargs):
-            if mop_additions.experts is not None:
-                kwargs[CACHE] = mop_additions.experts.new_cache()
-            elif (self.config.num_decoder_layers or 0) > self.config.num_layers:
-                # transformers sizes the cache by num_layers, too short for a deeper decoder
-                kwargs[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            prepend_prompt(self, self.mop, mop_additions.prompt, kwargs, scenario_ids)
+        add_cache(self, kwargs, mop_additions.experts)
         with own_slots():
             mine = {"scenario_ids": scenario_ids, "mop_additions": mop_additions}
             return super().generate(inputs, *args, **mine, **kwargs)  # type: ignore[misc]  # T5 lacks their protocol
@@ -319,7 +300,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         state_dict: The values to write, gathered from a sharded model. None: the values of the model.
         """
         if push_to_hub:
-            raise ValueError(_PUSH)
+            self.push_to_hub()
         if not is_main_process:
             return
         if state_dict is None:
@@ -329,8 +310,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
             state_dict |= dict(self.named_parameters(remove_duplicate=False))
         # with their names in the attached model: Trainer loads the file with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}
-        lost = sorted(self._mop_record.trained.keys() - mine.keys())
-        if lost:
+        if lost := sorted(self._mop_record.trained.keys() - mine.keys()):
             raise ValueError(
                 f"the method trains {', '.join(lost[:4])}{', ...' if lost[4:] else ''}, which the model no "
                 "longer has: the layer was changed after attach, for example by LoRA or pruning. Undo that, then save."
@@ -339,7 +319,9 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Refuse what transformers would do: upload the method with a card of its own."""
-        raise ValueError(_PUSH)
+        raise ValueError(
+            "push_to_hub of transformers does not upload a method. Call mop_t5.push_to_hub(model, 'owner/name')."
+        )
 
 
 def _has_plain_masks(kwargs: Mapping[str, Any]) -> bool:

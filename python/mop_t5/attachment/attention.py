@@ -9,7 +9,7 @@ mop_kernels.prefix_attention does all of it in one kernel.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import T5ForConditionalGeneration as T5
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from mop_t5.attachment.additions import Additions, row_index, wide
+from mop_t5.attachment.additions import Additions, called_alone, row_index, wide
 from mop_t5.attachment.fused_layers import runs_fused
 
 PREFIXED = {"sdpa": "mop_sdpa", "eager": "mop_eager"}
@@ -127,84 +127,21 @@ def _additive_mask(bias: Tensor | None, allowed: Tensor | None, prefix: int, dty
     return None if mask is None else F.pad(mask, (prefix, 0))
 
 
-def _mask_of_stack(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    attention_mask: Tensor | None,
-    position_bias: Any,
-    prefix: int,
-    dtype: torch.dtype,
-    causal: bool,
+def _once_per_stack(
+    position_bias: Any, name: str, attention_mask: Tensor | None, key: tuple, make: Callable[[], Tensor | None]
 ) -> Tensor | None:
-    """Return _additive_mask, made once for all layers of a stack.
+    """Return make(), called once for all layers of a stack with the same attention_mask and key.
 
-    T5 and mT5 hand the same bias object to every layer, so the mask is an attribute of this object and goes with it.
+    T5 and mT5 hand the same bias object to every layer, so the result is an attribute of this object and goes with it.
     Masks made in every layer would be most of the memory that a long padded batch keeps for backward.
     """
-    compiling = torch.compiler.is_compiling()  # the compiler merges equal subgraphs by itself
-    kept = None if compiling else getattr(position_bias, "_mop_mask", None)
-    if kept is not None and kept[0] is attention_mask and kept[1:3] == (prefix, dtype):
-        return kept[3]
-    # the bias of a cross-attention is zero, and requires a gradient under checkpointing
-    bias = None if module._mop_attention == "cross" else position_bias
-    allowed = attention_mask
-    if attention_mask is None and causal:
-        # (q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache
-        allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    mask = _additive_mask(bias, allowed, prefix, dtype)
-    if position_bias is not None and not compiling:
-        position_bias._mop_mask = (attention_mask, prefix, dtype, mask)
-    return mask
-
-
-def _fused(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix: tuple[Tensor, Tensor] | None,
-    rows: Tensor | None,
-    bias: Tensor | None,
-    attention_mask: Tensor | None,
-    kwargs: Mapping[str, Any],
-) -> Tensor:
-    """Return the output of an attention in training, (batch, q, heads, d), contiguous.
-
-    attention_mask is a mask that transformers made of a padding mask (batch, k), or None if nothing is padded.
-    """
-    from mop_kernels import prefix_attention  # in training only: a saved prefix is served without the kernels
-
-    dtype = query.dtype
-    prefix_key, prefix_value = (None, None) if prefix is None else (t.to(dtype) for t in prefix)
-    # the last query sees every token that is not padding, in a causal attention, too
-    key_mask = None if attention_mask is None else attention_mask[:, 0, -1, :]
-    scaling = kwargs.get("scaling")
-    out = prefix_attention(
-        query,
-        key,
-        value,
-        prefix_key,
-        prefix_value,
-        rows,
-        None if bias is None else _contiguous_bias(bias, dtype),
-        key_mask,
-        causal=module.is_causal,
-        scale=scaling,
-        dropout=kwargs.get("dropout", 0.0),
-    )
-    return out.transpose(1, 2)
-
-
-def _contiguous_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the bias (heads, q, k), copied once for all layers of a stack."""
-    compiling = torch.compiler.is_compiling()
-    kept = None if compiling else getattr(bias, "_mop_bias", None)
-    if kept is None or kept.dtype != dtype:
-        kept = bias[0].to(dtype).contiguous()
-        if not compiling:
-            bias._mop_bias = kept  # type: ignore[attr-defined]  # goes with the bias, which is one object per stack
-    return kept
+    if position_bias is None or torch.compiler.is_compiling():  # the compiler merges equal subgraphs by itself
+        return make()
+    kept = getattr(position_bias, name, None)
+    if kept is None or kept[0] is not attention_mask or kept[1] != key:
+        kept = (attention_mask, key, make())
+        setattr(position_bias, name, kept)
+    return kept[2]
 
 
 def _forward(
@@ -227,10 +164,7 @@ def _forward(
             "mop_t5.detach, replace the layer, then mop_t5.attach."
         )
     if mop_additions is None:
-        raise RuntimeError(
-            f"the {attention} attention of layer {module.layer_idx} was called without mop_additions. Call the model "
-            "itself, or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
-        )
+        raise called_alone(f"the {attention} attention of layer {module.layer_idx} was called without mop_additions")
     pair = mop_additions.prefix(attention, module.layer_idx, key.device)
     if pair is not None and pair[0].shape[-2] == 0:
         pair = None
@@ -240,42 +174,47 @@ def _forward(
     bias = None if attention == "cross" else position_bias  # the bias of a cross-attention is zero
     whole = not module.is_causal or query.shape[2] == key.shape[2]  # not a continuation behind a cache
     fused = mop_fused and implementation == "sdpa" and whole and (bias is None or not bias.requires_grad)
-    if fused and runs_fused(module, "prefix_attention", query):
-        rows = None if pair is None else row_index(mop_additions.scenarios, scenario_ids, len(pair[0]))
-        return _fused(module, query, key, value, pair, rows, bias, attention_mask, kwargs), None
-    if pair is None:
+    fused = fused and runs_fused(module, "prefix_attention", query)
+    if pair is None and not fused:
         plain: Any = sdpa_attention_forward
         if implementation == "eager":  # every T5 variant has its own eager function beside its attention class
             plain = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
         return plain(module, query, key, value, attention_mask, **kwargs)
 
-    prefix_key, prefix_value = (t.to(key.dtype) for t in pair)
+    rows = None if pair is None else row_index(mop_additions.scenarios, scenario_ids, len(pair[0]))
+    prefix: tuple[Any, Any] = (None, None) if pair is None else (pair[0].to(query.dtype), pair[1].to(query.dtype))
+    scaling, dropout = kwargs.get("scaling"), kwargs.get("dropout", 0.0)
+    if fused:
+        from mop_kernels import prefix_attention  # in training only: a saved prefix is served without the kernels
+
+        if bias is not None:  # (heads, q, k)
+            of_stack, dtype = bias, query.dtype
+            bias = _once_per_stack(bias, "_mop_bias", None, (dtype,), lambda: of_stack[0].to(dtype).contiguous())
+        # transformers made the mask of a padding mask (batch, k), or there is none. The last query sees every token
+        # that is not padding, in a causal attention, too
+        key_mask = None if attention_mask is None else attention_mask[:, 0, -1, :]
+        out = prefix_attention(
+            query, key, value, *prefix, rows, bias, key_mask, causal=module.is_causal, scale=scaling, dropout=dropout
+        )
+        return out.transpose(1, 2), None
+
     # transformers passes no mask where is_causal of sdpa is enough
     asked = kwargs.get("is_causal")
     causal = implementation == "sdpa" and query.shape[2] > 1 and (module.is_causal if asked is None else asked)
     joined = implementation == "sdpa" and query.shape[2] >= _LONG_QUERY
-    mask = _mask_of_stack(
-        module,
-        query,
-        key,
-        attention_mask,
-        position_bias,
-        prefix_key.shape[-2],
-        query.dtype if joined else wide(query.dtype),
-        causal,
-    )
-    scaling = kwargs.get("scaling")
+    length, dtype = prefix[0].shape[-2], query.dtype if joined else wide(query.dtype)
+
+    def make_mask() -> Tensor | None:
+        allowed = attention_mask
+        if attention_mask is None and causal:
+            # (q, k) aligned at the upper left, as sdpa's is_causal; k > q is the prefill of a static cache
+            allowed = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        return _additive_mask(bias, allowed, length, dtype)
+
+    mask = _once_per_stack(position_bias, "_mop_mask", attention_mask, (length, dtype), make_mask)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, weights = prefixed_attention(
-        query,
-        key,
-        value,
-        prefix_key,
-        prefix_value,
-        mask,
-        rows=row_index(mop_additions.scenarios, scenario_ids, len(prefix_key)),
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=kwargs.get("dropout", 0.0),
-        joined=joined,
+        query, key, value, *prefix, mask, rows=rows, scaling=scaling, dropout=dropout, joined=joined
     )
     return out, None if implementation == "sdpa" else weights
 

@@ -68,9 +68,8 @@ class ExpertCache(EncoderDecoderCache):
         """Remove the last tokens."""
         for cache in (self, *self.experts):
             for layer in cache.self_attention_cache.layers:
-                if (
-                    isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0
-                ):  # an expert that runs no row has no tokens
+                # an expert that runs no row has no tokens
+                if isinstance(layer, DynamicLayer) and layer.get_seq_length() > 0:
                     layer.crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -36,11 +36,9 @@ def acting_in_encoder(model: T5) -> list[str]:
             found.append("prefixes of the attention encoder_self")
         if method.has_prompt:
             found.append("a prompt before the text")
-        places = [place for stack, place in method.adapter_places if stack == "encoder"]
-        if places:
+        if places := [place for stack, place in method.adapter_places if stack == "encoder"]:
             found.append(f"adapters at {', '.join(places[:_NAMED])}{', ...' * (len(places) > _NAMED)}")
-        layers = [layer for stack, layer in method.expert_places if stack == "encoder"]
-        if layers:
+        if layers := [layer for stack, layer in method.expert_places if stack == "encoder"]:
             found.append(f"experts in {len(layers)} encoder blocks")
     return found + _trained(model.encoder.named_parameters(prefix="encoder"))
 

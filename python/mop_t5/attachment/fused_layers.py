@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # the layers of MT5 and UMT5 have the same attributes
 else:
     T5DenseActDense = T5DenseGatedActDense = T5LayerFF = T5LayerNorm = nn.Module
 
-_FAMILIES = ("T5", "MT5", "UMT5")
 _GELU_TANH = ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh")  # one function in transformers, which renames classes
 
 
@@ -128,34 +127,25 @@ def _last_map(network: T5DenseActDense | T5DenseGatedActDense, hidden: Tensor) -
     return network.wo(hidden.to(dtype) if hidden.dtype != dtype and dtype.is_floating_point else hidden)
 
 
-_OF_CLASS: dict[str, type[RuntimeMixin]] = {  # by the name of a class without its family
-    "LayerNorm": FusedLayerNorm,
-    "DenseActDense": FusedNetwork,
-    "DenseGatedActDense": FusedGatedNetwork,
-    "LayerFF": FusedFeedForward,
-}
-_MIXINS: tuple[type[RuntimeMixin], ...] = (FusedDropout, *_OF_CLASS.values())
+_MIXINS: dict[str, type[RuntimeMixin]] = {"Dropout": FusedDropout}  # by the name of the plain class
+for _family in ("T5", "MT5", "UMT5"):
+    _MIXINS[f"{_family}LayerNorm"] = FusedLayerNorm
+    _MIXINS[f"{_family}DenseActDense"] = FusedNetwork
+    _MIXINS[f"{_family}DenseGatedActDense"] = FusedGatedNetwork
+    _MIXINS[f"{_family}LayerFF"] = FusedFeedForward
 
 
 def fuse_layers(model: T5) -> None:
     """Give the layers of an attached model, and of its method, their fused classes."""
     for module in model.modules():
-        mixin = _mixin_of(module)
-        if mixin is not None and "forward" not in module.__dict__:
-            module.__class__ = combined(mixin, type(module))
+        plain = type(module)
+        known = plain is nn.Dropout or plain.__module__.startswith("transformers.models.")
+        if known and plain.__name__ in _MIXINS and "forward" not in module.__dict__:
+            module.__class__ = combined(_MIXINS[plain.__name__], plain)
 
 
 def unfuse_layers(model: nn.Module) -> None:
     """Give all layers their own classes back."""
     for module in model.modules():
-        if isinstance(module, _MIXINS):
+        if isinstance(module, tuple(_MIXINS.values())):
             module.__class__ = plain_class(module)
-
-
-def _mixin_of(module: nn.Module) -> type[RuntimeMixin] | None:
-    if type(module) is nn.Dropout:
-        return FusedDropout
-    if not type(module).__module__.startswith("transformers.models."):
-        return None
-    name = type(module).__name__
-    return next((_OF_CLASS[part] for family in _FAMILIES for part in _OF_CLASS if name == family + part), None)

@@ -11,7 +11,7 @@ Each hook holds its own place and slot, because a library that replaces a layer 
 """
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import HEAD, PLACES, STACKS, Additions
+from mop_t5.attachment.additions import HEAD, PLACES, STACKS, Additions, called_alone, wide
 
 _SUB_LAYERS = (
     ("self_attention", 0, "SelfAttention"),
@@ -55,25 +55,31 @@ def add_hooks(model: T5, places: Collection[tuple[str, str]], *, has_prompt: boo
     """
     if has_prompt:
         model.encoder.register_forward_pre_hook(_before_encoder, with_kwargs=True)
-    for stack, index, block, modules in _blocks(model, places):
-        takers: dict[Place, nn.Module] = {}
+    for slot, giver, modules, last in _hooked(model, places):
+        takes = False
         for place, module in modules.items():
-            if place in ("self_attention", "cross_attention"):
-                module.register_forward_hook(partial(_after_attention, (stack, place, index)), with_kwargs=True)
+            if place[1] in ("self_attention", "cross_attention"):
+                module.register_forward_hook(partial(_after_attention, place), with_kwargs=True)
             else:
-                takers[stack, place, index] = module
-        _hand("block", block.layer[0], takers, block.layer[-1].DenseReluDense)
-    if HEAD in places:
-        _hand("head", model.decoder, {(*HEAD, 0): model.lm_head}, model.lm_head)
+                module.register_forward_hook(partial(_after_taker, slot, place))
+                takes = True
+        if takes:
+            giver.register_forward_pre_hook(partial(_before_giver, slot), with_kwargs=True)
+            last.register_forward_hook(partial(_after_last, slot))
 
 
 def check_hooks(model: T5, places: Collection[tuple[str, str]]) -> None:
     """Raise RuntimeError if a module at one of the places has no hook: it was replaced, and would lose its adapter."""
-    for stack, index, _, modules in _blocks(model, places):
+    for _, _, modules, _ in _hooked(model, places):
         for place, module in modules.items():
-            _check_hook((stack, place, index), module)
-    if HEAD in places:
-        _check_hook((*HEAD, 0), model.lm_head)
+            # a wrapper, as of LoRA, has the hooked module inside
+            hooks = (hook for inside in module.modules() for hook in inside._forward_hooks.values() if _is_ours(hook))
+            if not any(isinstance(hook, partial) and place in hook.args for hook in hooks):
+                stack, name, index = place
+                raise RuntimeError(
+                    f"the {name} of {stack} layer {index} was replaced by a {type(module).__name__} after attach, so "
+                    "it would run without its adapter. Call mop_t5.detach, replace it, then mop_t5.attach."
+                )
 
 
 def remove_hooks(model: nn.Module) -> None:
@@ -86,34 +92,31 @@ def remove_hooks(model: nn.Module) -> None:
                     options.pop(key, None)
 
 
-def _blocks(model: T5, places: Collection[tuple[str, str]]) -> Iterator[tuple[str, int, Any, dict[str, nn.Module]]]:
-    """Yield stack, index, block, and its modules at the places, by the place of their output."""
+def _hooked(
+    model: T5, places: Collection[tuple[str, str]]
+) -> Iterator[tuple[str, nn.Module, dict[Place, nn.Module], nn.Module]]:
+    """Yield slot, giver, modules and last of every block with places, and of the head.
+
+    The giver stores the Additions of its call in the slot, and `last` clears the slot. The modules are those whose
+    output an adapter can change, by their place.
+    """
     for stack in STACKS:
         here = [place for of, place in places if of == stack]
         for index, block in enumerate(getattr(model, stack).block if here else ()):
-            found = _modules(stack, block)
-            yield stack, index, block, {place: module for place, module in found.items() if place in here}
+            found = {(stack, place, index): module for place, module in _modules(stack, block) if place in here}
+            yield "block", block.layer[0], found, block.layer[-1].DenseReluDense
+    if HEAD in places:
+        yield "head", model.decoder, {(*HEAD, 0): model.lm_head}, model.lm_head
 
 
-def _modules(stack: str, block: Any) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module] = {}
+def _modules(stack: str, block: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (place, module) of every output in a block that an adapter can change."""
     for place, position, name in _SUB_LAYERS:
         if (stack, place) in PLACES:
             layer = block.layer[position]
             network = getattr(layer, name)
-            modules |= {place: network, f"{place}_layer_norm": layer.layer_norm}
-            modules |= {f"{place}_{child}": module for child, module in network.named_children()}
-    return modules
-
-
-def _hand(slot: str, giver: nn.Module, takers: Mapping[Place, nn.Module], last: nn.Module) -> None:
-    """Let `giver` store the Additions of its call in a slot, `takers` read the slot, and `last` clear it."""
-    if not takers:
-        return
-    giver.register_forward_pre_hook(partial(_before_giver, slot), with_kwargs=True)
-    for place, taker in takers.items():
-        taker.register_forward_hook(partial(_after_taker, slot, place))
-    last.register_forward_hook(partial(_after_last, slot))
+            yield from ((place, network), (f"{place}_layer_norm", layer.layer_norm))
+            yield from ((f"{place}_{child}", module) for child, module in network.named_children())
 
 
 def _is_ours(hook: Any) -> bool:
@@ -121,28 +124,14 @@ def _is_ours(hook: Any) -> bool:
     return function in (_before_encoder, _after_attention, _before_giver, _after_taker, _after_last)
 
 
-def _check_hook(place: Place, module: nn.Module) -> None:
-    # a wrapper, as of LoRA, has the hooked module inside
-    hooks = (hook for inside in module.modules() for hook in inside._forward_hooks.values() if _is_ours(hook))
-    if not any(isinstance(hook, partial) and place in hook.args for hook in hooks):
-        stack, name, index = place
-        raise RuntimeError(
-            f"the {name} of {stack} layer {index} was replaced by a {type(module).__name__} after attach, so it would "
-            "run without its adapter. Call mop_t5.detach, replace it, then mop_t5.attach."
-        )
-
-
 def _adapted(place: Place, hidden: Tensor, additions: Additions | None, scenario_ids: Tensor | None) -> Tensor | None:
     if additions is None:
         stack, name, layer = place
-        raise RuntimeError(
-            f"the {name} of {stack} layer {layer} was called without mop_additions. Call the model itself, or pass "
-            "mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
-        )
+        raise called_alone(f"the {name} of {stack} layer {layer} was called without mop_additions")
     adapter = additions.adapter(*place)
     if adapter is None:
         return None  # the hook leaves the output as it is
-    precision, device = additions.precision(hidden), additions.device
+    precision, device = additions.dtype or wide(hidden.dtype), additions.device
     if device is None:
         return adapter(hidden.to(precision), scenario_ids).to(hidden.dtype)
     ids = None if scenario_ids is None else scenario_ids.to(device)

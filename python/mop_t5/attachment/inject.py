@@ -36,8 +36,7 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
     plain = [_plain_implementation(stack) for stack in (model.encoder, model.decoder)]
     base_state = model.state_dict(keep_vars=True)
     trained = {name for name, _ in model.named_parameters() if method.trains_backbone(name)}
-    quantised = sorted(name for name in trained if is_quantised(model.get_parameter(name)))
-    if quantised:
+    if quantised := sorted(name for name in trained if is_quantised(model.get_parameter(name))):
         raise ValueError(
             f"{method.name!r} trains {quantised[0]} of the backbone, which is quantised "
             f"({type(model.get_parameter(quantised[0])).__name__}). Use a backbone in floating point, or a method with "

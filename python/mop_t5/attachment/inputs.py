@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Prompt
 from mop_t5.attachment.caches import CACHE
 from mop_t5.attachment.method import Method
+from mop_t5.attachment.mixture import Mixture
 
 TARGETS = ("labels", "decoder_input_ids", "decoder_inputs_embeds")
 _INPUTS = ("input_ids", "inputs", "inputs_embeds", "encoder_outputs", *TARGETS[1:], "labels")
@@ -78,14 +80,17 @@ def _generation_setting(model: T5, kwargs: dict[str, Any], name: str) -> Any:
     return next((v for v in (getattr(place, name, None) for place in places) if v is not None), None)
 
 
-def takes_dynamic_cache(model: T5, kwargs: dict[str, Any]) -> bool:
-    """Return True if generate needs a new cache."""
-    if kwargs.get(CACHE) is not None:
-        return False
-    use_cache, implementation = (
-        _generation_setting(model, kwargs, name) for name in ("use_cache", "cache_implementation")
-    )
-    return use_cache is not False and implementation is None
+def add_cache(model: T5, kwargs: dict[str, Any], experts: Mixture | None) -> None:
+    """Add the cache that generate needs, if transformers would make an unfit one."""
+    if kwargs.get(CACHE) is not None or _generation_setting(model, kwargs, "use_cache") is False:
+        return
+    if _generation_setting(model, kwargs, "cache_implementation") is not None:
+        return
+    if experts is not None:
+        kwargs[CACHE] = experts.new_cache()
+    elif (model.config.num_decoder_layers or 0) > model.config.num_layers:
+        # transformers sizes the cache by num_layers, too short for a deeper decoder
+        kwargs[CACHE] = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
 
 def check_arguments(kwargs: Mapping[str, Any], known: Collection[str]) -> None:

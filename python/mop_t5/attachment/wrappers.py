@@ -10,13 +10,11 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 def unwrapped(model: ModelT) -> ModelT:
     """Return the T5 in a wrapper; any other module as it is. A wrapper has the type of its T5 for type checkers."""
-    while not isinstance(model, PreTrainedModel):
-        inside = (getattr(model, "_orig_mod", None), getattr(model, "module", None), _in_peft(model))
-        inner = next((module for module in inside if isinstance(module, nn.Module)), None)
-        if inner is None:
-            break
-        model = cast(ModelT, inner)
-    return model
+    if isinstance(model, PreTrainedModel):
+        return model
+    inside = (getattr(model, "_orig_mod", None), getattr(model, "module", None), _in_peft(model))
+    inner = next((module for module in inside if isinstance(module, nn.Module)), None)
+    return model if inner is None else unwrapped(cast(ModelT, inner))
 
 
 def _in_peft(model: nn.Module) -> object:
