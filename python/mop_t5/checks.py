@@ -4,8 +4,9 @@ import dataclasses
 import math
 import sys
 import types
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -26,7 +27,8 @@ def errors_at(where: str) -> Iterator[None]:
 def check_types(config: Any, infinite: Collection[str] = (), hint: str = "") -> None:
     """Check the fields of a dataclass against their annotations.
 
-    An int counts as a float, and a list as a tuple. Numbers must be finite.
+    An int counts as a float, and a list as a tuple. Numbers must be finite. The functions in `Annotated[...]`, such as
+    at_least(1), check a value, or each element of a list, after all types. They do not see None.
 
     Args:
         config: An instance of a dataclass.
@@ -35,14 +37,35 @@ def check_types(config: Any, infinite: Collection[str] = (), hint: str = "") -> 
 
     Raises:
         TypeError: A value is not of the annotated type.
-        ValueError: An int has more than 31 bits, or a number is not finite.
+        ValueError: An int has more than 31 bits, a number is not finite, or a function in `Annotated` refuses a value.
     """
     try:
-        annotations = get_type_hints(type(config))
+        annotations, annotated = get_type_hints(type(config)), get_type_hints(type(config), include_extras=True)
     except NameError:  # an annotation of another package that exists for type checkers only
         return
-    for name in (field.name for field in dataclasses.fields(config)):
-        check_type(name, getattr(config, name), annotations[name], name in infinite, hint)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name, value in values.items():
+        check_type(name, value, annotations[name], name in infinite, hint)
+    for name, value in values.items():
+        for check in getattr(annotated[name], "__metadata__", ()):
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if one is not None:
+                    check(name, one)
+
+
+def at_least(minimum: int) -> Callable[[str, object], None]:
+    """Return the check of an int for `Annotated[...]`. See check_types and check_int."""
+    return partial(check_int, minimum=minimum)
+
+
+def within(minimum: float = -math.inf, *, above: float = -math.inf, below: float = math.inf) -> Callable[..., None]:
+    """Return the check of a number for `Annotated[...]`. See check_types and check_number."""
+    return partial(check_number, minimum=minimum, above=above, below=below)
+
+
+def one_of(*options: str | None) -> Callable[[str, str | None], None]:
+    """Return the check of a name for `Annotated[...]`. See check_types and check_choice."""
+    return partial(check_choice, options=options)
 
 
 def check_type(name: str, value: object, annotation: Any, infinite: bool = False, hint: str = "") -> None:
@@ -142,11 +165,9 @@ def check_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
     """
     if not isinstance(value, (list, tuple)) or any(not isinstance(s, str) for s in value):
         raise TypeError(f"{name} must be a list of names; got {value!r}.")
-    unwritable = [s for s in value if not s.strip() or has_half_pair(s)]
-    if unwritable:
+    if unwritable := [s for s in value if not s.strip() or has_half_pair(s)]:
         raise ValueError(f"{name} must be names with text in them, of whole characters; got {unwritable[0]!r}.")
-    repeated = sorted({s for s in value if value.count(s) > 1})
-    if repeated:
+    if repeated := sorted({s for s in value if value.count(s) > 1}):
         raise ValueError(f"{name} must be distinct; got {', '.join(repeated)} more than once.")
     return tuple(value)
 

@@ -9,15 +9,16 @@ own weights are unused, except the table of relative positions, which its expert
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import T5ForConditionalGeneration as T5
 
+from mop_t5.attachment.additions import called_alone
 from mop_t5.attachment.caches import CACHE, ExpertCache
-from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.method import Where
 from mop_t5.attachment.mixin import RuntimeMixin, combined, is_placed, plain_class
 from mop_t5.attachment.mixture import mix
 
@@ -30,7 +31,7 @@ else:
 _BY_ROW = ("hidden_states", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "scenario_ids")
 
 
-def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dtype: DType) -> nn.Module:
+def new_expert(block: nn.Module, stack: str, own_table: bool, **where: Unpack[Where]) -> nn.Module:
     """Return a block of the same structure with parameters of its own, without values.
 
     It shares the block's config, so changes of the config apply to both.
@@ -39,8 +40,7 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
         block: The block whose structure the expert has.
         stack: "encoder" or "decoder".
         own_table: Keep the table of relative positions, if the block has a table. In umT5 every expert has a table.
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
+        where: Device and dtype of the parameters.
 
     Raises:
         ValueError: A parameter of the block is quantised to a shape or type of its own.
@@ -52,9 +52,7 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, device: Device, dt
                 f"({type(parameter).__name__}). Load the backbone without quantisation, or take a method that leaves "
                 "its blocks alone, such as mop."
             )
-    known: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty(p.shape, device=device, dtype=dtype)) for p in block.parameters()
-    }
+    known: dict[int, Any] = {id(p): nn.Parameter(torch.empty(p.shape, **where)) for p in block.parameters()}
     known |= {id(module.config): module.config for module in block.modules() if hasattr(module, "config")}
     expert: Any = copy.deepcopy(block, known)
     if isinstance(expert, MixedBlock):
@@ -151,10 +149,7 @@ class MixedBlock(RuntimeMixin, T5Block):
         additions = call.get("mop_additions")
         if additions is None or additions.experts is None:
             stack, layer = self._mop_block
-            raise RuntimeError(
-                f"block {layer} of the {stack} was called without the weights of its experts. Call the model itself, "
-                "or pass mop_additions=model.mop.additions() and scenario_ids to the encoder or decoder."
-            )
+            raise called_alone(f"block {layer} of the {stack} was called without the weights of its experts")
         hidden = call["hidden_states"]
         experts = additions.experts.blocks(self._mop_block)
         # a method computes in its own precision, whatever the backbone's

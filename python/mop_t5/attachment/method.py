@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeAlias, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,13 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import LARGEST_INT, check_choice, check_names, check_types
 
 Device: TypeAlias = torch.device | str | None
-DType: TypeAlias = torch.dtype | None
 
 
-class Where(TypedDict):
+class Where(TypedDict, total=False):
     """Keyword arguments of torch's factories."""
 
     device: Device
-    dtype: DType
+    dtype: torch.dtype | None
 
 
 ConfigT = TypeVar("ConfigT", bound="MethodConfig")
@@ -62,8 +61,7 @@ class MethodConfig:
             TypeError: A field has a value of a wrong type.
         """
         valid = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(valid))
-        if unknown:
+        if unknown := sorted(set(given) - set(valid)):
             raise ValueError(f"unknown field {', '.join(unknown)} for {cls.__name__}; expected {', '.join(valid)}.")
         return cls(**given)
 
@@ -86,8 +84,7 @@ class Method(nn.Module, Generic[ConfigT]):
     Args:
         config: An instance of Config.
         shape: The sizes of the backbone.
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
+        where: Device and dtype of the parameters.
     """
 
     name: ClassVar[str]
@@ -106,7 +103,7 @@ class Method(nn.Module, Generic[ConfigT]):
     scenario_dimensions: ClassVar[Mapping[str, int]] = {}
     trained_scenarios: tuple[int, ...] | None = None  # ids of the scenarios that train, None for all; see train_only
 
-    def __init__(self, config: ConfigT, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: ConfigT, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__()
         self.config = config
         self.shape = shape
@@ -133,7 +130,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Return additions(scenario_ids)."""
         return self.additions(scenario_ids)
 
-    def build(self, model: T5, device: Device, dtype: DType) -> None:
+    def build(self, model: T5, **where: Unpack[Where]) -> None:
         """Make the modules whose structure depends on the model, without values. Called once, after construction."""
 
     def initialise(self, model: T5) -> dict[str, Tensor] | None:

@@ -6,6 +6,7 @@ of Compacter and ATTEMPT (rabeehk/compacter, AkariAsai/ATTEMPT), whose start is 
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import PLACES, Additions
 from mop_t5.attachment.additions import Adapter as AdapterFunction
-from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.method import Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_int, check_least, check_subset
+from mop_t5.checks import at_least, check_int, check_least, check_subset, one_of
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, bottleneck, bottleneck_shapes
 
@@ -42,18 +43,15 @@ class AdapterConfig(PerScenarioConfig):
     """
 
     places: tuple[str, ...] = ("self_attention", "feed_forward")
-    reduction: int = 32
-    activation: str = "gelu_tanh"
+    reduction: Annotated[int, at_least(1)] = 32
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "gelu_tanh"
     layer_norms: bool = True
-    drop_layers: int = 0
+    drop_layers: Annotated[int, at_least(0)] = 0
     drop_up_to: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         self._set("places", check_subset("places", self.places, _PLACES))
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_least(self, 1, "reduction")
-        check_least(self, 0, "drop_layers")
         check_least(self, max(self.drop_layers, 1), "drop_up_to")
 
 
@@ -68,7 +66,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
     name = "adapter"
     Config = AdapterConfig
 
-    def __init__(self, config: AdapterConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: AdapterConfig, shape: BackboneShape, **where: Unpack[Where]):
         c, shapes = config, bottleneck_shapes(shape, config.reduction)
         super().__init__(c, shape)
         known = min(shape.num_layers, shape.num_decoder_layers)
@@ -82,9 +80,7 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
 
         def make(stack: str, place: str) -> nn.ParameterDict:
             leading = (shape.layers(stack) - self.dropped, self.rows)
-            return nn.ParameterDict(
-                {n: nn.Parameter(torch.zeros(*leading, *s, device=device, dtype=dtype)) for n, s in shapes.items()}
-            )
+            return nn.ParameterDict({n: nn.Parameter(torch.zeros(*leading, *s, **where)) for n, s in shapes.items()})
 
         self.place_adapters([(stack, place) for stack, place in PLACES if place in c.places], make)
         for stack, place in self.adapter_places:

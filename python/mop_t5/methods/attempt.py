@@ -10,7 +10,7 @@ the scenarios here; each has a target prompt.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 import mop_kernels
-from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.method import MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_least, check_names, check_number
+from mop_t5.checks import at_least, check_names, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts.precision import full_precision
 from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
@@ -62,14 +62,14 @@ class AttemptConfig(MethodConfig):
 
     library: str | None = None
     source_prompts: tuple[str, ...] = ()
-    untrained_sources: int = 0
-    prompt_length: int = 100
-    attention: str = "sub"
+    untrained_sources: Annotated[int, at_least(0)] = 0
+    prompt_length: Annotated[int, at_least(1)] = 100
+    attention: Annotated[str, one_of("sub", "token", "constant", "none")] = "sub"
     use_target: bool = True
     pool_padding: bool = False
-    temperature: float | None = None
-    bottleneck: int = 100
-    init: str = "source"
+    temperature: Annotated[float | None, within(above=0)] = None
+    bottleneck: Annotated[int, at_least(1)] = 100
+    init: Annotated[str, one_of("source", "vocabulary", "uniform")] = "source"
     init_source: str | None = None
     prior: str | None = None
     train_attention: bool = True
@@ -77,12 +77,6 @@ class AttemptConfig(MethodConfig):
     def __post_init__(self):
         super().__post_init__()
         check_names("source_prompts", self.source_prompts)
-        check_least(self, 0, "untrained_sources")
-        check_least(self, 1, "prompt_length", "bottleneck")
-        check_choice("attention", self.attention, ("sub", "token", "constant", "none"))
-        check_choice("init", self.init, ("source", "vocabulary", "uniform"))
-        if self.temperature is not None:
-            check_number("temperature", self.temperature, above=0)
         if bool(self.source_prompts) == bool(self.untrained_sources):
             raise ValueError(
                 "source_prompts must name at least one prompt of the library, unless untrained_sources is given in its "
@@ -122,11 +116,11 @@ class AttemptConfig(MethodConfig):
 class PromptAttention(nn.Module):
     """G: (batch, d) -> (batch, d)."""
 
-    def __init__(self, d: int, bottleneck: int, device: Device, dtype: DType):
+    def __init__(self, d: int, bottleneck: int, **where: Unpack[Where]):
         super().__init__()
-        self.down = nn.Linear(d, bottleneck, bias=False, device=device, dtype=dtype)
-        self.up = nn.Linear(bottleneck, d, bias=False, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(d, eps=1e-5, device=device, dtype=dtype)
+        self.down = nn.Linear(d, bottleneck, bias=False, **where)
+        self.up = nn.Linear(bottleneck, d, bias=False, **where)
+        self.norm = nn.LayerNorm(d, eps=1e-5, **where)
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=0.01)
 
@@ -152,20 +146,18 @@ class Attempt(PromptMethod[AttemptConfig]):
     groups: ClassVar = {"prompts": ("target_prompts",), "attention": ("attention",)}
     scenario_dimensions: ClassVar = {"target_prompts": 0}
 
-    def __init__(self, config: AttemptConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: AttemptConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         self.distinguishes_scenarios = config.use_target and len(config.scenarios) > 1
         self.temperature = shape.d_model * math.e if config.temperature is None else float(config.temperature)
         sources, tasks = len(config.source_prompts) or config.untrained_sources, len(config.scenarios) or 1
         size = (config.prompt_length, shape.d_model)
-        self.register_buffer("source_prompts", torch.zeros(sources, *size, device=device, dtype=dtype))
+        self.register_buffer("source_prompts", torch.zeros(sources, *size, **where))
         self.target_prompts = self.attention = None
         if config.use_target:
-            self.target_prompts = nn.Parameter(
-                torch.empty(tasks, *size, device=device, dtype=dtype).uniform_(-0.5, 0.5)
-            )
+            self.target_prompts = nn.Parameter(torch.empty(tasks, *size, **where).uniform_(-0.5, 0.5))
         if config.has_attention:
-            self.attention = PromptAttention(shape.d_model, config.bottleneck, device, dtype)
+            self.attention = PromptAttention(shape.d_model, config.bottleneck, **where)
             if not config.train_attention:
                 _make_buffers(self.attention)
 

@@ -7,12 +7,13 @@ it. The published code trains and counts this bias, although it has no effect, a
 """
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mop_t5.attachment.additions import HEAD, INNER_PLACES, PLACES, Additions, row_index
-from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.method import Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import PerScenarioAdapters, PerScenarioConfig, Tensors, own_row
@@ -38,7 +39,7 @@ class BitFit(PerScenarioAdapters[BitFitConfig]):
     name = "bitfit"
     Config = BitFitConfig
 
-    def __init__(self, config: BitFitConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: BitFitConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         absent = {"feed_forward_wi"} if shape.is_gated_act else {"feed_forward_wi_0", "feed_forward_wi_1"}
         if not config.lm_head:
@@ -46,7 +47,7 @@ class BitFit(PerScenarioAdapters[BitFitConfig]):
 
         def make(stack: str, place: str) -> nn.ParameterDict:
             layers = 1 if (stack, place) == HEAD else shape.layers(stack)
-            bias = torch.zeros(layers, self.rows, _width(place, shape), device=device, dtype=dtype)
+            bias = torch.zeros(layers, self.rows, _width(place, shape), **where)
             return nn.ParameterDict({"bias": nn.Parameter(bias)})
 
         self.place_adapters([p for p in PLACES + INNER_PLACES if p[1] not in absent], make)

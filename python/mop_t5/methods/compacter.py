@@ -7,7 +7,7 @@ sum_i rule_i (x) (left_i right_i). All W share the matrices rule_i, which are te
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mop_kernels import phm_weight
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import STACKS, Adapter, Additions
-from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.method import MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_least, check_number
+from mop_t5.checks import at_least, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import AdapterMethod, bottleneck, by_layer
 from mop_t5.methods.parts.modules import ModuleDictOf
@@ -41,33 +41,24 @@ class CompacterConfig(MethodConfig):
         layer_norms: train the backbone's own LayerNorms too.
     """
 
-    variant: str = "compacter"
-    terms: int = 4
-    reduction: int = 32
-    local_rank: int | None = 1
-    rule_std: float = 1e-4
-    activation: str = "gelu_tanh"
+    variant: Annotated[str, one_of(*_PLACES)] = "compacter"
+    terms: Annotated[int, at_least(1)] = 4
+    reduction: Annotated[int, at_least(1)] = 32
+    local_rank: Annotated[int | None, at_least(1)] = 1
+    rule_std: Annotated[float, within(above=0)] = 1e-4
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "gelu_tanh"
     layer_norms: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_choice("variant", self.variant, _PLACES)
-        check_least(self, 1, "terms", "reduction", "local_rank")
-        check_number("rule_std", self.rule_std, above=0)
-        check_choice("activation", self.activation, ACTIVATIONS)
 
 
 class _Locals(nn.Module):
     """The locals and the biases of one map in every layer of one place."""
 
-    def __init__(
-        self, layers: int, d_in: int, d_out: int, terms: int, local_rank: int | None, device: Device, dtype: DType
-    ):
+    def __init__(self, layers: int, d_in: int, d_out: int, terms: int, local_rank: int | None, **where: Unpack[Where]):
         super().__init__()
         loc_in, loc_out = d_in // terms, d_out // terms
         shapes = [(loc_in, loc_out)] if local_rank is None else [(loc_in, local_rank), (local_rank, loc_out)]
-        self.factors = nn.ParameterList(torch.empty(layers, terms, *s, device=device, dtype=dtype) for s in shapes)
-        self.bias = nn.Parameter(torch.zeros(layers, d_out, device=device, dtype=dtype))
+        self.factors = nn.ParameterList(torch.empty(layers, terms, *s, **where) for s in shapes)
+        self.bias = nn.Parameter(torch.zeros(layers, d_out, **where))
         for factor in self.factors:
             bound = math.sqrt(12 / sum(factor.shape[-2:]))  # Glorot's, with gain sqrt(2)
             nn.init.uniform_(factor, -bound, bound)
@@ -86,7 +77,7 @@ class Compacter(AdapterMethod[CompacterConfig, ModuleDictOf[_Locals]]):
     Config = CompacterConfig
     groups: ClassVar = {"rule": ("rule",), "adapters": ("adapters",)}
 
-    def __init__(self, config: CompacterConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: CompacterConfig, shape: BackboneShape, **where: Unpack[Where]):
         c, d_mid = config, shape.d_model // config.reduction
         for what, width in (("d_model", shape.d_model), ("d_model // reduction", d_mid)):
             if width == 0 or width % c.terms:
@@ -94,13 +85,13 @@ class Compacter(AdapterMethod[CompacterConfig, ModuleDictOf[_Locals]]):
                     f"terms must divide {what} = {width}; got {c.terms}. Choose other terms or another reduction."
                 )
         super().__init__(c, shape)
-        self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, device=device, dtype=dtype))
+        self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, **where))
         nn.init.normal_(self.rule, std=c.rule_std)
 
         def make(stack: str, place: str) -> ModuleDictOf[_Locals]:
             layers, maps = shape.layers(stack), {"down": (shape.d_model, d_mid), "up": (d_mid, shape.d_model)}
             return ModuleDictOf(
-                {name: _Locals(layers, *widths, c.terms, c.local_rank, device, dtype) for name, widths in maps.items()}
+                {name: _Locals(layers, *widths, c.terms, c.local_rank, **where) for name, widths in maps.items()}
             )
 
         self.place_adapters([(stack, place) for stack in STACKS for place in _PLACES[c.variant]], make)

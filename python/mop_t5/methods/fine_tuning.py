@@ -36,8 +36,7 @@ class FineTuningConfig(MethodConfig):
             return
         if isinstance(templates, Mapping):
             self._set("templates", dict(templates))
-            missing = [name for name in self.scenarios if name not in templates]
-            if missing:
+            if missing := [name for name in self.scenarios if name not in templates]:
                 raise ValueError(
                     f"templates must have a text for each scenario; got none for {', '.join(missing)}. Write one, or "
                     f"use one text for all, with {_PLACE!r} in it."

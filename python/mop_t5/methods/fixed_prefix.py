@@ -6,16 +6,16 @@ a table. It needs no kernels: loading it imports torch and transformers alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import ATTENTIONS, Additions, Prefix
-from mop_t5.attachment.method import Device, DType, Method, MethodConfig
+from mop_t5.attachment.method import Method, MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_least
+from mop_t5.checks import at_least
 from mop_t5.methods import register
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleListOf
 
@@ -32,13 +32,12 @@ class FixedPrefixConfig(MethodConfig):
         layer_norms: True if the folder also has LayerNorms of the backbone, as hyper_prefix trains them.
     """
 
-    prefix_length: int = 40
+    prefix_length: Annotated[int, at_least(0)] = 40
     rows: dict[str, list[int]] | None = None
     layer_norms: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, 0, "prefix_length")
         if not self.rows or not set(self.rows) <= set(ATTENTIONS):
             raise ValueError(
                 f"rows must be a dict of numbers of prefixes, by attention out of {', '.join(ATTENTIONS)}; got "
@@ -61,10 +60,10 @@ class _Pair(nn.Module):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, *size: int, device: Device = None, dtype: DType = None):
+    def __init__(self, *size: int, **where: Unpack[Where]):
         super().__init__()
-        self.register_buffer("keys", torch.empty(size, device=device, dtype=dtype))
-        self.register_buffer("values", torch.empty(size, device=device, dtype=dtype))
+        self.register_buffer("keys", torch.empty(size, **where))
+        self.register_buffer("values", torch.empty(size, **where))
 
     def of(self, needed: Tensor | None) -> Prefix:
         """Return the rows of the scenarios `needed`; all rows if it is None or if one row serves all."""
@@ -81,7 +80,7 @@ class FixedPrefix(Method[FixedPrefixConfig]):
     groups: ClassVar = {"prefixes": ("prefixes",)}  # an empty group: the prefixes are buffers
     attachable = False
 
-    def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: FixedPrefixConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         self.prefixes: ModuleDictOf[ModuleListOf[_Pair]] = ModuleDictOf()
         for attention, rows in (config.rows or {}).items():
@@ -89,7 +88,7 @@ class FixedPrefix(Method[FixedPrefixConfig]):
             if len(rows) != shape.layers(attention):
                 raise ValueError(f"rows must name {shape.layers(attention)} layers of {attention}; got {len(rows)}.")
             size = (shape.num_heads, config.prefix_length, shape.d_kv)
-            self.prefixes[attention] = ModuleListOf(_Pair(count, *size, device=device, dtype=dtype) for count in rows)
+            self.prefixes[attention] = ModuleListOf(_Pair(count, *size, **where) for count in rows)
 
     def initialise(self, model: T5) -> None:
         """Raise ValueError: there is nothing to start from."""

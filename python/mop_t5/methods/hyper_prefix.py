@@ -8,15 +8,15 @@ of Table 2, gives no sizes. Sizes and start are our choice: N(0, 1) for the embe
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from torch import nn
 
 from mop_t5.attachment.additions import ATTENTIONS, Additions
-from mop_t5.attachment.method import Device, DType, MethodConfig, Where
+from mop_t5.attachment.method import MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_least, check_some_scenario
+from mop_t5.checks import at_least, check_some_scenario
 from mop_t5.methods import register
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
 
@@ -43,10 +43,10 @@ class HyperPrefixConfig(MethodConfig):
             MOP's preset "paper". Fields that you set override the preset (a default value does not).
     """
 
-    prefix_length: int = 40
-    d_embedding: int = 64
-    d_hidden: int = 128
-    d_projected: int = 64
+    prefix_length: Annotated[int, at_least(0)] = 40
+    d_embedding: Annotated[int, at_least(1)] = 64
+    d_hidden: Annotated[int, at_least(1)] = 128
+    d_projected: Annotated[int, at_least(1)] = 64
     layer_norms: bool = True
     preset: str | None = None
 
@@ -54,8 +54,6 @@ class HyperPrefixConfig(MethodConfig):
         super().__post_init__()
         self._fill_in(_PRESETS, self.preset)
         check_some_scenario(self.scenarios)
-        check_least(self, 0, "prefix_length")
-        check_least(self, 1, "d_embedding", "d_hidden", "d_projected")
 
 
 @register
@@ -69,18 +67,17 @@ class HyperPrefix(HypernetworkMethod[HyperPrefixConfig]):
         "hypernetworks": ("layer_embeddings", "attention_embeddings", "hidden", "projection", "prefix"),
     }
 
-    def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, **where: Unpack[Where]):
         c = config
-        of: Where = {"device": device, "dtype": dtype}
-        super().__init__(c, shape, (c.prefix_length, c.d_embedding), device, dtype)
+        super().__init__(c, shape, (c.prefix_length, c.d_embedding), **where)
         deepest = max(shape.num_layers, shape.num_decoder_layers)
-        self.layer_embeddings = nn.Parameter(torch.empty(deepest, c.prefix_length, c.d_embedding, **of))
-        self.attention_embeddings = nn.Parameter(torch.empty(len(ATTENTIONS), c.prefix_length, c.d_embedding, **of))
+        self.layer_embeddings = nn.Parameter(torch.empty(deepest, c.prefix_length, c.d_embedding, **where))
+        self.attention_embeddings = nn.Parameter(torch.empty(len(ATTENTIONS), c.prefix_length, c.d_embedding, **where))
         nn.init.normal_(self.layer_embeddings)
         nn.init.normal_(self.attention_embeddings)
-        self.hidden = nn.Linear(3 * c.d_embedding, c.d_hidden, **of)
-        self.projection = nn.Linear(c.d_hidden, c.d_projected, **of)
-        self.prefix = nn.Linear(c.d_projected, 2 * shape.inner, **of)
+        self.hidden = nn.Linear(3 * c.d_embedding, c.d_hidden, **where)
+        self.projection = nn.Linear(c.d_hidden, c.d_projected, **where)
+        self.prefix = nn.Linear(c.d_projected, 2 * shape.inner, **where)
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:
         """Return the prefixes of all attentions for the scenarios of a batch."""

@@ -11,16 +11,16 @@ Source: Mahabadi et al. 2021 and rabeehk/hyperformer, whose start is kept: maps 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import STACKS, Additions
-from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.method import MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_least, check_some_scenario
+from mop_t5.checks import at_least, check_some_scenario, one_of
 from mop_t5.methods import register
 from mop_t5.methods.parts.adapter_method import bottleneck, bottleneck_shapes, by_layer
 from mop_t5.methods.parts.hypernetwork import HypernetworkMethod
@@ -58,12 +58,12 @@ class HyperFormerConfig(MethodConfig):
             paper's Table 4. Fields that you set override the preset (a default value does not).
     """
 
-    variant: str = "plus_plus"
-    d_embedding: int = 64
-    d_hidden: int = 128
-    d_projected: int = 64
-    reduction: int = 32
-    activation: str = "gelu_tanh"
+    variant: Annotated[str, one_of("plus_plus", "unique", "per_layer")] = "plus_plus"
+    d_embedding: Annotated[int, at_least(1)] = 64
+    d_hidden: Annotated[int, at_least(1)] = 128
+    d_projected: Annotated[int, at_least(1)] = 64
+    reduction: Annotated[int, at_least(1)] = 32
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "gelu_tanh"
     pre_norm: bool = False
     conditional_layer_norm: bool = True
     embedding_network: bool = False
@@ -74,9 +74,6 @@ class HyperFormerConfig(MethodConfig):
         super().__post_init__()
         self._fill_in(_PRESETS, self.preset)
         check_some_scenario(self.scenarios)
-        check_choice("variant", self.variant, ("plus_plus", "unique", "per_layer"))
-        check_least(self, 1, "d_embedding", "d_hidden", "d_projected", "reduction")
-        check_choice("activation", self.activation, ACTIVATIONS)
         for name, elsewhere in (("conditional_layer_norm", True), ("embedding_network", False)):
             if getattr(self, name) != elsewhere and self.variant != "per_layer":
                 raise ValueError(
@@ -91,7 +88,7 @@ class _AdapterMaps(nn.Module):
     The LNs' gain and bias are parameters where they are not conditional.
     """
 
-    def __init__(self, d_in: int, config: HyperFormerConfig, shape: BackboneShape, device: Device, dtype: DType):
+    def __init__(self, d_in: int, config: HyperFormerConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__()
         self.shapes = bottleneck_shapes(shape, config.reduction)
         self.norms = nn.ParameterDict()
@@ -100,10 +97,8 @@ class _AdapterMaps(nn.Module):
                 if config.conditional_layer_norm:
                     self.shapes[name] = (shape.d_model,)
                 else:
-                    self.norms[name] = nn.Parameter(start(shape.d_model, device=device, dtype=dtype))
-        self.maps = nn.ModuleDict(
-            {name: _linear(d_in, math.prod(size), device, dtype) for name, size in self.shapes.items()}
-        )
+                    self.norms[name] = nn.Parameter(start(shape.d_model, **where))
+        self.maps = nn.ModuleDict({name: _linear(d_in, math.prod(size), **where) for name, size in self.shapes.items()})
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
         """Return the tensors of the adapters, each (..., *its shape)."""
@@ -114,23 +109,21 @@ class _AdapterMaps(nn.Module):
 class _StackHypernetwork(nn.Module):
     """All adapters of the encoder or of the decoder, from scenario embeddings (rows, d_embedding or d_projected)."""
 
-    def __init__(
-        self, config: HyperFormerConfig, d_in: int, shape: BackboneShape, layers: int, device: Device, dtype: DType
-    ):
+    def __init__(self, config: HyperFormerConfig, d_in: int, shape: BackboneShape, layers: int, **where: Unpack[Where]):
         super().__init__()
         c, self.variant, self.layers = config, config.variant, layers
         if c.variant != "per_layer":
-            self.layer_embeddings = nn.Embedding(layers, d_in, device=device, dtype=dtype)
+            self.layer_embeddings = nn.Embedding(layers, d_in, **where)
             if c.variant == "plus_plus":
-                self.kind_embeddings = nn.Embedding(len(_PLACES), d_in, device=device, dtype=dtype)
+                self.kind_embeddings = nn.Embedding(len(_PLACES), d_in, **where)
             parts = 3 if c.variant == "plus_plus" else 2
-            self.network = _two_layers(parts * d_in, c.d_hidden, c.d_projected, device, dtype)
-            self.norm = nn.LayerNorm(c.d_projected, eps=1e-6, device=device, dtype=dtype)
+            self.network = _two_layers(parts * d_in, c.d_hidden, c.d_projected, **where)
+            self.norm = nn.LayerNorm(c.d_projected, eps=1e-6, **where)
             d_in = c.d_projected
         count = {"plus_plus": 1, "unique": len(_PLACES), "per_layer": len(_PLACES) * layers}[c.variant]
         # unique: in the order of the kinds; per_layer: kind by kind, in each layer by layer
         self.adapters: ModuleListOf[_AdapterMaps] = ModuleListOf(
-            _AdapterMaps(d_in, c, shape, device, dtype) for _ in range(count)
+            _AdapterMaps(d_in, c, shape, **where) for _ in range(count)
         )
 
     def forward(self, scenarios: Tensor) -> dict[str, list[dict[str, Tensor]]]:
@@ -154,15 +147,15 @@ class _StackHypernetwork(nn.Module):
         return self.norm(self.network(joined))
 
 
-def _linear(d_in: int, d_out: int, device: Device, dtype: DType) -> nn.Linear:
-    linear = nn.Linear(d_in, d_out, device=device, dtype=dtype)
+def _linear(d_in: int, d_out: int, **where: Unpack[Where]) -> nn.Linear:
+    linear = nn.Linear(d_in, d_out, **where)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def _two_layers(d_in: int, d_hidden: int, d_out: int, device: Device, dtype: DType) -> nn.Sequential:
-    return nn.Sequential(_linear(d_in, d_hidden, device, dtype), nn.ReLU(), _linear(d_hidden, d_out, device, dtype))
+def _two_layers(d_in: int, d_hidden: int, d_out: int, **where: Unpack[Where]) -> nn.Sequential:
+    return nn.Sequential(_linear(d_in, d_hidden, **where), nn.ReLU(), _linear(d_hidden, d_out, **where))
 
 
 @register
@@ -177,16 +170,16 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
     }
     adapter_places = tuple((stack, place) for stack in STACKS for place in _PLACES)
 
-    def __init__(self, config: HyperFormerConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: HyperFormerConfig, shape: BackboneShape, **where: Unpack[Where]):
         c = config
-        super().__init__(c, shape, (c.d_embedding,), device, dtype)
+        super().__init__(c, shape, (c.d_embedding,), **where)
         d_in = c.d_embedding
         self.embedding_network: nn.Sequential | None = None
         if c.embedding_network:
-            self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, device, dtype)
+            self.embedding_network = _two_layers(d_in, c.d_hidden, c.d_projected, **where)
             d_in = c.d_projected
         self.hypernetworks: ModuleDictOf[_StackHypernetwork] = ModuleDictOf(
-            {s: _StackHypernetwork(c, d_in, shape, shape.layers(s), device, dtype) for s in STACKS}
+            {s: _StackHypernetwork(c, d_in, shape, shape.layers(s), **where) for s in STACKS}
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:

@@ -1,14 +1,14 @@
 """Prefix-tuning with an MLP: one generator per attention, shared by all scenarios (Li and Liang 2021; MOP, Table 2)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 
 from mop_t5.attachment.additions import ATTENTIONS, Additions
-from mop_t5.attachment.method import Device, DType, Method, MethodConfig
+from mop_t5.attachment.method import Method, MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_least, check_number
+from mop_t5.checks import at_least, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS, MLPGenerator
 from mop_t5.methods.parts.modules import ModuleDictOf
@@ -26,17 +26,10 @@ class PrefixTuningConfig(MethodConfig):
         dropout: probability, after the last layer of the generators.
     """
 
-    prefix_length: int = 40
-    d_mid: int = 128
-    activation: str = "tanh"
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_least(self, 0, "prefix_length")
-        check_least(self, 1, "d_mid")
-        check_choice("activation", self.activation, ACTIVATIONS)
-        check_number("dropout", self.dropout, 0, below=1)
+    prefix_length: Annotated[int, at_least(0)] = 40
+    d_mid: Annotated[int, at_least(1)] = 128
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "tanh"
+    dropout: Annotated[float, within(0, below=1)] = 0.0
 
 
 @register
@@ -47,11 +40,11 @@ class PrefixTuning(Method[PrefixTuningConfig]):
     Config = PrefixTuningConfig
     groups: ClassVar = {"generators": ("generators",)}
 
-    def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: PrefixTuningConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         sizes = (config.prefix_length, config.d_mid, config.activation, config.dropout)
         self.generators: ModuleDictOf[MLPGenerator] = ModuleDictOf(
-            {a: MLPGenerator(shape, shape.layers(a), *sizes, device, dtype) for a in ATTENTIONS}
+            {a: MLPGenerator(shape, shape.layers(a), *sizes, **where) for a in ATTENTIONS}
         )
 
     def additions(self, scenario_ids: torch.Tensor | None = None) -> Additions:

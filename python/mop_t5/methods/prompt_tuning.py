@@ -6,17 +6,17 @@ encoder's outputs at the prompt, too.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.method import Device, DType, MethodConfig
+from mop_t5.attachment.method import MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.backbone.tensors import check_floating, read_tensors
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.checks import check_choice, check_least, check_names, check_number, check_some_scenario
+from mop_t5.checks import at_least, check_names, check_some_scenario, errors_at, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts import spot
 from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
@@ -59,28 +59,23 @@ class PromptTuningConfig(MethodConfig):
         init_top: how many of the most similar prompts are mixed, in proportion to their similarity; 0: all of them.
     """
 
-    prefix_length: int = 40
+    prefix_length: Annotated[int, at_least(0)] = 40
     per_scenario: bool = False
-    init: str = "uniform"
-    init_scale: float = 0.5
-    init_vocabulary: int = 5000
+    init: Annotated[str, one_of(*_INITS)] = "uniform"
+    init_scale: Annotated[float, within(above=0)] = 0.5
+    init_vocabulary: Annotated[int, at_least(1)] = 5000
     init_words: tuple[str, ...] = ()
     init_file: str | None = None
     init_library: str | None = None
     init_prompts: tuple[str, ...] = ()
     init_target: str | None = None
-    init_similarity: str = "avgpool_cosine"
-    init_top: int = 1
+    init_similarity: Annotated[str, one_of(*spot.SIMILARITIES)] = "avgpool_cosine"
+    init_top: Annotated[int, at_least(0)] = 1
 
     def __post_init__(self):
         super().__post_init__()
-        check_least(self, 0, "prefix_length", "init_top")
-        check_least(self, 1, "init_vocabulary")
         if self.per_scenario:
             check_some_scenario(self.scenarios)
-        check_choice("init", self.init, _INITS)
-        check_number("init_scale", self.init_scale, above=0)
-        check_choice("init_similarity", self.init_similarity, spot.SIMILARITIES)
         if self.init == "vocabulary" and self.init_vocabulary < self.prefix_length:
             raise ValueError(
                 f"init_vocabulary must be at least prefix_length = {self.prefix_length}; got {self.init_vocabulary}."
@@ -113,12 +108,12 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
     groups: ClassVar = {"prompt": ("prompt",)}
     scenario_dimensions: ClassVar = {"prompt": 0}
 
-    def __init__(self, config: PromptTuningConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: PromptTuningConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         self.distinguishes_scenarios = config.per_scenario and len(config.scenarios) > 1
         leading = (len(config.scenarios),) if config.per_scenario else ()
         size = (*leading, config.prefix_length, shape.d_model)
-        self.prompt = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.prompt = nn.Parameter(torch.empty(size, **where))
         if config.init == "normal":
             nn.init.normal_(self.prompt, std=config.init_scale)
         else:
@@ -171,11 +166,9 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         if path.is_dir():
             _, tensors = read_saved(model, self.name, argument, value)
         elif path.is_file():
-            try:
+            with errors_at(argument):
                 tensors = read_tensors(path)
                 check_floating(path, tensors, dict.fromkeys(tensors, self.prompt.dtype))
-            except ValueError as error:
-                raise ValueError(f"{argument}: {error}") from error
         else:
             raise FileNotFoundError(f"{argument} {str(path)!r} is neither a file nor a folder. Check the path.")
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from mop_t5.attachment.additions import ATTENTIONS
 from mop_t5.attachment.method import MethodConfig
 from mop_t5.backbone.load import BackboneShape
-from mop_t5.checks import check_choice, check_least, check_number, check_some_scenario, check_subset
+from mop_t5.checks import at_least, check_least, check_some_scenario, check_subset, one_of, within
 from mop_t5.methods.parts.mlp_generator import ACTIVATIONS as GENERATOR_ACTIVATIONS
 
-_ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")
 _PRESETS = {
     # the defaults fit Table 4 (2.514 % of T5-pegasus) with the text of section 2: Reading A, rank one, 16 and 8 terms
     "paper": {},
@@ -73,55 +73,37 @@ class MOPConfig(MethodConfig):
             does not).
     """
 
-    prefix_length: int = 40
-    d_mid: int = 128
-    terms_down: int = 16
-    terms_up: int = 8
-    rank: int = 1
-    reading: str = "A"
-    routing: str = "scenario"
+    prefix_length: Annotated[int, at_least(0)] = 40
+    d_mid: Annotated[int, at_least(1)] = 128
+    terms_down: Annotated[int, at_least(1)] = 16
+    terms_up: Annotated[int, at_least(1)] = 8
+    rank: Annotated[int, at_least(1)] = 1
+    reading: Annotated[str, one_of("A", "B")] = "A"
+    routing: Annotated[str, one_of("scenario", "xmoe_top2")] = "scenario"
     attention: tuple[str, ...] = ("decoder_self",)
-    others: str = "mlp"
+    others: Annotated[str, one_of("mlp", "none")] = "mlp"
     num_experts: int | None = None
-    layers: tuple[int, ...] | None = None
-    kv_maps: str = "separate"
-    input_scope: str = "shared"
-    rule: str = "low_rank"
-    rule_scope: str = "global"
+    layers: Annotated[tuple[int, ...] | None, at_least(0)] = None
+    kv_maps: Annotated[str, one_of("separate", "joint", "separate_down")] = "separate"
+    input_scope: Annotated[str, one_of("shared", "expert")] = "shared"
+    rule: Annotated[str, one_of("low_rank", "full", "dense")] = "low_rank"
+    rule_scope: Annotated[str, one_of("global", "layer", "layer_expert")] = "global"
     share_lorl: bool = True
     drop_lorl: bool = False
     share_lore: bool = True
-    bias: str | None = "layer"
-    init: str = "variance_matched"
-    activation: str = "relu"
-    generator_activation: str = "tanh"
-    dropout: float = 0.0
-    balance_weight: float = 2.0
+    bias: Annotated[str | None, one_of("layer", "expert", "layer_expert", None)] = "layer"
+    init: Annotated[str, one_of("variance_matched", "compacter", "zero_up")] = "variance_matched"
+    activation: Annotated[str, one_of("relu", "gelu", "gelu_tanh", "tanh", "silu", "identity")] = "relu"
+    generator_activation: Annotated[str, one_of(*GENERATOR_ACTIVATIONS)] = "tanh"
+    dropout: Annotated[float, within(0, below=1)] = 0.0
+    balance_weight: Annotated[float, within(0)] = 2.0
     preset: str | None = None
 
     def __post_init__(self):
         if isinstance(self.attention, (set, frozenset)):
             self._set("attention", tuple(self.attention))
         super().__post_init__()
-        check_choice("routing", self.routing, ("scenario", "xmoe_top2"))
         self._fill_in(_PRESETS, self.preset, otherwise=self.routing)
-        check_least(self, 0, "prefix_length", "layers")
-        check_least(self, 1, "d_mid", "terms_down", "terms_up", "rank")
-        for name, options in (
-            ("others", ("mlp", "none")),
-            ("reading", ("A", "B")),
-            ("kv_maps", ("separate", "joint", "separate_down")),
-            ("input_scope", ("shared", "expert")),
-            ("rule", ("low_rank", "full", "dense")),
-            ("rule_scope", ("global", "layer", "layer_expert")),
-            ("bias", ("layer", "expert", "layer_expert", None)),
-            ("init", ("variance_matched", "compacter", "zero_up")),
-            ("activation", _ACTIVATIONS),
-            ("generator_activation", GENERATOR_ACTIVATIONS),
-        ):
-            check_choice(name, getattr(self, name), options)
-        check_number("dropout", self.dropout, 0, below=1)
-        check_number("balance_weight", self.balance_weight, 0)
         hint = " For no MOP at all use the method 'prefix_tuning'."
         self._set("attention", check_subset("attention", self.attention, ATTENTIONS, hint))
         self._check_experts()

@@ -8,13 +8,14 @@ of X' instead, and all scenarios share the prefixes.
 
 import itertools
 from collections.abc import Iterator
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from mop_kernels import MOPFeedForward
 from mop_t5.attachment.additions import ATTENTIONS, Additions, Prefix
-from mop_t5.attachment.method import Device, DType, Method, Where
+from mop_t5.attachment.method import Method, Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
 from mop_t5.methods.mop.config import MOPConfig
@@ -38,14 +39,13 @@ class MOP(Method[MOPConfig]):
     name = "mop"
     Config = MOPConfig
 
-    def __init__(self, config: MOPConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: MOPConfig, shape: BackboneShape, **where: Unpack[Where]):
         config.check_shape(shape)
         super().__init__(config, shape)
         c = config
         self.distinguishes_scenarios = c.experts > 1 and not c.routed
-        made: Where = {"device": device, "dtype": dtype}
         scope = (c.experts,) if c.input_scope == "expert" else ()
-        self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **made))  # X'
+        self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **where))  # X'
         nn.init.normal_(self.input)
         dropout = 0.0 if c.routed else c.dropout  # with gates it acts in ResidualNorm
         self.dropout = nn.Dropout(dropout)
@@ -57,21 +57,21 @@ class MOP(Method[MOPConfig]):
         for attention in ATTENTIONS:
             layers, mop_layers = shape.layers(attention), len(c.mop_layers(attention, shape))
             if mop_layers:
-                self.experts[attention] = self._bank(mop_layers, made)
+                self.experts[attention] = self._bank(mop_layers, **where)
                 if c.kv_maps == "separate_down":
-                    self.value_experts[attention] = self._bank(mop_layers, made)
+                    self.value_experts[attention] = self._bank(mop_layers, **where)
                 if c.routed:
-                    self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **made)
+                    self.gates[attention] = Top2Gate(mop_layers, c.experts, shape.d_model, **where)
             if layers > mop_layers and c.others == "mlp":
                 # with gates, the other layers of an attention are generated from X', too
                 own_rows = None if c.routed and mop_layers else c.prefix_length
                 self.generators[attention] = MLPGenerator(
-                    shape, layers - mop_layers, own_rows, c.d_mid, c.generator_activation, dropout, **made
+                    shape, layers - mop_layers, own_rows, c.d_mid, c.generator_activation, dropout, **where
                 )
             if c.routed and (mop_layers or attention in self.generators):
-                self.norms[attention] = ResidualNorm(shape, c.dropout, **made)
+                self.norms[attention] = ResidualNorm(shape, c.dropout, **where)
 
-    def _bank(self, layers: int, made: Where) -> MOPFeedForward:
+    def _bank(self, layers: int, **where: Unpack[Where]) -> MOPFeedForward:
         c, inner = self.config, self.shape.inner
         d_out, num_maps = {"separate": (inner, 2), "joint": (2 * inner, 1), "separate_down": (inner, 1)}[c.kv_maps]
         return MOPFeedForward(
@@ -81,7 +81,7 @@ class MOP(Method[MOPConfig]):
             d_out=d_out,
             num_maps=num_maps,
             **{name: getattr(c, name) for name in _BANK_FIELDS},
-            **made,
+            **where,
         )
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
@@ -92,7 +92,7 @@ class MOP(Method[MOPConfig]):
         for attention in ATTENTIONS:
             layers = self.config.mop_layers(attention, self.shape)
             by_experts: Iterator[Prefix] = iter(())
-            by_generator: Iterator[Prefix] = iter(())
+            by_others: Iterator[Prefix | None] = itertools.repeat(None)
             if layers:
                 keys, values = self._expert_rows(attention, active)
                 if attention in self.gates:
@@ -105,9 +105,8 @@ class MOP(Method[MOPConfig]):
                 generator = self.generators[attention]
                 rows: Tensor = self.input if generator.embedding is None else generator.embedding
                 keys, values = generator(rows).unbind(1)
-                by_generator = self._pairs(attention, keys, values, rows)
-            if attention in self.experts or attention in self.generators:
-                by_others = by_generator if attention in self.generators else itertools.repeat(None)
+                by_others = self._pairs(attention, keys, values, rows)
+            if layers or attention in self.generators:
                 prefixes[attention] = tuple(
                     next(by_experts if layer in layers else by_others) for layer in range(self.shape.layers(attention))
                 )
@@ -138,11 +137,8 @@ class MOP(Method[MOPConfig]):
         own = [p for p, _ in self._of_single_experts()]
         generators = list(self.generators.parameters())
         ids = {id(p) for p in own + generators}
-        return {
-            "experts": own,
-            "shared": [p for p in self.parameters() if id(p) not in ids],
-            "generators": generators,
-        }
+        shared = [p for p in self.parameters() if id(p) not in ids]
+        return {"experts": own, "shared": shared, "generators": generators}
 
     def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
         """Yield the parameters of single experts. Nothing where a gate chooses the experts."""

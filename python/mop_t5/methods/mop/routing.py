@@ -5,11 +5,13 @@ two experts of a row are mixed by their renormalised probabilities. The rows of 
 expert has a capacity.
 """
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.method import Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods.parts.precision import full_precision
 
@@ -28,10 +30,10 @@ class Top2Gate(nn.Module):
     first expert it is), summed over layers.
     """
 
-    def __init__(self, layers: int, experts: int, d_model: int, device: Device = None, dtype: DType = None):
+    def __init__(self, layers: int, experts: int, d_model: int, **where: Unpack[Where]):
         super().__init__()
-        self.projection = nn.Parameter(torch.empty(layers, d_model, _WIDTH, device=device, dtype=dtype))
-        self.centroids = nn.Parameter(torch.empty(layers, experts, _WIDTH, device=device, dtype=dtype))
+        self.projection = nn.Parameter(torch.empty(layers, d_model, _WIDTH, **where))
+        self.centroids = nn.Parameter(torch.empty(layers, experts, _WIDTH, **where))
         nn.init.uniform_(self.projection, -(d_model**-0.5), d_model**-0.5)  # as nn.Linear
         with torch.no_grad():
             for centroids in self.centroids:
@@ -66,10 +68,10 @@ class Top2Gate(nn.Module):
 class ResidualNorm(nn.Module):
     """LayerNorm over the head width of dropout(generated + X'), shared by keys, values and layers of an attention."""
 
-    def __init__(self, shape: BackboneShape, dropout: float, device: Device = None, dtype: DType = None):
+    def __init__(self, shape: BackboneShape, dropout: float, **where: Unpack[Where]):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(shape.d_kv, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(shape.d_kv, **where)
 
     def forward(self, generated: Tensor, rows: Tensor) -> Tensor:
         """Normalise generated (..., heads, prefix, d_kv) plus rows (prefix, heads*d_kv)."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from typing import ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
 from mop_t5.attachment.additions import STACKS, Adapter, row_index
-from mop_t5.attachment.method import ConfigT, Device, DType, Method, MethodConfig
+from mop_t5.attachment.method import ConfigT, Method, MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_some_scenario
 from mop_t5.methods.parts.modules import ModuleDictOf, ModuleT
@@ -61,7 +61,7 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
 
     scenario_dimensions: ClassVar = {"adapters": 1}
 
-    def __init__(self, config: PerScenarioT, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: PerScenarioT, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         self.rows = len(config.scenarios) if config.per_scenario else 1
         self.distinguishes_scenarios = self.rows > 1

@@ -1,11 +1,11 @@
 """Shared code of HyperFormer and HyperPrefix: one trained embedding per scenario, from which networks make all else."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from mop_t5.attachment.method import ConfigT, Device, DType, Method
+from mop_t5.attachment.method import ConfigT, Method, Where
 from mop_t5.backbone.load import BackboneShape
 
 
@@ -16,17 +16,16 @@ class HypernetworkMethod(Method[ConfigT]):
         config: The config.
         shape: The sizes of the backbone.
         embedding: Shape of the embedding of one scenario, drawn from N(0, 1).
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
+        where: Device and dtype of the parameters.
     """
 
     scenario_dimensions: ClassVar = {"scenario_embeddings": 0}
 
-    def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], device: Device, dtype: DType):
+    def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], **where: Unpack[Where]):
         super().__init__(config, shape)
         self.distinguishes_scenarios = len(config.scenarios) > 1
         size = (len(config.scenarios), *embedding)
-        self.scenario_embeddings = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+        self.scenario_embeddings = nn.Parameter(torch.empty(size, **where))
         nn.init.normal_(self.scenario_embeddings)
 
     def embeddings(self, scenario_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -3,11 +3,13 @@
 Source: Li and Liang 2021 for the reparameterisation; HKUNLP/UnifiedSKG for T5 and the layout of the generated row.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
 from mop_t5.attachment.additions import Prefix
-from mop_t5.attachment.method import Device, DType
+from mop_t5.attachment.method import Where
 from mop_t5.backbone.load import BackboneShape
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "identity": nn.Identity}
@@ -26,8 +28,7 @@ class MLPGenerator(nn.Module):
         d_mid: Width of the hidden layer.
         activation: Name of the activation of the hidden layer.
         dropout: Probability, after the last layer.
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
+        where: Device and dtype of the parameters.
     """
 
     def __init__(
@@ -38,16 +39,15 @@ class MLPGenerator(nn.Module):
         d_mid: int,
         activation: str,
         dropout: float,
-        device: Device = None,
-        dtype: DType = None,
+        **where: Unpack[Where],
     ):
         super().__init__()
         self.layers, self.heads, self.d_kv = layers, shape.num_heads, shape.d_kv
         self.embedding: nn.Parameter | None = None
         if prefix_length is not None:
-            self.embedding = nn.Parameter(torch.empty(prefix_length, shape.d_model, device=device, dtype=dtype))
-        self.down = nn.Linear(shape.d_model, d_mid, device=device, dtype=dtype)
-        self.up = nn.Linear(d_mid, layers * 2 * shape.inner, device=device, dtype=dtype)
+            self.embedding = nn.Parameter(torch.empty(prefix_length, shape.d_model, **where))
+        self.down = nn.Linear(shape.d_model, d_mid, **where)
+        self.up = nn.Linear(d_mid, layers * 2 * shape.inner, **where)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
         if self.embedding is not None:

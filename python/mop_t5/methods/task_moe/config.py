@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from mop_t5.attachment.method import MethodConfig
-from mop_t5.checks import check_choice, check_least, check_number, check_some_scenario
+from mop_t5.checks import at_least, check_some_scenario, one_of, within
 from mop_t5.methods.task_moe.routers import ROUTERS
 from mop_t5.methods.task_moe.selection import SELECTIONS
 
@@ -65,24 +66,24 @@ class TaskMoEConfig(MethodConfig):
             value does not).
     """
 
-    experts: int = 3
-    encoder_layers: tuple[int, ...] | None = None
-    decoder_layers: tuple[int, ...] | None = None
-    router: str = "linear_layer_specific"
-    hidden: int = 64
-    selection: str = "softmax"
-    temperature: float = 2.0
-    temperature_rate: float = 3e-4
-    minimum_temperature: float = 0.1
+    experts: Annotated[int, at_least(1)] = 3
+    encoder_layers: Annotated[tuple[int, ...] | None, at_least(0)] = None
+    decoder_layers: Annotated[tuple[int, ...] | None, at_least(0)] = None
+    router: Annotated[str, one_of(*ROUTERS)] = "linear_layer_specific"
+    hidden: Annotated[int, at_least(1)] = 64
+    selection: Annotated[str, one_of(*SELECTIONS)] = "softmax"
+    temperature: Annotated[float, within(above=0)] = 2.0
+    temperature_rate: Annotated[float, within(0)] = 3e-4
+    minimum_temperature: Annotated[float, within(above=0)] = 0.1
     noise_in_evaluation: bool = False
-    exploration: float = 0.0
+    exploration: Annotated[float, within(0, below=1)] = 0.0
     routes: str = "learned"
     routes_from: str | None = None
     experts_from: str | None = None
     task_vectors: str | None = None
-    d_task: int = 768
+    d_task: Annotated[int, at_least(1)] = 768
     train_task_vectors: bool = True
-    noise: float = 1e-8
+    noise: Annotated[float, within(0)] = 1e-8
     own_tables: bool = False
     train_shared: bool = True
     expert_regulariser: float = 0.0
@@ -93,10 +94,8 @@ class TaskMoEConfig(MethodConfig):
         super().__post_init__()
         check_some_scenario(self.scenarios)
         self._fill_in(_PRESETS, self.preset)
-        check_least(self, 1, "experts", "hidden", "d_task")
         if self.experts > _MOST_EXPERTS:
             raise ValueError(f"experts must be at most {_MOST_EXPERTS}; got {self.experts}.")
-        check_least(self, 0, "encoder_layers", "decoder_layers")
         for name in ("encoder_layers", "decoder_layers"):
             if (layers := getattr(self, name)) is not None:
                 if len(set(layers)) != len(layers):
@@ -104,13 +103,6 @@ class TaskMoEConfig(MethodConfig):
                 self._set(name, tuple(sorted(layers)))
         if self.encoder_layers == self.decoder_layers == ():
             raise ValueError("encoder_layers and decoder_layers are both empty. Name a block, or None for all.")
-        check_choice("router", self.router, ROUTERS)
-        check_choice("selection", self.selection, SELECTIONS)
-        for name in ("temperature", "minimum_temperature"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("temperature_rate", "noise"):
-            check_number(name, getattr(self, name), 0)
-        check_number("exploration", self.exploration, 0, below=1)
         if self.expert_regulariser and self.experts == 1:
             raise ValueError("expert_regulariser needs two experts or more; got experts=1.")
         self._check_routes()

@@ -5,15 +5,16 @@ vector)[layer] / temperature). The router reads the task and neither tokens nor 
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import STACKS, Additions
+from mop_t5.attachment.encoder import evaluating
 from mop_t5.attachment.experts import new_expert, values_of
-from mop_t5.attachment.method import Device, DType, Method, Where
+from mop_t5.attachment.method import Method, Where
 from mop_t5.attachment.mixture import Mixture
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.methods import register
@@ -39,11 +40,10 @@ class TaskMoE(Method[TaskMoEConfig]):
     fixed: Tensor  # logits of a router that is not trained here, or else routes
     task_vectors: Tensor
 
-    def __init__(self, config: TaskMoEConfig, shape: BackboneShape, device: Device = None, dtype: DType = None):
+    def __init__(self, config: TaskMoEConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         c = config
         self.distinguishes_scenarios = c.routes != "average"
-        where: Where = {"device": device, "dtype": dtype}
         places = []
         for stack, layers in zip(STACKS, (c.encoder_layers, c.decoder_layers), strict=True):
             count = shape.layers(stack)
@@ -73,11 +73,11 @@ class TaskMoE(Method[TaskMoEConfig]):
         else:
             self.register_buffer("task_vectors", vectors)
 
-    def build(self, model: T5, device: Device, dtype: DType) -> None:
+    def build(self, model: T5, **where: Unpack[Where]) -> None:
         """Make the experts."""
         for stack, layer in self.expert_places:
             block, own_table = getattr(model, stack).block[layer], self.config.own_tables
-            copies = (new_expert(block, stack, own_table, device, dtype) for _ in range(self.config.experts))
+            copies = (new_expert(block, stack, own_table, **where) for _ in range(self.config.experts))
             self.experts.append(ModuleListOf(copies))
 
     @torch.no_grad()
@@ -133,8 +133,7 @@ class TaskMoE(Method[TaskMoEConfig]):
         if config.routes != "learned":
             raise ValueError(f"routes_from {folder!r} has routes={config.routes!r}; expected learned ones.")
         if not config.has_router:
-            unknown = sorted(set(self.scenarios) - set(config.scenarios))
-            if unknown:
+            if unknown := sorted(set(self.scenarios) - set(config.scenarios)):
                 raise ValueError(
                     f"routes_from {folder!r} has no router, because its own routes are from {config.routes_from!r}, "
                     f"and no route for {', '.join(unknown)}. Name that folder instead."
@@ -202,20 +201,18 @@ class TaskMoE(Method[TaskMoEConfig]):
             return None
         return selection.expert_mask(self.disabled, len(self.experts), self.config.experts, device)
 
-    @torch.no_grad()
     def route_weights(self, temperature: float | None = None) -> Tensor:
         """Return the weights of evaluation, without noise: (layers, tasks, experts).
 
         Args:
             temperature: Temperature to use. None: the present temperature.
         """
-        training = self.training
-        logits = self.eval().logits()  # a router may have dropout
-        self.train(training)
-        if logits is None:
-            return self.fixed.clone()
-        now = self.temperature if temperature is None else temperature
-        return selection.select(logits, self.config.selection, now, deterministic=True)
+        with evaluating(self):  # a router may have dropout
+            logits = self.logits()
+            if logits is None:
+                return self.fixed.clone()
+            now = self.temperature if temperature is None else temperature
+            return selection.select(logits, self.config.selection, now, deterministic=True)
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the experts and their weights, and in training the loss of expert_regulariser."""

@@ -5,10 +5,12 @@ the model as a sequence. In the "layer_specific" routers every layer has a map o
 layers see the same input and a learned position.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor, nn
 
-from mop_t5.attachment.method import Device, DType, Where
+from mop_t5.attachment.method import Where
 from mop_t5.checks import check_choice
 
 _HEADS, _FEED_FORWARD, _DROPOUT = 4, 64, 0.1  # of the transformers
@@ -18,9 +20,7 @@ ROUTERS = tuple(
 )
 
 
-def make_router(
-    name: str, d_in: int, hidden: int, layers: int, experts: int, *, device: Device = None, dtype: DType = None
-) -> nn.Module:
+def make_router(name: str, d_in: int, hidden: int, layers: int, experts: int, **where: Unpack[Where]) -> nn.Module:
     """Return a module from task vectors (tasks, d_in) to logits (layers, tasks, experts), initialised as PyTorch does.
 
     The transformers have dropout.
@@ -31,8 +31,7 @@ def make_router(
         hidden: Width of the MLP or of each direction of the recurrent net; of "transformer_layer_specific" the width.
         layers: Number of layers.
         experts: Number of experts.
-        device: Device of the parameters.
-        dtype: Data type of the parameters.
+        where: Device and dtype of the parameters.
 
     Raises:
         ValueError: The name is unknown, or the heads of a transformer do not divide its width.
@@ -40,55 +39,49 @@ def make_router(
     check_choice("router", name, ROUTERS)
     kind, specific = name.removesuffix("_layer_specific"), name.endswith("_layer_specific")
     if kind == "linear":
-        return (_LayerMLPs if specific else _MLP)(d_in, hidden, layers, experts, device, dtype)
-    return _Sequence(kind, specific, d_in, hidden, layers, experts, device, dtype)
+        return _MLP(specific, d_in, hidden, layers, experts, **where)
+    return _Sequence(kind, specific, d_in, hidden, layers, experts, **where)
 
 
 class _MLP(nn.Module):
-    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType):
+    """An MLP whose output has all layers, or, if it is specific, one MLP per layer."""
+
+    def __init__(self, specific: bool, d_in: int, hidden: int, layers: int, experts: int, **where: Unpack[Where]):
         super().__init__()
-        self.linear1 = nn.Linear(d_in, hidden, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(hidden, layers * experts, device=device, dtype=dtype)
         self.layers = layers
+        if specific:
+            self.linear1: nn.Module = _LayerLinear(layers, d_in, hidden, **where)
+            self.linear2: nn.Module = _LayerLinear(layers, hidden, experts, **where)
+        else:
+            self.linear1 = nn.Linear(d_in, hidden, **where)
+            self.linear2 = nn.Linear(hidden, layers * experts, **where)
 
     def forward(self, tasks: Tensor) -> Tensor:
         out = self.linear2(nn.functional.gelu(self.linear1(tasks)))
-        return out.unflatten(-1, (self.layers, -1)).transpose(0, 1)
-
-
-class _LayerMLPs(nn.Module):
-    def __init__(self, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType):
-        super().__init__()
-        self.linear1 = _LayerLinear(layers, d_in, hidden, device, dtype)
-        self.linear2 = _LayerLinear(layers, hidden, experts, device, dtype)
-
-    def forward(self, tasks: Tensor) -> Tensor:
-        layers = len(self.linear1.weight)
-        return self.linear2(nn.functional.gelu(self.linear1(tasks.expand(layers, -1, -1))))
+        return out if out.dim() == 3 else out.unflatten(-1, (self.layers, -1)).transpose(0, 1)
 
 
 class _LayerLinear(nn.Module):
-    """One nn.Linear per layer, all in one product: (layers, n, d_in) -> (layers, n, d_out)."""
+    """One nn.Linear per layer, all in one product: (n, d_in) or (layers, n, d_in) -> (layers, n, d_out)."""
 
-    def __init__(self, layers: int, d_in: int, d_out: int, device: Device, dtype: DType):
+    def __init__(self, layers: int, d_in: int, d_out: int, **where: Unpack[Where]):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(layers, d_out, d_in, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(layers, d_out, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(layers, d_out, d_in, **where))
+        self.bias = nn.Parameter(torch.empty(layers, d_out, **where))
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -(d_in**-0.5), d_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+        return torch.baddbmm(self.bias[:, None], x.expand(len(self.bias), -1, -1), self.weight.mT)
 
 
 class _Sequence(nn.Module):
     """The layers as a sequence that a recurrent net reads in both directions, or a transformer's layer."""
 
     def __init__(
-        self, kind: str, specific: bool, d_in: int, hidden: int, layers: int, experts: int, device: Device, dtype: DType
+        self, kind: str, specific: bool, d_in: int, hidden: int, layers: int, experts: int, **where: Unpack[Where]
     ):
         super().__init__()
-        where: Where = {"device": device, "dtype": dtype}
         self.layers = layers
         width = hidden if specific else d_in
         self.layer_specific_proj = nn.Linear(d_in, layers * hidden, **where) if specific else None

@@ -70,8 +70,7 @@ def expert_mask(
                 f"{expert})."
             )
         mask[layer, 0, expert] = True
-    empty = [layer for layer in range(layers) if mask[layer].all()]
-    if empty:
+    if empty := [layer for layer in range(layers) if mask[layer].all()]:
         raise ValueError(f"disabled experts are all {experts} of layer {empty[0]}. Leave it one.")
     return mask.to(device)
 
