@@ -82,13 +82,10 @@ class Additions:
         self.scenarios, self.prompt, self.dtype, self.experts, self.loss = scenarios, prompt, dtype, experts, loss
         self.device: torch.device | None = None  # of the tensors, where the layers lie on several devices
         self._copies: dict[tuple[str, int, torch.device], Prefix] = {}
-        for argument, unknown, known in (
-            ("prefixes", set(self.prefixes) - set(ATTENTIONS), ATTENTIONS),
-            ("adapters", set(self.adapters) - {*PLACES, *INNER_PLACES}, PLACES + INNER_PLACES),
-        ):
-            if unknown:
-                keys = ", ".join(sorted(map(str, unknown)))
-                raise ValueError(f"{argument} has unknown keys {keys}; expected a subset of {known}.")
+        places = PLACES + INNER_PLACES
+        for name, given, known in (("prefixes", self.prefixes, ATTENTIONS), ("adapters", self.adapters, places)):
+            if unknown := ", ".join(sorted(str(key) for key in set(given) - set(known))):
+                raise ValueError(f"{name} has unknown keys {unknown}; expected a subset of {known}.")
 
     def prefix(self, attention: str, layer: int, device: torch.device | None = None) -> Prefix | None:
         """Return keys and values of one attention, on a device if `self.device` is set. None if there is no prefix."""

@@ -306,7 +306,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         if state_dict is None:
             # not state_dict() of the whole model: of a sharded model, FSDP2 would free the gathered weights on this
             # process alone, and the next forward pass would wait for the others
-            state_dict = {f"{SUBMODULE}.{name}": tensor for name, tensor in self.mop.state_dict(keep_vars=True).items()}
+            state_dict = self.mop.state_dict(prefix=f"{SUBMODULE}.", keep_vars=True)
             state_dict |= dict(self.named_parameters(remove_duplicate=False))
         # with their names in the attached model: Trainer loads the file with load_state_dict
         mine = {n: t for n, t in state_dict.items() if n.startswith(f"{SUBMODULE}.") or n in self._mop_record.trained}

@@ -32,8 +32,6 @@ class FineTuningConfig(MethodConfig):
     def __post_init__(self):
         super().__post_init__()
         templates = self.templates
-        if templates is None or templates == "default":
-            return
         if isinstance(templates, Mapping):
             self._set("templates", dict(templates))
             if missing := [name for name in self.scenarios if name not in templates]:
@@ -41,7 +39,7 @@ class FineTuningConfig(MethodConfig):
                     f"templates must have a text for each scenario; got none for {', '.join(missing)}. Write one, or "
                     f"use one text for all, with {_PLACE!r} in it."
                 )
-        elif _PLACE not in templates:
+        elif isinstance(templates, str) and templates != "default" and _PLACE not in templates:
             raise ValueError(
                 f"templates must be 'default' or have {_PLACE!r} in it, or it would not depend on the scenario; got "
                 f"{templates!r}."
