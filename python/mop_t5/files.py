@@ -150,9 +150,8 @@ def check_writable(folder: StrPath) -> None:
     Raises:
         OSError: `folder` cannot be made or cannot be written into.
     """
-    place = Path(folder).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
+    path = Path(folder).absolute()
+    place = next(one for one in (path, *path.parents) if os.path.lexists(one))
     if not place.is_dir():
         raise NotADirectoryError(f"{place} is a file. Choose another folder than {folder}.")
     if not os.access(place, os.W_OK | os.X_OK):

@@ -169,7 +169,7 @@ def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> A
             planned = build_method(method_class, config, backbone, device="meta")
         except RuntimeError as error:  # more values than torch can count
             raise ValueError(f"no such method can be built ({error}). Save it again.") from error
-    expected = {f"{SUBMODULE}.{name}": tensor for name, tensor in planned.state_dict().items()}
+    expected = planned.state_dict(prefix=f"{SUBMODULE}.")
     expected |= {name: p for name, p in backbone.named_parameters() if planned.trains_backbone(name)}
     adapter_folder.check_tensors(folder, tensors, expected)
     t5 = attach_method(backbone, build_method(method_class, config, backbone))

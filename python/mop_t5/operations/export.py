@@ -60,7 +60,7 @@ def export(model: PreTrainedModel, folder: str | os.PathLike) -> Exported:
             if pair is not None:
                 stored.keys.copy_(pair[0])
                 stored.values.copy_(pair[1])
-    tensors = {f"{SUBMODULE}.{name}": tensor for name, tensor in fixed.state_dict().items()} | trained
+    tensors = fixed.state_dict(prefix=f"{SUBMODULE}.") | trained
     adapter_folder.write(folder, t5.description_of(fixed), tensors)
     parameters = [*method.parameters(), *trained.values()]
     return Exported(sum(t.numel() for t in tensors.values()), sum(p.numel() for p in parameters))

@@ -72,7 +72,10 @@ def write_facts(folder: str | Path, train: Iterable[Example], valid: Iterable[Ex
         valid: The validation rows, if any.
     """
     corpus = {"train": _sizes(train), "valid": _sizes(valid or ())}
-    versions = {"python": platform.python_version(), **_versions()}
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):  # as of a source folder on the path
+            versions[package] = version(package)
     write_json(Path(folder) / FACTS, {"corpus": corpus, "versions": versions})
 
 
@@ -147,14 +150,6 @@ def _sizes(rows: Iterable[Example]) -> dict[str, list[int]]:
         more = (1, *(len("".join(text.split())) for text in (row.dialogue, row.summary)))
         sizes[row.scenario] = [a + b for a, b in zip(sizes.get(row.scenario, (0, 0, 0)), more, strict=True)]
     return sizes
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):  # as of a source folder on the path
-            found[package] = version(package)
-    return found
 
 
 def _of_corpus(corpus: Mapping[str, Mapping[str, Sequence[int]]] | None) -> str:

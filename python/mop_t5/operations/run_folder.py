@@ -223,11 +223,8 @@ def check_resumable(folder: str | Path, settings: Mapping[str, Any], may_change:
 
 def _each(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with each field of `trainer` as a setting of its own."""
-    trainer = settings.get("trainer")
-    fields = trainer if isinstance(trainer, dict) else {}
-    return {name: value for name, value in settings.items() if name != "trainer"} | {
-        f"trainer.{name}": value for name, value in fields.items()
-    }
+    own = {name: value for name, value in settings.items() if name != "trainer"}
+    return own | {f"trainer.{name}": value for name, value in (settings.get("trainer") or {}).items()}
 
 
 def settings_of_trained(folder: str | Path) -> dict[str, Any]:
@@ -263,10 +260,9 @@ def load_run(
             the run's device_map is missing.
     """
     folder, settings = Path(folder), settings_of_trained(folder)
-    path = backbone_path or settings.get("backbone")
-    moved = backbone_path is not None
-    if (folder / "backbone").is_dir() and backbone_path is None:
-        path, moved = str(folder / "backbone"), True
+    if backbone_path is None and (folder / "backbone").is_dir():
+        backbone_path = str(folder / "backbone")
+    path, moved = backbone_path or settings.get("backbone"), backbone_path is not None
     if not isinstance(path, str):
         raise ValueError(f"{folder / SETTINGS} names no backbone. Pass --backbone.")
     loading = LoadingSettings.of_run(settings, moved=moved)
