@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tables.record import Cell, measured, write
@@ -12,21 +11,15 @@ from benchmarks.tables.rouge_packages import ROWS, Row
 PAIRS = Path(__file__).with_name("rouge_pairs.json")
 
 
-def texts() -> tuple[list[str], list[str]]:
-    """Return the references and the candidates."""
-    pairs = json.loads(PAIRS.read_text(encoding="utf-8"))
-    return [p["reference"] for p in pairs], [p["candidate"] for p in pairs]
-
-
-def by_hand(row: Row, references: Sequence[str], candidates: Sequence[str]) -> list[tuple[float, float, float]]:
-    """Return the scores of the row's choice, computed without its package."""
-    return [row.choice.scores(row.units_of(r), row.units_of(c)) for r, c in zip(references, candidates)]
+def texts() -> list[tuple[str, str]]:
+    """Return pairs of a reference and a candidate."""
+    return [(pair["reference"], pair["candidate"]) for pair in json.loads(PAIRS.read_text(encoding="utf-8"))]
 
 
 def scores(row: Row) -> dict[str, Cell]:
-    """Return the mean F x 100 of ten pairs, the F of each pair, and the largest difference from `by_hand`."""
-    references, candidates = texts()
-    found, expected = row.scores(references, candidates), by_hand(row, references, candidates)
+    """Return the mean F x 100 of ten pairs, the F of each pair, and the largest difference from those by hand."""
+    found = [row.scores(*pair) for pair in texts()]
+    expected = [row.choice.scores(*map(row.units_of, pair)) for pair in texts()]
     pairs = [(f, e) for one, other in zip(found, expected) for f, e in zip(one, other) if not math.isnan(f)]
     columns = [[100 * f for f in column] for column in zip(*found)]
     return {

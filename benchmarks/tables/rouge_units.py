@@ -3,8 +3,7 @@
 import re
 import unicodedata
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import distribution
 from typing import Any
 
 _SUMEVAL_SYMBOLS = re.compile(r"[\.\!/_,$%\^\*\(\)\+\“\’\—\!。：？、，：:~@#￥&（）【】「」《》·]")
@@ -69,6 +68,4 @@ def word_pieces(text: str) -> list[str]:
 def _bert() -> Any:
     from tokenizers import BertWordPieceTokenizer
 
-    found = find_spec("cn_clip")
-    assert found is not None
-    return BertWordPieceTokenizer(str(Path(next(iter(found.submodule_search_locations or ()))) / "clip" / "vocab.txt"))
+    return BertWordPieceTokenizer(str(distribution("cn-clip").locate_file("cn_clip/clip/vocab.txt")))
