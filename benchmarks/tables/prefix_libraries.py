@@ -42,22 +42,6 @@ class Tuned:
     base: Any
     reported: int
 
-    def randomise(self) -> None:
-        """Give every trainable parameter random values."""
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-
-    def __call__(self, **batch: Any) -> Any:
-        """Call the model."""
-        return self.model(**batch)
-
-    def generate(self, **options: Any) -> Any:
-        """Generate from the model."""
-        return self.model.generate(**options)
-
 
 @dataclass
 class Library:
@@ -97,24 +81,18 @@ def adapters(kind: str) -> Library:
     import adapters as library
     from adapters import PrefixTuningConfig, PromptTuningConfig
 
-    def started(model: Any) -> Tuned:
-        library.init(model)
-        return Tuned(model, model, 0)
-
     def build(model: Any) -> Tuned:
-        tuned = started(model)
+        library.init(model)
         is_prefix = kind == "prefix"
         config = PrefixTuningConfig(prefix_length=ROWS) if is_prefix else PromptTuningConfig(prompt_length=ROWS)
         model.add_adapter("tuned", config=config)
         model.train_adapter("tuned")
-        tuned.reported = model.adapter_summary(as_dict=True)[0]["#param"]
-        return tuned
+        return Tuned(model, model, model.adapter_summary(as_dict=True)[0]["#param"])
 
     def load(model: Any, folder: Path) -> Tuned:
-        tuned = started(model)
+        library.init(model)
         model.load_adapter(str(folder), set_active=True)
-        model.eval()
-        return tuned
+        return Tuned(model.eval(), model, 0)
 
     return Library("adapters", build, lambda tuned, folder: tuned.model.save_adapter(str(folder), "tuned"), load)
 

@@ -17,6 +17,8 @@ from benchmarks.tables.record import Cell, difference, measured, write
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10, 1], [11, 12, 13, 14, 15, 16, 1]])
 TARGET = torch.tensor([[20, 21, 22, 23, 1], [24, 25, 26, 27, 1]])
+GIVEN = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}  # two rows without padding
+BATCH = {**GIVEN, "labels": TARGET}
 ATTENTIONS = {
     "encoder self-attention": "encoder_attentions",
     "decoder self-attention": "decoder_attentions",
@@ -29,14 +31,13 @@ CLOSE = 1e-3  # between biases, which differ by about 1
 def tuned(library: Library) -> Tuned:
     """Return a tuned T5 with random trainable parameters, in evaluation mode."""
     made = library.build(backbone())
-    made.randomise()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     made.model.eval()
     return made
-
-
-def batch() -> dict[str, Tensor]:
-    """Return two rows without padding."""
-    return {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE), "labels": TARGET}
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def weights(library: Library, attention: str, *, only_bias: bool = False) -> Ten
         for name, parameter in model.base.named_parameters():
             if name.endswith("Attention.q.weight"):
                 parameter.zero_()
-    return model(**batch(), output_attentions=True)[ATTENTIONS[attention]][0][0]
+    return model.model(**BATCH, output_attentions=True)[ATTENTIONS[attention]][0][0]
 
 
 def extra_columns(library: Library, attention: str) -> Cell:
@@ -93,8 +94,13 @@ def generated(library: Library, **options: Any) -> Any:
     model = tuned(library)
     model.base.generation_config.eos_token_id = None
     options = {"max_new_tokens": STEPS, "do_sample": False, "output_scores": True, **options}
-    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
-    return model.generate(**given, return_dict_in_generate=True, **options)
+    return model.model.generate(**GIVEN, return_dict_in_generate=True, **options)
+
+
+@torch.no_grad()
+def logits_of(library: Library, sequences: Tensor) -> Tensor:
+    """Return the logits of a forward pass that reads generated ids, for each generated token."""
+    return tuned(library).model(**GIVEN, decoder_input_ids=sequences[:, :-1]).logits[:, -STEPS:]
 
 
 def with_and_without_cache(library: Library, **options: Any) -> Cell:
@@ -105,51 +111,43 @@ def with_and_without_cache(library: Library, **options: Any) -> Cell:
     return difference(torch.stack(found[0].scores), torch.stack(found[1].scores))
 
 
-@torch.no_grad()
 def generate_against_forward(library: Library, use_cache: bool) -> Cell:
     """Compare the scores of greedy `generate` with the logits of a forward pass that reads the generated ids."""
     found = generated(library, use_cache=use_cache)
-    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
-    logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits
-    return difference(torch.stack(found.scores, 1), logits[:, -STEPS:])
+    return difference(torch.stack(found.scores, 1), logits_of(library, found.sequences))
 
 
-@torch.no_grad()
 def steps_that_equal(library: Library) -> Cell:
     """Return how many steps of `generate` without the cache have the scores of a forward pass that reads its ids."""
     found = generated(library, use_cache=False)
-    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
-    logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits[:, -STEPS:]
+    logits = logits_of(library, found.sequences)
     return sum(difference(scores, logits[:, i]) < CLOSE for i, scores in enumerate(found.scores))
 
 
 def beams_against_scores(library: Library) -> Cell:
     """Compare the score of the best beam with the log-probability of its ids in a forward pass."""
     found = generated(library, num_beams=3, use_cache=True, length_penalty=0.0)
-    given = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}
-    with torch.no_grad():
-        logits = tuned(library)(**given, decoder_input_ids=found.sequences[:, :-1]).logits[:, -STEPS:]
-    ids = found.sequences[:, 1:, None]
+    logits, ids = logits_of(library, found.sequences), found.sequences[:, 1:, None]
     return difference(found.sequences_scores, logits.log_softmax(-1).gather(-1, ids).sum((1, 2)))
 
 
-def gradients(library: Library, checkpointing: bool = False) -> dict[str, Tensor | None]:
-    """Return the gradient of every trainable parameter."""
+def gradients(library: Library, checkpointing: bool = False) -> dict[str, Tensor]:
+    """Return the gradients of trainable parameters, as far as they get one."""
     model = tuned(library)
     model.model.train()
     if checkpointing:
         model.base.gradient_checkpointing_enable({"use_reentrant": False})
-    model(**batch()).loss.backward()
-    return {name: p.grad for name, p in model.model.named_parameters() if p.requires_grad}
+    model.model(**BATCH).loss.backward()
+    trained = ((name, p.grad) for name, p in model.model.named_parameters() if p.requires_grad)
+    return {name: grad for name, grad in trained if grad is not None}
 
 
 def of_checkpointing(library: Library) -> Cell:
     """Return the largest difference of the gradients with and without activation checkpointing."""
     plain, again = gradients(library), gradients(library, checkpointing=True)
-    if [n for n, g in plain.items() if g is None] != [n for n, g in again.items() if g is None]:
+    if plain.keys() != again.keys():
         return "other parameters get a gradient"
-    pairs = zip(plain.values(), again.values())
-    return max(difference(g, h) for g, h in pairs if g is not None and h is not None)
+    return max(difference(g, again[name]) for name, g in plain.items())
 
 
 def reported(library: Library) -> Cell:
@@ -159,36 +157,36 @@ def reported(library: Library) -> Cell:
 
 def trained(library: Library) -> Cell:
     """Return the number of trainable numbers with a gradient other than zero."""
-    return sum(int(g.count_nonzero()) for g in gradients(library).values() if g is not None)
+    return sum(int(g.count_nonzero()) for g in gradients(library).values())
 
 
 @torch.no_grad()
 def round_trip(library: Library) -> Cell:
     """Return the largest difference of the logits after saving and loading on a fresh backbone."""
     model = tuned(library)
-    wanted = model(**batch()).logits
+    wanted = model.model(**BATCH).logits
     with tempfile.TemporaryDirectory() as folder:
         library.save(model, Path(folder) / "saved")
         again = library.load(backbone(), Path(folder) / "saved")
-    return difference(again(**batch()).logits, wanted)
+    return difference(again.model(**BATCH).logits, wanted)
 
 
 @torch.no_grad()
 def padding(library: Library) -> Cell:
     """Return how far the logits of a short row move if the batch pads it."""
     short, target = SOURCE[:1, 3:], TARGET[:1]
-    alone = tuned(library)(input_ids=short, attention_mask=torch.ones_like(short), labels=target).logits
+    alone = tuned(library).model(input_ids=short, attention_mask=torch.ones_like(short), labels=target).logits
     rows = SOURCE.clone()
     rows[0] = torch.nn.functional.pad(short[0], (0, 3))
     mask = torch.ones_like(rows)
     mask[0, -3:] = 0
-    return difference(tuned(library)(input_ids=rows, attention_mask=mask, labels=TARGET).logits[:1], alone)
+    return difference(tuned(library).model(input_ids=rows, attention_mask=mask, labels=TARGET).logits[:1], alone)
 
 
+@torch.no_grad()
 def effect(library: Library) -> Cell:
     """Tell whether the tuned parts change the logits at all."""
-    with torch.no_grad():
-        return difference(tuned(library)(**batch()).logits, backbone()(**batch()).logits) > CLOSE
+    return difference(tuned(library).model(**BATCH).logits, backbone()(**BATCH).logits) > CLOSE
 
 
 def column(library: Library) -> dict[str, Cell]:

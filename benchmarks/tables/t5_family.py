@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import (
-    MT5Config,
-    MT5ForConditionalGeneration,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
-)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -29,24 +22,26 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
-# class, config class, and what the published config.json says
-FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "T5 1.0": (T5ForConditionalGeneration, T5Config, {"feed_forward_proj": "relu", "tie_word_embeddings": True}),
-    "T5 1.1": (T5ForConditionalGeneration, T5Config, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "mT5": (MT5ForConditionalGeneration, MT5Config, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
-    "umT5": (
-        UMT5ForConditionalGeneration,
-        UMT5Config,
-        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-    ),
-}
-TYPES = {"T5 1.0": "t5", "T5 1.1": "t5", "mT5": "mt5", "umT5": "umt5"}
+FAMILY = {"T5 1.0": "T5", "T5 1.1": "T5", "mT5": "MT5", "umT5": "UMT5"}  # the beginning of the names of the classes
+# what the published config.json says, of T5 1.0 and of all others
+FIRST: dict[str, Any] = {"feed_forward_proj": "relu", "tie_word_embeddings": True}
+OTHERS: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+
+def options_of(member: str) -> dict[str, Any]:
+    """Return the fields of the configuration."""
+    return SIZES | (FIRST if member == "T5 1.0" else OTHERS)
+
+
+def class_of(member: str) -> Any:
+    """Return the class of the model."""
+    return getattr(transformers, f"{FAMILY[member]}ForConditionalGeneration")
 
 
 def fresh(member: str) -> Any:
     """Return a model that is made from its configuration."""
-    model_class, config_class, options = FAMILY[member]
-    return model_class(config_class(**SIZES, **options)).eval()
+    config_class = getattr(transformers, f"{FAMILY[member]}Config")
+    return class_of(member)(config_class(**options_of(member))).eval()
 
 
 def write_checkpoint(member: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
@@ -61,9 +56,8 @@ def write_checkpoint(member: str, folder: Path, *, dtype: torch.dtype = torch.fl
         size = next((s for part, s in scale.items() if part in name), 1.5 * tensor.shape[-1] ** -0.5)
         values = torch.randn(tensor.shape, generator=generator) * size + (1.0 if "layer_norm" in name else 0.0)
         tensors[name] = values.to(dtype)
-    model_class, _, options = FAMILY[member]
-    config = {"architectures": [model_class.__name__], "model_type": TYPES[member], **SIZES, **options}
-    config = {**config, "torch_dtype": str(dtype).removeprefix("torch."), **changes}
+    config = {"architectures": [class_of(member).__name__], "model_type": FAMILY[member].lower(), **options_of(member)}
+    config |= {"torch_dtype": str(dtype).removeprefix("torch."), **changes}
     config = {name: value for name, value in config.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -72,7 +66,7 @@ def write_checkpoint(member: str, folder: Path, *, dtype: torch.dtype = torch.fl
 
 def load(member: str, folder: Path, **options: Any) -> Any:
     """Return the model of a checkpoint."""
-    return FAMILY[member][0].from_pretrained(folder, **options).eval()
+    return class_of(member).from_pretrained(folder, **options).eval()
 
 
 def is_tied(model: Any) -> bool:

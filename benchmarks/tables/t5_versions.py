@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,6 @@ MASK = (SOURCE != 0).long()
 TARGET = torch.tensor([[0, 20, 21, 22, 23], [0, 24, 25, 26, 27]])
 STEPS = 6  # generated tokens
 CLOSE = 1e-3
-
-
-class Lines(logging.Handler):
-    """Collects the lines that transformers logs, from level WARNING."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the message."""
-        self.found.append(" ".join(record.getMessage().split()))
-
-
-def fresh_head(member: str, folder: Path) -> Cell:
-    """Tell whether a model that is made from its configuration ties its head."""
-    return is_tied(fresh(member))
-
-
-def loaded_head(member: str, folder: Path) -> Cell:
-    """Tell whether a loaded model ties its head."""
-    return is_tied(load(member, folder))
 
 
 @torch.no_grad()
@@ -125,11 +104,6 @@ def static_cache(member: str, folder: Path) -> Cell:
     return difference(*(_scores(load(member, folder), attention_mask=MASK, **chosen) for chosen in (static, {})))
 
 
-def default_attention(member: str, folder: Path) -> Cell:
-    """Return the name of the attention that is chosen where none is asked for."""
-    return str(load(member, folder).config._attn_implementation)
-
-
 def against_eager(member: str, folder: Path, implementation: str) -> Cell:
     """Compare the logits of a padded batch with those of eager attention."""
     logits = []
@@ -180,42 +154,44 @@ def without_start(member: str, folder: Path, call: str) -> Cell:
 
 
 def lines_of_loading(member: str, folder: Path) -> Cell:
-    """Return what from_pretrained logs."""
-    lines = Lines()
+    """Return what from_pretrained logs, from level WARNING."""
+    lines = BufferingHandler(capacity=1000)
+    lines.setLevel(logging.WARNING)
     logger = logging.getLogger("transformers")
     logger.addHandler(lines)
     try:
         load(member, folder)
     finally:
         logger.removeHandler(lines)
-    return " / ".join(shortened(line) for line in lines.found) or "nothing"
+    return " / ".join(shortened(line.getMessage()) for line in lines.buffer) or "nothing"
 
 
 Measure = Callable[[str, Path], Cell]
+ALL, OWN_HEAD, LATER = tuple(FAMILY), ("T5 1.1", "mT5", "umT5"), ("mT5", "umT5")
 ROWS: dict[str, tuple[Measure, tuple[str, ...]]] = {
-    "fresh head tied": (fresh_head, tuple(FAMILY)),
-    "loaded head tied": (loaded_head, tuple(FAMILY)),
-    "scale before the head": (output_scale, tuple(FAMILY)),
-    "tie_weights keeps the head": (partial(kept_head, call="tie_weights"), ("T5 1.1", "mT5", "umT5")),
-    "resize keeps the head": (partial(kept_head, call="resize"), ("T5 1.1", "mT5", "umT5")),
-    "generate masks padding": (masks_unasked, tuple(FAMILY)),
-    "cache": (cache_name, ("mT5", "umT5")),
-    "cached steps, eager": (partial(stepwise, implementation="eager"), ("mT5", "umT5")),
-    "cached steps, sdpa": (partial(stepwise, implementation="sdpa"), ("mT5", "umT5")),
-    "reorder": (reordered, ("mT5", "umT5")),
-    "crop(2)": (partial(cropped, length=2), ("mT5", "umT5")),
-    "crop(-3)": (partial(cropped, length=-3), ("mT5", "umT5")),
-    "static cache": (static_cache, ("mT5", "umT5")),
-    "default attention": (default_attention, ("mT5", "umT5")),
-    "sdpa against eager": (partial(against_eager, implementation="sdpa"), ("mT5", "umT5")),
-    "flash_attention_2": (partial(against_eager, implementation="flash_attention_2"), ("mT5", "umT5")),
-    "flex_attention": (partial(against_eager, implementation="flex_attention"), ("mT5", "umT5")),
-    "looks ahead in evaluation": (partial(looks_ahead, mode="evaluation"), ("mT5", "umT5")),
-    "looks ahead in training": (partial(looks_ahead, mode="training"), ("mT5", "umT5")),
-    "default dtype": (default_dtype, ("mT5", "umT5")),
-    "loss without decoder_start_token_id": (partial(without_start, call="labels"), ("T5 1.1", "mT5", "umT5")),
-    "generate without decoder_start_token_id": (partial(without_start, call="generate"), ("T5 1.1", "mT5", "umT5")),
-    "logged by from_pretrained": (lines_of_loading, tuple(FAMILY)),
+    "fresh head tied": (lambda member, folder: is_tied(fresh(member)), ALL),
+    "loaded head tied": (lambda member, folder: is_tied(load(member, folder)), ALL),
+    "scale before the head": (output_scale, ALL),
+    "tie_weights keeps the head": (partial(kept_head, call="tie_weights"), OWN_HEAD),
+    "resize keeps the head": (partial(kept_head, call="resize"), OWN_HEAD),
+    "generate masks padding": (masks_unasked, ALL),
+    "cache": (cache_name, LATER),
+    "cached steps, eager": (partial(stepwise, implementation="eager"), LATER),
+    "cached steps, sdpa": (partial(stepwise, implementation="sdpa"), LATER),
+    "reorder": (reordered, LATER),
+    "crop(2)": (partial(cropped, length=2), LATER),
+    "crop(-3)": (partial(cropped, length=-3), LATER),
+    "static cache": (static_cache, LATER),
+    "default attention": (lambda member, folder: str(load(member, folder).config._attn_implementation), LATER),
+    "sdpa against eager": (partial(against_eager, implementation="sdpa"), LATER),
+    "flash_attention_2": (partial(against_eager, implementation="flash_attention_2"), LATER),
+    "flex_attention": (partial(against_eager, implementation="flex_attention"), LATER),
+    "looks ahead in evaluation": (partial(looks_ahead, mode="evaluation"), LATER),
+    "looks ahead in training": (partial(looks_ahead, mode="training"), LATER),
+    "default dtype": (default_dtype, LATER),
+    "loss without decoder_start_token_id": (partial(without_start, call="labels"), OWN_HEAD),
+    "generate without decoder_start_token_id": (partial(without_start, call="generate"), OWN_HEAD),
+    "logged by from_pretrained": (lines_of_loading, ALL),
 }
 
 
