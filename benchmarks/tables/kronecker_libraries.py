@@ -56,11 +56,15 @@ class Sizes:
         """Return the number of inputs."""
         return self.outer * self.inner_in
 
+    @property
+    def out(self) -> int:
+        """Return the number of outputs."""
+        return self.outer * self.inner_out
+
     def base(self) -> nn.Linear:
         """Return the frozen layer to which LoKr adds."""
         torch.manual_seed(0)
-        sizes = (self.width, self.outer * self.inner_out)
-        base = nn.Linear(*sizes, bias=False, dtype=self.dtype)
+        base = nn.Linear(self.width, self.out, bias=False, dtype=self.dtype)
         if not self.random_base:
             nn.init.zeros_(base.weight)
         return base.requires_grad_(False)
@@ -129,6 +133,16 @@ def lycoris(sizes: Sizes, *, bypass: bool) -> Made:
     return Made(base, list(module.parameters()), terms, merge)
 
 
+def of_phm(sizes: Sizes, layer: Any, rule: str, factor: str, merge: Callable[[], Rows] | None = None) -> Made:
+    """Return a PHM layer by the names of its rule and of its second factor, whose halves end with _left and _right."""
+
+    def terms() -> list[tuple[Tensor, Tensor]]:
+        whole, left, right = (getattr(layer, f"{factor}{half}", None) for half in ("", "_left", "_right"))
+        return list(zip(getattr(layer, rule), whole if sizes.whole else left @ right))
+
+    return Made(layer, list(layer.parameters()), terms, merge)
+
+
 def adapters(sizes: Sizes) -> Made:
     """Return the PHM layer of adapters, as Compacter has it, but with rules of its own."""
     from adapters import CompacterConfig
@@ -136,13 +150,8 @@ def adapters(sizes: Sizes) -> Made:
 
     options: dict[str, Any] = {"phm_dim": sizes.outer, "shared_phm_rule": False, "phm_bias": False}
     config = CompacterConfig(**options, factorized_phm_W=not sizes.whole, phm_rank=RANK)
-    widths = (sizes.width, sizes.outer * sizes.inner_out)
-    layer = PHMLayer("lokr", *widths, "down", config).to(sizes.dtype)
-
-    def terms() -> list[tuple[Tensor, Tensor]]:
-        return list(zip(layer.phm_rule, layer.W if sizes.whole else layer.W_left @ layer.W_right))
-
-    return Made(layer, list(layer.parameters()), terms)
+    layer = PHMLayer("lokr", sizes.width, sizes.out, "down", config).to(sizes.dtype)
+    return of_phm(sizes, layer, "phm_rule", "W")
 
 
 def opendelta(sizes: Sizes) -> Made:
@@ -159,13 +168,8 @@ def opendelta(sizes: Sizes) -> Made:
     from opendelta.delta_models.layers.hypercomplex_linear import PHMLinear
 
     options: dict[str, Any] = {"bias": False, "w_init": "glorot-uniform", "c_init": "normal", "dtype": sizes.dtype}
-    widths = (sizes.width, sizes.outer * sizes.inner_out)
-    layer = PHMLinear(*widths, sizes.outer, **options, factorized_phm=not sizes.whole, phm_rank=RANK)
-
-    def terms() -> list[tuple[Tensor, Tensor]]:
-        return list(zip(layer.phm_rule, layer.W if sizes.whole else layer.W_left @ layer.W_right))
-
-    return Made(layer, list(layer.parameters()), terms)
+    options |= {"factorized_phm": not sizes.whole, "phm_rank": RANK}
+    return of_phm(sizes, PHMLinear(sizes.width, sizes.out, sizes.outer, **options), "phm_rule", "W")
 
 
 def mop_kernels(sizes: Sizes) -> Made:
@@ -173,12 +177,8 @@ def mop_kernels(sizes: Sizes) -> Made:
     from mop_kernels import PHMLinear
 
     options: dict[str, Any] = {"bias": False, "local_rank": None if sizes.whole else RANK, "dtype": sizes.dtype}
-    layer = PHMLinear(sizes.width, sizes.outer * sizes.inner_out, sizes.outer, **options)
-
-    def terms() -> list[tuple[Tensor, Tensor]]:
-        return list(zip(layer.rule, layer.local if sizes.whole else layer.local_left @ layer.local_right))
-
-    return Made(layer, list(layer.parameters()), terms, layer.to_linear)
+    layer = PHMLinear(sizes.width, sizes.out, sizes.outer, **options)
+    return of_phm(sizes, layer, "rule", "local", layer.to_linear)
 
 
 class Library(NamedTuple):

@@ -36,11 +36,11 @@ def table(rows: list[list[str]]) -> list[str]:
 
 def about(results: Iterable[dict[str, Any]]) -> list[str]:
     """Return what was run: commands, versions and dates."""
-    lines = ["", "| command | date | versions |", "|---|---|---|"]
+    rows = [["command", "date", "versions"]]
     for found in results:
         versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        lines.append(f"| `{found['command']}` | {found['date']} | {versions} |")
-    return lines
+        rows.append([f"`{found['command']}`", found["date"], versions])
+    return ["", *table(rows)]
 
 
 def is_error(cell: Any) -> bool:
@@ -53,31 +53,32 @@ def error(cell: dict[str, str]) -> str:
     return f"raises `{cell['raises'].replace('`', '')}`"
 
 
+def text_of(cell: Any, text: Callable[[Any], str]) -> str:
+    """Return a cell as text: a failed measurement by `error`, any other by `text`."""
+    return error(cell) if is_error(cell) else text(cell)
+
+
 def equal(cell: Any) -> str:
     """Return whether a difference is that of rounding."""
-    if is_error(cell):
-        return error(cell)
     if isinstance(cell, str):
         return f"**{cell}**"
     return "equal" if cell < EQUAL else f"**differ by {cell:g}**"
 
 
-def present(cell: Any) -> str:
-    """Return whether there are columns beside the tokens'."""
-    return error(cell) if is_error(cell) else "yes" if cell else "no"
+def yes(cell: Any) -> str:
+    """Return whether something is there."""
+    return "yes" if cell else "no"
 
 
-def number(cell: Any) -> str:
-    """Return a number with thousands separated."""
-    return error(cell) if is_error(cell) else f"{cell:,}"
+number = "{:,}".format  # thousands are separated
 
 
 PREFIX_ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
-    ("columns in the encoder self-attention", "encoder self-attention sees the rows", present),
-    ("columns in the decoder self-attention", "decoder self-attention sees the rows", present),
-    ("columns in the cross-attention", "cross-attention sees the rows", present),
-    ("bias in the encoder self-attention", "position bias of the rows, encoder", lambda cell: BIASES[cell]),
-    ("bias in the decoder self-attention", "position bias of the rows, decoder", lambda cell: BIASES[cell]),
+    ("columns in the encoder self-attention", "encoder self-attention sees the rows", yes),
+    ("columns in the decoder self-attention", "decoder self-attention sees the rows", yes),
+    ("columns in the cross-attention", "cross-attention sees the rows", yes),
+    ("bias in the encoder self-attention", "position bias of the rows, encoder", BIASES.__getitem__),
+    ("bias in the decoder self-attention", "position bias of the rows, decoder", BIASES.__getitem__),
     ("cache", "`generate` with and without the cache", equal),
     ("cached generate against forward", "`generate` with the cache and a forward pass", equal),
     ("uncached generate against forward", "`generate` without the cache and a forward pass", equal),
@@ -94,12 +95,11 @@ PREFIX_ROWS: list[tuple[str, str, Callable[[Any], str]]] = [
 
 def prefixes() -> list[str]:
     """Return the table of prefix- and prompt-tuning."""
-    libraries = {"PEFT": "peft", "adapters": "adapters", "mop_t5": "mop_t5"}
-    results = {label: load(f"prefixes.{name}") for label, name in libraries.items()}
+    results = {label: load(f"prefixes.{label.lower()}") for label in ("PEFT", "adapters", "mop_t5")}
     columns = {(label, kind): results[label]["columns"][kind] for kind in ("prefix", "prompt") for label in results}
     rows = [["", *(f"{label}, {kind}" for label, kind in columns)]]
     for key, label, text in PREFIX_ROWS:
-        cells = [text(column[key]) if key in column else "not supported" for column in columns.values()]
+        cells = [text_of(column[key], text) if key in column else "not supported" for column in columns.values()]
         rows.append([label, *cells])
     missing = [f"{label}, {kind}: {error(c['builds'])}" for (label, kind), c in columns.items() if "builds" in c]
     return [*table(rows), "", *missing, *about(results.values())]
@@ -115,7 +115,7 @@ def kronecker() -> list[str]:
     for name, c in columns.items():
         scale = "none" if c["scale"] == 1 else f"{c['scale']:g} = alpha/rank"
         single, half = c["merged, float32"], c["merged, bfloat16"]
-        merges = ["does not merge"] * 2 if single is None else [equal(single), f"differ by {half:g}"]
+        merges = ["does not merge"] * 2 if single is None else [text_of(single, equal), f"differ by {half:g}"]
         ones = "exact" if c["bfloat16 ones"] == 1 else f"{c['bfloat16 ones']:g} of the sum"
         last = [ones, f"{c['bfloat16 error']:g}", *merges]
         rows.append([name, f"`{c['formula']}`", scale, c["new layer"] or "initialises nothing", *last])
@@ -163,7 +163,7 @@ def t5_cell(row: str, cell: Any) -> str:
     if row.endswith("head tied"):
         return _TIED[cell]
     if isinstance(cell, bool):
-        return "yes" if cell else "no"
+        return yes(cell)
     return f"“{cell[:60]}...”" if len(str(cell)) > 80 else str(cell)
 
 
@@ -204,17 +204,12 @@ def rouge() -> list[str]:
         weight = f", F with beta {c['beta']:g}" if c["beta"] != 1 else ""
         grams = "" if scores["mean"][0] is None else c["counts"]
         hand = equal(scores["difference by hand"])
-        call = f"`{c['call']}`" if "=" in c["call"] or "(" in c["call"] or "_" in c["call"] else c["call"]
+        call = f"`{c['call']}`" if any(mark in c["call"] for mark in "=(_") else c["call"]
         rows.append([c["package"], call, c["unit"], *means, grams, longest + weight, hand])
     return [*table(rows), *about(results)]
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {
-    "prefixes": prefixes,
-    "kronecker": kronecker,
-    "t5_versions": t5_versions,
-    "rouge": rouge,
-}
+TABLES = {make.__name__: make for make in (prefixes, kronecker, t5_versions, rouge)}
 
 
 def rendered(page: str) -> str:
