@@ -18,19 +18,20 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.support import two_trees
+from benchmarks.support.two_trees import HERE, ROOT
+
 STUBS = (ROOT / "tests" / "launch_path", ROOT / "tests" / "cuda")
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 DIRECTIONS = ("forward without gradients", "forward", "forward + backward")
 CALLS = 20  # per round
-HERE = "this tree"
 
 
 def serve(folder: str) -> None:
-    """Answer each line "backend|direction" with the microseconds of one call."""
-    sys.path[:0] = map(str, STUBS)
+    """Answer each line "backend|direction" with the milliseconds of one call."""
     import stub_driver
     import torch
 
@@ -71,24 +72,14 @@ def serve(folder: str) -> None:
             start = time.perf_counter()
             for _ in range(CALLS):
                 call()
-            print(1e6 * (time.perf_counter() - start) / CALLS, flush=True)
+            print(1e3 * (time.perf_counter() - start) / CALLS, flush=True)
 
 
 def server(tree: Path, folder: Path, cuda: Path | None) -> subprocess.Popen[str]:
     """Start a process that times calls of one source tree."""
     folder.mkdir()
-    environment = os.environ | MALLOC | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    environment["MOP_KERNELS_EMULATE_CUDA"] = "" if cuda is None else str(cuda)
-    from benchmarks.support import two_trees
-
-    return two_trees.start(__file__, ["--serve", str(folder)], tree, environment)
-
-
-def time_of(process: subprocess.Popen[str], backend: str, direction: str) -> float:
-    """Return the microseconds of one call, as the process measures them."""
-    from benchmarks.support import two_trees
-
-    return float(two_trees.ask(process, f"{backend}|{direction}"))
+    environment = {**MALLOC, "OMP_NUM_THREADS": "1", "MOP_KERNELS_EMULATE_CUDA": "" if cuda is None else str(cuda)}
+    return two_trees.start(__file__, tree, "--serve", str(folder), **environment)
 
 
 def main() -> None:
@@ -100,12 +91,12 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    sys.path[:0] = map(str, STUBS)
     if options.serve:
         return serve(options.serve)
-    sys.path[:0] = map(str, (ROOT, *STUBS))
     import stub_driver
 
-    from benchmarks.support import results, tables, two_trees
+    from benchmarks.support import results
 
     reason = stub_driver.why_not()
     if reason is not None:
@@ -123,21 +114,13 @@ def main() -> None:
             servers[options.against] = stack.enter_context(server(tree, folder / "before", None))
         servers[HERE] = stack.enter_context(server(ROOT, folder / "here", library))
         rows = []
-        for backend in ("triton", "cpu", *(["cuda"] if library else [])):
-            for direction in DIRECTIONS:
-                timed = servers if backend != "cuda" else {HERE: servers[HERE]}
-                times_ms: dict[str, list[float]] = {name: [] for name in timed}
-                for _ in range(options.rounds):
-                    for name, process in timed.items():
-                        times_ms[name].append(time_of(process, backend, direction) / 1e3)
-                for name, times in times_ms.items():
-                    kind = "ours" if name == HERE else "before"
-                    rows.append(results.row_of(f"{backend}: {direction}", name, kind, times))
-    command = results.command("python -m benchmarks.host_cost")
-    found = {"machine": results.machine(), "command": command, "rows": rows}
-    print(*tables.as_markdown("host_cost", found, "us"), sep="\n")
-    if options.keep:
-        print(f"written to {results.keep('host_cost', found).relative_to(ROOT)}")
+        for backend, direction in product(("triton", "cpu", *(["cuda"] if library else [])), DIRECTIONS):
+            timed = servers if backend != "cuda" else {HERE: servers[HERE]}
+            questions = [(process, f"{backend}|{direction}") for process in timed.values()]
+            for name, times_ms in zip(timed, two_trees.ask_in_turn(questions, options.rounds)):
+                kind = "ours" if name == HERE else "before"
+                rows.append(results.row_of(f"{backend}: {direction}", name, kind, times_ms))
+    two_trees.report("host_cost", rows, keep=options.keep, unit="us")
 
 
 if __name__ == "__main__":

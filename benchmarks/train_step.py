@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-HERE = "this tree"
-SIZES: dict[str, Any] = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "vocab_size": 32128}
-BATCH, SOURCE, TARGET = 8, 256, 64
+from benchmarks.support import two_trees
+from benchmarks.support.t5 import saved_megabytes
+from benchmarks.support.two_trees import HERE, ROOT
+
+BATCH, SOURCE, TARGET, VOCABULARY = 8, 256, 64, 32128
+GROUP = f"one step of T5-small, {BATCH} x ({SOURCE} -> {TARGET}), forward + backward"
 MOP, PADDED = "MOP, default", "MOP, default, 30 % of the source tokens are padding"
 DECODER_ONLY = "MOP in the decoder's self-attention only"
 CACHED = "MOP in the decoder's self-attention only, encoder outputs and cross keys kept"
@@ -47,13 +49,13 @@ PARTS = {
 def inputs_of(name: str) -> dict[str, torch.Tensor]:
     """Return the batch of a row."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, SIZES["vocab_size"], (BATCH, SOURCE), generator=generator)
+    ids = torch.randint(3, VOCABULARY, (BATCH, SOURCE), generator=generator)
     mask = torch.ones(BATCH, SOURCE, dtype=torch.int64)
     if name == PADDED:
         for row, share in enumerate(torch.linspace(0, 0.6, BATCH).tolist()):  # a mean of 30 %
             mask[row, SOURCE - int(share * SOURCE) :] = 0
         ids = ids * mask
-    labels = torch.randint(3, SIZES["vocab_size"], (BATCH, TARGET), generator=generator)
+    labels = torch.randint(3, VOCABULARY, (BATCH, TARGET), generator=generator)
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -62,11 +64,12 @@ def backbone() -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    config = T5Config(**SIZES, dropout_rate=0.1)
+    config = T5Config(dropout_rate=0.1)  # its other fields are those of T5-small
     config.decoder_start_token_id = 0
     return T5ForConditionalGeneration(config)
 
 
+@cache
 def step_of(name: str) -> tuple[Any, Callable[[], torch.Tensor], Callable[[], None]]:
     """Return the model of a row, a function that computes its loss, and a function that makes one step."""
     model, loss = call_of(name)
@@ -128,19 +131,11 @@ def profiled(step: Callable[[], None]) -> dict[str, float]:
 
 
 def serve() -> None:
-    """Answer each line "name|what" with a number in JSON: seconds of one step, MB saved for backward, or a profile."""
-    sys.path.append(str(ROOT))  # behind the packages of the tree
-    from benchmarks.support.t5 import saved_megabytes
-
+    """Answer each line "name|what": milliseconds of one step, MB saved for backward, or a profile."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-
-    @cache
-    def case(name: str) -> tuple[Any, Callable[[], torch.Tensor], Callable[[], None]]:
-        return step_of(name)
-
     for line in sys.stdin:
         name, what = line.strip().split("|")
-        model, loss, step = case(name)
+        model, loss, step = step_of(name)
         if what == "saved":
             answer: Any = saved_megabytes(loss, model)
         elif what == "profile":
@@ -148,29 +143,14 @@ def serve() -> None:
         else:
             start = time.perf_counter()
             step()
-            answer = time.perf_counter() - start
+            answer = 1e3 * (time.perf_counter() - start)
         print(json.dumps(answer), flush=True)
 
 
 def server(tree: Path) -> subprocess.Popen[str]:
     """Start a process that answers for one source tree."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "python", *_extra())))}
-    environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    from benchmarks.support import two_trees
-
-    return two_trees.start(__file__, ["--serve"], tree, environment)
-
-
-def _extra() -> list[str]:
-    """Return the folders of PYTHONPATH, which may hold peft."""
-    return [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-
-
-def asked(process: subprocess.Popen[str], name: str, what: str) -> Any:
-    """Return the answer of a process."""
-    from benchmarks.support import two_trees
-
-    return json.loads(two_trees.ask(process, f"{name}|{what}"))
+    threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    return two_trees.start(__file__, tree, "--serve", OMP_NUM_THREADS=threads)
 
 
 def main() -> None:
@@ -183,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         return serve()
-    from benchmarks.support import results, tables, two_trees
+    from benchmarks.support import results
 
     names = [MOP, PADDED, COMPILED, RECOMPUTED, FUSED, PLAIN, DECODER_ONLY, CACHED]
     names += [PEFT] * (importlib.util.find_spec("peft") is not None)
@@ -193,32 +173,20 @@ def main() -> None:
             before = two_trees.tree_of(options.against, Path(temporary) / "tree", "mop_kernels", "python")
             servers[options.against] = stack.enter_context(server(before))
         every = [(name, tree) for name in names for tree in servers if tree == HERE or name in OF_OLD_TREES]
-        for name, tree in every:  # load, start threads, fill caches
-            asked(servers[tree], name, "time")
-        times: dict[tuple[str, str], list[float]] = {pair: [] for pair in every}
-        for _ in range(options.rounds):
-            for name, tree in every:
-                times[name, tree].append(1e3 * asked(servers[tree], name, "time"))
-        rows, profiles = [], {}
-        for name, tree in every:
+        questions = [(servers[tree], f"{name}|time") for name, tree in every]
+        two_trees.ask_in_turn(questions, 1)  # load, start threads, fill caches
+        rows = []
+        for (name, tree), times_ms in zip(every, two_trees.ask_in_turn(questions, options.rounds)):
             kind = "peer" if name == PEFT else "ours" if tree == HERE else "before"
-            saved = None if name in (FUSED, PLAIN) else round(asked(servers[tree], name, "saved"), 1)
+            saved = None if name in (FUSED, PLAIN) else two_trees.ask(servers[tree], f"{name}|saved")
             label = name if tree == HERE else f"{name}, {tree}"
-            group = "one step of T5-small, 8 x (256 -> 64), forward + backward"
-            rows.append(results.row_of(group, label, kind, times[name, tree], saved_mb=saved))
-        for tree, process in servers.items():
-            profiles[tree] = asked(process, MOP, "profile")
-        for process in servers.values():
-            assert process.stdin is not None
-            process.stdin.close()
-    command = results.command("python -m benchmarks.train_step")
-    found = {"machine": results.machine(), "command": command, "rows": rows, "profiles": profiles}
-    print(*tables.as_markdown("train_step", found), sep="\n")
+            rows.append(results.row_of(GROUP, label, kind, times_ms, saved_mb=saved))
+        profiles = {tree: two_trees.ask(process, f"{MOP}|profile") for tree, process in servers.items()}
+    notes = []
     for tree, parts in profiles.items():
         total = sum(parts.values())
-        print(f"\n{tree}:", *(f"{part} {time:.2f} s ({time / total:.0%})" for part, time in parts.items()), sep="\n  ")
-    if options.keep:
-        print(f"written to {results.keep('train_step', found).relative_to(ROOT)}")
+        notes += [f"\n{tree}:", *(f"  {part} {time:.2f} s ({time / total:.0%})" for part, time in parts.items())]
+    two_trees.report("train_step", rows, *notes, keep=options.keep, profiles=profiles)
 
 
 if __name__ == "__main__":
