@@ -7,19 +7,18 @@ which needs another transformers.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from mop_lab.attempt.memory import ENVIRONMENT, RESET, growth
+from mop_lab.attempt.memory import growth
 from torch import Tensor, nn
 
-from benchmarks.support.acceleration import OURS, Layer, accelerated, prove, rows_of, step
-from benchmarks.support.results import ROOT
+from benchmarks.support import peak_memory
+from benchmarks.support.acceleration import OURS, Layer, accelerated, compare, rows_of, step
 
 FACTORS: dict[str, dict[str, Any]] = {  # options of LoKr: r is the rank of w2, or None for a whole w2
     "factor 8, w2 full": {"factor": 8, "r": None},
@@ -67,19 +66,11 @@ def lycoris_layer(factor: int, r: int | None, width: int, *, bypass: bool) -> La
 
 
 LIBRARIES: dict[str, tuple[str, Callable[..., Layer]]] = {
-    "PEFT": ("peft", lambda factor, r, width: peft_layer(factor, r, width, part=True)),
-    "LyCORIS, bypass mode": ("lycoris", lambda factor, r, width: lycoris_layer(factor, r, width, bypass=True)),
-    "LyCORIS, weight mode": ("lycoris", lambda factor, r, width: lycoris_layer(factor, r, width, bypass=False)),
+    "PEFT": ("peft", partial(peft_layer, part=True)),
+    "LyCORIS, bypass mode": ("lycoris", partial(lycoris_layer, bypass=True)),
+    "LyCORIS, weight mode": ("lycoris", partial(lycoris_layer, bypass=False)),
+    OURS: ("peft", partial(peft_layer, part=True)),  # accelerated
 }
-
-
-def compare(timed: Any, group: str, name: str, plain: Layer, rows: int) -> None:
-    """Prove the accelerated copy of a layer, then time both."""
-    ours = accelerated(plain)
-    prove(plain, ours, rows)
-    layer, kind = (ours, "ours") if name == OURS else (plain, "form")
-    x = rows_of(layer, rows)
-    timed(lambda: step(layer, x), group, name, kind=kind)
 
 
 def sizes(full_size: bool) -> tuple[int, int]:
@@ -87,10 +78,10 @@ def sizes(full_size: bool) -> tuple[int, int]:
     return (ROWS, WIDTH) if full_size else (SMALL_ROWS, SMALL_WIDTH)
 
 
-@pytest.mark.parametrize("name", [*LIBRARIES, OURS])
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("factors", FACTORS)
 def test_adapter_part(factors, name, full_size, timed):
-    package, layer = LIBRARIES["PEFT" if name == OURS else name]
+    package, layer = LIBRARIES[name]
     pytest.importorskip(package)
     rows, width = sizes(full_size)
     group = f"LoKr {WIDTH} -> {WIDTH}, {factors}, {ROWS} rows, adapter part: forward + backward"
@@ -113,28 +104,21 @@ def test_whole_layer(factors, name, full_size, timed):
     timed(lambda: step(base, x), group, name, kind="form")
 
 
-@pytest.mark.skipif(not RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
-@pytest.mark.parametrize("name", [*LIBRARIES, OURS])
+@peak_memory.ON_LINUX
+@pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("factors", FACTORS)
 def test_peak_memory(factors, name, full_size, record):
-    pytest.importorskip(LIBRARIES["PEFT" if name == OURS else name][0])
+    pytest.importorskip(LIBRARIES[name][0])
     if not full_size and name != OURS:
         pytest.skip("one process is enough to see that the probe works")
-    command = [sys.executable, "-m", "benchmarks.bench_accelerate", factors, name, *map(str, sizes(full_size))]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout.splitlines()[-1])
-    assert row["peak_mb"] >= 0.9 * row["needed_mb"] or not full_size, "less than what is held at the end"
-    if record is not None:
-        group = f"LoKr {WIDTH} -> {WIDTH}, {factors}, {ROWS} rows, adapter part: peak memory"
-        record["rows"].append({"group": group, "name": name, "kind": "ours" if name == OURS else "form", **row})
+    row = peak_memory.of_process("bench_accelerate", factors, name, *map(str, sizes(full_size)))
+    group = f"LoKr {WIDTH} -> {WIDTH}, {factors}, {ROWS} rows, adapter part: peak memory"
+    peak_memory.keep(record, full_size, row, group=group, name=name, kind="ours" if name == OURS else "form")
 
 
 def measure(factors: str, name: str, rows: int, width: int) -> dict[str, float]:
     """Return the peak memory of a step beyond its inputs, and the size of its results, in MB."""
-    layer = LIBRARIES["PEFT" if name == OURS else name][1](width=width, **FACTORS[factors])
+    layer = LIBRARIES[name][1](width=width, **FACTORS[factors])
     layer = accelerated(layer) if name == OURS else layer
     step(layer, rows_of(layer, 8))  # load code and start threads
     x = rows_of(layer, rows)

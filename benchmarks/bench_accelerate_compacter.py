@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.support.acceleration import OURS, Layer, accelerated, prove, rows_of, step
+from benchmarks.support.acceleration import OURS, Layer, compare
 
 ROWS, SIZES = 2048, (768, 24)
 SMALL_ROWS, SMALL_SIZES = 5, (32, 8)
@@ -30,11 +30,5 @@ def test_layer(name, full_size, timed):
     with torch.no_grad():
         for parameter in layers.parameters():
             parameter.normal_(0, 0.3)
-    plain = Layer(layers, nn.Module.__call__, width)
-    ours = accelerated(plain)
-    rows = ROWS if full_size else SMALL_ROWS
-    prove(plain, ours, rows)
-    layer, kind = (ours, "ours") if name == OURS else (plain, "form")
-    x = rows_of(layer, rows)
     group = f"Compacter {SIZES[0]} -> {SIZES[1]} -> {SIZES[0]}, 4 terms, {ROWS} rows: forward + backward"
-    timed(lambda: step(layer, x), group, name, kind=kind)
+    compare(timed, group, name, Layer(layers, nn.Module.__call__, width), ROWS if full_size else SMALL_ROWS)

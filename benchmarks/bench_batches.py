@@ -89,7 +89,7 @@ def test_ways_to_make_batches(full_size, record, tmp_path):
         mop_t5.detach(model)
         assert all(math.isfinite(loss) for _, loss in trained.losses)
         times[name].append(1e3 * trained.seconds_per_step * steps / (trained.history[-1]["epoch"] * len(rows)))
-    for name in ways if record is not None else ():
+    for name in ways:
         about = {"padding": shares[name], "rows_a_second": 1e3 / statistics.median(times[name])}
         shown = f"{name}: {about['padding']:.0%} padding, {about['rows_a_second']:.1f} rows a second"
         kind = "form" if "as drawn" in name else "ours"

@@ -6,35 +6,28 @@ also the gradients of both.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
-from mop_lab.attempt.memory import ENVIRONMENT, RESET, growth
+from mop_lab.attempt.memory import growth
 from torch import Tensor
 
 from benchmarks.bench_mop_ffn import CONTENDERS
-from benchmarks.support.results import ROOT
+from benchmarks.support import peak_memory
 from benchmarks.support.work import BANKS, BOTH, FORWARD, Work
 
 
-@pytest.mark.skipif(not RESET.exists(), reason="needs Linux's /proc/self/clear_refs")
+@peak_memory.ON_LINUX
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: c.name)
 def test_peak_memory(contender, full_size, record):
     if not full_size and contender.kind != "ours":
         pytest.skip("one process is enough to see that the probe works")
-    command = [sys.executable, "-m", "benchmarks.bench_memory", contender.name, "paper" if full_size else "small"]
-    environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for direction, row in json.loads(done.stdout).items():
-        assert row["peak_mb"] >= 0.9 * row["needed_mb"] or not full_size, "less than what is held at the end"
-        if record is not None:
-            name = {"group": f"peak memory, paper bank: {direction}", "name": contender.name, "kind": contender.kind}
-            record["rows"].append({**name, **row})
+    found = peak_memory.of_process("bench_memory", contender.name, "paper" if full_size else "small")
+    for direction, row in found.items():
+        group = f"peak memory, paper bank: {direction}"
+        peak_memory.keep(record, full_size, row, group=group, name=contender.name, kind=contender.kind)
 
 
 def megabytes(tensors: Sequence[Tensor]) -> float:

@@ -31,10 +31,10 @@ def full_size(pytestconfig: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="module")
-def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.Found | None]:
+def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.Found]:
     """Yield the module's JSON: its rows, and the rates of the machine before and after, which show a disturbed run."""
     if not full_size:
-        yield None
+        yield {"rows": []}
         return
     found: results.Found = {
         "machine": results.machine(),
@@ -49,7 +49,7 @@ def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.
 
 
 @pytest.fixture
-def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
+def timed(benchmark: Any, record: results.Found, full_size: bool) -> Callable[..., None]:
     """Return a function that measures the calls of a function, or calls it once without --benchmark."""
 
     def run(
@@ -67,7 +67,7 @@ def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
             about: More columns of the row. Without "flops" and "bytes", the least work of a call, the row has no floor.
         """
         benchmark.group = group
-        if record is None:
+        if not full_size:
             benchmark.pedantic(function)
             return
         start = time.perf_counter()
@@ -80,8 +80,8 @@ def timed(benchmark: Any, record: results.Found | None) -> Callable[..., None]:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         times_ms = [1e3 * seconds for seconds in benchmark.stats.stats.data]
         counted = {"calls_a_round": calls, "page_faults_a_call": round(faults / (rounds * calls))}
-        about = {"flops": None, "bytes": None, **about}
-        record["rows"].append(results.row_of(group, name, kind, times_ms, **counted, **about))
+        about = {**counted, "flops": None, "bytes": None, **about}
+        record["rows"].append(results.row_of(group, name, kind, times_ms, **about))
 
     return run
 

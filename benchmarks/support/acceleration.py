@@ -55,3 +55,12 @@ def prove(plain: Layer, ours: Layer, rows: int) -> None:
     exact = plain._replace(module=copy.deepcopy(plain.module).double())
     truth = step(exact, x.detach().double().requires_grad_(), grad.double())
     testing.assert_within_budget(step(ours, x, grad), step(plain, x, grad), truth)
+
+
+def compare(timed: Callable[..., None], group: str, name: str, plain: Layer, rows: int) -> None:
+    """Prove the accelerated copy of a layer, then time the copy if `name` is OURS, otherwise the layer."""
+    ours = accelerated(plain)
+    prove(plain, ours, rows)
+    layer, kind = (ours, "ours") if name == OURS else (plain, "form")
+    x = rows_of(layer, rows)
+    timed(lambda: step(layer, x), group, name, kind=kind)
