@@ -7,7 +7,6 @@ benchmarks/train_step.py times whole steps.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,81 +15,61 @@ from torch import Tensor
 
 import mop_kernels as mk
 from mop_kernels import testing
+from mop_kernels.testing import AttentionShape
 
 P = 0.1
-
-
-class Attention(NamedTuple):
-    """The sizes of one attention. real: share of the keys that are no padding."""
-
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    width: int = 64
-    prefix: int = 40
-    causal: bool = False
-    real: float = 1.0
-
-
+Form = tuple[str, Callable[..., Tensor]]  # kind and function
+# the shape, and the share of the keys that are no padding
 ATTENTIONS = {
-    "encoder, 256 queries, 256 keys": Attention(8, 8, 256, 256),
-    "encoder, 256 queries, 256 keys, 63 % real": Attention(8, 8, 256, 256, real=0.63),
-    "decoder, 64 queries, 64 keys, causal": Attention(8, 8, 64, 64, causal=True),
-    "cross-attention, 64 queries, 256 keys": Attention(8, 8, 64, 256),
-    "512 queries, 512 keys, causal": Attention(4, 8, 512, 512, causal=True),
+    "encoder, 256 queries, 256 keys": (AttentionShape(8, 8, 256, 256, 64, 40, 5, False), 1.0),
+    "encoder, 256 queries, 256 keys, 63 % real": (AttentionShape(8, 8, 256, 256, 64, 40, 5, False), 0.63),
+    "decoder, 64 queries, 64 keys, causal": (AttentionShape(8, 8, 64, 64, 64, 40, 5, True), 1.0),
+    "cross-attention, 64 queries, 256 keys": (AttentionShape(8, 8, 64, 256, 64, 40, 5, False), 1.0),
+    "512 queries, 512 keys, causal": (AttentionShape(4, 8, 512, 512, 64, 40, 5, True), 1.0),
 }
-SMALL_ATTENTION = Attention(2, 2, 5, 7, width=8, prefix=3)
+SMALL_ATTENTION = AttentionShape(2, 2, 5, 7, 8, 3, 5, False)
 
 
-def attention_tensors(sizes: Attention) -> tuple[list[Tensor], Tensor, Tensor]:
+def attention_tensors(shape: AttentionShape, real: float) -> tuple[list[Tensor], Tensor, Tensor]:
     """Return [query, key, value, prefix_key, prefix_value, bias], rows, and key_mask. Layouts are those of T5."""
-    g = torch.Generator().manual_seed(0)
-    s = sizes
-
-    def projected(tokens: int) -> Tensor:
-        return torch.randn(s.batch, tokens, s.heads, s.width, generator=g).transpose(1, 2)
-
-    query, key, value = (projected(tokens) for tokens in (s.queries, s.keys, s.keys))
-    prefixes = [torch.randn(5, s.heads, s.prefix, s.width, generator=g) for _ in range(2)]
-    bias = torch.randn(1, s.heads, s.queries, s.keys, generator=g)
-    mask = torch.ones(s.batch, s.keys, dtype=torch.bool)
-    for row, length in enumerate(torch.linspace(2 * s.real - 1, 1, s.batch).tolist()):
-        mask[row, max(1, round(length * s.keys)) :] = False
-    return [query / s.width**0.5, key, value, *prefixes, bias], torch.arange(s.batch) % 5, mask
+    drawn, _ = testing.attention_inputs(shape, torch.float32)
+    *projected, prefix_key, prefix_value, bias = (t for t in drawn if t is not None)
+    projected = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in projected]
+    mask = torch.ones(shape.batch, shape.keys, dtype=torch.bool)
+    for row, length in enumerate(torch.linspace(2 * real - 1, 1, shape.batch).tolist()):
+        mask[row, max(1, round(length * shape.keys)) :] = False
+    return [*projected, prefix_key, prefix_value, bias], torch.arange(shape.batch) % shape.rows, mask
 
 
-def fused(sizes: Attention, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
+def fused(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
     """Return our attention."""
-    query, key, value, prefix_key, prefix_value, bias = tensors
-    return mk.prefix_attention(
-        query, key, value, prefix_key, prefix_value, rows, bias, mask, causal=sizes.causal, scale=1.0, dropout=p
-    )
+    *others, bias = tensors
+    return mk.prefix_attention(*others, rows, bias, mask, causal=shape.causal, scale=1.0, dropout=p)
 
 
-def joined(sizes: Attention, tensors: list[Tensor], rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def joined(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the joined keys and values, and the whole additive mask."""
     _, key, value, prefix_key, prefix_value, bias = tensors
     allowed = mask[:, None, None, :]
-    if sizes.causal:
-        allowed = allowed & torch.ones(sizes.queries, sizes.keys, dtype=torch.bool).tril()
-    added = F.pad(torch.where(allowed, bias, torch.finfo(bias.dtype).min), (sizes.prefix, 0))
+    if shape.causal:
+        allowed = allowed & torch.ones(shape.queries, shape.keys, dtype=torch.bool).tril()
+    added = F.pad(torch.where(allowed, bias, torch.finfo(bias.dtype).min), (shape.prefix, 0))
     return torch.cat([prefix_key[rows], key], 2), torch.cat([prefix_value[rows], value], 2), added
 
 
-def by_sdpa(sizes: Attention, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
+def by_sdpa(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
     """Return torch's fused attention on joined keys and values."""
-    key, value, added = joined(sizes, tensors, rows, mask)
+    key, value, added = joined(shape, tensors, rows, mask)
     return F.scaled_dot_product_attention(tensors[0], key, value, added, dropout_p=p, scale=1.0)
 
 
-def by_products(sizes: Attention, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
+def by_products(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
     """Return softmax and dropout between two batched products."""
-    key, value, added = joined(sizes, tensors, rows, mask)
+    key, value, added = joined(shape, tensors, rows, mask)
     return F.dropout((tensors[0] @ key.mT + added).softmax(-1), p) @ value
 
 
-FORMS: dict[str, tuple[str, Callable[..., Tensor]]] = {
+FORMS: dict[str, Form] = {
     "prefix_attention": ("ours", fused),
     "joined, scaled_dot_product_attention": ("form", by_sdpa),
     "joined, matmul, softmax, dropout": ("form", by_products),
@@ -100,86 +79,66 @@ FORMS: dict[str, tuple[str, Callable[..., Tensor]]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_attention(name, form, full_size, timed):
-    sizes = ATTENTIONS[name] if full_size else SMALL_ATTENTION._replace(causal=ATTENTIONS[name].causal)
-    tensors, rows, mask = attention_tensors(sizes)
+    shape, real = ATTENTIONS[name]
+    if not full_size:
+        shape = SMALL_ATTENTION._replace(causal=shape.causal)
+    tensors, rows, mask = attention_tensors(shape, real)
     kind, function = FORMS[form]
-    exact = by_products(sizes, [t.double() for t in tensors], rows, mask, 0.0)
-    assert testing.relative_error(function(sizes, tensors, rows, mask, 0.0), exact) < 1e-4
-    leaves = [t.requires_grad_() for t in tensors[:5]]
-    grad = torch.randn(sizes.batch, sizes.queries, sizes.heads, sizes.width).transpose(1, 2)
+    exact = by_products(shape, [t.double() for t in tensors], rows, mask, 0.0)
+    found = function(shape, tensors, rows, mask, 0.0)
+    assert testing.relative_error(found, exact) < 1e-4
+    *leaves, bias = tensors
+    for leaf in leaves:
+        leaf.requires_grad_()
+    grad = torch.randn(found.transpose(1, 2).shape).transpose(1, 2)
 
     def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(sizes, [*leaves, tensors[5]], rows, mask, P), leaves, grad)
+        return torch.autograd.grad(function(shape, [*leaves, bias], rows, mask, P), leaves, grad)
 
     timed(both, f"attention with 40 prefix rows, dropout 0.1, forward + backward: {name}", form, kind=kind)
-
-
-def _network(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    return F.linear(mk.relu_dropout(F.linear(x, w_in), P), w_out)
 
 
 def _new_gelu(gate: Tensor) -> Tensor:
     return 0.5 * gate * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * torch.pow(gate, 3.0))))
 
 
-def _plain_network(x: Tensor, w_in: Tensor, w_out: Tensor) -> Tensor:
-    return F.linear(F.dropout(F.linear(x, w_in).relu(), P), w_out)
-
-
-# table -> (sizes of the tensors, how many of them have gradients, forms by name)
-ROWWISE: dict[str, tuple[list[tuple[int, ...]], int, dict[str, tuple[str, Callable[..., Tensor]]]]] = {
-    "residual + dropout of 2048 x 512": (
-        [(2048, 512), (2048, 512)],
-        2,
-        {
-            "dropout_add": ("ours", lambda x, residual: mk.dropout_add(x, residual, P)),
-            "residual + F.dropout(x)": ("form", lambda x, residual: residual + F.dropout(x, P)),
-        },
+RESIDUAL, NORM = "residual + dropout of 2048 x 512", "RMS norm of 2048 x 512, frozen weight"
+RELU, GATED = "ReLU + dropout of 2048 x 2048", "gated GELU + dropout of 2048 x 1024"
+NETWORK = "network 512 -> 2048 -> 512 on 2048 rows, frozen weights"
+# table -> sizes of the tensors, and how many of them have gradients
+ROWWISE: dict[str, tuple[list[tuple[int, ...]], int]] = {
+    RESIDUAL: ([(2048, 512), (2048, 512)], 2),
+    NORM: ([(2048, 512), (512,)], 1),
+    RELU: ([(2048, 2048)], 1),
+    GATED: ([(2048, 1024), (2048, 1024)], 2),
+    NETWORK: ([(2048, 512), (2048, 512), (512, 2048)], 1),
+}
+ROWWISE_FORMS: dict[tuple[str, str], Form] = {
+    (RESIDUAL, "dropout_add"): ("ours", lambda x, residual: mk.dropout_add(x, residual, P)),
+    (RESIDUAL, "residual + F.dropout(x)"): ("form", lambda x, residual: residual + F.dropout(x, P)),
+    (NORM, "rms_norm"): ("ours", mk.rms_norm),
+    (NORM, "T5LayerNorm"): ("form", lambda x, w: w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))),
+    (NORM, "F.rms_norm"): ("form", lambda x, w: F.rms_norm(x, w.shape, w, 1e-6)),
+    (RELU, "relu_dropout"): ("ours", lambda x: mk.relu_dropout(x, P)),
+    (RELU, "F.dropout(x.relu())"): ("form", lambda x: F.dropout(x.relu(), P)),
+    (GATED, "gated_gelu_dropout"): ("ours", lambda gate, x: mk.gated_gelu_dropout(gate, x, P)),
+    (GATED, "F.dropout(NewGELUActivation(gate) * x)"): ("form", lambda gate, x: F.dropout(_new_gelu(gate) * x, P)),
+    (GATED, "F.dropout(F.gelu(gate) * x)"): (
+        "form",
+        lambda gate, x: F.dropout(F.gelu(gate, approximate="tanh") * x, P),
     ),
-    "RMS norm of 2048 x 512, frozen weight": (
-        [(2048, 512), (512,)],
-        1,
-        {
-            "rms_norm": ("ours", mk.rms_norm),
-            "T5LayerNorm": ("form", lambda x, w: w * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))),
-            "F.rms_norm": ("form", lambda x, w: F.rms_norm(x, w.shape, w, 1e-6)),
-        },
-    ),
-    "ReLU + dropout of 2048 x 2048": (
-        [(2048, 2048)],
-        1,
-        {
-            "relu_dropout": ("ours", lambda x: mk.relu_dropout(x, P)),
-            "F.dropout(x.relu())": ("form", lambda x: F.dropout(x.relu(), P)),
-        },
-    ),
-    "gated GELU + dropout of 2048 x 1024": (
-        [(2048, 1024), (2048, 1024)],
-        2,
-        {
-            "gated_gelu_dropout": ("ours", lambda gate, x: mk.gated_gelu_dropout(gate, x, P)),
-            "F.dropout(NewGELUActivation(gate) * x)": ("form", lambda gate, x: F.dropout(_new_gelu(gate) * x, P)),
-            "F.dropout(F.gelu(gate) * x)": (
-                "form",
-                lambda gate, x: F.dropout(F.gelu(gate, approximate="tanh") * x, P),
-            ),
-        },
-    ),
-    "network 512 -> 2048 -> 512 on 2048 rows, frozen weights": (
-        [(2048, 512), (2048, 512), (512, 2048)],
-        1,
-        {"relu_dropout inside": ("ours", _network), "PyTorch": ("form", _plain_network)},
-    ),
+    (NETWORK, "relu_dropout inside"): ("ours", lambda x, up, down: F.linear(mk.relu_dropout(F.linear(x, up), P), down)),
+    (NETWORK, "PyTorch"): ("form", lambda x, up, down: F.linear(F.dropout(F.linear(x, up).relu(), P), down)),
 }
 
 
-@pytest.mark.parametrize(("table", "form"), [(table, form) for table, (*_, f) in ROWWISE.items() for form in f])
+@pytest.mark.parametrize(("table", "form"), ROWWISE_FORMS)
 def test_rowwise(table, form, full_size, timed):
-    shapes, with_gradients, forms = ROWWISE[table]
+    shapes, with_gradients = ROWWISE[table]
+    kind, function = ROWWISE_FORMS[table, form]
     g = torch.Generator().manual_seed(0)
     sizes = shapes if full_size else [tuple(max(1, n // 64) for n in shape) for shape in shapes]
     tensors = [torch.randn(shape, generator=g) / (shape[-1] ** 0.5 if k else 1) for k, shape in enumerate(sizes)]
-    kind, function = forms[form]
     leaves = [t.requires_grad_(k < with_gradients) for k, t in enumerate(tensors)]
     y = function(*leaves)
     assert y.isfinite().all()
@@ -191,17 +150,9 @@ def test_rowwise(table, form, full_size, timed):
     timed(both, f"{table}, forward + backward", form, kind=kind)
 
 
-def _ours(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return mk.linear_cross_entropy(x, weight, labels)
-
-
-def _logits(x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(x, weight), labels)
-
-
-LOSSES: dict[str, tuple[str, Callable[..., Tensor]]] = {
-    "linear_cross_entropy": ("ours", _ours),
-    "F.cross_entropy of the logits": ("form", _logits),
+LOSSES: dict[str, Form] = {
+    "linear_cross_entropy": ("ours", mk.linear_cross_entropy),
+    "F.cross_entropy of the logits": ("form", lambda x, w, labels: F.cross_entropy(F.linear(x, w), labels)),
 }
 
 
@@ -214,7 +165,7 @@ def test_loss(classes, form, full_size, timed):
     labels = torch.randint(count, (rows,), generator=g)
     kind, function = LOSSES[form]
 
-    def both() -> Any:
+    def both() -> tuple[Tensor, ...]:
         return torch.autograd.grad(function(x, weight, labels), x)
 
     timed(both, f"loss over a frozen head of {classes:,} classes, 512 rows, forward + backward", form, kind=kind)
