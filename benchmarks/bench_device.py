@@ -31,7 +31,7 @@ CONTENDERS = {
     for work, ways in FORMS_ON_GPU.items()
 }
 # float16 runs at bfloat16's rates; the interpreter's bfloat16 is wrong, and TF32 no different there
-TIMED = (BFLOAT16, FLOAT32, TF32) if timer.on_gpu() else (FLOAT16, FLOAT32)
+TIMED = (BFLOAT16, FLOAT32, TF32) if torch.cuda.is_available() else (FLOAT16, FLOAT32)
 # a compiled form takes a while, so only bfloat16 and IEEE float32 have one, and all of them come last
 CASES = sorted(
     (

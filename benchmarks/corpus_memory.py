@@ -49,63 +49,47 @@ def write_corpus(folder: Path, rows: int) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def status(name: str) -> float:
-    """Return a field of /proc/self/status in megabytes (10^6 bytes)."""
+def status() -> dict[str, float]:
+    """Return the resident set and its private part in megabytes (10^6 bytes)."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
+    kilobytes = {line.partition(":")[0]: line.split()[1] for line in lines if line.endswith(" kB")}
+    return {"all": int(kilobytes["VmRSS"]) * 1024 / 1e6, "private": int(kilobytes["RssAnon"]) * 1024 / 1e6}
 
 
-class Peak(threading.Thread):
-    """The largest resident set and the largest private part of it, looked at every 10 ms."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.start_all, self.start_private = status("VmRSS"), status("RssAnon")
-        self.all = self.private = 0.0
-
-    def run(self) -> None:
-        """Look until the process ends."""
-        while True:
-            self.all = max(self.all, status("VmRSS") - self.start_all)
-            self.private = max(self.private, status("RssAnon") - self.start_private)
-            time.sleep(0.01)
+def watch(peak: dict[str, float], start: dict[str, float]) -> None:
+    """Keep the largest growth of each number of `status` in `peak`, looked at every 10 ms until the process ends."""
+    while True:
+        for name, now in status().items():
+            peak[name] = max(peak[name], now - start[name])
+        time.sleep(0.01)
 
 
 def measure(folder: Path, way: str) -> dict[str, Any]:
     """Return the memory and the time of one way to read the training rows."""
     import pyarrow.parquet  # noqa: F401  its own size is not that of the rows
+    from mop_t5 import data
     from mop_t5.backbone.tokenizer import train_tokenizer
-    from mop_t5.data import (
-        EncodedExamples,
-        TemperatureBatchSampler,
-        read_split,
-        scenario_ids_of,
-        scenarios_of,
-        stream_split,
-    )
     from mop_t5.operations.contents import of_rows
 
     tokenizer = train_tokenizer(["用户：" + "".join(_CHARACTERS)] * 2, 700)
     tokenizer("用户")
-    peak = Peak()
-    peak.start()
+    peak = {"all": 0.0, "private": 0.0}
+    threading.Thread(target=watch, args=(peak, status()), daemon=True).start()
     started = time.perf_counter()
-    rows = read_split(folder, "train") if way == WAYS[0] else stream_split(folder, "train", folder / "rows")
+    in_memory = way == WAYS[0]
+    rows = data.read_split(folder, "train") if in_memory else data.stream_split(folder, "train", folder / "rows")
     content = of_rows(rows)
-    scenarios = scenarios_of(rows)
-    encoded = EncodedExamples(rows, tokenizer, scenarios)
-    sampler = TemperatureBatchSampler(
-        scenario_ids_of(rows, scenarios),
-        _BATCH,
-        num_batches=_BATCHES,
-        lengths=encoded.lengths if way.endswith("by_length") else None,
-    )
+    scenarios = data.scenarios_of(rows)
+    encoded = data.EncodedExamples(rows, tokenizer, scenarios)
+    lengths = encoded.lengths if way.endswith("by_length") else None
+    ids = data.scenario_ids_of(rows, scenarios)
+    sampler = data.TemperatureBatchSampler(ids, _BATCH, num_batches=_BATCHES, lengths=lengths)
     tokens, first = 0, 0.0
     for batch in sampler:
         tokens += sum(len(encoded[row]["input_ids"]) for row in batch)
         first = first or time.perf_counter() - started
     time.sleep(0.05)  # a last look
-    return {"all": peak.all, "private": peak.private, "seconds": first, "tokens": tokens, "sha256": content["sha256"]}
+    return {**peak, "seconds": first, "tokens": tokens, "sha256": content["sha256"]}
 
 
 def main() -> None:

@@ -95,18 +95,14 @@ class Client(FastHttpUser):
 
 @events.test_stop.add_listener
 def report(environment: Any, **_: Any) -> None:
-    """Print the counts."""
+    """Print the counts, and the server's own counts."""
+    from urllib.request import urlopen
+
     seconds = environment.stats.total.last_request_timestamp - environment.stats.total.start_time
     served = environment.stats.get(_PLACE, "POST")
     times = {f"p{share * 100:.0f}_ms": served.get_response_time_percentile(share) for share in (0.5, 0.95, 0.99)}
     rates = {"sent_per_second": _COUNTS["sent"] / seconds, "served_per_second": _COUNTS["right"] / seconds}
     print(json.dumps(dict(_COUNTS) | times | {name: round(rate, 1) for name, rate in rates.items()}))
-
-
-@events.test_stop.add_listener
-def report_server(environment: Any, **_: Any) -> None:
-    """Print the server's own counts."""
-    from urllib.request import urlopen
 
     with urlopen(f"{environment.host}/metrics") as page:
         text = page.read().decode()

@@ -21,7 +21,7 @@ def collect() -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    facts["cpu"] = f"{cpu_name()}, {torch.get_num_threads()} threads"
     gpus = range(torch.cuda.device_count())
     facts["gpu"] = ", ".join(map(_gpu, gpus)) or "none"
     facts["backends"] = ", ".join(backends.available_backends())
@@ -43,7 +43,8 @@ def _gpu(index: int) -> str:
     return f"{torch.cuda.get_device_name(index)} ({major}.{minor})"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the model of the CPU, or the architecture if the system does not tell the model."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

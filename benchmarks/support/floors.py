@@ -47,17 +47,12 @@ def rates_of_cpu() -> dict[str, float]:
     return {**found, "mm_gflops": found["mm_gflops"]["float32"]}
 
 
-def before_and_after(found: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the rates of a CPU before and after the rows. A run that is not over has no rates after."""
-    return found["before"], found["after"] if "after" in found else found["before"]
-
-
 def rates_of(found: dict[str, Any]) -> dict[str, Any] | None:
     """Return the rates of a result. None if the result has no rates."""
     if "before" not in found:
         return found.get("rates")
-    before, after = before_and_after(found)
-    return {name: max(before[name], after[name]) for name in before}
+    before, after = found["before"], found.get("after", {})  # a run that is not over has no rates after
+    return {name: max(rate, after.get(name, rate)) for name, rate in before.items()}
 
 
 def floors_ms(flops: float, nbytes: float, rates: dict[str, Any], precision: str = "float32") -> dict[str, float]:

@@ -13,7 +13,7 @@ import torch
 
 import mop_kernels
 from benchmarks.support import timer
-from mop_kernels import backends
+from mop_kernels import backends, env_report
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,7 +29,7 @@ def row_of(group: str, name: str, kind: str, times_ms: Sequence[float], **about:
 def machine() -> dict[str, Any]:
     """Return a description of this machine without names and paths."""
     return {
-        "cpu": cpu_model(),
+        "cpu": env_report.cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -42,13 +42,6 @@ def machine() -> dict[str, Any]:
 def command(program: str) -> str:
     """Return the command of this run without absolute paths."""
     return " ".join([program, *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])
-
-
-def cpu_model() -> str:
-    """Return the model of the CPU, or the architecture if the system does not tell the model."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def commit() -> str:

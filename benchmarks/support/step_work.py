@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.support.work import WORK, Work
+from benchmarks.support.work import WORK, Work, present
 from mop_kernels import testing
 from mop_kernels.testing import AttentionShape
 
@@ -37,15 +37,10 @@ class StepWork(NamedTuple):
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
         """Return the differentiable inputs, in the order of the raw operation."""
         if isinstance(self.shape, AttentionShape):
-            rows, prefixes, _ = self._attention(dtype, seed)
-            return [*rows, *prefixes]
+            return self._attention(dtype, seed)[0]
         generator = torch.Generator().manual_seed(seed)
-        x = testing.normal(generator, dtype, *self.shape)
-        if self.op == "rms_norm":
-            return [x, testing.normal(generator, dtype, self.shape[1])]
-        if self.op == "gated_gelu_dropout":
-            return [x, testing.normal(generator, dtype, *self.shape)]
-        return [x, torch.ones_like(x)] if self.op == "dropout_add" else [x]
+        others = {"rms_norm": [self.shape[1:]], "relu_dropout": []}.get(self.op, [self.shape])
+        return [testing.normal(generator, dtype, *shape) for shape in (self.shape, *others)]
 
     def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
         """Return the arguments of the raw operation."""
@@ -54,9 +49,9 @@ class StepWork(NamedTuple):
         seed = torch.zeros(1, dtype=torch.int64)
         if not isinstance(self.shape, AttentionShape):
             return *tensors, seed, P
-        *_, (bias, rows, key_mask) = self._attention(tensors[0].dtype, 0)
         prefixes = tensors[3:] or (None, None)
-        return *tensors[:3], *prefixes, rows, bias, key_mask, seed, self.shape.causal, SCALE, P
+        options = self._attention(tensors[0].dtype, 0)[1]
+        return *tensors[:3], *prefixes, *options, seed, self.shape.causal, SCALE, P
 
     def backward_arguments(self, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
         """Return the arguments of the raw backward operation, which asks for all gradients.
@@ -72,16 +67,13 @@ class StepWork(NamedTuple):
             return *grads, P, 1
         return grads[0], *arguments[:9], grads[1], *arguments[9:], (1 << len(tensors)) - 1
 
-    def _attention(self, dtype: torch.dtype, seed: int) -> tuple:
-        """Return query, key and value in the layout of the raw operation; the prefixes; bias, rows and mask."""
+    def _attention(self, dtype: torch.dtype, seed: int) -> tuple[list[Tensor], tuple]:
+        """Return query, key and value in the layout of the raw operation with the prefixes; and rows, bias and mask."""
         assert isinstance(self.shape, AttentionShape)
-        (*rows, prefix_key, prefix_value, bias), options = testing.attention_inputs(self.shape, dtype, seed=seed)
-        prefixes = [] if prefix_key is None else [prefix_key, prefix_value]
-        return (
-            [t.transpose(1, 2).contiguous() for t in rows if t is not None],
-            prefixes,
-            (bias, options["rows"], options["key_mask"]),
-        )
+        (*tensors, bias), options = testing.attention_inputs(self.shape, dtype, seed=seed)
+        query, key, value, *prefixes = present(tensors)
+        projected = [t.transpose(1, 2).contiguous() for t in (query, key, value)]
+        return [*projected, *prefixes], (options["rows"], bias, options["key_mask"])
 
 
 STEP_WORK = [

@@ -16,21 +16,16 @@ from torch import Tensor
 Call = Callable[..., object]
 
 
-def on_gpu() -> bool:
-    """Return whether torch sees a GPU."""
-    return torch.cuda.is_available()
-
-
 def copies_past_the_cache(tensors: list[Tensor], nbytes: int) -> list[list[Tensor]]:
     """Return copies of the inputs, 1 to 16, so that calls of `nbytes` bytes each exceed twice the L2 cache."""
-    cache = torch.cuda.get_device_properties().L2_cache_size if on_gpu() else 0
+    cache = torch.cuda.get_device_properties().L2_cache_size if torch.cuda.is_available() else 0
     count = min(max(1, math.ceil(2 * cache / nbytes)), 16)
     return [tensors, *([t.detach().clone().requires_grad_(t.requires_grad) for t in tensors] for _ in range(count - 1))]
 
 
 def graph_times(call: Call, inputs: Sequence[Sequence[Tensor]], rounds: int) -> list[float]:
     """Return the milliseconds of one call on the device, one number per round."""
-    if not on_gpu():
+    if not torch.cuda.is_available():
         return eager_times(call, inputs, rounds)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -65,7 +60,7 @@ def eager_times(call: Call, inputs: Sequence[Sequence[Tensor]], rounds: int, wai
     """
 
     def wait() -> None:
-        if on_gpu():
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def issue() -> list[object]:

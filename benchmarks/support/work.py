@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from math import e
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 import mop_kernels as mk
 from mop_kernels import multiply_adds, ops, reference, testing
 from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
+
+if TYPE_CHECKING:
+    from benchmarks.support.step_work import StepWork
 
 FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
 
@@ -237,22 +240,12 @@ def least_work(op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], dir
     return (flops, read + written) if direction == FORWARD else (3 * flops, 3 * read + 2 * written)
 
 
-class Runnable(Protocol):
-    """What `run` needs of a work."""
-
-    @property
-    def op(self) -> str:
-        """Name of the public operation."""
-
-    def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
-        """Return the arguments of the raw operation."""
-
-    def backward_arguments(self, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
-        """Return the arguments of the raw backward operation, which asks for all gradients."""
-
-
 def run(
-    work: Runnable, backend: str, tensors: Sequence[Tensor], direction: str, grads: Sequence[Tensor] | None = None
+    work: "Work | StepWork",
+    backend: str,
+    tensors: Sequence[Tensor],
+    direction: str,
+    grads: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Call the raw operation of a backend. Tensors that only have sizes go directly to Triton's functions."""
     find: Callable[[str], Callable[..., Any]] = partial(ops.get, backend=backend)

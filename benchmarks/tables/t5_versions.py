@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from benchmarks.tables.record import Cell, difference, measured, shortened, write
-from benchmarks.tables.t5_family import FAMILY, fresh, is_tied, load, write_checkpoint
+from benchmarks.tables.t5_family import FAMILY, SIZES, fresh, is_tied, load, write_checkpoint
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 1], [11, 12, 13, 1, 0, 0]])
 MASK = (SOURCE != 0).long()
@@ -125,14 +125,11 @@ def looks_ahead(member: str, folder: Path, mode: str) -> Cell:
     return difference(first[:, 0], second[:, 0]) > CLOSE
 
 
-def kept_head(member: str, folder: Path, call: str) -> Cell:
+def kept_head(member: str, folder: Path, call: Callable[[Any], object]) -> Cell:
     """Tell whether a head of its own survives tie_weights() or resize_token_embeddings to the same size."""
     model = load(member, folder)
     head = model.lm_head.weight.detach().clone()
-    if call == "tie_weights":
-        model.tie_weights()
-    else:
-        model.resize_token_embeddings(len(head))
+    call(model)
     return torch.equal(model.lm_head.weight.detach(), head)
 
 
@@ -172,8 +169,11 @@ ROWS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "fresh head tied": (lambda member, folder: is_tied(fresh(member)), ALL),
     "loaded head tied": (lambda member, folder: is_tied(load(member, folder)), ALL),
     "scale before the head": (output_scale, ALL),
-    "tie_weights keeps the head": (partial(kept_head, call="tie_weights"), OWN_HEAD),
-    "resize keeps the head": (partial(kept_head, call="resize"), OWN_HEAD),
+    "tie_weights keeps the head": (partial(kept_head, call=lambda model: model.tie_weights()), OWN_HEAD),
+    "resize keeps the head": (
+        partial(kept_head, call=lambda model: model.resize_token_embeddings(SIZES["vocab_size"])),
+        OWN_HEAD,
+    ),
     "generate masks padding": (masks_unasked, ALL),
     "cache": (cache_name, LATER),
     "cached steps, eager": (partial(stepwise, implementation="eager"), LATER),
