@@ -19,15 +19,8 @@ from typing import Any
 import mop_t5
 import pytest
 import torch
+from mop_t5 import data
 from mop_t5.backbone.tokenizer import train_tokenizer
-from mop_t5.data import (
-    EncodedExamples,
-    TemperatureBatchSampler,
-    read_corpus,
-    scenario_ids_of,
-    scenarios_of,
-    synthetic_corpus,
-)
 from mop_t5.training import TrainingConfig, train
 
 from benchmarks.support import results
@@ -53,22 +46,22 @@ def padded_size(batch: Sequence[int], lengths: Sequence[tuple[int, int]]) -> int
 def test_ways_to_make_batches(full_size, record, tmp_path):
     if full_size and CORPUS is None:
         pytest.skip("needs a corpus: MOP_BENCHMARK_CORPUS=FOLDER")
-    rows = (read_corpus(CORPUS or "") if full_size else synthetic_corpus(2, train=200))["train"]
+    rows = (data.read_corpus(CORPUS or "") if full_size else data.synthetic_corpus(2, train=200))["train"]
     steps, rounds, pieces = (STEPS, ROUNDS, 3000) if full_size else (1, 1, 600)
     shape: dict[str, Any] = {} if full_size else TINY
     tokenizer = train_tokenizer([text for row in rows for text in (row.dialogue, row.summary)], pieces)
     backbone = mop_t5.build_backbone("t5-small", **shape | {"vocab_size": len(tokenizer)})
-    scenarios = scenarios_of(rows)
-    lengths = EncodedExamples(rows, tokenizer, scenarios).lengths
-    longest = max(map(sum, lengths))
+    scenarios = data.scenarios_of(rows)
+    ids = data.scenario_ids_of(rows, scenarios)
+    lengths = data.EncodedExamples(rows, tokenizer, scenarios).lengths
 
-    def sampler(by_length: bool = False, **settings: Any) -> TemperatureBatchSampler:
+    def batches(by_length: bool = False, **settings: Any) -> list[list[int]]:
         if "tokens_per_batch" not in settings:
             settings["batch_size"] = TrainingConfig().batch_size
         sorts = by_length or "tokens_per_batch" in settings
-        return TemperatureBatchSampler(scenario_ids_of(rows, scenarios), **settings, lengths=lengths if sorts else None)
+        return list(data.TemperatureBatchSampler(ids, **settings, lengths=lengths if sorts else None))
 
-    drawn = list(sampler())
+    drawn, longest = batches(), max(map(sum, lengths))
     budget = max(longest, sum(padded_size(batch, lengths) for batch in drawn) // len(drawn))  # as large as the others
     ways: dict[str, dict[str, Any]] = {
         "as drawn": {},
@@ -77,7 +70,7 @@ def test_ways_to_make_batches(full_size, record, tmp_path):
         "mixed, as drawn": {"batching": "mixed"},
         "mixed, by length": {"batching": "mixed", "by_length": True},
     }
-    shares = {name: padding(list(sampler(**settings)), lengths) for name, settings in ways.items()}
+    shares = {name: padding(batches(**settings), lengths) for name, settings in ways.items()}
     assert shares["by length"] < shares["as drawn"]
     assert shares["mixed, by length"] < shares["mixed, as drawn"]
     times: dict[str, list[float]] = {name: [] for name in ways}

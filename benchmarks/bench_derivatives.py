@@ -5,8 +5,6 @@ derivatives: the gradient of a gradient penalty in every parameter, as in WGAN-G
 W as its own parameter, so it shows the time that the factors cost or save.
 """
 
-from functools import partial
-
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -52,7 +50,7 @@ def einsum_layer(x, *factors):
     """Compute one layer in its plain form. PyTorch's vmap turns it into batched matrix products."""
     *rules, local, bias = factors
     if len(rules) == 2:
-        y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rules[0], rules[1], local, bias)
+        y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), *factors)
         return y.reshape(*x.shape[:-1], y.shape[-1])
     rows = x.unflatten(-1, (rules[0].shape[-2], local.shape[-2]))
     t = torch.einsum("...au,iac->...ciu", rows, rules[0])
@@ -84,11 +82,6 @@ def prove(found, right, kind: str, largest_error: float = 1e-4) -> None:
             assert testing.relative_error(a.detach(), e.detach().double()) < largest_error
 
 
-def rows_of(*shape: int) -> torch.Tensor:
-    """Return the input rows."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rows", ["one row", "rows"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,7 +89,7 @@ def test_per_sample_gradients(kind, rows, way, sizes, timed):
     side, samples, count, _ = sizes if rows == "rows" else (*sizes[:2], 1, 0)
     function, mark, prepare = WAYS[way]
     stack = factors_of(kind, side, 1)
-    x = rows_of(samples, count, side)
+    x = testing.normal(torch.Generator().manual_seed(1), torch.float32, samples, count, side)
 
     def per_sample(layer, parameters):
         def loss(parameters, x):
@@ -117,7 +110,7 @@ def test_ensemble(kind, way, direction, sizes, timed):
     side, samples, _, layers = sizes
     function, mark, prepare = WAYS[way]
     factors = factors_of(kind, side, layers)
-    x = rows_of(samples, side)
+    x = testing.normal(torch.Generator().manual_seed(1), torch.float32, samples, side)
 
     def run(layer, parameters):
         leaves = [t.detach().requires_grad_(direction == BOTH) for t in parameters]
@@ -141,11 +134,9 @@ SECOND = [
 
 def forms_of(op: str):
     """Return our form and the plain form. In a bank the activation is gelu, which has second derivatives."""
-    if op == "mop_ffn":
-        functions = partial(mk.mop_ffn, activation="gelu"), partial(reference.mop_ffn, activation="gelu")
-        return [lambda *given, f=f: f(*public_arguments(op, given)) for f in functions]
-    plain = einsum_layer if op == "phm_linear" else by_reference(op)
-    return lambda *given: getattr(mk, op)(*public_arguments(op, given)), plain
+    options = {"activation": "gelu"} if op == "mop_ffn" else {}
+    plain = einsum_layer if op == "phm_linear" else by_reference(op, **options)
+    return lambda *given: getattr(mk, op)(*public_arguments(op, given), **options), plain
 
 
 @pytest.mark.parametrize("way", ["mop_kernels", "einsum"])

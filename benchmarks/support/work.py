@@ -193,12 +193,15 @@ def public_arguments(op: str, tensors: Sequence[Tensor]) -> tuple:
     return tuple(tensors)
 
 
-def by_reference(op: str) -> Callable[..., Any]:
-    """Return the plain form of an operation (mop_kernels/reference.py) as a function of the inputs of a work."""
+def by_reference(op: str, **options: str) -> Callable[..., Any]:
+    """Return the plain form of an operation (mop_kernels/reference.py) as a function of the inputs of a work.
+
+    The options go to the operation.
+    """
 
     def judge(*tensors: Tensor) -> Any:
         if op != "attempt_mix":
-            return getattr(reference, op)(*public_arguments(op, tensors))
+            return getattr(reference, op)(*public_arguments(op, tensors), **options)
         *given, temperature = public_arguments(op, tensors)
         return reference.attempt_mix(*given, temperature=temperature)[:2]
 
