@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import mop_kernels as mk
 from benchmarks.support.contenders import FORMS, Function
 from benchmarks.support.goals import HOST
-from benchmarks.support.work import BANKS, BOTH, DIRECTIONS, Shape, Work, listed, public_arguments
+from benchmarks.support.work import BANKS, BOTH, DIRECTIONS, FORWARD, Shape, Work, listed, public_arguments
 
 SMALL = Shape(4, 4, 4, 4, 4, 4, 1)
 LINEAR, LOW_RANK, WEIGHT = (
@@ -31,10 +31,6 @@ def test_host_cost(name, direction, full_size, timed):
     function, tensors = CALLS[name]
     leaves = [t.clone().requires_grad_() for t in tensors]
     grads = [torch.ones_like(y) for y in listed(function(*leaves))]
-
-    def both():
-        return torch.autograd.grad(function(*leaves), leaves, grads)
-
-    call = both if direction == BOTH else lambda: function(*leaves)
+    calls = {FORWARD: lambda: function(*leaves), BOTH: lambda: torch.autograd.grad(function(*leaves), leaves, grads)}
     kind = "ours" if name == "mop_kernels phm_linear" else "form"  # the call that the ratios compare with
-    timed(call, f"{HOST}{direction}", name, kind=kind, calls=200 if full_size else 1)
+    timed(calls[direction], f"{HOST}{direction}", name, kind=kind, calls=200 if full_size else 1)

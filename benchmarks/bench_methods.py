@@ -15,14 +15,8 @@ from benchmarks.support.t5 import SCENARIOS, training_step
 STEP = "training step, T5-base, 8 x (64 -> 32) tokens, each method"
 GENERATE = "generate, T5-base, 8 x 4 beams, 64 tokens -> 8, each method"
 # widths that every method's defaults divide, one layer more than AdapterDrop drops, a token for each row of a prompt
-SMALL = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 64, "num_layers": 6, "vocab_size": 128}
+TINY = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 64, "num_layers": 6, "vocab_size": 128}
 SYSTEMS = {label: (system.method, system.options) for label, system in all_systems().items()}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    """Return the sizes of the backbone. They differ from the sizes in the other files."""
-    return SMALL
 
 
 @pytest.mark.parametrize("label", SYSTEMS)

@@ -7,6 +7,8 @@ benchmarks/train_step.py times whole steps.
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -43,8 +45,9 @@ def attention_tensors(shape: AttentionShape, real: float) -> tuple[list[Tensor],
 
 def fused(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
     """Return our attention."""
-    *others, bias = tensors
-    return mk.prefix_attention(*others, rows, bias, mask, causal=shape.causal, scale=1.0, dropout=p)
+    *prefixed, bias = tensors
+    options: dict[str, Any] = {"causal": shape.causal, "scale": 1.0, "dropout": p}
+    return mk.prefix_attention(*prefixed, rows=rows, bias=bias, key_mask=mask, **options)
 
 
 def joined(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,11 +94,9 @@ def test_attention(name, form, full_size, timed):
     for leaf in leaves:
         leaf.requires_grad_()
     grad = torch.randn(found.transpose(1, 2).shape).transpose(1, 2)
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(shape, [*leaves, bias], rows, mask, P), leaves, grad)
-
-    timed(both, f"attention with 40 prefix rows, dropout 0.1, forward + backward: {name}", form, kind=kind)
+    group = f"attention with 40 prefix rows, dropout 0.1, forward + backward: {name}"
+    outputs = partial(function, shape, [*leaves, bias], rows, mask, P)
+    timed(lambda: torch.autograd.grad(outputs(), leaves, grad), group, form, kind=kind)
 
 
 def _new_gelu(gate: Tensor) -> Tensor:
@@ -143,11 +144,8 @@ def test_rowwise(table, form, full_size, timed):
     y = function(*leaves)
     assert y.isfinite().all()
     grad = torch.randn_like(y)
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(*leaves), leaves[:with_gradients], grad)
-
-    timed(both, f"{table}, forward + backward", form, kind=kind)
+    group, asked = f"{table}, forward + backward", leaves[:with_gradients]
+    timed(lambda: torch.autograd.grad(function(*leaves), asked, grad), group, form, kind=kind)
 
 
 LOSSES: dict[str, Form] = {
@@ -164,8 +162,5 @@ def test_loss(classes, form, full_size, timed):
     x, weight = torch.randn(rows, width, generator=g).requires_grad_(), torch.randn(count, width, generator=g)
     labels = torch.randint(count, (rows,), generator=g)
     kind, function = LOSSES[form]
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(x, weight, labels), x)
-
-    timed(both, f"loss over a frozen head of {classes:,} classes, 512 rows, forward + backward", form, kind=kind)
+    group = f"loss over a frozen head of {classes:,} classes, 512 rows, forward + backward"
+    timed(lambda: torch.autograd.grad(function(x, weight, labels), x), group, form, kind=kind)

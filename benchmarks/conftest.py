@@ -36,13 +36,7 @@ def record(request: pytest.FixtureRequest, full_size: bool) -> Iterator[results.
     if not full_size:
         yield {"rows": []}
         return
-    found: results.Found = {
-        "machine": results.machine(),
-        "command": results.command("pytest"),
-        "seconds_a_row": SECONDS,
-        "before": floors.rates_of_cpu(),
-        "rows": [],
-    }
+    found = results.started("pytest", seconds_a_row=SECONDS, before=floors.rates_of_cpu(), rows=[])
     request.config.stash.setdefault(MODULES, {})[request.module.__name__.split(".")[-1].removeprefix("bench_")] = found
     yield found
     found["after"] = floors.rates_of_cpu()
@@ -117,17 +111,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> dict[str, Any]:
-    """Return the sizes of the backbone in a run without --benchmark."""
-    return TINY
-
-
-@pytest.fixture(scope="module")
-def backbone(full_size: bool, tiny: dict[str, Any]) -> Any:
-    """Return a frozen T5-base with random weights."""
+def backbone(request: pytest.FixtureRequest, full_size: bool) -> Any:
+    """Return a frozen T5-base with random weights. A smoke run takes the sizes TINY, also those of the module."""
     import mop_t5
 
-    return mop_t5.build_backbone("t5-base", **({} if full_size else tiny))
+    return mop_t5.build_backbone("t5-base", **({} if full_size else getattr(request.module, "TINY", TINY)))
 
 
 @pytest.fixture

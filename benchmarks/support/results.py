@@ -39,6 +39,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def started(program: str, **more: Any) -> Found:
+    """Return the JSON of a run: the machine, the command and more fields."""
+    return {"machine": machine(), "command": command(program), **more}
+
+
 def command(program: str) -> str:
     """Return the command of this run without absolute paths."""
     return " ".join([program, *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])

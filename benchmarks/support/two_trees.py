@@ -62,8 +62,7 @@ def report(name: str, rows: list[dict[str, Any]], *notes: str, keep: bool, unit:
     """
     from benchmarks.support import results, tables
 
-    command = results.command(f"python -m benchmarks.{name}")
-    found = {"machine": results.machine(), "command": command, "rows": rows, **more}
+    found = results.started(f"python -m benchmarks.{name}", rows=rows, **more)
     print(*tables.as_markdown(name, found, unit), *notes, sep="\n")
     if keep:
         print(f"written to {results.keep(name, found).relative_to(ROOT)}")

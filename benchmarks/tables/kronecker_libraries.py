@@ -136,9 +136,11 @@ def lycoris(sizes: Sizes, *, bypass: bool) -> Made:
 def of_phm(sizes: Sizes, layer: Any, rule: str, factor: str, merge: Callable[[], Rows] | None = None) -> Made:
     """Return a PHM layer by the names of its rule and of its second factor, whose halves end with _left and _right."""
 
+    def part(name: str) -> Any:
+        return getattr(layer, factor + name)
+
     def terms() -> list[tuple[Tensor, Tensor]]:
-        whole, left, right = (getattr(layer, f"{factor}{half}", None) for half in ("", "_left", "_right"))
-        return list(zip(getattr(layer, rule), whole if sizes.whole else left @ right))
+        return list(zip(getattr(layer, rule), part("") if sizes.whole else part("_left") @ part("_right")))
 
     return Made(layer, list(layer.parameters()), terms, merge)
 

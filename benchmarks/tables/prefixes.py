@@ -150,11 +150,6 @@ def of_checkpointing(library: Library) -> Cell:
     return max(difference(g, again[name]) for name, g in plain.items())
 
 
-def reported(library: Library) -> Cell:
-    """Return the number of trainable parameters that the library reports."""
-    return library.build(backbone()).reported
-
-
 def trained(library: Library) -> Cell:
     """Return the number of trainable numbers with a gradient other than zero."""
     return sum(int(g.count_nonzero()) for g in gradients(library).values())
@@ -191,7 +186,7 @@ def effect(library: Library) -> Cell:
 
 def column(library: Library) -> dict[str, Cell]:
     """Return all cells of a library, or the one cell that says why it does not build."""
-    built = measured(reported, library)
+    built = measured(lambda: library.build(backbone()).reported)
     if isinstance(built, dict):
         return {"builds": built}
     cells = {f"columns in the {name}": measured(extra_columns, library, name) for name in ATTENTIONS}

@@ -25,9 +25,8 @@ CLOSE = 1e-3
 
 
 @torch.no_grad()
-def output_scale(member: str, folder: Path) -> Cell:
+def output_scale(model: Any) -> Cell:
     """Return the factor between the decoder's output and what the head gets."""
-    model = load(member, folder)
     output = model(input_ids=SOURCE, attention_mask=MASK, decoder_input_ids=TARGET, output_hidden_states=True)
     whole = model.lm_head(output.decoder_hidden_states[-1])
     ratio = (output.logits * whole).sum() / (whole * whole).sum()
@@ -41,9 +40,8 @@ def _scores(model: Any, **options: Any) -> Tensor:
     return torch.stack(model.generate(SOURCE, **steps, **options).scores).nan_to_num(neginf=0.0)
 
 
-def masks_unasked(member: str, folder: Path) -> Cell:
+def masks_unasked(model: Any) -> Cell:
     """Tell whether `generate` masks the padding of input_ids if no attention_mask is given."""
-    model = load(member, folder)
     return difference(_scores(model, attention_mask=MASK), _scores(model)) < CLOSE
 
 
@@ -57,17 +55,15 @@ def _cache_of(output: Any) -> tuple[str, Any]:
     return name, output[name]
 
 
-def cache_name(member: str, folder: Path) -> Cell:
+def cache_name(model: Any) -> Cell:
     """Return the names of the cache in forward's signature and in its output, and its class."""
-    model = load(member, folder)
     name, cache = _cache_of(_cached(model, TARGET))
     taken = [n for n in ("past_key_values", "cache") if n in inspect.signature(type(model).forward).parameters]
     return f"{' or '.join(taken)} in, {name} out, {type(cache).__name__}"
 
 
-def stepwise(member: str, folder: Path, implementation: str) -> Cell:
+def stepwise(model: Any) -> Cell:
     """Compare the logits of steps with the cache with those of one forward pass."""
-    model = load(member, folder, attn_implementation=implementation)
     whole = _cached(model, TARGET).logits
     name, cache, steps = "past_key_values", None, []
     for i in range(TARGET.shape[1]):
@@ -77,9 +73,8 @@ def stepwise(member: str, folder: Path, implementation: str) -> Cell:
     return difference(torch.cat(steps, 1), whole)
 
 
-def reordered(member: str, folder: Path) -> Cell:
+def reordered(model: Any) -> Cell:
     """Swap the rows of the cache, and compare the next step with the swapped rows of a forward pass."""
-    model = load(member, folder)
     name, cache = _cache_of(_cached(model, TARGET[:, :-1]))
     swap = torch.tensor([1, 0])
     cache.reorder_cache(swap)
@@ -89,9 +84,8 @@ def reordered(member: str, folder: Path) -> Cell:
     return difference(output.logits[:, -1], _cached(model, TARGET).logits[swap][:, -1])
 
 
-def cropped(member: str, folder: Path, length: int) -> Cell:
+def cropped(model: Any, length: int) -> Cell:
     """Crop the cache of five tokens to two, and compare the next step with that of a forward pass."""
-    model = load(member, folder)
     name, cache = _cache_of(_cached(model, TARGET))
     cache.crop(length)
     output = _cached(model, TARGET[:, 2:3], **{name: cache})
@@ -115,9 +109,9 @@ def against_eager(member: str, folder: Path, implementation: str) -> Cell:
 
 
 @torch.no_grad()
-def looks_ahead(member: str, folder: Path, mode: str) -> Cell:
+def looks_ahead(model: Any, mode: str) -> Cell:
     """Tell whether the first logit depends on later labels under sdpa."""
-    model = load(member, folder, attn_implementation="sdpa").train(mode == "training")
+    model.train(mode == "training")
     labels = TARGET[:, 1:].contiguous()
     others = labels.clone()
     others[:, 0] = 40  # the second input of the decoder
@@ -125,9 +119,8 @@ def looks_ahead(member: str, folder: Path, mode: str) -> Cell:
     return difference(first[:, 0], second[:, 0]) > CLOSE
 
 
-def kept_head(member: str, folder: Path, call: Callable[[Any], object]) -> Cell:
+def kept_head(model: Any, call: Callable[[Any], object]) -> Cell:
     """Tell whether a head of its own survives tie_weights() or resize_token_embeddings to the same size."""
-    model = load(member, folder)
     head = model.lm_head.weight.detach().clone()
     call(model)
     return torch.equal(model.lm_head.weight.detach(), head)
@@ -164,30 +157,35 @@ def lines_of_loading(member: str, folder: Path) -> Cell:
 
 
 Measure = Callable[[str, Path], Cell]
+
+
+def loaded(measure: Callable[..., Cell], *arguments: Any, **options: Any) -> Measure:
+    """Return a measure that loads a model, with these options, and measures it with these arguments."""
+    return lambda member, folder: measure(load(member, folder, **options), *arguments)
+
+
+WORDS = SIZES["vocab_size"]
 ALL, OWN_HEAD, LATER = tuple(FAMILY), ("T5 1.1", "mT5", "umT5"), ("mT5", "umT5")
 ROWS: dict[str, tuple[Measure, tuple[str, ...]]] = {
     "fresh head tied": (lambda member, folder: is_tied(fresh(member)), ALL),
-    "loaded head tied": (lambda member, folder: is_tied(load(member, folder)), ALL),
-    "scale before the head": (output_scale, ALL),
-    "tie_weights keeps the head": (partial(kept_head, call=lambda model: model.tie_weights()), OWN_HEAD),
-    "resize keeps the head": (
-        partial(kept_head, call=lambda model: model.resize_token_embeddings(SIZES["vocab_size"])),
-        OWN_HEAD,
-    ),
-    "generate masks padding": (masks_unasked, ALL),
-    "cache": (cache_name, LATER),
-    "cached steps, eager": (partial(stepwise, implementation="eager"), LATER),
-    "cached steps, sdpa": (partial(stepwise, implementation="sdpa"), LATER),
-    "reorder": (reordered, LATER),
-    "crop(2)": (partial(cropped, length=2), LATER),
-    "crop(-3)": (partial(cropped, length=-3), LATER),
+    "loaded head tied": (loaded(is_tied), ALL),
+    "scale before the head": (loaded(output_scale), ALL),
+    "tie_weights keeps the head": (loaded(kept_head, lambda model: model.tie_weights()), OWN_HEAD),
+    "resize keeps the head": (loaded(kept_head, lambda model: model.resize_token_embeddings(WORDS)), OWN_HEAD),
+    "generate masks padding": (loaded(masks_unasked), ALL),
+    "cache": (loaded(cache_name), LATER),
+    "cached steps, eager": (loaded(stepwise, attn_implementation="eager"), LATER),
+    "cached steps, sdpa": (loaded(stepwise, attn_implementation="sdpa"), LATER),
+    "reorder": (loaded(reordered), LATER),
+    "crop(2)": (loaded(cropped, 2), LATER),
+    "crop(-3)": (loaded(cropped, -3), LATER),
     "static cache": (static_cache, LATER),
-    "default attention": (lambda member, folder: str(load(member, folder).config._attn_implementation), LATER),
+    "default attention": (loaded(lambda model: model.config._attn_implementation), LATER),
     "sdpa against eager": (partial(against_eager, implementation="sdpa"), LATER),
     "flash_attention_2": (partial(against_eager, implementation="flash_attention_2"), LATER),
     "flex_attention": (partial(against_eager, implementation="flex_attention"), LATER),
-    "looks ahead in evaluation": (partial(looks_ahead, mode="evaluation"), LATER),
-    "looks ahead in training": (partial(looks_ahead, mode="training"), LATER),
+    "looks ahead in evaluation": (loaded(looks_ahead, "evaluation", attn_implementation="sdpa"), LATER),
+    "looks ahead in training": (loaded(looks_ahead, "training", attn_implementation="sdpa"), LATER),
     "default dtype": (default_dtype, LATER),
     "loss without decoder_start_token_id": (partial(without_start, call="labels"), OWN_HEAD),
     "generate without decoder_start_token_id": (partial(without_start, call="generate"), OWN_HEAD),
