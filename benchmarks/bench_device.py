@@ -95,8 +95,8 @@ def time_it(case_of, full_size, keep):
             case = case_of(work, precision)
             call, tensors = case.call_of(contender, direction)
             least = case.least_columns(direction)
-            # a function that `prepare` made may hold tensors of its own, which cannot be copied from here
-            inputs = [tensors] if contender.prepare else timer.copies_past_the_cache(tensors, least["bytes"])
+            # a prepared function may hold tensors of its own, which cannot be copied from here
+            inputs = [tensors] if contender.prepares else timer.copies_past_the_cache(tensors, least["bytes"])
             for way in ways:
                 with torch.set_grad_enabled(direction == BOTH):
                     times = timer.WAYS[way](call, inputs, {"graph": 50, "eager": 7}[way] if full_size else 1)
@@ -130,6 +130,6 @@ def test_host_cost(name, gradients, full_size, keep):
         (contender,) = ours("phm_linear", (name,))
     tensors = [t.requires_grad_(gradients) for t in tensors]
     calls, rounds = (200, 20) if full_size else (1, 2)
-    times = timer.eager_times(contender.call, [tensors] * calls, rounds, wait_inside=False)
+    times = timer.eager_times(contender.function, [tensors] * calls, rounds, wait_inside=False)
     group = f"host cost of a call (phm_linear 16 -> 16, 8 rows), {'with' if gradients else 'without'} gradients"
     keep(results.row_of(group, contender.name, contender.kind, times))

@@ -14,9 +14,11 @@ import torch
 from mop_lab.attempt.memory import growth
 from torch import Tensor
 
-from benchmarks.bench_mop_ffn import CONTENDERS
 from benchmarks.support import peak_memory
+from benchmarks.support.contenders import COMPILED, FORMS, forms, ours
 from benchmarks.support.work import BANKS, BOTH, FORWARD, Work
+
+CONTENDERS = [*ours("mop_ffn"), *forms("mop_ffn", *FORMS["mop_ffn"], *COMPILED)]
 
 
 @peak_memory.ON_LINUX
@@ -45,11 +47,11 @@ def measure(name: str, bank: str) -> dict[str, dict[str, float]]:
     """Return the peak memory and the needed memory of each direction, in MB.
 
     Args:
-        name: Name of a contender of bench_mop_ffn.py.
+        name: Name of a contender.
         bank: Name of a bank.
     """
     contender = next(c for c in CONTENDERS if c.name == name)
-    function = torch.compile(contender.call, dynamic=False) if contender.compiled else contender.call
+    function = torch.compile(contender.function, dynamic=False) if contender.compiled else contender.function
 
     @torch.no_grad()
     def forward() -> object:

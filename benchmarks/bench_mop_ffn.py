@@ -9,31 +9,19 @@ import pytest
 import torch
 
 import mop_kernels as mk
-from benchmarks.support.cases import compare
-from benchmarks.support.contenders import BATCHED_STAGES, COMPILED, FORMS, forms, ours
-from benchmarks.support.work import BANK, BFLOAT16, DIRECTIONS, FORWARD, least_multiply_adds, public_arguments
+from benchmarks.support.cases import comparison
+from benchmarks.support.contenders import BATCHED_STAGES, COMPILED, FORMS
+from benchmarks.support.work import BANK, BFLOAT16, FORWARD, least_multiply_adds, public_arguments
 from mop_kernels import testing
 
-CONTENDERS = [*ours("mop_ffn"), *forms("mop_ffn", *FORMS["mop_ffn"], *COMPILED)]
-IN_BFLOAT16 = [*ours("mop_ffn"), *forms("mop_ffn", BATCHED_STAGES)]
+test_bank = comparison({BANK: (*FORMS["mop_ffn"], *COMPILED)}, label="paper bank")
+test_bank_in_bfloat16 = comparison({BANK: [BATCHED_STAGES]}, BFLOAT16, label="paper bank, bfloat16")
 
 
 def test_the_operations_counted():
     """The floor follows from this number."""
     with torch.device("meta"):
         assert least_multiply_adds("mop_ffn", BANK.inputs(torch.float32)) == 115_507_200
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("contender", CONTENDERS, ids=lambda c: c.name)
-def test_bank(contender, direction, case_of, timed):
-    compare(timed, case_of(BANK, label="paper bank"), contender, direction)
-
-
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("contender", IN_BFLOAT16, ids=lambda c: c.name)
-def test_bank_in_bfloat16(contender, direction, case_of, timed):
-    compare(timed, case_of(BANK, BFLOAT16, label="paper bank, bfloat16"), contender, direction)
 
 
 @pytest.mark.parametrize("asked", ["E = 5", "E = 1024, 5 asked for"])

@@ -82,8 +82,8 @@ class Case:
         return lambda *given: torch.autograd.grad(function(*given), given, self.grads), leaves
 
     def _prepared(self, contender: Contender) -> tuple[Function, list[Tensor]]:
-        prepare = contender.prepare or (lambda tensors: (contender.call, tensors))
-        function, tensors = prepare(self.tensors)
+        prepared = contender.function(self.tensors) if contender.prepares else (contender.function, self.tensors)
+        function, tensors = prepared
         if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
             function = torch.compile(function, backend="inductor" if self.full_size else "aot_eager", dynamic=False)
         found = self._results(function, tensors, self.grads, self.outputs_only or contender.kind == "stand-in")
@@ -127,8 +127,11 @@ def compare(timed: Callable[..., None], case: Case, contender: Contender, direct
         timed(lambda: call(*tensors), f"{case.label}: {direction}", contender.name, **about)
 
 
-def comparison(compared: Mapping[Work, Iterable[str]]) -> Callable[..., None]:
-    """Return a test that proves and times our backends and the named forms of each work, in both directions."""
+def comparison(compared: Mapping[Work, Iterable[str]], *precision: Precision, **options: Any) -> Callable[..., None]:
+    """Return a test that proves and times our backends and the named forms of each work, in both directions.
+
+    Precision and options are arguments of Case.
+    """
     pairs = [(work, c) for work, names in compared.items() for c in (*ours(work.op), *forms(work.op, *names))]
 
     @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -136,6 +139,6 @@ def comparison(compared: Mapping[Work, Iterable[str]]) -> Callable[..., None]:
     def test(
         work: Work, contender: Contender, direction: str, case_of: Callable[..., Case], timed: Callable[..., None]
     ) -> None:
-        compare(timed, case_of(work), contender, direction)
+        compare(timed, case_of(work, *precision, **options), contender, direction)
 
     return test

@@ -26,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from benchmarks.support.launches import Launch, Recorded
+from benchmarks.support.launches import Launch, Recorded, example
 from mop_kernels import backends
 
 # bytes of shared memory that one program may use, by compute capability
@@ -67,7 +67,7 @@ def compile_one(recorded: Recorded, arch: int) -> Compiled:
     row = described(recorded, arch)
     start = _cpu_seconds()
     try:
-        made = launch.function.warmup(*launch.example(), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
+        made = launch.function.warmup(*example(launch.arguments), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
     except Exception as error:
         return row._replace(error=reason(error), seconds=round(_cpu_seconds() - start, 2))
     seconds = _cpu_seconds() - start

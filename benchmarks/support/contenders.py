@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 import mop_kernels as mk
 from benchmarks.support import pytorch_forms
 from benchmarks.support.work import BANK, FULL_DOWN, LAYER, ONE_TERM, Work, public_arguments
@@ -18,25 +16,19 @@ class Contender(NamedTuple):
 
     Attributes:
         name: Its name in the tables.
-        function: A function of the inputs. None where `prepare` makes it.
+        function: A function of the inputs. If `prepares`: it makes a function and its own tensors from the inputs.
         kind: "ours", a compiled backend; "reference", the backend of that name; "form", other code that computes the
             same; or "stand-in", whose gradients belong to other tensors (a dense weight, the parameters of a module).
             Only the outputs of a stand-in are judged.
         compiled: True: torch.compile compiles the function.
-        prepare: Makes a function and its own tensors from the inputs.
+        prepares: See `function`.
     """
 
     name: str
-    function: Function | None = None
+    function: Function
     kind: str = "form"
     compiled: bool = False
-    prepare: Callable[[list[Tensor]], tuple[Function, list[Tensor]]] | None = None
-
-    @property
-    def call(self) -> Function:
-        """Return the function of a contender that needs no preparation."""
-        assert self.function is not None, f"{self.name} has to be prepared"
-        return self.function
+    prepares: bool = False
 
 
 CPU_BACKENDS = tuple(name for name in reversed(mk.available_backends()) if name != "triton")
@@ -110,7 +102,7 @@ def forms(op: str, *names: str) -> list[Contender]:
 
     def form(name: str) -> Contender:
         if name == DENSE:
-            return Contender(name, kind="stand-in", prepare=pytorch_forms.dense)
+            return Contender(name, pytorch_forms.dense, kind="stand-in", prepares=True)
         batched = BATCHED if op == "mop_ffn" and name in COMPILED else ""
         eager = batched + name.removeprefix(COMPILE)
         return Contender(name, FORMS[op][eager], compiled=name.startswith(COMPILE))

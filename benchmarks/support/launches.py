@@ -63,10 +63,6 @@ class Launch(NamedTuple):
         first = next(kind for kind in flat(self.arguments) if kind not in CONSTANTS)
         return "tf32" if dict(self.meta).get("PRECISION") == "tf32" else first.removesuffix("-")
 
-    def example(self) -> tuple:
-        """Return arguments of these kinds."""
-        return tuple(map(example, self.arguments))
-
     def __str__(self) -> str:
         values = ", ".join(f"{name}={value}" for name, value in self.meta)
         return f"{self.kernel}{text_of(self.arguments)} {values}"
@@ -150,7 +146,6 @@ def of_works(
     works: Iterable[Work | StepWork] = LAUNCHED,
     precisions: Iterable[Precision] = PRECISIONS,
     candidates: bool = False,
-    direction: str = BOTH,
 ) -> list[Recorded]:
     """Return the distinct launches of works, found on tensors without memory.
 
@@ -158,11 +153,10 @@ def of_works(
         works: Operations, each at one size.
         precisions: Dtypes; float32 also with TF32.
         candidates: True adds the launches of every configuration that `make tune` tries.
-        direction: FORWARD or BOTH.
     """
     found: dict[Launch, Recorded] = {}
     for work, precision in product(works, precisions):
-        for launch in map(of, made_by(work, precision, direction, candidates)):
+        for launch in map(of, made_by(work, precision, candidates=candidates)):
             found.setdefault(launch, Recorded(launch, f"{work.name}, {precision.name}"))
     return list(found.values())
 

@@ -142,11 +142,11 @@ def main() -> None:
             "merged, float32": measured(merged, make, torch.float32),
             "merged, bfloat16": measured(merged, make, torch.bfloat16),
         }
-    name = "kronecker.adapters" if "adapters PHMLayer" in columns else "kronecker"
-    if name == "kronecker.adapters":  # that folder holds the releases that adapters needs
-        columns = {"adapters PHMLayer": columns["adapters PHMLayer"]}
-        packages = ["torch", "adapters", "transformers"]
-    write(name, sorted(set(packages)), columns)
+    name = "adapters PHMLayer"
+    if name in columns:  # that folder holds the releases that adapters needs
+        write("kronecker.adapters", ["adapters", "torch", "transformers"], {name: columns[name]})
+    else:
+        write("kronecker", sorted(set(packages)), columns)
 
 
 if __name__ == "__main__":
