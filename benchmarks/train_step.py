@@ -111,10 +111,8 @@ def call_of(name: str) -> tuple[Any, Callable[[], torch.Tensor]]:
         return model, lambda: model(**kept(inputs), **options).loss
     if name == RECOMPUTED:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if name == COMPILED:
-        compiled = torch.compile(model, dynamic=True)
-        return model, lambda: compiled(**inputs, **options).loss
-    return model, lambda: model(**inputs, **options).loss
+    called = torch.compile(model, dynamic=True) if name == COMPILED else model
+    return model, lambda: called(**inputs, **options).loss
 
 
 def profiled(step: Callable[[], None]) -> dict[str, float]:

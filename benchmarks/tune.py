@@ -19,7 +19,8 @@ from itertools import product
 import torch
 
 from benchmarks.support import compiler, launches, results, timer
-from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, WORK, Precision, Work, run
+from benchmarks.support.step_work import run
+from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, WORK, Precision, Work
 from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
 
 GAIN = 0.97  # a configuration is kept if it takes at most this share of the time of the kernel's own choice

@@ -60,7 +60,7 @@ class Case:
         self.largest_error = max(1e-4, 16 * precision.eps)
         judge = judge or by_reference(work.op)
         g = torch.Generator().manual_seed(1)
-        self.grads = [testing.normal(g, y.dtype, *y.shape) for y in _outputs(judge, self.tensors)]
+        self.grads = [testing.normal(g, y.dtype, *y.shape) for y in listed(judge(*self.tensors))]
         self.expected = self._results(judge, self.tensors, self.grads, self.outputs_only)
         exact, exact_grads = (present(testing.in_float64(some)) for some in (self.tensors, self.grads))
         self.truth = self._results(judge, exact, exact_grads, self.outputs_only)
@@ -100,15 +100,10 @@ class Case:
         function: Function, tensors: Sequence[Tensor], grads: Sequence[Tensor], outputs_only: bool
     ) -> list[Tensor]:
         """Return the outputs, then the gradients."""
-        if outputs_only:
-            return _outputs(function, tensors)
-        outputs, gradients = testing.value_and_gradients(function, tensors, grads)
+        needs = [not outputs_only] * len(tensors)
+        with torch.set_grad_enabled(not outputs_only):
+            outputs, gradients = testing.value_and_gradients(function, tensors, grads, needs)
         return [*outputs, *present(gradients)]
-
-
-@torch.no_grad()
-def _outputs(function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
-    return listed(function(*tensors))
 
 
 def compare(timed: Callable[..., None], case: Case, contender: Contender, direction: str, **about: Any) -> None:

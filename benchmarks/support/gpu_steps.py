@@ -68,23 +68,8 @@ def measured_file(name: str) -> Path:
 
 def steps(capability: tuple[int, int] | None, tune: bool) -> list[Step]:
     """Return the steps for a GPU of this compute capability. None: the steps of a dry run, without a GPU."""
-    return _dry_steps(tune) if capability is None else _gpu_steps(capability, tune)
-
-
-def _dry_steps(tune: bool) -> list[Step]:
-    small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    layers = [f"tests/kernels/test_{op}.py" for op in ("phm_linear", "lowrank_phm_linear")]
-    done = {
-        "tests": Step("tests", [*PYTEST, *layers, "-k", "triton and odd and without"], 60, small),
-        "bank": _bench("bank", "test_the_bank", 60, small, "-k", "float32"),
-        "peers": _bench("peers", "test_device", 60, small),
-    }
-    names = [step.name for step in _gpu_steps((9, 0), tune)]
-    why = {"tune": "a dry run" if tune else "not asked for"}
-    return [done.get(name) or Step(name, [], left_out=why.get(name, "a dry run")) for name in names]
-
-
-def _gpu_steps(capability: tuple[int, int], tune: bool) -> list[Step]:
+    if capability is None:
+        return _dry_steps(tune)
     arch = 10 * capability[0] + capability[1]
     cores = os.cpu_count() or 1
     parallel = ["-n", str(min(16, cores))] if installed("xdist") else []
@@ -118,6 +103,19 @@ def _gpu_steps(capability: tuple[int, int], tune: bool) -> list[Step]:
         if installed("transformers") and installed("accelerate")
         else Step("sharding", [], left_out="transformers or accelerate is not installed"),
     ]
+
+
+def _dry_steps(tune: bool) -> list[Step]:
+    small = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    layers = [f"tests/kernels/test_{op}.py" for op in ("phm_linear", "lowrank_phm_linear")]
+    done = {
+        "tests": Step("tests", [*PYTEST, *layers, "-k", "triton and odd and without"], 60, small),
+        "bank": _bench("bank", "test_the_bank", 60, small, "-k", "float32"),
+        "peers": _bench("peers", "test_device", 60, small),
+    }
+    names = [step.name for step in steps((9, 0), tune)]
+    why = {"tune": "a dry run" if tune else "not asked for"}
+    return [done.get(name) or Step(name, [], left_out=why.get(name, "a dry run")) for name in names]
 
 
 def _bench(name: str, test: str, seconds: float, environment: dict[str, str], *options: str) -> Step:

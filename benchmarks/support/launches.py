@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.support.step_work import LAUNCHED, StepWork
-from benchmarks.support.work import BOTH, PRECISIONS, Precision, Work, run
+from benchmarks.support.step_work import LAUNCHED, StepWork, run
+from benchmarks.support.work import BOTH, PRECISIONS, Precision, Work
 from mop_kernels.triton_kernels.device_functions import Phm
 from mop_kernels.triton_kernels.launch import Launch as Made
 from mop_kernels.triton_kernels.launch import asked, forced, recording

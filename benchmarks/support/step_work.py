@@ -1,16 +1,17 @@
-"""Works of the operations of a frozen T5's training step, and all works whose launches are compiled ahead of time.
+"""Works of the operations of a frozen T5's training step; all works that are compiled ahead of time; `run` for both.
 
 They have no plain form on a GPU beside them yet, so nothing times them (`work.WORK` holds the timed works).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.support.work import WORK, Work, present
-from mop_kernels import testing
+from benchmarks.support.work import FORWARD, WORK, Work, listed, present
+from mop_kernels import ops, testing
 from mop_kernels.testing import AttentionShape
 
 P, EPS, SCALE = 0.1, 1e-6, 1.0  # of T5
@@ -88,3 +89,23 @@ STEP_WORK = [
     StepWork("gated_gelu_dropout", "2048 rows of 1024", (2048, 1024)),
 ]
 LAUNCHED: list[Work | StepWork] = [*WORK, *STEP_WORK]
+
+
+def run(
+    work: Work | StepWork,
+    backend: str,
+    tensors: Sequence[Tensor],
+    direction: str,
+    grads: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Call the raw operation of a backend. Tensors that only have sizes go directly to Triton's functions."""
+    find: Callable[[str], Callable[..., Any]] = partial(ops.get, backend=backend)
+    if tensors[0].device.type == "meta":
+        from mop_kernels.triton_kernels import IMPLEMENTATIONS
+
+        find = IMPLEMENTATIONS.__getitem__
+    outputs = listed(find(work.op)(*work.forward_arguments(tensors)))
+    if direction == FORWARD:
+        return outputs
+    grads = grads or [torch.ones_like(y) for y in outputs]
+    return find(f"{work.op}_backward")(*work.backward_arguments(tensors, grads))

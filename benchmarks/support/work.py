@@ -7,19 +7,16 @@ A work is compiled ahead of time, tuned and timed. Its inputs are made on torch'
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from math import e
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import mop_kernels as mk
-from mop_kernels import multiply_adds, ops, reference, testing
+from mop_kernels import multiply_adds, reference, testing
 from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
-
-if TYPE_CHECKING:
-    from benchmarks.support.step_work import StepWork
 
 FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
 
@@ -241,26 +238,6 @@ def least_work(op: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], dir
     flops = 2 * least_multiply_adds(op, inputs)
     read, written = (sum(t.nbytes for t in tensors) for tensors in (inputs, outputs))
     return (flops, read + written) if direction == FORWARD else (3 * flops, 3 * read + 2 * written)
-
-
-def run(
-    work: "Work | StepWork",
-    backend: str,
-    tensors: Sequence[Tensor],
-    direction: str,
-    grads: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """Call the raw operation of a backend. Tensors that only have sizes go directly to Triton's functions."""
-    find: Callable[[str], Callable[..., Any]] = partial(ops.get, backend=backend)
-    if tensors[0].device.type == "meta":
-        from mop_kernels.triton_kernels import IMPLEMENTATIONS
-
-        find = IMPLEMENTATIONS.__getitem__
-    outputs = listed(find(work.op)(*work.forward_arguments(tensors)))
-    if direction == FORWARD:
-        return outputs
-    grads = grads or [torch.ones_like(y) for y in outputs]
-    return find(f"{work.op}_backward")(*work.backward_arguments(tensors, grads))
 
 
 def listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:

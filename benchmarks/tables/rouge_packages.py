@@ -146,6 +146,12 @@ def _row(
     return Row(package, call, partial(scores, given, **options), given or OWN_UNITS[unit], choice, unit)
 
 
+def _product(*settings: str, unit: str, choice: Choice = CLIPPED) -> Row:
+    """Return a row of this project."""
+    shown = ", ".join(f'"{setting}"' for setting in settings)
+    return _row("mop-kernels", f"Rouge({shown})", mop_t5, unit, choice, settings=settings)
+
+
 JOINED = "units joined by spaces"
 ROWS: dict[str, list[Row]] = {
     "": [
@@ -159,18 +165,9 @@ ROWS: dict[str, list[Row]] = {
         _row("sumeval", 'lang="zh"', sumeval, LESS_WORDS, stopwords=True),
         _row("rouge-metric", "evaluate_tokenized", rouge_metric, "characters"),
         _row("pycocoevalcap", JOINED, coco, "characters", Choice(beta=1.2)),
-        *(
-            _row("mop-kernels", f'Rouge("{package}", "{option}")', mop_t5, unit, choice, settings=(package, option))
-            for package, choice in (("rouge_score", CLIPPED), ("rouge", AT_POINTS))
-            for option, unit in PRODUCT_UNITS.items()
-        ),
-        _row(
-            "mop-kernels",
-            'Rouge("rouge_score", "char", "nfkc")',
-            mop_t5,
-            NFKC,
-            settings=("rouge_score", "char", "nfkc"),
-        ),
+        *(_product("rouge_score", option, unit=unit) for option, unit in PRODUCT_UNITS.items()),
+        *(_product("rouge", option, unit=unit, choice=AT_POINTS) for option, unit in PRODUCT_UNITS.items()),
+        _product("rouge_score", "char", "nfkc", unit=NFKC),
     ],
     "rouge_chinese": [
         *(_row("rouge-chinese", JOINED, of_rouge, unit, DISTINCT, module="rouge_chinese") for unit in UNITS),
