@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.support import floors, goals, tables
 from benchmarks.support.results import Results
-from benchmarks.support.tables import digits
 from benchmarks.support.step_work import run
+from benchmarks.support.tables import digits
 from benchmarks.support.work import BFLOAT16, DIRECTIONS, FLOAT32, WORK, Precision, Work
 from mop_kernels.triton_kernels.launch import recording
 
