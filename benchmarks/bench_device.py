@@ -7,6 +7,7 @@ cases show that everything works.
 """
 
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,7 @@ CASES = sorted(
     (
         (work, precision, contender, direction, ways)
         for work, contenders in CONTENDERS.items()
-        for precision in TIMED
-        for contender, ways in contenders
-        for direction in DIRECTIONS
+        for precision, (contender, ways), direction in product(TIMED, contenders, DIRECTIONS)
         if not (contender.compiled and precision.tf32)
     ),
     key=lambda case: case[2].compiled,

@@ -15,7 +15,7 @@ from benchmarks.support.work import BANK, BFLOAT16, FORWARD, least_multiply_adds
 from mop_kernels import testing
 
 test_bank = comparison({BANK: (*FORMS["mop_ffn"], *COMPILED)}, label="paper bank")
-test_bank_in_bfloat16 = comparison({BANK: [BATCHED_STAGES]}, BFLOAT16, label="paper bank, bfloat16")
+test_bank_in_bfloat16 = comparison({BANK: [BATCHED_STAGES]}, precision=BFLOAT16, label="paper bank, bfloat16")
 
 
 def test_the_operations_counted():

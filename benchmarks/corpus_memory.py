@@ -114,11 +114,9 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.corpus_memory", "--one", str(folder), way]
                 found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 sums.add(found["sha256"])
-                print(
-                    f"| {rows:,} | {way} | {found['all']:,.0f} | {found['private']:,.0f} | "
-                    f"{1e6 * found['private'] / rows:,.0f} | {found['seconds']:,.1f} |",
-                    flush=True,
-                )
+                sizes = (found["all"], found["private"], 1e6 * found["private"] / rows)
+                cells = [f"{rows:,}", way, *(f"{size:,.0f}" for size in sizes), f"{found['seconds']:,.1f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
             if len(sums) > 1:
                 raise SystemExit(f"the rows differ between the ways: {sums}")
             stored = sum(path.stat().st_size for path in (folder / "rows").iterdir())

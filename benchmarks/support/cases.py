@@ -61,9 +61,9 @@ class Case:
         judge = judge or by_reference(work.op)
         g = torch.Generator().manual_seed(1)
         self.grads = [testing.normal(g, y.dtype, *y.shape) for y in listed(judge(*self.tensors))]
-        self.expected = self._results(judge, self.tensors, self.grads, self.outputs_only)
+        self.expected = self._results(judge, self.tensors, self.grads)
         exact, exact_grads = (present(testing.in_float64(some)) for some in (self.tensors, self.grads))
-        self.truth = self._results(judge, exact, exact_grads, self.outputs_only)
+        self.truth = self._results(judge, exact, exact_grads)
         self._ready: dict[str, tuple[Function, list[Tensor]]] = {}
 
     def least_columns(self, direction: str) -> dict[str, int]:
@@ -86,7 +86,7 @@ class Case:
         function, tensors = prepared
         if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
             function = torch.compile(function, backend="inductor" if self.full_size else "aot_eager", dynamic=False)
-        found = self._results(function, tensors, self.grads, self.outputs_only or contender.kind == "stand-in")
+        found = self._results(function, tensors, self.grads, stand_in=contender.kind == "stand-in")
         if contender.kind in ("ours", "reference"):
             testing.assert_within_budget(found, self.expected, self.truth)
             return function, tensors
@@ -95,14 +95,13 @@ class Case:
             assert error < self.largest_error, f"relative error {error:.3g} in a tensor of shape {tuple(truth.shape)}"
         return function, tensors
 
-    @staticmethod
     def _results(
-        function: Function, tensors: Sequence[Tensor], grads: Sequence[Tensor], outputs_only: bool
+        self, function: Function, tensors: Sequence[Tensor], grads: Sequence[Tensor], stand_in: bool = False
     ) -> list[Tensor]:
-        """Return the outputs, then the gradients."""
-        needs = [not outputs_only] * len(tensors)
-        with torch.set_grad_enabled(not outputs_only):
-            outputs, gradients = testing.value_and_gradients(function, tensors, grads, needs)
+        """Return the outputs, then the gradients that are judged."""
+        judged = not (self.outputs_only or stand_in)
+        with torch.set_grad_enabled(judged):
+            outputs, gradients = testing.value_and_gradients(function, tensors, grads, [judged] * len(tensors))
         return [*outputs, *present(gradients)]
 
 
@@ -122,10 +121,10 @@ def compare(timed: Callable[..., None], case: Case, contender: Contender, direct
         timed(lambda: call(*tensors), f"{case.label}: {direction}", contender.name, **about)
 
 
-def comparison(compared: Mapping[Work, Iterable[str]], *precision: Precision, **options: Any) -> Callable[..., None]:
+def comparison(compared: Mapping[Work, Iterable[str]], **options: Any) -> Callable[..., None]:
     """Return a test that proves and times our backends and the named forms of each work, in both directions.
 
-    Precision and options are arguments of Case.
+    The options are arguments of Case.
     """
     pairs = [(work, c) for work, names in compared.items() for c in (*ours(work.op), *forms(work.op, *names))]
 
@@ -134,6 +133,6 @@ def comparison(compared: Mapping[Work, Iterable[str]], *precision: Precision, **
     def test(
         work: Work, contender: Contender, direction: str, case_of: Callable[..., Case], timed: Callable[..., None]
     ) -> None:
-        compare(timed, case_of(work, *precision, **options), contender, direction)
+        compare(timed, case_of(work, **options), contender, direction)
 
     return test

@@ -70,11 +70,8 @@ def compile_one(recorded: Recorded, arch: int) -> Compiled:
         made = launch.function.warmup(*example(launch.arguments), grid=(1,), enable_fp_fusion=True, **dict(launch.meta))
     except Exception as error:
         return row._replace(error=reason(error), seconds=round(_cpu_seconds() - start, 2))
-    seconds = _cpu_seconds() - start
-    registers, spilled = _resources(made.asm["cubin"])
-    return row._replace(
-        registers=registers, spill_bytes=spilled, shared_bytes=made.metadata.shared, seconds=round(seconds, 2)
-    )
+    seconds = round(_cpu_seconds() - start, 2)
+    return row._replace(**_resources(made.asm["cubin"]), shared_bytes=made.metadata.shared, seconds=seconds)
 
 
 def reason(error: BaseException) -> str:
@@ -97,8 +94,8 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _resources(cubin: bytes) -> tuple[int, int]:
-    """Return (registers, bytes of spilled registers) of a thread."""
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Return the columns registers and spill_bytes, of a thread."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -106,7 +103,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         command = [str(tool), "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    return found["REG"], found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spill_bytes": found["STACK"] + found["LOCAL"]}
 
 
 def compile_all(

@@ -281,6 +281,5 @@ def _seconds(recorded: list[Recorded]) -> dict[Launch, float]:
         if r.seconds is not None:
             measured[r.launch.kernel].append(r.seconds)
     usual = {kernel: median(numbers) for kernel, numbers in measured.items()}
-    return {
-        r.launch: max(0.1, usual.get(r.launch.kernel, SECONDS) if r.seconds is None else r.seconds) for r in recorded
-    }
+    seconds = {r.launch: usual.get(r.launch.kernel, SECONDS) if r.seconds is None else r.seconds for r in recorded}
+    return {launch: max(0.1, number) for launch, number in seconds.items()}

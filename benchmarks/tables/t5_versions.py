@@ -134,9 +134,8 @@ def default_dtype(member: str, folder: Path) -> Cell:
 
 def without_start(member: str, folder: Path, call: str) -> Cell:
     """Tell what happens if config.json names no decoder_start_token_id."""
-    model = load(
-        member, write_checkpoint(member, folder.with_name(f"{folder.name}-no-start"), decoder_start_token_id=None)
-    )
+    changed = write_checkpoint(member, folder.with_name(f"{folder.name}-no-start"), decoder_start_token_id=None)
+    model = load(member, changed)
     with torch.no_grad():
         if call == "labels":
             return bool(model(input_ids=SOURCE, labels=TARGET[:, 1:].contiguous()).loss.isfinite())
@@ -198,10 +197,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     cells: dict[str, dict[str, Cell]] = {}
     with tempfile.TemporaryDirectory() as root:
-        folders = {
-            member: write_checkpoint(member, Path(root) / member.replace(" ", "-").replace(".", "-"))
-            for member in FAMILY
-        }
+        folders = {m: write_checkpoint(m, Path(root) / m.replace(" ", "-").replace(".", "-")) for m in FAMILY}
         for row, (measure, members) in ROWS.items():
             cells[row] = {m: measured(partial(measure, m, folders[m])) for m in members}
     name = f"t5_versions.{version('transformers')}"
