@@ -97,7 +97,8 @@ def test_whole_layer(factors, name, full_size, timed):
     layer = peft_layer(width=width, part=False, **FACTORS[factors])
     if name != "the frozen base alone":
         return compare(timed, group, name, layer, rows)
-    base = layer._replace(module=layer.module.get_base_layer())
+    frozen: Any = layer.module
+    base = layer._replace(module=frozen.get_base_layer())
     x = rows_of(base, rows)
     timed(lambda: step(base, x), group, name, kind="form")
 

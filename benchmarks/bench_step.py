@@ -46,8 +46,8 @@ def attention_tensors(shape: AttentionShape, real: float) -> tuple[list[Tensor],
 def fused(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor, p: float) -> Tensor:
     """Return our attention."""
     *prefixed, bias = tensors
-    options: dict[str, Any] = {"causal": shape.causal, "scale": 1.0, "dropout": p}
-    return mk.prefix_attention(*prefixed, rows=rows, bias=bias, key_mask=mask, **options)
+    options: dict[str, Any] = {"rows": rows, "bias": bias, "key_mask": mask, "causal": shape.causal}
+    return mk.prefix_attention(*prefixed, **options, scale=1.0, dropout=p)
 
 
 def joined(shape: AttentionShape, tensors: list[Tensor], rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

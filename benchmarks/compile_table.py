@@ -108,9 +108,7 @@ def keep_seconds(rows: list[Compiled]) -> None:
 
 def main() -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.compile_table", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_table", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=sorted(SHARED_BYTES))
     parser.add_argument("--launches", choices=SETS, default="recorded", help="which launches (%(default)s)")
     parser.add_argument("--match", default="", help="only launches whose kernel, dtype or origin contains this text")

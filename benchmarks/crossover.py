@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -79,19 +80,18 @@ def measure(
     Returns:
         {way: {operation: {dtype: multiply-adds}}}.
     """
-    ladder = list(ladder)
+    works = list(ladder)
     found: Crossovers = {}
-    for precision in precisions:
-        for op in dict.fromkeys(work.op for work in ladder):
-            rungs = []
-            for work in (w for w in ladder if w.op == op):
-                if time.monotonic() > deadline:
-                    print("out of time: the other works keep the estimate")
-                    return found
-                rungs.append(timer(work, precision))
-                print(f"{op}, {work.label}, {precision.name}: {rungs[-1]}", flush=True)
-            for way in rungs[0]:
-                found.setdefault(way, {}).setdefault(op, {})[precision.name] = crossover(rung[way] for rung in rungs)
+    for precision, op in product(precisions, dict.fromkeys(work.op for work in works)):
+        rungs = []
+        for work in (w for w in works if w.op == op):
+            if time.monotonic() > deadline:
+                print("out of time: the other works keep the estimate")
+                return found
+            rungs.append(timer(work, precision))
+            print(f"{op}, {work.label}, {precision.name}: {rungs[-1]}", flush=True)
+        for way in rungs[0]:
+            found.setdefault(way, {}).setdefault(op, {})[precision.name] = crossover(rung[way] for rung in rungs)
     return found
 
 

@@ -83,7 +83,7 @@ def of_tests(arguments: list[str]) -> dict[launches.Launch, str]:
 def main() -> None:
     """Run the command."""
     name = "python -O -m benchmarks.record_launches"
-    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=launches.FILE, help="the file to write (%(default)s)")
     parser.add_argument("tests", nargs="*", help="pytest arguments instead of all of tests/kernels")
     arguments = parser.parse_args()

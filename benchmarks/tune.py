@@ -92,7 +92,7 @@ def device_timer_of(work: Work, precision: Precision) -> Callable[[], float]:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=400, help="stop after this many seconds (%(default)s)")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

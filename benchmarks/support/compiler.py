@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -94,7 +94,7 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
+def _resources(cubin: bytes) -> dict[str, Any]:
     """Return the columns registers and spill_bytes, of a thread."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

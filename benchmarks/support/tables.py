@@ -49,7 +49,7 @@ def floor_rows(rows: list[Row], found: Found, unit: str = "ms") -> list[tuple[st
 def rates_line(found: Found) -> list[str]:
     """Return the rates of the machine as one line. Empty if no rates were measured."""
     if "before" in found:
-        before = found["before"]
+        before: dict[str, float] = found["before"]
         after = found.get("after", before)
         return [
             f"torch.mm 1024^3 {before['mm_gflops']:.0f} GFLOP/s before, {after['mm_gflops']:.0f} after; "
