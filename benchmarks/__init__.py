@@ -10,6 +10,7 @@
   its least operations and bytes. A case (`cases`) proves that a contender (`contenders`, `pytorch_forms`) is right
   before it is timed (`timer`). `floors` holds the rates of the machine and the least times, `results` the JSON;
   `tables`, `goals` and `plots` show them. `launches` holds the launches of Triton's kernels as data, and `compiler`
-  compiles them. `gpu_steps` lists the steps of `make gpu`.
+  compiles them. `gpu_steps` lists the steps of `make gpu`. `two_trees` times two commits in turn, and `peak_memory`
+  measures in processes of their own.
 - `results/` holds the measured numbers, one file per module and machine.
 """
