@@ -3,8 +3,6 @@
 The runs may come from `mop-t5 train` and `evaluate`, from a table or from a suite.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

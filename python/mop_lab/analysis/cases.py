@@ -1,7 +1,5 @@
 """Show cases: a dialogue, its reference and the summaries of several systems, with the values they omit and invent."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections import Counter

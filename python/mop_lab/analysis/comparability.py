@@ -1,7 +1,5 @@
 """Check whether the scores of finished systems are comparable: scored in one way, on the same scenarios and rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from mop_t5.data import Example

@@ -1,7 +1,5 @@
 """Sweep over prefix lengths (MOP paper, Fig. 6): train and score systems with one prefix length after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plot generated prefixes in two dimensions: one row of panels per run, coloured by layer and by scenario."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

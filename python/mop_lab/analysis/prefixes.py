@@ -4,8 +4,6 @@ A prefix depends on the scenario and not on the text. The points are the rows of
 value vector, over all heads, per layer, scenario and place. If scenarios share a prefix, one row serves all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

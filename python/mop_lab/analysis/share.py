@@ -1,7 +1,5 @@
 """Compare the scores of finished systems with their trained parameters, and with the size of the backbone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

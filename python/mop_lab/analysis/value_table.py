@@ -1,7 +1,5 @@
 """Count the values that the summaries of finished systems keep and invent, beside their ROUGE and the baselines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev

@@ -1,7 +1,5 @@
 """Measure how much scores vary over seeds: the variance of each metric on each scenario (MOP paper, Fig. 5)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, pvariance, variance

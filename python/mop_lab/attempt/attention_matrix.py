@@ -1,7 +1,5 @@
 """The prompts that ATTEMPT attends to on each task: the mean of its weights over the rows of the task."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

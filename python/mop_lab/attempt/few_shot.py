@@ -4,8 +4,6 @@ OUTPUT/k-K/draw-D/corpus     the drawn rows, the same for every system
 OUTPUT/k-K/draw-D/runs       the runs of a suite; every system is trained once per task, on this task alone
 """
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The tables and plots of trained systems: ATTEMPT, its ablations, and its number of source prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

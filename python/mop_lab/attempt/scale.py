@@ -1,7 +1,5 @@
 """Scores of finished systems against parameters, on one or several backbones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

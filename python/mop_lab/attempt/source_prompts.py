@@ -1,7 +1,5 @@
 """The trials of ATTEMPT: source prompts, the prior of the attention, and ATTEMPT with more and more source prompts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@ torch.cuda.max_memory_allocated. On a CPU it is the size of the backbone's weigh
 (VmHWM) above them. Both count the weights, the method, its gradients and optimizer states, and the activations.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

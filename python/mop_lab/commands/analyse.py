@@ -1,7 +1,5 @@
 """mop-t5 analyse prefixes | variance | lengths | share: the analyses of the MOP paper."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated

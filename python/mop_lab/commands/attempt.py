@@ -1,7 +1,5 @@
 """mop-t5 attempt sources | prior | ablations | ...: the experiments of the ATTEMPT paper."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """mop-t5 analyse values | cases: the values of dialogues that the summaries of finished runs keep, omit and invent."""
 
-from __future__ import annotations
-
 import json
 
 from mop_t5.cli import Words

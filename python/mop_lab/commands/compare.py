@@ -1,7 +1,5 @@
 """mop-t5 compare."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from mop_t5.evaluation import present, show

@@ -1,7 +1,5 @@
 """mop-t5 moe compare | adapt | routes | disable: the experiments on task-level mixtures of experts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """mop-t5 params."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mop_t5.evaluation import present

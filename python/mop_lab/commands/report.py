@@ -1,7 +1,5 @@
 """mop-t5 report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mop_t5.cli import Words

@@ -1,7 +1,5 @@
 """mop-t5 table 1 | 2 | 3 | 4: the tables of the MOP paper, with the paper's numbers beside ours."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any
 

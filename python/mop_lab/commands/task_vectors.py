@@ -1,7 +1,5 @@
 """mop-t5 task-vectors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import mop_t5

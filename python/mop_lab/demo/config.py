@@ -1,7 +1,5 @@
 """Settings of the demo."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 from mop_t5.checks import check_int
@@ -72,7 +70,7 @@ class DemoConfig:
         if self.d_model < _HEAD or self.d_model % _HEAD:
             raise ValueError(f"d_model must be a multiple of {_HEAD}, the width of a head; got {self.d_model}.")
 
-    def shortened(self) -> DemoConfig:
+    def shortened(self) -> "DemoConfig":
         """Return the settings of the short form if `short` is set, otherwise these settings."""
         if not self.short:
             return self

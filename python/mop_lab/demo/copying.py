@@ -4,8 +4,6 @@ A backbone that is trained from random weights on few pairs learns their values 
 hotel, and the corpus has only a hundred hotels.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ on the other half with equal steps. All systems are scored on the test split, be
 baselines.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 from collections.abc import Mapping, Sequence

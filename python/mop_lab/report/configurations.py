@@ -1,7 +1,5 @@
 """Collect the settings of runs: the settings that all runs share, and the settings in which systems differ."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

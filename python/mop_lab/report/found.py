@@ -1,7 +1,5 @@
 """Find the content of folders: finished systems, the tables and plots beside them, and all that the page leaves out."""
 
-from __future__ import annotations
-
 import html
 import os
 import re

@@ -1,7 +1,5 @@
 """Plot the losses of runs, and the scores of their validations, as one SVG."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,7 +1,5 @@
 """Fill the template of the page with the content of folders. The same folders give the same bytes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from base64 import b64encode

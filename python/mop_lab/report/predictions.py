@@ -1,7 +1,5 @@
 """Collect the rows of the split with the texts of every system, as the script of the page reads them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any

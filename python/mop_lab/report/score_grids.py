@@ -1,7 +1,5 @@
 """Build the score tables of the page: numbers with their deviations, by which the rows can be sorted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import NamedTuple

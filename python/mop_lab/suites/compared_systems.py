@@ -1,7 +1,5 @@
 """The systems that `mop-t5 compare` trains, their variants, and the choice of their learning rates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -6,8 +6,6 @@ OUTPUT/rates/RATE   the trials of the grid, scored on the valid split
 OUTPUT              the trials with the best rates (see suite.py)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
@@ -38,6 +36,28 @@ from mop_lab.suites.systems import choose
 from mop_lab.suites.trial import Inputs
 
 _T = TypeVar("_T")
+
+
+class _Entry(NamedTuple):
+    """The results of a system or a baseline.
+
+    Attributes:
+        label: The label of the system.
+        points: One number per row: the mean of its three ROUGE over the seeds, times 100.
+        means: For each seed, scenario -> scores, the average last.
+        kept: For each seed, the values that the summaries keep.
+        trained: Trained parameters, None for a baseline.
+        backbone: Parameters of the backbone, None for a baseline.
+        rate: The learning rate, None for a baseline and for the frozen backbone.
+    """
+
+    label: str
+    points: list[float]
+    means: list[dict[str, TaskScores]]
+    kept: list[ValueScores]
+    trained: int | None = None
+    backbone: int | None = None
+    rate: float | None = None
 
 
 class MethodComparison:
@@ -230,28 +250,6 @@ class MethodComparison:
         steps, seed = self.grid.rate_steps or self.training.steps, self.config.seeds[0]
         title = f"The rates: mean of R-1, R-2 and R-L on the valid split after {steps} steps, seed {seed}"
         return Table(title, columns, cells, dict.fromkeys(columns[1:], ".2f"))
-
-
-class _Entry(NamedTuple):
-    """The results of a system or a baseline.
-
-    Attributes:
-        label: The label of the system.
-        points: One number per row: the mean of its three ROUGE over the seeds, times 100.
-        means: For each seed, scenario -> scores, the average last.
-        kept: For each seed, the values that the summaries keep.
-        trained: Trained parameters, None for a baseline.
-        backbone: Parameters of the backbone, None for a baseline.
-        rate: The learning rate, None for a baseline and for the frozen backbone.
-    """
-
-    label: str
-    points: list[float]
-    means: list[dict[str, TaskScores]]
-    kept: list[ValueScores]
-    trained: int | None = None
-    backbone: int | None = None
-    rate: float | None = None
 
 
 def _score(suite: Suite, label: str) -> float:

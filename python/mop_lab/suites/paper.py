@@ -3,8 +3,6 @@
 Scores are F1 between 0 and 1, as everywhere in this package. The paper prints them times 100.
 """
 
-from __future__ import annotations
-
 from mop_t5.evaluation import AVERAGE, Scores, Table
 
 SCENARIOS = ("Taxi", "Ticket", "E-Commerce", "Take-out", "Food")

@@ -1,7 +1,5 @@
 """Tables 2 and 3: scores of systems over seeds, beside the paper's scores and the baselines, and their gains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 

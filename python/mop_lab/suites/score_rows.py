@@ -1,7 +1,5 @@
 """The scores of systems as rows of a table: means and deviations over repetitions, and gains."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
 

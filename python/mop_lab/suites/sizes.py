@@ -1,7 +1,5 @@
 """The numbers of parameters that systems train: `params` and Table 4. No weights are made."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

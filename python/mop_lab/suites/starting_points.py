@@ -1,7 +1,5 @@
 """Prompts and adapters trained on source tasks, and the systems that start from them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

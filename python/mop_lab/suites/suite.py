@@ -8,8 +8,6 @@ OUTPUT/floors                  the scores of the baselines
 Finished trials are not repeated, so the same call resumes an interrupted suite.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,7 +33,7 @@ class Suite:
     def __init__(self, trials: Sequence[Trial]):
         self.trials = list(trials)
 
-    def plan(self) -> Suite:
+    def plan(self) -> "Suite":
         """Check all trials that do not wait for another trial. Call this before `run`. Nothing is written.
 
         Returns:

@@ -1,7 +1,5 @@
 """The settings of a suite: the systems that are trained, and how they are scored."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The systems that the tables compare: per method its rows, with their fields and its learning rate."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
@@ -120,7 +118,7 @@ class System:
         """Return the config of the method. Raise ValueError or TypeError for a wrong field."""
         return get(self.method).Config.make({"scenarios": list(scenarios), **self.options})
 
-    def with_options(self, options: Mapping[str, Any]) -> System:
+    def with_options(self, options: Mapping[str, Any]) -> "System":
         """Return the system with those of the options that its method has. A fixed system keeps its own."""
         given = {name: value for name, value in options.items() if name in fields_of(self.method)}
         return replace(self, options=given | self.options if self.fixed else self.options | given)

@@ -5,8 +5,6 @@ trial is read from its folder. Inputs are compared by content. If the scored spl
 again. If anything that it was trained on has changed, that is an error.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +82,7 @@ class Start(NamedTuple):
     """
 
     field: str
-    trial: Trial
+    trial: "Trial"
     same_shapes: bool = False
 
 

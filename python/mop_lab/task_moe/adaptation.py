@@ -4,8 +4,6 @@ OUTPUT/TASK/draw-S/corpus    the rows of one task that were drawn with seed S
 OUTPUT/TASK/draw-S/runs      the runs of a suite: every system at every learning rate and batch size
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The poster's comparisons of task-level mixtures of experts: choices in training, routers, and task vectors."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

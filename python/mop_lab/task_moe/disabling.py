@@ -1,7 +1,5 @@
 """The loss of score of a task-level mixture of experts without the experts of a feature, and without random ones."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev

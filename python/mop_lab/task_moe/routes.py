@@ -1,7 +1,5 @@
 """The routes of a task-level mixture of experts, and their correlations with features of tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Vectors of tasks, for the routers: mean encodings of their texts, and the Fisher information of small adapters."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 A package adds commands by an entry point of the group `mop_t5.commands`, which names the result of `read_commands`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import warnings
@@ -30,7 +28,7 @@ class Command(NamedTuple):
 
     help: Mapping[str, str] = {}
     function: str | None = None
-    commands: Mapping[str, Command] = {}
+    commands: Mapping[str, "Command"] = {}
     purpose: str = ""
 
 
