@@ -11,83 +11,73 @@ from typing import Any, get_args, get_type_hints
 
 from mop_t5.checks import check_choice, check_int, check_number, check_type
 
-# field of Trainer -> the setting of this package that decides it
-_SET_BY = {
-    "output_dir": "output",
-    **dict.fromkeys(("max_steps", "num_train_epochs"), "steps"),
-    **dict.fromkeys(
-        ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size"), "batch_size"
+# setting of this package -> the fields of Trainer that it decides
+_DECIDED = {
+    "output": ("output_dir",),
+    "steps": ("max_steps", "num_train_epochs"),
+    "batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size"),
+    "accumulation": ("gradient_accumulation_steps",),
+    "learning_rate": ("learning_rate",),
+    "warmup_steps": ("warmup_steps",),
+    "weight_decay": ("weight_decay",),
+    "beta2": ("adam_beta2",),
+    "max_grad_norm": ("max_grad_norm",),
+    "label_smoothing": ("label_smoothing_factor",),
+    "bf16": ("bf16", "bf16_full_eval"),
+    "gradient_checkpointing": (
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
     ),
-    "gradient_accumulation_steps": "accumulation",
-    "learning_rate": "learning_rate",
-    "warmup_steps": "warmup_steps",
-    "weight_decay": "weight_decay",
-    "adam_beta2": "beta2",
-    "max_grad_norm": "max_grad_norm",
-    "label_smoothing_factor": "label_smoothing",
-    **dict.fromkeys(("bf16", "bf16_full_eval"), "bf16"),
-    **dict.fromkeys(
-        (
-            *("activation_checkpointing", "activation_checkpointing_kwargs"),
-            *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
-        ),
-        "gradient_checkpointing",
+    "compile": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+    "log_every": ("logging_steps", "logging_strategy"),
+    "evaluate_every": (
+        *("eval_strategy", "eval_steps", "do_eval", "predict_with_generate"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     ),
-    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "compile"),
-    **dict.fromkeys(("logging_steps", "logging_strategy"), "log_every"),
-    **dict.fromkeys(
-        (
-            *("eval_strategy", "eval_steps", "do_eval", "predict_with_generate"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        ),
-        "evaluate_every",
-    ),
-    **dict.fromkeys(("save_strategy", "save_steps"), "save_every"),
-    "generation_max_length": "max_target",
-    **dict.fromkeys(("seed", "data_seed"), "seed"),
-    **dict.fromkeys(("train_sampling_strategy", "length_column_name", "sortish_sampler"), "by_length"),
-    "resume_from_checkpoint": "resume",
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), "shard"),
-    **dict.fromkeys(
-        (
-            *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
-            "hub_revision",
-        ),
-        "hub_model_id",
+    "save_every": ("save_strategy", "save_steps"),
+    "max_target": ("generation_max_length",),
+    "seed": ("seed", "data_seed"),
+    "by_length": ("train_sampling_strategy", "length_column_name", "sortish_sampler"),
+    "resume": ("resume_from_checkpoint",),
+    "shard": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
+    "hub_model_id": (
+        *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
+        "hub_revision",
     ),
 }
-# field of Trainer -> why nobody may set it
-_FIXED = {
-    **dict.fromkeys(("fp16", "fp16_full_eval"), "T5 overflows in float16. Set bf16"),
-    "logging_nan_inf_filter": "it hides a loss that is not finite",
-    **dict.fromkeys(
-        ("ignore_data_skip", "save_only_model", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
-        "a resumed run must end as an unbroken run ends",
+_SET_BY = {field: setting for setting, decided in _DECIDED.items() for field in decided}
+# why nobody may set some fields of Trainer -> these fields
+_REASONS = {
+    "T5 overflows in float16. Set bf16": ("fp16", "fp16_full_eval"),
+    "it hides a loss that is not finite": ("logging_nan_inf_filter",),
+    "a resumed run must end as an unbroken run ends": (
+        *("ignore_data_skip", "save_only_model", "restore_callback_states_from_checkpoint", "enable_jit_checkpoint"),
     ),
-    "save_on_each_node": "all processes write to one folder",
-    **dict.fromkeys(("remove_unused_columns", "label_names"), "this package makes the batches"),
-    **dict.fromkeys(
-        ("dataloader_drop_last", "dataloader_in_order", "accelerator_config"),
-        "every row counts, in the order that the seed gives",
+    "all processes write to one folder": ("save_on_each_node",),
+    "this package makes the batches": ("remove_unused_columns", "label_names"),
+    "every row counts, in the order that the seed gives": (
+        *("dataloader_drop_last", "dataloader_in_order", "accelerator_config"),
     ),
-    "average_tokens_across_devices": "the loss is the mean over the tokens of all processes",
-    "ddp_find_unused_parameters": "the method decides it",
-    **dict.fromkeys(
-        ("ddp_backend", "ddp_timeout", "local_rank", "use_cpu"),
-        "the launcher connects the processes and chooses their devices before the training",
+    "the loss is the mean over the tokens of all processes": ("average_tokens_across_devices",),
+    "the method decides it": ("ddp_find_unused_parameters",),
+    "the launcher connects the processes and chooses their devices before the training": (
+        *("ddp_backend", "ddp_timeout", "local_rank", "use_cpu"),
     ),
-    **dict.fromkeys(
-        (
-            *("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics"),
-            *("batch_eval_metrics", "generation_num_beams", "generation_config", "eval_on_start"),
-        ),
-        "a validation is one greedy search over the whole split. `mop-t5 evaluate` has more settings",
+    "a validation is one greedy search over the whole split. `mop-t5 evaluate` has more settings": (
+        *("prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics"),
+        *("batch_eval_metrics", "generation_num_beams", "generation_config", "eval_on_start"),
     ),
-    **dict.fromkeys(("do_train", "do_predict"), "it has no effect"),
-    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), "Liger has no kernels for T5"),
-    "use_cache": "a training step reads no cache",
-    "optim_target_modules": "the method names the trained parameters",
+    "it has no effect": ("do_train", "do_predict"),
+    "Liger has no kernels for T5": ("use_liger_kernel", "liger_kernel_config"),
+    "a training step reads no cache": ("use_cache",),
+    "the method names the trained parameters": ("optim_target_modules",),
 }
+_FIXED = {field: why for why, fixed in _REASONS.items() for field in fixed}
+# field of Trainer -> its smallest int
+_SMALLEST = {"dataloader_num_workers": 0, "dataloader_prefetch_factor": 1}
+_SMALLEST |= dict.fromkeys(("save_total_limit", "eval_accumulation_steps"), 1)
+# field of Trainer with a number of 0 or more -> the bound that the number must be below
+_BELOW = {"neftune_noise_alpha": math.inf, "adam_beta1": 1.0, "adam_epsilon": math.inf, "eval_delay": math.inf}
 _OPTIMIZERS_OF_FUSED = ("adamw_torch", "adamw_torch_fused")
 _REFUSED_OPTIMIZERS = {
     **dict.fromkeys(("galore", "apollo", "lomo", "adalomo"), "chooses its parameters by itself, not by groups"),
@@ -153,14 +143,10 @@ def _check_meaning(name: str, where: str, value: Any) -> None:
         from transformers.training_args import trainer_log_levels
 
         check_choice(where, value, list(trainer_log_levels))
-    if name == "neftune_noise_alpha" and value is not None:
-        check_number(where, value, 0)
-    if name in ("save_total_limit", "eval_accumulation_steps", "dataloader_prefetch_factor") and value is not None:
-        check_int(where, value, 1)
-    if name == "dataloader_num_workers":
-        check_int(where, value, 0)
-    if name in ("adam_beta1", "adam_epsilon", "eval_delay"):
-        check_number(where, value, 0, below=1 if name == "adam_beta1" else math.inf)
+    if name in _SMALLEST and value is not None:
+        check_int(where, value, _SMALLEST[name])
+    if name in _BELOW and value is not None:
+        check_number(where, value, 0, below=_BELOW[name])
 
 
 @contextmanager
