@@ -1,9 +1,7 @@
 """Callbacks of the trainer: they decide when it logs, saves and stops, and call the hooks of a method."""
 
-import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, ProgressCallbac
 from transformers.trainer_utils import IntervalStrategy
 
 from mop_t5.attachment.attached_model import attached
-from mop_t5.files import damage_in_a_sentence, failure_in_a_sentence, replace_file, split_json_lines
+from mop_t5.files import damage_in_a_sentence, failure_in_a_sentence, json_lines, replace_file, split_json_lines
 from mop_t5.training.checkpoints import checkpoints
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.optimizer import trained_groups
@@ -39,26 +37,21 @@ class StopIfNotFinite(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """Save checkpoints between validations. Trainer's own interval is used for validations, each with a checkpoint."""
+    """Save checkpoints between validations. Trainer's own interval is used for validations, each with a checkpoint.
+
+    Every checkpoint is a logged point, because a resumed Trainer forgets the losses since the last logged point.
+
+    Args:
+        steps: The interval. 0: only validations write a checkpoint.
+    """
 
     def __init__(self, steps: int):
         self._steps = steps
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Request a checkpoint at each interval."""
-        if state.global_step % self._steps == 0:
-            control.should_save = True
-
-
-class LogWhenSaving(TrainerCallback):
-    """Make every checkpoint a logged point, because a resumed Trainer forgets the losses since the last logged point.
-
-    Add this callback after the callbacks that decide when to save.
-    """
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Request a logged point at each checkpoint."""
-        control.should_log = control.should_log or control.should_save
+        """Request a checkpoint at each interval, and a logged point at each checkpoint."""
+        control.should_save |= self._steps > 0 and state.global_step % self._steps == 0
+        control.should_log |= control.should_save
 
 
 class BarWithoutLogs(ProgressCallback):
@@ -93,7 +86,7 @@ class MethodHooks(TrainerCallback):
                 path = self._folder / name
                 kept = [line for line in _lines(path) if line["step"] <= state.global_step] if state.global_step else []
                 if kept or os.path.lexists(path):  # in place of a link, through which later records would be written
-                    replace_file(path, "".join(map(_as_line, kept)).encode())
+                    replace_file(path, json_lines(kept))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         """Remove the gradients of idle groups, so that the optimizer skips these parameters."""
@@ -121,22 +114,14 @@ class MethodHooks(TrainerCallback):
         for name, record in self._method.records().items():
             with failure_in_a_sentence(name, self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with open(self._folder / name, "a", encoding="utf-8") as file:
-                    file.write(_as_line({"step": state.global_step, **record}))
+                with open(self._folder / name, "ab") as file:
+                    file.write(json_lines([{"step": state.global_step, **record}]))
 
 
 def callbacks_of(config: TrainingConfig) -> list[TrainerCallback]:
     """Return the callbacks that the settings require."""
-    callbacks: list[TrainerCallback] = [StopIfNotFinite()]
-    if config.save_every:
-        callbacks.append(SaveEvery(config.save_every))
-    if config.patience:
-        callbacks.append(EarlyStoppingCallback(config.patience))
-    return [*callbacks, LogWhenSaving()]
-
-
-def _as_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    early_stop = [EarlyStoppingCallback(config.patience)] if config.patience else []
+    return [StopIfNotFinite(), *early_stop, SaveEvery(config.save_every)]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
