@@ -1,8 +1,7 @@
 """Count the bytes of a training step, on device "meta" or any other, without a profiler."""
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,9 +33,9 @@ class MemoryLedger(TorchDispatchMode):
         self.live = dict.fromkeys((ACTIVATIONS, PREFIXES, GRADIENTS, WORKING), 0)
         self.peak = dict(self.live)
         self._kind = WORKING
-        self._kinds: dict[int, str] = {}  # the key of a storage -> its kind
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no key is used twice
-        self._keys = {_key(storage) for storage in self._known}
+        # the key of a storage -> its kind, "" if it is not counted
+        self._kinds = dict.fromkeys(map(_key, self._known), "")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation, and count the storages of its results."""
@@ -58,21 +57,16 @@ class MemoryLedger(TorchDispatchMode):
     def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         key = _key(storage)
-        if key not in self._keys and storage.nbytes():
-            self._keys.add(key)
+        if key not in self._kinds and storage.nbytes():
             self._kinds[key] = self._kind
             weakref.finalize(storage, self._remove, key, storage.nbytes()).atexit = False
-            self._count(self._kind, storage.nbytes())
+            self.live[self._kind] += storage.nbytes()
+            if sum(self.live.values()) > sum(self.peak.values()):
+                self.peak = dict(self.live)
         return tensor
 
     def _remove(self, key: int, size: int) -> None:
-        self._keys.discard(key)
         self.live[self._kinds.pop(key)] -= size
-
-    def _count(self, kind: str, size: int) -> None:
-        self.live[kind] += size
-        if sum(self.live.values()) > sum(self.peak.values()):
-            self.peak = dict(self.live)
 
     def _say(self, tensor: Tensor, kind: str) -> None:
         """Count the storage of a tensor as another kind from now on."""
@@ -87,16 +81,14 @@ class MemoryLedger(TorchDispatchMode):
         """Count what is made from now on as `kind`."""
         self._kind = kind
 
-    @contextmanager
-    def saving_activations(self) -> Iterator[None]:
-        """Count what autograd saves in the block as activations."""
+    def saving_activations(self) -> saved_tensors_hooks:
+        """Return a context in which what autograd saves counts as activations."""
 
         def pack(tensor: Tensor) -> Tensor:
             self._say(tensor, ACTIVATIONS)
             return tensor
 
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield
+        return saved_tensors_hooks(pack, lambda tensor: tensor)
 
     def watch_gradient(self, parameter: Tensor) -> None:
         """Count the gradient of a parameter as a gradient."""

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,8 @@ from mop_t5.files import unreadable_in_a_sentence
 from mop_t5.operations.attach import attach
 from mop_t5.training.config import SHARDS
 from mop_t5.training.memory_ledger import ACTIVATIONS, GRADIENTS, PREFIXES, WORKING, MemoryLedger
-from mop_t5.training.planned_devices import among_devices
-from mop_t5.training.planned_quantisation import (
-    quantised_bytes,
-    quantised_layers,
-    simulate_quantisation,
-)
+from mop_t5.training.planned_devices import among_devices, bytes_of
+from mop_t5.training.planned_quantisation import quantised_bytes, quantised_layers, simulate_quantisation
 from mop_t5.training.recomputation import recomputed_blocks
 from mop_t5.training.zero import unfit_for_zero
 
@@ -65,9 +61,8 @@ class PlannedStep:
     def __post_init__(self):
         check_types(self)
         check_least(self, 1, "batch", "source", "target", "accumulation", "num_scenarios")
-        check_choice("dtype", self.dtype, _DTYPES)
-        check_choice("quantise", self.quantise, SCHEMES)
-        check_choice("shard", self.shard, SHARDS)
+        for name, choices in {"dtype": _DTYPES, "quantise": SCHEMES, "shard": SHARDS}.items():
+            check_choice(name, getattr(self, name), choices)
         if self.shard != "no" and self.quantise != "no":
             raise ValueError(
                 f"quantise must be 'no' where shard is {self.shard!r}, because only weights in floating point can be "
@@ -162,7 +157,7 @@ def plan_memory(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     of_backbone = [tensor for name, tensor in _tensors(model).items() if not name.startswith(f"{SUBMODULE}.")]
     of_method = [tensor for name, tensor in _tensors(model).items() if name.startswith(f"{SUBMODULE}.")]
-    weights = _bytes(of_backbone)
+    weights = bytes_of(of_backbone)
     if step.quantise != "no":
         layers = quantised_layers(model, step.quantise)
         if any(parameter.requires_grad for parameter in of_backbone):
@@ -173,9 +168,9 @@ def plan_memory(
         weights += sum(quantised_bytes(layer.weight, step.quantise) - layer.weight.nbytes for layer in layers)
         simulate_quantisation(model, step.quantise)
     peak = _peak_of_a_step(model, trained, step)
-    parts = {"weights": weights, "method": _bytes(of_method), GRADIENTS: peak[GRADIENTS]}
-    parts |= {"optimizer": _optimizer_bytes(trained), ACTIVATIONS: peak[ACTIVATIONS], PREFIXES: peak[PREFIXES]}
-    parts |= {WORKING: peak[WORKING]}
+    parts = {"weights": weights, "method": bytes_of(of_method), GRADIENTS: peak[GRADIENTS]}
+    parts |= {"optimizer": _optimizer_bytes(trained)}
+    parts |= {kind: peak[kind] for kind in (ACTIVATIONS, PREFIXES, WORKING)}
     if devices.count > 1:
         parts = among_devices(parts, model, step.shard, devices.count)
     return MemoryPlan(devices, parts)
@@ -210,10 +205,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
 def _peak_of_a_step(model: PreTrainedModel, trained: list[nn.Parameter], step: PlannedStep) -> dict[str, int]:
     """Return the bytes of each kind at the moment with the most bytes, without weights, optimizer and batch."""
     rows = step.batch
@@ -246,6 +237,5 @@ def _optimizer_bytes(trained: list[nn.Parameter]) -> int:
     optimizer = torch.optim.AdamW(trained, foreach=False)
     optimizer.step()
     state = [value for values in optimizer.state.values() for value in values.values() if torch.is_tensor(value)]
-    for parameter in trained:
-        parameter.grad = None
-    return _bytes(state)
+    optimizer.zero_grad()
+    return bytes_of(state)

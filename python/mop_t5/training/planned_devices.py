@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mop_t5.attachment.attached_model import attached, is_attached
@@ -23,7 +23,7 @@ def among_devices(parts: Mapping[str, int], model: PreTrainedModel, shard: str, 
         shard: "no", "fsdp", "zero2" or "zero3".
         count: The number of devices.
     """
-    trained = _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    trained = bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
     if shard == "no":  # DistributedDataParallel averages gradients in buckets of its own
         return {**parts, GRADIENTS: parts[GRADIENTS] + trained}
     if shard == "fsdp":
@@ -38,8 +38,8 @@ def _with_fsdp(parts: Mapping[str, int], model: PreTrainedModel, trained: int, c
     stacks = (model.get_encoder(), model.get_decoder())
     blocks = [list(block.parameters()) for stack in stacks for block in stack.block]
     inside = {parameter for block in blocks for parameter in block}
-    root = _bytes(p for p in model.parameters() if p not in inside | method | whole)
-    of_blocks = [_bytes(p for p in block if p not in whole) for block in blocks]
+    root = bytes_of(p for p in model.parameters() if p not in inside | method | whole)
+    of_blocks = [bytes_of(p for p in block if p not in whole) for block in blocks]
     shards = root + sum(of_blocks)
     # a block computes, the next block is gathered, and lies twice: in the buffer of the transfer, and as its weights
     gathered = root + 3 * max(of_blocks)
@@ -72,5 +72,6 @@ def _share(number: int, count: int) -> int:
     return -(-number // count)
 
 
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.nbytes for parameter in parameters)
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of some tensors together."""
+    return sum(tensor.nbytes for tensor in tensors)

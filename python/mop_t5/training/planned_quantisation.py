@@ -10,26 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_BITSANDBYTES = ("q", "k", "v", "o", "wi", "wi_0", "wi_1")
+_BITSANDBYTES: tuple[str, ...] = ("q", "k", "v", "o", "wi", "wi_0", "wi_1")
 # scheme -> names of the layers that are quantised
-QUANTISED_LAYERS = {
-    "8bit": _BITSANDBYTES,
-    "4bit": _BITSANDBYTES,
-    "int8": (*_BITSANDBYTES, "wo"),
-    "int4": (*_BITSANDBYTES, "wo"),
-}
+QUANTISED_LAYERS = dict.fromkeys(("8bit", "4bit"), _BITSANDBYTES)
+QUANTISED_LAYERS |= dict.fromkeys(("int8", "int4"), (*_BITSANDBYTES, "wo"))
 _BLOCK_OF_4BIT, _GROUP_OF_INT4 = 64, 32  # weights that share a scale
 
 
 def quantised_layers(model: PreTrainedModel, scheme: str) -> list[nn.Linear]:
     """Return the layers of a T5 that a scheme quantises."""
-    stacks = (model.get_encoder(), model.get_decoder())
-    return [
-        module
-        for stack in stacks
-        for name, module in stack.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in QUANTISED_LAYERS[scheme]
-    ]
+    modules = [pair for stack in (model.get_encoder(), model.get_decoder()) for pair in stack.named_modules()]
+    linear = [(name.rpartition(".")[2], module) for name, module in modules if isinstance(module, nn.Linear)]
+    return [module for name, module in linear if name in QUANTISED_LAYERS[scheme]]
 
 
 def quantised_bytes(weight: Tensor, scheme: str) -> int:
