@@ -126,7 +126,7 @@ def table(folder, flags):
         "in step 5 of the second run": lambda: at_call(torch.optim.AdamW, "step", 6 + 5),
         "in step 1 of the third run": lambda: at_call(torch.optim.AdamW, "step", 2 + 1),
         "before the evaluation of the third run": lambda: at_call(trial.RunEvaluation, "run", 1),
-        "before the fourth run is saved": lambda: at_call(training_run, "save_run", 1),
+        "before the fourth run is saved": lambda: at_call(training_run.run_folder, "save_run", 1),
         "in the floors, after all runs": lambda: at_call(suite, "write_scores", 1),
         "never": None,
     }
@@ -162,7 +162,7 @@ TRAINING = {
     "before the random state of step 6": lambda: at_call(
         torch, "save", lambda content, file, *_: TARGET in str(file) and "rng_state" in str(file)
     ),
-    "before the list of files of step 6": lambda: at_call(checkpoints, "write_durably", 2),
+    "before the list of files of step 6": lambda: at_call(checkpoints, "replace_file", 2),
     "before the checkpoint of step 6 takes its name": lambda: at_call(
         os, "replace", lambda a, b: str(b).endswith(TARGET)
     ),

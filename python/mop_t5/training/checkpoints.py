@@ -29,12 +29,11 @@ from mop_t5.files import (
     checksum,
     damage_in_a_sentence,
     failure_in_a_sentence,
-    flush,
     flush_tree,
     put_in_place,
     read_json,
     remove_folder,
-    write_durably,
+    replace_file,
 )
 from mop_t5.operations.contents import Content, write_contents
 from mop_t5.storage import adapter_folder
@@ -82,7 +81,8 @@ class WholeCheckpoints(Seq2SeqTrainer):
                     self.state.save_to_json(str(folder / _WRITING / name / "trainer_state.json"))
                     write_contents(folder / _WRITING / name, self.made_of)
                     step = self.args.gradient_accumulation_steps * self.args.world_size
-                    _seal(folder / _WRITING / name, {"batches_per_step": step, "engine": self._engine()})
+                    engine = _engine(self.shard, self.args.world_size)
+                    _seal(folder / _WRITING / name, {"batches_per_step": step, "engine": engine})
                     put_in_place(folder / _WRITING / name, folder / name)
                     self._remove_old(folder)
             finally:
@@ -98,9 +98,6 @@ class WholeCheckpoints(Seq2SeqTrainer):
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
         super()._issue_warnings_after_load(load_result)
 
-    def _engine(self) -> str | None:
-        return _engine(self.shard, self.args.world_size)
-
     def _remove_old(self, folder: Path) -> None:
         """Remove all but the best and the newest checkpoints, up to save_total_limit in all."""
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
@@ -112,11 +109,9 @@ class WholeCheckpoints(Seq2SeqTrainer):
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the complete checkpoints of a folder, the oldest first."""
-    found = []
-    for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-        if step.isdecimal() and (path / FILES).is_file():
-            found.append((int(step), path))
+    prefix = f"{PREFIX_CHECKPOINT_DIR}-"
+    numbered = ((path.name.removeprefix(prefix), path) for path in Path(folder).glob(f"{prefix}*"))
+    found = [(int(step), path) for step, path in numbered if step.isdecimal() and (path / FILES).is_file()]
     return [path for _, path in sorted(found)]
 
 
@@ -143,9 +138,8 @@ def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:
         )
     newest = whole[-1]
     _check_files(newest)
-    method = attached(model).mop if is_attached(model) else None
-    if method is not None:
-        _check_belongs_to(model, method, newest)
+    if is_attached(model):
+        _check_belongs_to(model, attached(model).mop, newest)
     return str(newest)
 
 
@@ -174,10 +168,8 @@ def _check_belongs_to(model: PreTrainedModel, method: Method, checkpoint: Path) 
     if description["method"] != method.name:
         raise ValueError(f"{str(checkpoint)!r} has the method {description['method']!r}, not {method.name!r}.")
     saved, config = description["config"], json.loads(json.dumps(method.config.to_dict()))
-    other = [
-        f"{key}: saved {saved.get(key)!r}, here {config[key]!r}" for key in config if saved.get(key) != config[key]
-    ]
-    if other:
+    pairs = ((key, saved.get(key), value) for key, value in config.items())
+    if other := [f"{key}: saved {before!r}, here {now!r}" for key, before, now in pairs if before != now]:
         raise ValueError(
             f"{str(checkpoint)!r} has other fields ({'; '.join(other)}). Attach the method with the saved fields."
         )
@@ -227,12 +219,10 @@ def check_step(checkpoint: StrPath, config: TrainingConfig, processes: int) -> N
 
 def _seal(checkpoint: Path, notes: Mapping[str, Any]) -> None:
     """Wait until all files are on the disk, and write the list of their checksums."""
-    files = {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     flush_tree(checkpoint)
-    sums = {name: checksum(path) for name, path in files.items()}
-    listed = {**notes, "files": sums}
-    write_durably(checkpoint / FILES, (json.dumps(listed, indent=2) + "\n").encode())
-    flush(checkpoint)
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    sums = {str(path.relative_to(checkpoint)): checksum(path) for path in files}
+    replace_file(checkpoint / FILES, (json.dumps({**notes, "files": sums}, indent=2) + "\n").encode())
 
 
 def _check_files(checkpoint: Path) -> None:

@@ -1,7 +1,7 @@
 """NEFTune for a T5: noise on the embeddings of training batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from transformers import PreTrainedModel
 from transformers.integrations.neftune import neftune_post_forward_hook
@@ -21,14 +21,9 @@ def noisy_embeddings(model: PreTrainedModel, alpha: float | None) -> Iterator[No
     """
     stacks = (model.get_encoder(), model.get_decoder())
     tables = {model.get_input_embeddings(), *(stack.embed_tokens for stack in stacks)} if alpha else set()
-    handles = []
-    for table in tables:
-        table.neftune_noise_alpha = alpha
-        handles.append(table.register_forward_hook(neftune_post_forward_hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as restored:
         for table in tables:
-            del table.neftune_noise_alpha
+            table.neftune_noise_alpha = alpha
+            restored.callback(delattr, table, "neftune_noise_alpha")
+            restored.enter_context(table.register_forward_hook(neftune_post_forward_hook))
+        yield

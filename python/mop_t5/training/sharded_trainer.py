@@ -5,16 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mop_t5.training import sharding
 from mop_t5.training.checkpoints import WholeCheckpoints
-from mop_t5.training.sharding import (
-    data_parallel,
-    gathered,
-    gathered_weights,
-    is_sharded,
-    like,
-    must_be_gathered,
-    trains_shards,
-)
 from mop_t5.training.zero import adapt_engine
 
 
@@ -32,13 +24,14 @@ class ShardedTrainer(WholeCheckpoints):
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled:
             self._adapt_engines()
-        if not is_sharded(self.model):
+        if not sharding.is_sharded(self.model):
             return
         prepare = self.accelerator.prepare_model
 
         def prepared(model: Any, device_placement: bool | None = None, evaluation_mode: bool = False) -> nn.Module:
             model = prepare(model, device_placement=False, evaluation_mode=True)  # bf16, and no wrapper
-            return model if evaluation_mode else data_parallel(model, bool(self.args.ddp_find_unused_parameters))
+            find_unused = bool(self.args.ddp_find_unused_parameters)
+            return model if evaluation_mode else sharding.data_parallel(model, find_unused)
 
         self.accelerator.prepare_model = prepared
 
@@ -55,44 +48,41 @@ class ShardedTrainer(WholeCheckpoints):
         self.accelerator.prepare = prepared
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        if not is_sharded(model):
+        if not sharding.is_sharded(model):
             super()._move_model_to_device(model, device)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the whole model. Every process must call this method."""
-        if not must_be_gathered(self.model):
+        if not sharding.must_be_gathered(self.model):
             super().save_model(output_dir, _internal_call)
             return
-        weights = gathered_weights(self.model)
+        weights = sharding.gathered_weights(self.model)
         if self.args.should_save:
             self._save(output_dir, state_dict=weights)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return an optimizer that also loads the state of a model that is not sharded."""
         optimizer = super().create_optimizer(model)
-        if trains_shards(self.model):
+        if sharding.trains_shards(self.model):
             optimizer.register_load_state_dict_pre_hook(_distributed)
         return optimizer
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not trains_shards(self.model):
+        if not sharding.trains_shards(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         whole = optimizer.state_dict()
-        whole["state"] = {number: gathered(state) for number, state in whole["state"].items()}
-        hook = optimizer.register_state_dict_post_hook(lambda optimizer, state: whole)
-        try:
+        whole["state"] = {number: sharding.gathered(state) for number, state in whole["state"].items()}
+        with optimizer.register_state_dict_post_hook(lambda optimizer, state: whole):  # removed at the end of the block
             super()._save_optimizer_and_scheduler(output_dir)
-        finally:
-            hook.remove()
 
 
 def _distributed(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """Return a saved state of the optimizer with the shards of this process in place of whole tensors."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def of(parameter: Tensor, state: dict[str, Any]) -> dict[str, Any]:
-        return {name: like(v, parameter) if torch.is_tensor(v) and v.dim() else v for name, v in state.items()}
+    def of(own: Tensor, state: dict[str, Any]) -> dict[str, Any]:
+        return {name: sharding.like(v, own) if torch.is_tensor(v) and v.dim() else v for name, v in state.items()}
 
     return saved | {"state": {number: of(parameters[number], state) for number, state in saved["state"].items()}}

@@ -209,12 +209,8 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     first = processes().is_main_process
     known: dict[int, Tensor] = {}
-    seen: set[int] = set()
-    for tensor in tensors.values():
-        if id(tensor) in seen or not (isinstance(tensor, DTensor) or is_of_zero(tensor)):
-            continue
-        seen.add(id(tensor))
+    for key, tensor in {id(t): t for t in tensors.values() if isinstance(t, DTensor) or is_of_zero(t)}.items():
         values = cast(DTensor, tensor.detach()).full_tensor() if isinstance(tensor, DTensor) else whole(tensor)
         if first:
-            known[id(tensor)] = values.cpu()
+            known[key] = values.cpu()
     return {name: known.get(id(tensor), tensor) for name, tensor in tensors.items()} if first else {}

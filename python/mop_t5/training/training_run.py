@@ -16,21 +16,9 @@ from mop_t5.evaluation.generation import encoded
 from mop_t5.evaluation.scorer import warn_of_lost_characters
 from mop_t5.evaluation.tables import history_table
 from mop_t5.files import replace_file
-from mop_t5.operations import contents
+from mop_t5.operations import contents, run_folder
 from mop_t5.operations.attach import ParameterCount, attach, count_parameters
 from mop_t5.operations.run_card import HubTarget, write_facts, write_run_card
-from mop_t5.operations.run_folder import (
-    SETTINGS,
-    check_resumable,
-    describe_output,
-    prepare_output,
-    processes,
-    read_history,
-    read_settings,
-    save_run,
-    seed_folders,
-    write_settings,
-)
 from mop_t5.training.arguments import check_trainer_arguments
 from mop_t5.training.checkpoints import check_step, checkpoints
 from mop_t5.training.config import TrainingConfig
@@ -140,7 +128,7 @@ class TrainingRun:
             raise ValueError(
                 f"hub_model_id needs a run of one adapter, and {what}. Leave it out, and upload afterwards."
             )
-        self._team = processes()
+        self._team = run_folder.processes()
         if self._team.is_main_process:
             hub.check()
         else:
@@ -177,12 +165,12 @@ class TrainingRun:
         self._made_of |= contents.of_backbone(self._model, self._tokenizer)
         self._recorded: dict[str, contents.Content] | None = self._made_of
         if resume:
-            check_resumable(output, self._settings)
+            run_folder.check_resumable(output, self._settings)
             known = contents.check_same_contents(output, self._made_of)
             if not known and self._team.is_main_process:
                 contents.warn_of_unknown(output)
             self._recorded = self._made_of | (contents.read_contents(output) or {}) if known else None
-        self._folders = {training.seed: Path(output)} if seeds is None else seed_folders(output, seeds)
+        self._folders = {training.seed: Path(output)} if seeds is None else run_folder.seed_folders(output, seeds)
         if resume and seeds is not None:
             self._check_steps()
         for folder in self._folders.values() if resume else ():
@@ -204,7 +192,7 @@ class TrainingRun:
             whole = checkpoints(folder / CHECKPOINTS)
             state = f"from {whole[-1].name}" if whole else "finished" if _finished(folder) else "from the start"
             lines.append(f"Seed {seed}, {folder}: {state}.")
-        return "\n".join([*lines, describe_output(self._output, **self._keep)])
+        return "\n".join([*lines, run_folder.describe_output(self._output, **self._keep)])
 
     def run(self) -> TrainedRun:
         """Train each seed, and write the run folders.
@@ -215,10 +203,11 @@ class TrainingRun:
             KeyboardInterrupt: Ctrl-C, with a sentence on what was kept.
             FileExistsError, FloatingPointError, OSError, ValueError: See `trainer.train`.
         """
-        prepare_output(self._output, **self._keep)
+        run_folder.prepare_output(self._output, **self._keep)
         if self._team.is_main_process:
-            if not read_history(self._output):  # run.json of a finished run describes its weights until they change
-                write_settings(self._output, self._settings)
+            # run.json of a finished run describes its weights until they change
+            if not run_folder.read_history(self._output):
+                run_folder.write_settings(self._output, self._settings)
             if self._recorded is not None:
                 contents.write_contents(self._output, self._recorded)
         resume, results, model = self._keep["keep"], {}, self._model
@@ -248,14 +237,14 @@ class TrainingRun:
             weights = gathered_weights(model) if must_be_gathered(model) else None
             if self._team.is_main_process:
                 settings = self._settings | {"seed": seed, "seeds": None}
-                save_run(folder, model, self._tokenizer, results[seed].history, settings, weights)
+                run_folder.save_run(folder, model, self._tokenizer, results[seed].history, settings, weights)
                 if self._method is not None:
                     write_facts(folder, self._examples, self._valid)
                     write_run_card(folder)
             self._team.wait_for_everyone()
         table = None
         if self._seeds is not None and self._team.is_main_process:  # other machines may not have these folders
-            table = history_table({seed: read_history(folder) for seed, folder in self._folders.items()})
+            table = history_table({seed: run_folder.read_history(folder) for seed, folder in self._folders.items()})
             replace_file(Path(self._output) / "results.md", to_markdown(table).encode())
         return TrainedRun(parameters, self._training.steps, results, table)
 
@@ -284,7 +273,7 @@ class TrainingRun:
         for folder in self._folders.values():
             if not _finished(folder) or checkpoints(folder / CHECKPOINTS):
                 continue
-            made = read_settings(folder)
+            made = run_folder.read_settings(folder)
             if made.get("accumulation") != self._training.accumulation:
                 raise ValueError(
                     f"{folder} ended without a checkpoint after steps of accumulation {made.get('accumulation')}; got "
@@ -308,4 +297,4 @@ class TrainingRun:
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / SETTINGS).is_file() and bool(read_history(folder))
+    return (folder / run_folder.SETTINGS).is_file() and bool(run_folder.read_history(folder))

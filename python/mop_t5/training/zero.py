@@ -41,8 +41,7 @@ def check_zero(model: PreTrainedModel, config: TrainingConfig) -> None:
             f"shard is {config.shard!r}, which needs the package deepspeed. Install it: "
             "pip install 'mop-kernels[deepspeed]'"
         )
-    held = unfit_for_zero(model)
-    if held is not None:
+    if (held := unfit_for_zero(model)) is not None:
         raise ValueError(f"shard must be 'fsdp' or 'no' here; got {config.shard!r}. DeepSpeed cannot {held}.")
     wanted = {torch.float32, torch.bfloat16} if config.bf16 else {torch.float32}
     for name, parameter in model.named_parameters():
