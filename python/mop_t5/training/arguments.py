@@ -81,13 +81,8 @@ def trainer_arguments(
 
 def loader_settings(arguments: TrainingArguments) -> dict[str, Any]:
     """Return the keywords of a DataLoader that say how its rows are loaded."""
-    return {
-        "num_workers": arguments.dataloader_num_workers,
-        "prefetch_factor": arguments.dataloader_prefetch_factor,
-        "persistent_workers": arguments.dataloader_persistent_workers,
-        "pin_memory": arguments.dataloader_pin_memory,
-        "multiprocessing_context": arguments.dataloader_multiprocessing_context,
-    }
+    names = ("num_workers", "prefetch_factor", "persistent_workers", "pin_memory", "multiprocessing_context")
+    return {name: getattr(arguments, f"dataloader_{name}") for name in names}
 
 
 def check_trainer_arguments(config: TrainingConfig, model: PreTrainedModel) -> None:

@@ -9,9 +9,10 @@ from mop_t5.data import BATCHINGS
 from mop_t5.training.trainer_settings import check_trainer_settings
 
 SCHEDULES = ("linear", "cosine", "constant")
-_LOSSES = ("mean", "sum")
-_CACHES = ("no", "memory", "disk")
 SHARDS = ("no", "fsdp", "zero2", "zero3")
+_CACHES = ("no", "memory", "disk")
+_CHOICES = {"batching": BATCHINGS, "loss": ("mean", "sum"), "schedule": SCHEDULES, "cache_encoder": _CACHES}
+_CHOICES |= {"shard": SHARDS}
 
 
 @dataclass(frozen=True)
@@ -103,33 +104,30 @@ class TrainingConfig:
 
     def __post_init__(self):
         check_types(self, infinite=("temperature",))
-        check_least(self, 1, "steps", "batch_size", "accumulation", "max_source", "max_target", "log_every")
-        check_least(self, 1, "tokens_per_batch")
+        check_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulation", "max_source", "max_target")
+        check_least(self, 1, "log_every")
         check_least(self, 0, "warmup_steps", "evaluate_every", "patience", "save_every", "seed")
         for name in ("weight_decay", "max_grad_norm"):
             check_number(name, getattr(self, name), 0)
-        check_number("learning_rate", self.learning_rate, above=0)
+        for name in ("learning_rate", "cache_gigabytes"):
+            check_number(name, getattr(self, name), above=0)
         if self.temperature != math.inf:  # inf draws all scenarios equally often
             check_number("temperature", self.temperature, above=0)
         for name in ("beta2", "label_smoothing"):
             check_number(name, getattr(self, name), 0, below=1)
         for group, factor in self.group_rates.items():
             check_number(f"group_rates[{group!r}]", factor, 0, below=LARGEST_INT)
-        check_choice("batching", self.batching, BATCHINGS)
-        check_choice("loss", self.loss, _LOSSES)
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("cache_encoder", self.cache_encoder, _CACHES)
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         check_trainer_settings(self.trainer)
         if self.trainer.get("neftune_noise_alpha") and self.cache_encoder != "no":
             raise ValueError(
                 "trainer.neftune_noise_alpha must be 0 where cache_encoder is not 'no': kept outputs of the encoder "
                 "have no noise. Leave one of them out."
             )
-        check_choice("shard", self.shard, SHARDS)
         if self.shard != "no" and (self.compile or self.cache_encoder != "no"):
             other = "compile must be false" if self.compile else "cache_encoder must be 'no'"
             raise ValueError(f"{other} where shard is {self.shard!r}. Set one of them back to its default.")
-        check_number("cache_gigabytes", self.cache_gigabytes, above=0)
         if self.cache_cross and self.cache_encoder == "no":
             raise ValueError("cache_cross must be false where cache_encoder is 'no'; got true. Set cache_encoder.")
         if self.cache_cross and self.gradient_checkpointing:  # transformers drops the cache of a recomputed block

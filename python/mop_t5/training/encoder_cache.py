@@ -87,7 +87,8 @@ class EncoderCache:
         self._dtype: torch.dtype = torch.bfloat16 if bf16 else last_norm.weight.dtype
         self._widths = [self._shape.d_model] + cross * 2 * self._shape.num_decoder_layers * [self._shape.inner]
         self.tokens = sum(map(length_of, self._texts))
-        self.bytes: int = self.tokens * sum(self._widths) * self._dtype.itemsize
+        self._per_token: int = sum(self._widths) * self._dtype.itemsize
+        self.bytes = self.tokens * self._per_token
         self._check_size(gigabytes)
         self._limit = gigabytes
         self._kept: Mapping[bytes, Tensor] = {}
@@ -103,8 +104,8 @@ class EncoderCache:
         )
 
     def _amount(self) -> str:
-        per_token = sum(self._widths) * self._dtype.itemsize
-        return f"{len(self._texts):,} different dialogues of {self.tokens:,} tokens, {per_token:,} bytes per token,"
+        texts = f"{len(self._texts):,} different dialogues of {self.tokens:,} tokens"
+        return f"{texts}, {self._per_token:,} bytes per token,"
 
     def __str__(self) -> str:
         """Return one sentence on the size and the place of the encodings."""
@@ -148,10 +149,8 @@ class EncoderCache:
         return stored
 
     def _check_room(self, folder: Path, missing: Sequence[bytes]) -> None:
-        existing = folder.absolute()
-        while not existing.exists():
-            existing = existing.parent
-        needed = sum(map(length_of, missing)) * sum(self._widths) * self._dtype.itemsize
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        needed = sum(map(length_of, missing)) * self._per_token
         free = shutil.disk_usage(existing).free
         if needed > free:
             raise OSError(
@@ -163,8 +162,7 @@ class EncoderCache:
         """Return what determines an encoding beside its text."""
         model = self._model
         parts: list[tuple[str, torch.nn.Module]] = [("encoder", model.encoder)]
-        if self._cross:
-            parts += cross_maps(model)
+        parts += cross_maps(model) if self._cross else []
         weights = {f"{name}.{own}": tensor for name, part in parts for own, tensor in weights_of(part).items()}
         implementation = model.encoder.config._attn_implementation
         return {

@@ -39,17 +39,14 @@ def group_parameters(
     Raises:
         ValueError: `rates` has a name that is no group.
     """
-    unknown = sorted(set(rates) - set(groups))
-    if unknown:
+    if unknown := sorted(set(rates) - set(groups)):
         raise ValueError(f"group_rates names no such group: {', '.join(unknown)}. Groups: {', '.join(groups)}.")
     made = []
     for name, parameters in groups.items():
-        for decay in (True, False):
-            chosen = [p for p in parameters if p.requires_grad and decays(p) == decay]
-            if chosen:
-                rate = learning_rate * rates.get(name, 1.0)
-                decay_rate = weight_decay if decay else 0.0
-                made.append({"params": chosen, "lr": rate, "weight_decay": decay_rate, "name": name})
+        rate = learning_rate * rates.get(name, 1.0)
+        for decay, strength in ((True, weight_decay), (False, 0.0)):
+            if chosen := [p for p in parameters if p.requires_grad and decays(p) == decay]:
+                made.append({"params": chosen, "lr": rate, "weight_decay": strength, "name": name})
     return made
 
 

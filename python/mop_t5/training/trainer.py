@@ -29,12 +29,7 @@ from mop_t5.operations.contents import check_same_contents, of_rows
 from mop_t5.operations.run_folder import processes
 from mop_t5.training.arguments import check_trainer_arguments, loader_settings, trainer_arguments
 from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
-from mop_t5.training.checkpoints import (
-    check_none,
-    check_step,
-    checkpoint_to_resume,
-    lost_process_in_a_sentence,
-)
+from mop_t5.training.checkpoints import check_none, check_step, checkpoint_to_resume, lost_process_in_a_sentence
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.embedding_noise import noisy_embeddings
 from mop_t5.training.encoder_cache import cache_of
@@ -126,13 +121,13 @@ def train(
     check_trainer_arguments(config, model)
     check_shard(model, config)
     validated = list(valid or ()) if config.evaluate_every else []
-    folder = Path(output) / CHECKPOINTS
-    if not resume:
+    folder, checkpoint = Path(output) / CHECKPOINTS, None
+    if resume:
+        checkpoint = checkpoint_to_resume(folder, model)
+        check_step(checkpoint, config, processes().num_processes)
+    else:
         check_none(folder)
     set_seed(config.seed)
-    checkpoint = checkpoint_to_resume(folder, model) if resume else None
-    if checkpoint is not None:
-        check_step(checkpoint, config, processes().num_processes)
     if config.shard != "no" and is_attached(model):
         model.keep_description()
     if config.shard == "fsdp":
@@ -143,10 +138,9 @@ def train(
     try:
         if trainer.cache is not None:
             trainer.cache.fill(progress=progress and trainer.is_world_process_zero())
-        noise = noisy_embeddings(model, config.trainer.get("neftune_noise_alpha"))
         with (
             recomputed_blocks(model, config.gradient_checkpointing),
-            noise,
+            noisy_embeddings(model, config.trainer.get("neftune_noise_alpha")),
             lost_process_in_a_sentence(folder),
             without_warnings_of_sharding(),
         ):
@@ -157,7 +151,8 @@ def train(
             f"{str(error).partition(chr(10))[0]} Delete this folder to resume from the checkpoint before it."
         ) from error
     finally:
-        trainer.close_bars()
+        if isinstance(bars := trainer.pop_callback(BarWithoutLogs), BarWithoutLogs):
+            bars.close()
     model.eval()
     if trainer.is_world_process_zero() and folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()  # Trainer makes the folder even if it saves nothing
@@ -278,16 +273,10 @@ class _Trainer(ShardedTrainer):
         with torch.random.fork_rng(devices=[]):  # the loader draws a seed
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs | search)
 
-    def close_bars(self) -> None:
-        """Close the bars, so that an error message stands on a line of its own."""
-        bars = self.pop_callback(BarWithoutLogs)
-        if isinstance(bars, BarWithoutLogs):
-            bars.close()
-
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Return the optimizer, with the parameter groups of the method."""
         t5 = self._t5
-        if self.optimizer is None and is_attached(self._t5):
+        if self.optimizer is None and is_attached(t5):
             decayed = self.get_decay_parameter_names(t5)
             spared = {id(p) for name, p in t5.named_parameters() if name not in decayed}
             optimizer_class, fields = self.get_optimizer_cls_and_kwargs(self.args, t5)
