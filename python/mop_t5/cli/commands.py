@@ -38,9 +38,8 @@ def read_commands(path: Path) -> dict[str, Command]:
 
 
 def _commands(content: Mapping[str, Any]) -> dict[str, Command]:
-    return {
-        n: Command(**fields)._replace(commands=_commands(fields.get("commands", {}))) for n, fields in content.items()
-    }
+    made = {name: Command(**fields) for name, fields in content.items()}
+    return {name: command._replace(commands=_commands(command.commands)) for name, command in made.items()}
 
 
 @functools.cache

@@ -97,8 +97,7 @@ def corpus_convert(
         configs, known = chosen_tasks(tasks, names, role, columns)
     splits, sizes, skipped = convert_tasks(configs, input, known, header, seed, skip_bad_rows)
     files = {}
-    scored = {name: config.scored for name, config in configs.items() if config.scored is not None}
-    if scored:
+    if scored := {name: config.scored for name, config in configs.items() if config.scored is not None}:
         files[TASKS] = tasks_yaml(scored)
     flags, why = training_flags(configs, sizes, role)
     if flags:

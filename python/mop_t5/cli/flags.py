@@ -157,25 +157,41 @@ def _command_parser(command: Callable[..., Any]) -> _Parser:
     return parser
 
 
-def _joined(arguments: Sequence[str], names: Collection[str]) -> list[str]:
-    """Return the arguments with all texts of a flag that may be repeated in one list."""
+def _taken(
+    arguments: Sequence[str], wanted: Callable[[str], bool], may_be_flag: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the arguments without some flags and their texts, and these as (name of the flag, text).
+
+    A flag without a text stays among the arguments, and the parser says so.
+
+    Args:
+        arguments: The arguments.
+        wanted: Returns whether a flag is taken, by its name.
+        may_be_flag: The text of a flag may begin with "--".
+    """
     others: list[str] = []
-    texts: dict[str, list[str]] = {}
+    taken: list[tuple[str, str]] = []
     places = iter(range(len(arguments)))
     for place in places:
-        flag, joined, value = arguments[place].partition("=")
-        if flag.removeprefix("--") not in names or not flag.startswith("--"):
-            others.append(arguments[place])
-        elif joined or place + 1 < len(arguments):
-            texts.setdefault(flag, []).append(value if joined else arguments[next(places)])
+        flag, joined, text = arguments[place].partition("=")
+        name, after = flag.removeprefix("--"), arguments[place + 1 : place + 2]
+        apart = not joined and bool(after) and (may_be_flag or not after[0].startswith("--"))
+        if flag.startswith("--") and wanted(name) and (joined or apart):
+            taken.append((name, arguments[next(places)] if apart else text))
         else:
-            others.append(flag)  # without a text, which the parser says
+            others.append(arguments[place])
+    return others, taken
+
+
+def _joined(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return the arguments with all texts of a flag that may be repeated in one list."""
+    others, taken = _taken(arguments, names.__contains__, may_be_flag=True)
+    texts: dict[str, list[str]] = {}
+    for name, text in taken:
+        texts.setdefault(name, []).append(text)
     # JSON would write a character beyond U+FFFF as two halves, which YAML does not join
-    lists = {
-        flag: yaml.safe_dump(some, default_style='"', default_flow_style=True, width=2**20)
-        for flag, some in texts.items()
-    }
-    return others + [f"{flag}={joined.strip()}" for flag, joined in lists.items()]
+    how: dict[str, Any] = {"default_style": '"', "default_flow_style": True, "width": 2**20}
+    return others + [f"--{name}={yaml.safe_dump(some, **how).strip()}" for name, some in texts.items()]
 
 
 def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str], Any]]]:
@@ -183,18 +199,9 @@ def _options(arguments: Sequence[str]) -> tuple[list[str], list[tuple[list[str],
 
     jsonargparse would read each entry as YAML, but only the methods and Trainer know which entries are texts.
     """
-    others: list[str] = []
-    options: list[tuple[list[str], Any]] = []
-    places = iter(range(len(arguments)))
-    for place in places:
-        flag, joined, value = arguments[place].partition("=")
-        apart = not joined and place + 1 < len(arguments) and not arguments[place + 1].startswith("--")
-        path = flag.removeprefix("--").split(".")
-        if flag.startswith("--") and path[0] in _MAPPINGS and len(path) > 1 and (joined or apart):
-            options.append((path, _entry(path, arguments[next(places)] if apart else value)))
-        else:
-            others.append(arguments[place])
-    return others, options
+    mappings = tuple(f"{name}." for name in _MAPPINGS)
+    others, taken = _taken(arguments, lambda name: name.startswith(mappings), may_be_flag=False)
+    return others, [(path := name.split("."), _entry(path, text)) for name, text in taken]
 
 
 def _entry(path: Sequence[str], value: str) -> Any:

@@ -29,13 +29,8 @@ def squeeze(run: str, scenario: str, output: str, backbone: str | None = None, o
     with whole_folder(folder / "backbone", "the backbone") as writing:
         plain.save_pretrained(writing)
         tokenizer.save_pretrained(writing)
-    made: dict[str, object] = {
-        "method": None,
-        "options": {},
-        "scenarios": [scenario],
-        "backbone": str((folder / "backbone").resolve()),
-    }
-    write_settings(folder, settings | made)
+    made: dict[str, object] = {"method": None, "options": {}, "scenarios": [scenario]}
+    write_settings(folder, settings | made | {"backbone": str((folder / "backbone").resolve())})
     experts = count_parameters(model).total
     method = attached(model).mop
     assert isinstance(method, TaskMoE)
