@@ -99,11 +99,10 @@ def share_weights(model: PreTrainedModel, others: Iterable[PreTrainedModel]) -> 
     for other in others:
         for name, theirs in other.named_parameters():
             mine = left.get(name)
-            if mine is None or type(theirs) is not nn.Parameter or not _equal(mine, theirs):
-                continue
-            mine.data = theirs.data
-            saved += mine.numel() * mine.element_size()
-            del left[name]
+            if mine is not None and type(theirs) is nn.Parameter and _equal(mine, theirs):
+                mine.data = theirs.data
+                saved += mine.nbytes
+                del left[name]
     return saved
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -37,7 +37,6 @@ _HEADERS = [
     (b"cache-control", b"no-store"),
 ]
 _JSON_LINES = "application/x-ndjson; charset=utf-8"  # some clients guess where no charset is named
-Result = TypeVar("Result")
 
 
 def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, metrics: Metrics) -> FastAPI:
@@ -89,10 +88,10 @@ def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, 
         try:
             asked = await read_request(request, limits, end)
             job = job_of(asked, adapters, limits)
-            pieces = _listen(job) if asked.stream else None
+            stream = _Stream(job, end, metrics, started) if asked.stream else None
             _submit(batcher, job)
-            if pieces is not None:
-                return _Stream(job, pieces, end, metrics, started)
+            if stream is not None:
+                return stream
             answer = await _answer(job, request, end)
         except Refused as refusal:
             ends(refusal.status)
@@ -126,9 +125,8 @@ class _Guard:
             await send(message)
 
         app = self._app
-        site = dict(scope.get("headers", [])).get(
-            b"sec-fetch-site"
-        )  # every browser sends it, and no page can change it
+        # every browser sends it, and no page can change it
+        site = dict(scope.get("headers", [])).get(b"sec-fetch-site")
         if site in (b"cross-site", b"same-site") and scope["method"] not in ("GET", "HEAD"):
             app = Refused(403, "a page of another site may not ask this server. Use the page at /.").response()
         await app(scope, receive, sent)
@@ -182,27 +180,23 @@ def _too_late() -> Refused:
     return Refused(504, "the summary was not ready in time. Try again later, or ask for fewer tokens or beams.")
 
 
-def _listen(job: Job) -> asyncio.Queue[str | None]:
-    """Return a queue that gets the pieces of the summary of a job, and None at its end."""
-    pieces: asyncio.Queue[str | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-
-    def put(piece: str | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-    job.on_piece = put
-    job.answer.add_done_callback(lambda _: put(None))
-    return pieces
-
-
 class _Stream(StreamingResponse):
-    """JSON lines: the pieces of a summary, then the answer or an error. The job ends if the client leaves."""
+    """JSON lines: the pieces of a summary, then the answer or an error. The job ends if the client leaves.
 
-    def __init__(self, job: Job, pieces: asyncio.Queue[str | None], end: float, metrics: Metrics, started: float):
+    Make it before the job is submitted, so that it gets every piece.
+    """
+
+    def __init__(self, job: Job, end: float, metrics: Metrics, started: float):
         super().__init__(self._lines(), media_type=_JSON_LINES, headers={"X-Accel-Buffering": "no"})
-        self._job, self._pieces, self._end = job, pieces, end
-        self._metrics, self._started, self._status = metrics, started, _LEFT
+        self._job, self._end, self._metrics, self._started, self._status = job, end, metrics, started, _LEFT
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()  # None is the end
+        self._loop = asyncio.get_running_loop()
+        job.on_piece = self._put
+        job.answer.add_done_callback(lambda _: self._put(None))
+
+    def _put(self, piece: str | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -225,7 +219,7 @@ class _Stream(StreamingResponse):
         yield _line(_content(self._job, answer))
 
 
-async def _before(end: float, awaitable: Awaitable[Result]) -> Result:
+async def _before(end: float, awaitable: Awaitable[str | None]) -> str | None:
     """Return a result. Raise Refused with status 504 if it is not there before `end`."""
     try:
         return await asyncio.wait_for(awaitable, max(0.0, end - time.monotonic()))

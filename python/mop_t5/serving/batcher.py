@@ -36,13 +36,16 @@ class Batcher:
     Args:
         limits: Batch size, waiting time and length of the queue.
         on_batch: Called with the number of jobs of every batch.
+
+    Attributes:
+        is_closed: Whether `close` was called.
     """
 
     def __init__(self, limits: Limits, on_batch: Callable[[int], object] = lambda size: None):
         self._limits, self._on_batch = limits, on_batch
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
-        self._closed = False
+        self.is_closed = False
         self._seconds = 1.0  # of the last batch
         self._thread = threading.Thread(target=self._work, name="generation", daemon=True)
         self._thread.start()
@@ -51,11 +54,6 @@ class Batcher:
     def waiting(self) -> int:
         """Number of jobs that wait."""
         return len(self._waiting)
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
 
     @property
     def has_ended(self) -> bool:
@@ -70,7 +68,7 @@ class Batcher:
             Stopping: `close` was called.
         """
         with self._changed:
-            if self._closed or self.has_ended:
+            if self.is_closed or self.has_ended:
                 raise Stopping
             if len(self._waiting) >= self._limits.max_queue:
                 batches = len(self._waiting) / self._limits.batch_size
@@ -82,7 +80,7 @@ class Batcher:
     def close(self) -> None:
         """Take no further jobs. The jobs in the queue are still answered."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify()
 
     def join(self, timeout: float | None = None) -> None:
@@ -106,13 +104,13 @@ class Batcher:
         size, patience = self._limits.batch_size, self._limits.max_wait / 1000
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._waiting or self.is_closed)
                 if not self._waiting:
                     return []
                 first = self._waiting[0]
                 jobs = [job for job in self._waiting if job.kind == first.kind][:size]
                 left = first.since + patience - time.monotonic()
-                if len(jobs) == size or left <= 0 or self._closed:
+                if len(jobs) == size or left <= 0 or self.is_closed:
                     self._waiting = [job for job in self._waiting if job not in jobs]
                     return jobs
                 self._changed.wait(left)

@@ -31,8 +31,6 @@ class Limits:
 
     def __post_init__(self):
         check_types(self)
-        check_least(self, 1, "batch_size", "max_queue", "max_body", "max_connections", "max_beams")
+        check_least(self, 1, "batch_size", "max_queue", "max_body", "max_connections", "max_beams", "max_new_tokens")
         check_number("max_wait", self.max_wait, minimum=0)
         check_number("timeout", self.timeout, above=0)
-        if self.max_new_tokens is not None:
-            check_least(self, 1, "max_new_tokens")

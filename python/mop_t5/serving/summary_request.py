@@ -108,8 +108,7 @@ def job_of(asked: SummaryRequest, adapters: Mapping[str, Adapter], limits: Limit
         Refused: The adapter or the scenario is unknown (404), or a value is outside its limits (422).
     """
     name = next(iter(adapters)) if asked.adapter is None else asked.adapter
-    adapter = adapters.get(name)
-    if adapter is None:
+    if (adapter := adapters.get(name)) is None:
         raise Refused(404, f"no adapter {name[:60]!r}; known are {', '.join(adapters)}.")
     most = limits.max_new_tokens or adapter.max_new_tokens
     new_tokens = min(most, adapter.max_new_tokens) if asked.max_new_tokens is None else asked.max_new_tokens
