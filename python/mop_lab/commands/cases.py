@@ -86,11 +86,9 @@ def _of_ids(known: list[str | None], ids: list[str]) -> list[int]:
     Raises:
         ValueError: No row has one of the ids, or several rows have it.
     """
-    several = [one for one in ids if known.count(one) > 1]
-    if several:
+    if several := [one for one in ids if known.count(one) > 1]:
         raise ValueError(f"ids names {', '.join(several)}, which several rows have. Give the rows ids of their own.")
-    missing = [one for one in ids if one not in known]
-    if missing:
+    if missing := [one for one in ids if one not in known]:
         raise ValueError(
             f"ids names {', '.join(missing)}, which no evaluated row has. There are {len(set(known))} ids, such as "
             f"{', '.join(map(str, known[:3]))}."

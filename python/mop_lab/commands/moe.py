@@ -13,8 +13,8 @@ from mop_t5.files import check_writable
 from mop_t5.operations.run_folder import load_run
 from mop_t5.plots.charts import heat_map
 from mop_t5.plots.figures import say_written
-from mop_t5.training import TrainingConfig
 
+from mop_lab.commands.table import Shared
 from mop_lab.suites.suite import Suite, carry_out
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.task_moe import routes
@@ -23,20 +23,10 @@ from mop_lab.task_moe.comparison import TABLES, Factors, MixtureComparison
 from mop_lab.task_moe.disabling import disabling_table, strongest, without
 
 # the comparison sets the learning rates of all rows
-OfRows = Annotated[SuiteConfig, "systems", "learning_rates", "group_rates"]
 OfTasks = Annotated[SuiteConfig, "systems", "learning_rates"]
-SharedByRows = Annotated[TrainingConfig, "learning_rate", "group_rates", "seed", "batching"]
-SharedByTasks = Annotated[
-    TrainingConfig,
-    "learning_rate",
-    "group_rates",
-    "seed",
-    "batch_size",
-    "tokens_per_batch",
-    "steps",
-    "evaluate_every",
-    "warmup_steps",
-]
+OfRows = Annotated[OfTasks, "group_rates"]
+SharedByRows = Annotated[Shared, "batching"]
+SharedByTasks = Annotated[Shared, "batch_size", "tokens_per_batch", "steps", "evaluate_every", "warmup_steps"]
 
 
 def moe_compare(
@@ -137,8 +127,7 @@ def moe_routes(
     names, matrix, tasks = routes.experts_of(method), routes.route_matrix(method, temperature), list(method.scenarios)
     table = routes.route_table(method, matrix, temperature)
     present([table], "routes", folder)
-    # a weight of 1e-30 looks like 0
-    rounded = matrix.round(decimals=3).tolist()
+    rounded = matrix.round(decimals=3).tolist()  # a weight of 1e-30 looks like 0
     say_written(heat_map(folder / "routes", tasks, list(names.values()), rounded, table.title))
     if features is not None:
         found = routes.correlations(matrix, list(names), routes.read_features(features, tasks))
@@ -187,13 +176,13 @@ def moe_disable(
     """
     check_int("top", top, 1)
     check_int("draws", draws, 1)
-    check_writable(output or Path(run) / "routes")
+    folder = Path(output or Path(run) / "routes")
+    check_writable(folder)
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     method, data = routes.method_of(model), corpus or settings["corpus"]
     names, tasks, matrix = routes.experts_of(method), list(method.scenarios), routes.route_matrix(method)
     having = routes.read_features(features, tasks)
-    unknown = sorted(set(only or ()) - set(having))
-    if unknown:
+    if unknown := sorted(set(only or ()) - set(having)):
         raise ValueError(f"only names {', '.join(unknown)}; {features} has {', '.join(having)}.")
     examples = of_scenarios(read_split(data, split), tasks)
     generation = {"batch_size": batch_size, "num_beams": num_beams, **lengths_of(settings)}
@@ -202,8 +191,7 @@ def moe_disable(
 
     def score() -> dict[str, float]:
         texts = generate_summaries(model, tokenizer, examples, progress=False, **generation)
-        scores = scorer(examples, texts)
-        return {task: one.mean for task, one in scores.items() if task != AVERAGE}
+        return {task: one.mean for task, one in scorer(examples, texts).items() if task != AVERAGE}
 
     found = routes.correlations(matrix, list(names), having)
     chosen = {name: strongest(found, name, top, method.config.experts) for name in only or having}
@@ -212,4 +200,4 @@ def moe_disable(
         print(f"{name}: {len(experts)} experts, then {draws} random sets", flush=True)
         disabled[name] = ([names[expert] for expert in experts], *without(method, experts, score, draws, seed))
     what = f"{scorer} on {len(examples)} {split} rows, {num_beams} beam(s)"
-    present([disabling_table(what, having, tasks, whole, disabled)], "disabling", output or Path(run) / "routes")
+    present([disabling_table(what, having, tasks, whole, disabled)], "disabling", folder)

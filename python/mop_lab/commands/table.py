@@ -1,10 +1,9 @@
 """mop-t5 table 1 | 2 | 3 | 4: the tables of the MOP paper, with the paper's numbers beside ours."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from mop_t5.backbone.tokenizer import load_tokenizer
-from mop_t5.evaluation import Table, present
+from mop_t5.evaluation import present
 from mop_t5.evaluation.corpus_statistics import corpus_table
 from mop_t5.training import TrainingConfig
 
@@ -16,6 +15,8 @@ from mop_lab.suites.systems import all_systems, choose, table_2_systems, table_3
 
 # without the fields that differ between the systems or runs of a table
 Shared = Annotated[TrainingConfig, "learning_rate", "group_rates", "seed"]
+# the tables of scores: the labels of their systems, and the tables of the results
+_SCORED = {2: (table_2_systems, PaperTables.table_2), 3: (table_3_systems, PaperTables.table_3)}
 
 
 def table_1(corpus: str, tokenizer: str | None = None, output: str | None = None) -> None:
@@ -50,7 +51,7 @@ def table_2(training: Shared, suite: SuiteConfig, dry_run: bool = False) -> None
         suite: the systems, and how to score them.
         dry_run: only print what would be done.
     """
-    _run(suite, training, dry_run, table_2_systems(), "table-2", PaperTables.table_2)
+    _run(2, suite, training, dry_run)
 
 
 def table_3(training: Shared, suite: SuiteConfig, dry_run: bool = False) -> None:
@@ -66,7 +67,7 @@ def table_3(training: Shared, suite: SuiteConfig, dry_run: bool = False) -> None
         suite: the systems, and how to score them.
         dry_run: only print what would be done.
     """
-    _run(suite, training, dry_run, table_3_systems(), "table-3", PaperTables.table_3)
+    _run(3, suite, training, dry_run)
 
 
 def table_4(
@@ -91,17 +92,11 @@ def table_4(
     present([sizes.table_4(backbone, choose(systems, list(all_systems()), options), scenarios)], "table-4", output)
 
 
-def _run(
-    config: SuiteConfig,
-    training: TrainingConfig,
-    dry_run: bool,
-    default: list[str],
-    name: str,
-    tables: Callable[[PaperTables], list[Table]],
-) -> None:
-    suite = suite_of(config, training, default)
+def _run(number: int, config: SuiteConfig, training: TrainingConfig, dry_run: bool) -> None:
+    systems, tables = _SCORED[number]
+    suite = suite_of(config, training, systems())
     if carry_out(suite, dry_run):
         steps, rates = suite.how_trained()
         notes = [f"Ours: {steps}, seeds {', '.join(map(str, config.seeds))}. {rates}."]
         results = PaperTables(config.how_scored(), suite.results(), baseline_scores(config), notes)
-        present(tables(results), name, config.output)
+        present(tables(results), f"table-{number}", config.output)

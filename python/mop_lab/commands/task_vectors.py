@@ -96,11 +96,7 @@ def task_vectors(
             vectors = principal_components(raw, width or 128)
             about |= {"steps": steps, "learning_rate": learning_rate, "numbers": raw.shape[1]}
     vectors_file.write(output, names, vectors, about)
-    show(_likeness(names, [len(own) for own in by_task], vectors))
-    print(f"Written to {output}: {len(names)} vectors of width {vectors.shape[1]}. Use it by --options.task_vectors.")
-
-
-def _likeness(names: list[str], rows: list[int], vectors: torch.Tensor) -> Table:
     unit = torch.nn.functional.normalize(vectors, dim=1)
-    cells = [[name, count, *cosines] for name, count, cosines in zip(names, rows, (unit @ unit.T).tolist())]
-    return Table("Cosines between the vectors", ["scenario", "rows", *names], cells, dict.fromkeys(names, ".3f"))
+    cells = [[name, len(own), *cosines] for name, own, cosines in zip(names, by_task, (unit @ unit.T).tolist())]
+    show(Table("Cosines between the vectors", ["scenario", "rows", *names], cells, dict.fromkeys(names, ".3f")))
+    print(f"Written to {output}: {len(names)} vectors of width {vectors.shape[1]}. Use it by --options.task_vectors.")
