@@ -19,7 +19,7 @@ from mop_t5.storage import adapter_folder
 from mop_t5.training import TrainingConfig
 
 from mop_lab.attempt.few_shot import write_draw
-from mop_lab.suites.score_rows import Repetitions, average_relative_gain, score_rows
+from mop_lab.suites.score_rows import average_relative_gain, score_rows
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System, check_options
@@ -159,9 +159,7 @@ class Adaptations:
 
     def run(self) -> list[Learnt]:
         """Do what is left to do, and return the results."""
-        return list(self._learnt())
-
-    def _learnt(self) -> Iterator[Learnt]:
+        learnt = []
         for system, task, seed in itertools.product(self.systems, self.tasks, self._config.seeds):
             chosen = {ZERO: self._trial(system, ZERO, task, seed, *self._grid[0])}
             grid = [self._trial(system, FEW, task, seed, rate, batch) for rate, batch in self._grid]
@@ -172,21 +170,19 @@ class Adaptations:
                 suite = Suite([trial]).plan()
                 suite.run()
                 (scores,) = suite.results()[trial.system.label]
-                yield Learnt(use, system.label, task, seed, trial, scores[task], validations if use == FEW else [])
+                tried = validations if use == FEW else []
+                learnt.append(Learnt(use, system.label, task, seed, trial, scores[task], tried))
+        return learnt
 
     def tables(self, learnt: list[Learnt]) -> dict[str, Table]:
         """Return the tables by their file names: the scores of both uses beside their gains, and the chosen trials."""
         rows: list[list[object]] = []
+        of_tasks: dict[tuple[str, str, int], dict[str, TaskScores]] = {}
+        for one in learnt:
+            of_tasks.setdefault((one.use, one.system, one.seed), {})[one.task] = one.scores
+        labels, seeds = [system.label for system in self.systems], self._config.seeds
         for use in (ZERO, FEW):
-            results: dict[str, Repetitions] = {
-                system.label: [
-                    with_average(
-                        {o.task: o.scores for o in learnt if (o.use, o.system, o.seed) == (use, system.label, seed)}
-                    )
-                    for seed in self._config.seeds
-                ]
-                for system in self.systems
-            }
+            results = {label: [with_average(of_tasks[use, label, seed]) for seed in seeds] for label in labels}
             columns = list(results[VANILLA][0])
             for label, repetitions in results.items():
                 first, *others = score_rows([use, label], repetitions, columns)

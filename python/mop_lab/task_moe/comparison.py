@@ -75,11 +75,12 @@ class Factors:
     def __post_init__(self):
         known = {"baselines": tuple(BASELINES), "selections": SELECTIONS, "batchings": BATCHINGS, "routers": ROUTERS}
         for name, options in (known | _WORDS).items():
-            for value in getattr(self, name):
+            values = getattr(self, name)
+            for value in values:
                 check_choice(name, value, options)
-            if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{name} must be distinct; got {getattr(self, name)}.")
-            if not getattr(self, name) and name != "baselines":
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} must be distinct; got {values}.")
+            if not values and name != "baselines":
                 raise ValueError(f"{name} must have at least one value; got none.")
         if "random" in self.representations:
             raise ValueError("representations has 'random', which is there without a file. Choose another name.")
@@ -141,6 +142,7 @@ class MixtureComparison:
             raise ValueError(f"options names {', '.join(taken)}, which the comparison sets itself. Leave it out.")
         self._config, self._training, self._factors, self._inputs = config, training, factors, Inputs()
         self.combinations = {name: combinations(factors, name) for name in tables}
+        self._rows: dict[str, list[Trial]] = {}  # label -> its trials
         self._widths = {}
         if any(one.representation != "random" for own in self.combinations.values() for one in own):
             names = self._inputs.scenarios(replace(config, scenarios=None), "train")
@@ -148,31 +150,28 @@ class MixtureComparison:
 
     def trials(self) -> list[Trial]:
         """Return the trials of the baselines and of all tables. A trial stands behind the trial that it starts from."""
-        rows: dict[str, list[Trial]] = {}
+        training = replace(self._training, batching=self._factors.batchings[0])
         for label in self._factors.baselines:
-            method, fields = BASELINES[label]
-            self._add(rows, label, method, fields, replace(self._training, batching=self._factors.batchings[0]))
+            self._add(label, *BASELINES[label], training)
         for one in dict.fromkeys(one for own in self.combinations.values() for one in own):
-            self._add_combination(rows, one)
-        trials = [trial for own in rows.values() for trial in own]
+            self._add_combination(one)
+        trials = [trial for own in self._rows.values() for trial in own]
         check_options(self._config.options, [trial.system for trial in trials])
         return trials
 
-    def _add_combination(self, rows: dict[str, list[Trial]], one: Combination) -> list[Trial]:
+    def _add_combination(self, one: Combination) -> list[Trial]:
         """Add the trials of a combination, and before them those that they start from. Return the former."""
-        if one.label in rows:
-            return rows[one.label]
+        if one.label in self._rows:
+            return self._rows[one.label]
         factors, training = self._factors, replace(self._training, batching=one.batching)
         if one.stages == "two":
-            firsts = self._add_combination(rows, one._replace(stages="one"))
+            firsts = self._add_combination(one._replace(stages="one"))
             steps = factors.stage_two_steps or 2 * training.steps
             second = {"selection": "softmax", "temperature": 300.0, "minimum_temperature": 1.0}
             second["temperature_rate"] = math.log(300) / (0.95 * steps)
-            seconds = self._add(rows, one.label, METHOD, second, replace(training, steps=steps))
-            rows[one.label] = [
-                replace(trial, start=Start("routes_from", first)) for trial, first in zip(seconds, firsts)
-            ]
-            return rows[one.label]
+            trials = zip(self._add(one.label, METHOD, second, replace(training, steps=steps)), firsts)
+            self._rows[one.label] = [replace(trial, start=Start("routes_from", first)) for trial, first in trials]
+            return self._rows[one.label]
         fields: dict[str, Any] = {"selection": one.selection, "router": one.router}
         fields["train_task_vectors"] = one.vectors == "trained"
         if one.representation != "random":
@@ -181,22 +180,16 @@ class MixtureComparison:
         speeds = {"router": factors.router_speed, "task_vectors": factors.vectors_speed} if one.speeds == "two" else {}
         if one.vectors != "trained":
             speeds.pop("task_vectors", None)
-        return self._add(rows, one.label, METHOD, fields, training, speeds)
+        return self._add(one.label, METHOD, fields, training, **speeds)
 
     def _add(
-        self,
-        rows: dict[str, list[Trial]],
-        label: str,
-        method: str,
-        fields: Mapping[str, Any],
-        training: TrainingConfig,
-        group_rates: Mapping[str, float] | None = None,
+        self, label: str, method: str, fields: dict[str, Any], training: TrainingConfig, **group_rates: float
     ) -> list[Trial]:
         # --options do not replace the fields that the comparison sets
-        system = System(label, method, dict(fields), False, self._factors.learning_rate, fixed=True)
-        config = replace(self._config, group_rates=dict(group_rates or {}))
-        rows[label] = trials_of([system.with_options(config.options)], config, training, self._inputs)
-        return rows[label]
+        system = System(label, method, fields, False, self._factors.learning_rate, fixed=True)
+        config = replace(self._config, group_rates=group_rates)
+        self._rows[label] = trials_of([system.with_options(config.options)], config, training, self._inputs)
+        return self._rows[label]
 
     def tables(self, name: str, scores: Mapping[str, Repetitions]) -> dict[str, Table]:
         """Return the tables of one name.
