@@ -1,6 +1,7 @@
 """Find the content of folders: finished systems, the tables and plots beside them, and all that the page leaves out."""
 
 import html
+import itertools
 import os
 import re
 from base64 import b64encode
@@ -167,15 +168,10 @@ def _baselines(
     for baselines in found:
         for name, scores in baselines.items():
             scores = {scenario: one for scenario, one in scores.items() if scenario != AVERAGE}
-            number = 1
-            while any(merged.get(_numbered(name, number), {}).get(s, one) != one for s, one in scores.items()):
-                number += 1
-            merged.setdefault(_numbered(name, number), {}).update(scores)
+            names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+            free = (n for n in names if all(merged.get(n, {}).get(s, one) == one for s, one in scores.items()))
+            merged.setdefault(next(free), {}).update(scores)
     return {name: with_average(scores) for name, scores in merged.items()}
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name} ({number})"
 
 
 def _beside_runs(place: Path) -> Iterator[Path]:
@@ -201,6 +197,7 @@ def _unfinished(place: Path, split: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     elsewhere: Counter[tuple[Path, str]] = Counter()
+    trained = f"trained, not evaluated on the {split} split"
     for path in sorted(place.rglob(SETTINGS)):
         settings, run = read_settings(path.parent), FinishedRun(path.parent, split)
         trains = "steps" in settings and not settings.get("seeds")  # otherwise an evaluation, or the folder of seeds
@@ -209,10 +206,7 @@ def _unfinished(place: Path, split: str) -> dict[str, str]:
             if others:
                 elsewhere[place.joinpath(*run.folder.relative_to(place).parts[:1]), others] += 1
                 continue
-            ended = read_history(run.folder)
-            found[str(run.folder)] = (
-                f"trained, not evaluated on the {split} split" if ended else "not trained to its end"
-            )
+            found[str(run.folder)] = trained if read_history(run.folder) else "not trained to its end"
     for (folder, others), count in elsewhere.items():
         found[str(folder)] = f"{count} run{'' if count == 1 else 's'} with {others} only"
     return found

@@ -30,12 +30,8 @@ def loss_curves(systems: Sequence[FinishedSystem]) -> Plot | None:
 
 def _curves(system: FinishedSystem, keys: Sequence[str]) -> list[Curve]:
     """Return the points (step, value) of each run, for the first of these keys that a point has."""
-    curves = [
-        [
-            (point["step"], point[key])
-            for point in read_history(run.folder)
-            for key in [k for k in keys if k in point][:1]
-        ]
-        for run in system.runs
-    ]
+    curves = []
+    for run in system.runs:
+        found = ((point["step"], [point[key] for key in keys if key in point]) for point in read_history(run.folder))
+        curves.append([(step, values[0]) for step, values in found if values])
     return [points for points in curves if points]

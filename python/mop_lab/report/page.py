@@ -18,7 +18,7 @@ from mop_lab.report.configurations import configurations
 from mop_lab.report.found import NUMBER, Found, find
 from mop_lab.report.loss_curves import loss_curves
 from mop_lab.report.predictions import KnownValues, predictions
-from mop_lab.report.score_grids import by_scenario, overview
+from mop_lab.report.score_grids import overview, score_grid
 
 
 def report_page(
@@ -61,7 +61,7 @@ def report_page(
         warnings=not_comparable(systems),
         left_out={**found.left_out, **unmarked},
         overview=overview(systems, found.baselines, mark_best),
-        by_scenario=by_scenario(systems, found.baselines),
+        by_scenario=score_grid(systems, found.baselines),
         several_seeds=any(len(system.seeds) > 1 for system in systems),
         best_marked=mark_best,
         uncounted=any(system.trained is None for system in systems),
@@ -77,11 +77,8 @@ def report_page(
 
 def _policy(style: str, script: str) -> str:
     """Return a content security policy: the browser runs only this script, and fetches nothing."""
-
-    def only(text: str) -> str:
-        return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-    return f"default-src 'none'; img-src data:; style-src {only(style)}; script-src {only(script)}"
+    of_style, of_script = (b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in (style, script))
+    return f"default-src 'none'; img-src data:; style-src 'sha256-{of_style}'; script-src 'sha256-{of_script}'"
 
 
 def _counts(found: Found, rows: int, scenarios: int, split: str) -> list[str]:

@@ -43,9 +43,8 @@ def predictions(systems: Sequence[FinishedSystem], values_of: Callable[[Finished
                     texts = cards[key]["texts"]
                     place = places.setdefault((key, text, score), len(texts))
                     if place == len(texts):
-                        texts.append(
-                            {"parts": _parts(example, text, values), "rouge": score} | _omitted(example, text, values)
-                        )
+                        content = {"parts": _parts(example, text, values), "rouge": score}
+                        texts.append(content | _omitted(example, text, values))
                     cards[key]["said"][number][which] = place
     return {
         "systems": [{"label": system.label, "seeds": list(system.seeds)} for system in systems],

@@ -54,7 +54,7 @@ def overview(systems: Sequence[FinishedSystem], baselines: Baselines, mark_best:
         baselines: The baselines.
         mark_best: Mark the best of several systems in each column.
     """
-    scores = _grid(systems, baselines, average=True, mark_best=mark_best)
+    scores = score_grid(systems, baselines, average=True, mark_best=mark_best)
     counted = any(system.trained is not None for system in systems)
     columns = ["method", "seeds", *(["trained", "% of backbone"] if counted else [])]
     return Grid(
@@ -64,15 +64,10 @@ def overview(systems: Sequence[FinishedSystem], baselines: Baselines, mark_best:
     )
 
 
-def by_scenario(systems: Sequence[FinishedSystem], baselines: Baselines) -> Grid:
-    """Return the scores of each system on each scenario."""
-    return _grid(systems, baselines)
-
-
-def _grid(
+def score_grid(
     systems: Sequence[FinishedSystem], baselines: Baselines, *, average: bool = False, mark_best: bool = True
 ) -> Grid:
-    """Return the scores of the scenarios.
+    """Return the scores of each system on each scenario.
 
     Args:
         systems: The systems.
@@ -96,7 +91,7 @@ def _grid(
     best = {}
     if mark_best and len(systems) > 1:
         means = {key: [mean(own[key]) for _, own in of_systems if key in own] for key in keys}
-        best = {key: _text(max(found)) for key, found in means.items() if found}
+        best = {key: f"{max(found):.2f}" for key, found in means.items() if found}
 
     def cells(own: _Numbers, best: Mapping[tuple[str, str], str]) -> list[Cell]:
         return [_cell(own[key], best.get(key)) if key in own else _EMPTY for key in keys]
@@ -108,13 +103,9 @@ def _grid(
     )
 
 
-def _text(number: float) -> str:
-    return f"{number:.2f}"
-
-
 def _cell(numbers: Sequence[float], best: str | None) -> Cell:
-    text = _text(mean(numbers))
-    return Cell(text, mean(numbers), _text(stdev(numbers)) if len(numbers) > 1 else "", text == best)
+    text = f"{mean(numbers):.2f}"
+    return Cell(text, mean(numbers), f"{stdev(numbers):.2f}" if len(numbers) > 1 else "", text == best)
 
 
 def _about(system: FinishedSystem) -> list[Cell]:
