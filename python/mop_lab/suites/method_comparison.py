@@ -14,18 +14,9 @@ from statistics import mean, stdev
 from typing import NamedTuple, TypeVar
 
 from mop_t5.data import Example
-from mop_t5.evaluation import (
-    AVERAGE,
-    BASELINES,
-    Table,
-    TaskScores,
-    Values,
-    ValueScores,
-    mean_scores,
-    value_recall,
-    with_average,
-)
+from mop_t5.evaluation import AVERAGE, BASELINES, Table, TaskScores, mean_scores, with_average
 from mop_t5.evaluation.bootstrap import Difference, holm, paired_bootstrap
+from mop_t5.evaluation.values import Values, ValueScores, value_recall
 from mop_t5.training import TrainingConfig
 
 from mop_lab.suites.compared_systems import FROZEN, CompareConfig, default_systems, known_systems
@@ -107,7 +98,7 @@ class MethodComparison:
 
     def _best(self, label: str) -> Suite:
         """Return the trials of a system with every seed, at its best rate. The trials of the grid must be finished."""
-        scores = {rate: _score(suite, label) for rate, suite in self.tried(label).items()}
+        scores = {rate: average_of(suite.results()[label]) for rate, suite in self.tried(label).items()}
         rate = max(scores, key=scores.__getitem__, default=self.systems[label].learning_rate)
         return self._planned(label, rate, self.training)
 
@@ -185,7 +176,9 @@ class MethodComparison:
 
         All trials must be finished.
         """
-        tables = {"comparison": self.compared(list(self.systems)), "scenarios": self._scenarios()}
+        entries = (([entry.label], entry.means) for entry in self._finished(list(self.systems)))
+        scenarios = scores_table("By scenario: the mean of R-1, R-2 and R-L", ["system"], entries)
+        tables = {"comparison": self.compared(list(self.systems)), "scenarios": scenarios}
         return tables | ({"rates": self._rates()} if self.grid.rates else {})
 
     def _finished(self, labels: Sequence[str]) -> list[_Entry]:
@@ -228,21 +221,16 @@ class MethodComparison:
     def _differences(self, entries: Sequence[_Entry]) -> dict[str, Difference]:
         """Return, by label, the mean of a system minus the mean of the reference, in points."""
         reference = self._entry(self.grid.reference)
-        return {
-            entry.label: paired_bootstrap(
-                self._by_scenario([a - b for a, b in zip(entry.points, reference.points)]), self.grid.resamples
-            )
-            for entry in entries
-            if entry is not reference
-        }
-
-    def _scenarios(self) -> Table:
-        entries = (([entry.label], entry.means) for entry in self._finished(list(self.systems)))
-        return scores_table("By scenario: the mean of R-1, R-2 and R-L", ["system"], entries)
+        found = {}
+        for entry in entries:
+            if entry is not reference:
+                gains = self._by_scenario([a - b for a, b in zip(entry.points, reference.points)])
+                found[entry.label] = paired_bootstrap(gains, self.grid.resamples)
+        return found
 
     def _rates(self) -> Table:
         cells = [
-            [label, *(_score(suite, label) for suite in tried.values())]
+            [label, *(average_of(suite.results()[label]) for suite in tried.values())]
             for label in self.systems
             if (tried := self.tried(label))
         ]
@@ -250,10 +238,6 @@ class MethodComparison:
         steps, seed = self.grid.rate_steps or self.training.steps, self.config.seeds[0]
         title = f"The rates: mean of R-1, R-2 and R-L on the valid split after {steps} steps, seed {seed}"
         return Table(title, columns, cells, dict.fromkeys(columns[1:], ".2f"))
-
-
-def _score(suite: Suite, label: str) -> float:
-    return average_of(suite.results()[label])
 
 
 def _key(example: Example) -> tuple[str, str, str]:

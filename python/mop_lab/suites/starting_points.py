@@ -34,8 +34,7 @@ class StartingPoints:
         chosen = tuple(known if self.source_prompts is None else self.source_prompts)
         if not chosen:
             raise ValueError(f"library {self.library!r} holds no prompt. Train some by `mop-t5 attempt sources`.")
-        unknown = sorted(set(chosen) - set(known))
-        if unknown:
+        if unknown := sorted(set(chosen) - set(known)):
             raise ValueError(
                 f"source_prompts names {', '.join(unknown)}; library {self.library!r} holds {', '.join(known)}."
             )

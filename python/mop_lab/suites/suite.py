@@ -8,13 +8,12 @@ OUTPUT/floors                  the scores of the baselines
 Finished trials are not repeated, so the same call resumes an interrupted suite.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mop_t5.evaluation import SCORES, Table, TaskScores, baseline_texts, read_scores, show, write_scores
-from mop_t5.files import check_writable, replace_file
+from mop_t5.files import check_writable, write_json
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import prepare_output, write_settings
 from mop_t5.training import TrainingConfig
@@ -138,8 +137,7 @@ class Suite:
             trained, backbone, models = self.parameters(label)
             content = {"label": label, "trained": trained, "backbone": backbone, "runs": models}
             trial.system_folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            replace_file(trial.system_folder / SYSTEM, text.encode())
+            write_json(trial.system_folder / SYSTEM, content)
 
 
 def trials_of(

@@ -174,8 +174,7 @@ def fields_of(method: str) -> set[str]:
 def check_options(options: Mapping[str, Any], systems: Iterable[System]) -> None:
     """Raise ValueError if an option is a field of none of the systems' methods."""
     methods = {system.label: system.method for system in systems}
-    nowhere = sorted(set(options) - set().union(*map(fields_of, methods.values())))
-    if nowhere:
+    if nowhere := sorted(set(options) - set().union(*map(fields_of, methods.values()))):
         raise ValueError(
             f"options names {', '.join(nowhere)}, which is no field of the methods of {', '.join(methods)}. "
             "`mop-t5 train --help` explains the fields of every method."
@@ -203,8 +202,7 @@ def choose(
     """
     known = all_systems() if known is None else known
     for argument, given in (("systems", labels or ()), ("learning_rates", learning_rates or ())):
-        unknown = sorted(set(given) - set(known))
-        if unknown:
+        if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"{argument} names {', '.join(unknown)}; known are {', '.join(known)}.")
     if labels is not None and (not labels or len(set(labels)) != len(labels)):
         raise ValueError(f"systems must name at least one system, each once; got {list(labels)}.")

@@ -40,7 +40,7 @@ class Inputs:
         self._split = cache(read_split)
         self._model = cache(mop_t5.load_backbone)
         self._counts: dict[tuple[str, str], tuple[mop_t5.ParameterCount, set[str]]] = {}
-        self.contents_of_backbone = cache(self._contents_of_backbone)
+        self.contents_of_backbone = cache(lambda path: contents.of_backbone(self._model(path), load_tokenizer(path)))
 
     def rows(self, config: SuiteConfig, split: str, scenarios: Sequence[str] | None) -> list[Example]:
         """Return the rows of some scenarios of a split, or of all if scenarios is None."""
@@ -66,9 +66,6 @@ class Inputs:
     def release(self) -> None:
         """Free the memory of the backbones. A backbone is loaded again when it is needed."""
         self._model.cache_clear()
-
-    def _contents_of_backbone(self, path: str) -> dict[str, contents.Content]:
-        return contents.of_backbone(self._model(path), load_tokenizer(path))
 
 
 class Start(NamedTuple):
@@ -265,11 +262,10 @@ class Trial:
 
     def _is_scored(self) -> bool:
         """Return whether there is an evaluation of the present rows of the split, and of the weights of the run."""
-        evaluated = self.result
+        evaluated, split = self.result, self.config.split
         if not (evaluated.evaluation / SCORES).is_file() or evaluated.made_of is None:
             return False
-        now = contents_of_evaluation(self.folder, self._rows(self.config.split), self.config.split)
-        return not contents.changes(evaluated.made_of, now)
+        return not contents.changes(evaluated.made_of, contents_of_evaluation(self.folder, self._rows(split), split))
 
     def _attach_only(self) -> None:
         """Write the run folder of the system as it is attached."""
