@@ -95,17 +95,11 @@ def case_of(example: Example, texts: Mapping[tuple[str, int], str], values: Valu
         texts: (label of a system, seed) -> the summary of the row.
         values: Finds the values of texts.
     """
-    summaries = [
-        Summary(
-            system,
-            seed,
-            text,
-            marked(example, text, values),
-            values.omitted(example, text),
-            values.invented(example, text),
-        )
-        for (system, seed), text in texts.items()
-    ]
+
+    def found(text: str) -> tuple[list[Segment], list[Value], list[Value]]:
+        return marked(example, text, values), values.omitted(example, text), values.invented(example, text)
+
+    summaries = [Summary(system, seed, text, *found(text)) for (system, seed), text in texts.items()]
     return Case(example, values.said(example), marked(example, example.summary, values), summaries)
 
 

@@ -68,8 +68,7 @@ class LengthSweep:
 
     def __init__(self, config: SuiteConfig, training: TrainingConfig, lengths: Sequence[int]):
         systems = choose(config.systems, _SYSTEMS, config.options, config.learning_rates)
-        without = [system.label for system in systems if _FIELD not in fields_of(system.method)]
-        if without:
+        if without := [system.label for system in systems if _FIELD not in fields_of(system.method)]:
             raise ValueError(f"systems names {', '.join(without)}, whose method has no {_FIELD}. Leave it out.")
         if _FIELD in config.options:
             raise ValueError(f"options names {_FIELD}, which the sweep sets itself. Use --lengths.")

@@ -188,9 +188,8 @@ def plot_share(path: str | Path, systems: Sequence[Measured], baselines: Mapping
         else:  # a far line would press the points into a corner
             axes.plot([], linestyle="", label=f"{label} (below or above the picture)")
     axes.set_title(title, fontsize=11)
-    axes.set(
-        xlabel="trained parameters, % of the backbone's", ylabel="score: mean of metrics, average over scenarios x 100"
-    )
+    axes.set_xlabel("trained parameters, % of the backbone's")
+    axes.set_ylabel("score: mean of metrics, average over scenarios x 100")
     axes.margins(x=0.15, y=0.08)
     axes.grid(alpha=0.25)
     if points and max(points)[0] < 100 * min(points)[0]:

@@ -5,18 +5,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from mop_t5.data import TASKS, read_split
-from mop_t5.evaluation import (
-    AVERAGE,
-    Scorer,
-    Table,
-    Values,
-    ValueScores,
-    baseline_texts,
-    mean_scores,
-    metric_names,
-    value_recall,
-)
-from mop_t5.evaluation.values import KINDS
+from mop_t5.evaluation import AVERAGE, Scorer, Table, baseline_texts, mean_scores, metric_names
+from mop_t5.evaluation.values import KINDS, Values, ValueScores, value_recall
 
 from mop_lab.analysis.comparability import WAYS_OF_TEXTS, common_rows, scored_differently
 from mop_lab.finished_runs import FinishedSystem

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mop_lab.finished_runs import method_of_run
 
+_BATCH = 32  # rows whose attention is computed together
+
 
 def attempt_of(model: PreTrainedModel) -> Attempt:
     """Return the attached method `attempt`. Raise ValueError for a model without it."""
@@ -25,7 +27,6 @@ def attention_matrix(
     examples: Sequence[Example],
     *,
     max_source: int,
-    batch_size: int = 32,
 ) -> dict[str, list[float]]:
     """Return the mean weights of each task: task -> one weight per candidate of the method.
 
@@ -37,7 +38,6 @@ def attention_matrix(
         tokenizer: The tokenizer of the backbone.
         examples: The rows.
         max_source: Dialogue tokens per row.
-        batch_size: Rows per batch.
 
     Raises:
         ValueError: The model has no such weights.
@@ -49,7 +49,7 @@ def attention_matrix(
     sums = torch.zeros(len(tasks), len(method.candidates), dtype=torch.float64)
     embeddings = model.get_input_embeddings()
     device = next(embeddings.parameters()).device
-    for batch in DataLoader(rows, batch_size=batch_size, collate_fn=collate):
+    for batch in DataLoader(rows, batch_size=_BATCH, collate_fn=collate):
         ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         weights = method.attention_of(embeddings(ids), mask, batch["scenario_ids"])
         if weights.dim() == 3:
@@ -67,7 +67,6 @@ def attention_table(
 ) -> Table:
     """Return a table with one row per task: the number of its examples, and the weights of the candidates."""
     rows = [[task, sum(e.scenario == task for e in examples), *weights] for task, weights in matrix.items()]
-    notes = (
-        ["The target's weight is shown without the 1 that its prompt has besides."] if "target" in candidates else []
-    )
+    of_target = "The target's weight is shown without the 1 that its prompt has besides."
+    notes = [of_target] if "target" in candidates else []
     return Table(title, ["task", "rows", *candidates], rows, dict.fromkeys(candidates, ".4f"), notes)

@@ -80,8 +80,7 @@ def write_draw(
         ValueError: A task has fewer rows in train, or the folder holds other rows to train or to validate on.
     """
     train = of_scenarios(read_split(corpus, "train"), tasks)
-    few = [task for task in scenarios_of(train) if len(of_scenarios(train, [task])) < shots]
-    if few:
+    if few := [task for task in scenarios_of(train) if len(of_scenarios(train, [task])) < shots]:
         raise ValueError(f"shots must be at most the training rows of a task; {', '.join(few)} has fewer than {shots}.")
     rows = {"train": draw(train, shots, seed)}
     splits = splits_in(corpus)

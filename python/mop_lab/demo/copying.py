@@ -32,11 +32,8 @@ def with_other_values(examples: Sequence[Example], copies: int, seed: int = 0) -
     values, generator = Values(examples), random.Random(seed)
     said = [values.said(example) for example in examples]
     names = sorted({value.text for row in said for value in row if value.kind == "name"})
-    return [
-        _exchanged(example, {value.text: _other(value, names, generator) for value in row})
-        for _ in range(copies)
-        for example, row in zip(examples, said)
-    ]
+    copied = list(zip(examples, said)) * copies
+    return [_exchanged(example, {v.text: _other(v, names, generator) for v in row}) for example, row in copied]
 
 
 def turns_to_repeat(examples: Sequence[Example], seed: int = 0) -> list[Example]:

@@ -16,18 +16,8 @@ from mop_t5.backbone.build import build_backbone
 from mop_t5.backbone.load import freeze
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import TASKS, Example, read_corpus, read_tasks, scenarios_of, synthetic_corpus, write_examples
-from mop_t5.evaluation import (
-    Rouge,
-    Scorer,
-    Table,
-    baseline_texts,
-    generate_summaries,
-    number_recall,
-    score_table,
-    show,
-    to_markdown,
-    write_predictions,
-)
+from mop_t5.evaluation import Rouge, Scorer, baseline_texts, generate_summaries, number_recall, write_predictions
+from mop_t5.evaluation.tables import Table, score_table, show, to_markdown
 from mop_t5.operations.attach import attach, count_parameters, detach
 from mop_t5.operations.run_folder import describe_output, prepare_output, save_run, write_settings
 from mop_t5.plots.charts import plot_losses
@@ -50,12 +40,6 @@ class _Splits(NamedTuple):
     def scenarios(self) -> list[str]:
         """Return the scenarios of the rows that are trained on."""
         return scenarios_of(self.general + self.tuning)
-
-    def write(self, folder: Path) -> None:
-        """Write a corpus to tune on, and beside it the rows that the backbone has seen."""
-        rows = {"general": self.general, "train": self.tuning, "valid": self.valid, "test": self.test}
-        for name, examples in rows.items():
-            write_examples(folder / f"{name}.jsonl", examples)
 
 
 def run_demo(config: DemoConfig, rouge: Rouge) -> None:
@@ -83,7 +67,10 @@ def run_demo(config: DemoConfig, rouge: Rouge) -> None:
 
     output = prepare_output(config.output, overwrite=config.overwrite)
     write_settings(output, asdict(config) | asdict(rouge))
-    splits.write(output / "corpus")
+    # a corpus to tune on, and beside it the rows that the backbone has seen
+    corpus = {"general": splits.general, "train": splits.tuning, "valid": splits.valid, "test": splits.test}
+    for name, examples in corpus.items():
+        write_examples(output / "corpus" / f"{name}.jsonl", examples)
     if config.corpus is not None and (Path(config.corpus) / TASKS).is_file():
         shutil.copy(Path(config.corpus) / TASKS, output / "corpus")
 
