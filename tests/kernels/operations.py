@@ -46,6 +46,9 @@ OPERATIONS: dict[str, Case] = {
     **{op: _of(op) for op in STEP_OPERATIONS},
 }
 
+# the truth of each operation, in another order of its sums than the reference's
+OTHER_ORDERS = {name: case.truth for name, case in OPERATIONS.items()} | {"attempt_mix": prompt_case(PROMPTS).truth}
+
 
 def as_tuple(outputs) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from judging import RequestedGradients, assert_asked, assert_same, call_prompts, raw_prompt_arguments
+from judging import (
+    RequestedGradients,
+    assert_as_exact_as_one,
+    assert_asked,
+    assert_same,
+    call_prompts,
+    raw_prompt_arguments,
+)
 from layouts import LAYOUTS
 from safetensors.torch import load_file
 
@@ -46,18 +53,15 @@ def check(backend, tensors, options, layout="contiguous"):
     exact = testing.in_float64(tensors)
     needs = [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
     found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
-    # the budget of four numbers must not hang on the order of sums of one BLAS: the worse of two plain forms sets it
     forms = [lambda *t: expected(t, **options), lambda *t: attempt_by_example(*t, **options)][: 1 + any(needs)]
-    plains = [testing.value_and_gradients(form, tensors, grads) for form in forms]
     truth = testing.value_and_gradients(
         lambda *t: attempt_by_example(*t, **options), exact, [g.double() for g in grads], needs
     )
     if not any(needs):
         truth = truth[0], [torch.zeros_like(t) for t in exact]
     assert all(y.is_contiguous() for some in found for y in some)
-    actual, *orders, exact_results = ([*values, *gradients] for values, gradients in (found, *plains, truth))
-    worse = max(orders, key=lambda results: testing.error_budget(results, exact_results))
-    testing.assert_within_budget(actual, worse, exact_results, RESULTS)
+    plain = [lambda form=form: testing.value_and_gradients(form, tensors, grads) for form in forms]
+    assert_as_exact_as_one(plain, found, truth, RESULTS)
     return found
 
 
