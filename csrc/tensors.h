@@ -61,8 +61,8 @@ inline Tensor empty(const Tensor& like, Sizes sizes, std::optional<ScalarType> d
   MOP_GUARD(aoti_torch_get_dtype(like.get(), &type) == AOTI_TORCH_SUCCESS);
   if (dtype) type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device_type, device_index, &made));
+  MOP_GUARD(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), type, device_type, device_index,
+                                     &made) == AOTI_TORCH_SUCCESS);
   return Tensor(made);
 }
 
@@ -83,8 +83,8 @@ inline Tensor empty_rows(const Tensor& x, i64 width) {
 inline Tensor viewed(const Tensor& t, Sizes sizes) {
   const std::vector<i64> strides = contiguous_strides(sizes.data(), sizes.size());
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(t.get(), sizes.size(), sizes.data(), strides.data(), 0, &made));
+  MOP_GUARD(aoti_torch__reinterpret_tensor(t.get(), sizes.size(), sizes.data(), strides.data(), 0, &made) ==
+            AOTI_TORCH_SUCCESS);
   return Tensor(made);
 }
 
