@@ -1,6 +1,7 @@
 """How setup.py builds: in a folder of any name, and against the torch of the environment that is installed into."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -206,3 +207,12 @@ def test_what_nvcc_compiles_for(listed, torch_cuda, compiled_for, said, source, 
     asked = run(command, folder, **values, TORCH_CUDA_ARCH_LIST=listed, MOP_KERNELS_WITH_CUDA="1")
     assert (asked.returncode != 0) == bool(said), asked.stderr
     assert not said or asked.stderr.startswith(f"MOP_KERNELS_WITH_CUDA=1, but {said[0]}")
+
+
+def test_the_headers_of_the_oldest_torch_have_every_macro():
+    """The module is compiled against any torch from 2.10 on. `make matrix-torch` does compile it against 2.10."""
+    of_2_10 = {"STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK", "TORCH_BOX"}
+    sources = [path.read_text() for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    used = {name for text in sources for name in re.findall(r"\b([A-Z_]*TORCH_[A-Z_]+)\(", text)}
+    assert used <= of_2_10, f"not in torch 2.10: {used - of_2_10}"
+    assert "TORCH_BOX" in used
