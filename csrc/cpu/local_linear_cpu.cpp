@@ -51,8 +51,7 @@ std::vector<Tensor> local_linear_backward(Tensor grad, Tensor x, Tensor local, i
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, d.rows * d.groups / kRowsAChunk));
   const bool wide_out = d.width_in <= d.width_out;  // the gradient of the local has its wider side along the lanes
   const i64 narrow = std::min(d.width_in, d.width_out), wide = std::max(d.width_in, d.width_out);
-  const SumOfParts locals_sum = mask & 2 ? SumOfParts(x, chunks, {narrow, wide}) : SumOfParts(),
-                   bias_sum = mask & 4 ? SumOfParts(x, chunks, {out_width}) : SumOfParts();
+  const SumOfParts locals_sum(mask & 2, x, chunks, {narrow, wide}), bias_sum(mask & 4, x, chunks, {out_width});
   std::vector<Tensor> asked;
   if (mask & 1) asked.push_back(empty_as(x));
   by_dtype(x, [&](auto zero) {

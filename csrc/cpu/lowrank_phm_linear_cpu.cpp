@@ -40,9 +40,10 @@ std::vector<Tensor> lowrank_phm_linear_backward(Tensor grad, Tensor x, Tensor ru
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
   const Tensor grad_y = as_rows(grad, rows, d.out());
   const Tensor packed = packed_rule_in(rule_in);
-  const auto sum = [&](int bit, Sizes sizes) { return mask >> bit & 1 ? SumOfParts(x, chunks, sizes) : SumOfParts(); };
-  const SumOfParts sums[4] = {sum(1, {d.terms, d.rank, d.g_in}), sum(2, rule_out.sizes()), sum(3, local.sizes()),
-                              sum(4, {d.out()})};
+  const SumOfParts sums[4] = {{bool(mask & 2), x, chunks, {d.terms, d.rank, d.g_in}},
+                              {bool(mask & 4), x, chunks, rule_out.sizes()},
+                              {bool(mask & 8), x, chunks, local.sizes()},
+                              {bool(mask & 16), x, chunks, {d.out()}}};
   std::vector<Tensor> asked;
   if (mask & 1) asked.push_back(empty_as(x));
 

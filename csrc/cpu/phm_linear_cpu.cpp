@@ -32,9 +32,8 @@ std::vector<Tensor> rule_first_backward(const PhmDims& d, const Tensor& grad_row
                                         const Tensor& local, i64 mask) {
   const i64 rows = grad_rows.size(0);
   const i64 chunks = std::max<i64>(1, std::min(kMaxChunks, rows / kRowsAChunk));
-  const SumOfParts of_x = mask & 1 ? SumOfParts(x, d.terms, x.sizes()) : SumOfParts(),
-                   of_rule = mask & 2 ? SumOfParts(x, chunks, rule.sizes()) : SumOfParts(),
-                   of_local = mask & 4 ? SumOfParts(x, chunks, local.sizes()) : SumOfParts();
+  const SumOfParts of_x(mask & 1, x, d.terms, x.sizes()), of_rule(mask & 2, x, chunks, rule.sizes()),
+      of_local(mask & 4, x, chunks, local.sizes());
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const i64 rule_size = d.g_in * d.g_out, local_size = d.loc_in * d.loc_out;

@@ -74,7 +74,7 @@ std::vector<Tensor> rms_norm_backward(Tensor grad, Tensor x, Tensor weight, doub
   const RowsOf of(x);
   MOP_GUARD(weight.numel() == of.width && grad.numel() == x.numel());
   if (!(mask & 3)) return {};
-  const SumOfParts of_weight = mask & 2 ? SumOfParts(x, of.blocks(), weight.sizes()) : SumOfParts();
+  const SumOfParts of_weight(mask & 2, x, of.blocks(), weight.sizes());
   std::vector<Tensor> asked;
   if (mask & 1) asked.push_back(empty_as(x));
   by_dtype(x, [&](auto zero) {

@@ -117,12 +117,12 @@ inline Tensor column_sums(const Tensor& rows) {
 // A gradient that tasks write in parts, which are summed in order. One part is the gradient itself.
 class SumOfParts {
  public:
-  SumOfParts() = default;  // nobody asks for the gradient
-  SumOfParts(const Tensor& like, i64 count, Sizes sizes)
-      : is_asked_(true),
-        count_(count),
-        sum_(empty(like, sizes)),
-        parts_(count == 1 ? sum_ : empty(like, {count, sum_.numel()})) {}
+  // Without `is_asked` nothing is allocated, and there are no places.
+  SumOfParts(bool is_asked, const Tensor& like, i64 count, Sizes sizes) : is_asked_(is_asked), count_(count) {
+    if (!is_asked) return;
+    sum_ = empty(like, sizes);
+    parts_ = count == 1 ? sum_ : empty(like, {count, sum_.numel()});
+  }
 
   // Returns the place of element `offset` of part k, or null.
   template <class T>
@@ -133,20 +133,17 @@ class SumOfParts {
   // Sums the parts, and adds the gradient to those that were asked for.
   void finish(std::vector<Tensor>& asked) const {
     if (!is_asked_) return;
-    if (count_ != 1) sum_parts();
+    if (count_ != 1)
+      by_dtype(parts_, [&](auto zero) {
+        using T = decltype(zero);
+        sum_columns(count_, sum_.numel(), in<T>(parts_), out<T>(sum_));
+      });
     asked.push_back(sum_);
   }
 
  private:
-  void sum_parts() const {
-    by_dtype(parts_, [&](auto zero) {
-      using T = decltype(zero);
-      sum_columns(count_, sum_.numel(), in<T>(parts_), out<T>(sum_));
-    });
-  }
-
-  bool is_asked_ = false;
-  i64 count_ = 0;
+  bool is_asked_;
+  i64 count_;
   Tensor sum_, parts_;
 };
 

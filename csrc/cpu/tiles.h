@@ -143,7 +143,7 @@ template <class T, bool STREAM = false>
 static void product(i64 rows, i64 columns, i64 depth, Matrix<T> a, Panel<const T> b, Panel<T> c,
                     Panel<const T> init = {nullptr, 0}) {
   constexpr int W = kLanes<T>;
-  constexpr int NV = STREAM ? (kVectorBytes == 64 ? 3 : 2) : 3;  // whole lines
+  constexpr int NV = STREAM && kVectorBytes < 64 ? 2 : 3;  // with STREAM: whole lines
   // a masked load of 64 bytes in the inner loop takes twice the time of a whole one
   const bool masks = kVectorBytes == 64 && columns % W != 0 && depth >= 8, packs = depth >= kDeep || masks;
   if (!STREAM && packs && rows >= kMinRows) return deep_product<T>(rows, columns, depth, a, b, c, init);

@@ -265,7 +265,6 @@ def test_backward_does_not_read_x(backend):
 
 def results(tensors, options, backend):
     grads = output_gradients(tensors, options)
-    [tensors[0].shape[0] > 0] * len(tensors)  # of no example nothing has a gradient: all are zero
     found = testing.value_and_gradients(lambda *t: call_prompts(t, **options, backend=backend), tensors, grads)
     return [t for some in found for t in some]
 
