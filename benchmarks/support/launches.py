@@ -226,26 +226,28 @@ SECONDS = 0.5  # assumed for a kernel without measured compilations
 def choices(launch: Launch) -> set[tuple]:
     """Return the choices of code in a kernel: dtypes, flags, names, and absent, unaligned or long arguments.
 
-    Each is a feature of its own: all combinations would double the compilations of a sample. `make compile-launches`
-    compiles them.
+    Each is a feature of its own, as is a mixture of floating dtypes: all combinations would triple the compilations of
+    a sample. `make compile-launches` compiles them.
     """
     kinds = flat(launch.arguments)
     flags = tuple((name, value) for name, value in launch.meta if isinstance(value, bool | str))
-    dtypes = frozenset(kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS)
+    dtypes = {kind.removesuffix("-") for kind in kinds if kind not in CONSTANTS}
+    mixed = len({dtype for dtype in dtypes if dtype.startswith(("fp", "bf"))}) > 1
     rare = tuple(any(kind.endswith(mark) for kind in kinds) for mark in ("None", "-", "L"))
-    return {(launch.kernel, choice) for choice in (*flags, *enumerate(rare), dtypes, launch.dtype)}
+    found = *flags, *enumerate((*rare, mixed)), *dtypes, ("first", launch.dtype)
+    return {(launch.kernel, choice) for choice in found}
 
 
 def features(recorded: Recorded) -> set[tuple]:
     """Return the features of a launch that a sample must contain.
 
-    A sample contains all choices of code, every block and option of each kernel, and every operation at the paper's
-    shapes.
+    A sample contains all choices of code, and every operation, block and option of the paper's shapes.
     """
     launch, origin = recorded.launch, recorded.origin
     found: set[tuple[Any, ...]] = choices(launch)
-    if "::" not in origin:  # not a test
-        found.add((origin.partition(",")[0],))
+    if "::" in origin:  # a test
+        return found
+    found.add((origin.partition(",")[0],))
     for name, value in launch.meta:
         if isinstance(value, Phm):
             blocks = {field: number for field, number in vars(value).items() if field.startswith("block")}

@@ -1,8 +1,5 @@
 """The lower instruction levels, which machines like this one never choose by themselves."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +16,13 @@ LEVEL = "from mop_kernels import backends; print(backends.build_info()['vector_l
 
 
 @pytest.mark.parametrize("level", LOWER)
-def test_values_and_gradients_of_a_lower_level(level):
+def test_values_and_gradients_of_a_lower_level(level, forks_with_t5):
     names = ("phm_weight", "phm_linear", "lowrank_phm_linear", "mop_ffn", "mop_ffn_experts", "attempt_mix")
     names += ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout", "prefix_attention")
     files = [str(HERE / f"test_{name}.py") for name in names]
-    script = f"{LEVEL}; import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, "-q", "-x", "-p", "no:cacheprovider", "-k", OF_KERNELS, *files]
-    run = subprocess.run(
-        command, env=os.environ | {"MOP_KERNELS_CPU_LEVEL": level}, capture_output=True, text=True, cwd=HERE.parents[1]
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", "-k", OF_KERNELS, *files]
+    said = forks_with_t5.run(
+        f"{LEVEL}\nimport pytest\nassert not pytest.main({arguments!r})", MOP_KERNELS_CPU_LEVEL=level
     )
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert run.stdout.startswith(f"{level}\n")
-    assert " passed" in run.stdout
+    assert said.startswith(f"{level}\n")
+    assert " passed" in said

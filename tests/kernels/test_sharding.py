@@ -1,11 +1,13 @@
 """DTensors, FSDP2 and DistributedDataParallel: results and gradients are those of one process, on one and on two.
 
 Each check is a function of a mesh. The first test runs it here, on a mesh of one process; the last runs all of them in
-two processes, so that torch is imported there once. The processes meet in a file, which needs no port.
+two processes, forks of one that has imported torch. The processes meet in a file, which needs no port.
 """
 
 import copy
 import datetime
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,13 +311,19 @@ def test_one_process(check, mesh):
     check(mesh)
 
 
-def one_of_two(rank: int, file: str) -> None:
+def one_of_two(file: str) -> None:
     torch.set_num_threads(1)
-    mesh = start(rank, 2, file)
+    mesh = start(int(os.environ["RANK"]), 2, file)
     for check in CHECKS:
         check(mesh)
     dist.destroy_process_group()
 
 
-def test_two_processes(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path / "store"),), nprocs=2)
+def test_two_processes(forks_with_t5, tmp_path):
+    code = f"""
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_sharding import one_of_two
+from two_processes import in_two_processes
+in_two_processes(lambda: one_of_two({str(tmp_path / "store")!r}))
+"""
+    forks_with_t5.run(code)

@@ -1,9 +1,6 @@
 """Two processes on gloo against one process with the joint batches."""
 
 import json
-import os
-import subprocess
-import sys
 
 import data_parallel_worker as worker
 import mop_t5
@@ -132,13 +129,20 @@ def test_several_seeds_on_machines_without_a_shared_folder(ranks, folder):
     assert not (folder / "node-1" / "results.md").exists()
 
 
-def test_torchrun_of_the_command(folder):
+def test_torchrun_of_the_command(folder, forks_with_t5):
+    """torchrun's agent starts the command. Its processes are forks, which import nothing anew."""
     where = ["--corpus", str(folder / "corpus"), "--backbone", str(folder / "backbone"), "--output", "run"]
     small = ["--steps", "2", "--batch_size", "2", "--max_target", "8", "--method", "prefix_tuning"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, "-m", "mop_t5.cli", "train", *where, *small]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ALONE
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Trained ") == 1
+    code = f"""
+import os
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from mop_t5.cli.main import main
+os.chdir({str(folder)!r})
+standalone = {{"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}}
+config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", **standalone)
+codes = elastic_launch(config, main)({["train", *where, *small]!r})
+assert codes == {{0: 0, 1: 0}}, codes
+"""
+    said = forks_with_t5.run(code, **ALONE)
+    assert said.count("Trained ") == 1
     assert (folder / "run" / "adapter" / "model.safetensors").is_file()

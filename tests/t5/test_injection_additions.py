@@ -240,7 +240,7 @@ def test_the_loss_of_a_method_is_added_in_training_only():
 
 def test_a_compiled_forward_is_one_graph():
     inputs = batch()
-    model = stranger(tiny(), prompt=True)
+    model = stranger(tiny(num_layers=1, num_decoder_layers=1), prompt=True)
     expected = model(**inputs, scenario_ids=IDS).logits
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs, scenario_ids=IDS).logits, expected)
