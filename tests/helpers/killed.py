@@ -16,11 +16,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 
+import jsonargparse  # noqa: F401  imported once, for all attempts
 import small_training
 import torch
 from mop_t5.cli.main import main
 from mop_t5.evaluation import serving
 from mop_t5.training import CHECKPOINTS, checkpoints, training_run
+
+import mop_kernels  # noqa: F401  imported once, for all attempts
 
 
 def report_of(forks, worker, folder, *flags):
@@ -120,6 +123,7 @@ def generate(folder, flags):
 def table(folder, flags):
     """`mop-t5 table 2`, in one go and killed: four runs of 6 steps, with a checkpoint every two."""
     import rouge_score.rouge_scorer  # noqa: F401  imported once, for all attempts
+    from mop_lab.commands import table  # noqa: F401  imported once, for all attempts
     from mop_lab.suites import suite, trial
 
     moments = {
