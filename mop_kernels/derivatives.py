@@ -25,6 +25,8 @@ def gradients_of(function: PlainForm, tensors: Tensors, needs: Needs, grads: Ten
     places = places_of(needs)
     of_asked = _of_places(function, tensors, places)
     asked = [t for t, needed in zip(tensors, needs) if needed and t is not None]
+    if not asked:
+        return ()
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         outputs, vjp, *_ = torch.func.vjp(of_asked, *asked)
         return vjp(_filled(grads, outputs))
@@ -97,25 +99,6 @@ def in_front(dims: Dims, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:
 def requested(items: Sequence[Item], needs: int) -> list[Item]:
     """Return the items, mostly tensors, whose bit is set. Ops take these bits as flags."""
     return [item for k, item in enumerate(items) if needs >> k & 1]
-
-
-def differentiate_inside_an_op(
-    function: Callable[..., Tensor | Sequence[Tensor]], tensors: Tensors, grads: Sequence[Tensor], needs: int
-) -> list[Tensor]:
-    """Return the requested gradients of sum(output * grad), for the gradient op of the reference backend.
-
-    needs: Bit k is set where the gradient of tensor k is requested.
-    """
-    with autograd_inside_an_op(), torch.enable_grad():
-        leaves = [t if t is None else t.detach().requires_grad_(bool(needs >> k & 1)) for k, t in enumerate(tensors)]
-        result = function(*leaves)
-        outputs = [result] if isinstance(result, Tensor) else result
-        # an up map whose factors are all frozen takes no part in the gradients of the others
-        kept = [k for k, y in enumerate(outputs) if y.requires_grad]
-        asked = [t for t in leaves if t is not None and t.requires_grad]
-        found = torch.autograd.grad([outputs[k] for k in kept], asked, [grads[k] for k in kept])
-    # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
-    return [g.clone(memory_format=torch.contiguous_format) for g in found]
 
 
 @contextmanager

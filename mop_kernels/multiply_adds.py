@@ -253,7 +253,9 @@ class _AfterCounterIsImported(importlib.abc.MetaPathFinder):
         return spec
 
 
-if _COUNTER in sys.modules:
-    _register(sys.modules[_COUNTER])
-else:
-    sys.meta_path.insert(0, _AfterCounterIsImported())
+def serve_flop_counter() -> None:
+    """Register all formulas, now or when torch's FLOP counter is imported. Call this once all ops are defined."""
+    if _COUNTER in sys.modules:
+        _register(sys.modules[_COUNTER])
+    else:
+        sys.meta_path.insert(0, _AfterCounterIsImported())

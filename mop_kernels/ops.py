@@ -1,4 +1,4 @@
-"""The private torch ops behind every backend: schemas, fakes, and the registration of the reference.
+"""The private torch ops behind every backend: schemas, fakes and their registration.
 
 An operation `NAME` of backend `BACKEND` is the op `mop_kernels::NAME_BACKEND`; its gradient is
 `mop_kernels::NAME_backward_BACKEND`. The schemas stand here once, for all backends; csrc/ only implements them.
@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import reference, step_ops
-from .derivatives import differentiate_inside_an_op, requested
-from .reference import LowRankPHM, split_maps
+from .step_ops import SHARED, fake_gradients
 
 SCHEMAS = {
     "phm_weight": "(Tensor rule, Tensor local) -> Tensor",
@@ -54,8 +53,7 @@ _AUTOGRAD, _PRE_DISPATCH = torch._C.DispatchKey.AutogradFunctionality, torch._C.
 LIBRARY = torch.library.Library("mop_kernels", "FRAGMENT")
 
 
-# Fakes compute shapes and dtypes only. There is one fake per schema, for all backends. Each `_inputs_of_*` takes the
-# arguments of a gradient op and returns tensors of the shapes of all gradients.
+# Fakes compute shapes and dtypes only. There is one fake per schema, for all backends.
 
 
 def _fake_phm_weight(rule, local):
@@ -88,16 +86,8 @@ def _fake_attempt_mix(x, keep, source, target, task_ids, w_down, w_up, ln_weight
     ]
 
 
-def _inputs_of_weight(grad, *args):
-    return args[:-1]
-
-
 def _inputs_of_linear(grad, *args):
     return [*args[:-1], grad.new_zeros(grad.shape[-1])]  # stands for the bias, whose values do not count
-
-
-def _inputs_of_mop_ffn(grads, x, down, ups, *args):
-    return [x, *down, *ups]
 
 
 def _inputs_of_attempt_mix(
@@ -107,76 +97,21 @@ def _inputs_of_attempt_mix(
     return [x, source, target, w_down, w_up, ln_weight, ln_bias]
 
 
-def _fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
-    return lambda *args: [t.new_empty(t.shape) for t in requested(inputs(*args), args[-1])]
-
-
-# The reference backend runs the einsum forms, and takes their gradients by autograd on a fresh graph.
-
-
-def lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute reference.lowrank_phm_linear for x of any leading dims."""
-    y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rule_in, rule_out, local, bias)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def mop_ffn(
-    x: Tensor, down: Sequence[Tensor], ups: Sequence[Tensor], num_maps: int, activation: str, experts: Tensor | None
-) -> list[Tensor]:
-    """Compute reference.mop_ffn of the arguments of the op."""
-    return list(reference.mop_ffn(x, LowRankPHM(*down), split_maps(ups, num_maps), activation, experts))
-
-
-def _mop_ffn_backward(grads, x, down, ups, num_maps, activation, experts, needs):
-    def function(x, *factors):
-        return mop_ffn(x, factors[: len(down)], factors[len(down) :], num_maps, activation, experts)
-
-    return differentiate_inside_an_op(function, [x, *down, *ups], grads, needs)
-
-
-def _attempt_mix(*args):
-    return list(reference.attempt_mix(*args[:-1], temperature=args[-1]))
-
-
-def _attempt_mix_backward(grad, grad_attention, peak, position, source, target, task_ids, *factors_and_needs):
-    *factors, temperature, needs = factors_and_needs
-
-    def function(peak, source, target, *factors):
-        return reference.attempt_prompt(peak, source, target, task_ids, *factors, temperature=temperature)
-
-    rows = source.shape[1]
-    tensors = [peak, source, target, *factors]
-    gradients = differentiate_inside_an_op(function, tensors, [grad[:, :rows], grad_attention], needs)
-    if needs & 1:
-        of_x = grad[:, rows:]
-        gradients[0] = (of_x + reference.at_position(gradients[0], position, of_x.shape[1])).contiguous()
-    return gradients
-
-
-def _forms_of_product(
-    name: str, function: Callable[..., Tensor], fake: Callable, inputs: Callable[..., Sequence[Tensor]]
-) -> dict[str, tuple[Callable, Callable]]:
-    def gradients(grad, *args):
-        return differentiate_inside_an_op(function, inputs(grad, *args), [grad], args[-1])
-
-    forward = (fake, lambda *args: function(*args).contiguous())
-    return {name: forward, f"{name}_backward": (_fake_gradients(inputs), gradients)}
-
-
-_FORMS: dict[str, tuple[Callable, Callable]] = {  # per op: its fake, and its reference implementation
-    **_forms_of_product("phm_weight", reference.phm_weight, _fake_phm_weight, _inputs_of_weight),
-    **_forms_of_product("phm_linear", reference.phm_linear, _fake_linear, _inputs_of_linear),
-    **_forms_of_product("lowrank_phm_linear", lowrank_phm_linear, _fake_linear, _inputs_of_linear),
-    **_forms_of_product("local_linear", reference.local_linear, _fake_local_linear, _inputs_of_linear),
-    "mop_ffn": (_fake_mop_ffn, mop_ffn),
-    "mop_ffn_backward": (_fake_gradients(_inputs_of_mop_ffn), _mop_ffn_backward),
-    "attempt_mix": (_fake_attempt_mix, _attempt_mix),
-    "attempt_mix_backward": (_fake_gradients(_inputs_of_attempt_mix), _attempt_mix_backward),
-    **step_ops.FORMS,
+_FAKES: dict[str, Callable] = {
+    "phm_weight": _fake_phm_weight,
+    "phm_weight_backward": fake_gradients(lambda grad, rule, local, needs: [rule, local]),
+    "phm_linear": _fake_linear,
+    "phm_linear_backward": fake_gradients(_inputs_of_linear),
+    "lowrank_phm_linear": _fake_linear,
+    "lowrank_phm_linear_backward": fake_gradients(_inputs_of_linear),
+    "local_linear": _fake_local_linear,
+    "local_linear_backward": fake_gradients(_inputs_of_linear),
+    "mop_ffn": _fake_mop_ffn,
+    "mop_ffn_backward": fake_gradients(lambda grads, x, down, ups, *args: [x, *down, *ups]),
+    "attempt_mix": _fake_attempt_mix,
+    "attempt_mix_backward": fake_gradients(_inputs_of_attempt_mix),
+    **step_ops.FAKES,
 }
-# CPU kernels that have a second op, NAME_cpu.ready. torch passes over its differentiable form, which no call needs that
-# has a node of autograd already: to leave autograd out from Python takes half a microsecond.
-_READY = ("phm_weight", "phm_linear", "lowrank_phm_linear", "local_linear")
 _ONLY_ON_CPU = ("local_linear", "local_linear_backward")  # other backends run the reference: one product of BLAS
 PLAIN = {Tensor, Parameter, type(None)}  # types without a hook of torch; a fake tensor's sizes may be symbols
 
@@ -197,29 +132,25 @@ def define(backend: str, implementations: Mapping[str, Callable] | None = None, 
     for name, schema in SCHEMAS.items():
         qualified = f"{name}_{backend}"
         LIBRARY.define(qualified + schema)
-        torch.library.register_fake(f"mop_kernels::{qualified}", _FORMS[name][0], lib=LIBRARY)
-        shared = step_ops.SHARED.get(name) if backend != "reference" else None
-        if name in _ONLY_ON_CPU and backend != "cpu":
-            shared = _FORMS[name][1]
+        torch.library.register_fake(f"mop_kernels::{qualified}", _FAKES[name], lib=LIBRARY)
+        shared = SHARED.get(name) if backend != "reference" else None
+        if name in _ONLY_ON_CPU and backend not in ("cpu", "reference"):
+            shared = functools.partial(_by_reference, name)
         implementation = shared or (None if implementations is None else implementations[name])
         if implementation is not None:
             LIBRARY.impl(qualified, implementation, "CompositeExplicitAutograd")
             if direct and shared is None:
                 _direct[name, backend] = implementation
         _overloads[name, backend] = getattr(torch.ops.mop_kernels, qualified).default
-    for name in _READY if backend == "cpu" else ():
-        LIBRARY.define(f"{name}_cpu.ready{SCHEMAS[name]}")
-        LIBRARY.impl(f"{name}_cpu.ready", torch.library.fallthrough_kernel, "Autograd")
+
+
+def _by_reference(name: str, *args) -> Tensor | list[Tensor]:
+    return _overloads[name, "reference"](*args)
 
 
 def is_defined(name: str, backend: str) -> bool:
     """Tell whether this process has the op of a backend."""
     return (name, backend) in _overloads
-
-
-def without_autograd(name: str) -> torch._ops.OpOverload:
-    """Return the op of a CPU kernel that autograd does not see."""
-    return getattr(torch.ops.mop_kernels, f"{name}_cpu").ready
 
 
 def get(name: str, backend: str) -> torch._ops.OpOverload:
@@ -261,7 +192,7 @@ def _call(name: str, backend: str, args: Sequence, first: Tensor) -> Tensor | li
     if backend != "cpu" and key in _direct and not first.is_meta and _is_plain(args):
         return _direct[key](*args)
     op = _overloads[key]
-    if backend != "cpu" or first.dtype is not torch.bfloat16 or name in step_ops.SHARED:
+    if backend != "cpu" or first.dtype is not torch.bfloat16 or name in SHARED:
         return op(*args)
     result = op(*_cast(args, torch.float32))
     if isinstance(result, Tensor):
@@ -311,5 +242,4 @@ def _triton(name: str) -> Callable:
     return triton_kernels.IMPLEMENTATIONS[name]
 
 
-define("reference", {name: function for name, (_, function) in _FORMS.items()})
 define("triton", {name: lambda *args, name=name: _triton(name)(*args) for name in SCHEMAS}, direct=True)

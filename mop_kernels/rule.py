@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .derivatives import Dims, Needs, Tensors, gradients_of, spread, tangents_of
+from .derivatives import Dims, Needs, Tensors, autograd_inside_an_op, bits_of, gradients_of, spread, tangents_of
+from .reference import flags_of
 
 
 class Call(NamedTuple):
@@ -35,22 +36,52 @@ class Differentiable(NamedTuple):
 
 
 class Rule:
-    """Derivatives and batching of an operation, derived from its plain form `reference`."""
+    """Derivatives and batching of an operation, derived from its plain form.
+
+    The op takes its tensors and then its settings, which are the static part of a call. The gradient op takes the
+    gradients of the outputs, the tensors that `kept` returns, the settings and `needs`.
+
+    Args:
+        plain: The operation in plain PyTorch, on the arguments of the op.
+        num_gradients: The gradient op gives the gradients of the first `num_gradients` tensors. 0: the rule has its own
+            form of the gradient op.
+        num_settings: Number of settings.
+    """
 
     non_differentiable: ClassVar[tuple[int, ...]] = ()  # places of the outputs that have no gradient
 
+    def __init__(self, plain: Callable[..., Tensor | Sequence[Tensor]], num_gradients: int = 0, num_settings: int = 0):
+        self.plain, self.num_gradients, self.num_settings = plain, num_gradients, num_settings
+
+    def arguments(self, call: Call, tensors: Tensors) -> Sequence:
+        """Return the arguments of the op."""
+        return (*tensors, *call.static)
+
+    def from_arguments(self, args: Sequence) -> tuple[tuple, Sequence]:
+        """Split the arguments of the op into (static, tensors)."""
+        end = len(args) - self.num_settings
+        return tuple(args[end:]), args[:end]
+
+    def from_gradient_arguments(self, args: Sequence) -> tuple[tuple, Needs, Sequence]:
+        """Split the arguments of the gradient op into (static, needs, tensors)."""
+        static, tensors = self.from_arguments(args[:-1])
+        return static, flags_of(args[-1], self.num_gradients), tensors
+
     def forward(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Run the op of the backend."""
-        result = ops.call(call.name, call.backend, (*tensors, *call.static))
-        return (result,) if isinstance(result, Tensor) else tuple(result)
+        return _as_tuple(ops.call(call.name, call.backend, self.arguments(call, tensors)))
 
     def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
-        """Run the gradient op of the backend."""
-        raise NotImplementedError
+        """Run the gradient op of the backend, or the plain form for a gradient that the op does not give."""
+        bits = bits_of(needs)
+        if bits >> self.num_gradients:
+            with autograd_inside_an_op(), ops.without_autocast(tensors):
+                return self.reference_gradients(call, needs, tensors)
+        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, *call.static, bits)))
 
     def reference(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
         """Compute the outputs in plain PyTorch."""
-        raise NotImplementedError
+        return _as_tuple(self.plain(*self.arguments(call, tensors)))
 
     def reference_gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
         """Compute the gradients in plain PyTorch."""
@@ -61,14 +92,6 @@ class Rule:
     def kept(self, tensors: Tensors, outputs: Tensors) -> Tensors:
         """Return the tensors that the gradients read."""
         return tensors
-
-    def from_arguments(self, args: Sequence) -> tuple[tuple, Sequence]:
-        """Split the arguments of the op into (static, tensors)."""
-        return (), args
-
-    def from_gradient_arguments(self, args: Sequence) -> tuple[tuple, Needs, Sequence]:
-        """Split the arguments of the gradient op into (static, needs, tensors)."""
-        raise NotImplementedError
 
     def num_grads(self, call: Call) -> int:
         """Return the number of outputs whose gradients the gradients read."""
@@ -97,3 +120,7 @@ class Rule:
     def gradients_vmap(self, run: Differentiable, call: Call, needs: Needs, size: int, dims: Dims, tensors: Tensors):
         """Return the gradients of a batch of `size` calls, one per call."""
         return torch.vmap(lambda *t: self.reference_gradients(call, needs, t), tuple(dims))(*tensors)
+
+
+def _as_tuple(result: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)

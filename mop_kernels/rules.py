@@ -1,8 +1,8 @@
 """State one rule per operation: the call of its kernels, the tensors that its gradients read, its plain PyTorch form.
 
-autograd.py differentiates and batches operations by these rules. From the plain forms (`reference`,
-`reference_gradients`) PyTorch derives second derivatives, forward mode and batching. A rule overrides a derivation that
-its kernels can compute:
+autograd.py differentiates and batches operations by these rules. The plain forms (`reference`, `reference_gradients`)
+are the reference backend, and from them PyTorch derives second derivatives, forward mode and batching. A rule overrides
+a derivation that its kernels can compute:
 
 - Products are linear in each argument. Each derivative of a product, of any order, is a sum of products and of their
   gradients with one argument replaced, so all of them run on the kernels.
@@ -12,13 +12,13 @@ its kernels can compute:
 
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from . import ops, reference
-from .derivatives import Tensors, bits_of, gradients_of, in_front, places_of, spread
+from .derivatives import Tensors, autograd_inside_an_op, bits_of, gradients_of, in_front, places_of, spread
 from .rule import Call, Rule
 from .step_rules import STEP_RULES
 
@@ -30,25 +30,16 @@ class Product(Rule):
     derivative in the direction v of another argument is dF/d(arg) with v in the place of that argument.
     """
 
-    def __init__(self, num_args: int, num_biases: int):
-        self.num_args, self.num_biases = num_args, num_biases
+    num_biases = 0
 
-    def forward(self, call, tensors):
-        """Run the op of the backend."""
-        return (ops.call(call.name, call.backend, tensors),)
-
-    def gradients(self, call, needs, tensors):
-        """Run the gradient op of the backend."""
-        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, bits_of(needs))))
+    @property
+    def num_args(self) -> int:
+        """Return the number of arguments."""
+        return self.num_gradients - self.num_biases
 
     def kept(self, tensors, outputs):
         """Return the tensors that the gradients read."""
         return tensors[: self.num_args]
-
-    def from_gradient_arguments(self, args):
-        """Split the arguments of the gradient op into (static, needs, tensors)."""
-        *tensors, bits = args
-        return (), reference.flags_of(bits, self.num_args + self.num_biases), tensors
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -104,10 +95,6 @@ class Product(Rule):
 class Weight(Product):
     """phm_weight(rule, local). The batch axis is one more leading axis."""
 
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return (reference.phm_weight(*tensors),)
-
     def vmap(self, run, call, size, dims, tensors):
         """Return the outputs of a batch of calls."""
         return run.operation(call, *(t.expand(size, *t.shape[1:]) for t in in_front(dims, tensors)))
@@ -123,17 +110,7 @@ class Linear(Product):
     If the factors are not batched, the batch axis is one more axis of rows.
     """
 
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        if call.name == "lowrank_phm_linear":
-            return (ops.lowrank_phm_linear(*tensors),)
-        if call.name == "local_linear":
-            return (reference.local_linear(*tensors),)
-        x, rule, local, bias = tensors
-        rows = x.unflatten(-1, (rule.shape[-2], local.shape[-2]))
-        t = torch.einsum("...au,iac->...ciu", rows, rule)
-        y = torch.einsum("...ciu,iuv->...cv", t, local).flatten(-2)
-        return (y if bias is None else y + bias,)
+    num_biases = 1
 
     def vmap(self, run, call, size, dims, tensors):
         """Return the outputs of a batch of calls."""
@@ -159,8 +136,8 @@ class MopFFN(Rule):
         """Return the number of outputs whose gradients the gradients read."""
         return call.static[1]
 
-    def _arguments(self, call: Call, tensors: Tensors) -> tuple:
-        """Return the arguments of the op mop_ffn."""
+    def arguments(self, call, tensors):
+        """Return the arguments of the op."""
         num_down, num_maps, activation = call.static
         x, *factors, experts = tensors
         return x, list(factors[:num_down]), list(factors[num_down:]), num_maps, activation, experts
@@ -176,10 +153,6 @@ class MopFFN(Rule):
         needs = (*reference.flags_of(bits, 1 + len(down) + len(ups)), False)
         return (len(down), num_maps, activation), needs, (*grads, x, *down, *ups, experts)
 
-    def forward(self, call, tensors):
-        """Run the op of the backend."""
-        return tuple(ops.call("mop_ffn", call.backend, self._arguments(call, tensors)))
-
     def gradients(self, call, needs, tensors):
         """Run the gradient op of the backend."""
         num_maps = call.static[1]
@@ -187,12 +160,8 @@ class MopFFN(Rule):
         if any(g is None for g in grads):
             zeros = torch.zeros_like(next(g for g in grads if g is not None))  # the maps have equal shapes
             grads = [zeros if g is None else g for g in grads]
-        args = (grads, *self._arguments(call, kept), bits_of(needs))
+        args = (grads, *self.arguments(call, kept), bits_of(needs))
         return tuple(ops.call("mop_ffn_backward", call.backend, args))
-
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return tuple(ops.mop_ffn(*self._arguments(call, tensors)))
 
     def vmap(self, run, call, size, dims, tensors):
         """Return the outputs of a batch of calls."""
@@ -243,6 +212,10 @@ class AttemptMix(Rule):
         """Return the tensors that the gradients read."""
         return (*outputs[2:], *tensors[2:])
 
+    def arguments(self, call, tensors):
+        """Return the arguments of the op."""
+        return (*tensors, call.static[0])
+
     def from_arguments(self, args):
         """Split the arguments of the op into (static, tensors)."""
         *tensors, temperature = args
@@ -254,10 +227,6 @@ class AttemptMix(Rule):
         x, source, target, *factors = reference.flags_of(bits, 7)
         needs = (x, False, source, target, False, *factors)
         return (temperature, grad.shape[1] - kept[2].shape[1]), needs, (grad, grad_attention, None, *kept)
-
-    def forward(self, call, tensors):
-        """Run the op of the backend."""
-        return tuple(ops.call("attempt_mix", call.backend, (*tensors, call.static[0])))
 
     def gradients(self, call, needs, tensors):
         """Run the gradient op of the backend."""
@@ -273,10 +242,6 @@ class AttemptMix(Rule):
         if needs[0] and grad_peak is not None:
             return (gradients[0] + reference.at_position(grad_peak, position, call.static[1]), *gradients[1:])
         return gradients
-
-    def reference(self, call, tensors):
-        """Compute the outputs in plain PyTorch."""
-        return reference.attempt_mix(*tensors, temperature=call.static[0])
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -304,12 +269,50 @@ class AttemptMix(Rule):
         return tuple(y.unflatten(0, (size, batch)) for y in outputs)
 
 
+def _lowrank_phm_linear(x: Tensor, rule_in: Tensor, rule_out: Tensor, local: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute reference.lowrank_phm_linear for x of any leading dims."""
+    y = reference.lowrank_phm_linear(x.reshape(-1, x.shape[-1]), rule_in, rule_out, local, bias)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _mop_ffn(
+    x: Tensor, down: Sequence[Tensor], ups: Sequence[Tensor], num_maps: int, activation: str, experts: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Compute reference.mop_ffn of the arguments of the op."""
+    maps = reference.split_maps(ups, num_maps)
+    return reference.mop_ffn(x, reference.LowRankPHM(*down), maps, activation, experts)
+
+
 RULES: dict[str, Rule] = {
-    "phm_weight": Weight(num_args=2, num_biases=0),
-    "phm_linear": Linear(num_args=3, num_biases=1),
-    "lowrank_phm_linear": Linear(num_args=4, num_biases=1),
-    "local_linear": Linear(num_args=2, num_biases=1),
-    "mop_ffn": MopFFN(),
-    "attempt_mix": AttemptMix(),
+    "phm_weight": Weight(reference.phm_weight, num_gradients=2),
+    "phm_linear": Linear(reference.phm_linear, num_gradients=4),
+    "lowrank_phm_linear": Linear(_lowrank_phm_linear, num_gradients=5),
+    "local_linear": Linear(reference.local_linear, num_gradients=3),
+    "mop_ffn": MopFFN(_mop_ffn),
+    "attempt_mix": AttemptMix(lambda *args: reference.attempt_mix(*args[:-1], temperature=args[-1])),
     **STEP_RULES,
 }
+
+
+def _reference_ops(name: str, rule: Rule) -> dict[str, Callable]:
+    """Return the op and the gradient op of the reference backend, by their names."""
+
+    def forward(*args):
+        result = rule.plain(*args)
+        return result.contiguous() if isinstance(result, Tensor) else [y.contiguous() for y in result]
+
+    def gradients(*args):
+        static, needs, tensors = rule.from_gradient_arguments(args)
+        with autograd_inside_an_op(), torch.no_grad():
+            found = rule.reference_gradients(Call(name, "reference", static), needs, tensors)
+        # cloned: the gradient of a bias may be the output's gradient itself, and an op's result must not be its input
+        return [g.clone(memory_format=torch.contiguous_format) for g in found]
+
+    return {name: forward, f"{name}_backward": gradients}
+
+
+_reference: dict[str, Callable] = {}
+for _name, _rule in RULES.items():
+    _reference |= _reference_ops(_name, _rule)
+_saved = "linear_cross_entropy_backward"  # the forward op has computed the gradient
+ops.define("reference", _reference | {_saved: ops.SHARED[_saved]})

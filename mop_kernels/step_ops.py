@@ -1,4 +1,4 @@
-"""Schemas, fakes, reference implementations and sizes of the ops of a frozen T5's step, which ops.py registers.
+"""Schemas, fakes and sizes of the ops of a frozen T5's step, which ops.py registers.
 
 Attention ops take tensors as T5's projections lie in memory: query, key, value and the outputs are (b, tokens, h, d).
 `seed` is an int64 tensor (1,). dropout_add_backward gives the gradient of x alone; the residual's is `grad` itself.
@@ -6,13 +6,13 @@ prefix_attention_backward gives no gradient of the bias, and linear_cross_entrop
 (step_rules.py) take these from the plain forms.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from . import linear_cross_entropy_pieces, step_reference
-from .derivatives import differentiate_inside_an_op, requested
+from . import linear_cross_entropy_pieces
+from .derivatives import requested
 from .reference import flags_of
 
 _ATTENTION = (
@@ -68,62 +68,31 @@ def _fake_linear_cross_entropy(x, weight, labels, label_smoothing, ignore_index)
     return [x.new_empty((), dtype=_wide_dtype(x)), x.new_empty(x.shape)]
 
 
-def _fake_gradients(first: int, count: int) -> Callable[..., list[Tensor]]:
-    """Return the fake of a gradient op whose gradients have the shapes of `count` arguments from `first` on."""
-    return lambda *args: [t.new_empty(t.shape) for t in requested(args[first : first + count], args[-1])]
+def fake_gradients(inputs: Callable[..., Sequence[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Return the fake of a gradient op. `inputs` takes its arguments and returns tensors of the gradients' shapes."""
+    return lambda *args: [t.new_empty(t.shape) for t in requested(inputs(*args), args[-1])]
 
 
-def _gradients(function: Callable, count: int, num_tensors: int) -> Callable[..., list[Tensor]]:
-    """Return the gradient op of a plain form: in the first `count` of its `num_tensors` tensors.
-
-    A saved output, which stands between the tensors and the settings, is not read.
-    """
-
-    def backward(grad: Tensor, *args):
-        tensors, needs = args[:num_tensors], args[-1]
-        settings = [a for a in args[num_tensors:-1] if not isinstance(a, Tensor)]
-        return differentiate_inside_an_op(
-            lambda *t: function(*t, *tensors[count:], *settings), tensors[:count], [grad], needs
-        )
-
-    return backward
-
-
-def _dropout_add_backward(grad, seed, p, needs):
-    return requested([step_reference.dropout_add_gradients(grad, seed, p)[0].contiguous()], needs)
-
-
-def _relu_dropout_backward(grad, bits, p, needs):
-    return requested([step_reference.relu_dropout_gradient(grad, bits, p).contiguous()], needs)
+FAKES: dict[str, Callable] = {
+    "rms_norm": _fake_like_first,
+    "rms_norm_backward": fake_gradients(lambda grad, x, weight, *args: [x, weight]),
+    "dropout_add": _fake_like_first,
+    "dropout_add_backward": fake_gradients(lambda grad, *args: [grad]),
+    "relu_dropout": _fake_relu_dropout,
+    "relu_dropout_backward": fake_gradients(lambda grad, *args: [grad]),
+    "gated_gelu_dropout": _fake_like_first,
+    "gated_gelu_dropout_backward": fake_gradients(lambda grad, gate, x, *args: [gate, x]),
+    "prefix_attention": _fake_attention,
+    "prefix_attention_backward": fake_gradients(lambda grad, *args: args[:5]),
+    "linear_cross_entropy": _fake_linear_cross_entropy,
+    "linear_cross_entropy_backward": fake_gradients(lambda grad, x, *args: [x]),
+}
 
 
 def _linear_cross_entropy_backward(grad, x, weight, labels, grad_x, label_smoothing, ignore_index, needs):
     return requested([(grad_x * grad).to(x.dtype)], needs)
 
 
-def _contiguous(function: Callable) -> Callable:
-    def forward(*args):
-        result = function(*args)
-        return result.contiguous() if isinstance(result, Tensor) else [t.contiguous() for t in result]
-
-    return forward
-
-
-# Per op: its fake, and its reference implementation.
-FORMS: dict[str, tuple[Callable, Callable]] = {
-    "rms_norm": (_fake_like_first, _contiguous(step_reference.rms_norm)),
-    "rms_norm_backward": (_fake_gradients(1, 2), _gradients(step_reference.rms_norm, 2, 2)),
-    "dropout_add": (_fake_like_first, _contiguous(step_reference.dropout_add)),
-    "dropout_add_backward": (_fake_gradients(0, 1), _dropout_add_backward),
-    "relu_dropout": (_fake_relu_dropout, _contiguous(step_reference.relu_dropout)),
-    "relu_dropout_backward": (_fake_gradients(0, 1), _relu_dropout_backward),
-    "gated_gelu_dropout": (_fake_like_first, _contiguous(step_reference.gated_gelu_dropout)),
-    "gated_gelu_dropout_backward": (_fake_gradients(1, 2), _gradients(step_reference.gated_gelu_dropout, 2, 3)),
-    "prefix_attention": (_fake_attention, _contiguous(step_reference.prefix_attention)),
-    "prefix_attention_backward": (_fake_gradients(1, 5), _gradients(step_reference.prefix_attention, 5, 9)),
-    "linear_cross_entropy": (_fake_linear_cross_entropy, _contiguous(step_reference.linear_cross_entropy)),
-    "linear_cross_entropy_backward": (_fake_gradients(1, 1), _linear_cross_entropy_backward),
-}
 # Implementations in plain PyTorch that serve every backend but the reference, in every dtype.
 SHARED: dict[str, Callable] = {
     "linear_cross_entropy": linear_cross_entropy_pieces.forward,

@@ -1,53 +1,11 @@
 """The rules (rules.py) of the operations of a frozen T5's training step."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
 from . import ops, step_reference
-from .derivatives import Needs, Tensors, autograd_inside_an_op, bits_of, gradients_of, places_of, requested
-from .rule import Call, Rule
+from .derivatives import gradients_of
+from .rule import Rule
 
 
-class StepRule(Rule):
-    """A rule whose op takes `num_tensors` tensors and then its settings.
-
-    Only outputs from the second on are integers, or numbers that backward reads: they have no gradient.
-
-    Args:
-        num_tensors: Number of tensors.
-        differentiable: Places of the tensors whose gradients the gradient op gives, in order.
-        num_kept: Number of tensors that the gradient op takes after `grad`.
-    """
-
-    def __init__(self, num_tensors: int, differentiable: tuple[int, ...], num_kept: int):
-        self.num_tensors, self.differentiable, self.num_kept = num_tensors, differentiable, num_kept
-
-    def from_arguments(self, args: Sequence) -> tuple[tuple, Sequence]:
-        """Split the arguments of the op into (static, tensors)."""
-        return tuple(args[self.num_tensors :]), args[: self.num_tensors]
-
-    def from_gradient_arguments(self, args: Sequence) -> tuple[tuple, Needs, Sequence]:
-        """Split the arguments of the gradient op into (static, needs, tensors)."""
-        asked = requested(self.differentiable, args[-1])
-        needs = tuple(place in asked for place in range(self.num_tensors))
-        return tuple(args[1 + self.num_kept : -1]), needs, args[: 1 + self.num_kept]
-
-    def reference(self, call: Call, tensors: Tensors) -> tuple[Tensor, ...]:
-        """Compute the outputs in plain PyTorch."""
-        result = getattr(step_reference, call.name)(*tensors, *call.static)
-        return (result,) if isinstance(result, Tensor) else result
-
-    def gradients(self, call: Call, needs: Needs, tensors: Tensors) -> tuple[Tensor, ...]:
-        """Run the gradient op of the backend, or the plain form for a gradient that the op does not give."""
-        if any(place not in self.differentiable for place in places_of(needs)):
-            with autograd_inside_an_op(), ops.without_autocast(tensors):
-                return self.reference_gradients(call, needs, tensors)
-        asked = bits_of([needs[place] for place in self.differentiable])
-        return tuple(ops.call(f"{call.name}_backward", call.backend, (*tensors, *call.static, asked)))
-
-
-class DropoutAdd(StepRule):
+class DropoutAdd(Rule):
     """dropout_add: tensors (x, residual, seed), static (p,). The gradient of residual is the gradient of the output."""
 
     def kept(self, tensors, outputs):
@@ -57,7 +15,7 @@ class DropoutAdd(StepRule):
     def gradients(self, call, needs, tensors):
         """Run the gradient op of the backend, and pass the gradient of the output on to the residual."""
         found = ops.call("dropout_add_backward", call.backend, (*tensors, *call.static, 1)) if needs[0] else ()
-        return (*found, tensors[0].view_as(tensors[0])) if needs[1] else tuple(found)
+        return (*found, tensors[0].view_as(tensors[0])) if any(needs[1:]) else tuple(found)
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
@@ -65,7 +23,7 @@ class DropoutAdd(StepRule):
         return tuple(g for g, needed in zip(found, needs) if needed)
 
 
-class ReluDropout(StepRule):
+class ReluDropout(Rule):
     """relu_dropout: tensors (x, seed), static (p,). The outputs are y and the bits that backward reads."""
 
     non_differentiable = (1,)
@@ -76,10 +34,10 @@ class ReluDropout(StepRule):
 
     def reference_gradients(self, call, needs, tensors):
         """Compute the gradients in plain PyTorch."""
-        return (step_reference.relu_dropout_gradient(*tensors, *call.static),)
+        return (step_reference.relu_dropout_gradient(*tensors, *call.static),) if needs[0] else ()
 
 
-class WithSavedOutput(StepRule):
+class WithSavedOutput(Rule):
     """A rule whose gradients read all tensors, and the second output."""
 
     non_differentiable = (1,)
@@ -102,10 +60,10 @@ class WithSavedOutput(StepRule):
 #   linear_cross_entropy    tensors (x, weight, labels), static (label_smoothing, ignore_index); outputs the loss and
 #                           its gradient in x. A gradient of the weight takes the plain form.
 STEP_RULES: dict[str, Rule] = {
-    "rms_norm": StepRule(2, (0, 1), num_kept=2),
-    "dropout_add": DropoutAdd(3, (0,), num_kept=1),
-    "relu_dropout": ReluDropout(2, (0,), num_kept=1),
-    "gated_gelu_dropout": StepRule(3, (0, 1), num_kept=3),
-    "prefix_attention": WithSavedOutput(9, (0, 1, 2, 3, 4), num_kept=10),
-    "linear_cross_entropy": WithSavedOutput(3, (0,), num_kept=4),
+    "rms_norm": Rule(step_reference.rms_norm, num_gradients=2, num_settings=1),
+    "dropout_add": DropoutAdd(step_reference.dropout_add, num_gradients=1, num_settings=1),
+    "relu_dropout": ReluDropout(step_reference.relu_dropout, num_gradients=1, num_settings=1),
+    "gated_gelu_dropout": Rule(step_reference.gated_gelu_dropout, num_gradients=2, num_settings=1),
+    "prefix_attention": WithSavedOutput(step_reference.prefix_attention, num_gradients=5, num_settings=3),
+    "linear_cross_entropy": WithSavedOutput(step_reference.linear_cross_entropy, num_gradients=1, num_settings=2),
 }
