@@ -24,14 +24,21 @@ from . import ops, self_check, step_ops
 
 NAMES: tuple[str, ...] = ("reference", "cpu", "triton", "cuda")
 
-_C: ModuleType | None = None
-_missing_cpu = "it was not built"
-if importlib.util.find_spec("mop_kernels._C") is not None:
-    try:
-        _C = importlib.import_module("mop_kernels._C")
-    except ImportError as error:  # built for another Python, or for a torch without the stable ABI it needs
-        _missing_cpu = str(error)
 
+def _load(name: str, missing: str) -> tuple[ModuleType | None, str]:
+    """Return a compiled module of this package, or None and the reason. `missing`: the reason if there is no such file.
+
+    A module does not load if it was built for another Python, or for a torch without the stable ABI it needs.
+    """
+    try:
+        return importlib.import_module(f"mop_kernels.{name}"), ""
+    except ModuleNotFoundError:
+        return None, missing
+    except ImportError as error:
+        return None, str(error)
+
+
+_C, _missing_cpu = _load("_C", "it was not built")
 if _C is not None:
     ops.define("cpu")
 
@@ -45,14 +52,10 @@ _missing_cuda = (
 )
 if _EMULATED_CUDA:
     torch.ops.load_library(_EMULATED_CUDA)
+elif torch.version.cuda is not None:
+    _C_cuda, _missing_cuda = _load("_C_cuda", _missing_cuda)
 elif importlib.util.find_spec("mop_kernels._C_cuda") is not None:
-    if torch.version.cuda is None:
-        _missing_cuda = "it was built, but this torch is without CUDA; install a torch build with CUDA"
-    else:
-        try:
-            _C_cuda = importlib.import_module("mop_kernels._C_cuda")
-        except ImportError as error:
-            _missing_cuda = str(error)
+    _missing_cuda = "it was built, but this torch is without CUDA; install a torch build with CUDA"
 
 if _EMULATED_CUDA or _C_cuda is not None:
     ops.define("cuda")
