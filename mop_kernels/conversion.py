@@ -189,14 +189,11 @@ def _phm_linear_of(found: dict[str, Tensor]) -> PHMLinear:
     terms, loc_in, loc_out = local_in.shape[0], local_in.shape[1], local_out.shape[2]
     rank = found["phm_rule_left"].shape[2] if "phm_rule_left" in found else None
     local_rank = local_in.shape[2] if "W_left" in found else None
-    sizes: dict[str, int | None] = {"terms": terms, "rank": rank, "local rank": local_rank}
-    sizes |= {"in/terms": loc_in, "out/terms": loc_out, "out": terms * loc_out}
-    for key, tensor in found.items():
-        expected = tuple(sizes[name] for name in _SHAPES[key])
-        check_shape(key, tensor, shapes[key], expected, " Do all tensors belong to one layer?")
-
     options = (terms * loc_in, terms * loc_out, terms, rank, local_rank, "b" in found)
     layer = nn.utils.skip_init(PHMLinear, *options, device=local_in.device, dtype=local_in.dtype)
     ours = _FACTORS["phm_rule"] | _FACTORS["W"] | {"b": "bias"}
+    for key, tensor in found.items():
+        expected = tuple(layer.get_parameter(ours[key]).shape)
+        check_shape(key, tensor, shapes[key], expected, " Do all tensors belong to one layer?")
     layer.load_state_dict({ours[key]: tensor for key, tensor in found.items()})
     return layer
