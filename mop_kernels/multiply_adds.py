@@ -17,7 +17,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import backends, ops, step_ops
+from . import backends, ops
 from .reference import LowRankPHM, flags_of, group_sizes, split_maps
 
 
@@ -187,7 +187,38 @@ def attempt_mix_backward(
     return peak.shape[0] * width * total
 
 
-_COUNTS: dict[str, Callable[..., int]] = {name: step_ops.COUNTS.get(name) or globals()[name] for name in ops.SCHEMAS}
+def _of_scores(query: Tensor, key: Tensor, prefix_key: Tensor | None) -> int:
+    """Count one product of the size of the scores, in the layout of the op: (b, tokens, h, d)."""
+    prefix = 0 if prefix_key is None else prefix_key.shape[2]
+    return query.numel() * (key.shape[1] + prefix)
+
+
+def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None = None, *rest) -> int:
+    """Count the scores and the weighted sum. Products that the mask leaves out are counted, too."""
+    return 2 * _of_scores(query, key, prefix_key)
+
+
+def prefix_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, *rest
+) -> int:
+    """Count the scores again, the gradient of the weights, and one product per requested gradient.
+
+    The gradients of prefixes are the first columns of the gradients of keys and values: part / all of the columns.
+    """
+    needs = rest[-1]
+    of_query, of_key, of_value, of_prefix_key, of_prefix_value = flags_of(needs, 5)
+    every, tokens = _of_scores(query, key, prefix_key), _of_scores(query, key, None)
+    total = every * (2 + of_query) if needs else 0
+    return total + tokens * (of_key + of_value) + (every - tokens) * (of_prefix_key + of_prefix_value)
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, *rest) -> int:
+    """Count the logits and the gradient of x."""
+    return 2 * x.numel() * weight.shape[0]
+
+
+# norms, activations, dropout and the backward pass of linear_cross_entropy count as zero
+_COUNTS: dict[str, Callable[..., int]] = {name: globals().get(name, lambda *args: 0) for name in ops.SCHEMAS}
 _ARGUMENTS = {
     "phm_weight": ("rule", "local"),
     "phm_linear": ("x", "rule", "local"),

@@ -1,4 +1,4 @@
-"""Schemas, fakes and sizes of the ops of a frozen T5's step, which ops.py registers.
+"""Schemas and fakes of the ops of a frozen T5's step, which ops.py registers.
 
 Attention ops take tensors as T5's projections lie in memory: query, key, value and the outputs are (b, tokens, h, d).
 `seed` is an int64 tensor (1,). dropout_add_backward gives the gradient of x alone; the residual's is `grad` itself.
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from . import linear_cross_entropy_pieces
 from .derivatives import requested
-from .reference import flags_of
 
 _ATTENTION = (
     "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? rows, Tensor? bias, "
@@ -97,43 +96,4 @@ def _linear_cross_entropy_backward(grad, x, weight, labels, grad_x, label_smooth
 SHARED: dict[str, Callable] = {
     "linear_cross_entropy": linear_cross_entropy_pieces.forward,
     "linear_cross_entropy_backward": _linear_cross_entropy_backward,
-}
-
-
-# Multiply-adds (multiply_adds.py). Norms, activations and dropout count as zero.
-
-
-def _of_attention(query: Tensor, key: Tensor, prefix_key: Tensor | None) -> int:
-    """Return the multiply-adds of one product of the size of the scores."""
-    prefix = 0 if prefix_key is None else prefix_key.shape[2]
-    return query.numel() * (key.shape[1] + prefix)
-
-
-def _count_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None = None, *args) -> int:
-    """Count the scores and the weighted sum. Products that the mask leaves out are counted, too."""
-    return 2 * _of_attention(query, key, prefix_key)
-
-
-def _count_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args) -> int:
-    """Count the scores again, the gradient of the weights, and one product per requested gradient.
-
-    The gradients of prefixes are the first columns of the gradients of keys and values: part / all of the columns.
-    """
-    prefix_key, needs = args[0], args[-1]
-    of_query, of_key, of_value, of_prefix_key, of_prefix_value = flags_of(needs, 5)
-    every = _of_attention(query, key, prefix_key)
-    tokens = query.numel() * key.shape[1]
-    total = every * (2 + of_query) if needs else 0
-    return total + tokens * (of_key + of_value) + (every - tokens) * (of_prefix_key + of_prefix_value)
-
-
-def _count_linear_cross_entropy(x: Tensor, weight: Tensor, *args) -> int:
-    """Count the logits and the gradient of x."""
-    return 2 * x.numel() * weight.shape[0]
-
-
-COUNTS: dict[str, Callable[..., int]] = dict.fromkeys(SCHEMAS, lambda *args: 0) | {
-    "prefix_attention": _count_attention,
-    "prefix_attention_backward": _count_attention_backward,
-    "linear_cross_entropy": _count_linear_cross_entropy,
 }
