@@ -316,30 +316,17 @@ def _prepare_attempt_mix(tensors: Sequence, others: Sequence, settings: tuple, m
     return (x, mask, source, target, task_ids, *factors), (float(temperature), length), multiply_adds
 
 
-_PHM_WEIGHT = Operation(
-    "phm_weight", ("rule", "local"), validation.check_phm_weight, multiply_adds.phm_weight, by_row=()
-)
+_PHM_WEIGHT = Operation("phm_weight", ("rule", "local"), validation.check_phm_weight, multiply_adds.phm_weight)
 _PHM_LINEAR = Operation(
-    "phm_linear",
-    ("x", "rule", "local", "bias"),
-    validation.check_phm_linear,
-    multiply_adds.phm_linear,
-    optional=("bias",),
+    "phm_linear", ("x", "rule", "local", "bias"), validation.check_phm_linear, multiply_adds.phm_linear
 )
 _LOWRANK_PHM_LINEAR = Operation(
     "lowrank_phm_linear",
     ("x", "rule_in", "rule_out", "local", "bias"),
     validation.check_lowrank_phm_linear,
     multiply_adds.lowrank_phm_linear,
-    optional=("bias",),
 )
-_LOCAL_LINEAR = Operation(
-    "local_linear",
-    ("x", "local", "bias"),
-    validation.check_local_linear,
-    multiply_adds.local_linear,
-    optional=("bias",),
-)
+_LOCAL_LINEAR = Operation("local_linear", ("x", "local", "bias"), validation.check_local_linear)
 _MOP_FFN = Operation(
     "mop_ffn",
     names_of_mop_ffn,
@@ -354,8 +341,7 @@ _ATTEMPT_MIX = Operation(
     "attempt_mix",
     ("x", "source_prompts", "target_prompts", "w_down", "w_up", "ln_weight", "ln_bias"),
     validation.check_attempt_mix,
-    lambda x, source, target, *factors: multiply_adds.attempt_mix(x, None, source, target, None, *factors),
-    _prepare_attempt_mix,
+    prepare=_prepare_attempt_mix,
     others=("mask", "task_ids"),
     by_row=("x", "mask", "task_ids"),
     row_dims=(0,),

@@ -36,10 +36,10 @@ class Operation(NamedTuple):
     name: Name of the operation.
     names: Names of its floating-point tensors, or a function that gives them for a number of tensors.
     check: check(*tensors) raises an error for a wrong shape. It may return other tensors to use instead.
-    multiply_adds: multiply_adds(*tensors) gives the size of the call. Zero where a GPU has one backend only.
+    multiply_adds: multiply_adds(*tensors) gives the size of the call. Zero where a GPU has no choice of kernels.
     prepare: prepare(tensors, others, settings, multiply_adds) makes the checks that every call needs, and returns the
         arguments of the kernels. None: the kernels get the tensors.
-    optional: Names of the tensors that may be None, without the name of their map.
+    optional: Names of the tensors that may be None, without the name of their map. A bias always may.
     others: Names of its other tensors.
     by_row: Names of the tensors whose dims `row_dims` are rows, for DTensors.
     row_dims: Dims of rows in these tensors and in the results. None: all dims of the first tensor but its last.
@@ -50,7 +50,7 @@ class Operation(NamedTuple):
     check: Callable[..., Sequence[Tensor] | None]
     multiply_adds: Callable[..., int] = lambda *tensors: 0
     prepare: Callable[[Sequence, Sequence, tuple, int], Prepared] | None = None
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ("bias",)
     others: tuple[str, ...] = ()
     by_row: tuple[str, ...] = ("x",)
     row_dims: tuple[int, ...] | None = None
