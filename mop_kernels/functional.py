@@ -17,7 +17,7 @@ from .experts import select_rows
 from .operation import Operation, Prepared, run
 from .reference import ACTIVATIONS, LowRankPHM
 from .sharding import is_distributed
-from .validation import check_choice, check_ids, check_int64, maps_of, names_of_mop_ffn
+from .validation import check_choice, check_ids, check_int64, check_number, maps_of, names_of_mop_ffn
 
 
 def phm_weight(rule: Tensor, local: Tensor, *, backend: str | None = None) -> Tensor:
@@ -308,9 +308,7 @@ def _prepare_attempt_mix(tensors: Sequence, others: Sequence, settings: tuple, m
         )
     task_ids = task_ids.to(x.device)
     check_ids("task_ids", task_ids, target.shape[0], ", the rows of target_prompts")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        got = type(temperature).__name__
-        raise TypeError(f"temperature must be a Python number; got {got}. The paper's is d * math.e.")
+    check_number("temperature", temperature, " The paper's is d * math.e.")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite; got {temperature}. The paper's is d * math.e.")
     return (x, mask, source, target, task_ids, *factors), (float(temperature), length), multiply_adds

@@ -18,14 +18,13 @@ from .step_validation import (
     check_gated,
     check_linear_cross_entropy,
     check_not_distributed,
-    check_number,
     check_probability,
     check_rms_norm,
     check_rows,
     promoted,
     seed_of,
 )
-from .validation import check_ids, check_int64, check_shape
+from .validation import check_ids, check_int64, check_number, check_shape
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str | None = None) -> Tensor:
@@ -79,8 +78,7 @@ def dropout_add(
     """
     check_probability("p", p)
     check_not_distributed("dropout_add", x, residual)
-    if residual is not None:
-        x, residual = promoted(x, residual)
+    x, residual = promoted(x, residual)
     drawn = seed_of(seed, p, x)
     if drawn is None and isinstance(x, Tensor):
         drawn = x.new_zeros(1, dtype=torch.int64)  # nothing is dropped, whatever the seed

@@ -3,25 +3,19 @@
 import torch
 from torch import Tensor
 
+from .derivatives import AnyTensor
 from .sharding import is_distributed
-from .validation import check_dims, check_equal, check_int64, check_shape
+from .validation import check_dims, check_equal, check_int64, check_number, check_shape
 
 _SEED_END = 2**63 - 1
 
 
-def promoted(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def promoted(first: Tensor, second: AnyTensor) -> tuple[Tensor, AnyTensor]:
     """Return both tensors in the wider of their dtypes under autocast, which leaves norms and sums alone."""
-    tensors = (first, second)
-    if not torch._C._is_any_autocast_enabled() or not all(isinstance(t, Tensor) for t in tensors):
-        return tensors
+    if not torch._C._is_any_autocast_enabled() or not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return first, second
     wide = torch.promote_types(first.dtype, second.dtype)
     return first.to(wide), second.to(wide)
-
-
-def check_number(name: str, value: object) -> None:
-    """Check that the value is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a Python number; got {type(value).__name__}.")
 
 
 def check_probability(name: str, value: object) -> None:

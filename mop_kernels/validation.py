@@ -272,6 +272,12 @@ def check_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be a positive integer; got {size!r}.")
 
 
+def check_number(name: str, value: object, advice: str = "") -> None:
+    """Check that the value is a number. `advice` ends the message."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a Python number; got {type(value).__name__}.{advice}")
+
+
 def check_choice(name: str, value: object, allowed: Collection) -> None:
     """Check that the value is among the allowed values."""
     if value not in tuple(allowed):
