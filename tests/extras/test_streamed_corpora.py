@@ -21,7 +21,7 @@ from mop_t5.data import (
     write_examples,
 )
 from mop_t5.data.arrow_tables import table_of_file
-from mop_t5.data.stored_examples import StoredExamples, store_examples
+from mop_t5.data.rows import StoredExamples, store_examples
 from mop_t5.operations.contents import of_rows
 from mop_t5.training import TrainingConfig, train
 from safetensors.torch import load_file

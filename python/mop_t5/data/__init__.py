@@ -5,8 +5,7 @@ from mop_t5.data.dataset import Collator, EncodedExamples
 from mop_t5.data.dataset_objects import examples_of
 from mop_t5.data.examples import Example
 from mop_t5.data.mixing import BATCHINGS, TemperatureBatchSampler
-from mop_t5.data.rows import of_scenarios, scenario_ids_of, scenarios_of
-from mop_t5.data.stored_examples import StoredExamples
+from mop_t5.data.rows import StoredExamples, of_scenarios, scenario_ids_of, scenarios_of
 from mop_t5.data.synthetic import synthetic_corpus
 from mop_t5.data.tasks import TASKS, TaskMetrics, read_tasks, tasks_yaml
 

@@ -23,8 +23,7 @@ from mop_t5.data.arrow_tables import ARROW_SUFFIXES, examples_of_table
 from mop_t5.data.dataset_objects import HUB, SPLIT_NAMES, HubSplit, is_hub, is_saved
 from mop_t5.data.examples import Example, example_of, quoted
 from mop_t5.data.lines import json_value, lines, stem_of
-from mop_t5.data.rows import checksum_of, scenarios_of
-from mop_t5.data.stored_examples import StoredExamples, is_stored, store_examples
+from mop_t5.data.rows import StoredExamples, checksum_of, is_stored, scenarios_of, store_examples
 from mop_t5.data.table_files import dataset_at, find_place, table_at
 from mop_t5.files import StrPath, checksum, content_to_replace, json_lines, whole_folder
 

@@ -13,8 +13,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mop_t5.data.examples import Example
-from mop_t5.data.rows import check_scenarios
-from mop_t5.data.stored_examples import StoredExamples
+from mop_t5.data.rows import StoredExamples, check_scenarios
 
 IGNORED = -100  # label of padding, which the cross entropy of transformers ignores
 _PART = 1000  # rows that are encoded at once

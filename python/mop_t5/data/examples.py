@@ -1,13 +1,10 @@
-"""One row of a corpus: read it from a JSON object or a row of a table, and compute the checksum of rows."""
+"""One row of a corpus, and how it is read from a JSON object or a row of a table."""
 
-import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mop_t5.checks import has_half_pair
-from mop_t5.files import checksum
 
 KEYS = {"scenario": "task", "dialogue": "input", "summary": "target"}  # each with its other name
 
@@ -35,16 +32,6 @@ class Example:
     def row(self) -> dict[str, Any]:
         """Return the example as a row of a file. A row without references has no such key."""
         return {name: value for name, value in asdict(self).items() if value != ()}
-
-
-def checksum_of_examples(examples: Iterable[Example]) -> str:
-    """Return a checksum of scenario, dialogue, summary and references of rows in their order.
-
-    Neither the format of the file nor the ids count, because ids are for people.
-    """
-    rows = ([e.scenario, e.dialogue, e.summary, *e.references] for e in examples)
-    starts = itertools.chain([""], itertools.repeat("\n"))
-    return checksum((start + json.dumps(row)).encode() for start, row in zip(starts, rows))
 
 
 def example_of(row: object, where: str, default_id: str, need_summary: bool = True) -> Example:
