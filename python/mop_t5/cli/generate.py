@@ -124,7 +124,7 @@ def _requests(
         return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known)
     if is_arrow(Path(input)):
         return requests_in_table(Path(input), known)
-    return requests_in(open_binary(Path(input)), input, stem_of(Path(input)), known)
+    return requests_in(open_binary(Path(input)), input, stem_of(Path(input).name), known)
 
 
 def _total(input: str | None) -> int | None:

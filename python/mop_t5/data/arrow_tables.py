@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mop_t5.data.examples import KEYS, Example, example_of, quoted
 from mop_t5.data.labels import Labels, labels_of, named
-from mop_t5.files import parse_json
+from mop_t5.data.lines import BadRow, refuse
+from mop_t5.files import in_a_line, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,14 +43,17 @@ class ArrowTable(NamedTuple):
     labels: Labels
     batches: "Callable[[Sequence[str] | None], Iterator[pa.RecordBatch | pa.Table]]"
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(
+        self, columns: Sequence[str] | None = None, bad_row: BadRow = refuse
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the rows, each with its place: "NAME, row N".
 
         Args:
             columns: The columns to read. None for all columns.
+            bad_row: Called with the place and the error of a row whose label has no name.
 
         Raises:
-            ValueError: A batch cannot be read, or a number has no name.
+            ValueError: A batch cannot be read, or `bad_row` raises.
         """
         number = 0
         for batch in self.batches(columns):
@@ -62,7 +66,12 @@ class ArrowTable(NamedTuple):
             for row in zip(*values):
                 number += 1
                 where = f"{self.name}, row {number}"
-                yield where, named(dict(zip(names, row)), self.labels, where)
+                try:
+                    fields = named(dict(zip(names, row)), self.labels, where)
+                except ValueError as error:
+                    bad_row(where, error)
+                else:
+                    yield where, fields
 
 
 def _values_of(column: Any) -> list[Any]:
@@ -113,10 +122,7 @@ def table_of_file(path: Path) -> ArrowTable:
 
 def row_count(path: Path) -> int:
     """Return the number of rows of a Parquet or Arrow file. Raise the errors of `table_of_file`."""
-    table = table_of_file(path)
-    if path.suffix == ".parquet":
-        return _opened(path).metadata.num_rows
-    return sum(batch.num_rows for batch in table.batches(None))
+    return sum(batch.num_rows for batch in table_of_file(path).batches([]))
 
 
 def examples_of_table(
@@ -204,24 +210,28 @@ def _labels(schema: "pa.Schema") -> Labels:
 
 
 @contextmanager
-def unreadable(path: object, cure: str = "Copy it again, or write it again.") -> Iterator[None]:
+def unreadable(
+    path: object, cure: str = "Copy it again, or write it again.", others: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Raise a ValueError with one sentence if the block cannot read a table.
 
     Args:
         path: The file or the dataset, for the message.
         cure: End of the message: what to do.
+        others: Further kinds of errors of a library that reads the table.
 
     Raises:
         OSError: The disk cannot be read.
         ValueError: The content is damaged.
     """
-    errors = package("pyarrow").lib.ArrowException
+    kinds = (package("pyarrow").lib.ArrowException, UnicodeDecodeError, OSError)
     try:
         yield
-    except (errors, UnicodeDecodeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
+    except kinds + others as error:
+        of_table = isinstance(error, kinds) and not getattr(error, "errno", None)
+        if not of_table and not isinstance(error, others):
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = in_a_line(error if of_table else f"{type(error).__name__} {error}")
         raise ValueError(f"{path} cannot be read ({reason}). {cure}") from error
 
 

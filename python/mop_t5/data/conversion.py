@@ -104,7 +104,7 @@ class Converter:
         """Return the converted rows of a file or dataset in order. Raise the errors of `read_table` and `example`."""
         outer_rows = read_table(path, self.header, self._bad_row)
         table = ((where, row) for where, outer in outer_rows for row in inner_rows(outer, self.config.rows))
-        examples, stem = [], path.split if isinstance(path, HubSplit) else stem_of(path, SUFFIXES)
+        examples, stem = [], stem_of(path.name, SUFFIXES)
         for number, (where, row) in enumerate(table, start=1):
             try:
                 examples.append(self.example(row, where, f"{stem}-{number}"))

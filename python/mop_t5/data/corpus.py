@@ -28,6 +28,7 @@ from mop_t5.data.table_files import dataset_at, find_place, table_at
 from mop_t5.files import StrPath, checksum, content_to_replace, json_lines, whole_folder
 
 SPLITS = ("train", "valid", "test")
+_SUFFIXES = (".jsonl", *ARROW_SUFFIXES)
 _CORPUS_FILES = {f"{split}.jsonl{gz}" for split in SPLITS for gz in ("", ".gz")} | {"tasks.yaml", "train.yaml"}
 _FORMAT = 1  # of the rows that `stream_split` keeps; a change of their ids or of the files needs another number
 
@@ -59,7 +60,7 @@ def find_split(corpus: StrPath, split: str) -> Path | HubSplit:
         ValueError: The split is there twice.
     """
     if is_hub(corpus):
-        return HubSplit.of(str(corpus), split)
+        return HubSplit(str(corpus), split)
     folder = Path(corpus)
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -80,9 +81,7 @@ def splits_in(corpus: StrPath) -> list[str]:
     present = []
     for split in SPLITS:
         with suppress(FileNotFoundError):
-            place = find_split(corpus, split)
-            if isinstance(place, HubSplit):
-                place.load()
+            find_split(corpus, split)
             present.append(split)
     return present
 
@@ -122,7 +121,7 @@ def stream_split(corpus: StrPath, split: str, folder: StrPath) -> StoredExamples
     # a dataset of the library may lie in memory, by a setting of the library
     sums = [checksum(Path(file)) for file in files] or [checksum_of(_examples_in(place))]
     features = None if dataset is None else dataset.features
-    key = checksum(f"{part}\n".encode() for part in (_FORMAT, _stem(place), features, *sums))
+    key = checksum(f"{part}\n".encode() for part in (_FORMAT, stem_of(place.name, _SUFFIXES), features, *sums))
     path = Path(folder) / f"{split}-{key[:24]}.arrow"
     return StoredExamples(path) if is_stored(path) else store_examples(_examples_in(place), path)
 
@@ -157,7 +156,7 @@ def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[
         raise FileNotFoundError(
             f"no corpus file at {place}. Give the path of a .jsonl, .jsonl.gz, .parquet or .arrow file."
         )
-    stem, table = _stem(place), table_at(place)
+    stem, table = stem_of(place.name, _SUFFIXES), table_at(place)
     if table is not None:
         examples = examples_of_table(table, stem, need_summary)
     else:
@@ -172,11 +171,6 @@ def _examples_in(place: Path | HubSplit, need_summary: bool = True) -> Iterator[
         raise ValueError(f"{place} holds no examples. Write one row per dialogue, or leave the file out.")
     yield first
     yield from examples
-
-
-def _stem(place: Path | HubSplit) -> str:
-    """Return the start of the ids of rows without an id."""
-    return place.split if isinstance(place, HubSplit) else stem_of(place, (".jsonl", *ARROW_SUFFIXES))
 
 
 def write_examples(path: StrPath, examples: Iterable[Example]) -> None:

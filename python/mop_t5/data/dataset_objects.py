@@ -1,9 +1,10 @@
 """Read datasets of the library `datasets`: objects, folders of `save_to_disk`, and names on the hub."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -11,78 +12,75 @@ from huggingface_hub.file_download import repo_folder_name
 from mop_t5.data.arrow_tables import ArrowTable, check_stream_end, examples_of_table, fields_of, package, unreadable
 from mop_t5.data.examples import Example, example_of, quoted
 from mop_t5.data.labels import labels_of, named
-from mop_t5.files import StrPath
+from mop_t5.files import StrPath, in_a_line
 
 HUB = "hub:"
 _STATE = "state.json"  # a folder of save_to_disk has it
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
 _BATCH = 1000  # rows
 _BRANCH = "main"  # the revision of a repository if none is named
+_NAME = re.compile(rf"{HUB}([^/@:]+/[^/@:]+)(?:@([^:]+))?(?::(.+))?", re.DOTALL)
 _FORM = "hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME@REVISION:CONFIG"
 
 
-class HubSplit(NamedTuple):
-    """One split of a dataset on the hub."""
+class HubSplit:
+    """One split of a dataset on the hub. The library `datasets` keeps its files in its own cache.
 
-    name: str
-    revision: str | None
-    config: str | None
-    split: str
+    Args:
+        corpus: Name of the dataset, "hub:OWNER/NAME[@REVISION][:CONFIG]".
+        name: Name of the split.
 
-    @classmethod
-    def of(cls, corpus: str, split: str) -> "HubSplit":
-        """Return a split of the dataset that "hub:OWNER/NAME[@REVISION][:CONFIG]" names.
+    Attributes:
+        dataset: The split as a `datasets.Dataset`.
 
-        Raises:
-            ValueError: The text has another form, or a folder has the name.
-        """
-        rest, colon, config = corpus.removeprefix(HUB).partition(":")
-        name, at, revision = rest.partition("@")
-        if not all(name.split("/")) or name.count("/") != 1 or (colon and not config) or (at and not revision):
+    Raises:
+        FileNotFoundError: The dataset has no such split.
+        ImportError: datasets is not installed.
+        OSError: The hub cannot be reached or has no such dataset, and the cache does not hold it.
+        ValueError: `corpus` has another form, a folder has its name, or the dataset cannot be read.
+    """
+
+    def __init__(self, corpus: str, name: str):
+        parts = _NAME.fullmatch(corpus)
+        if parts is None:
             raise ValueError(f"corpus must have the form {_FORM}; got {corpus!r}.")
-        if Path(name).exists():
+        self.name, self._corpus, (self._repo, self._revision, self._config) = name, corpus, parts.groups()
+        if Path(self._repo).exists():
             raise ValueError(
-                f"corpus must be {name} without {HUB} for the folder {name} that is here; got {corpus!r}. The library "
-                "datasets would read the folder. For the dataset on the hub start the command in another folder."
+                f"corpus must be {self._repo} without {HUB} for the folder {self._repo} that is here; got {corpus!r}. "
+                "The library datasets would read the folder. For the dataset on the hub start the command in another "
+                "folder."
             )
-        return cls(name, revision or None, config or None, split)
+        self.dataset = self._load()
 
     def __str__(self) -> str:
-        return f"{HUB}{self.name}" + f"@{self.revision}" * bool(self.revision) + f":{self.config}" * bool(self.config)
+        return self._corpus
 
-    def load(self) -> Any:
-        """Return the split as a `datasets.Dataset`. The library keeps its files in its own cache.
-
-        Raises:
-            FileNotFoundError: The dataset has no such split.
-            ImportError: datasets is not installed.
-            OSError: The hub cannot be reached or has no such dataset, and the cache does not hold it.
-            ValueError: The dataset cannot be read.
-        """
+    def _load(self) -> Any:
+        load = package("datasets").load_dataset_builder
         with self._failure_in_a_sentence():
-            builder = package("datasets").load_dataset_builder(self.name, self.config, revision=self.revision)
+            builder = load(self._repo, self._config, revision=self._revision)
         if type(builder).__name__ == "Cache":  # the hub did not serve it: these are the newest files of any revision
             builder = self._in_cache(builder)
         with self._failure_in_a_sentence():
             builder.download_and_prepare()
             found = builder.as_dataset()
-        possible = [name for name in SPLIT_NAMES[self.split] if name in found]
+        possible = [name for name in SPLIT_NAMES[self.name] if name in found]
         if len(possible) != 1:
             raise FileNotFoundError(
-                f"{self} has no {self.split} split. Its splits: {', '.join(found)}. Write "
-                f"{' or '.join(SPLIT_NAMES[self.split])} to it, or download it and use `mop-t5 corpus convert`."
+                f"{self} has no {self.name} split. Its splits: {', '.join(found)}. Write "
+                f"{' or '.join(SPLIT_NAMES[self.name])} to it, or download it and use `mop-t5 corpus convert`."
             )
         return found[possible[0]]
 
     @contextmanager
     def _failure_in_a_sentence(self) -> Iterator[None]:
-        package("datasets")  # its ImportError is a sentence already
         try:
             yield
         except MemoryError:
             raise
         except Exception as error:  # the library, and those below it, raise nearly every kind of error
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+            reason = in_a_line(f"{type(error).__name__}: {error}")
             kind = ValueError if isinstance(error, ValueError) else OSError
             raise kind(f"the dataset {self} cannot be loaded ({reason}). Correct it, {_FORM}, or try again.") from error
 
@@ -95,8 +93,8 @@ class HubSplit(NamedTuple):
         Raises:
             OSError: The cache does not hold this commit, or does not know which commit it is.
         """
-        revision = self.revision or _BRANCH
-        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type="dataset") / "refs"
+        revision = self._revision or _BRANCH
+        refs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self._repo, repo_type="dataset") / "refs"
         known = refs / revision  # the library huggingface_hub notes there which commit a revision was
         commit = known.read_text().strip() if known.is_file() else revision
         if commit == newest.hash:
@@ -104,7 +102,7 @@ class HubSplit(NamedTuple):
         *_, config, version, _ = Path(newest.cache_dir).parts
         if (Path(newest.cache_dir).parent / commit).is_dir():
             return type(newest)(
-                repo_id=self.name, dataset_name=newest.dataset_name, config_name=config, version=version, hash=commit
+                repo_id=self._repo, dataset_name=newest.dataset_name, config_name=config, version=version, hash=commit
             )
         raise OSError(
             f"the hub does not serve the dataset {self} now, and the cache does not hold it: its newest commit is "
@@ -137,14 +135,8 @@ def load_saved(path: Path) -> Any:
     datasets = package("datasets")
     for file in sorted(path.glob("*.arrow")):
         check_stream_end(file)
-    try:
-        with unreadable(path):
-            return datasets.load_from_disk(str(path))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, ValueError) and str(error).startswith(f"{path} cannot be read"):
-            raise
-        reason = f"{type(error).__name__} {' '.join(str(error).split())}".rstrip(".")
-        raise ValueError(f"{path} cannot be read ({reason}). Copy it again, or write it again.") from error
+    with unreadable(path, others=(ValueError, KeyError, TypeError, OSError)):
+        return datasets.load_from_disk(str(path))
 
 
 def table_of_dataset(dataset: Any, name: str) -> ArrowTable:

@@ -25,12 +25,12 @@ def refuse(where: str, error: Exception) -> None:
     raise error
 
 
-def stem_of(path: Path, suffixes: Sequence[str] = (".jsonl",)) -> str:
+def stem_of(name: str, suffixes: Sequence[str] = (".jsonl",)) -> str:
     """Return the name of a file without one of the suffixes and `.gz`: "dialogsum.train" for dialogsum.train.jsonl.gz.
 
     The ids of rows without an id begin with this name.
     """
-    name = path.name.removesuffix(".gz")
+    name = name.removesuffix(".gz")
     return next((name.removesuffix(suffix) for suffix in suffixes if name.endswith(suffix)), name)
 
 

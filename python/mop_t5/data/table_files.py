@@ -5,13 +5,13 @@ CSV, TSV and JSON files that end in .gz are unpacked.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from mop_t5.data.arrow_tables import ARROW_SUFFIXES, ArrowTable, is_arrow, table_of_file
 from mop_t5.data.dataset_objects import HubSplit, is_hub, is_saved, load_saved, table_of_dataset
 from mop_t5.data.json_rows import json_rows
-from mop_t5.data.labels import named
 from mop_t5.data.lines import BadRow, refuse
 from mop_t5.data.separated_rows import separated_rows
 from mop_t5.files import StrPath
@@ -89,7 +89,7 @@ def find_place(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> P
 def dataset_at(place: Path | HubSplit) -> Any:
     """Return the dataset of the library `datasets` at a place. None for a file."""
     if isinstance(place, HubSplit):
-        return place.load()
+        return place.dataset
     return load_saved(place) if is_saved(place) else None
 
 
@@ -104,13 +104,8 @@ def _hub_splits(source: str, needed: Sequence[str], wanted: Sequence[str]) -> di
     """Return the splits that a dataset on the hub has. Raise FileNotFoundError if it lacks one of `needed`."""
     found = {}
     for split in wanted:
-        place = HubSplit.of(source, split)
-        try:
-            place.load()
-            found[split] = place
-        except FileNotFoundError:
-            if split in needed:
-                raise
+        with nullcontext() if split in needed else suppress(FileNotFoundError):
+            found[split] = HubSplit(source, split)
     return found
 
 
@@ -153,20 +148,9 @@ def read_table(
     if header is not None:
         raise ValueError(f"header names the columns of CSV and TSV files; {place} names its own.")
     if (table := table_at(place)) is not None:
-        return _named_rows(table, bad_row)
+        return table.rows(bad_row=bad_row)
     assert isinstance(place, Path)
     return json_rows(place, suffix == ".jsonl", bad_row)
-
-
-def _named_rows(table: ArrowTable, bad_row: BadRow) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the rows of a table. A row with a label that has no name goes to `bad_row`."""
-    for where, row in table._replace(labels={}).rows():
-        try:
-            row = named(row, table.labels, where)
-        except ValueError as error:
-            bad_row(where, error)
-            continue
-        yield where, row
 
 
 def inner_rows(row: Mapping[str, object], path: Sequence[str]) -> Iterator[dict[str, object]]:
