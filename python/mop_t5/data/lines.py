@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -51,7 +51,10 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ValueError: A line is too long, or the gzip data are damaged.
     """
     with open_binary(path) as file:
-        yield from numbered(bounded(file, LONGEST_LINE), path)
+        for number, raw in numbered(file, path, LONGEST_LINE):
+            if len(raw) > LONGEST_LINE:
+                raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE:,} bytes. Divide the line.")
+            yield number, raw
 
 
 def open_binary(path: Path) -> BufferedIOBase:
@@ -59,30 +62,24 @@ def open_binary(path: Path) -> BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
 
-def bounded(file: BufferedIOBase, longest: int) -> Iterator[bytes]:
-    """Yield the lines of an open file. Of a line longer than `longest` bytes, only the first `longest` + 1."""
-    while raw := file.readline(longest + 1):
-        yield raw
-        while len(raw) > longest and not raw.endswith(b"\n"):  # the rest of the line
-            raw = file.readline(longest + 1)
-
-
-def numbered(raw_lines: Iterable[bytes], name: StrPath) -> Iterator[tuple[int, bytes]]:
+def numbered(file: BufferedIOBase, name: StrPath, longest: int) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of an open file with their numbers, from 1.
 
     Args:
-        raw_lines: The open file.
+        file: The open file.
         name: Name of the file, for messages.
+        longest: Largest number of bytes to read of a line. A longer line has `longest` + 1 bytes.
 
     Raises:
-        ValueError: The gzip data are damaged or break off, or a line is too long.
+        ValueError: The gzip data are damaged or break off.
     """
     number = 0
     try:
-        for number, raw in enumerate(raw_lines, start=1):
-            if len(raw) > LONGEST_LINE:
-                raise ValueError(f"{name}, line {number}: longer than {LONGEST_LINE:,} bytes. Divide the line.")
+        while raw := file.readline(longest + 1):
+            number += 1
             yield number, raw
+            while len(raw) > longest and not raw.endswith(b"\n"):  # the rest of the line
+                raw = file.readline(longest + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
             f"{name}: broken or truncated gzip data after line {number} ({error}). Copy or compress the file again."

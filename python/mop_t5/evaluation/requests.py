@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mop_t5.data.arrow_tables import corpus_columns, fields_of, table_of_file
 from mop_t5.data.examples import Example, example_of
 from mop_t5.data.labels import named
-from mop_t5.data.lines import bounded, decoded, json_value, numbered
+from mop_t5.data.lines import decoded, json_value, numbered
 from mop_t5.data.rows import scenario_ids_of
 from mop_t5.files import checksum
 
@@ -70,7 +70,7 @@ def requests_in_table(path: Path, scenarios: Sequence[str] | None) -> Iterator[R
 
 def filled_lines(file: BufferedIOBase, name: str) -> Iterator[tuple[int, bytes]]:
     """Return the numbers and the bytes of the lines that are not blank. A line longer than LONGEST is cut."""
-    return ((number, raw) for number, raw in numbered(bounded(file, LONGEST), name) if raw.strip())
+    return ((number, raw) for number, raw in numbered(file, name, LONGEST) if raw.strip())
 
 
 def request_of(raw: bytes, where: str, default_id: str, scenarios: Sequence[str] | None, number: int = 1) -> Request:
