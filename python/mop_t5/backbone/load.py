@@ -17,7 +17,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mop_t5.backbone.checkpoint import HEAD, SHARED, check_described_size, check_loaded, check_shapes, stored_tensors
 from mop_t5.backbone.placement import DeviceMap, check_modules, check_placement, check_ties, with_devices
 from mop_t5.backbone.quantisation import check_layers, prepare_layers
-from mop_t5.backbone.source import check_folder, source_of
+from mop_t5.backbone.source import Source, check_folder
 from mop_t5.backbone.weights import shape_of
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
@@ -191,9 +191,9 @@ def load_backbone(
             config.json, not floating point or not finite; or an argument has a wrong value.
     """
     dtype = as_dtype(dtype)
-    source = source_of(path_or_hub_name, revision, subfolder, token, cache_dir)
+    source = Source(path_or_hub_name, revision, subfolder, token, cache_dir)
     check_placement(device_map, max_memory, offload_folder)
-    if not (quantization_config is None or isinstance(quantization_config, (QuantizationConfigMixin, dict))):
+    if not isinstance(quantization_config, QuantizationConfigMixin | dict | None):
         raise TypeError(
             "quantization_config must be a config of transformers, such as BitsAndBytesConfig(load_in_8bit=True); got "
             f"{quantization_config!r}."

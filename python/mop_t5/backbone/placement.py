@@ -24,9 +24,7 @@ def check_placement(
         TypeError: An argument has a wrong type.
         ValueError: An argument names no device, or is of no use without another argument.
     """
-    if isinstance(device_map, bool) or not (
-        device_map is None or isinstance(device_map, (str, int, torch.device, Mapping))
-    ):
+    if isinstance(device_map, bool) or not isinstance(device_map, str | int | torch.device | Mapping | None):
         raise TypeError(f"device_map must be {', '.join(PLANS)}, a device or a dict; got {device_map!r}.")
     if isinstance(device_map, Mapping):
         if not device_map or not all(isinstance(name, str) for name in device_map):

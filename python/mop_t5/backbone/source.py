@@ -1,8 +1,9 @@
 """Find the files of a checkpoint: a folder, or a repository on the model hub."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers.utils import cached_file
 
@@ -15,7 +16,8 @@ _OTHER_FOLDERS = {  # file of a folder without config.json -> what the folder is
 }
 
 
-class Source(NamedTuple):
+@dataclass
+class Source:
     """The place of a checkpoint, and how the model hub is asked for it.
 
     Attributes:
@@ -24,17 +26,38 @@ class Source(NamedTuple):
         subfolder: Folder of the files within `place`. Empty if they are not in a folder.
         token: Access token of the hub. None for the token that is saved on this machine.
         cache_dir: Folder of the downloaded files. None for the cache of the hub.
+
+    Raises:
+        TypeError: A field has a wrong type.
+        ValueError: `revision` or `subfolder` is empty or leads out of the place, or `revision` is given for a folder.
     """
 
-    place: str
+    place: StrPath
     revision: str | None = None
     subfolder: str = ""
     token: str | bool | None = None
     cache_dir: StrPath | None = None
 
+    def __post_init__(self) -> None:
+        self.place = os.fspath(self.place)
+        for name, value, kind in (("revision", self.revision, str | None), ("subfolder", self.subfolder, str)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name} must be a string; got {value!r}.")
+        if not isinstance(self.token, str | bool | None):
+            raise TypeError(f"token must be a string, True or False; got a {type(self.token).__name__}.")  # never shown
+        if self.cache_dir is not None and not isinstance(self.cache_dir, (str, os.PathLike)):
+            raise TypeError(f"cache_dir must be a path; got {self.cache_dir!r}.")
+        if self.revision is not None and (not self.revision.strip() or os.path.isdir(self.place)):
+            raise ValueError(
+                f"revision must name a branch, a tag or a commit on the model hub; got {self.revision!r} for "
+                f"{self.place!r}. A folder has no revisions: leave it out."
+            )
+        if os.path.isabs(self.subfolder) or ".." in Path(self.subfolder).parts:
+            raise ValueError(f"subfolder must name a folder within {self.place!r}; got {self.subfolder!r}.")
+
     def __str__(self) -> str:
         """Return the place with its subfolder, for messages."""
-        return f"{self.place}/{self.subfolder}" if self.subfolder else self.place
+        return f"{self.place}/{self.subfolder}" if self.subfolder else str(self.place)
 
     @property
     def folder(self) -> Path:
@@ -44,7 +67,7 @@ class Source(NamedTuple):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments besides `place` for from_pretrained and cached_file."""
-        return {name: value for name, value in self._asdict().items() if name != "place"}
+        return {name: value for name, value in vars(self).items() if name != "place"}
 
     def find(self, file: str) -> Path | None:
         """Return the path of a file. None if there is no such file."""
@@ -59,37 +82,6 @@ class Source(NamedTuple):
         """
         path = self.find(file)
         return {} if path is None else read_json(path, "")
-
-
-def source_of(
-    place: StrPath,
-    revision: str | None = None,
-    subfolder: str = "",
-    token: str | bool | None = None,
-    cache_dir: StrPath | None = None,
-) -> Source:
-    """Return the source of a checkpoint, with its fields checked.
-
-    Raises:
-        TypeError: A field has a wrong type.
-        ValueError: `revision` or `subfolder` is empty or leads out of the place, or `revision` is given for a folder.
-    """
-    place = os.fspath(place)
-    for name, value in (("revision", revision), ("subfolder", subfolder)):
-        if not (isinstance(value, str) or (value is None and name == "revision")):
-            raise TypeError(f"{name} must be a string; got {value!r}.")
-    if not (token is None or isinstance(token, (str, bool))):
-        raise TypeError(f"token must be a string, True or False; got a {type(token).__name__}.")  # never shown
-    if cache_dir is not None and not isinstance(cache_dir, (str, os.PathLike)):
-        raise TypeError(f"cache_dir must be a path; got {cache_dir!r}.")
-    if revision is not None and (not revision.strip() or os.path.isdir(place)):
-        raise ValueError(
-            f"revision must name a branch, a tag or a commit on the model hub; got {revision!r} for {place!r}. A "
-            "folder has no revisions: leave it out."
-        )
-    if os.path.isabs(subfolder) or ".." in Path(subfolder).parts:
-        raise ValueError(f"subfolder must name a folder within {place!r}; got {subfolder!r}.")
-    return Source(place, revision, subfolder, token, cache_dir)
 
 
 def check_folder(source: Source) -> None:
@@ -118,4 +110,4 @@ def is_prequantised(place: StrPath) -> bool:
     Raises:
         ValueError: config.json is damaged.
     """
-    return os.path.isdir(place) and "quantization_config" in source_of(place).find_json("config.json")
+    return os.path.isdir(place) and "quantization_config" in Source(place).find_json("config.json")

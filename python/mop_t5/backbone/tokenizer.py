@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mop_t5.backbone import tokenizer_files
 from mop_t5.backbone.segmentation import SegmentingTokenizer, checked_text, segment
-from mop_t5.backbone.source import source_of
+from mop_t5.backbone.source import Source
 from mop_t5.checks import check_choice, check_type
 from mop_t5.files import StrPath, unreadable_in_a_sentence
 
@@ -233,7 +233,7 @@ def load_tokenizer(
         ImportError: A package that reads a spiece.model is missing.
         ValueError: A file cannot be read, or the tokenizer does not serve the backbone; see `fit_for_t5`.
     """
-    source = source_of(path_or_hub_name, revision, subfolder, token, cache_dir)
+    source = Source(path_or_hub_name, revision, subfolder, token, cache_dir)
     place = str(source)
     if os.path.isdir(source.place) and not any((source.folder / file).is_file() for file in _FILES):
         raise FileNotFoundError(
@@ -251,7 +251,7 @@ def load_tokenizer(
             check_type(name, value, int | None)
         for name, value in ids.items():
             check_type(name, value, int | list[int] | None)
-    read: Callable[[str], PreTrainedTokenizerBase]
+    read: Callable[..., PreTrainedTokenizerBase]
     if whole is not None:
         own = {own.__name__: own for own in (JiebaTokenizer, T5PegasusTokenizer)}.get(named)
         read = (own or PreTrainedTokenizerFast).from_pretrained

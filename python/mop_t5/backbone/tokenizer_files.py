@@ -11,6 +11,8 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerBase, T5Tokenizer
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from mop_t5.files import StrPath
+
 _NEEDED_FILES = (
     "A folder needs tokenizer.json, spiece.model, or a vocab.txt whose class is named in tokenizer_config.json: "
     '"tokenizer_class": "BertTokenizer". Of the published files of T5-pegasus `mop-t5 convert` makes such a folder.'
@@ -44,7 +46,7 @@ def class_of_transformers(name: str, place: str) -> type[PreTrainedTokenizerBase
 
 
 def read_sentencepiece(
-    path_or_hub_name: str, pieces: Path, extra_ids: int | None, vocab_size: int | None, **hub: Any
+    path_or_hub_name: StrPath, pieces: Path, extra_ids: int | None, vocab_size: int | None, **hub: Any
 ) -> T5Tokenizer:
     """Return the tokenizer of a spiece.model. It reads a text as sentencepiece itself does.
 
