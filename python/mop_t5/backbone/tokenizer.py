@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -26,6 +26,10 @@ from mop_t5.files import StrPath, unreadable_in_a_sentence
 _FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "vocab.txt", "vocab.json")
 _IDS = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
 _T5_CLASSES = ("", "T5Tokenizer", "MT5Tokenizer", "UMT5Tokenizer")
+_OPTIONS: dict[str, Any] = {  # of both tokenizers
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2: T5 starts the decoder with the padding id
 # A space separates the words, so this character stands for a space of the text itself.
 _SPACE = "\u2423"
@@ -48,9 +52,10 @@ class JiebaTokenizer(SegmentingTokenizer):
     `train_tokenizer` makes one. `JiebaTokenizer.from_pretrained(folder)` and `load_tokenizer` read a saved one.
     """
 
-    def separate(self, text: str) -> str:
+    @staticmethod
+    def separate(text: str) -> str:
         """Return the jieba words of a text, separated by spaces."""
-        return _separate(text)
+        return " ".join(segment(text.replace(" ", _SPACE)))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokenizer:
@@ -72,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     learner = Tokenizer(models.BPE(unk_token=UNK))
     learner.pre_tokenizer = splitter
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 256, special_tokens=[PAD, EOS, UNK], show_progress=False)
-    learner.train_from_iterator((_separate(checked_text(text)) for text in texts), trainer)
+    learner.train_from_iterator((JiebaTokenizer.separate(checked_text(text)) for text in texts), trainer)
 
     learnt = json.loads(learner.to_str())["model"]
     # the bytes are added after training, because special tokens of the trainer would be found in a text
@@ -82,35 +87,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 2000) -> JiebaTokeni
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(_SPACE, " ")])
     backend.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 1)])
-    return JiebaTokenizer(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        eos_token=EOS,
-        unk_token=UNK,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return JiebaTokenizer(tokenizer_object=backend, pad_token=PAD, eos_token=EOS, unk_token=UNK, **_OPTIONS)
 
 
-class _Specials(NamedTuple):
-    """Special tokens of a T5-pegasus tokenizer.
-
-    Attributes:
-        source: Template of a source text.
-        end: Token that ends a text.
-        start: Token that the decoder starts from.
-    """
-
-    source: str
-    end: str
-    start: str
-
-
-SPECIALS = {
-    "cls_sep": _Specials("[CLS] $A [SEP]", "[SEP]", "[CLS]"),
-    "sep": _Specials("$A [SEP]", "[SEP]", "[CLS]"),
-    "eos": _Specials(f"$A {EOS}", EOS, "[PAD]"),
-}
+# templates of a source text in T5-pegasus; each ends with the token that also ends a target
+SPECIALS = {"cls_sep": "[CLS] $A [SEP]", "sep": "$A [SEP]", "eos": f"$A {EOS}"}
 _BERT_CLEANER = normalizers.BertNormalizer(lowercase=True)
 _BERT_SPLITTER = pre_tokenizers.BertPreTokenizer()
 
@@ -132,10 +113,6 @@ class T5PegasusTokenizer(SegmentingTokenizer):
 
     # no __init__: transformers would rebuild the tokenizer from its bare vocabulary when it reads a saved one
 
-    @property
-    def _specials(self) -> _Specials:
-        return SPECIALS[self.init_kwargs["specials"]]
-
     @cached_property
     def _words(self) -> set[str]:
         return self.get_vocab().keys() - set(self.all_special_tokens)
@@ -143,7 +120,8 @@ class T5PegasusTokenizer(SegmentingTokenizer):
     @property
     def decoder_start_token_id(self) -> int:
         """Id of the token that the decoder starts from."""
-        return cast(int, self.convert_tokens_to_ids(self._specials.start))  # a list only for a list of tokens
+        start = "[PAD]" if self.init_kwargs["specials"] == "eos" else "[CLS]"
+        return cast(int, self.convert_tokens_to_ids(start))  # a list only for a list of tokens
 
     def separate(self, text: str) -> str:
         """Return the words of the vocabulary and the cut pieces of other words, separated by spaces."""
@@ -157,10 +135,10 @@ class T5PegasusTokenizer(SegmentingTokenizer):
         return " ".join(pieces)
 
     def _switch_to_input_mode(self) -> None:
-        _surround(self.backend_tokenizer, self._specials.source)
+        _surround(self.backend_tokenizer, SPECIALS[self.init_kwargs["specials"]])
 
     def _switch_to_target_mode(self) -> None:
-        _surround(self.backend_tokenizer, f"$A {self._specials.end}")
+        _surround(self.backend_tokenizer, SPECIALS[self.init_kwargs["specials"]].removeprefix("[CLS] "))
 
 
 def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5PegasusTokenizer:
@@ -193,7 +171,7 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     gone = [decoders.Replace(Regex(pattern), "") for pattern in _NO_SPACE]
     backend.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Fuse(), *gone])
-    _surround(backend, SPECIALS[specials].source)
+    _surround(backend, SPECIALS[specials])
     return T5PegasusTokenizer(
         tokenizer_object=backend,
         specials=specials,
@@ -201,9 +179,8 @@ def read_pegasus_vocabulary(path: StrPath, specials: str = "cls_sep") -> T5Pegas
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        eos_token=SPECIALS[specials].end,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
+        eos_token=SPECIALS[specials].split()[-1],
+        **_OPTIONS,
     )
 
 
@@ -276,7 +253,3 @@ def load_tokenizer(
 def _surround(backend: Tokenizer, template: str) -> None:
     used = [(token, backend.token_to_id(token)) for token in template.split() if token != "$A"]
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
-
-
-def _separate(text: str) -> str:
-    return " ".join(segment(text.replace(" ", _SPACE)))
