@@ -156,13 +156,7 @@ def check_shapes(found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tupl
 
 
 def check_loaded(
-    model: PreTrainedModel,
-    info: Mapping[str, Any],
-    stored: Mapping[str, StoredTensor],
-    place: str,
-    *,
-    says_untied: bool,
-    prequantised: bool,
+    model: PreTrainedModel, info: dict[str, Any], stored: Mapping[str, StoredTensor], place: str, config: dict[str, Any]
 ) -> None:
     """Check that a model has all its weights from a checkpoint, and that the checkpoint has no other weights.
 
@@ -171,13 +165,14 @@ def check_loaded(
         info: The report of transformers about the loading, `output_loading_info`.
         stored: The tensors of the checkpoint. Empty if they are not known.
         place: Folder or hub name, for messages.
-        says_untied: True if config.json states that the output head has its own weights.
-        prequantised: True if the checkpoint holds quantised weights, and config.json says how.
+        config: Content of config.json, which states whether the output head has its own weights, and how the
+            checkpoint is quantised.
 
     Raises:
         ValueError: A weight is missing, unknown, of another shape, quantised or not finite, or the embeddings of
             encoder and decoder differ.
     """
+    says_untied, prequantised = config.get("tie_word_embeddings") is False, "quantization_config" in config
     missing = set(info["missing_keys"])
     if stored:
         names = {name.removeprefix("transformer.") for name in stored}  # transformers reads these names, too

@@ -250,12 +250,11 @@ def load_backbone(
             **source.arguments,
         )
         model, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    says_untied = written.get("tie_word_embeddings") is False
     if quantised:
         prepare_layers(model)
         check_shapes({name: shape_of(weight) for name, weight in model.named_parameters()}, shapes, place)
     check_ties(model)
-    check_loaded(model, info, stored, place, says_untied=says_untied, prequantised=prequantised)
+    check_loaded(model, info, stored, place, written)
     if is_untied(model):
         mark_untied(model)
     for owner in (model, *model.children()):  # encoder and decoder have their own configs
