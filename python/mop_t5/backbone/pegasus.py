@@ -90,11 +90,9 @@ def convert_checkpoint(
             f"{config.vocab_size}. Give the vocab.txt of this checkpoint."
         )
     model = build_backbone(config, tie_word_embeddings=False)
-    layout, found = _read_weights(folder)
-    weights, left_out = (from_tensorflow if layout == "TensorFlow" else _from_torch)(found)
+    layout, weights, left_out = _read_weights(folder)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in EMBEDDINGS[1:]}
-    both = sorted(shapes.keys() & weights.keys())
-    mismatched = [(name, weights[name].shape, shapes[name]) for name in both if weights[name].shape != shapes[name]]
+    mismatched = [(n, t.shape, shapes[n]) for n, t in weights.items() if t.shape != shapes.get(n, t.shape)]
     refuse_misfit(folder, shapes.keys() - weights.keys(), weights.keys() - shapes.keys(), mismatched)
     check_finite(weights.items(), folder)
     model.load_state_dict(weights, strict=False)  # encoder and decoder have more names for the shared embedding
@@ -123,8 +121,8 @@ def _read_config(folder: Path) -> MT5Config:
     return MT5Config(**sizes)
 
 
-def _read_weights(folder: Path) -> tuple[str, Mapping[str, torch.Tensor]]:
-    """Return the layout of the weights in a folder, and all its tensors by their names there."""
+def _read_weights(folder: Path) -> tuple[str, dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return the layout of the weights in a folder, the weights by their names in transformers, and all other names."""
     found = [folder / name for name in _TORCH_FILES if (folder / name).is_file()]
     prefixes = [path.with_suffix("") for path in sorted(folder.glob("*.index"))]
     if len(found) + len(prefixes) != 1:
@@ -134,9 +132,9 @@ def _read_weights(folder: Path) -> tuple[str, Mapping[str, torch.Tensor]]:
             f"its data; got {got}."
         )
     if prefixes:
-        return "TensorFlow", _read_tensorflow(prefixes[0])
+        return "TensorFlow", *from_tensorflow(_read_tensorflow(prefixes[0]))
     (path,) = found
-    return "PyTorch", read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
+    return "PyTorch", *_from_torch(read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path))
 
 
 def _read_tensorflow(prefix: Path) -> dict[str, torch.Tensor]:
