@@ -16,9 +16,9 @@ columns.yaml beside the configurations names the possible columns of a field: {t
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mop_t5.checks import check_choice, check_least, check_names, check_types, errors_at
+from mop_t5.checks import at_least, check_names, check_types, errors_at, one_of
 from mop_t5.data.corpus import SPLITS
 from mop_t5.data.preparations import PREPARATIONS
 from mop_t5.data.table_files import PROTOCOLS
@@ -73,11 +73,11 @@ class TaskConfig:
     labels: dict[Any, str] | None = None
     metrics: list[str] | None = None
     positive: str | None = None
-    split: str = "given"
+    split: Annotated[str, one_of(*PROTOCOLS)] = "given"
     files: dict[str, list[str]] = field(default_factory=dict)
     rows: list[str] = field(default_factory=list)
-    limit: int = 0
-    prepare: str | None = None
+    limit: Annotated[int, at_least(0)] = 0
+    prepare: Annotated[str | None, one_of(None, *PREPARATIONS)] = None
     every_answer: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
@@ -100,9 +100,6 @@ class TaskConfig:
             if not all(map(str.strip, self.labels.values())):
                 raise ValueError(f"labels must have text in them; got {self.labels}.")
             object.__setattr__(self, "labels", {as_text(value).lower(): word for value, word in self.labels.items()})
-        check_choice("split", self.split, PROTOCOLS)
-        check_choice("prepare", self.prepare, [None, *PREPARATIONS])
-        check_least(self, 0, "limit")
         if not set(self.files) <= set(SPLITS):
             raise ValueError(f"files must be named by split, {', '.join(SPLITS)}; got {', '.join(self.files)}.")
         if not set(self.epochs) <= set(ROLES) or min(self.epochs.values(), default=1) < 1:

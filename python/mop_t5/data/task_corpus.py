@@ -3,27 +3,11 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mop_t5.checks import check_choice, check_names
 from mop_t5.data.conversion import Converter
-from mop_t5.data.dataset_objects import is_hub
 from mop_t5.data.examples import Example
 from mop_t5.data.task_configs import COLUMNS, PUBLISHED, ROLES, TaskConfig, read_columns, read_task_configs
-
-
-class Conversion(NamedTuple):
-    """The rows of converted files.
-
-    Attributes:
-        splits: split -> rows of all tasks.
-        sizes: task -> number of training rows.
-        skipped: Place and reason of each row that was left out.
-    """
-
-    splits: dict[str, list[Example]]
-    sizes: dict[str, int]
-    skipped: list[tuple[str, str]]
 
 
 def convert_tasks(
@@ -33,7 +17,7 @@ def convert_tasks(
     header: Sequence[str] | None,
     seed: int,
     skip: bool,
-) -> Conversion:
+) -> tuple[dict[str, list[Example]], dict[str, int], list[tuple[str, str]]]:
     """Convert the files of tasks to the splits of one corpus.
 
     Args:
@@ -44,26 +28,31 @@ def convert_tasks(
         seed: Seed of the rows that are drawn.
         skip: Leave out rows that cannot be converted.
 
+    Returns:
+        The rows of all tasks by split, the number of training rows by task, and the place and reason of each row that
+        was left out.
+
     Raises:
         FileNotFoundError: A task has no files.
         TypeError, ValueError: A row cannot be converted, or a split is empty.
     """
-    made = Conversion({}, {}, [])
+    splits: dict[str, list[Example]] = {}
+    sizes: dict[str, int] = {}
+    skipped: list[tuple[str, str]] = []
     for name, config in configs.items():
         converter = Converter(config, name, (columns or {}).get(name, {}), header, skip)
         folder = Path(source) / name
-        if columns is None or not folder.exists():
-            if len(configs) > 1:
-                raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
-            folder = Path(source)
-        rows = converter.splits(source if is_hub(source) else folder, seed)
+        has_folder = columns is not None and folder.exists()
+        if len(configs) > 1 and not has_folder:
+            raise FileNotFoundError(f"no folder at {folder}. Name tasks that are there with --names.")
+        rows = converter.splits(folder if has_folder else source, seed)
         for split, examples in rows.items():
-            made.splits.setdefault(split, []).extend(examples)
-        made.sizes[name] = len(rows["train"])
-        made.skipped.extend(converter.skipped)
+            splits.setdefault(split, []).extend(examples)
+        sizes[name] = len(rows["train"])
+        skipped.extend(converter.skipped)
         if columns is None and converter.unseen:
             raise ValueError(f"references names {', '.join(sorted(converter.unseen))}, which no row has.")
-    return made
+    return splits, sizes, skipped
 
 
 def chosen_tasks(
