@@ -104,8 +104,24 @@ def as_turns(
     Raises:
         TypeError, ValueError: A turn does not fit. The message continues the name of the list.
     """
-    texts = (partial(_field, one, number, labels, write) for number, one in enumerate(turns, start=1))
-    return "\n".join(filled(turn, text_of) for text_of in texts)
+
+    def text_of(one: object, number: int, name: str) -> str:
+        value = _part(one, name)
+        if value is None:
+            if isinstance(one, Mapping) and name in one:
+                raise ValueError(f"has null for {name!r} in turn {number}")
+            raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
+        try:
+            text = write(label_key(value, labels.get(name, {})))
+        except TypeError as error:
+            raise TypeError(f"{error} (turn {number})") from error
+        if name not in labels:
+            return text
+        if text not in labels[name]:
+            raise ValueError(f"has the {name} {text!r} in turn {number}, which is none of {', '.join(labels[name])}")
+        return labels[name][text]
+
+    return "\n".join(filled(turn, partial(text_of, one, number)) for number, one in enumerate(turns, start=1))
 
 
 def suggested_turn(turns: Sequence[Any]) -> str:
@@ -114,26 +130,6 @@ def suggested_turn(turns: Sequence[Any]) -> str:
         return ": ".join(f"{{{place}}}" for place in range(min(2, len(turns[0])))) or "{0}"
     texts = [name for name, value in turns[0].items() if isinstance(value, str)][:2]
     return ": ".join(f"{{{name}}}" for name in texts or turns[0])
-
-
-def _field(
-    one: object, number: int, labels: Mapping[str, Mapping[str, str]], write: Callable[[object], str], name: str
-) -> str:
-    """Return the text of a field of a turn."""
-    value = _part(one, name)
-    if value is None:
-        if isinstance(one, Mapping) and name in one:
-            raise ValueError(f"has null for {name!r} in turn {number}")
-        raise ValueError(f"has no {name!r} in turn {number}, which is {_described(one)}")
-    try:
-        text = write(label_key(value, labels.get(name, {})))
-    except TypeError as error:
-        raise TypeError(f"{error} (turn {number})") from error
-    if name not in labels:
-        return text
-    if text not in labels[name]:
-        raise ValueError(f"has the {name} {text!r} in turn {number}, which is none of {', '.join(labels[name])}")
-    return labels[name][text]
 
 
 def _part(turn: object, name: str) -> object:
