@@ -91,9 +91,8 @@ def _fits(value: object, annotation: Any) -> bool:
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(element, inside[0]) for element in value)
     if origin is dict:
-        return isinstance(value, Mapping) and all(
-            _fits(key, inside[0]) and _fits(element, inside[1]) for key, element in value.items()
-        )
+        pair = types.GenericAlias(tuple, inside)
+        return isinstance(value, Mapping) and all(_fits(item, pair) for item in value.items())
     if annotation in (int, float):
         return isinstance(value, (int, annotation)) and not isinstance(value, bool)
     return origin is not None or not isinstance(annotation, type) or isinstance(value, annotation)
