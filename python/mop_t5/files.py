@@ -17,27 +17,9 @@ from safetensors import SafetensorError
 
 _REMOVING = ".removing"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # end of the text of an operating-system error in Rust
-_BLOCK = 1 << 20  # number of bytes that a checksum reads at once
 DEEPEST_JSON = 100  # most JSON values inside each other: far below the depth at which Python itself gives up
 
 StrPath = str | os.PathLike[str]
-
-
-def write_durably(path: StrPath, content: bytes) -> None:
-    """Write `content` and wait until the disk has it. Remove the incomplete file on an error.
-
-    The file is always a new one. A link of this name in a folder from elsewhere would lead to another file, which
-    would be overwritten, and a pipe would never take the content.
-    """
-    try:
-        Path(path).unlink(missing_ok=True)
-        with open(path, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        Path(path).unlink(missing_ok=True)
-        raise
 
 
 def replace_file(path: StrPath, content: bytes) -> None:
@@ -49,11 +31,18 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
     """Replace files, each in one step and in their order. The disk has all contents before the first is replaced.
 
     On an error while they are written, no file changes. Each content waits in a file with the suffix ".next".
+
+    This file is always a new one. A link of its name in a folder from elsewhere would lead to another file, which would
+    be overwritten, and a pipe would never take the content.
     """
     waiting = {path: path.with_name(f"{path.name}.next") for path in contents}
     try:
         for path, content in contents.items():
-            write_durably(waiting[path], content)
+            waiting[path].unlink(missing_ok=True)
+            with open(waiting[path], "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError:
         for path in waiting.values():
             path.unlink(missing_ok=True)
@@ -72,7 +61,7 @@ def new_file(path: StrPath) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    writing.unlink(missing_ok=True)  # see write_durably
+    writing.unlink(missing_ok=True)  # see replace_files
     try:
         with open(writing, "xb") as file:
             yield file
@@ -348,14 +337,12 @@ def damage_in_a_sentence(path: StrPath, cure: str) -> Iterator[None]:
 
 def checksum(source: bytes | Path | Iterable[bytes]) -> str:
     """Return the SHA-256 of bytes, of their parts in order, or of the content of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
     if isinstance(source, Path):
         with open(source, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    else:
-        for part in [source] if isinstance(source, bytes) else source:
-            digest.update(part)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in [source] if isinstance(source, bytes) else source:
+        digest.update(part)
     return digest.hexdigest()
 
 

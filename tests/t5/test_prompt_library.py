@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import mop_t5
 import pytest
@@ -141,10 +142,11 @@ def test_a_full_disk_leaves_the_library_as_it_was(library, tmp_path, monkeypatch
     folder, models = library
 
     def full(path, content):
-        path.write_bytes(content[:10])
+        with open(path, "wb") as file:
+            file.write(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prompt_library.files, "write_durably", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     for name, overwrite in (("new", False), ("mnli", True)):
         with raises(OSError, f"prompt '{name}'", "No space left", "Nothing", "lost"):
             prompt_library.add(folder, name, tmp_path / "sst2", overwrite=overwrite)

@@ -115,7 +115,7 @@ def add(
     contents = adapter_folder.contents(description, {_TENSOR: new.prompt})
     with files.whole_folder(folder, f"prompt {name!r}") as writing:
         for file, content in contents.items():
-            files.write_durably(writing / file, content)
+            (writing / file).write_bytes(content)
     return read(library, name)
 
 
