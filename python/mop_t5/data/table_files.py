@@ -48,7 +48,11 @@ def dataset_files(
     wanted = PROTOCOLS[protocol]
     needed = ("train",) if protocol == "given" else wanted
     if is_hub(source):
-        return _hub_splits(str(source), needed, wanted)
+        on_hub = {}
+        for split in wanted:
+            with nullcontext() if split in needed else suppress(FileNotFoundError):
+                on_hub[split] = HubSplit(str(source), split)
+        return on_hub
     source = Path(source)
     if source.is_file() or is_saved(source):
         if protocol not in ("given", "8:1:1"):
@@ -98,15 +102,6 @@ def table_at(place: Path | HubSplit) -> ArrowTable | None:
     if isinstance(place, HubSplit) or is_saved(place):
         return table_of_dataset(dataset_at(place), str(place))
     return table_of_file(place) if is_arrow(place) else None
-
-
-def _hub_splits(source: str, needed: Sequence[str], wanted: Sequence[str]) -> dict[str, HubSplit]:
-    """Return the splits that a dataset on the hub has. Raise FileNotFoundError if it lacks one of `needed`."""
-    found = {}
-    for split in wanted:
-        with nullcontext() if split in needed else suppress(FileNotFoundError):
-            found[split] = HubSplit(source, split)
-    return found
 
 
 def read_table(
