@@ -15,21 +15,20 @@ class Weights(Mapping[str, Tensor]):
 
     Args:
         present: The tensors in memory.
-        offloaded: Functions that read the other tensors. They have names of their own.
+        offloaded: Functions that read other tensors. A tensor in memory goes before an offloaded tensor of its name.
     """
 
     def __init__(self, present: Mapping[str, Tensor], offloaded: Mapping[str, Callable[[], Tensor]]):
         self._present, self._offloaded = dict(present), dict(offloaded)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._offloaded[name]() if name in self._offloaded else self._present[name]
+        return self._present[name] if name in self._present else self._offloaded[name]()
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._present
-        yield from self._offloaded
+        return iter(self._present | self._offloaded)
 
     def __len__(self) -> int:
-        return len(self._present) + len(self._offloaded)
+        return len(self._present | self._offloaded)
 
     @property
     def present(self) -> dict[str, Tensor]:
@@ -38,8 +37,7 @@ class Weights(Mapping[str, Tensor]):
 
     def updated(self, values: Mapping[str, Tensor]) -> "Weights":
         """Return the same weights with other values for some names."""
-        offloaded = {name: read for name, read in self._offloaded.items() if name not in values}
-        return Weights(self._present | dict(values), offloaded)
+        return Weights(self._present | dict(values), self._offloaded)
 
 
 def weights_of(model: nn.Module, *, without: str | None = None) -> Weights:
