@@ -1,15 +1,13 @@
 """Jobs, and the generation of their summaries in one batch."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
-from transformers.generation.streamers import BaseStreamer
 
 from mop_t5.data import Example
 from mop_t5.evaluation.generation import generate_summaries, source_lengths
@@ -87,12 +85,6 @@ def summarise(jobs: Sequence[Job]) -> list[Answer]:
     first, examples = jobs[0], [job.example for job in jobs]
     model, tokenizer, max_source = first.adapter.model, first.adapter.tokenizer, first.adapter.max_source
     steps = [0] * len(jobs)
-
-    def arguments(places: Sequence[int]) -> Mapping[str, Any]:
-        rows = [jobs[place] for place in places]
-        streamed = {"streamer": _Streamer(rows)} if any(job.is_streamed for job in rows) else {}
-        return {"stopping_criteria": StoppingCriteriaList([_Steps(jobs, places, steps)]), **streamed}
-
     summaries = generate_summaries(
         model,
         tokenizer,
@@ -101,7 +93,7 @@ def summarise(jobs: Sequence[Job]) -> list[Answer]:
         num_beams=first.num_beams,
         max_source=max_source,
         max_new_tokens=first.max_new_tokens,
-        more_arguments=arguments,
+        more_arguments=lambda places: {"stopping_criteria": StoppingCriteriaList([_Steps(jobs, places, steps)])},
     )
     for job, summary in zip(jobs, summaries):
         job.send_rest(summary)
@@ -113,7 +105,9 @@ def summarise(jobs: Sequence[Job]) -> list[Answer]:
 
 
 class _Steps(StoppingCriteria):
-    """Counts the steps of every job of a batch, and stops cancelled jobs. The other jobs go on.
+    """Counts the steps of every job of a batch, hands out the words of streamed jobs, and stops cancelled jobs.
+
+    A streamer of transformers takes one row only.
 
     Args:
         jobs: All jobs.
@@ -124,33 +118,21 @@ class _Steps(StoppingCriteria):
     def __init__(self, jobs: Sequence[Job], places: Sequence[int], steps: list[int]):
         self._jobs, self._places, self._steps = jobs, places, steps
         self._pad = jobs[0].adapter.tokenizer.pad_token_id
+        self._words = {row: _Words(jobs[place]) for row, place in enumerate(places) if jobs[place].is_streamed}
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         beams = len(input_ids) // len(self._places)
         runs = (input_ids[:, -1] != self._pad).reshape(-1, beams).any(1).tolist()  # a finished row gets pad tokens
         for place, running in zip(self._places, runs):
             self._steps[place] += running
+        for row, words in self._words.items():
+            words.put(input_ids[row, -1:])
         over = torch.tensor([self._jobs[place].answer.cancelled() for place in self._places], device=input_ids.device)
         return over.repeat_interleave(beams)
 
 
-class _Streamer(BaseStreamer):
-    """Hands the new tokens of a batch to one streamer per row. Those of transformers take one row only."""
-
-    def __init__(self, jobs: Sequence[Job]):
-        self._rows = {number: _Row(job) for number, job in enumerate(jobs) if job.is_streamed}
-
-    def put(self, value: Tensor) -> None:
-        """Take the next token of every row."""
-        for number, row in self._rows.items():
-            row.put(value[number].reshape(-1))
-
-    def end(self) -> None:
-        """Do nothing: `Job.send_rest` hands out what a row holds back."""
-
-
-class _Row(TextStreamer):
-    """Hands out the text of one row by whole words."""
+class _Words(TextStreamer):
+    """Hands out the summary of a job by whole words. `Job.send_rest` hands out what it holds back."""
 
     def __init__(self, job: Job):
         super().__init__(job.adapter.tokenizer, skip_special_tokens=True)
