@@ -18,7 +18,6 @@ from mop_t5.serving.app import make_app
 from mop_t5.serving.batcher import Batcher
 from mop_t5.serving.jobs import Job, summarise
 from mop_t5.serving.limits import Limits
-from mop_t5.serving.metrics import Metrics
 from prometheus_client.parser import text_string_to_metric_families
 from serving_fixtures import DEADLINE, adapters, gate, runs, until
 
@@ -71,11 +70,8 @@ class Served:
 
 @contextmanager
 def serving(adapters, **fields):
-    limits = Limits(**fields)
-    metrics = Metrics(limits)
-    batcher = Batcher(limits, metrics.batch)
-    metrics.watch(batcher)
-    with TestClient(make_app(adapters, batcher, limits, metrics)) as client:
+    batcher = Batcher(Limits(**fields))
+    with TestClient(make_app(adapters, batcher)) as client:
         served = Served(client, batcher)
         yield served
         served.pool.shutdown()

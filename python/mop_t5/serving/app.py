@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from http import HTTPStatus
@@ -17,11 +17,12 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mop_t5.serving.adapters import Adapter
-from mop_t5.serving.batcher import Batcher, QueueFull, Stopping
+from mop_t5.serving.batcher import Batcher
 from mop_t5.serving.jobs import Answer, Job
 from mop_t5.serving.limits import Limits
 from mop_t5.serving.metrics import Metrics
-from mop_t5.serving.summary_request import Refused, SummaryRequest, job_of, read_request
+from mop_t5.serving.refusals import Refused, before
+from mop_t5.serving.summary_request import SummaryRequest, job_of, read_request
 
 _LEFT = 499  # the status of a client that left before its answer, as in the logs of nginx
 _PAGE = Path(__file__).with_name("page.html")
@@ -39,15 +40,14 @@ _HEADERS = [
 _JSON_LINES = "application/x-ndjson; charset=utf-8"  # some clients guess where no charset is named
 
 
-def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, metrics: Metrics) -> FastAPI:
+def make_app(adapters: Mapping[str, Adapter], batcher: Batcher) -> FastAPI:
     """Return the application.
 
     Args:
         adapters: The adapters by name. The first one answers requests that name none.
-        batcher: Answers the jobs.
-        limits: The limits of a request.
-        metrics: Counts what happens.
+        batcher: Answers the jobs. Its limits are those of a request, and its metrics count the requests.
     """
+    limits, metrics = batcher.limits, batcher.metrics
     # the documentation pages of FastAPI load their scripts from another host
     app = FastAPI(title="mop-t5 serve", docs_url=None, redoc_url=None)
     app.add_middleware(_Guard)
@@ -89,7 +89,7 @@ def make_app(adapters: Mapping[str, Adapter], batcher: Batcher, limits: Limits, 
             asked = await read_request(request, limits, end)
             job = job_of(asked, adapters, limits)
             stream = _Stream(job, end, metrics, started) if asked.stream else None
-            _submit(batcher, job)
+            batcher.submit(job)
             if stream is not None:
                 return stream
             answer = await _answer(job, request, end)
@@ -132,16 +132,6 @@ class _Guard:
         await app(scope, receive, sent)
 
 
-def _submit(batcher: Batcher, job: Job) -> None:
-    try:
-        batcher.submit(job)
-    except QueueFull as full:
-        headers = {"Retry-After": str(full.seconds)}
-        raise Refused(429, "the server is busy: its queue is full. Try again later.", headers) from None
-    except Stopping:
-        raise Refused(503, "the server is stopping and takes no further requests. Ask another one.") from None
-
-
 async def _answer(job: Job, request: Request, end: float) -> Answer:
     """Return the answer of a job. Cancel the job if the time is over or the client leaves.
 
@@ -153,10 +143,10 @@ async def _answer(job: Job, request: Request, end: float) -> Answer:
     left = asyncio.ensure_future(_disconnected(request))
     try:
         both: set[asyncio.Future[Any]] = {answer, left}
-        await asyncio.wait(both, timeout=max(0.0, end - time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return _result(answer)
-        raise ClientDisconnect if left.done() else _too_late()
+        await before(end, asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED), _too_late())
+        if not answer.done():
+            raise ClientDisconnect
+        return _result(answer)
     finally:
         left.cancel()
         job.answer.cancel()
@@ -207,7 +197,7 @@ class _Stream(StreamingResponse):
 
     async def _lines(self) -> AsyncIterator[bytes]:
         try:
-            while (piece := await _before(self._end, self._pieces.get())) is not None:
+            while (piece := await before(self._end, self._pieces.get(), _too_late())) is not None:
                 yield _line({"text": piece})
             answer = _result(self._job.answer)
         except Refused as refusal:
@@ -217,14 +207,6 @@ class _Stream(StreamingResponse):
         self._metrics.answer(self._job.adapter.name, answer)
         self._status = 200
         yield _line(_content(self._job, answer))
-
-
-async def _before(end: float, awaitable: Awaitable[str | None]) -> str | None:
-    """Return a result. Raise Refused with status 504 if it is not there before `end`."""
-    try:
-        return await asyncio.wait_for(awaitable, max(0.0, end - time.monotonic()))
-    except TimeoutError:
-        raise _too_late() from None
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -4,30 +4,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 
 from mop_t5.serving.jobs import Job, summarise
 from mop_t5.serving.limits import Limits
+from mop_t5.serving.metrics import Metrics
+from mop_t5.serving.refusals import Refused
 
 _LOG = logging.getLogger("uvicorn.error")  # the log of the server
-
-
-class QueueFull(Exception):
-    """The queue is full.
-
-    Attributes:
-        seconds: Estimated seconds until the queue has room.
-    """
-
-    def __init__(self, seconds: int):
-        super().__init__(seconds)
-        self.seconds = seconds
-
-
-class Stopping(Exception):
-    """The batcher takes no further jobs."""
 
 
 class Batcher:
@@ -35,14 +21,15 @@ class Batcher:
 
     Args:
         limits: Batch size, waiting time and length of the queue.
-        on_batch: Called with the number of jobs of every batch.
 
     Attributes:
+        limits: The same limits.
+        metrics: The metrics of the server. The batches and the queue are in them.
         is_closed: Whether `close` was called.
     """
 
-    def __init__(self, limits: Limits, on_batch: Callable[[int], object] = lambda size: None):
-        self._limits, self._on_batch = limits, on_batch
+    def __init__(self, limits: Limits):
+        self.limits, self.metrics = limits, Metrics(limits, lambda: self.waiting)
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self.is_closed = False
@@ -64,15 +51,15 @@ class Batcher:
         """Put a job into the queue. A job leaves the queue at once if its answer is cancelled.
 
         Raises:
-            QueueFull: The queue is full.
-            Stopping: `close` was called.
+            Refused: The queue is full (429), or `close` was called (503).
         """
         with self._changed:
             if self.is_closed or self.has_ended:
-                raise Stopping
-            if len(self._waiting) >= self._limits.max_queue:
-                batches = len(self._waiting) / self._limits.batch_size
-                raise QueueFull(max(1, math.ceil(batches * self._seconds)))
+                raise Refused(503, "the server is stopping and takes no further requests. Ask another one.")
+            if self.waiting >= self.limits.max_queue:
+                seconds = math.ceil(self.waiting / self.limits.batch_size * self._seconds)
+                wait = {"Retry-After": str(max(1, seconds))}
+                raise Refused(429, "the server is busy: its queue is full. Try again later.", wait)
             self._waiting.append(job)
             self._changed.notify()
         job.answer.add_done_callback(lambda _: self._forget(job))
@@ -95,13 +82,13 @@ class Batcher:
     def _work(self) -> None:
         while jobs := self._next_batch():
             started = time.monotonic()
-            self._on_batch(len(jobs))
+            self.metrics.batch(len(jobs))
             self._answer(jobs)
             self._seconds = time.monotonic() - started
 
     def _next_batch(self) -> list[Job]:
         """Wait for jobs, and take a batch from the queue. Return no job after `close`, when the queue is empty."""
-        size, patience = self._limits.batch_size, self._limits.max_wait / 1000
+        size, patience = self.limits.batch_size, self.limits.max_wait / 1000
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self.is_closed)

@@ -1,10 +1,10 @@
 """The metrics of a server, in the form of Prometheus."""
 
 import time
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mop_t5.serving.batcher import Batcher
 from mop_t5.serving.jobs import Answer
 from mop_t5.serving.limits import Limits
 
@@ -16,9 +16,10 @@ class Metrics:
 
     Args:
         limits: The limits of the server. They give the buckets of the batch size.
+        waiting: Returns the depth of the queue.
     """
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: Limits, waiting: Callable[[], int]):
         registry = self._registry = CollectorRegistry()
         sizes = sorted({2**power for power in range(limits.batch_size.bit_length())} | {limits.batch_size})
         self._requests = Counter("mop_t5_requests", "Requests for a summary by status", ["status"], registry=registry)
@@ -26,15 +27,11 @@ class Metrics:
             "mop_t5_request_seconds", "Seconds per answered request, with waiting", buckets=_SECONDS, registry=registry
         )
         self._sizes = Histogram("mop_t5_batch_size", "Dialogues per batch", buckets=sizes, registry=registry)
-        self._waiting = Gauge("mop_t5_queue_depth", "Requests that wait", registry=registry)
+        Gauge("mop_t5_queue_depth", "Requests that wait", registry=registry).set_function(waiting)
         names = ["adapter"]
         self._read = Counter("mop_t5_dialogue_tokens", "Tokens read of dialogues", names, registry=registry)
         said = "Steps of the searches of finished summaries"
         self._steps = Counter("mop_t5_generated_tokens", said, names, registry=registry)
-
-    def watch(self, batcher: Batcher) -> None:
-        """Report the depth of the queue of `batcher`."""
-        self._waiting.set_function(lambda: batcher.waiting)
 
     def batch(self, size: int) -> None:
         """Count a batch."""

@@ -12,7 +12,6 @@ from mop_t5.serving.adapters import Adapter
 from mop_t5.serving.app import make_app
 from mop_t5.serving.batcher import Batcher
 from mop_t5.serving.limits import Limits
-from mop_t5.serving.metrics import Metrics
 
 _LAST_LINES = 10  # seconds in which clients may take their answers after the last summary
 _LOG = logging.getLogger("uvicorn.error")
@@ -27,12 +26,9 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, adapters: Mapping[str, Adapter], limits: Limits):
-        metrics = Metrics(limits)
-        self.batcher = Batcher(limits, on_batch=metrics.batch)
-        metrics.watch(self.batcher)
-        app = make_app(adapters, self.batcher, limits, metrics)
+        self.batcher = Batcher(limits)
         config = uvicorn.Config(
-            app,
+            make_app(adapters, self.batcher),
             ws="none",
             lifespan="off",
             timeout_graceful_shutdown=_LAST_LINES,

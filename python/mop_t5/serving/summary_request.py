@@ -1,11 +1,8 @@
 """Read and check a request for a summary."""
 
-import asyncio
-import time
 from collections.abc import Mapping
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mop_t5.data.examples import Example, check_characters
@@ -13,6 +10,7 @@ from mop_t5.data.lines import json_value
 from mop_t5.serving.adapters import Adapter
 from mop_t5.serving.jobs import Job
 from mop_t5.serving.limits import Limits
+from mop_t5.serving.refusals import Refused, before
 
 _BODY = "the body of the request"
 
@@ -29,23 +27,6 @@ class SummaryRequest(BaseModel):
     stream: bool = False
 
 
-class Refused(Exception):
-    """A request that gets no summary.
-
-    Attributes:
-        status: The HTTP status.
-        content: The body of the answer.
-    """
-
-    def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None):
-        super().__init__(sentence)
-        self.status, self.content, self._headers = status, {"error": sentence}, headers
-
-    def response(self) -> JSONResponse:
-        """Return the answer."""
-        return JSONResponse(self.content, self.status, headers=self._headers)
-
-
 async def read_request(request: Request, limits: Limits, end: float) -> SummaryRequest:
     """Return the content of a request.
 
@@ -58,10 +39,8 @@ async def read_request(request: Request, limits: Limits, end: float) -> SummaryR
         Refused: The body is too long (413), too slow (408), no JSON (400) or has wrong fields (422).
         ClientDisconnect: The client left.
     """
-    try:
-        body = await asyncio.wait_for(_body(request, limits.max_body), max(0.0, end - time.monotonic()))
-    except TimeoutError:
-        raise Refused(408, f"{_BODY} did not arrive in time.", {"Connection": "close"}) from None
+    too_slow = Refused(408, f"{_BODY} did not arrive in time.", {"Connection": "close"})
+    body = await before(end, _body(request, limits.max_body), too_slow)
     try:
         content = json_value(body.decode(), _BODY, "one JSON object in UTF-8")
     except UnicodeDecodeError as error:
