@@ -305,7 +305,7 @@ def test_offline_with_a_cache(pushed, nowhere, monkeypatch):
 
 def test_the_environment_of_another_process(pushed, tmp_path):
     """The settings as a user gives them: HF_ENDPOINT and HF_HUB_CACHE, then HF_HUB_OFFLINE."""
-    code = f"from mop_t5.storage import hub; print(hub.download({NAME!r}).commit)"
+    code = f"from mop_t5.storage import hub; print(hub.download({NAME!r}).name)"
     places = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": pushed.url}
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):
         pushed.log.clear()

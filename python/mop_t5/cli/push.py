@@ -17,4 +17,4 @@ def push(hub: HubTarget, run: str, commit_message: str | None = None) -> None:
         commit_message: message of the commit.
     """
     made = push_run(run, hub, commit_message)
-    print(f"Uploaded to {made.url}")
+    print(f"Uploaded to {made.commit_url}")

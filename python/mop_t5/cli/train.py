@@ -103,7 +103,7 @@ def _upload(output: str, hub: HubTarget) -> None:
     kept = f"the run is complete in {output}, and is not on the hub"
     cure = f"Upload it by: mop-t5 push --run {shlex.quote(output)} {hub.flags}"
     try:
-        print(f"Uploaded to {push_run(output, hub).url}")
+        print(f"Uploaded to {push_run(output, hub).commit_url}")
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted; {kept}. {cure}") from None
     except Exception as error:  # whatever the hub answers

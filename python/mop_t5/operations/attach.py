@@ -152,8 +152,8 @@ def load(
             )
         return _load(backbone, folder, folder)
     found = hub.download(str(folder), revision=revision, token=token)
-    t5 = _load(backbone, found.folder, f"{folder} at {found.commit}")
-    t5._mop_record.hub_commit = found.commit
+    t5 = _load(backbone, found, f"{folder} at {found.name}")
+    t5._mop_record.hub_commit = found.name
     return t5
 
 
@@ -216,7 +216,7 @@ def push_to_hub(
         adapter_folder.write_card(folder, licence=licence)
         return hub.upload(
             folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
-        ).commit
+        ).oid
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:

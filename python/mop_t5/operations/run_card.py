@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import CommitInfo
 
 from mop_t5.checks import check_types
 from mop_t5.data import Example
@@ -109,7 +110,7 @@ def write_run_card(folder: str | Path, licence: str | None = None) -> bool:
     return written
 
 
-def push_run(folder: str | Path, target: HubTarget, commit_message: str | None = None) -> hub.Uploaded:
+def push_run(folder: str | Path, target: HubTarget, commit_message: str | None = None) -> CommitInfo:
     """Upload the adapter of a run, with a model card that has everything that the run folder knows.
 
     Args:

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, errors, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
@@ -31,20 +31,6 @@ _OTHERS = {  # file of a repository without an adapter -> what the repository ho
     "adapter_config.json": "an adapter of PEFT. Load it by the library peft",
     "config.json": "a whole model. Load it by mop_t5.load_backbone",
 }
-
-
-class Snapshot(NamedTuple):
-    """An adapter of the hub on this machine."""
-
-    folder: Path
-    commit: str  # that the files belong to
-
-
-class Uploaded(NamedTuple):
-    """An adapter that was uploaded."""
-
-    url: str  # of the commit
-    commit: str
 
 
 def is_hub_name(place: StrPath) -> bool:
@@ -70,11 +56,11 @@ def check_name(field: str, name: str) -> None:
         ) from None
 
 
-def download(name: str, *, revision: str | None = None, token: Token = None) -> Snapshot:
-    """Return the adapter of a repository, with both files of one commit. Files in the cache are not fetched again.
+def download(name: str, *, revision: str | None = None, token: Token = None) -> Path:
+    """Return the folder of an adapter of the hub in the cache. Its name is the commit that both files belong to.
 
-    If the hub cannot be reached, the adapter comes from the cache with a warning (without it if HF_HUB_OFFLINE=1). A
-    hub that refuses is an error, whatever the cache holds.
+    Files in the cache are not fetched again. If the hub cannot be reached, the adapter comes from the cache with a
+    warning (without it if HF_HUB_OFFLINE=1). A hub that refuses is an error, whatever the cache holds.
 
     Args:
         name: The repository, owner/name.
@@ -108,12 +94,11 @@ def download(name: str, *, revision: str | None = None, token: Token = None) -> 
             ) from error
         if not isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             warnings.warn(
-                f"{error} Commit {known.commit} of {name} is taken from the cache. The hub may have a newer one.",
+                f"{error} Commit {known.name} of {name} is taken from the cache. The hub may have a newer one.",
                 stacklevel=3,
             )
         return known
-    folder = Path(paths[0]).parent
-    return Snapshot(folder, folder.name)
+    return Path(paths[0]).parent
 
 
 def check_upload(name: str, *, private: bool = False, revision: str | None = None, token: Token = None) -> bool:
@@ -163,7 +148,7 @@ def upload(
     revision: str | None = None,
     commit_message: str | None = None,
     token: Token = None,
-) -> Uploaded:
+) -> CommitInfo:
     """Upload an adapter folder in one commit. Make the repository and the branch if they do not exist.
 
     Args:
@@ -198,8 +183,7 @@ def upload(
         files = adapter_folder.files(folder) | {CARD_NAME: card}
         added = [CommitOperationAdd(file, str(path)) for file, path in files.items() if path.is_file()]
         message = commit_message or f"Upload an adapter of {description['method']}"
-        done = api.create_commit(name, added, commit_message=message, revision=revision)
-    return Uploaded(str(done), done.oid)
+        return api.create_commit(name, added, commit_message=message, revision=revision)
 
 
 def _check_holds_adapter(name: str, files: set[str]) -> None:
@@ -269,13 +253,13 @@ def _warn_of_paths(description: dict) -> None:
         )
 
 
-def _cached(name: str, revision: str | None) -> Snapshot | None:
-    """Return the adapter in the cache. None if a file is missing there."""
+def _cached(name: str, revision: str | None) -> Path | None:
+    """Return the folder of the adapter in the cache. None if a file is missing there."""
     found = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
     if not isinstance(found, str):
         return None
     folder = Path(found).parent
-    return Snapshot(folder, folder.name) if (folder / WEIGHTS_NAME).is_file() else None
+    return folder if (folder / WEIGHTS_NAME).is_file() else None
 
 
 def _check_token(token: Token) -> None:
