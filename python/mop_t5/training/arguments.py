@@ -12,7 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks, is_te
 
 from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.training.config import TrainingConfig
-from mop_t5.training.trainer_settings import refused_by_transformers
+from mop_t5.training.trainer_settings import PASSED_ON, refused_by_transformers
 from mop_t5.training.zero import zero_settings
 
 
@@ -43,18 +43,8 @@ def trainer_arguments(
         changeable["save_total_limit"] = 2  # Trainer would delete the newest checkpoint at the end, beside the best one
     arguments = Seq2SeqTrainingArguments(
         **changeable,
+        **{field: getattr(config, setting) for field, setting in PASSED_ON.items()},
         output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        adam_beta2=config.beta2,
-        max_grad_norm=config.max_grad_norm,
-        label_smoothing_factor=config.label_smoothing,
-        bf16=config.bf16,
         use_cpu=not torch.accelerator.is_available(),  # otherwise torchrun on CPUs would start separate runs
         logging_steps=min(config.log_every, config.steps),  # at least one point
         logging_nan_inf_filter=False,  # the filter would log the mean of earlier losses in place of a NaN
@@ -67,7 +57,6 @@ def trainer_arguments(
         metric_for_best_model=selection if validates else None,
         predict_with_generate=True,
         generation_max_length=config.max_target + 1,
-        seed=config.seed,
         remove_unused_columns=False,
         label_names=["labels"],
         # every trained parameter gets a gradient at every step, with zeros if its scenario is absent, so DDP need not

@@ -11,19 +11,21 @@ from typing import Any, get_args, get_type_hints
 
 from mop_t5.checks import check_choice, check_int, check_number, check_type
 
-# setting of this package -> the fields of Trainer that it decides
+# field of Trainer -> the setting of this package whose value it has
+PASSED_ON = {
+    "max_steps": "steps",
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), "batch_size"),
+    "gradient_accumulation_steps": "accumulation",
+    "adam_beta2": "beta2",
+    "label_smoothing_factor": "label_smoothing",
+    **{name: name for name in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16", "seed")},
+}
+# setting of this package -> the other fields of Trainer that it decides
 _DECIDED = {
     "output": ("output_dir",),
-    "steps": ("max_steps", "num_train_epochs"),
-    "batch_size": ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size"),
-    "accumulation": ("gradient_accumulation_steps",),
-    "learning_rate": ("learning_rate",),
-    "warmup_steps": ("warmup_steps",),
-    "weight_decay": ("weight_decay",),
-    "beta2": ("adam_beta2",),
-    "max_grad_norm": ("max_grad_norm",),
-    "label_smoothing": ("label_smoothing_factor",),
-    "bf16": ("bf16", "bf16_full_eval"),
+    "steps": ("num_train_epochs",),
+    "batch_size": ("auto_find_batch_size",),
+    "bf16": ("bf16_full_eval",),
     "gradient_checkpointing": (
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -36,7 +38,7 @@ _DECIDED = {
     ),
     "save_every": ("save_strategy", "save_steps"),
     "max_target": ("generation_max_length",),
-    "seed": ("seed", "data_seed"),
+    "seed": ("data_seed",),
     "by_length": ("train_sampling_strategy", "length_column_name", "sortish_sampler"),
     "resume": ("resume_from_checkpoint",),
     "shard": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
@@ -45,7 +47,7 @@ _DECIDED = {
         "hub_revision",
     ),
 }
-_SET_BY = {field: setting for setting, decided in _DECIDED.items() for field in decided}
+_SET_BY = PASSED_ON | {field: setting for setting, decided in _DECIDED.items() for field in decided}
 # why nobody may set some fields of Trainer -> these fields
 _REASONS = {
     "T5 overflows in float16. Set bf16": ("fp16", "fp16_full_eval"),
