@@ -120,12 +120,11 @@ def check_upload(name: str, *, private: bool = False, revision: str | None = Non
     api = HfApi(token=token, library_name=LIBRARY)
     with answer_in_a_sentence(name, revision):
         account = api.whoami()
-    access = (account.get("auth") or {}).get("accessToken") or {}
-    if access.get("role") == "read":
-        raise PermissionError(
-            f"the token may only read, and an upload to {name} must write. Make a token that may write."
-        )
-    with answer_in_a_sentence(name, revision):
+        access = (account.get("auth") or {}).get("accessToken") or {}
+        if access.get("role") == "read":
+            raise PermissionError(
+                f"the token may only read, and an upload to {name} must write. Make a token that may write."
+            )
         try:
             info = api.model_info(name, revision=revision)
         except errors.RevisionNotFoundError:
