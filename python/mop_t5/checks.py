@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST_INT = 2**31 - 1  # largest int of a field, because torch and the tokenizers count in 32 bits
 _WORDS = {bool: "True or False", int: "an int", float: "a number", str: "a string", dict: "a dict"}
@@ -189,3 +189,8 @@ def check_some_scenario(scenarios: Sequence[str]) -> None:
     """Raise ValueError for an empty list of scenarios."""
     if not scenarios:
         raise ValueError("scenarios must name at least one scenario; got none. Pass scenarios=[...].")
+
+
+# annotations of fields, see check_types
+Positive = Annotated[int, at_least(1)]
+Count = Annotated[int, at_least(0)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -147,11 +147,14 @@ def _command_parser(command: Callable[..., Any]) -> _Parser:
     if any(action.dest == "options" for action in parser._actions):
         parser.epilog = "\n\n".join(_documentation(get(name).Config) for name in method_names())
     repeated = _annotated(command, "repeated")
+    every = [field for dataclass, _ in dataclasses.values() for field in fields(dataclass)]
+    # the types of fields with a check in Annotated, which check_types reads
+    checked = {field.name: get_args(field.type)[0] for field in every if get_origin(field.type) is Annotated}
     for action in parser._actions:
         if action.dest in repeated:
             vars(action).update(repeated=True, _typehint=list[str])
-        if (hint := getattr(action, "_typehint", None)) in _TYPES:
-            vars(action)["_typehint"] = _TYPES[hint]
+        if (hint := checked.get(action.dest, getattr(action, "_typehint", None))) is not None:
+            vars(action)["_typehint"] = _TYPES.get(hint, hint)
         if isinstance(action.default, bool):
             action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser

@@ -1,8 +1,9 @@
 """The settings of a server."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from mop_t5.checks import check_least, check_number, check_types
+from mop_t5.checks import Positive, at_least, check_types, within
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,14 @@ class Limits:
         max_beams: beams that a request may ask for.
     """
 
-    batch_size: int = 8
-    max_wait: float = 5.0
-    max_queue: int = 64
-    max_body: int = 2**20
-    max_connections: int = 512
-    timeout: float = 60.0
-    max_new_tokens: int | None = None
-    max_beams: int = 4
+    batch_size: Positive = 8
+    max_wait: Annotated[float, within(0)] = 5.0
+    max_queue: Positive = 64
+    max_body: Positive = 2**20
+    max_connections: Positive = 512
+    timeout: Annotated[float, within(above=0)] = 60.0
+    max_new_tokens: Annotated[int | None, at_least(1)] = None
+    max_beams: Positive = 4
 
     def __post_init__(self):
         check_types(self)
-        check_least(self, 1, "batch_size", "max_queue", "max_body", "max_connections", "max_beams", "max_new_tokens")
-        check_number("max_wait", self.max_wait, minimum=0)
-        check_number("timeout", self.timeout, above=0)

@@ -2,17 +2,14 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from mop_t5.checks import LARGEST_INT, check_choice, check_least, check_number, check_types
+from mop_t5.checks import LARGEST_INT, Count, Positive, at_least, check_number, check_types, one_of, within
 from mop_t5.data import BATCHINGS
 from mop_t5.training.trainer_settings import check_trainer_settings
 
 SCHEDULES = ("linear", "cosine", "constant")
 SHARDS = ("no", "fsdp", "zero2", "zero3")
-_CACHES = ("no", "memory", "disk")
-_CHOICES = {"batching": BATCHINGS, "loss": ("mean", "sum"), "schedule": SCHEDULES, "cache_encoder": _CACHES}
-_CHOICES |= {"shard": SHARDS}
 
 
 @dataclass(frozen=True)
@@ -68,57 +65,46 @@ class TrainingConfig:
         seed: seed of everything that is random.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    accumulation: int = 1
-    learning_rate: float = 5e-4
+    steps: Positive = 1000
+    batch_size: Positive = 16
+    accumulation: Positive = 1
+    learning_rate: Annotated[float, within(above=0)] = 5e-4
     group_rates: dict[str, float] = field(default_factory=dict)
-    schedule: str = "linear"
-    warmup_steps: int = 50
-    weight_decay: float = 0.01
-    beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.0
-    loss: str = "mean"
+    schedule: Annotated[str, one_of(*SCHEDULES)] = "linear"
+    warmup_steps: Count = 50
+    weight_decay: Annotated[float, within(0)] = 0.01
+    beta2: Annotated[float, within(0, below=1)] = 0.999
+    max_grad_norm: Annotated[float, within(0)] = 1.0
+    label_smoothing: Annotated[float, within(0, below=1)] = 0.0
+    loss: Annotated[str, one_of("mean", "sum")] = "mean"
     temperature: float = 2.0
-    batching: str = "homogeneous"
+    batching: Annotated[str, one_of(*BATCHINGS)] = "homogeneous"
     by_length: bool = False
-    tokens_per_batch: int | None = None
-    max_source: int = 512
-    max_target: int = 128
-    evaluate_every: int = 0
-    patience: int = 0
-    save_every: int = 0
-    log_every: int = 20
+    tokens_per_batch: Annotated[int | None, at_least(1)] = None
+    max_source: Positive = 512
+    max_target: Positive = 128
+    evaluate_every: Count = 0
+    patience: Count = 0
+    save_every: Count = 0
+    log_every: Positive = 20
     bf16: bool = False
-    cache_encoder: str = "no"
+    cache_encoder: Annotated[str, one_of("no", "memory", "disk")] = "no"
     cache_cross: bool = False
     cache_folder: str | None = None
-    cache_gigabytes: float = 8.0
+    cache_gigabytes: Annotated[float, within(above=0)] = 8.0
     compile: bool = False
     gradient_checkpointing: bool = False
-    shard: str = "no"
+    shard: Annotated[str, one_of(*SHARDS)] = "no"
     fused: bool = True
     trainer: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: Count = 0
 
     def __post_init__(self):
         check_types(self, infinite=("temperature",))
-        check_least(self, 1, "steps", "batch_size", "tokens_per_batch", "accumulation", "max_source", "max_target")
-        check_least(self, 1, "log_every")
-        check_least(self, 0, "warmup_steps", "evaluate_every", "patience", "save_every", "seed")
-        for name in ("weight_decay", "max_grad_norm"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("learning_rate", "cache_gigabytes"):
-            check_number(name, getattr(self, name), above=0)
         if self.temperature != math.inf:  # inf draws all scenarios equally often
             check_number("temperature", self.temperature, above=0)
-        for name in ("beta2", "label_smoothing"):
-            check_number(name, getattr(self, name), 0, below=1)
         for group, factor in self.group_rates.items():
             check_number(f"group_rates[{group!r}]", factor, 0, below=LARGEST_INT)
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
         check_trainer_settings(self.trainer)
         if self.trainer.get("neftune_noise_alpha") and self.cache_encoder != "no":
             raise ValueError(

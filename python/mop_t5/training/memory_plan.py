@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from mop_t5.attachment.attached_model import SUBMODULE, attached, is_attached
 from mop_t5.backbone.build import build_backbone, known_backbones
 from mop_t5.backbone.quantisation import SCHEMES
-from mop_t5.checks import check_choice, check_least, check_types
+from mop_t5.checks import Positive, check_types, one_of
 from mop_t5.files import unreadable_in_a_sentence
 from mop_t5.operations.attach import attach
 from mop_t5.training.config import SHARDS
@@ -24,7 +24,6 @@ from mop_t5.training.planned_quantisation import quantised_bytes, quantised_laye
 from mop_t5.training.recomputation import recomputed_blocks
 from mop_t5.training.zero import unfit_for_zero
 
-_DTYPES = ("float32", "bfloat16")
 _SIZES = {"GB": 10**9, "GiB": 2**30}
 # share of a device for the CUDA context, the workspaces of its libraries, and fragmentation (assumed, not measured)
 RESERVE = 0.08
@@ -48,21 +47,18 @@ class PlannedStep:
         gradient_checkpointing: keep only the inputs of each block for backward.
     """
 
-    batch: int = 16
-    source: int = 512
-    target: int = 128
-    accumulation: int = 1
-    num_scenarios: int = 5
-    dtype: str = "float32"
-    quantise: str = "no"
-    shard: str = "no"
+    batch: Positive = 16
+    source: Positive = 512
+    target: Positive = 128
+    accumulation: Positive = 1
+    num_scenarios: Positive = 5
+    dtype: Annotated[str, one_of("float32", "bfloat16")] = "float32"
+    quantise: Annotated[str, one_of(*SCHEMES)] = "no"
+    shard: Annotated[str, one_of(*SHARDS)] = "no"
     gradient_checkpointing: bool = False
 
     def __post_init__(self):
         check_types(self)
-        check_least(self, 1, "batch", "source", "target", "accumulation", "num_scenarios")
-        for name, choices in {"dtype": _DTYPES, "quantise": SCHEMES, "shard": SHARDS}.items():
-            check_choice(name, getattr(self, name), choices)
         if self.shard != "no" and self.quantise != "no":
             raise ValueError(
                 f"quantise must be 'no' where shard is {self.shard!r}, because only weights in floating point can be "
