@@ -34,8 +34,8 @@ class MemoryLedger(TorchDispatchMode):
         self.peak = dict(self.live)
         self._kind = WORKING
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no key is used twice
-        # the key of a storage -> its kind, "" if it is not counted
-        self._kinds = dict.fromkeys(map(_key, self._known), "")
+        # the number that identifies a storage, also without memory -> its kind, "" if it is not counted
+        self._kinds = dict.fromkeys((storage._cdata for storage in self._known), "")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation, and count the storages of its results."""
@@ -56,7 +56,7 @@ class MemoryLedger(TorchDispatchMode):
 
     def _add(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        key = _key(storage)
+        key = storage._cdata
         if key not in self._kinds and storage.nbytes():
             self._kinds[key] = self._kind
             weakref.finalize(storage, self._remove, key, storage.nbytes()).atexit = False
@@ -71,7 +71,7 @@ class MemoryLedger(TorchDispatchMode):
     def _say(self, tensor: Tensor, kind: str) -> None:
         """Count the storage of a tensor as another kind from now on."""
         storage = tensor.untyped_storage()
-        key = _key(storage)
+        key = storage._cdata
         if self._kinds.get(key) == WORKING:
             self.live[WORKING] -= storage.nbytes()
             self._kinds[key] = kind
@@ -98,8 +98,3 @@ class MemoryLedger(TorchDispatchMode):
                 self._say(parameter.grad, GRADIENTS)
 
         parameter.register_post_accumulate_grad_hook(say)
-
-
-def _key(storage: torch.UntypedStorage) -> int:
-    """Return the number that identifies a storage, also where it has no memory."""
-    return storage._cdata
