@@ -171,11 +171,8 @@ class TrainingRun:
                 contents.warn_of_unknown(output)
             self._recorded = self._made_of | (contents.read_contents(output) or {}) if known else None
         self._folders = {training.seed: Path(output)} if seeds is None else run_folder.seed_folders(output, seeds)
-        if resume and seeds is not None:
+        if resume:
             self._check_steps()
-        for folder in self._folders.values() if resume else ():
-            for newest in checkpoints(folder / CHECKPOINTS)[-1:]:
-                check_step(newest, training, self._team.num_processes)
 
     def describe(self) -> str:
         """Describe what `run` would do, for a dry run."""
@@ -269,9 +266,11 @@ class TrainingRun:
         return attach(model, self._method, scenarios=scenarios_of(self._examples), **self._options)
 
     def _check_steps(self) -> None:
-        """Raise ValueError for a seed that made other or more steps than the others will, and left no checkpoint."""
+        """Raise ValueError for a checkpoint of other steps, or a seed that ended without one after other steps."""
         for folder in self._folders.values():
-            if not _finished(folder) or checkpoints(folder / CHECKPOINTS):
+            if whole := checkpoints(folder / CHECKPOINTS):
+                check_step(whole[-1], self._training, self._team.num_processes)
+            if whole or self._seeds is None or not _finished(folder):
                 continue
             made = run_folder.read_settings(folder)
             if made.get("accumulation") != self._training.accumulation:
