@@ -7,7 +7,6 @@ save removes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,13 +53,8 @@ class WholeCheckpoints(Seq2SeqTrainer):
         shard: How the processes share the model, see TrainingConfig.
     """
 
-    _writes = False
     made_of: Mapping[str, Content] = {}
     shard = "no"
-
-    def _get_output_dir(self, trial: object) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, _WRITING) if self._writes else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         folder = Path(self._get_output_dir(trial))
@@ -69,7 +63,7 @@ class WholeCheckpoints(Seq2SeqTrainer):
             if self.args.should_save:
                 remove_folder(folder / _WRITING)
             self.accelerator.wait_for_everyone()
-            self._writes = True
+            self.args.output_dir = str(folder / _WRITING)
             try:
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # every process has written its random state
@@ -86,7 +80,7 @@ class WholeCheckpoints(Seq2SeqTrainer):
                     put_in_place(folder / _WRITING / name, folder / name)
                     self._remove_old(folder)
             finally:
-                self._writes = False
+                self.args.output_dir = str(folder)
                 if self.args.should_save:
                     shutil.rmtree(folder / _WRITING, ignore_errors=True)
             self.accelerator.wait_for_everyone()
@@ -113,14 +107,6 @@ def checkpoints(folder: str | Path) -> list[Path]:
     numbered = ((path.name.removeprefix(prefix), path) for path in Path(folder).glob(f"{prefix}*"))
     found = [(int(step), path) for step, path in numbered if step.isdecimal() and (path / FILES).is_file()]
     return [path for _, path in sorted(found)]
-
-
-def check_none(folder: str | Path) -> None:
-    """Raise FileExistsError if there are checkpoints, because a new run could later resume from an old checkpoint."""
-    if checkpoints(folder):
-        raise FileExistsError(
-            f"{str(folder)!r} holds checkpoints of an earlier run. Resume it, choose another output, or delete them."
-        )
 
 
 def checkpoint_to_resume(folder: str | Path, model: PreTrainedModel) -> str:

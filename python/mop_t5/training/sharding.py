@@ -7,9 +7,7 @@ its hooks, its checkpoints and `mop_t5.save` are those of a model that is not sh
 are trained, their gradients and the state of the optimizer are sharded with them.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -124,14 +122,6 @@ def is_sharded(model: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(model, FSDPModule)
-
-
-@contextmanager
-def without_warnings_of_sharding() -> Iterator[None]:
-    """Hide the warning that a block returns a view, the biases of positions. No T5 changes them in place."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-        yield
 
 
 def trains_shards(model: PreTrainedModel) -> bool:

@@ -1,7 +1,9 @@
 """Train a model in memory with transformers' Seq2SeqTrainer."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,14 +31,14 @@ from mop_t5.operations.contents import check_same_contents, of_rows
 from mop_t5.operations.run_folder import processes
 from mop_t5.training.arguments import check_trainer_arguments, loader_settings, trainer_arguments
 from mop_t5.training.callbacks import BarWithoutLogs, MethodHooks, callbacks_of
-from mop_t5.training.checkpoints import check_none, check_step, checkpoint_to_resume, lost_process_in_a_sentence
+from mop_t5.training.checkpoints import check_step, checkpoint_to_resume, checkpoints, lost_process_in_a_sentence
 from mop_t5.training.config import TrainingConfig
 from mop_t5.training.embedding_noise import noisy_embeddings
 from mop_t5.training.encoder_cache import cache_of
 from mop_t5.training.optimizer import group_parameters, hold_absent_experts, trained_groups
 from mop_t5.training.recomputation import recomputed_blocks
 from mop_t5.training.sharded_trainer import ShardedTrainer
-from mop_t5.training.sharding import check_shard, shard, without_warnings_of_sharding
+from mop_t5.training.sharding import check_shard, shard
 
 CHECKPOINTS = "checkpoints"
 _COMPILER = "inductor"
@@ -125,8 +127,10 @@ def train(
     if resume:
         checkpoint = checkpoint_to_resume(folder, model)
         check_step(checkpoint, config, processes().num_processes)
-    else:
-        check_none(folder)
+    elif checkpoints(folder):  # the new run could later resume from one of them
+        raise FileExistsError(
+            f"{str(folder)!r} holds checkpoints of an earlier run. Resume it, choose another output, or delete them."
+        )
     set_seed(config.seed)
     if config.shard != "no" and is_attached(model):
         model.keep_description()
@@ -142,8 +146,10 @@ def train(
             recomputed_blocks(model, config.gradient_checkpointing),
             noisy_embeddings(model, config.trainer.get("neftune_noise_alpha")),
             lost_process_in_a_sentence(folder),
-            without_warnings_of_sharding(),
+            warnings.catch_warnings(),
         ):
+            # the views are the biases of positions, which no T5 changes in place
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             outcome = trainer.train(resume_from_checkpoint=checkpoint)
     except UnpicklingError as error:  # Trainer reads its files in a checkpoint without running anything in them
         raise ValueError(
@@ -204,7 +210,7 @@ class _Trainer(ShardedTrainer):
             train_dataset=self._rows,
             eval_dataset=validated,
             processing_class=tokenizer,
-            compute_metrics=_validation(tokenizer, valid, scorer) if valid else None,
+            compute_metrics=partial(_scores, tokenizer, valid, scorer) if valid else None,
             callbacks=callbacks_of(config),
         )
         self.neftune_noise_alpha = None  # see noisy_embeddings
@@ -297,18 +303,14 @@ def _selection(scorer: Scorer) -> str:
     return "mean" if scorer.tasks else "rouge"
 
 
-def _validation(
-    tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], scorer: Scorer
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return the function that scores the generated summaries of a validation."""
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        # several processes fill their last batches with the first rows; Seq2SeqTrainer leaves these at the end
-        tokens = torch.as_tensor(prediction.predictions)[: len(valid)]
-        texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
-        scores = scorer(valid, texts)
-        average = scores.pop(AVERAGE)
-        parts = {f"{task}_mean": s.mean for task, s in scores.items()} if scorer.tasks else by_metric(average)
-        return {name: 100 * value for name, value in (parts | {_selection(scorer): average.mean}).items()}
-
-    return compute
+def _scores(
+    tokenizer: PreTrainedTokenizerBase, valid: Sequence[Example], scorer: Scorer, prediction: EvalPrediction
+) -> dict[str, float]:
+    """Return the scores of the generated summaries of a validation."""
+    # several processes fill their last batches with the first rows; Seq2SeqTrainer leaves these at the end
+    tokens = torch.as_tensor(prediction.predictions)[: len(valid)]
+    texts = tokenizer.batch_decode(tokens.masked_fill(tokens < 0, tokenizer.pad_token_id), skip_special_tokens=True)
+    scores = scorer(valid, texts)
+    average = scores.pop(AVERAGE)
+    parts = {f"{task}_mean": s.mean for task, s in scores.items()} if scorer.tasks else by_metric(average)
+    return {name: 100 * value for name, value in (parts | {_selection(scorer): average.mean}).items()}
