@@ -76,8 +76,7 @@ def serving(adapters, **fields):
         yield served
         served.pool.shutdown()
     batcher.close()
-    batcher.join(DEADLINE)
-    assert batcher.has_ended
+    until(lambda: batcher.has_ended)
 
 
 @pytest.fixture

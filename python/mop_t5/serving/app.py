@@ -223,13 +223,8 @@ def _content(job: Job, answer: Answer) -> dict[str, Any]:
 
 
 def _described(adapter: Adapter, limits: Limits) -> dict[str, Any]:
-    return {
-        "name": adapter.name,
-        "method": adapter.method,
-        "scenarios": None if adapter.scenarios is None else list(adapter.scenarios),
-        "max_source": adapter.max_source,
-        "max_new_tokens": limits.max_new_tokens or adapter.max_new_tokens,
-    }
+    described = {field: getattr(adapter, field) for field in ("name", "method", "scenarios", "max_source")}
+    return described | {"max_new_tokens": limits.max_new_tokens or adapter.max_new_tokens}
 
 
 async def _sentence(request: Request, error: Exception) -> Response:

@@ -70,10 +70,6 @@ class Batcher:
             self.is_closed = True
             self._changed.notify()
 
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until the thread has ended."""
-        self._thread.join(timeout)
-
     def _forget(self, job: Job) -> None:
         with self._changed:
             if job in self._waiting:
