@@ -18,7 +18,7 @@ from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.data import Example, of_scenarios, read_split, scenarios_of
 from mop_t5.data.dataset_objects import place_of
 from mop_t5.evaluation import SCORES, show
-from mop_t5.evaluation.run_evaluation import RunEvaluation, contents_of_evaluation
+from mop_t5.evaluation.run_evaluation import EvaluationConfig, RunEvaluation, contents_of_evaluation
 from mop_t5.files import remove_folder
 from mop_t5.operations import contents
 from mop_t5.operations.run_folder import SETTINGS, check_resumable, prepare_output, read_history, save_run
@@ -222,18 +222,18 @@ class Trial:
             )
             print(training.run())
         if self.system.scored:
-            evaluation = RunEvaluation(
-                self.folder,
+            evaluation = EvaluationConfig(
+                str(self.folder),
                 corpus=place_of(self.config.corpus),
                 split=self.config.split,
                 backbone=self.config.backbone,
-                baselines=False,
-                rouge=self.config.scorer().rouge,
+                floors=False,
                 num_beams=self.config.num_beams,
                 batch_size=self.config.eval_batch_size,
                 overwrite=True,
             )
-            show(evaluation.run().table)
+            _, table = RunEvaluation(evaluation, self.config.scorer().rouge).run()
+            show(table)
         remove_folder(self.folder / CHECKPOINTS)
 
     @property
