@@ -18,6 +18,7 @@ from mop_t5.cli.main import main
 from mop_t5.data import Example, read_examples, write_examples
 from mop_t5.data.rows import checksum_of
 from mop_t5.evaluation import BASELINES, Scorer, read_scores
+from mop_t5.evaluation.generation import lengths_of
 from mop_t5.evaluation.serving import Summariser
 from mop_t5.methods.attempt import AttemptConfig
 from mop_t5.methods.prompt_tuning import PromptTuningConfig
@@ -238,9 +239,9 @@ def test_a_run_whose_adapter_is_of_another_method_is_damaged(begun, tmp_path):
 
 def test_a_run_is_not_used_with_another_tokenizer(begun, tmp_path, capsys):
     model, tokenizer, _ = load_run(begun / "plain")
-    key = Summariser(model, tokenizer, {}, {}).key
+    key = Summariser(model, tokenizer, {}, lengths_of({})).key
     other = train_tokenizer(["出租车"], len(tokenizer))
-    assert Summariser(model, other, {}, {}).key != key
+    assert Summariser(model, other, {}, lengths_of({})).key != key
     with changed(begun, tmp_path, other_tokenizer):
         for words in (["evaluate"], ["generate", "--scenario", "taxi", "--dialogue", "用户：好"]):
             capsys.readouterr()

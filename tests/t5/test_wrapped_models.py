@@ -7,7 +7,7 @@ from errors import raises
 from mop_t5.backbone.tokenizer import train_tokenizer
 from mop_t5.data import Example
 from mop_t5.evaluation import generate_summaries
-from mop_t5.evaluation.generation import over_long, scenarios_needed
+from mop_t5.evaluation.generation import scenarios_needed, source_lengths
 from mop_t5.training import TrainingConfig, train
 from t5_oracle import tiny
 
@@ -75,7 +75,7 @@ def test_summaries_have_the_template_of_the_method(wrap):
         model.shared.weight.mul_(3)
     assert generate_summaries(wrap(model), tokenizer, rows, max_new_tokens=5) == expected
     length = len(tokenizer(TEXTS[0])["input_ids"])
-    assert over_long(wrap(model), tokenizer, rows, max_source=length) == [True]
+    assert source_lengths(wrap(model), tokenizer, rows, length) == [length + 1]
     several = mop_t5.attach(tiny(), "adapter", scenarios=["a", "b"], per_scenario=True, reduction=4)
     assert scenarios_needed(wrap(several)) == ("a", "b")
 

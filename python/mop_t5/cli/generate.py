@@ -9,7 +9,7 @@ from pathlib import Path
 from mop_t5.checks import check_int
 from mop_t5.data.arrow_tables import is_arrow, row_count
 from mop_t5.data.lines import open_binary, stem_of
-from mop_t5.evaluation.generation import lengths_of
+from mop_t5.evaluation.generation import lengths_of, scenarios_needed
 from mop_t5.evaluation.requests import Request, filled_lines, request_of, requests_in, requests_in_table
 from mop_t5.evaluation.serving import Counts, Summariser, check_kept, opened_output, summarise
 from mop_t5.operations.run_folder import load_run
@@ -69,7 +69,7 @@ def generate(
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     options = settings.get("options") or {}
     summariser = Summariser(model, tokenizer, options, lengths_of(settings), num_beams, batch_size)
-    requests = _requests(input, dialogue, scenario, summariser.scenarios)
+    requests = _requests(input, dialogue, scenario, scenarios_needed(model))
     counts, position, where = Counts(), 0, output or "standard output"
     if resume and target is not None and target.exists():
         position = check_kept(target, requests, summariser.key, counts)

@@ -121,10 +121,9 @@ def lengths_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lengths that a run was trained with, as arguments of generate_summaries.
 
     Args:
-        settings: The content of run.json.
+        settings: The content of run.json. A length that it lacks is the default of generate_summaries.
     """
-    names = {"max_source": "max_source", "max_target": "max_new_tokens"}
-    return {argument: settings[field] for field, argument in names.items() if field in settings}
+    return {"max_source": settings.get("max_source", 512), "max_new_tokens": settings.get("max_target", 64)}
 
 
 def encoded(
@@ -167,17 +166,10 @@ def scenarios_needed(model: torch.nn.Module) -> Sequence[str] | None:
     return t5.scenarios if t5.mop.distinguishes_scenarios else None
 
 
-def over_long(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int = 512
-) -> list[bool]:
-    """Return, per example, whether generate_summaries cuts the dialogue, because it has more than max_source tokens."""
-    return [length > max_source for length in source_lengths(model, tokenizer, examples, max_source)]
-
-
 def source_lengths(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_source: int
 ) -> list[int]:
-    """Return the number of source tokens per example. A longer source counts as max_source + 1."""
+    """Return the number of source tokens per example. A source that a generation cuts counts as max_source + 1."""
     if not examples:
         return []
     rows = encoded(model, tokenizer, examples, None, max_source=max_source + 1)

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mop_t5.backbone.identity import hash_weights
 from mop_t5.backbone.weights import offloads, weights_of
 from mop_t5.data.lines import decoded, json_value
-from mop_t5.evaluation.generation import generate_summaries, over_long, scenarios_needed
+from mop_t5.evaluation.generation import generate_summaries, scenarios_needed, source_lengths
 from mop_t5.evaluation.requests import Request, windows
 from mop_t5.files import checksum, failure_in_a_sentence, json_lines
 from mop_t5.operations.contents import of_tokenizer
@@ -44,7 +44,7 @@ class Summariser:
         model: The model.
         tokenizer: The tokenizer of the model.
         options: The fields of the method.
-        lengths: max_source and max_new_tokens of generate_summaries, where they differ from the defaults.
+        lengths: max_source and max_new_tokens of generate_summaries.
         num_beams: Beams of the search.
         batch_size: Dialogues per batch.
     """
@@ -61,14 +61,9 @@ class Summariser:
         """The first half of `key`: a checksum of the model and the settings, without the batch size."""
         settings: dict[str, Any] = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
         weights = weights_of(self.model) if offloads(self.model) else self.model.state_dict()
-        settings |= {"weights": hash_weights(weights), "scenarios": list(self.scenarios or ())}
+        settings |= {"weights": hash_weights(weights), "scenarios": list(scenarios_needed(self.model) or ())}
         settings |= {"tokenizer": of_tokenizer(self.tokenizer)}
         return checksum(json.dumps(settings, sort_keys=True).encode())[:12]
-
-    @property
-    def scenarios(self) -> Sequence[str] | None:
-        """The known scenarios. None if the model ignores the scenario."""
-        return scenarios_needed(self.model)
 
     def answers(self, requests: Sequence[Request], bar: tqdm[Any], *, dry_run: bool = False) -> list[dict[str, Any]]:
         """Return one row of output per request.
@@ -80,13 +75,13 @@ class Summariser:
         """
         examples = [request.example for request in requests if request.example is not None]
         bar.update(len(requests) - len(examples))
-        limit = {name: length for name, length in self.lengths.items() if name == "max_source"}
-        truncated = iter(over_long(self.model, self.tokenizer, examples, **limit))
+        limit = self.lengths["max_source"]
+        sources = iter(source_lengths(self.model, self.tokenizer, examples, limit))
         search = {"batch_size": self.batch_size, "num_beams": self.num_beams, **self.lengths}
         texts: Iterator[str] = itertools.repeat("")
         if examples and not dry_run:
             texts = iter(generate_summaries(self.model, self.tokenizer, examples, progress=bar, **search))
-        return [self._row(r) if r.error else self._row(r, next(texts), next(truncated)) for r in requests]
+        return [self._row(r) if r.error else self._row(r, next(texts), next(sources) > limit) for r in requests]
 
     def _row(self, request: Request, summary: str | None = None, truncated: bool = False) -> dict[str, Any]:
         row: dict[str, Any] = {"id": request.id, "scenario": request.scenario, "summary": summary}

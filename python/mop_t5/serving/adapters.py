@@ -12,8 +12,6 @@ from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.evaluation.generation import lengths_of, scenarios_needed
 from mop_t5.operations.run_folder import load_run
 
-_LENGTHS = {"max_source": 512, "max_new_tokens": 64}  # the defaults of generate_summaries
-
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -54,8 +52,7 @@ def load_adapters(runs: Sequence[str], backbone: str | None = None) -> dict[str,
         model, tokenizer, settings = load_run(folder, backbone, on_accelerator=True)
         share_weights(model, (other.model for other in adapters.values()))
         method = attached(model).mop.name if is_attached(model) else None
-        lengths = _LENGTHS | lengths_of(settings)
-        adapters[name] = Adapter(name, model, tokenizer, method, scenarios_needed(model), **lengths)
+        adapters[name] = Adapter(name, model, tokenizer, method, scenarios_needed(model), **lengths_of(settings))
     return adapters
 
 
