@@ -3,7 +3,8 @@
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,38 +105,30 @@ def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
+def windows(requests: Iterator[Request], size: int) -> Iterator[list[Request]]:
     """Yield lists of up to `size` requests. A list is shorter if no further request arrives at once.
 
     A thread reads the requests ahead. An error in reading is raised after the requests before it.
     """
-    arrived: queue.Queue[Request | BaseException | None] = queue.Queue(maxsize=size)
+    arrived: queue.Queue[Any] = queue.Queue(maxsize=size)  # requests, then the error that ended the reading
     threading.Thread(target=_read, args=(requests, arrived), daemon=True).start()
-    window: list[Request] = []
-    end: BaseException | None = None
+    end = None
     while end is None:
-        try:
-            item = arrived.get(timeout=_PAUSE if window else None)
-        except queue.Empty:
-            item = None
-        if isinstance(item, BaseException):
-            end = item
-        elif item is not None:
-            window.append(item)
-            if len(window) < size:
-                continue
+        window = [arrived.get()]
+        with suppress(queue.Empty):
+            while len(window) < size and not isinstance(window[-1], BaseException):
+                window.append(arrived.get(timeout=_PAUSE))
+        if isinstance(window[-1], BaseException):
+            end = window.pop()
         if window:
             yield window
-            window = []
     if not isinstance(end, StopIteration):
         raise end
 
 
-def _read(requests: Iterable[Request], arrived: queue.Queue[Request | BaseException | None]) -> None:
+def _read(requests: Iterator[Request], arrived: queue.Queue[Any]) -> None:
     try:
-        for request in requests:
-            arrived.put(request)
-    except BaseException as error:
+        while True:
+            arrived.put(next(requests))
+    except BaseException as error:  # StopIteration after the last request
         arrived.put(error)
-    else:
-        arrived.put(StopIteration())
