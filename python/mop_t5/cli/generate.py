@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from mop_t5.checks import check_int
@@ -69,14 +69,14 @@ def generate(
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
     options = settings.get("options") or {}
     summariser = Summariser(model, tokenizer, options, lengths_of(settings), num_beams, batch_size)
-    requests = _requests(input, dialogue, scenario, scenarios_needed(model))
+    requests, total = _requests(input, dialogue, scenario, scenarios_needed(model))
     counts, position, where = Counts(), 0, output or "standard output"
     if resume and target is not None and target.exists():
         position = check_kept(target, requests, summariser.key, counts)
         print(f"{counts.lines:,} lines are already in {target}.", file=sys.stderr)
     try:
         with nullcontext() if dry_run else opened_output(target, position) as out:
-            rate = summarise(summariser, requests, out, counts, window=window, total=_total(input))
+            rate = summarise(summariser, requests, out, counts, window=window, total=total)
     except KeyboardInterrupt:
         cure = "" if target is None else "; resume it with --resume"
         raise KeyboardInterrupt(f"interrupted; {counts.lines:,} lines are in {where}{cure}.") from None
@@ -112,31 +112,24 @@ def _check_files(input: str | None, target: Path | None, resume: bool, overwrite
 
 def _requests(
     input: str | None, dialogue: str | None, scenario: str | None, known: Sequence[str] | None
-) -> Iterator[Request]:
+) -> tuple[Iterator[Request], int | None]:
+    """Return the requests, and their number. The number is None if it is unknown, as for a stream."""
     if dialogue is not None:
         line = json.dumps({"scenario": scenario, "dialogue": dialogue})
         request = request_of(line.encode(), "--dialogue", "dialogue", known)
         if request.error is not None:
             raise ValueError(request.error)
-        return iter([request])
+        return iter([request]), 1
     if input is None or input == _STREAM:
         # Python locks sys.stdin.buffer when it ends, and the thread that waits for a line would hold this lock
-        return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known)
-    if is_arrow(Path(input)):
-        return requests_in_table(Path(input), known)
-    return requests_in(open_binary(Path(input)), input, stem_of(Path(input).name), known)
-
-
-def _total(input: str | None) -> int | None:
-    """Return the number of lines. None if it is unknown, as for a stream."""
-    if input is None:
-        return 1
-    if input == _STREAM or not Path(input).is_file():
-        return None
-    try:
-        if is_arrow(Path(input)):
-            return row_count(Path(input))
-        with open_binary(Path(input)) as file:
-            return sum(1 for _ in filled_lines(file, input))
-    except ValueError:  # damaged gzip data is reported after the lines before it
-        return None
+        return requests_in(open(sys.stdin.fileno(), "rb", closefd=False), "standard input", "stdin", known), None
+    path, total = Path(input), None
+    with suppress(ValueError):  # damaged gzip data is reported after the lines before it
+        if path.is_file() and is_arrow(path):
+            total = row_count(path)
+        elif path.is_file():
+            with open_binary(path) as file:
+                total = sum(1 for _ in filled_lines(file, input))
+    if is_arrow(path):
+        return requests_in_table(path, known), total
+    return requests_in(open_binary(path), input, stem_of(path.name), known), total
