@@ -75,7 +75,7 @@ class Reading:
 @lru_cache(maxsize=4096)  # dialogues and references are read for every system
 def read(text: str) -> Reading:
     """Return a text in the form in which values are compared."""
-    plain = _plain(text)
+    plain = text.translate(_ASCII)
     words, end = [], 0
     for word in segment(plain):
         words.append((end, end + len(word)))
@@ -83,11 +83,6 @@ def read(text: str) -> Reading:
     return Reading(plain, folded(plain), words, amounts(plain, words))
 
 
-def _plain(text: str) -> str:
-    """Return the text with full-width forms as ASCII. The length does not change."""
-    return text.translate(_ASCII)
-
-
 def folded(text: str) -> str:
     """Return the plain text in lower case, of the same length. lower() makes two characters of a dotted capital I."""
-    return "".join(low if len(low := character.lower()) == 1 else character for character in _plain(text))
+    return "".join(low if len(low := character.lower()) == 1 else character for character in text.translate(_ASCII))

@@ -99,7 +99,8 @@ class Values:
         """
         reading, dialogue = read(example.summary), read(example.dialogue)
         runs, numbers = self._parts(reading)
-        names = [place for run in runs for place, there in self._pieces(reading, run, [dialogue]) if there]
+        pieces = (piece for run in runs for piece in self._pieces(reading, run, [dialogue]))
+        names = [reading.place(words) for words, there in pieces if there]
         found = _values(example.summary, names, [number for number in numbers if dialogue.says(number)])
         first = {(value.kind, folded(value.text)): value for value in reversed(found)}
         return sorted(first.values(), key=lambda value: value.start)
@@ -117,7 +118,8 @@ class Values:
         runs, numbers = self._parts(reading)
         names: list[Place] = []
         for run in runs:
-            strange = [place for place, there in self._pieces(reading, run, sources) if not there]
+            left = [words for words, there in self._pieces(reading, run, sources) if not there]
+            strange = [reading.place(words) for words in left if self._letters(reading, words)]
             mostly = 2 * reading.letters(strange) > reading.letters(run)
             names += [reading.place(run)] if mostly else strange
         return _values(summary, names, [n for n in numbers if not any(source.says(n) for source in sources)])
@@ -164,8 +166,8 @@ class Values:
 
     def _pieces(
         self, reading: Reading, run: Sequence[Place], sources: Sequence[Reading]
-    ) -> Iterator[tuple[Place, bool]]:
-        """Yield the longest pieces of a name that a source has, with True, and the words between them, with False."""
+    ) -> Iterator[tuple[Sequence[Place], bool]]:
+        """Yield the longest pieces of a name that a source has, with True, and the words around them, with False."""
         start = left = 0
         while start < len(run):
             end = start  # end of the longest piece that a source has letter by letter
@@ -174,19 +176,15 @@ class Values:
             longest = (run[start:stop] for stop in range(end, start, -1))
             piece = next((piece for piece in longest if self._known(reading, piece, sources)), None)
             if piece is not None:
-                yield from self._left(reading, run[left:start])
-                yield reading.place(piece), True
+                yield run[left:start], False
+                yield piece, True
                 left = start + len(piece)
             start = max(start + 1, left)
-        yield from self._left(reading, run[left:])
+        yield run[left:], False
 
     def _known(self, reading: Reading, piece: Sequence[Place], sources: Sequence[Reading]) -> bool:
         start, end = reading.place(piece)
         return self._letters(reading, piece) > 1 and any(s.names(reading.folded[start:end]) for s in sources)
-
-    def _left(self, reading: Reading, words: Sequence[Place]) -> Iterator[tuple[Place, bool]]:
-        if self._letters(reading, words):
-            yield reading.place(words), False
 
     def _letters(self, reading: Reading, words: Sequence[Place]) -> int:
         """Return the number of letters in `words` that are not wording."""
