@@ -9,6 +9,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -32,15 +33,11 @@ _TYPES: dict[Any, Any] = {
 }
 
 
-class _Parser(ArgumentParser):
-    """A parser that needs full flags: `--seed` does not abbreviate `--seeds`."""
-
-    def __init__(self, **keywords: Any):
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
-
-
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """A formatter that keeps the lines of the examples in a description."""
+
+
+_parser = partial(ArgumentParser, allow_abbrev=False, formatter_class=_Help)  # --seed does not abbreviate --seeds
 
 
 def function_of(where: str) -> Callable[..., Any]:
@@ -63,7 +60,7 @@ def parse(
         name: The name of the program.
         notes: The last lines of the program's help.
     """
-    parser = _Parser(prog=name, description="\n\n".join(filter(None, [program.purpose, _lines(name, program), notes])))
+    parser = _parser(prog=name, description="\n\n".join(filter(None, [program.purpose, _lines(name, program), notes])))
     called = _add(parser, program, name, arguments)
     others, options = _options(arguments)
     if called is not None:
@@ -90,19 +87,19 @@ def _lines(words: str, command: Command) -> str:
     return "\n".join(f"  {flags:{width}}  {purpose}".rstrip() for flags, purpose in lines)
 
 
-def _add(parser: _Parser, above: Command, words: str, arguments: Sequence[str]) -> _Parser | None:
+def _add(parser: ArgumentParser, above: Command, words: str, arguments: Sequence[str]) -> ArgumentParser | None:
     """Add the commands under a name to its parser. Return the parser of the called command, None if none is called."""
     found = None
     subcommands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for name, command in above.commands.items():
         called = name == next(iter(arguments), None)
         if not called:  # its flags are not needed
-            subcommands.add_subcommand(name, _Parser())
+            subcommands.add_subcommand(name, _parser())
         elif command.function is not None:
             found = _command_parser(function_of(command.function))
             subcommands.add_subcommand(name, found)
         else:
-            one = _Parser(description=f"{command.purpose}\n\n{_lines(f'{words} {name}', command)}")
+            one = _parser(description=f"{command.purpose}\n\n{_lines(f'{words} {name}', command)}")
             subcommands.add_subcommand(name, one)  # jsonargparse needs the outer parser first
             found = _add(one, command, f"{words} {name}", arguments[1:])
     # the description lists the commands
@@ -110,7 +107,7 @@ def _add(parser: _Parser, above: Command, words: str, arguments: Sequence[str]) 
     return found
 
 
-def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
+def _check_config_files(parser: ArgumentParser, arguments: Sequence[str]) -> None:
     """Check the names in the files of --config. Exit, as for a wrong flag, for an unknown name.
 
     jsonargparse silently takes the second of two equal keys, and has no message for an unknown key of a command under a
@@ -121,11 +118,9 @@ def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
     """
     from mop_t5.data.tasks import read_yaml  # imported here, so that the help needs no torch
 
-    parts = [argument.partition("=") for argument in arguments]
-    paths = [value for flag, joined, value in parts if flag == "--config" and joined]
-    paths += [after for (flag, joined, _), after in zip(parts, arguments[1:]) if flag == "--config" and not joined]
     known = [action.dest for action in parser._actions if action.dest not in ("help", "config", "print_config")]
-    for path in paths:
+    _, files = _taken(arguments, lambda name: name == "config", may_be_flag=True)
+    for _, path in files:
         content = read_yaml(path)
         names = [name.partition(".")[0] for name in content]  # `options.rank` is a part of `options`
         if unknown := sorted(set(names) - set(known)):
@@ -134,9 +129,9 @@ def _check_config_files(parser: _Parser, arguments: Sequence[str]) -> None:
             raise ValueError(f"{path}: {', '.join(twice)} is given as a whole and in parts. Write it once.")
 
 
-def _command_parser(command: Callable[..., Any]) -> _Parser:
+def _command_parser(command: Callable[..., Any]) -> ArgumentParser:
     description = _documentation(command).split("\nArgs:")[0].rstrip()
-    parser = _Parser(description=description)
+    parser = _parser(description=description)
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the settings below.")
     dataclasses, positionals = dataclasses_of(command), positionals_of(command)
     for name, text in positionals.items():
@@ -212,7 +207,7 @@ def _entry(path: Sequence[str], value: str) -> Any:
 
     A text that may also be None or a mapping of texts can be given as `null` or as `{name: text}`.
     """
-    kinds = _kinds_of_trainer(path[1]) if path[0] == "trainer" else _kinds_of_option(path[-1])
+    kinds = _kinds(path)
     try:
         read = get_loader("yaml")(value)
     except yaml.YAMLError:
@@ -224,21 +219,15 @@ def _entry(path: Sequence[str], value: str) -> Any:
     return read if texts and value.startswith("{") and kinds - {str, NoneType} else value
 
 
-def _kinds_of_option(name: str) -> set[Any]:
-    """Return the types that the methods' fields of this name may have."""
-    kinds: set[Any] = set()
-    for config in (get(method).Config for method in method_names()):
-        hint = get_type_hints(config).get(name)
-        kinds |= set(get_args(hint)) if NoneType in get_args(hint) else {hint} - {None}
-    return kinds
+def _kinds(path: Sequence[str]) -> set[Any]:
+    """Return the types that a field of transformers' Trainer, or the fields of the methods with a name, may have."""
+    if path[0] == "trainer":
+        from mop_t5.training.trainer_settings import trainer_types  # imported here, so that the help needs no torch
 
-
-def _kinds_of_trainer(name: str) -> set[Any]:
-    """Return the types that a field of transformers' Trainer may have."""
-    from mop_t5.training.trainer_settings import trainer_types  # imported here, so that the help needs no torch
-
-    hint = trainer_types().get(name)
-    return set(get_args(hint)) or {hint} - {None}
+        hints = [trainer_types().get(path[1])]
+    else:
+        hints = [get_type_hints(get(method).Config).get(path[-1]) for method in method_names()]
+    return {kind for hint in hints for kind in (get_args(hint) if NoneType in get_args(hint) else [hint])} - {None}
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
