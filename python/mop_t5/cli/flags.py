@@ -1,8 +1,7 @@
 """Make flags from functions. The parameters are the flags, and the docstring is the help.
 
-A parameter that is a dataclass stands for the fields of that class. A parameter annotated
-Annotated[list[str], "positional"] takes one or more words without a flag. A parameter annotated
-Annotated[list[str], "repeated"] is a flag that takes one text and may be given several times.
+A parameter that is a dataclass stands for the fields of that class. A parameter of the type `Words` takes one or more
+words without a flag. A parameter of the type `Repeated` is a flag that takes one text and may be given several times.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
+from mop_t5.cli import Repeated, Words
 from mop_t5.cli.commands import Command
 from mop_t5.methods import get, method_names
 
@@ -30,6 +30,7 @@ _TYPES: dict[Any, Any] = {
     dict[str, Any]: dict,
     dict[str, Any] | None: dict | None,
     dict[str, dict[str, Any]]: dict[str, dict],
+    Repeated: list[str],
 }
 
 
@@ -65,7 +66,7 @@ def parse(
     others, options = _options(arguments)
     if called is not None:
         _check_config_files(called, others)
-        others = _joined(others, {action.dest for action in called._actions if hasattr(action, "repeated")})
+        others = _joined(others, {one.dest for one in called._actions if getattr(one, "annotation", None) == Repeated})
     namespace, command = parser.parse_args(others), program
     while command.function is None:
         command, namespace = command.commands[namespace.command], namespace[namespace.command]
@@ -141,15 +142,12 @@ def _command_parser(command: Callable[..., Any]) -> ArgumentParser:
         parser.add_class_arguments(dataclass, as_group=False, skip=set(left_out))
     if any(action.dest == "options" for action in parser._actions):
         parser.epilog = "\n\n".join(_documentation(get(name).Config) for name in method_names())
-    repeated = _annotated(command, "repeated")
     every = [field for dataclass, _ in dataclasses.values() for field in fields(dataclass)]
     # the types of fields with a check in Annotated, which check_types reads
     checked = {field.name: get_args(field.type)[0] for field in every if get_origin(field.type) is Annotated}
     for action in parser._actions:
-        if action.dest in repeated:
-            vars(action).update(repeated=True, _typehint=list[str])
         if (hint := checked.get(action.dest, getattr(action, "_typehint", None))) is not None:
-            vars(action)["_typehint"] = _TYPES.get(hint, hint)
+            vars(action).update(annotation=hint, _typehint=_TYPES.get(hint, hint))
         if isinstance(action.default, bool):
             action.nargs, action.const = "?", True  # `--overwrite` alone means `--overwrite true`
     return parser
@@ -261,15 +259,9 @@ def dataclasses_of(command: Callable[..., Any]) -> dict[str, tuple[type[Any], tu
 
 def positionals_of(command: Callable[..., Any]) -> dict[str, str]:
     """Return the parameters of a command that take words without a flag, and their help."""
-    parameters = docstring_parser.parse(_documentation(command)).params
-    described = {one.arg_name: one.description or "" for one in parameters}
-    return {name: described[name] for name in _annotated(command, "positional")}
-
-
-def _annotated(command: Callable[..., Any], word: str) -> list[str]:
-    """Return the parameters of a command that are annotated with a word."""
     hints = get_type_hints(command, include_extras=True)
-    return [name for name, hint in hints.items() if word in getattr(hint, "__metadata__", ())]
+    parameters = docstring_parser.parse(_documentation(command)).params
+    return {one.arg_name: one.description or "" for one in parameters if hints.get(one.arg_name) == Words}
 
 
 def _gather(command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
