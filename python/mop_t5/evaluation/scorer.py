@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from mop_t5.checks import errors_at
 from mop_t5.data import TASKS, Example, TaskMetrics, scenarios_of
 from mop_t5.evaluation.metrics import FUNCTIONS, Golds, strays
 from mop_t5.evaluation.rouge import Rouge, normalised
@@ -48,13 +49,10 @@ class Scorer:
         by_rouge = self.by_rouge(examples, texts)
         for task, rows in _rows_by_task(examples).items():
             rouge = by_metric(mean_scores([by_rouge[i] for i in rows])) if rows[0] in by_rouge else {}
-            if task not in self.tasks:
-                scores[task] = from_metrics(rouge)
-                continue
             golds, given = self._golds(examples, rows), [normalised(texts[i], self.form) for i in rows]
-            scores[task] = from_metrics(
-                {m: rouge[m] if m in rouge else self._one(m, task, golds, given) for m in self.tasks[task].metrics}
-            )
+            metrics = self.tasks[task].metrics if task in self.tasks else Scores._fields
+            numbers = {m: rouge[m] if m in rouge else self._one(m, task, golds, given) for m in metrics}
+            scores[task] = from_metrics(numbers)
         return with_average(scores)
 
     def remarks(self, examples: Sequence[Example], texts: Mapping[str, Sequence[str]]) -> list[str]:
@@ -77,10 +75,8 @@ class Scorer:
     def _one(self, metric: str, task: str, golds: Golds, texts: Sequence[str]) -> float:
         positive = self.tasks[task].positive
         more = {} if positive is None or metric != "f1" else {"positive": normalised(positive, self.form)}
-        try:
+        with errors_at(f"task {task!r}"):
             return FUNCTIONS[metric](golds, texts, **more)
-        except ValueError as error:
-            raise ValueError(f"task {task!r}: {error}") from error
 
     def by_rouge(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[int, Scores]:
         """Return row -> the best of each ROUGE score over all right answers, for rows of tasks that need ROUGE."""
