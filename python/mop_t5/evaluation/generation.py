@@ -77,7 +77,7 @@ def generate_summaries(
     generates = cast("GenerativePreTrainedModel", inner)
     scenarios = scenarios_needed(inner)
     rows = encoded(inner, tokenizer, examples, scenarios, max_source=max_source)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]), reverse=True)
+    order = sorted(range(len(rows)), key=lambda i: rows.lengths[i][0], reverse=True)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collator = Collator(tokenizer.pad_token_id, None if scenarios is None else len(scenarios))
     loader = DataLoader(rows, batch_sampler=batches, collate_fn=collator)
@@ -172,8 +172,7 @@ def source_lengths(
     """Return the number of source tokens per example. A source that a generation cuts counts as max_source + 1."""
     if not examples:
         return []
-    rows = encoded(model, tokenizer, examples, None, max_source=max_source + 1)
-    return [len(rows[number]["input_ids"]) for number in range(len(rows))]
+    return [source for source, _ in encoded(model, tokenizer, examples, None, max_source=max_source + 1).lengths]
 
 
 def search_settings(
