@@ -67,8 +67,8 @@ def generate(
         check_int(name, size, 1)
     _check_files(input, target, resume, overwrite)
     model, tokenizer, settings = load_run(run, backbone, on_accelerator=True)
-    options = settings.get("options") or {}
-    summariser = Summariser(model, tokenizer, options, lengths_of(settings), num_beams, batch_size)
+    search = {"num_beams": num_beams, **lengths_of(settings)}
+    summariser = Summariser(model, tokenizer, settings.get("options") or {}, search, batch_size)
     requests, total = _requests(input, dialogue, scenario, scenarios_needed(model))
     counts, position, where = Counts(), 0, output or "standard output"
     if resume and target is not None and target.exists():

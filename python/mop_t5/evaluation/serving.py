@@ -44,22 +44,20 @@ class Summariser:
         model: The model.
         tokenizer: The tokenizer of the model.
         options: The fields of the method.
-        lengths: max_source and max_new_tokens of generate_summaries.
-        num_beams: Beams of the search.
+        search: num_beams, max_source and max_new_tokens of generate_summaries.
         batch_size: Dialogues per batch.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any]
-    lengths: dict[str, Any]
-    num_beams: int = 1
+    search: dict[str, Any]
     batch_size: int = 32
 
     @cached_property
     def key(self) -> str:
         """The first half of `key`: a checksum of the model and the settings, without the batch size."""
-        settings: dict[str, Any] = {"options": self.options, "num_beams": self.num_beams, **self.lengths}
+        settings = {"options": self.options, **self.search}
         weights = weights_of(self.model) if offloads(self.model) else self.model.state_dict()
         settings |= {"weights": hash_weights(weights), "scenarios": list(scenarios_needed(self.model) or ())}
         settings |= {"tokenizer": of_tokenizer(self.tokenizer)}
@@ -75,11 +73,11 @@ class Summariser:
         """
         examples = [request.example for request in requests if request.example is not None]
         bar.update(len(requests) - len(examples))
-        limit = self.lengths["max_source"]
+        limit = self.search["max_source"]
         sources = iter(source_lengths(self.model, self.tokenizer, examples, limit))
-        search = {"batch_size": self.batch_size, "num_beams": self.num_beams, **self.lengths}
         texts: Iterator[str] = itertools.repeat("")
         if examples and not dry_run:
+            search = {"batch_size": self.batch_size, **self.search}
             texts = iter(generate_summaries(self.model, self.tokenizer, examples, progress=bar, **search))
         return [self._row(r) if r.error else self._row(r, next(texts), next(sources) > limit) for r in requests]
 
