@@ -1,6 +1,7 @@
 """A text in the form in which its values are compared: plain characters, words, and amounts."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,7 +10,7 @@ from mop_t5.backbone.tokenizer import segment
 from mop_t5.evaluation.amounts import Amount, amounts
 
 Place = tuple[int, int]  # start and end in a text
-_LONGEST_BRACKETS = 24  # characters of brackets that belong to a name, such as the branch of a shop
+_BRACKETS = re.compile(r"\([^()，。、,;:\n]{0,23}\)")  # brackets that belong to a name, such as the branch of a shop
 # full-width forms as ASCII, one character each so that places stay; not the comma, which ends a clause
 _ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code != 0xFF0C} | {0x3000: " ", 0xFFE5: "¥"}
 _ASCII |= dict.fromkeys(map(ord, "–—−"), "-")
@@ -49,15 +50,8 @@ class Reading:
 
     def closed(self, word: int) -> int | None:
         """Return the word after the brackets that `word` opens. None if it opens no brackets, or long brackets."""
-        if word < len(self.words) and self.text[slice(*self.words[word])] == "(":
-            start = self.words[word][0]
-            for position in range(word + 1, len(self.words)):
-                end = self.words[position][1]
-                if self.text[slice(*self.words[position])] == ")":
-                    return position + 1
-                if end - start > _LONGEST_BRACKETS or self.text[end - 1] in "(，。、,;:\n":
-                    break
-        return None
+        found = _BRACKETS.match(self.text, self.words[word][0]) if word < len(self.words) else None
+        return None if found is None else bisect_left(self.words, (found.end(), 0))
 
     def names(self, name: str) -> bool:
         """Return whether the text has a name, given in plain form, and not inside a longer Latin word or number."""

@@ -6,6 +6,7 @@ is wording if many references of a scenario have it, or if the dialogues of most
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from mop_t5.evaluation.readings import CHINESE, LATIN, LETTER, Place, Reading, f
 
 KINDS = ("name", "price", "rating", "number")
 _LEAST = 5  # references that must have a word before it can be wording
+_NAME = re.compile("d?n(?:[nd]|b(?=n))*")  # the words of a name, by their roles (see Values._roles)
 _BOUNDS = {"以上", "以下", "以内", "左右"}  # bounds after a number (above, below, within, about), not always said
 
 
@@ -126,43 +128,37 @@ class Values:
 
     def _parts(self, reading: Reading) -> tuple[list[list[Place]], list[Amount]]:
         """Return the words of each name, and the numbers outside names."""
-        kinds, start = self._kinds(reading), 0
+        roles, end = self._roles(reading), 0
         runs: list[list[Place]] = []
-        while start < len(kinds):
-            if kinds[start] != "name" and kinds[start : start + 2] != ["digits", "name"]:
-                start += 1
-                continue
-            end = start + 1
-            while kinds[end : end + 1] in (["name"], ["digits"]) or kinds[end : end + 2] == ["between", "name"]:
-                end += 1
+        while found := _NAME.search(roles, end):
+            start, end = found.span()
             # a bracket belongs to the name before it, even after one word of wording: 全季酒店(东单店)
-            end = reading.closed(end) or (kinds[end : end + 1] == ["wording"] and reading.closed(end + 1)) or end
+            end = reading.closed(end) or (roles[end : end + 1] == "w" and reading.closed(end + 1)) or end
             if reading.letters(reading.words[start:end]) > 1:
                 runs.append(reading.words[start:end])
-            start = end
         inside = {place for run in runs for place in range(run[0][0], run[-1][1])}
         return runs, [number for number in reading.amounts if number.start not in inside]
 
-    def _kinds(self, reading: Reading) -> list[str]:
-        """Return the role of each word in a name: "name", "digits", or "between" two words. Others: "wording" or ""."""
+    def _roles(self, reading: Reading) -> str:
+        """Return the role of each word in a name, one letter each: name, digits, between two words, wording, other."""
         counting = {p for n in reading.amounts if not (n.bare and n.number.isdigit()) for p in range(n.label, n.end)}
         chinese = CHINESE.search(reading.text) is not None
-        kinds = []
+        roles = ""
         for start, end in reading.words:
-            word = reading.text[start:end]
+            word, low = reading.text[start:end], reading.folded[start:end]
             if start in counting:
-                kinds.append("")
+                roles += "o"
             elif word.isdigit():
-                kinds.append("digits")
+                roles += "d"
             elif not LETTER.search(word):
                 latin = LATIN.match(reading.folded, start - 1) and LATIN.match(reading.folded, end)
-                kinds.append("between" if word in "·&" or (latin and word in "'-. ") else "")
-            elif is_label(word):
-                kinds.append("wording")
-            else:  # a name in Latin script has a capital letter, except in Chinese text, such as wifi
-                low = reading.folded[start:end]
-                kinds.append("wording" if low in self.wording or (word == low and not chinese) else "name")
-        return kinds
+                roles += "b" if word in "·&" or (latin and word in "'-. ") else "o"
+            # a name in Latin script has a capital letter, except in Chinese text, such as wifi
+            elif is_label(word) or low in self.wording or (word == low and not chinese):
+                roles += "w"
+            else:
+                roles += "n"
+        return roles
 
     def _pieces(
         self, reading: Reading, run: Sequence[Place], sources: Sequence[Reading]
