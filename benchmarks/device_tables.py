@@ -40,7 +40,7 @@ def count_launches(work: Work, precision: Precision, direction: str) -> int:
         tensors = work.inputs(precision.dtype)
         grads = [torch.empty(shape, dtype=precision.dtype) for shape in work.output_shapes()]
         with recording() as launches, _TorchKernels() as torch_kernels:
-            run(work, "triton", tensors, direction, grads)
+            run(work, tensors, direction, grads)
     return len(launches) + torch_kernels.count
 
 

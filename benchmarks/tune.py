@@ -21,17 +21,10 @@ import torch
 from benchmarks.support import compiler, launches, results, timer
 from benchmarks.support.step_work import run
 from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, WORK, Precision, Work
-from mop_kernels.triton_kernels.launch import Choice, asked, forced, path_of, recording
+from mop_kernels.triton_kernels.launch import Choice, forced, path_of
 
 GAIN = 0.97  # a configuration is kept if it takes at most this share of the time of the kernel's own choice
 LARGEST = 2 * 10**9  # bytes; larger works would leave no time for the others
-
-
-def choices_of(work: Work, precision: Precision) -> list[Choice]:
-    """Return the distinct choices of one call, forward and backward, without running it."""
-    with torch.device("meta"), precision.in_force(), recording(), asked() as choices:
-        run(work, "triton", work.inputs(precision.dtype), BOTH)
-    return list({choice.key: choice for choice in choices}.values())
 
 
 def best_of(choice: Choice, time_ms: Callable[[], float]) -> dict[str, int] | None:
@@ -60,7 +53,7 @@ def tune(
     found: dict[str, dict[str, dict[str, int]]] = {}
     seen = set()
     for work, precision in product(works, precisions):
-        for choice in choices_of(work, precision):
+        for choice in launches.choices_of(work, precision):
             if choice.key in seen:
                 continue
             if time.monotonic() > deadline:
@@ -85,7 +78,7 @@ def device_timer_of(work: Work, precision: Precision) -> Callable[[], float]:
 
     @torch.no_grad()
     def time_ms() -> float:
-        return statistics.median(timer.graph_times(lambda *t: run(work, "triton", t, BOTH, grads), inputs, 20))
+        return statistics.median(timer.graph_times(lambda *t: run(work, t, BOTH, grads), inputs, 20))
 
     return time_ms
 

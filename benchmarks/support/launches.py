@@ -26,11 +26,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.support.step_work import LAUNCHED, StepWork, run
+from benchmarks.support.step_work import LAUNCHED, run
 from benchmarks.support.work import BOTH, PRECISIONS, Precision, Work
 from mop_kernels.triton_kernels.device_functions import Phm
+from mop_kernels.triton_kernels.launch import Choice, asked, forced, recording
 from mop_kernels.triton_kernels.launch import Launch as Made
-from mop_kernels.triton_kernels.launch import asked, forced, recording
 
 PACKAGE = "mop_kernels.triton_kernels"
 FILE = Path(__file__).resolve().parents[2] / "tests" / "triton" / "launches.json"
@@ -143,7 +143,7 @@ def kinds_of(text: str) -> tuple:
 
 
 def of_works(
-    works: Iterable[Work | StepWork] = LAUNCHED,
+    works: Iterable[Work] = LAUNCHED,
     precisions: Iterable[Precision] = PRECISIONS,
     candidates: bool = False,
 ) -> list[Recorded]:
@@ -161,16 +161,22 @@ def of_works(
     return list(found.values())
 
 
-def made_by(work: Work | StepWork, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
+def choices_of(work: Work, precision: Precision) -> list[Choice]:
+    """Return the distinct choices of one call, forward and backward, without running it."""
+    with torch.device("meta"), precision.in_force(), recording(), asked() as found:
+        run(work, work.inputs(precision.dtype), BOTH)
+    return list({choice.key: choice for choice in found}.values())
+
+
+def made_by(work: Work, precision: Precision, direction: str = BOTH, candidates: bool = False) -> list[Made]:
     """Return all launches of one work as mop_kernels makes them, on tensors of the device "meta"."""
     with torch.device("meta"), precision.in_force(), recording() as made:
         tensors = work.inputs(precision.dtype)
-        with asked() as choices:
-            run(work, "triton", tensors, direction)
-        for choice in {choice.key: choice for choice in choices}.values() if candidates else ():
+        run(work, tensors, direction)
+        for choice in choices_of(work, precision) if candidates else ():
             for config in choice.candidates():
                 with forced(choice, config):
-                    run(work, "triton", tensors, direction)
+                    run(work, tensors, direction)
     return made
 
 

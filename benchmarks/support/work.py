@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 import mop_kernels as mk
-from mop_kernels import multiply_adds, reference, testing
-from mop_kernels.testing import BANKS, PROMPTS, SHAPES, Bank, PromptShape, Shape
+from mop_kernels import multiply_adds, ops, reference, testing
+from mop_kernels.testing import BANKS, PROMPTS, SHAPES, AttentionShape, Bank, PromptShape, Shape
+from mop_kernels.truth import PRODUCTS
 
 FORWARD, BOTH = DIRECTIONS = ("forward", "forward + backward")
+# arguments of the operations of a T5's step, by their names in the schemas
+OF_T5 = {"eps": 1e-6, "p": 0.1, "dropout": 0.1, "scale": 1.0, "prefix_key": None, "prefix_value": None}
 
 
 class Precision(NamedTuple):
@@ -58,13 +61,14 @@ class Work(NamedTuple):
     Attributes:
         op: Name of the public operation.
         label: The size in words.
-        shape: A Bank for mop_ffn, a PromptShape for attempt_mix, a Shape for the other operations.
+        shape: A Bank for mop_ffn, a PromptShape for attempt_mix, a Shape for phm_weight and the linear operations. For
+            the operations of a frozen T5's step: an AttentionShape for prefix_attention, or (rows, columns).
         pairs: Number of weights that one call of phm_weight makes. 0: one weight, without group dims.
     """
 
     op: str
     label: str
-    shape: Shape | Bank | PromptShape
+    shape: Shape | Bank | PromptShape | AttentionShape | tuple[int, int]
     pairs: int = 0
 
     @property
@@ -78,48 +82,57 @@ class Work(NamedTuple):
             return self._replace(shape=BANKS["small"])
         if isinstance(self.shape, PromptShape):
             return self._replace(shape=PROMPTS["odd"])
+        assert isinstance(self.shape, Shape)
         return self._replace(shape=Shape(8, min(4, self.shape.terms), 4, 4, 4, 4, 1), pairs=min(self.pairs, 2))
 
     def inputs(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Return the differentiable inputs, in the order of the operation."""
+        """Return the differentiable inputs, in the order of the raw operation."""
+        shape = self.shape
         if self.pairs:
             one = self._replace(pairs=0)
             return stacked([one.inputs(dtype, seed + k) for k in range(self.pairs)])
-        if isinstance(self.shape, Bank):
-            return present(testing.mop_inputs(self.shape, dtype, seed=seed))
-        if isinstance(self.shape, PromptShape):
-            return testing.prompt_inputs(self.shape, dtype, seed=seed)[0]
-        if self.op == "lowrank_phm_linear":
-            return present(testing.lowrank_inputs(self.shape, dtype, seed=seed))
-        tensors = present(testing.linear_inputs(self.shape, dtype, seed=seed))
-        return tensors[1:3] if self.op == "phm_weight" else tensors
+        if isinstance(shape, Bank):
+            return present(testing.mop_inputs(shape, dtype, seed=seed))
+        if isinstance(shape, PromptShape):
+            return testing.prompt_inputs(shape, dtype, seed=seed)[0]
+        if isinstance(shape, Shape):
+            return present(PRODUCTS[self.op][2](shape, dtype, seed=seed))
+        if isinstance(shape, AttentionShape):
+            return attention_inputs(shape, dtype, seed)[0]
+        generator = torch.Generator().manual_seed(seed)
+        others = {"rms_norm": [shape[1:]], "relu_dropout": []}.get(self.op, [shape])
+        return [testing.normal(generator, dtype, *sizes) for sizes in (shape, *others)]
 
-    def output_shapes(self) -> list[tuple[int, ...]]:
+    def output_shapes(self) -> list[torch.Size]:
         """Return the shapes of the outputs of the raw operation (mop_kernels/ops.py)."""
-        s = self.shape
-        if isinstance(s, Bank):
-            return [(s.layers, s.experts, s.up.rows, s.up.d_out)] * s.maps
-        if isinstance(s, PromptShape):
-            return [(s.batch, s.rows + s.length, s.width), (s.batch, s.sources + 1), *[(s.batch, s.width)] * 2]
-        groups = (self.pairs,) if self.pairs else ()
-        return [(*groups, s.d_in if self.op == "phm_weight" else s.rows, s.d_out)]
+        with torch.device("meta"):
+            arguments = self.forward_arguments(self.inputs(torch.float32))
+        return [y.shape for y in listed(ops.get(self.op, "reference")(*arguments))]
 
     def forward_arguments(self, tensors: Sequence[Tensor]) -> tuple:
         """Return the arguments of the raw operation."""
-        if self.op != "mop_ffn":
+        if self.op == "mop_ffn":
+            x, down, ups = testing.as_mop_arguments(tensors)
+            return x, down, [t for up in ups for t in up], len(ups), "relu", None
+        if isinstance(self.shape, (Shape, PromptShape)):
             return public_arguments(self.op, tensors)
-        x, down, ups = testing.as_mop_arguments(tensors)
-        return x, down, [t for up in ups for t in up], len(ups), "relu", None
+        names = argument_names(self.op)
+        given = OF_T5 | {"seed": torch.zeros(1, dtype=torch.int64)} | dict(zip(names, tensors))
+        if isinstance(self.shape, AttentionShape):
+            given |= attention_inputs(self.shape, tensors[0].dtype)[1]
+        return tuple(given[name] for name in names)
 
     def backward_arguments(self, tensors: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple:
-        """Return the arguments of the raw backward operation, which asks for all gradients."""
-        asked = (1 << len(tensors)) - 1
-        if self.op == "mop_ffn":
-            return grads, *self.forward_arguments(tensors), asked
-        if self.op == "attempt_mix":  # the last two stand for what forward saved: any number, at any row
-            return *grads, *self.forward_arguments(tensors)[2:], asked
-        read = tensors if self.op == "phm_weight" else tensors[:-1]  # not the bias
-        return grads[0], *read, asked
+        """Return the arguments of the raw backward operation, which asks for all gradients.
+
+        They are arguments of the forward operation, by name. `grads`, one tensor per output, stands for the others: the
+        gradients of outputs, and outputs that forward saved.
+        """
+        given = dict(zip(argument_names(self.op), self.forward_arguments(tensors)))
+        given |= {"grads": grads, "needs": (1 << len(tensors)) - 1}
+        of_outputs = iter(grads)
+        names = argument_names(f"{self.op}_backward")
+        return tuple(given[name] if name in given else next(of_outputs) for name in names)
 
     def least_work(self, dtype: torch.dtype, direction: str) -> tuple[int, int]:
         """Return the least floating-point operations and bytes of a call of the raw operation."""
@@ -159,6 +172,19 @@ def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
+def argument_names(op: str) -> list[str]:
+    """Return the names of the arguments of a raw operation."""
+    return [argument.name for argument in ops.get(op, "reference")._schema.arguments]
+
+
+def attention_inputs(shape: AttentionShape, dtype: torch.dtype, seed: int = 0) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return query, key and value in the layout of the raw operation with the prefixes; and other arguments by name."""
+    (*tensors, bias), options = testing.attention_inputs(shape, dtype, seed=seed)
+    query, key, value, *prefixes = present(tensors)
+    projected = [t.transpose(1, 2).contiguous() for t in (query, key, value)]
+    return [*projected, *prefixes], options | {"bias": bias, "causal": shape.causal}
+
+
 def stacked(lists: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Stack the first tensors of all lists, then the second ones, and so on."""
     return [torch.stack(tensors) for tensors in zip(*lists, strict=True)]
@@ -170,9 +196,6 @@ def batch_of(examples: int, length: int, tasks: int, device: torch.device) -> tu
 
     The examples are padded to the longest one; the shortest has half of its positions. The tasks take turns.
     """
-    if device.type == "meta":
-        sizes = torch.empty(examples, length, dtype=torch.bool, device=device)
-        return sizes, torch.empty(examples, dtype=torch.int64, device=device)
     lengths = torch.linspace(length / 2, length, examples, device=device).ceil()
     mask = torch.arange(length, device=device) < lengths[:, None]
     return mask, torch.arange(examples, device=device) % tasks
@@ -218,8 +241,7 @@ def least_multiply_adds(op: str, tensors: Sequence[Tensor]) -> int:
     map, stage 1 of that map counts once per expert: 115.5 million for the bank of the paper.
     """
     if op == "attempt_mix":
-        (batch, _, width), (sources, rows, _), rank = tensors[0].shape, tensors[1].shape, tensors[3].shape[1]
-        return multiply_adds.of_prompts(batch, sources, rows, width, rank)
+        return multiply_adds.attempt_mix(*public_arguments(op, tensors))
     size = size_of_call(op, tensors)
     if op == "mop_ffn":
         x, down, ups = public_arguments(op, tensors)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.support.step_work import StepWork
+from benchmarks.support.work import Work
 from mop_kernels import testing
 from mop_kernels.testing import ATTENTIONS, PROMPTS, Bank, Shape
 
@@ -34,7 +34,7 @@ class Case(NamedTuple):
     forward: tuple
     local_first: bool | None = None  # of the linear operations: which of their two ways is taken
     mask: int = -1  # of the gradients
-    work: StepWork | None = None  # of an operation of a T5's step
+    work: Work | None = None  # of an operation of a T5's step
 
     def backward(self, outputs: list[Tensor]) -> tuple:
         if self.work is not None:
@@ -74,7 +74,7 @@ def low_rank(dtype, *, bias: bool, local_first: bool) -> Case:
 
 
 def step(op: str, shape, dtype=FLOAT) -> Case:
-    work = StepWork(op, "few numbers", shape)
+    work = Work(op, "few numbers", shape)
     tensors = work.inputs(dtype)
     return Case(op, tensors, work.forward_arguments(tensors), work=work)
 

@@ -10,7 +10,7 @@ import torch
 from errors import says
 
 from benchmarks import crossover, device_tables, tune
-from benchmarks.support import floors, goals
+from benchmarks.support import floors, goals, launches
 from benchmarks.support.results import Results, row_of
 from benchmarks.support.work import BFLOAT16, BOTH, FORWARD, WORK, Work, size_of_call
 from mop_kernels.testing import Shape
@@ -38,7 +38,7 @@ def tuned_by(time_of) -> dict:
 
 
 def test_tuning_keeps_what_is_clearly_faster():
-    choices = tune.choices_of(LAYER, BFLOAT16)
+    choices = launches.choices_of(LAYER, BFLOAT16)
     assert choices
     chosen = next(c for c in choices if len(c.candidates()) > 1)
     best = chosen.candidates()[-1]
@@ -53,7 +53,7 @@ def test_a_candidate_that_fails_is_none():
             raise RuntimeError("out of shared memory")
         return 1.0
 
-    own = [choice.candidates()[0] for choice in tune.choices_of(LAYER, BFLOAT16)]
+    own = [choice.candidates()[0] for choice in launches.choices_of(LAYER, BFLOAT16)]
     assert tuned_by(time_of) == {}
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from benchmarks.support.launches import made_by
-from benchmarks.support.step_work import StepWork
 from benchmarks.support.work import BFLOAT16, BOTH, FLOAT32, FORWARD, PRECISIONS, WORK, Work
 from mop_kernels import backends, testing
 from mop_kernels.testing import BANKS, PROMPTS, AttentionShape, Bank, PromptShape, Shape
@@ -26,12 +25,12 @@ LARGE = [
     Work("phm_weight", "large", Shape(1, 4, 4, 4, 2**14, 2**14, 1)),
     Work("lowrank_phm_linear", "many rows", Shape(2**22, 4, 4, 4, 256, 256, 4)),
     Work("lowrank_phm_linear", "large", Shape(40, 16, 16, 16, 4096, 4096, 2)),
-    StepWork("prefix_attention", "long", AttentionShape(64, 32, 2**17, 2**17, 64, 2**12, 1000, True)),
-    StepWork("prefix_attention", "many examples", AttentionShape(2**20, 16, 1, 1, 16, 1, 1, False)),
-    StepWork("rms_norm", "many rows", (2**30, 16)),
-    StepWork("dropout_add", "many rows", (2**30, 16)),
-    StepWork("relu_dropout", "wide", (2**20, 2**18)),
-    StepWork("gated_gelu_dropout", "wide", (2**20, 2**18)),
+    Work("prefix_attention", "long", AttentionShape(64, 32, 2**17, 2**17, 64, 2**12, 1000, True)),
+    Work("prefix_attention", "many examples", AttentionShape(2**20, 16, 1, 1, 16, 1, 1, False)),
+    Work("rms_norm", "many rows", (2**30, 16)),
+    Work("dropout_add", "many rows", (2**30, 16)),
+    Work("relu_dropout", "wide", (2**20, 2**18)),
+    Work("gated_gelu_dropout", "wide", (2**20, 2**18)),
 ]
 
 
@@ -120,10 +119,10 @@ def test_other_steps_compile_nothing_again(precision):
         shape = AttentionShape(batch, 8, queries, keys, 64, prefix, rows, True)
         sizes = (batch * queries, 512)
         ops = ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout")
-        works = [StepWork(op, "", sizes) for op in ops]
+        works = [Work(op, "", sizes) for op in ops]
         return [
             launch
-            for work in (StepWork("prefix_attention", "", shape), *works)
+            for work in (Work("prefix_attention", "", shape), *works)
             for launch in made_by(work, precision, BOTH)
         ]
 
