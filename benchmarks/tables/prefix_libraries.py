@@ -1,4 +1,4 @@
-"""How each library puts a prefix or a prompt on a T5: `Tuned` is what prefixes.py measures.
+"""How each library puts a prefix or a prompt on a T5, for prefixes.py.
 
 A library is imported only in its own functions, because PEFT and adapters need different releases of transformers.
 """
@@ -29,35 +29,21 @@ def backbone() -> Any:
 
 
 @dataclass
-class Tuned:
-    """A T5 with a prefix or a prompt.
-
-    Args:
-        model: what is called and generates.
-        base: the T5 inside of it.
-        reported: trainable parameters, as the library reports them.
-    """
-
-    model: Any
-    base: Any
-    reported: int
-
-
-@dataclass
 class Library:
     """A way to tune a T5.
 
     Args:
         package: distribution.
-        build: puts it on a backbone.
-        save: writes it to a folder.
-        load: puts a saved one on a fresh backbone.
+        build: puts it on a backbone. Returns the model that is called and generates, and the number of its trainable
+            parameters, as the library reports it.
+        save: writes the model to a folder.
+        load: puts a saved one on a fresh backbone, and returns the model.
     """
 
     package: str
-    build: Callable[[Any], Tuned]
-    save: Callable[[Tuned, Path], Any]
-    load: Callable[[Any, Path], Tuned]
+    build: Callable[[Any], tuple[Any, int]]
+    save: Callable[[Any, Path], Any]
+    load: Callable[[Any, Path], Any]
 
 
 def peft(kind: str) -> Library:
@@ -66,14 +52,11 @@ def peft(kind: str) -> Library:
 
     config_class = {"prefix": PrefixTuningConfig, "prompt": PromptTuningConfig}[kind]
 
-    def build(model: Any) -> Tuned:
+    def build(model: Any) -> tuple[Any, int]:
         tuned = get_peft_model(model, config_class(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=ROWS))
-        return Tuned(tuned, model, tuned.get_nb_trainable_parameters()[0])
+        return tuned, tuned.get_nb_trainable_parameters()[0]
 
-    def load(model: Any, folder: Path) -> Tuned:
-        return Tuned(PeftModel.from_pretrained(model, folder).eval(), model, 0)
-
-    return Library("peft", build, lambda tuned, folder: tuned.model.save_pretrained(folder), load)
+    return Library("peft", build, lambda tuned, folder: tuned.save_pretrained(folder), PeftModel.from_pretrained)
 
 
 def adapters(kind: str) -> Library:
@@ -81,36 +64,31 @@ def adapters(kind: str) -> Library:
     import adapters as library
     from adapters import PrefixTuningConfig, PromptTuningConfig
 
-    def build(model: Any) -> Tuned:
+    def build(model: Any) -> tuple[Any, int]:
         library.init(model)
         is_prefix = kind == "prefix"
         config = PrefixTuningConfig(prefix_length=ROWS) if is_prefix else PromptTuningConfig(prompt_length=ROWS)
         model.add_adapter("tuned", config=config)
         model.train_adapter("tuned")
-        return Tuned(model, model, model.adapter_summary(as_dict=True)[0]["#param"])
+        return model, model.adapter_summary(as_dict=True)[0]["#param"]
 
-    def load(model: Any, folder: Path) -> Tuned:
+    def load(model: Any, folder: Path) -> Any:
         library.init(model)
         model.load_adapter(str(folder), set_active=True)
-        return Tuned(model.eval(), model, 0)
+        return model
 
-    return Library("adapters", build, lambda tuned, folder: tuned.model.save_adapter(str(folder), "tuned"), load)
+    return Library("adapters", build, lambda model, folder: model.save_adapter(str(folder), "tuned"), load)
 
 
 def mop_t5(kind: str) -> Library:
     """Return the prefix-tuning or prompt-tuning of this project."""
     import mop_t5 as library
 
-    def started(model: Any) -> Tuned:
-        return Tuned(model, model, library.count_parameters(model).trained)
+    def build(model: Any) -> tuple[Any, int]:
+        library.attach(model, f"{kind}_tuning", scenarios=["one"], prefix_length=ROWS)
+        return model, library.count_parameters(model).trained
 
-    def build(model: Any) -> Tuned:
-        return started(library.attach(model, f"{kind}_tuning", scenarios=["one"], prefix_length=ROWS))
-
-    def load(model: Any, folder: Path) -> Tuned:
-        return started(library.load(model, folder).eval())
-
-    return Library("mop-kernels", build, lambda tuned, folder: library.save(tuned.model, folder), load)
+    return Library("mop-kernels", build, library.save, library.load)
 
 
 LIBRARIES = {"peft": peft, "adapters": adapters, "mop_t5": mop_t5}

@@ -6,63 +6,60 @@ weights, two layers and eager attention, and the trainable parameters are random
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.tables.prefix_libraries import LIBRARIES, Library, Tuned, backbone
+from benchmarks.tables.prefix_libraries import LIBRARIES, Library, backbone
 from benchmarks.tables.record import Cell, difference, measured, write
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10, 1], [11, 12, 13, 14, 15, 16, 1]])
 TARGET = torch.tensor([[20, 21, 22, 23, 1], [24, 25, 26, 27, 1]])
 GIVEN = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}  # two rows without padding
 BATCH = {**GIVEN, "labels": TARGET}
-ATTENTIONS = {
-    "encoder self-attention": "encoder_attentions",
-    "decoder self-attention": "decoder_attentions",
-    "cross-attention": "cross_attentions",
-}
 STEPS = 8  # generated tokens
 CLOSE = 1e-3  # between biases, which differ by about 1
 
 
-def tuned(library: Library) -> Tuned:
+def tuned(library: Library) -> Any:
     """Return a tuned T5 with random trainable parameters, in evaluation mode."""
-    made = library.build(backbone())
+    model, _ = library.build(backbone())
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.model.parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    made.model.eval()
-    return made
+    return model.eval()
 
 
 @torch.no_grad()
 def weights(library: Library, attention: str, *, only_bias: bool = False) -> Tensor:
-    """Return the first layer's weights (heads, queries, keys) of an attention.
+    """Return the first layer's weights (heads, queries, keys) of the "encoder", "decoder" or "cross" attention.
 
     With only_bias all queries are zero, so that the scores are the position bias alone.
     """
     model = tuned(library)
     if only_bias:
-        for name, parameter in model.base.named_parameters():
+        for name, parameter in model.named_parameters():
             if name.endswith("Attention.q.weight"):
                 parameter.zero_()
-    return model.model(**BATCH, output_attentions=True)[ATTENTIONS[attention]][0][0]
+    return model(**BATCH, output_attentions=True)[f"{attention}_attentions"][0][0]
 
 
 def extra_columns(library: Library, attention: str) -> Cell:
     """Return the number of keys beside the tokens' own. A prompt counts, where it is not a query too."""
     found = weights(library, attention)
-    plain = SOURCE.shape[1] if attention != "decoder self-attention" else TARGET.shape[1]
-    return found.shape[-1] - plain
+    return found.shape[-1] - (TARGET if attention == "decoder" else SOURCE).shape[1]
 
 
 def bias_of_prefix(library: Library, attention: str) -> Cell:
-    """Name the position bias of a prefix, read from the weights of the last query, which sees every key.
+    """Name the position bias of a prefix in a self-attention.
+
+    It is read from the weights of the last query, which sees every key.
 
     Returns:
         "none": no prefix, "tokens": the rows are queries too, "zero", "before": the bias of tokens before the text,
@@ -70,10 +67,10 @@ def bias_of_prefix(library: Library, attention: str) -> Cell:
     """
     found = weights(library, attention, only_bias=True).double()
     queries, keys = found.shape[1], found.shape[2]
-    prefix = keys - (SOURCE if attention.startswith("encoder") else TARGET).shape[1]
+    prefix = keys - (SOURCE if attention == "encoder" else TARGET).shape[1]
     if prefix == 0 or queries == keys:
         return "none" if prefix == 0 else "tokens"
-    layer = getattr(backbone(), attention.split(" ")[0]).block[0].layer[0].SelfAttention
+    layer = getattr(backbone(), attention).block[0].layer[0].SelfAttention
     with torch.no_grad():
         table = layer.compute_bias(keys, keys)[0].double()  # (heads, queries, keys), as if all keys were tokens
     last = found[:, -1].log()  # bias + a constant per head
@@ -92,15 +89,15 @@ def bias_of_prefix(library: Library, attention: str) -> Cell:
 def generated(library: Library, **options: Any) -> Any:
     """Return what `generate` gives, with the scores of every step."""
     model = tuned(library)
-    model.base.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = None
     options = {"max_new_tokens": STEPS, "do_sample": False, "output_scores": True, **options}
-    return model.model.generate(**GIVEN, return_dict_in_generate=True, **options)
+    return model.generate(**GIVEN, return_dict_in_generate=True, **options)
 
 
 @torch.no_grad()
 def logits_of(library: Library, sequences: Tensor) -> Tensor:
     """Return the logits of a forward pass that reads generated ids, for each generated token."""
-    return tuned(library).model(**GIVEN, decoder_input_ids=sequences[:, :-1]).logits[:, -STEPS:]
+    return tuned(library)(**GIVEN, decoder_input_ids=sequences[:, :-1]).logits[:, -STEPS:]
 
 
 def with_and_without_cache(library: Library, **options: Any) -> Cell:
@@ -133,12 +130,11 @@ def beams_against_scores(library: Library) -> Cell:
 
 def gradients(library: Library, checkpointing: bool = False) -> dict[str, Tensor]:
     """Return the gradients of trainable parameters, as far as they get one."""
-    model = tuned(library)
-    model.model.train()
+    model = tuned(library).train()
     if checkpointing:
-        model.base.gradient_checkpointing_enable({"use_reentrant": False})
-    model.model(**BATCH).loss.backward()
-    trained = ((name, p.grad) for name, p in model.model.named_parameters() if p.requires_grad)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**BATCH).loss.backward()
+    trained = ((name, p.grad) for name, p in model.named_parameters() if p.requires_grad)
     return {name: grad for name, grad in trained if grad is not None}
 
 
@@ -159,52 +155,58 @@ def trained(library: Library) -> Cell:
 def round_trip(library: Library) -> Cell:
     """Return the largest difference of the logits after saving and loading on a fresh backbone."""
     model = tuned(library)
-    wanted = model.model(**BATCH).logits
+    wanted = model(**BATCH).logits
     with tempfile.TemporaryDirectory() as folder:
         library.save(model, Path(folder) / "saved")
-        again = library.load(backbone(), Path(folder) / "saved")
-    return difference(again.model(**BATCH).logits, wanted)
+        again = library.load(backbone(), Path(folder) / "saved").eval()
+    return difference(again(**BATCH).logits, wanted)
 
 
 @torch.no_grad()
 def padding(library: Library) -> Cell:
     """Return how far the logits of a short row move if the batch pads it."""
     short, target = SOURCE[:1, 3:], TARGET[:1]
-    alone = tuned(library).model(input_ids=short, attention_mask=torch.ones_like(short), labels=target).logits
+    alone = tuned(library)(input_ids=short, attention_mask=torch.ones_like(short), labels=target).logits
     rows = SOURCE.clone()
     rows[0] = torch.nn.functional.pad(short[0], (0, 3))
     mask = torch.ones_like(rows)
     mask[0, -3:] = 0
-    return difference(tuned(library).model(input_ids=rows, attention_mask=mask, labels=TARGET).logits[:1], alone)
+    return difference(tuned(library)(input_ids=rows, attention_mask=mask, labels=TARGET).logits[:1], alone)
 
 
 @torch.no_grad()
 def effect(library: Library) -> Cell:
     """Tell whether the tuned parts change the logits at all."""
-    return difference(tuned(library).model(**BATCH).logits, backbone()(**BATCH).logits) > CLOSE
+    return difference(tuned(library)(**BATCH).logits, backbone()(**BATCH).logits) > CLOSE
+
+
+MEASURES: dict[str, Callable[[Library], Cell]] = {
+    "columns in the encoder self-attention": partial(extra_columns, attention="encoder"),
+    "columns in the decoder self-attention": partial(extra_columns, attention="decoder"),
+    "columns in the cross-attention": partial(extra_columns, attention="cross"),
+    "bias in the encoder self-attention": partial(bias_of_prefix, attention="encoder"),
+    "bias in the decoder self-attention": partial(bias_of_prefix, attention="decoder"),
+    "acts": effect,
+    "cache": with_and_without_cache,
+    "cached generate against forward": partial(generate_against_forward, use_cache=True),
+    "uncached generate against forward": partial(generate_against_forward, use_cache=False),
+    "uncached steps that equal forward": steps_that_equal,
+    "cache with 3 beams": partial(with_and_without_cache, num_beams=3),
+    "score of the best beam against forward": beams_against_scores,
+    "checkpointing": of_checkpointing,
+    "save and load": round_trip,
+    "reported parameters": lambda library: library.build(backbone())[1],
+    "parameters with a gradient": trained,
+    "padding": padding,
+}
 
 
 def column(library: Library) -> dict[str, Cell]:
     """Return all cells of a library, or the one cell that says why it does not build."""
-    built = measured(lambda: library.build(backbone()).reported)
+    built = measured(MEASURES["reported parameters"], library)
     if isinstance(built, dict):
         return {"builds": built}
-    cells = {f"columns in the {name}": measured(extra_columns, library, name) for name in ATTENTIONS}
-    for name in list(ATTENTIONS)[:2]:
-        cells[f"bias in the {name}"] = measured(bias_of_prefix, library, name)
-    cells["acts"] = measured(effect, library)
-    cells["cache"] = measured(with_and_without_cache, library)
-    cells["cached generate against forward"] = measured(generate_against_forward, library, True)
-    cells["uncached generate against forward"] = measured(generate_against_forward, library, False)
-    cells["uncached steps that equal forward"] = measured(steps_that_equal, library)
-    cells["cache with 3 beams"] = measured(with_and_without_cache, library, num_beams=3)
-    cells["score of the best beam against forward"] = measured(beams_against_scores, library)
-    cells["checkpointing"] = measured(of_checkpointing, library)
-    cells["save and load"] = measured(round_trip, library)
-    cells["reported parameters"] = built
-    cells["parameters with a gradient"] = measured(trained, library)
-    cells["padding"] = measured(padding, library)
-    return cells
+    return {name: measured(measure, library) for name, measure in MEASURES.items()}
 
 
 def main() -> None:
@@ -212,11 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=list(LIBRARIES), required=True)
     given = parser.parse_args()
-    columns = {}
-    for kind in ("prefix", "prompt"):
-        library = LIBRARIES[given.library](kind)
-        columns[kind] = column(library)
-    write(f"prefixes.{given.library}", [library.package, "torch", "transformers"], columns)
+    kinds = {kind: LIBRARIES[given.library](kind) for kind in ("prefix", "prompt")}
+    columns = {kind: column(library) for kind, library in kinds.items()}
+    write(f"prefixes.{given.library}", [kinds["prefix"].package, "torch", "transformers"], columns)
 
 
 if __name__ == "__main__":
