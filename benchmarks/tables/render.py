@@ -43,19 +43,9 @@ def about(results: Iterable[dict[str, Any]]) -> list[str]:
     return ["", *table(rows)]
 
 
-def is_error(cell: Any) -> bool:
-    """Tell whether a measurement failed."""
-    return isinstance(cell, dict) and "raises" in cell
-
-
-def error(cell: dict[str, str]) -> str:
-    """Return a failed measurement as text."""
-    return f"raises `{cell['raises'].replace('`', '')}`"
-
-
-def text_of(cell: Any, text: Callable[[Any], str]) -> str:
-    """Return a cell as text: a failed measurement by `error`, any other by `text`."""
-    return error(cell) if is_error(cell) else text(cell)
+def error(cell: Any) -> str:
+    """Return a failed measurement as text. Empty for any other cell."""
+    return f"raises `{cell['raises'].replace('`', '')}`" if isinstance(cell, dict) and "raises" in cell else ""
 
 
 def equal(cell: Any) -> str:
@@ -99,7 +89,7 @@ def prefixes() -> list[str]:
     columns = {(label, kind): results[label]["columns"][kind] for kind in ("prefix", "prompt") for label in results}
     rows = [["", *(f"{label}, {kind}" for label, kind in columns)]]
     for key, label, text in PREFIX_ROWS:
-        cells = [text_of(column[key], text) if key in column else "not supported" for column in columns.values()]
+        cells = (error(c[key]) or text(c[key]) if key in c else "not supported" for c in columns.values())
         rows.append([label, *cells])
     missing = [f"{label}, {kind}: {error(c['builds'])}" for (label, kind), c in columns.items() if "builds" in c]
     return [*table(rows), "", *missing, *about(results.values())]
@@ -115,7 +105,7 @@ def kronecker() -> list[str]:
     for name, c in columns.items():
         scale = "none" if c["scale"] == 1 else f"{c['scale']:g} = alpha/rank"
         single, half = c["merged, float32"], c["merged, bfloat16"]
-        merges = ["does not merge"] * 2 if single is None else [text_of(single, equal), f"differ by {half:g}"]
+        merges = ["does not merge"] * 2 if single is None else [error(single) or equal(single), f"differ by {half:g}"]
         ones = "exact" if c["bfloat16 ones"] == 1 else f"{c['bfloat16 ones']:g} of the sum"
         last = [ones, f"{c['bfloat16 error']:g}", *merges]
         rows.append([name, f"`{c['formula']}`", scale, c["new layer"] or "initialises nothing", *last])
@@ -152,7 +142,7 @@ _TIED = {True: "tied", False: "of its own"}
 
 def t5_cell(row: str, cell: Any) -> str:
     """Return the cell of one member of the family as text."""
-    if is_error(cell):
+    if error(cell):
         kind, _, message = cell["raises"].partition(":")
         refused = "does not support" in message
         return "refused" if refused else error({"raises": f"{kind}: {message.strip()[:60]}..."})
@@ -194,7 +184,7 @@ def rouge() -> list[str]:
     rows = [["package", "call", "units", "ROUGE-1", "ROUGE-2", "ROUGE-L", "n-grams", "ROUGE-L counts", "by hand"]]
     for c in (column for found in results for column in found["columns"].values()):
         scores = c["scores"]
-        if is_error(scores):
+        if error(scores):
             rows.append([c["package"], c["call"], c["unit"], error(scores), *[""] * 5])
             continue
         means = ["" if mean is None else f"{mean:.2f}" for mean in scores["mean"]]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.tables.record import Cell, measured, write
@@ -36,8 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     columns = {}
     for row in ROWS[given.rows]:
-        choice = {name: getattr(row.choice, name) for name in ("counts", "longest", "beta")}
-        about = {"package": row.package, "call": row.call, "unit": row.unit, **choice}
+        about = {"package": row.package, "call": row.call, "unit": row.unit, **asdict(row.choice)}
         columns[f"{row.package}, {row.call}, {row.unit}"] = {**about, "scores": measured(scores, row)}
     packages = sorted({row.package for row in ROWS[given.rows]})
     extra = ["cn-clip", "jieba", "tokenizers"] if given.rows in ("", "rouge_chinese") else []

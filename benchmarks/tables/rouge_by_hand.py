@@ -6,6 +6,7 @@ A row of the table is explained if `Choice` gives the numbers of the package for
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 Units = Callable[[str], list[str]]
 
@@ -17,39 +18,32 @@ class Choice:
     Args:
         counts: "clipped" (each n-gram as often as both texts have it) or "distinct" (each different n-gram once).
         longest: what ROUGE-L divides: "sequence" (length of the longest common subsequence) or "sentences" (different
-            units of the reference that are in a longest common subsequence of any two sentences).
-        sentence_end: text at which "sentences" splits the units, joined by spaces. It is not counted.
+            units of the reference that are in a longest common subsequence of any two sentences). "sentences" splits
+            the units, joined by spaces, at each ".", which is not counted.
         beta: weight of recall in the F of ROUGE-L.
     """
 
     counts: str = "clipped"
     longest: str = "sequence"
-    sentence_end: str = "."
     beta: float = 1.0
 
     def scores(self, reference: Sequence[str], candidate: Sequence[str]) -> tuple[float, float, float]:
         """Return the F of ROUGE-1, ROUGE-2 and ROUGE-L of two lists of units."""
-        longest = self._longest(reference, candidate)
-        if self.longest != "sequence":  # then the ends of sentences are no units
-            reference, candidate = ([u for one in self._sentences(us) for u in one] for us in (reference, candidate))
-        return self._overlap(reference, candidate, 1), self._overlap(reference, candidate, 2), longest
+        texts: list[Sequence[str]] = [reference, candidate]
+        if self.longest == "sequence":
+            found, sizes = len(common(*texts)), [len(units) for units in texts]
+        else:
+            wanted, given = sentences = [list(map(str.split, " ".join(units).split("."))) for units in texts]
+            found = len({one[i] for one in wanted for other in given for i, _ in common(one, other)})
+            texts = [list(chain.from_iterable(text)) for text in sentences]
+            sizes = [len(set(units)) for units in texts]
+        return self._overlap(1, *texts), self._overlap(2, *texts), f_score(found, sizes[0], sizes[1], self.beta)
 
-    def _overlap(self, reference: Sequence[str], candidate: Sequence[str], n: int) -> float:
-        counts = [Counter(zip(*(units[i:] for i in range(n)))) for units in (reference, candidate)]
+    def _overlap(self, n: int, *texts: Sequence[str]) -> float:
+        counts = [Counter(zip(*(units[i:] for i in range(n)))) for units in texts]
         if self.counts == "distinct":
             counts = [Counter(c.keys()) for c in counts]
         return f_score((counts[0] & counts[1]).total(), counts[0].total(), counts[1].total())
-
-    def _longest(self, reference: Sequence[str], candidate: Sequence[str]) -> float:
-        if self.longest == "sequence":
-            return f_score(len(common(reference, candidate)), len(reference), len(candidate), self.beta)
-        wanted, given = (self._sentences(units) for units in (reference, candidate))
-        units = {one[i] for one in wanted for other in given for i, _ in common(one, other)}
-        of_reference, of_candidate = (len({unit for one in texts for unit in one}) for texts in (wanted, given))
-        return f_score(len(units), of_reference, of_candidate, self.beta)
-
-    def _sentences(self, units: Sequence[str]) -> list[list[str]]:
-        return [part.split() for part in " ".join(units).split(self.sentence_end) if part.strip()]
 
 
 def f_score(found: int, reference: int, candidate: int, beta: float = 1.0) -> float:

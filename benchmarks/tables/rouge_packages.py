@@ -117,8 +117,8 @@ def sumeval_without_stopwords(text: str) -> list[str]:
 # the units that packages get
 UNITS: dict[str, Units] = {
     "characters": units.characters,
-    "jieba words, HMM off": units.jieba_words,
-    "jieba words, HMM on": units.jieba_hmm_words,
+    "jieba words, HMM off": partial(units.jieba_words, hmm=False),
+    "jieba words, HMM on": partial(units.jieba_words, hmm=True),
     "word pieces": units.word_pieces,
     "raw string": units.raw,
 }

@@ -37,26 +37,17 @@ def nfkc_characters(text: str) -> list[str]:
     return characters(unicodedata.normalize("NFKC", text))
 
 
-def jieba_words(text: str) -> list[str]:
-    """Return jieba's words, HMM off, lower-cased."""
-    return _jieba(text.lower(), False)
+def jieba_words(text: str, *, hmm: bool, lower: bool = True) -> list[str]:
+    """Return jieba's words of the text, which is lower-cased first. jieba's default is HMM on."""
+    import jieba
 
-
-def jieba_hmm_words(text: str) -> list[str]:
-    """Return jieba's words, HMM on (jieba's default), lower-cased."""
-    return _jieba(text.lower(), True)
+    jieba.setLogLevel("ERROR")
+    return [word for word in jieba.lcut(text.lower() if lower else text, HMM=hmm) if word.strip()]
 
 
 def sumeval_words(text: str) -> list[str]:
     """Return jieba's words, HMM on, after the symbols that sumeval replaces by spaces; then lower-cased."""
-    return [word.lower() for word in _jieba(_SUMEVAL_SYMBOLS.sub(" ", text), True)]
-
-
-def _jieba(text: str, hmm: bool) -> list[str]:
-    import jieba
-
-    jieba.setLogLevel("ERROR")
-    return [word for word in jieba.lcut(text, HMM=hmm) if word.strip()]
+    return [word.lower() for word in jieba_words(_SUMEVAL_SYMBOLS.sub(" ", text), hmm=True, lower=False)]
 
 
 def word_pieces(text: str) -> list[str]:
