@@ -90,20 +90,13 @@ def case_of(full_size: bool) -> Callable[..., Case]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the tables."""
+    """Print the tables. Write the results of whole files: a part must not replace the numbers of the whole file."""
+    is_part = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
     for module, found in config.stash.get(MODULES, {}).items():
         machine = f"{tables.machine_line(found)}, `{found['command']}`"
         for line in ["", machine, *tables.as_markdown(module, found)]:
             terminalreporter.write_line(line)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the results of whole files: a part of a file must not replace the numbers of the whole one."""
-    option = session.config.option
-    if option.keyword or option.markexpr or any("::" in argument for argument in session.config.args):
-        return
-    for module, found in session.config.stash.get(MODULES, {}).items():
-        if found["rows"] and "after" in found:
+        if found["rows"] and "after" in found and not is_part:
             results.keep(module, found)
 
 
