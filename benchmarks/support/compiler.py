@@ -131,13 +131,11 @@ def compile_all(
     known = _read(results) if results is not None and results.exists() else {}
     lock = threading.Lock()
     mine = threading.local()
-    pools: list[ProcessPoolExecutor] = []
 
     def in_a_process(recorded: Recorded, arch: int) -> Compiled:
         """Compile in the process of this thread, so that the launch which ends a process is known."""
         if not hasattr(mine, "pool"):
-            mine.pool = ProcessPoolExecutor(1, get_context("spawn"))
-            pools.append(mine.pool)
+            mine.pool = pools.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
         try:
             return mine.pool.submit(compile_one, recorded, arch).result()
         except BrokenProcessPool:
@@ -156,12 +154,8 @@ def compile_all(
                 file.write(json.dumps([key, *row[1:]]) + "\n")
         return row
 
-    try:
-        with ThreadPoolExecutor(workers) as threads:
-            return [row for row in threads.map(done, tasks) if row is not None]
-    finally:
-        for pool in pools:
-            pool.shutdown()
+    with contextlib.ExitStack() as pools, ThreadPoolExecutor(workers) as threads:
+        return [row for row in threads.map(done, tasks) if row is not None]
 
 
 def key_of(launch: Launch, arch: int) -> str:
