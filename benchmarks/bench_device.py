@@ -94,8 +94,8 @@ def time_it(case_of, full_size, keep):
             case = case_of(work, precision)
             call, tensors = case.call_of(contender, direction)
             least = case.least_columns(direction)
-            # a prepared function may hold tensors of its own, which cannot be copied from here
-            inputs = [tensors] if contender.prepares else timer.copies_past_the_cache(tensors, least["bytes"])
+            # a stand-in may hold tensors of its own, which cannot be copied from here
+            inputs = [tensors] if contender.kind == "stand-in" else timer.copies_past_the_cache(tensors, least["bytes"])
             for way in ways:
                 with torch.set_grad_enabled(direction == BOTH):
                     times = timer.WAYS[way](call, inputs, {"graph": 50, "eager": 7}[way] if full_size else 1)

@@ -49,7 +49,7 @@ def fastkron(x: Tensor, rule: Tensor, local: Tensor, bias: Tensor) -> Tensor:
 
 CONTENDERS = [
     *(("mop_kernels", contender) for contender in ours("phm_linear") if contender.kind == "ours"),
-    ("peft", Contender("PEFT LoKr", peft_lokr, kind="stand-in", prepares=True)),
+    ("peft", Contender("PEFT LoKr", peft_lokr, kind="stand-in")),
     ("lycoris", Contender("LyCORIS kron_bypass", lycoris_bypass())),
     ("pyfastkron", Contender("pyfastkron", fastkron)),
 ]

@@ -82,11 +82,11 @@ class Case:
         return lambda *given: torch.autograd.grad(function(*given), given, self.grads), leaves
 
     def _prepared(self, contender: Contender) -> tuple[Function, list[Tensor]]:
-        prepared = contender.function(self.tensors) if contender.prepares else (contender.function, self.tensors)
-        function, tensors = prepared
+        stand_in = contender.kind == "stand-in"
+        function, tensors = contender.function(self.tensors) if stand_in else (contender.function, self.tensors)
         if contender.compiled:  # a smoke run traces and differentiates the form, without minutes of C++
             function = torch.compile(function, backend="inductor" if self.full_size else "aot_eager", dynamic=False)
-        found = self._results(function, tensors, self.grads, stand_in=contender.kind == "stand-in")
+        found = self._results(function, tensors, self.grads, stand_in)
         if contender.kind in ("ours", "reference"):
             testing.assert_within_budget(found, self.expected, self.truth)
             return function, tensors

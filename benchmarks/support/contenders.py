@@ -16,19 +16,17 @@ class Contender(NamedTuple):
 
     Attributes:
         name: Its name in the tables.
-        function: A function of the inputs. If `prepares`: it makes a function and its own tensors from the inputs.
+        function: A function of the inputs. Of a stand-in: it makes a function and its own tensors from the inputs.
         kind: "ours", a compiled backend; "reference", the backend of that name; "form", other code that computes the
             same; or "stand-in", whose gradients belong to other tensors (a dense weight, the parameters of a module).
             Only the outputs of a stand-in are judged.
         compiled: True: torch.compile compiles the function.
-        prepares: See `function`.
     """
 
     name: str
     function: Function
     kind: str = "form"
     compiled: bool = False
-    prepares: bool = False
 
 
 CPU_BACKENDS = tuple(name for name in reversed(mk.available_backends()) if name != "triton")
@@ -102,7 +100,7 @@ def forms(op: str, *names: str) -> list[Contender]:
 
     def form(name: str) -> Contender:
         if name == DENSE:
-            return Contender(name, pytorch_forms.dense, kind="stand-in", prepares=True)
+            return Contender(name, pytorch_forms.dense, kind="stand-in")
         batched = BATCHED if op == "mop_ffn" and name in COMPILED else ""
         eager = batched + name.removeprefix(COMPILE)
         return Contender(name, FORMS[op][eager], compiled=name.startswith(COMPILE))
