@@ -9,14 +9,12 @@ The command prints tables of all rounds; --keep writes them to benchmarks/result
 allocator on a GPU does.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -30,7 +28,7 @@ DIRECTIONS = ("forward without gradients", "forward", "forward + backward")
 CALLS = 20  # per round
 
 
-def serve(folder: str) -> None:
+def serve() -> None:
     """Answer each line "backend|direction" with the milliseconds of one call."""
     import stub_driver
     import torch
@@ -61,39 +59,37 @@ def serve(folder: str) -> None:
         calls: list[Callable[[], object]] = [torch.no_grad()(forward), forward, both]
         return calls[DIRECTIONS.index(direction)]
 
-    os.environ["TRITON_CACHE_DIR"] = folder
-    stub = stub_driver.Stub(Path(folder))
-    stub.note_launches(False)
-    with stub_driver.active(stub):
-        for line in sys.stdin:
-            call = call_of(*line.strip().split("|"))
-            for _ in range(5):  # noted, and in the caches again
-                call()
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                call()
-            print(1e3 * (time.perf_counter() - start) / CALLS, flush=True)
+    def answer(backend: str, direction: str) -> float:
+        call = call_of(backend, direction)
+        for _ in range(5):  # noted, and in the caches again
+            call()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        return 1e3 * (time.perf_counter() - start) / CALLS
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder
+        stub = stub_driver.Stub(Path(folder))
+        stub.note_launches(False)
+        with stub_driver.active(stub):
+            two_trees.serve(answer)
 
 
-def server(tree: Path, folder: Path, cuda: Path | None) -> subprocess.Popen[str]:
-    """Start a process that times calls of one source tree."""
-    folder.mkdir()
-    environment = {**MALLOC, "OMP_NUM_THREADS": "1", "MOP_KERNELS_EMULATE_CUDA": "" if cuda is None else str(cuda)}
-    return two_trees.start(__file__, tree, "--serve", str(folder), **environment)
+def server(tree: Path, cuda: str) -> subprocess.Popen[str]:
+    """Start a process that times calls of one source tree, in this tree also those of the CUDA library."""
+    environment = {"OMP_NUM_THREADS": "1", "MOP_KERNELS_EMULATE_CUDA": cuda if tree == ROOT else ""}
+    return two_trees.start(__file__, tree, **MALLOC, **environment)
 
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_cost", description=__doc__.splitlines()[0])
-    parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
+    parser = two_trees.parser_of("host_cost", __doc__, rounds=200)
     parser.add_argument("--cuda", metavar="FOLDER", type=Path, help="nvcc's objects: time the host functions of CUDA")
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path[:0] = map(str, STUBS)
     if options.serve:
-        return serve(options.serve)
+        return serve()
     import stub_driver
 
     from benchmarks.support import results
@@ -101,25 +97,20 @@ def main() -> None:
     reason = stub_driver.why_not()
     if reason is not None:
         parser.error(reason)
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        library = None
+    with tempfile.TemporaryDirectory() as folder:
+        library = ""
         if options.cuda is not None:
             import stub_runtime
 
-            library = stub_runtime.build(options.cuda, folder)
-        servers = {}
-        if options.against:
-            tree = two_trees.tree_of(options.against, folder / "tree", "mop_kernels")
-            servers[options.against] = stack.enter_context(server(tree, folder / "before", None))
-        servers[HERE] = stack.enter_context(server(ROOT, folder / "here", library))
+            library = str(stub_runtime.build(options.cuda, Path(folder)))
         rows = []
-        for backend, direction in product(("triton", "cpu", *(["cuda"] if library else [])), DIRECTIONS):
-            timed = servers if backend != "cuda" else {HERE: servers[HERE]}
-            questions = [(process, f"{backend}|{direction}") for process in timed.values()]
-            for name, times_ms in zip(timed, two_trees.ask_in_turn(questions, options.rounds)):
-                kind = "ours" if name == HERE else "before"
-                rows.append(results.row_of(f"{backend}: {direction}", name, kind, times_ms))
+        with two_trees.answering(options.against, partial(server, cuda=library), "mop_kernels") as servers:
+            for backend, direction in product(("triton", "cpu", *(["cuda"] if library else [])), DIRECTIONS):
+                timed = servers if backend != "cuda" else {HERE: servers[HERE]}
+                questions = [(process, f"{backend}|{direction}") for process in timed.values()]
+                for name, times_ms in zip(timed, two_trees.ask_in_turn(questions, options.rounds)):
+                    kind = "ours" if name == HERE else "before"
+                    rows.append(results.row_of(f"{backend}: {direction}", name, kind, times_ms))
     two_trees.report("host_cost", rows, keep=options.keep, unit="us")
 
 

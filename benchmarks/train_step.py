@@ -8,25 +8,18 @@ disturbs all. The command prints a table of the times and of what autograd saves
 per tree; --keep writes them to benchmarks/results. Rows of PEFT need peft, in this environment.
 """
 
-import argparse
 import importlib.util
-import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from benchmarks.support import two_trees
 from benchmarks.support.t5 import saved_megabytes
-from benchmarks.support.two_trees import HERE, ROOT
+from benchmarks.support.two_trees import HERE
 
 BATCH, SOURCE, TARGET, VOCABULARY = 8, 256, 64, 32128
 GROUP = f"one step of T5-small, {BATCH} x ({SOURCE} -> {TARGET}), forward + backward"
@@ -128,48 +121,31 @@ def profiled(step: Callable[[], None]) -> dict[str, float]:
     return {part: round(time, 3) for part, time in seconds.items()}
 
 
-def serve() -> None:
-    """Answer each line "name|what": milliseconds of one step, MB saved for backward, or a profile."""
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    for line in sys.stdin:
-        name, what = line.strip().split("|")
-        model, loss, step = step_of(name)
-        if what == "saved":
-            answer: Any = saved_megabytes(loss, model)
-        elif what == "profile":
-            answer = profiled(step)
-        else:
-            start = time.perf_counter()
-            step()
-            answer = 1e3 * (time.perf_counter() - start)
-        print(json.dumps(answer), flush=True)
-
-
-def server(tree: Path) -> subprocess.Popen[str]:
-    """Start a process that answers for one source tree."""
-    threads = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    return two_trees.start(__file__, tree, "--serve", OMP_NUM_THREADS=threads)
+def answer(name: str, what: str) -> float | dict[str, float]:
+    """Return the milliseconds of one step, the MB "saved" for backward, or a "profile"."""
+    model, loss, step = step_of(name)
+    if what == "saved":
+        return saved_megabytes(loss, model)
+    if what == "profile":
+        return profiled(step)
+    start = time.perf_counter()
+    step()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.splitlines()[0])
-    parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = two_trees.parser_of("train_step", __doc__, rounds=7).parse_args()
     if options.serve:
-        return serve()
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        return two_trees.serve(answer)
     from benchmarks.support import results
 
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # of the processes
+    server = partial(two_trees.start, __file__)
     names = [MOP, PADDED, COMPILED, RECOMPUTED, FUSED, PLAIN, DECODER_ONLY, CACHED]
     names += [PEFT] * (importlib.util.find_spec("peft") is not None)
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        servers = {HERE: stack.enter_context(server(ROOT))}
-        if options.against:
-            before = two_trees.tree_of(options.against, Path(temporary) / "tree", "mop_kernels", "python")
-            servers[options.against] = stack.enter_context(server(before))
+    with two_trees.answering(options.against, server, "mop_kernels", "python") as servers:
         every = [(name, tree) for name in names for tree in servers if tree == HERE or name in OF_OLD_TREES]
         questions = [(servers[tree], f"{name}|time") for name, tree in every]
         two_trees.ask_in_turn(questions, 1)  # load, start threads, fill caches

@@ -4,17 +4,55 @@ A disturbance of the machine then disturbs both commits. The processes import th
 the packages before it is asked for a report.
 """
 
+import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = "this tree"
+
+
+def parser_of(name: str, description: str, rounds: int) -> argparse.ArgumentParser:
+    """Return the parser of a command that times two commits.
+
+    Args:
+        name: The command.
+        description: Its docstring.
+        rounds: Rounds without --rounds.
+    """
+    prog = f"python -m benchmarks.{name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description.splitlines()[0])
+    parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+@contextmanager
+def answering(
+    against: str | None, server: Callable[[Path], subprocess.Popen[str]], *packages: str
+) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Yield the processes of this tree and of a commit beside it, by name.
+
+    Args:
+        against: The commit, or None.
+        server: Starts the process of a tree.
+        packages: As for `tree_of`.
+    """
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        trees = {HERE: ROOT}
+        if against:
+            trees[against] = tree_of(against, Path(folder) / "tree", *packages)
+        yield {name: stack.enter_context(server(tree)) for name, tree in trees.items()}
 
 
 def tree_of(commit: str, folder: Path, *packages: str) -> Path:
@@ -27,12 +65,18 @@ def tree_of(commit: str, folder: Path, *packages: str) -> Path:
     return folder
 
 
-def start(script: str, tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+def start(script: str, tree: Path, **environment: str) -> subprocess.Popen[str]:
     """Start a script of this tree that answers for the packages of `tree`. Other packages come from PYTHONPATH."""
     search = [str(tree), str(tree / "python"), os.environ.get("PYTHONPATH", ""), str(ROOT)]
     environment = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, search))}
-    command, pipe = [sys.executable, script, *arguments], subprocess.PIPE
+    command, pipe = [sys.executable, script, "--serve"], subprocess.PIPE
     return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdin=pipe, stdout=pipe)
+
+
+def serve(answer: Callable[..., object]) -> None:
+    """Answer each line of words between bars by a line of JSON."""
+    for line in sys.stdin:
+        print(json.dumps(answer(*line.strip().split("|"))), flush=True)
 
 
 def ask(process: subprocess.Popen[str], question: str) -> Any:
