@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 from benchmarks.tables import kronecker, prefixes, render, rouge, rouge_packages, run
 from benchmarks.tables.kronecker_libraries import LIBRARIES
 from benchmarks.tables.prefix_libraries import mop_t5
+from benchmarks.tables.record import CLOSE
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ROOT / "benchmarks" / "tables" / "environments"
@@ -73,7 +74,7 @@ def test_our_kronecker_layer_is_that_of_the_table():
     assert kronecker.new_layer(library) == committed["new layer"]
     assert kronecker.sum_of_ones(library.make) == committed["bfloat16 ones"] == 1
     assert kronecker.rounding(library.make) == pytest.approx(1, abs=0.05)
-    assert kronecker.merged(library.make, kronecker.torch.float32) < render.EQUAL
+    assert kronecker.merged(library.make, kronecker.torch.float32) < CLOSE
 
 
 @pytest.mark.parametrize("order", kronecker.ORDERS)
@@ -103,7 +104,7 @@ def test_rouge_is_that_of_the_table(row):
     assert [f_scores(pair) for pair in found["pairs"]] == [
         pytest.approx(f_scores(pair), abs=0.01) for pair in committed["pairs"]
     ]
-    assert found["difference by hand"] < render.EQUAL
+    assert found["difference by hand"] < CLOSE
 
 
 def test_commands_are_run_in_their_folders(monkeypatch):

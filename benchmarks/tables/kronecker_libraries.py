@@ -27,17 +27,15 @@ class Made:
 
     Args:
         call: rows (n, in) to rows (n, out).
-        parameters: its factors, which can be changed in place.
+        parameters: its factors, which can be changed in place. They require gradients if the library draws them.
         terms: the factors as they are multiplied now: one pair of matrices per term.
         merge: merges the layer into a dense one, and returns the call of the merged layer. None: no such function.
-        initialised: the library draws the factors.
     """
 
     call: Rows
     parameters: list[Tensor]
     terms: Callable[[], list[tuple[Tensor, Tensor]]]
     merge: Callable[[], Rows] | None = None
-    initialised: bool = True
 
 
 @dataclass
@@ -74,7 +72,7 @@ def torch_kron(sizes: Sizes) -> Made:
     """Return a linear layer whose weight is torch.kron of two matrices."""
     a = torch.empty(sizes.outer, sizes.outer, dtype=sizes.dtype)
     b = torch.empty(sizes.inner_out, sizes.inner_in, dtype=sizes.dtype)
-    return Made(lambda x: F.linear(x, torch.kron(a, b)), [a, b], lambda: [(a, b)], initialised=False)
+    return Made(lambda x: F.linear(x, torch.kron(a, b)), [a, b], lambda: [(a, b)])
 
 
 def fastkron(sizes: Sizes) -> Made:
@@ -83,7 +81,7 @@ def fastkron(sizes: Sizes) -> Made:
 
     a = torch.empty(sizes.outer, sizes.outer, dtype=sizes.dtype)
     b = torch.empty(sizes.inner_in, sizes.inner_out, dtype=sizes.dtype)
-    return Made(lambda x: fastkrontorch.gemkm(x, (a, b)), [a, b], lambda: [(a, b)], initialised=False)
+    return Made(lambda x: fastkrontorch.gemkm(x, (a, b)), [a, b], lambda: [(a, b)])
 
 
 def peft(sizes: Sizes, *, accelerated: bool = False, init_weights: bool | str = True) -> Made:

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.tables.prefix_libraries import LIBRARIES, Library, backbone
-from benchmarks.tables.record import Cell, difference, measured, write
+from benchmarks.tables.record import CLOSE, Cell, difference, measured, write
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10, 1], [11, 12, 13, 14, 15, 16, 1]])
 TARGET = torch.tensor([[20, 21, 22, 23, 1], [24, 25, 26, 27, 1]])
 GIVEN = {"input_ids": SOURCE, "attention_mask": torch.ones_like(SOURCE)}  # two rows without padding
 BATCH = {**GIVEN, "labels": TARGET}
 STEPS = 8  # generated tokens
-CLOSE = 1e-3  # between biases, which differ by about 1
 
 
 def tuned(library: Library) -> Any:

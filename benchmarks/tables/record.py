@@ -16,6 +16,7 @@ from torch import Tensor
 
 RESULTS = Path(__file__).with_name("results")
 _MESSAGE = 250  # characters of a message that are kept
+CLOSE = 1e-3  # the largest difference of two ways that compute the same
 
 Cell = bool | int | float | str | list | dict | None
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables.record import RESULTS
+from benchmarks.tables.record import CLOSE, RESULTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "docs" / "comparison.md", ROOT / "docs" / "rouge.md"]
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-EQUAL = 1e-3  # the largest difference of two ways that compute the same
 
 BIASES = {
     "none": "no prefix",
@@ -52,7 +51,7 @@ def equal(cell: Any) -> str:
     """Return whether a difference is that of rounding."""
     if isinstance(cell, str):
         return f"**{cell}**"
-    return "equal" if cell < EQUAL else f"**differ by {cell:g}**"
+    return "equal" if cell < CLOSE else f"**differ by {cell:g}**"
 
 
 def yes(cell: Any) -> str:

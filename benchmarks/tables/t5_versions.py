@@ -14,14 +14,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from benchmarks.tables.record import Cell, difference, measured, shortened, write
+from benchmarks.tables.record import CLOSE, Cell, difference, measured, shortened, write
 from benchmarks.tables.t5_family import FAMILY, SIZES, fresh, is_tied, load, write_checkpoint
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 1], [11, 12, 13, 1, 0, 0]])
 MASK = (SOURCE != 0).long()
 TARGET = torch.tensor([[0, 20, 21, 22, 23], [0, 24, 25, 26, 27]])
 STEPS = 6  # generated tokens
-CLOSE = 1e-3
 
 
 @torch.no_grad()
