@@ -132,23 +132,20 @@ def compile_all(
     lock = threading.Lock()
     mine = threading.local()
 
-    def in_a_process(recorded: Recorded, arch: int) -> Compiled:
-        """Compile in the process of this thread, so that the launch which ends a process is known."""
-        if not hasattr(mine, "pool"):
-            mine.pool = pools.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-        try:
-            return mine.pool.submit(compile_one, recorded, arch).result()
-        except BrokenProcessPool:
-            del mine.pool
-            return described(recorded, arch)._replace(error="the compiler ended its process")
-
     def done(task: tuple[Recorded, int]) -> Compiled | None:
+        """Compile in the process of this thread, so that the launch which ends a process is known."""
         key = key_of(task[0].launch, task[1])
         if key in known:
             return known[key]._replace(launch=str(task[0].launch), origin=task[0].origin)
         if time.monotonic() > deadline:
             return None
-        row = in_a_process(*task)
+        if not hasattr(mine, "pool"):
+            mine.pool = pools.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        try:
+            row = mine.pool.submit(compile_one, *task).result()
+        except BrokenProcessPool:
+            del mine.pool
+            row = described(*task)._replace(error="the compiler ended its process")
         if results is not None:
             with lock, results.open("a") as file:
                 file.write(json.dumps([key, *row[1:]]) + "\n")
