@@ -51,21 +51,19 @@ def tune(
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Return {kernel: {key: configuration}} of the launches tuned before `deadline`, a time of time.monotonic."""
     found: dict[str, dict[str, dict[str, int]]] = {}
-    seen = set()
+    first: dict[tuple[str, str], tuple[Work, Precision, Choice]] = {}
     for work, precision in product(works, precisions):
         for choice in launches.choices_of(work, precision):
-            if choice.key in seen:
-                continue
-            if time.monotonic() > deadline:
-                print("out of time: the other works keep the kernels' own choices")
-                return found
-            seen.add(choice.key)
-            with precision.in_force():
-                config = best_of(choice, timer_of(work, precision))
-            if config is not None:
-                kernel, key = choice.key
-                print(f"{kernel}, {key}: {config}", flush=True)
-                found.setdefault(kernel, {})[key] = config
+            first.setdefault(choice.key, (work, precision, choice))
+    for (kernel, key), (work, precision, choice) in first.items():
+        if time.monotonic() > deadline:
+            print("out of time: the other works keep the kernels' own choices")
+            break
+        with precision.in_force():
+            config = best_of(choice, timer_of(work, precision))
+        if config is not None:
+            print(f"{kernel}, {key}: {config}", flush=True)
+            found.setdefault(kernel, {})[key] = config
     return found
 
 
