@@ -68,8 +68,7 @@ class Case:
 
     def least_columns(self, direction: str) -> dict[str, int]:
         """Return the least floating-point operations and bytes, as columns of a row."""
-        flops, nbytes = least_work(self.work.op, self.tensors, self.grads, direction)
-        return {"flops": flops, "bytes": nbytes}
+        return dict(zip(("flops", "bytes"), least_work(self.work.op, self.tensors, self.grads, direction)))
 
     def call_of(self, contender: Contender, direction: str) -> tuple[Function, list[Tensor]]:
         """Return the function to time and its tensors. It is proven right once. Backward asks for all gradients."""

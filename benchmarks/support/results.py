@@ -40,13 +40,9 @@ def machine() -> dict[str, Any]:
 
 
 def started(program: str, **more: Any) -> Found:
-    """Return the JSON of a run: the machine, the command and more fields."""
-    return {"machine": machine(), "command": command(program), **more}
-
-
-def command(program: str) -> str:
-    """Return the command of this run without absolute paths."""
-    return " ".join([program, *(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])])
+    """Return the JSON of a run: the machine, the command without absolute paths, and more fields."""
+    words = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
+    return {"machine": machine(), "command": " ".join([program, *words]), **more}
 
 
 def commit() -> str:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from benchmarks.support import floors
 from benchmarks.support.results import Found, Row, groups, own_median
 
+SCALES = {"ms": 1.0, "us": 1e3}  # of milliseconds
+
 
 def digits(number: float) -> str:
     """Return a time as text with about three digits."""
@@ -23,7 +25,7 @@ def cells(row: Row, rows: list[Row], found: Found, unit: str = "ms") -> dict[str
     if "peak_mb" in row:
         peak, needed = row["peak_mb"], row["needed_mb"]
         return {"peak MB": f"{peak:.1f}", "needed MB": f"{needed:.1f}", "peak / needed": f"{peak / needed:.2f}"}
-    scale = 1e3 if unit == "us" else 1
+    scale = SCALES[unit]
     shown = {f"median {unit}": digits(scale * row["median_ms"])}
     if "q1_ms" in row:
         shown["quartiles"] = f"{digits(scale * row['q1_ms'])}-{digits(scale * row['q3_ms'])}"
@@ -34,16 +36,6 @@ def cells(row: Row, rows: list[Row], found: Found, unit: str = "ms") -> dict[str
     if "page_faults_a_call" in row:
         shown["faults"] = str(row["page_faults_a_call"])
     return shown
-
-
-def floor_rows(rows: list[Row], found: Found, unit: str = "ms") -> list[tuple[str, str]]:
-    """Return the name and the time of each floor of a group."""
-    first, scale = rows[0], 1e3 if unit == "us" else 1
-    names = {
-        "arithmetic": f"floor: {(first.get('flops') or 0) / 1e6:.0f} MFLOP at the torch.mm rate",
-        "bytes": f"floor: {(first.get('bytes') or 0) / 1e6:.1f} MB at the copy rate",
-    }
-    return [(names[limit], digits(scale * ms)) for limit, ms in floors.of_row(first, found).items()]
 
 
 def rates_line(found: Found) -> list[str]:
@@ -82,8 +74,12 @@ def as_markdown(module: str, found: Found, unit: str = "ms") -> list[str]:
         for row in rows:
             name = f"**{row['name']}**" if row["kind"] == "ours" else row["name"]
             table.append([name, *cells(row, rows, found, unit).values()])
-        blank = [""] * (len(heads) - 2)
-        table += [[name, time, *blank] for name, time in floor_rows(rows, found, unit)]
+        for limit, ms in floors.of_row(rows[0], found).items():
+            if limit == "arithmetic":
+                name = f"floor: {rows[0]['flops'] / 1e6:.0f} MFLOP at the torch.mm rate"
+            else:
+                name = f"floor: {rows[0]['bytes'] / 1e6:.1f} MB at the copy rate"
+            table.append([name, digits(SCALES[unit] * ms), *[""] * (len(heads) - 2)])
         first, *widths = (max(map(len, column)) for column in zip(*table))
         padded = [[row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], widths))] for row in table]
         lines += ["", f"### {group}", "", *markdown(padded)]

@@ -4,7 +4,6 @@ A work is compiled ahead of time, tuned and timed. Its inputs are made on torch'
 `with torch.device("meta")` the inputs have sizes only, which is enough for a compilation.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -230,8 +229,7 @@ def by_reference(op: str, **options: str) -> Callable[..., Any]:
 
 def size_of_call(op: str, tensors: Sequence[Tensor]) -> int:
     """Return the multiply-adds by which "auto" chooses a backend for a call with these inputs."""
-    signature = inspect.signature(getattr(mk, op))
-    return multiply_adds.of_call(op, signature.bind(*public_arguments(op, tensors)).arguments)
+    return multiply_adds.of_call(op, dict(zip(argument_names(op), public_arguments(op, tensors))))
 
 
 def least_multiply_adds(op: str, tensors: Sequence[Tensor]) -> int:
