@@ -51,8 +51,7 @@ def weights(library: Library, attention: str, *, only_bias: bool = False) -> Ten
 
 def extra_columns(library: Library, attention: str) -> Cell:
     """Return the number of keys beside the tokens' own. A prompt counts, where it is not a query too."""
-    found = weights(library, attention)
-    return found.shape[-1] - (TARGET if attention == "decoder" else SOURCE).shape[1]
+    return weights(library, attention).shape[-1] - (TARGET if attention == "decoder" else SOURCE).shape[1]
 
 
 def bias_of_prefix(library: Library, attention: str) -> Cell:

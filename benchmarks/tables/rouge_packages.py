@@ -122,16 +122,14 @@ UNITS: dict[str, Units] = {
     "word pieces": units.word_pieces,
     "raw string": units.raw,
 }
-ASCII, STEMS, NFKC = "a-z and digits", "their stems", "characters of NFKC"
 WORDS = "jieba words, HMM on, without symbols"
-LESS_WORDS = f"{WORDS} and stop words"
 # the units that packages make by themselves
 OWN_UNITS: dict[str, Units] = {
-    ASCII: units.ascii_words,
-    STEMS: units.stemmed_words,
+    "a-z and digits": units.ascii_words,
+    "their stems": units.stemmed_words,
     WORDS: units.sumeval_words,
-    LESS_WORDS: sumeval_without_stopwords,
-    NFKC: units.nfkc_characters,
+    f"{WORDS} and stop words": sumeval_without_stopwords,
+    "characters of NFKC": units.nfkc_characters,
 }
 CLIPPED, DISTINCT = Choice(), Choice("distinct")
 AT_POINTS = Choice("distinct", "sentences")
@@ -155,24 +153,24 @@ def _product(*settings: str, unit: str, choice: Choice = CLIPPED) -> Row:
 JOINED = "units joined by spaces"
 ROWS: dict[str, list[Row]] = {
     "": [
-        _row("rouge-score", "its own tokenizer", google, ASCII),
-        _row("rouge-score", "use_stemmer=True", google, STEMS, stemmer=True),
+        _row("rouge-score", "its own tokenizer", google, "a-z and digits"),
+        _row("rouge-score", "use_stemmer=True", google, "their stems", stemmer=True),
         *(_row("rouge-score", "tokenizer=...", google, unit) for unit in UNITS),
         *(_row("rouge", JOINED, of_rouge, unit, AT_POINTS) for unit in UNITS),
-        _row("torchmetrics", "its own tokenizer", torchmetrics, ASCII),
+        _row("torchmetrics", "its own tokenizer", torchmetrics, "a-z and digits"),
         _row("torchmetrics", "tokenizer=...", torchmetrics, "characters"),
         _row("sumeval", 'lang="zh", stopwords=False', sumeval, WORDS, stopwords=False),
-        _row("sumeval", 'lang="zh"', sumeval, LESS_WORDS, stopwords=True),
+        _row("sumeval", 'lang="zh"', sumeval, f"{WORDS} and stop words", stopwords=True),
         _row("rouge-metric", "evaluate_tokenized", rouge_metric, "characters"),
         _row("pycocoevalcap", JOINED, coco, "characters", Choice(beta=1.2)),
         *(_product("rouge_score", option, unit=unit) for option, unit in PRODUCT_UNITS.items()),
         *(_product("rouge", option, unit=unit, choice=AT_POINTS) for option, unit in PRODUCT_UNITS.items()),
-        _product("rouge_score", "char", "nfkc", unit=NFKC),
+        _product("rouge_score", "char", "nfkc", unit="characters of NFKC"),
     ],
     "rouge_chinese": [
         *(_row("rouge-chinese", JOINED, of_rouge, unit, DISTINCT, module="rouge_chinese") for unit in UNITS),
         _row("rouge-chinese", "its module rouge", of_rouge, "characters", DISTINCT),
     ],
-    "py_rouge": [_row("py-rouge", "its own tokenizer", py_rouge, STEMS)],
+    "py_rouge": [_row("py-rouge", "its own tokenizer", py_rouge, "their stems")],
     "easy_rouge": [_row("easy-rouge", "lists of units", easy_rouge, "characters")],
 }
