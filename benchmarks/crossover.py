@@ -12,7 +12,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ def crossover(points: Iterable[Point]) -> int:
 
 
 def measure(
-    ladder: Iterable[Work],
+    ladder: Sequence[Work],
     precisions: Iterable[Precision],
     timer: Callable[[Work, Precision], dict[str, Point]],
     deadline: float,
@@ -80,11 +80,10 @@ def measure(
     Returns:
         {way: {operation: {dtype: multiply-adds}}}.
     """
-    works = list(ladder)
     found: Crossovers = {}
-    for precision, op in product(precisions, dict.fromkeys(work.op for work in works)):
+    for precision, op in product(precisions, dict.fromkeys(work.op for work in ladder)):
         rungs = []
-        for work in (w for w in works if w.op == op):
+        for work in (w for w in ladder if w.op == op):
             if time.monotonic() > deadline:
                 print("out of time: the other works keep the estimate")
                 return found

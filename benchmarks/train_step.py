@@ -142,10 +142,9 @@ def main() -> None:
     from benchmarks.support import results
 
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # of the processes
-    server = partial(two_trees.start, __file__)
     names = [MOP, PADDED, COMPILED, RECOMPUTED, FUSED, PLAIN, DECODER_ONLY, CACHED]
     names += [PEFT] * (importlib.util.find_spec("peft") is not None)
-    with two_trees.answering(options.against, server, "mop_kernels", "python") as servers:
+    with two_trees.answering(options.against, partial(two_trees.start, __file__), "mop_kernels", "python") as servers:
         every = [(name, tree) for name in names for tree in servers if tree == HERE or name in OF_OLD_TREES]
         questions = [(servers[tree], f"{name}|time") for name, tree in every]
         two_trees.ask_in_turn(questions, 1)  # load, start threads, fill caches

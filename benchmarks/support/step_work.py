@@ -1,6 +1,6 @@
-"""Works of the operations of a frozen T5's training step; all works that are compiled ahead of time; `run` for both.
+"""Works of the operations of a frozen T5's training step, all works that are compiled ahead of time, and `run`.
 
-They have no plain form on a GPU beside them yet, so nothing times them (`work.WORK` holds the timed works).
+The works of a step have no plain form on a GPU beside them yet, so nothing times them (`work.WORK` has the timed ones).
 """
 
 from collections.abc import Sequence

@@ -58,10 +58,7 @@ def eager_times(call: Call, inputs: Sequence[Sequence[Tensor]], rounds: int, wai
         wait_inside: True: the round ends when the device has finished. False: the round ends when the host has issued
             all calls.
     """
-
-    def wait() -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     def issue() -> list[object]:
         return [call(*tensors) for tensors in inputs]

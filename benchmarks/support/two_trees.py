@@ -28,8 +28,7 @@ def parser_of(name: str, description: str, rounds: int) -> argparse.ArgumentPars
         description: Its docstring.
         rounds: Rounds without --rounds.
     """
-    prog = f"python -m benchmarks.{name}"
-    parser = argparse.ArgumentParser(prog=prog, description=description.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
     parser.add_argument("--against", metavar="COMMIT", help="also time this commit")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--keep", action="store_true", help="write the result to benchmarks/results")
