@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mop_t5.attachment.attached_model import attached, is_attached
 from mop_t5.attachment.method import Method
 from mop_t5.data import Example, TaskMetrics
-from mop_t5.evaluation import SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
+from mop_t5.evaluation import AVERAGE, SCORES, Rouge, Scorer, TaskScores, read_scores, with_average
 from mop_t5.evaluation.run_evaluation import ALL_WEIGHTS, evaluation_folder
 from mop_t5.evaluation.scores import PREDICTIONS, read_predictions
 from mop_t5.files import damage_in_a_sentence, read_json
@@ -148,15 +148,17 @@ class FinishedSystem:
     Args:
         label: The name of the system. No two systems share one.
         method: The method of the system.
-        trained: Trained parameters. None if no suite has counted them.
-        backbone: Parameters of the backbone. None if no suite has counted them.
+        trained: Trained parameters. 0 if no suite has counted them.
+        backbone: Parameters of the backbone. 0 if no suite has counted them.
+        folder: The given folder in which the system was found, or the output folder of its suite.
         seeds: seed -> its run, or its runs if each scenario has its own.
     """
 
     label: str
     method: str
-    trained: int | None
-    backbone: int | None
+    trained: int
+    backbone: int
+    folder: str
     seeds: dict[int, list[FinishedRun]]
 
     @property
@@ -164,12 +166,23 @@ class FinishedSystem:
         """Return the runs of all seeds."""
         return [run for runs in self.seeds.values() for run in runs]
 
+    @property
+    def share(self) -> float:
+        """Return the trained parameters in % of the backbone's. The parameters must be counted."""
+        return 100 * self.trained / self.backbone
+
+    @cached_property
     def scores(self) -> dict[int, dict[str, TaskScores]]:
         """Return seed -> scenario -> scores, with the average last."""
         return {
             seed: with_average({name: scores for run in runs for name, scores in run.scores().items()})
             for seed, runs in self.seeds.items()
         }
+
+    @property
+    def averages(self) -> list[float]:
+        """Return the average of each seed over scenarios and metrics, times 100."""
+        return [100 * scores[AVERAGE].mean for scores in self.scores.values()]
 
     def predictions(self, seed: int) -> list[tuple[Example, str]]:
         """Return each row of the split with the text of the system, in order of scenarios and ids."""
@@ -203,8 +216,9 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
         raise ValueError("no folders are given. Name at least one that `mop-t5 train` or `mop-t5 table` wrote.")
     found: dict[Path, list[FinishedRun]] = {}  # folder of a system -> its runs
     labels: dict[Path, str] = {}
-    given: dict[Path, Path] = {}  # folder of a system -> the given folder in which it was found
-    for folder in map(Path, folders):
+    given: dict[Path, str] = {}  # folder of a system -> the given folder in which it was found
+    for name in map(str, folders):
+        folder = Path(name)
         scored = scored_folders(folder, split)
         if not scored:
             raise FileNotFoundError(
@@ -217,14 +231,14 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
             several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
             key = above or (path.parent if several else path)
             labels[key] = read_system(above)["label"] if above else _name(key, folder)
-            given.setdefault(key, folder)
+            given.setdefault(key, name)
             if run not in found.setdefault(key, []):
                 found[key].append(run)
-    systems = {key: _system(labels[key], key, runs) for key, runs in found.items()}
+    systems = {key: _system(labels[key], key, given[key], runs) for key, runs in found.items()}
     finished = {key: system for key, system in systems.items() if system.seeds}
     if not finished:
         raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
-    return list(_distinct_labels(finished, given))
+    return list(_distinct_labels(finished))
 
 
 def system_folder(run: Path) -> Path | None:
@@ -253,21 +267,22 @@ def suite_baselines(folder: str | Path, split: str) -> dict[str, dict[str, TaskS
     return read_scores(place) if scored else {}
 
 
-def _system(label: str, folder: Path, runs: Sequence[FinishedRun]) -> FinishedSystem:
+def _system(label: str, folder: Path, given: str, runs: Sequence[FinishedRun]) -> FinishedSystem:
     seeds: dict[int, list[FinishedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
     known = read_system(folder) if (folder / SYSTEM).is_file() else {}
     whole = {seed: seeds[seed] for seed in sorted(seeds) if len(seeds[seed]) >= known.get("runs", 1)}
-    return FinishedSystem(label, runs[0].method, known.get("trained"), known.get("backbone"), whole)
+    trained, backbone = (known.get(name) or 0 for name in ("trained", "backbone"))
+    return FinishedSystem(label, runs[0].method, trained, backbone, given, whole)
 
 
-def _distinct_labels(systems: Mapping[Path, FinishedSystem], given: Mapping[Path, Path]) -> Iterator[FinishedSystem]:
+def _distinct_labels(systems: Mapping[Path, FinishedSystem]) -> Iterator[FinishedSystem]:
     """Yield the systems. Add a folder to equal labels: the given folder, or the system's if that holds several."""
     labels = Counter(system.label for system in systems.values())
-    in_folder = Counter((system.label, given[key]) for key, system in systems.items())
+    in_folder = Counter((system.label, system.folder) for system in systems.values())
     for key, system in systems.items():
-        where = given[key] if in_folder[system.label, given[key]] == 1 else key
+        where = Path(system.folder) if in_folder[system.label, system.folder] == 1 else key
         yield replace(system, label=f"{system.label} ({where})") if labels[system.label] > 1 else system
 
 

@@ -158,7 +158,7 @@ def test_what_a_run_lacks_is_said(suite):
     assert "num_beams, implementation" in said
     write_scores(suite / "runs" / "MOP" / "seed-1" / "evaluation-test", {"prompt": scores(0.1, 0.1)})
     with raises(ValueError, "scores.json", "'mop'", "'prompt'"):
-        finished_systems([suite / "runs" / "MOP"])[0].scores()
+        _ = finished_systems([suite / "runs" / "MOP"])[0].scores
     said = damaged('{"loss": 1.0}', lambda run: read_history(run.folder), "loss.jsonl", suite)
     assert "step" in said
     said = damaged('{"method": "mop"}', lambda run: finished_systems([suite]), "run.json", suite)
@@ -196,7 +196,7 @@ def test_runs_without_a_suite_are_counted(place, tmp_path):
         assert main(["train", *base, *more, "--output", str(tmp_path / name)]) == 0
         assert main(["evaluate", "--run", str(tmp_path / name)]) == 0
     prompt, full = measured(tmp_path)
-    assert (prompt.system, prompt.trained) == ("prompt", 3 * 16)
+    assert (prompt.label, prompt.trained) == ("prompt", 3 * 16)
     assert full.trained == full.backbone == prompt.backbone
 
 

@@ -271,14 +271,14 @@ def test_the_attention_matrix_is_the_mean_of_the_weights(place, ablations, capsy
 
 
 def test_scores_against_sizes(place, ablations, few, capsys, tmp_path):
-    found = {one.system: one for one in measured(place / "table")}
+    found = {one.label: one for one in measured(place / "table")}
     assert (found["frozen backbone"].trained, found["SPoT-t"].trained) == (0, 3 * 3 * 16)
     table = {(row["system"], row["quantity"]): row for row in csv_rows(place / "table" / "ablations.csv")}
-    assert statistics.mean(found["ATTEMPT"].scores) == pytest.approx(float(table["ATTEMPT", "mean of 2"]["average"]))
+    assert statistics.mean(found["ATTEMPT"].averages) == pytest.approx(float(table["ATTEMPT", "mean of 2"]["average"]))
     assert not any("first version" in label for label in found)
     # once a task: two models, their tasks' mean
     (alone,) = measured(place / "few/k-3/draw-0")
-    assert (alone.system, alone.trained) == ("MTL-vanilla", 2 * alone.backbone)
+    assert (alone.label, alone.trained) == ("MTL-vanilla", 2 * alone.backbone)
     shutil.copytree(place / "table", tmp_path / "larger")
     for path in (tmp_path / "larger").glob("runs/*/system.json"):
         path.write_text(path.read_text().replace(f'"backbone": {alone.backbone}', '"backbone": 99999999'))

@@ -125,7 +125,7 @@ def test_the_best_rate_of_the_grid_is_taken(compared):
         (trial,) = [s for s in finished_systems([compared / "rates" / rate], "valid") if s.label == "MOP"]
         (tried,) = trial.seeds[0]
         assert (tried.settings["learning_rate"], tried.settings["steps"]) == (float(rate), 2)
-        assert float(trials["MOP"][rate]) == pytest.approx(100 * trial.scores()[0][AVERAGE].mean)
+        assert float(trials["MOP"][rate]) == pytest.approx(100 * trial.scores[0][AVERAGE].mean)
 
 
 def test_the_numbers_are_those_of_the_runs(place, compared):
@@ -138,7 +138,7 @@ def test_the_numbers_are_those_of_the_runs(place, compared):
     test = read_split(place / "corpus", "test")
     by_row = {}
     for label, system in systems.items():
-        means = [scores[AVERAGE] for scores in system.scores().values()]
+        means = [scores[AVERAGE] for scores in system.scores.values()]
         assert float(table[label]["average R-1"]) == pytest.approx(
             100 * np.mean([one.rouge1 for one in means]), abs=1e-5
         )

@@ -43,7 +43,7 @@ def scored_differently(systems: Sequence[FinishedSystem], settings: Sequence[str
 
 def of_different_scenarios(systems: Sequence[FinishedSystem]) -> list[str]:
     """Return a sentence if the averages of the systems are over different scenarios."""
-    if len({frozenset(next(iter(system.scores().values()))) for system in systems}) < 2:
+    if len({frozenset(next(iter(system.scores.values()))) for system in systems}) < 2:
         return []
     return ["Not all systems were scored on the same scenarios: their averages are not comparable."]
 

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
-from mop_t5.evaluation import AVERAGE, Table, TaskScores, by_metric, metric_names
+from mop_t5.evaluation import AVERAGE, Table, TaskScores, by_metric, combined, metric_names
 from mop_t5.plots.figures import look, save_figure
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.score_rows import over_seeds
+from mop_lab.finished_runs import FinishedSystem
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import choose, fields_of
@@ -36,24 +35,6 @@ class Lengths:
             raise ValueError(f"lengths must be different integers of at least 1, one or more; got {given}.")
 
 
-class Point(NamedTuple):
-    """A system with one prefix length.
-
-    Attributes:
-        system: The label of the system.
-        length: Prefix rows.
-        trained: Trained parameters.
-        backbone: Parameters of the backbone.
-        scores: The average over scenarios of each finished seed.
-    """
-
-    system: str
-    length: int
-    trained: int
-    backbone: int
-    scores: list[TaskScores]
-
-
 class LengthSweep:
     """The runs of systems with every prefix length and seed.
 
@@ -73,46 +54,39 @@ class LengthSweep:
         if _FIELD in config.options:
             raise ValueError(f"options names {_FIELD}, which the sweep sets itself. Use --lengths.")
         self.config = config
-        self._places = {(s.label, n): f"{s.label}, N = {n}" for n in lengths for s in systems}
-        of = {system.label: system for system in systems}
+        self._labels = {(s.label, n): f"{s.label}, N = {n}" for s in systems for n in sorted(lengths)}
         rows = [
-            replace(of[name], label=label, options=of[name].options | {_FIELD: n})
-            for (name, n), label in self._places.items()
+            replace(s, label=self._labels[s.label, n], options=s.options | {_FIELD: n})
+            for n in lengths
+            for s in systems
         ]
         self.suite = Suite(trials_of(rows, config, training))
 
-    def points(self) -> list[Point]:
-        """Return the finished points, ordered by system and length."""
-        results = self.suite.results()
-        points = [
-            Point(system, length, *self.suite.parameters(label)[:2], [one[AVERAGE] for one in results[label]])
-            for (system, length), label in self._places.items()
-            if label in results
-        ]
-        order = list(dict.fromkeys(system for system, _ in self._places))
-        return sorted(points, key=lambda point: (order.index(point.system), point.length))
+    def _points(self) -> list[tuple[str, int, FinishedSystem]]:
+        """Return the system, the length and the runs of each finished point, ordered by system and length."""
+        found = self.suite.systems()
+        return [(*place, found[label]) for place, label in self._labels.items() if label in found]
 
     def table(self) -> Table:
         """Return a table with one row per finished system and length."""
-        points, config = self.points(), self.config
-        metrics = metric_names(points[0].scores[0])
+        config, rows, finished = self.config, [], 0
+        for system, length, one in self._points():
+            averages = [scores[AVERAGE] for scores in one.scores.values()]
+            spread = combined(stdev, averages) if len(averages) > 1 else None
+            rows.append([system, length, one.trained, one.share, len(averages), combined(mean, averages), spread])
+            finished += len(averages)
+        metrics = metric_names(averages[0])
         score, deviation = f"average: {metrics}", f"deviation: {metrics}"
-        rows: list[list[object]] = []
-        for system, length, trained, backbone, scores in points:
-            over = [{AVERAGE: one} for one in scores]
-            spread = over_seeds(over, stdev)[AVERAGE] if len(scores) > 1 else None
-            share = 100 * trained / backbone
-            rows.append([system, length, trained, share, len(scores), over_seeds(over, mean)[AVERAGE], spread])
         scorer = config.scorer()
         title = f"Prefix length. {scorer}, average over scenarios, on {config.split}, {config.num_beams} beam(s)"
         formats = {"trained": ",d", "trained, %": ".4f", score: ".2f", deviation: ".2f"}
         columns = ["system", "N", "trained", "trained, %", "seeds", score, deviation]
         notes = ["N: prefix rows in every attention. trained, %: of the parameters of the backbone."]
-        if any(len(point.scores) > 1 for point in points):
+        if finished > len(rows):
             notes.append("Scores are means over the seeds, with their deviations (n - 1).")
-        missing = len(self._places) * len(config.seeds) - sum(len(point.scores) for point in points)
-        if missing:
-            notes.append(f"Of {len(self._places) * len(config.seeds)} runs {missing} are not finished.")
+        planned = len(self._labels) * len(config.seeds)
+        if finished < planned:
+            notes.append(f"Of {planned} runs {planned - finished} are not finished.")
         return Table(title, columns, rows, formats, notes)
 
     def plot(self, path: str | Path) -> list[Path]:
@@ -126,21 +100,21 @@ class LengthSweep:
         """
         from matplotlib.figure import Figure
 
-        every = self.points()
-        by_system: dict[str, list[Point]] = {}
-        for point in every:
-            by_system.setdefault(point.system, []).append(point)
-        first = every[0].scores[0]
+        by_system: dict[str, dict[int, list[TaskScores]]] = {}  # system -> length -> the average of each seed
+        for system, length, one in self._points():
+            by_system.setdefault(system, {})[length] = [scores[AVERAGE] for scores in one.scores.values()]
+        every = [seeds for points in by_system.values() for seeds in points.values()]
+        first = every[0][0]
         titles = dict(zip(by_metric(first), metric_names(first).split("/")))
         figure = Figure(figsize=(1.2 + 3.1 * len(titles), 3.8), layout="constrained")
         panels = figure.subplots(1, len(titles), squeeze=False)[0]
-        tried = sorted({point.length for point in every})
+        tried = sorted({length for points in by_system.values() for length in points})
         for axes, (metric, title) in zip(panels, titles.items()):
             for number, points in enumerate(by_system.values()):
-                values = [[100 * by_metric(scores)[metric] for scores in point.scores] for point in points]
+                values = [[100 * by_metric(scores)[metric] for scores in seeds] for seeds in points.values()]
                 spread = [stdev(seeds) if len(seeds) > 1 else 0 for seeds in values]
                 axes.errorbar(
-                    [point.length for point in points],
+                    list(points),
                     [mean(seeds) for seeds in values],
                     spread if any(spread) else None,
                     **look(number),
@@ -153,7 +127,7 @@ class LengthSweep:
             axes.set_xticks(tried, [str(length) for length in tried], fontsize=8)
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("average over scenarios x 100")
-        most = max(len(point.scores) for point in every)
+        most = max(map(len, every))
         bars = f"; bars: deviation over {most} seeds" if most > 1 else ""
         figure.suptitle(f"Scores by prefix length{bars}", fontsize=11)
         lines = [container.lines[0] for container in panels[0].containers]

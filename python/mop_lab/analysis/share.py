@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
-from typing import NamedTuple
 
 from mop_t5.evaluation import AVERAGE, Table
 from mop_t5.operations.attach import count_parameters, is_attached
@@ -15,39 +15,9 @@ from mop_t5.plots.point_labels import label_points
 
 from mop_lab.finished_runs import FinishedSystem, finished_systems, suite_baselines
 
-Series = dict[str, list[tuple[float, float]]]  # system -> points (x, y)
 
-
-class Measured(NamedTuple):
-    """A finished system.
-
-    Attributes:
-        folder: The given folder in which the system was found.
-        system: The label of the system.
-        trained: Trained parameters.
-        backbone: Parameters of the backbone.
-        scores: The average of each seed, times 100.
-    """
-
-    folder: str
-    system: str
-    trained: int
-    backbone: int
-    scores: list[float]
-
-    @property
-    def share(self) -> float:
-        """Return the trained parameters in % of the backbone's."""
-        return 100 * self.trained / self.backbone
-
-    @property
-    def deviation(self) -> float | None:
-        """Return the deviation (n - 1) of the scores over seeds. None for a single seed."""
-        return stdev(self.scores) if len(self.scores) > 1 else None
-
-
-def measured(folder: str | Path, split: str = "test") -> list[Measured]:
-    """Return the systems in a folder, fewest trained parameters first.
+def measured(folder: str | Path, split: str = "test") -> list[FinishedSystem]:
+    """Return the systems in a folder with their numbers of parameters, fewest trained parameters first.
 
     Args:
         folder: A folder with evaluated runs, such as the output of a suite.
@@ -57,20 +27,18 @@ def measured(folder: str | Path, split: str = "test") -> list[Measured]:
         FileNotFoundError: The folder does not exist, or has no evaluation of the split.
         ValueError: A run is damaged.
     """
-    found = [
-        Measured(str(folder), one.label, *_sizes(one), [100 * seed[AVERAGE].mean for seed in one.scores().values()])
-        for one in finished_systems([folder], split)
-    ]
-    return sorted(found, key=lambda one: (one.trained, one.system))
+    found = map(_counted, finished_systems([folder], split))
+    return sorted(found, key=lambda one: (one.trained, one.label))
 
 
-def _sizes(system: FinishedSystem) -> tuple[int, int]:
-    """Return trained parameters and parameters of the backbone. Load a run to count them if no suite has."""
-    if system.trained is not None and system.backbone is not None:
-        return system.trained, system.backbone
+def _counted(system: FinishedSystem) -> FinishedSystem:
+    """Return the system with its numbers of parameters. Load a run to count them if no suite has."""
+    if system.backbone:
+        return system
     model, _, _ = load_run(system.runs[0].folder)
     count = count_parameters(model)
-    return (count.trained if is_attached(model) else count.backbone), count.backbone
+    trained = count.trained if is_attached(model) else count.backbone
+    return replace(system, trained=trained, backbone=count.backbone)
 
 
 def baselines_in(folders: Sequence[str | Path], split: str = "test") -> dict[str, float]:
@@ -97,7 +65,7 @@ def baselines_in(folders: Sequence[str | Path], split: str = "test") -> dict[str
 
 def scale_table(
     title: str,
-    systems: Sequence[Measured],
+    systems: Sequence[FinishedSystem],
     baselines: Mapping[str, float] | None = None,
     remarks: Sequence[str] = (),
 ) -> Table:
@@ -115,7 +83,7 @@ def scale_table(
     if not systems:
         raise ValueError("no folders are given. Name at least one with runs that were evaluated.")
     rows: list[list[object]] = [
-        [s.folder, s.system, s.backbone, s.trained, s.share, len(s.scores), mean(s.scores), s.deviation]
+        [s.folder, s.label, s.backbone, s.trained, s.share, len(s.seeds), mean(s.averages), _deviation(s)]
         for s in sorted(systems, key=lambda one: (one.backbone, one.folder, one.trained))
     ]
     rows += [["", name, *[None] * 4, score, None] for name, score in (baselines or {}).items()]
@@ -132,23 +100,14 @@ def scale_table(
     return Table(title, columns, rows, formats, notes, labels=2)
 
 
-def against_trained(systems: Sequence[Measured]) -> Series:
-    """Return system -> (trained parameters, score), for systems of one folder."""
-    return {one.system: [(one.trained, mean(one.scores))] for one in systems if one.trained}
+def _deviation(system: FinishedSystem) -> float | None:
+    """Return the deviation (n - 1) of the averages over seeds. None for a single seed."""
+    return stdev(system.averages) if len(system.averages) > 1 else None
 
 
-def against_backbone(systems: Sequence[Measured]) -> tuple[Series, Series]:
-    """Return system -> (parameters of the backbone, score), and system -> (the same, trained parameters)."""
-    scores: Series = {}
-    trained: Series = {}
-    for one in systems:
-        scores.setdefault(one.system, []).append((one.backbone, mean(one.scores)))
-        if one.trained:
-            trained.setdefault(one.system, []).append((one.backbone, one.trained))
-    return scores, trained
-
-
-def plot_share(path: str | Path, systems: Sequence[Measured], baselines: Mapping[str, float], title: str) -> list[Path]:
+def plot_share(
+    path: str | Path, systems: Sequence[FinishedSystem], baselines: Mapping[str, float], title: str
+) -> list[Path]:
     """Plot scores against the trained share: one labelled point per system, with the deviation over seeds.
 
     A logarithmic axis cannot show a system that trains nothing. Such a system is a horizontal line, as the baselines
@@ -166,13 +125,13 @@ def plot_share(path: str | Path, systems: Sequence[Measured], baselines: Mapping
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    several = Counter(one.system for one in systems)
+    several = Counter(one.label for one in systems)
     folders = {s.folder: Path(s.folder).name for s in systems}
     if len(set(folders.values())) < len(folders):
         folders = {folder: folder for folder in folders}  # a/tables and b/tables
-    named = [(f"{s.system} ({folders[s.folder]})" if several[s.system] > 1 else s.system, s) for s in systems]
-    lines = {name: mean(s.scores) for name, s in named if not s.trained} | dict(baselines)
-    shown = {name: (s.share, mean(s.scores), s.deviation or 0) for name, s in named if s.trained}
+    named = [(f"{s.label} ({folders[s.folder]})" if several[s.label] > 1 else s.label, s) for s in systems]
+    lines = {name: mean(s.averages) for name, s in named if not s.trained} | dict(baselines)
+    shown = {name: (s.share, mean(s.averages), _deviation(s) or 0) for name, s in named if s.trained}
     points = list(shown.values())
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()

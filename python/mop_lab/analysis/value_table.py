@@ -35,7 +35,7 @@ def value_table(systems: Sequence[FinishedSystem], corpus: str) -> Table:
     known, scorer = read_split(corpus, "train"), _scorer(systems)
     values = Values(known)
     examples, texts = common_rows([(system, seed) for system in systems for seed in system.seeds])
-    averages = [mean_scores([means[AVERAGE] for means in system.scores().values()]) for system in systems]
+    averages = [mean_scores([means[AVERAGE] for means in system.scores.values()]) for system in systems]
     rows: list[list[object]] = []
     for system, average in zip(systems, averages):
         kept = [value_recall(values, examples, texts[system.label, seed]) for seed in system.seeds]

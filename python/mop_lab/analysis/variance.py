@@ -1,71 +1,56 @@
 """Measure how much scores vary over seeds: the variance of each metric on each scenario (MOP paper, Fig. 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, pvariance, variance
-from typing import NamedTuple
 
 from mop_t5.evaluation import AVERAGE, Table, TaskScores, with_average
 from mop_t5.plots.figures import look, save_figure
 
 from mop_lab.finished_runs import FinishedSystem
-from mop_lab.suites.score_rows import Repetitions, over_seeds
+from mop_lab.suites.score_rows import over_seeds
 
 _ESTIMATORS: dict[str, Callable[[list[float]], float]] = {"n - 1": variance, "n": pvariance}
 
 
-class Varied(NamedTuple):
-    """A system with several seeds.
+def variances(system: FinishedSystem, estimator: str) -> dict[str, TaskScores]:
+    """Return scenario -> variance over the seeds of each metric x 100, with the mean over scenarios last.
 
-    Attributes:
-        label: The label of the system.
-        seeds: Per seed scenario -> scores, with the average last.
+    The variances are divided by 100, because tables show scores times 100.
+
+    Args:
+        system: A system with several seeds.
+        estimator: "n - 1" or "n".
     """
-
-    label: str
-    seeds: Repetitions
-
-    def by_scenario(self, estimator: str) -> dict[str, TaskScores]:
-        """Return scenario -> variance over the seeds of each metric x 100, with the mean over scenarios last.
-
-        The variances are divided by 100, because tables show scores times 100.
-
-        Args:
-            estimator: "n - 1" or "n".
-        """
-        alone = [{name: scores for name, scores in one.items() if name != AVERAGE} for one in self.seeds]
-        return with_average(over_seeds(alone, lambda numbers: 100 * _ESTIMATORS[estimator](numbers)))
-
-    def mean(self, estimator: str) -> float:
-        """Return the mean over scenarios and metrics of the variance of F1 x 100, as Fig. 5 shows it."""
-        return 100 * self.by_scenario(estimator)[AVERAGE].mean
-
-    def averages(self) -> list[float]:
-        """Return per seed the average over scenarios and metrics, times 100."""
-        return [100 * one[AVERAGE].mean for one in self.seeds]
+    seeds = list(system.scores.values())
+    return with_average(over_seeds(seeds, lambda numbers: 100 * _ESTIMATORS[estimator](numbers)))
 
 
-def varied(systems: Sequence[FinishedSystem]) -> tuple[list[Varied], list[str]]:
+def varied(systems: Sequence[FinishedSystem]) -> tuple[list[FinishedSystem], list[str]]:
     """Return the systems with several seeds, and the labels of the other systems.
 
     Raises:
         ValueError: No system has two seeds, or the seeds of a system were not scored on the same scenarios.
     """
-    found = [Varied(one.label, list(one.scores().values())) for one in systems]
-    several = [one for one in found if len(one.seeds) > 1]
+    several = [one for one in systems if len(one.seeds) > 1]
     if not several:
         raise ValueError(
-            f"a variance over seeds needs at least two of them, and {', '.join(one.label for one in found)} "
+            f"a variance over seeds needs at least two of them, and {', '.join(one.label for one in systems)} "
             "has one seed each. Train with --seeds '[0, 1, 2]'."
         )
     for one in several:
-        if len({tuple(scores) for scores in one.seeds}) > 1:
+        if len({tuple(scores) for scores in one.scores.values()}) > 1:
             raise ValueError(f"the seeds of {one.label} were not scored on the same scenarios. Evaluate them alike.")
-    return several, [one.label for one in found if len(one.seeds) == 1]
+    return several, [one.label for one in systems if len(one.seeds) == 1]
+
+
+def _of_all(variances: Mapping[str, TaskScores]) -> float:
+    """Return the mean over scenarios and metrics of the variance of F1 x 100, as Fig. 5 shows it."""
+    return 100 * variances[AVERAGE].mean
 
 
 def variance_table(
-    title: str, systems: Sequence[Varied], left_out: Sequence[str], remarks: Sequence[str] = ()
+    title: str, systems: Sequence[FinishedSystem], left_out: Sequence[str], remarks: Sequence[str] = ()
 ) -> Table:
     """Return a table with one row per system and estimator: the variance on each scenario, and its means.
 
@@ -75,13 +60,12 @@ def variance_table(
         left_out: Labels of the systems with one seed.
         remarks: Notes before the notes of the table.
     """
-    scenarios = list(dict.fromkeys(name for one in systems for name in one.seeds[0] if name != AVERAGE))
-    rows = []
-    for one in systems:
-        for estimator in _ESTIMATORS:
-            found = one.by_scenario(estimator)
-            cells = [found.get(name) for name in (*scenarios, AVERAGE)]
-            rows.append([one.label, f"variance ({estimator})", len(one.seeds), *cells, one.mean(estimator)])
+    found = [(one, name, variances(one, name)) for one in systems for name in _ESTIMATORS]
+    scenarios = list(dict.fromkeys(name for _, _, means in found for name in means if name != AVERAGE))
+    rows = [
+        [one.label, f"variance ({name})", len(one.seeds), *map(means.get, [*scenarios, AVERAGE]), _of_all(means)]
+        for one, name, means in found
+    ]
     notes = [
         *remarks,
         "Variance of F1 x 100 over the seeds, in points squared, of each metric on each scenario by itself. average: "
@@ -97,7 +81,7 @@ def variance_table(
     return Table(title, columns, rows, dict.fromkeys([*scenarios, AVERAGE, "all"], ".3f"), notes, labels=2)
 
 
-def plot_variance(path: str | Path, systems: Sequence[Varied], title: str) -> list[Path]:
+def plot_variance(path: str | Path, systems: Sequence[FinishedSystem], title: str) -> list[Path]:
     """Plot the variance by both estimators as bars, and beside the bars the average score of each seed.
 
     Args:
@@ -116,12 +100,12 @@ def plot_variance(path: str | Path, systems: Sequence[Varied], title: str) -> li
     places = range(len(systems))
     for number, (estimator, height) in enumerate(zip(_ESTIMATORS, (-0.19, 0.19))):
         where = [place + height for place in places]
-        values = [one.mean(estimator) for one in systems]
+        values = [_of_all(variances(one, estimator)) for one in systems]
         color = look((0, 5)[number])["color"]
         found = bars.barh(where, values, 0.36, label=f"variance ({estimator})", color=color)
         bars.bar_label(found, fmt="%.2f", padding=2, fontsize=7)
     for place, one in enumerate(systems):
-        scores = one.averages()
+        scores = one.averages
         points.hlines(place, min(scores), max(scores), color="0.7", linewidth=2, zorder=1)
         points.plot(scores, [place] * len(scores), "o", color=look(0)["color"], markersize=6, alpha=0.75, zorder=2)
         points.plot(mean(scores), place, "|", color="black", markersize=14, markeredgewidth=1.5, zorder=3)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 
 from mop_t5.plots.charts import plot_points
 
-from mop_lab.analysis.share import Measured, against_backbone, against_trained
+from mop_lab.finished_runs import FinishedSystem
 
 
-def plot_scale(folder: Path, names: Sequence[str], suites: Sequence[Sequence[Measured]]) -> Iterator[list[Path]]:
+def plot_scale(folder: Path, names: Sequence[str], suites: Sequence[Sequence[FinishedSystem]]) -> Iterator[list[Path]]:
     """Plot scores against trained parameters and, for several backbones, against the parameters of the backbone.
 
     Args:
@@ -21,11 +22,17 @@ def plot_scale(folder: Path, names: Sequence[str], suites: Sequence[Sequence[Mea
     """
     score, trained = "score x 100", "trained parameters"
     for number, (name, found) in enumerate(zip(names, suites), start=1):
-        path, points = folder / f"score-by-trained-{number}", against_trained(found)
+        path = folder / f"score-by-trained-{number}"
+        points = {one.label: [(one.trained, mean(one.averages))] for one in found if one.trained}
         yield plot_points(path, points, name, x_label=trained, y_label=score, log_x=True, lines=False)
     everything = [one for found in suites for one in found]
     if len({one.backbone for one in everything}) > 1:
-        of_scores, of_trained = against_backbone(everything)
+        of_scores: dict[str, list[tuple[float, float]]] = {}  # system -> one point per backbone
+        of_trained: dict[str, list[tuple[float, float]]] = {}
+        for one in everything:
+            of_scores.setdefault(one.label, []).append((one.backbone, mean(one.averages)))
+            if one.trained:
+                of_trained.setdefault(one.label, []).append((one.backbone, one.trained))
         x_label = "parameters of the backbone"
         path = folder / "score-by-backbone"
         yield plot_points(path, of_scores, "scores", x_label=x_label, y_label=score, log_x=True)

@@ -15,10 +15,10 @@ from mop_lab.analysis.comparability import not_comparable
 from mop_lab.analysis.prefix_lengths import Lengths, LengthSweep
 from mop_lab.analysis.prefix_plot import plot_prefixes
 from mop_lab.analysis.prefixes import KINDS, read_prefixes, spread_tables
-from mop_lab.analysis.share import Measured, baselines_in, measured, plot_share, scale_table
+from mop_lab.analysis.share import baselines_in, measured, plot_share, scale_table
 from mop_lab.analysis.variance import plot_variance, variance_table, varied
 from mop_lab.commands.table import Shared
-from mop_lab.finished_runs import finished_systems
+from mop_lab.finished_runs import FinishedSystem, finished_systems
 from mop_lab.suites.suite import carry_out
 from mop_lab.suites.suite_config import SuiteConfig
 
@@ -97,7 +97,7 @@ def present_sizes(
     output: str,
     split: str,
     baselines: dict[str, float] | None = None,
-) -> list[list[Measured]]:
+) -> list[list[FinishedSystem]]:
     """Print and write the scores and the parameters of finished systems. Return the systems of each folder."""
     check_writable(output)
     by_folder = [measured(folder, split) for folder in folders]

@@ -149,7 +149,7 @@ def _tables(path: Path, name: str, left_out: dict[str, str]) -> dict[str, list[T
 
 def _complete(system: FinishedSystem, left_out: dict[str, str]) -> FinishedSystem:
     """Return the system without the seeds that lack the run of a scenario."""
-    scenarios = {seed: set(scores) for seed, scores in system.scores().items()}
+    scenarios = {seed: set(scores) for seed, scores in system.scores.items()}
     most = max(scenarios.values(), key=len)
     for seed in [seed for seed in scenarios if scenarios[seed] != most]:
         missing = ", ".join(sorted(most - scenarios[seed])) or "other scenarios than the first seed"

@@ -64,7 +64,7 @@ def report_page(
         by_scenario=score_grid(systems, found.baselines),
         several_seeds=any(len(system.seeds) > 1 for system in systems),
         best_marked=mark_best,
-        uncounted=any(system.trained is None for system in systems),
+        uncounted=not all(system.backbone for system in systems),
         tables={name: [(table, _aligned_right(table)) for table in group] for name, group in found.tables.items()},
         plots=found.plots,
         losses=loss_curves(systems),

@@ -55,7 +55,7 @@ def overview(systems: Sequence[FinishedSystem], baselines: Baselines, mark_best:
         mark_best: Mark the best of several systems in each column.
     """
     scores = score_grid(systems, baselines, average=True, mark_best=mark_best)
-    counted = any(system.trained is not None for system in systems)
+    counted = any(system.backbone for system in systems)
     columns = ["method", "seeds", *(["trained", "% of backbone"] if counted else [])]
     return Grid(
         [("", name) for name in (*columns, *(metric for _, metric in scores.columns))],
@@ -84,7 +84,7 @@ def score_grid(
                     found.setdefault((scenario, metric), []).append(100 * value)
         return found
 
-    of_systems = [(system.label, numbers(system.scores().values())) for system in systems]
+    of_systems = [(system.label, numbers(system.scores.values())) for system in systems]
     of_baselines = [(name, numbers([scores])) for name, scores in baselines.items()]
     every = dict.fromkeys(key for _, own in [*of_systems, *of_baselines] for key in own)
     keys = sorted(every, key=lambda key: key[0])
@@ -111,7 +111,6 @@ def _cell(numbers: Sequence[float], best: str | None) -> Cell:
 def _about(system: FinishedSystem) -> list[Cell]:
     """Return method, seeds, trained parameters and their share of the backbone."""
     known = [Cell(system.method, system.method), Cell(str(len(system.seeds)), len(system.seeds))]
-    if system.trained is None or system.backbone is None:
+    if not system.backbone:
         return [*known, _EMPTY, _EMPTY]
-    share = 100 * system.trained / system.backbone
-    return [*known, Cell(f"{system.trained:,}", system.trained), Cell(f"{share:.4g}", share)]
+    return [*known, Cell(f"{system.trained:,}", system.trained), Cell(f"{system.share:.4g}", system.share)]

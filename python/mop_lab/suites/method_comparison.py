@@ -11,22 +11,21 @@ from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from mop_t5.data import Example
-from mop_t5.evaluation import AVERAGE, BASELINES, Table, TaskScores, mean_scores, with_average
+from mop_t5.evaluation import AVERAGE, BASELINES, Table, TaskScores, mean_scores
 from mop_t5.evaluation.bootstrap import Difference, holm, paired_bootstrap
 from mop_t5.evaluation.values import Values, ValueScores, value_recall
 from mop_t5.training import TrainingConfig
 
+from mop_lab.finished_runs import FinishedSystem
 from mop_lab.suites.compared_systems import FROZEN, CompareConfig, default_systems, known_systems
 from mop_lab.suites.score_rows import average_of, scores_table
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import choose
 from mop_lab.suites.trial import Inputs
-
-_T = TypeVar("_T")
 
 
 class _Entry(NamedTuple):
@@ -37,8 +36,7 @@ class _Entry(NamedTuple):
         points: One number per row: the mean of its three ROUGE over the seeds, times 100.
         means: For each seed, scenario -> scores, the average last.
         kept: For each seed, the values that the summaries keep.
-        trained: Trained parameters, None for a baseline.
-        backbone: Parameters of the backbone, None for a baseline.
+        system: The finished runs, None for a baseline.
         rate: The learning rate, None for a baseline and for the frozen backbone.
     """
 
@@ -46,9 +44,8 @@ class _Entry(NamedTuple):
     points: list[float]
     means: list[dict[str, TaskScores]]
     kept: list[ValueScores]
-    trained: int | None = None
-    backbone: int | None = None
-    rate: float | None = None
+    system: FinishedSystem | None
+    rate: float | None
 
 
 class MethodComparison:
@@ -142,8 +139,8 @@ class MethodComparison:
             cells.append(
                 [
                     entry.label,
-                    entry.trained,
-                    100 * entry.trained / entry.backbone if entry.trained is not None and entry.backbone else None,
+                    entry.system and entry.system.trained,
+                    entry.system and entry.system.share,
                     entry.rate,
                     mean_scores(averages),
                     100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
@@ -187,36 +184,25 @@ class MethodComparison:
 
     def _score_texts(self, label: str) -> _Entry:
         """Return the entry of a baseline, or of a finished system."""
+        system = rate = None
         if label in BASELINES:
-            return self._scored(label, [BASELINES[label](self._rows, self._known)])
-        system, first = self.suite(label).systems()[label], self.suite(label).trials[0]
-        seeds = [{_key(example): text for example, text in system.predictions(seed)} for seed in system.seeds]
-        if any(_key(example) not in said for said in seeds for example in self._rows):
-            raise ValueError(
-                f"{first.folder.parent} was evaluated on other rows than the {self.config.split} split now has. Take "
-                "the corpus back as it was, or give another --output."
-            )
-        rate = None if label == FROZEN else first.system.learning_rate
-        entry = self._scored(label, [[said[_key(example)] for example in self._rows] for said in seeds])
-        return entry._replace(trained=system.trained, backbone=system.backbone, rate=rate)
-
-    def _scored(self, label: str, seeds: Sequence[Sequence[str]]) -> _Entry:
-        """Return the entry of a system. seeds: for each seed, one text per row."""
-        rouge = [list(self.scorer.by_rouge(self._rows, texts).values()) for texts in seeds]
-        means = [
-            with_average({name: mean_scores(scores) for name, scores in self._by_scenario(one).items()})
-            for one in rouge
-        ]
+            seeds = [BASELINES[label](self._rows, self._known)]
+            means = [self.scorer(self._rows, seeds[0])]
+        else:
+            system, first = self.suite(label).systems()[label], self.suite(label).trials[0]
+            said = [{_key(example): text for example, text in system.predictions(seed)} for seed in system.seeds]
+            if any(_key(example) not in texts for texts in said for example in self._rows):
+                raise ValueError(
+                    f"{first.folder.parent} was evaluated on other rows than the {self.config.split} split now has. "
+                    "Take the corpus back as it was, or give another --output."
+                )
+            rate = None if label == FROZEN else first.system.learning_rate
+            seeds = [[texts[_key(example)] for example in self._rows] for texts in said]
+            means = list(system.scores.values())
+        rouge = [self.scorer.by_rouge(self._rows, texts).values() for texts in seeds]
         points = [100 * mean(scores.mean for scores in row) for row in zip(*rouge)]
         kept = [value_recall(self._values, self._rows, texts) for texts in seeds]
-        return _Entry(label, points, means, kept)
-
-    def _by_scenario(self, of_rows: Sequence[_T]) -> dict[str, list[_T]]:
-        """Group one value per row by the scenarios of the rows."""
-        found: dict[str, list[_T]] = {}
-        for example, value in zip(self._rows, of_rows, strict=True):
-            found.setdefault(example.scenario, []).append(value)
-        return found
+        return _Entry(label, points, means, kept, system, rate)
 
     def _differences(self, entries: Sequence[_Entry]) -> dict[str, Difference]:
         """Return, by label, the mean of a system minus the mean of the reference, in points."""
@@ -224,7 +210,9 @@ class MethodComparison:
         found = {}
         for entry in entries:
             if entry is not reference:
-                gains = self._by_scenario([a - b for a, b in zip(entry.points, reference.points)])
+                gains: dict[str, list[float]] = {}  # scenario -> one number per row
+                for example, own, theirs in zip(self._rows, entry.points, reference.points, strict=True):
+                    gains.setdefault(example.scenario, []).append(own - theirs)
                 found[entry.label] = paired_bootstrap(gains, self.grid.resamples)
         return found
 

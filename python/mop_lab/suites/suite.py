@@ -18,7 +18,7 @@ from mop_t5.operations import contents
 from mop_t5.operations.run_folder import prepare_output, write_settings
 from mop_t5.training import TrainingConfig
 
-from mop_lab.finished_runs import SYSTEM, FinishedRun, FinishedSystem
+from mop_lab.finished_runs import SYSTEM, FinishedSystem
 from mop_lab.suites.score_rows import Repetitions
 from mop_lab.suites.starting_points import FirstVersion
 from mop_lab.suites.suite_config import SuiteConfig
@@ -81,14 +81,11 @@ class Suite:
             KeyboardInterrupt: Ctrl-C, with a sentence on what was kept.
         """
         waiting = [trial for trial in self.trials if trial.waits]
-        labels = dict.fromkeys(trial.system.label for trial in self.trials)
-        for label in labels.keys() - {trial.system.label for trial in waiting}:
-            self._describe(label)
         for number, trial in enumerate(self.trials, start=1):
             if trial in waiting:  # its starting point is finished now
                 trial.check()
                 trial.inputs.release()
-                self._describe(trial.system.label)
+            self._describe(trial)
             state = trial.state
             print(f"[{number}/{len(self.trials)}] {trial}: {state}", flush=True)
             try:
@@ -103,19 +100,17 @@ class Suite:
 
     def systems(self) -> dict[str, FinishedSystem]:
         """Return the systems with a finished and scored trial, by their labels. They have the finished trials only."""
-        seeds: dict[str, dict[int, list[FinishedRun]]] = {}
+        found: dict[str, FinishedSystem] = {}
         for trial in self.trials:
             if trial.system.scored and trial.finished:
-                seeds.setdefault(trial.system.label, {}).setdefault(trial.seed, []).append(trial.result)
-        methods = {trial.system.label: trial.system.method for trial in self.trials}
-        return {
-            label: FinishedSystem(label, methods[label], *self.parameters(label)[:2], runs)
-            for label, runs in seeds.items()
-        }
+                label, (trained, backbone, _) = trial.system.label, self._parameters(trial)
+                new = FinishedSystem(label, trial.system.method, trained, backbone, trial.config.output, {})
+                found.setdefault(label, new).seeds.setdefault(trial.seed, []).append(trial.result)
+        return found
 
     def results(self) -> dict[str, Repetitions]:
         """Return the scores of the finished trials: label -> one result per seed: scenario -> scores, average last."""
-        return {label: list(system.scores().values()) for label, system in self.systems().items()}
+        return {label: list(system.scores.values()) for label, system in self.systems().items()}
 
     def how_trained(self) -> tuple[str, str]:
         """Return the part of a note that gives the steps and their rows, and the part with the learning rates."""
@@ -124,18 +119,17 @@ class Suite:
         steps = f"{schedule.steps} steps of {schedule.step_size}"
         return steps, f"Learning rates: {', '.join(f'{label} {rate:g}' for label, rate in rates.items())}"
 
-    def parameters(self, label: str) -> tuple[int, int, int]:
+    def _parameters(self, trial: Trial) -> tuple[int, int, int]:
         """Return the trained parameters of all models of a system, the backbone's, and the number of models."""
-        of_label = [trial for trial in self.trials if trial.system.label == label]
-        counts = [trial.size for trial in of_label if trial.seed == of_label[0].seed]
+        key = trial.system.label, trial.seed
+        counts = [one.size for one in self.trials if (one.system.label, one.seed) == key]
         return sum(count.trained for count in counts), counts[0].backbone, len(counts)
 
-    def _describe(self, label: str) -> None:
+    def _describe(self, trial: Trial) -> None:
         """Write the system.json of a system that is scored."""
-        trial = next(trial for trial in self.trials if trial.system.label == label)
         if trial.system.scored:
-            trained, backbone, models = self.parameters(label)
-            content = {"label": label, "trained": trained, "backbone": backbone, "runs": models}
+            trained, backbone, models = self._parameters(trial)
+            content = {"label": trial.system.label, "trained": trained, "backbone": backbone, "runs": models}
             trial.system_folder.mkdir(parents=True, exist_ok=True)
             write_json(trial.system_folder / SYSTEM, content)
 
