@@ -60,7 +60,7 @@ def fill_library(library: str | Path, trials: Sequence[Trial]) -> list[str]:
     for trial in trials:
         if trial.system.label != SOURCES:
             continue
-        [name] = trial.scenarios or [""]
+        [name] = trial.config.scenarios or [""]
         known = prompt_library.names(library) if Path(library).is_dir() else ()
         new = prompt_library.read_adapter(trial.adapter).prompt
         if name not in known or not prompt_library.read(library, name).prompt.equal(new):

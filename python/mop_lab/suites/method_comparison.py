@@ -77,9 +77,7 @@ class MethodComparison:
                 "Use `mop-t5 table 2`."
             )
         self._inputs = Inputs()
-        self._rows, self._known = (
-            self._inputs.rows(config, split, config.scenarios) for split in (config.split, "train")
-        )
+        self._rows, self._known = (self._inputs.rows(config, split) for split in (config.split, "train"))
         # finished trials do not change
         self.tried, self.suite, self._entry = cache(self._find_tried), cache(self._best), cache(self._score_texts)
 

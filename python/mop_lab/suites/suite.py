@@ -61,7 +61,7 @@ class Suite:
         """Return a table with one row per trial: its folder, its parameters, its learning rate, and what is left."""
 
         def row(trial: Trial) -> list[object]:
-            scenarios, rate = ", ".join(trial.scenarios or ["all"]), trial.system.learning_rate
+            scenarios, rate = ", ".join(trial.config.scenarios or ["all"]), trial.system.learning_rate
             trained = None if trial.waits else trial.size.trained
             return [trial.system.label, scenarios, trial.seed, trained, rate, str(trial.folder), trial.state]
 
@@ -165,9 +165,9 @@ def trials_of(
     for system in systems:
         together = {"": config.scenarios} if groups is None else groups
         for name, scenarios in (alone if system.separate else together).items():
+            own = replace(config, scenarios=None if scenarios is None else list(scenarios))
             for seed in config.seeds:
-                only = None if scenarios is None else list(scenarios)
-                trial = Trial(system, config, replace(training, seed=seed), inputs, only, name)
+                trial = Trial(system, own, replace(training, seed=seed), inputs, name)
                 for field, first in system.options.items():
                     if isinstance(first, FirstVersion):
                         label = f"{system.label}, first version"
@@ -244,7 +244,7 @@ def baseline_scores(config: SuiteConfig) -> dict[str, dict[str, TaskScores]]:
     folder, inputs = Path(config.output) / "floors", Inputs()
     settings = config.scoring() | {"scenarios": config.scenarios}
     check_scored_as_before(folder, settings)
-    known, rows = (inputs.rows(config, split, config.scenarios) for split in ("train", config.split))
+    known, rows = (inputs.rows(config, split) for split in ("train", config.split))
     made_of = {"train": contents.of_rows(known), config.split: contents.of_rows(rows)}
     if not (folder / SCORES).is_file() or contents.read_contents(folder) != made_of:
         texts = baseline_texts(rows, known)

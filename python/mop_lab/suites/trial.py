@@ -6,7 +6,6 @@ again. If anything that it was trained on has changed, that is an error.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -42,13 +41,13 @@ class Inputs:
         self._counts: dict[tuple[str, str], tuple[mop_t5.ParameterCount, set[str]]] = {}
         self.contents_of_backbone = cache(lambda path: contents.of_backbone(self._model(path), load_tokenizer(path)))
 
-    def rows(self, config: SuiteConfig, split: str, scenarios: Sequence[str] | None) -> list[Example]:
-        """Return the rows of some scenarios of a split, or of all if scenarios is None."""
-        return of_scenarios(self._split(config.corpus, split), scenarios)
+    def rows(self, config: SuiteConfig, split: str) -> list[Example]:
+        """Return the rows of a split, of the scenarios that the config chooses."""
+        return of_scenarios(self._split(config.corpus, split), config.scenarios)
 
     def scenarios(self, config: SuiteConfig, split: str) -> list[str]:
         """Return those scenarios of a split that the config chooses."""
-        return scenarios_of(self.rows(config, split, config.scenarios))
+        return scenarios_of(self.rows(config, split))
 
     def counted(self, path: str, config: MethodConfig) -> tuple[mop_t5.ParameterCount, set[str]]:
         """Attach a method to a plain backbone. Return its numbers of parameters and the names of its parameter groups.
@@ -89,10 +88,9 @@ class Trial:
 
     Attributes:
         system: The system. Its label names the folder.
-        config: The corpus, the backbone, the output folder, and how to score.
+        config: The corpus, the scenarios to train and score on, the backbone, the output folder, and how to score.
         schedule: How to train. learning_rate and group_rates are set by `training`.
         inputs: Shared by the trials of a suite.
-        scenarios: The scenarios of the rows to train and score on. None takes all.
         name: Name of the run folder within the folder of the seed. Empty if the latter is the run folder.
         start: The starting point, if the system begins with the adapter of another trial.
         untrained: Score the system as it is attached, without training.
@@ -102,13 +100,12 @@ class Trial:
     config: SuiteConfig
     schedule: TrainingConfig
     inputs: Inputs
-    scenarios: list[str] | None = None
     name: str = ""
     start: Start | None = None
     untrained: bool = False
 
     def __str__(self) -> str:
-        alone = "" if self.scenarios is None else f", {', '.join(self.scenarios)} alone"
+        alone = "" if self.config.scenarios is None else f", {', '.join(self.config.scenarios)} alone"
         return f"{self.system.label}{alone}, seed {self.seed}"
 
     @property
@@ -215,7 +212,7 @@ class Trial:
                 str(self.folder),
                 method=self.system.method,
                 options=self.attached.options,
-                scenarios=self.scenarios,
+                scenarios=self.config.scenarios,
                 rouge=self.config.scorer().rouge,
                 overwrite=state == "start anew",
                 resume=state.startswith("resume"),
@@ -241,23 +238,20 @@ class Trial:
         """The run folder with its evaluation."""
         return FinishedRun(self.folder, self.config.split)
 
-    def _rows(self, split: str) -> list[Example]:
-        return self.inputs.rows(self.config, split, self.scenarios)
-
     def _method_config(self) -> MethodConfig:
-        return self.attached.config(self.scenarios or self.inputs.scenarios(self.config, "train"))
+        return self.attached.config(self.config.scenarios or self.inputs.scenarios(self.config, "train"))
 
     def _settings(self) -> dict[str, Any]:
         """Return run.json, as the training writes it."""
-        corpus, rouge = self.config.corpus, self.config.scorer().rouge
-        method, config = self.system.method, self._method_config()
-        return settings_of(self.training, corpus, self.config.backbone, method, config, self.scenarios, None, rouge)
+        suite, method, config = self.config, self.system.method, self._method_config()
+        rouge = suite.scorer().rouge
+        return settings_of(self.training, suite.corpus, suite.backbone, method, config, suite.scenarios, None, rouge)
 
     def _made_of(self) -> dict[str, contents.Content]:
         """Return contents.json, as the training writes it."""
-        valid = self._rows("valid") if self.training.evaluate_every else None
-        tasks = self.config.scorer().tasks
-        found = contents.of_training(self._rows("train"), valid, tasks, self._method_config())
+        train, tasks = self.inputs.rows(self.config, "train"), self.config.scorer().tasks
+        valid = self.inputs.rows(self.config, "valid") if self.training.evaluate_every else None
+        found = contents.of_training(train, valid, tasks, self._method_config())
         return found | self.inputs.contents_of_backbone(self.config.backbone)
 
     def _is_scored(self) -> bool:
@@ -265,7 +259,8 @@ class Trial:
         evaluated, split = self.result, self.config.split
         if not (evaluated.evaluation / SCORES).is_file() or evaluated.made_of is None:
             return False
-        return not contents.changes(evaluated.made_of, contents_of_evaluation(self.folder, self._rows(split), split))
+        rows = self.inputs.rows(self.config, split)
+        return not contents.changes(evaluated.made_of, contents_of_evaluation(self.folder, rows, split))
 
     def _attach_only(self) -> None:
         """Write the run folder of the system as it is attached."""
