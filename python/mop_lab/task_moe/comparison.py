@@ -142,54 +142,49 @@ class MixtureComparison:
             raise ValueError(f"options names {', '.join(taken)}, which the comparison sets itself. Leave it out.")
         self._config, self._training, self._factors, self._inputs = config, training, factors, Inputs()
         self.combinations = {name: combinations(factors, name) for name in tables}
-        self._rows: dict[str, list[Trial]] = {}  # label -> its trials
-        self._widths = {}
-        if any(one.representation != "random" for own in self.combinations.values() for one in own):
-            names = self._inputs.scenarios(replace(config, scenarios=None), "train")
-            self._widths = {n: task_vectors.read(p, names).shape[1] for n, p in factors.representations.items()}
 
     def trials(self) -> list[Trial]:
         """Return the trials of the baselines and of all tables. A trial stands behind the trial that it starts from."""
         training = replace(self._training, batching=self._factors.batchings[0])
-        for label in self._factors.baselines:
-            self._add(label, *BASELINES[label], training)
+        rows = {label: self._row(label, *BASELINES[label], training) for label in self._factors.baselines}
         for one in dict.fromkeys(one for own in self.combinations.values() for one in own):
-            self._add_combination(one)
-        trials = [trial for own in self._rows.values() for trial in own]
+            first = one._replace(stages="one")
+            if first.label not in rows:
+                rows[first.label] = self._one_stage(first)
+            if one.stages == "two":
+                rows[one.label] = self._two_stages(one, rows[first.label])
+        trials = [trial for own in rows.values() for trial in own]
         check_options(self._config.options, [trial.system for trial in trials])
         return trials
 
-    def _add_combination(self, one: Combination) -> list[Trial]:
-        """Add the trials of a combination, and before them those that they start from. Return the former."""
-        if one.label in self._rows:
-            return self._rows[one.label]
+    def _one_stage(self, one: Combination) -> list[Trial]:
         factors, training = self._factors, replace(self._training, batching=one.batching)
-        if one.stages == "two":
-            firsts = self._add_combination(one._replace(stages="one"))
-            steps = factors.stage_two_steps or 2 * training.steps
-            second = {"selection": "softmax", "temperature": 300.0, "minimum_temperature": 1.0}
-            second["temperature_rate"] = math.log(300) / (0.95 * steps)
-            trials = zip(self._add(one.label, METHOD, second, replace(training, steps=steps)), firsts)
-            self._rows[one.label] = [replace(trial, start=Start("routes_from", first)) for trial, first in trials]
-            return self._rows[one.label]
         fields: dict[str, Any] = {"selection": one.selection, "router": one.router}
         fields["train_task_vectors"] = one.vectors == "trained"
         if one.representation != "random":
-            fields["task_vectors"] = str(factors.representations[one.representation])
-            fields["d_task"] = self._widths[one.representation]
+            path = str(factors.representations[one.representation])
+            tasks = self._inputs.scenarios(replace(self._config, scenarios=None), "train")
+            fields |= {"task_vectors": path, "d_task": task_vectors.read(path, tasks).shape[1]}
         speeds = {"router": factors.router_speed, "task_vectors": factors.vectors_speed} if one.speeds == "two" else {}
         if one.vectors != "trained":
             speeds.pop("task_vectors", None)
-        return self._add(one.label, METHOD, fields, training, **speeds)
+        return self._row(one.label, METHOD, fields, training, **speeds)
 
-    def _add(
+    def _two_stages(self, one: Combination, firsts: Sequence[Trial]) -> list[Trial]:
+        """Return the second stages of a combination. `firsts` are the trials of its first stage, one per seed."""
+        steps = self._factors.stage_two_steps or 2 * self._training.steps
+        fields = {"selection": "softmax", "temperature": 300.0, "minimum_temperature": 1.0}
+        fields["temperature_rate"] = math.log(300) / (0.95 * steps)
+        trials = self._row(one.label, METHOD, fields, replace(self._training, batching=one.batching, steps=steps))
+        return [replace(trial, start=Start("routes_from", first)) for trial, first in zip(trials, firsts)]
+
+    def _row(
         self, label: str, method: str, fields: dict[str, Any], training: TrainingConfig, **group_rates: float
     ) -> list[Trial]:
         # --options do not replace the fields that the comparison sets
         system = System(label, method, fields, False, self._factors.learning_rate, fixed=True)
         config = replace(self._config, group_rates=group_rates)
-        self._rows[label] = trials_of([system.with_options(config.options)], config, training, self._inputs)
-        return self._rows[label]
+        return trials_of([system.with_options(config.options)], config, training, self._inputs)
 
     def tables(self, name: str, scores: Mapping[str, Repetitions]) -> dict[str, Table]:
         """Return the tables of one name.
