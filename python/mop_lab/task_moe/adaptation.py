@@ -75,18 +75,14 @@ class Learnt(NamedTuple):
         use: ZERO or FEW.
         system: The label of the system.
         task: The task.
-        seed: The seed of the draw.
-        trial: The scored trial.
-        scores: Its scores.
+        trial: The scored trial. Its seed is the seed of the draw.
         validations: The best validation of each trial that it was chosen from.
     """
 
     use: str
     system: str
     task: str
-    seed: int
     trial: Trial
-    scores: TaskScores
     validations: list[float]
 
 
@@ -167,11 +163,8 @@ class Adaptations:
             validations = [_best_validation(trial) for trial in grid]
             chosen[FEW] = grid[validations.index(max(validations))]
             for use, trial in chosen.items():
-                suite = Suite([trial]).plan()
-                suite.run()
-                (scores,) = suite.results()[trial.system.label]
-                tried = validations if use == FEW else []
-                learnt.append(Learnt(use, system.label, task, seed, trial, scores[task], tried))
+                Suite([trial]).plan().run()
+                learnt.append(Learnt(use, system.label, task, trial, validations if use == FEW else []))
         return learnt
 
     def tables(self, learnt: list[Learnt]) -> dict[str, Table]:
@@ -179,7 +172,8 @@ class Adaptations:
         rows: list[list[object]] = []
         of_tasks: dict[tuple[str, str, int], dict[str, TaskScores]] = {}
         for one in learnt:
-            of_tasks.setdefault((one.use, one.system, one.seed), {})[one.task] = one.scores
+            scores = one.trial.result.scores()[one.task]
+            of_tasks.setdefault((one.use, one.system, one.trial.seed), {})[one.task] = scores
         labels, seeds = [system.label for system in self.systems], self._config.seeds
         for use in (ZERO, FEW):
             results = {label: [with_average(of_tasks[use, label, seed]) for seed in seeds] for label in labels}
@@ -191,9 +185,9 @@ class Adaptations:
         gain_column = f"gain over {VANILLA}, %"
         formats = dict.fromkeys(columns, ".2f") | {gain_column: "+.2f"}
         title = f"Tasks that were not trained on. {self._config.how_scored(', their mean,')}"
-        scores = Table(title, ["use", "system", "quantity", *columns, gain_column], rows, formats, labels=3)
+        of_uses = Table(title, ["use", "system", "quantity", *columns, gain_column], rows, formats, labels=3)
         chosen = [
-            [o.system, o.task, o.seed, o.trial.system.learning_rate, o.trial.schedule.batch_size]
+            [o.system, o.task, o.trial.seed, o.trial.system.learning_rate, o.trial.schedule.batch_size]
             + [max(o.validations), min(o.validations)]
             for o in learnt
             if o.use == FEW
@@ -201,7 +195,7 @@ class Adaptations:
         columns = ["system", "task", "draw", "rate", "batch", "best validation", "worst validation"]
         formats = dict.fromkeys(columns[-2:], ".2f")
         title = "What was chosen by validation"
-        return {"adaptation": scores, "adaptation-chosen": Table(title, columns, chosen, formats, labels=2)}
+        return {"adaptation": of_uses, "adaptation-chosen": Table(title, columns, chosen, formats, labels=2)}
 
 
 def _best_validation(trial: Trial) -> float:
