@@ -1,12 +1,12 @@
 """Tables 2 and 3: scores of systems over seeds, beside the paper's scores and the baselines, and their gains."""
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 from mop_t5.evaluation import MetricScores, Table, TaskScores, combined, metric_names
 
 from mop_lab.suites import paper
-from mop_lab.suites.score_rows import Repetitions, over_seeds
+from mop_lab.suites.score_rows import Repetitions, over_seeds, quantities
 
 Means = Mapping[str, TaskScores | None]  # of one system: scenario or AVERAGE -> scores, None where there are none
 
@@ -94,10 +94,8 @@ class PaperTables:
     def _scores(self, number: int) -> Table:
         rows = []
         for label, seeds in self._runs.items():
-            several = len(seeds) > 1
-            rows.append(self._row(label, f"mean of {len(seeds)}" if several else "ours", self._ours[label]))
-            if several:
-                rows.append(self._row(label, "deviation (n - 1)", over_seeds(seeds, stdev)))
+            for quantity, combine in quantities(len(seeds), "ours").items():
+                rows.append(self._row(label, quantity, over_seeds(seeds, combine)))
             if label in self._theirs:
                 rows.append(self._row(label, "paper", self._theirs[label]))
         rows += [self._row(name, "baseline", means) for name, means in self._baselines.items()]

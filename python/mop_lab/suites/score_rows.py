@@ -13,6 +13,16 @@ def over_seeds(repetitions: Repetitions, combine: Callable[[list[float]], float]
     return {name: combined(combine, [one[name] for one in repetitions]) for name in repetitions[0]}
 
 
+def quantities(count: int, alone: str = "score") -> dict[str, Callable[[list[float]], float]]:
+    """Return how the numbers of `count` repetitions are shown: name of a row -> function of the numbers.
+
+    Args:
+        count: The number of repetitions.
+        alone: The name of the row of a single repetition.
+    """
+    return {f"mean of {count}": mean, "deviation (n - 1)": stdev} if count > 1 else {alone: mean}
+
+
 def score_rows(labels: Sequence[object], repetitions: Repetitions, columns: Sequence[str]) -> list[list[object]]:
     """Return a row of means times 100 and, for several repetitions, a row of deviations.
 
@@ -21,12 +31,9 @@ def score_rows(labels: Sequence[object], repetitions: Repetitions, columns: Sequ
         repetitions: The scores. The score of a task is the mean of its metrics.
         columns: The tasks.
     """
-    points = {c: [100 * one[c].mean for one in repetitions] for c in columns}
-    if len(repetitions) == 1:
-        return [[*labels, "score", *(points[c][0] for c in columns)]]
     return [
-        [*labels, f"mean of {len(repetitions)}", *(mean(points[c]) for c in columns)],
-        [*labels, "deviation (n - 1)", *(stdev(points[c]) for c in columns)],
+        [*labels, quantity, *(combine([100 * one[c].mean for one in repetitions]) for c in columns)]
+        for quantity, combine in quantities(len(repetitions)).items()
     ]
 
 
