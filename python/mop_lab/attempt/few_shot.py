@@ -13,16 +13,16 @@ from pathlib import Path
 from mop_t5.data import SPLITS, TASKS, Example, of_scenarios, read_examples, read_split, scenarios_of, write_examples
 from mop_t5.data.corpus import splits_in
 from mop_t5.data.rows import checksum_of
-from mop_t5.evaluation import Table, TaskScores
+from mop_t5.evaluation import TaskScores
 from mop_t5.plots.charts import plot_points
 from mop_t5.training import TrainingConfig
 
-from mop_lab.suites.score_rows import Repetitions, average_of, scores_table
+from mop_lab.suites.score_rows import Repetitions, average_of
 from mop_lab.suites.suite import Suite, trials_of
 from mop_lab.suites.suite_config import SuiteConfig
 from mop_lab.suites.systems import System
 
-Results = Mapping[str, Mapping[int, Repetitions]]  # system -> rows per task -> one result per draw
+Results = Mapping[tuple[str, int], Repetitions]  # system and rows per task -> one result per draw
 
 
 @dataclass(frozen=True)
@@ -121,28 +121,23 @@ def few_shot_suites(
 
 
 def few_shot_results(suites: Mapping[tuple[int, int], Suite]) -> Results:
-    """Return the scores of finished trials: system -> rows per task -> one result per draw."""
-    results: dict[str, dict[int, list[Mapping[str, TaskScores]]]] = {}
+    """Return the scores of finished trials, by the systems and then by the rows per task."""
+    results: dict[tuple[str, int], list[Mapping[str, TaskScores]]] = {}
     for (shots, _), suite in suites.items():
         for label, (scores,) in suite.results().items():
-            results.setdefault(label, {}).setdefault(shots, []).append(scores)
-    return results
-
-
-def few_shot_table(title: str, results: Results, notes: Sequence[str]) -> Table:
-    """Return a table with one row per system and number of rows. Its columns are the tasks and their average."""
-    cells = (([label, shots], repetitions) for label, found in results.items() for shots, repetitions in found.items())
-    return scores_table(title, ["system", "rows"], cells, notes)
+            results.setdefault((label, shots), []).append(scores)
+    labels = [label for label, _ in results]
+    return dict(sorted(results.items(), key=lambda item: labels.index(item[0][0])))
 
 
 def plot_few_shot(path: Path, results: Results, draws: Draws) -> list[Path]:
     """Plot the average over the tasks of each system against the rows per task. Return the files."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for (label, shots), repetitions in results.items():
+        series.setdefault(label, []).append((shots, average_of(repetitions)))
     return plot_points(
         path,
-        {
-            label: [(shots, average_of(repetitions)) for shots, repetitions in by_shots.items()]
-            for label, by_shots in results.items()
-        },
+        series,
         f"few-shot, average over tasks, mean of {len(draws.draws)} draw(s)",
         x_label="training rows per task",
         y_label="score x 100",

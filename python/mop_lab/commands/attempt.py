@@ -13,12 +13,13 @@ from mop_t5.plots.figures import say_written
 
 from mop_lab.attempt import training_memory
 from mop_lab.attempt.attention_matrix import attempt_of, attention_matrix, attention_table
-from mop_lab.attempt.few_shot import Draws, few_shot_results, few_shot_suites, few_shot_table, plot_few_shot
+from mop_lab.attempt.few_shot import Draws, few_shot_results, few_shot_suites, plot_few_shot
 from mop_lab.attempt.results import notes_of, plot_modularity, results_table, task_scores
 from mop_lab.attempt.scale import plot_scale
 from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_library, prior_system, source_systems
 from mop_lab.commands.analyse import present_sizes
 from mop_lab.commands.table import Shared
+from mop_lab.suites.score_rows import scores_table
 from mop_lab.suites.sizes import check_backbone
 from mop_lab.suites.starting_points import StartingPoints
 from mop_lab.suites.suite import carry_out, suite_of
@@ -175,10 +176,10 @@ def attempt_few_shot(
         print(f"{shots} rows per task, draw {seed}", flush=True)
         carry_out(planned, dry_run)
     if not dry_run:
-        results = few_shot_results(suites)
+        results, title = few_shot_results(suites), f"Few-shot, {task_scores(suite)}"
         seeds = f"{len(draws.draws)} draw(s) of the rows; seeds {', '.join(map(str, draws.draws))}."
         notes = [*notes_of(suite, next(iter(suites.values()))), seeds]
-        present([few_shot_table(f"Few-shot, {task_scores(suite)}", results, notes)], "few-shot", suite.output)
+        present([scores_table(title, ["system", "rows"], results.items(), notes)], "few-shot", suite.output)
         say_written(plot_few_shot(Path(suite.output) / "few-shot", results, draws))
 
 
