@@ -93,19 +93,17 @@ def test_text_vectors_are_means_over_real_tokens_and_rows(corpus):
         torch.testing.assert_close(vector, torch.stack(means).mean(0).float(), atol=1e-6, rtol=1e-5)
 
 
-def test_fisher_vectors_are_mean_squared_gradients_of_adapters_tuned_alone(corpus, tmp_path):
+def test_fisher_vectors_are_mean_squared_gradients_of_adapters_tuned_alone(corpus, tmp_path, capsys):
     tokenizer, rows = corpus
-    options = small_adapters(24)
     training = TrainingConfig(steps=3, batch_size=2, learning_rate=0.01, warmup_steps=0, max_source=30, max_target=12)
     model = backbone(tokenizer, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    said = []
-    vectors = fisher_vectors(model, tokenizer, rows, training, method="adapter", options=options, say=said.append)
-    assert said[1] == "[2/3] taxi: 3 steps on 4 rows"
+    vectors = fisher_vectors(model, tokenizer, rows, training)
+    assert capsys.readouterr().out.splitlines()[1] == "[2/3] taxi: 3 steps on 4 rows"
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
     torch.manual_seed(training.seed)
-    mop_t5.attach(model, "adapter", scenarios=["taxi"], **options)
+    mop_t5.attach(model, "adapter", scenarios=["taxi"], **small_adapters(24))
     train(model, tokenizer, rows[1], training, output=tmp_path, progress=False)
     encoded = EncodedExamples(rows[1], tokenizer, None, max_source=30, max_target=12)
     total = 0

@@ -14,7 +14,7 @@ from mop_t5.storage import task_vectors as vectors_file
 from mop_t5.training import TrainingConfig
 
 from mop_lab.attempt.few_shot import draw
-from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, small_adapters, text_vectors
+from mop_lab.task_moe.task_representations import fisher_vectors, principal_components, text_vectors
 
 
 def task_vectors(
@@ -91,8 +91,7 @@ def task_vectors(
                 max_target=max_target,
                 seed=seed,
             )
-            adapters = small_adapters(model.config.d_model)
-            raw = fisher_vectors(model, tokenizer, by_task, training, method="adapter", options=adapters, say=print)
+            raw = fisher_vectors(model, tokenizer, by_task, training)
             vectors = principal_components(raw, width or 128)
             about |= {"steps": steps, "learning_rate": learning_rate, "numbers": raw.shape[1]}
     vectors_file.write(output, names, vectors, about)

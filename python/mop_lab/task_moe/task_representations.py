@@ -1,7 +1,7 @@
 """Vectors of tasks, for the routers: mean encodings of their texts, and the Fisher information of small adapters."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mop_t5
@@ -64,24 +64,17 @@ def fisher_vectors(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Sequence[Example]],
     training: TrainingConfig,
-    *,
-    method: str,
-    options: dict[str, Any],
-    say: Callable[[str], None] = lambda text: None,
 ) -> torch.Tensor:
-    """Return the diagonal of the Fisher information of a small method's matrices, task by task.
+    """Return the diagonal of the Fisher information of the matrices of small adapters, task by task.
 
-    The method is tuned anew on the rows of each task. Then the squared gradients of the loss of each row, by itself and
-    without dropout, are averaged over the rows. Biases are left out.
+    The adapters are tuned anew on the rows of each task, and a line of progress is printed. Then the squared gradients
+    of the loss of each row, by itself and without dropout, are averaged over the rows. Biases are left out.
 
     Args:
         model: A plain backbone. It is plain again afterwards.
         tokenizer: The tokenizer of the backbone.
         rows: The examples of each task.
-        training: How to tune the method.
-        method: The name of the method.
-        options: The fields of the method.
-        say: Called with a line of progress before each task.
+        training: How to tune the adapters.
 
     Returns:
         (tasks, numbers).
@@ -89,9 +82,9 @@ def fisher_vectors(
     vectors = []
     for number, examples in enumerate(rows, start=1):
         task = examples[0].scenario
-        say(f"[{number}/{len(rows)}] {task}: {training.steps} steps on {len(examples)} rows")
+        print(f"[{number}/{len(rows)}] {task}: {training.steps} steps on {len(examples)} rows")
         torch.manual_seed(training.seed)  # every task starts from the same values
-        mop_t5.attach(model, method, scenarios=[task], **options)
+        mop_t5.attach(model, "adapter", scenarios=[task], **small_adapters(model.config.d_model))
         with tempfile.TemporaryDirectory() as folder:
             train(model, tokenizer, examples, training, output=folder, progress=False)
         vectors.append(_fisher(model, tokenizer, examples, training))
