@@ -130,18 +130,14 @@ def analyse_lengths(
     sweep, folder = LengthSweep(suite, training, tried.lengths), Path(suite.output)
 
     def write(name: str) -> None:
+        for path in folder.glob("lengths-so-far.*"):  # otherwise each table would be kept beside the next
+            path.unlink()
         present([sweep.table()], name, folder)
         say_written(sweep.plot(folder / name))
 
-    def remove_so_far() -> None:
-        for path in folder.glob("lengths-so-far.*"):
-            path.unlink()
-
     def write_so_far() -> None:
-        remove_so_far()  # otherwise each table would be kept beside the next
         if not sweep.suite.finished:
             write("lengths-so-far")
 
     if carry_out(sweep.suite, dry_run, write_so_far):
         write("lengths")
-        remove_so_far()
