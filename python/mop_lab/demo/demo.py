@@ -28,18 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from mop_lab.demo.config import DemoConfig
 from mop_lab.demo.copying import turns_to_repeat, with_other_values
 
-
-class _Splits(NamedTuple):
-    general: list[Example]  # the backbone is trained on these rows
-    tuning: list[Example]  # the methods are tuned on these rows
-    valid: list[Example]
-    test: list[Example]
-    known: list[Example]  # the baselines may use the references of these rows
-
-    @property
-    def scenarios(self) -> list[str]:
-        """Return the scenarios of the rows that are trained on."""
-        return scenarios_of(self.general + self.tuning)
+# the rows: "general", of the backbone; "train", which the methods are tuned on; "valid"; and "test"
+_Corpus = dict[str, list[Example]]
 
 
 def run_demo(config: DemoConfig, rouge: Rouge) -> None:
@@ -56,36 +46,37 @@ def run_demo(config: DemoConfig, rouge: Rouge) -> None:
     console = Console()
     scorer = Scorer(rouge, read_tasks(config.corpus) if config.corpus else None)
     config = config.shortened()
-    splits = _synthetic(config) if config.corpus is None else _halved(config, config.corpus)
+    corpus = _synthetic(config) if config.corpus is None else _halved(config, config.corpus)
     for method in config.methods:  # a wrong method or option must raise before the backbone is trained
         shape = build_backbone(config.backbone(config.vocab_size), device="meta")
-        attach(shape, method, scenarios=splits.scenarios, **config.options.get(method, {}))
+        attach(shape, method, scenarios=_scenarios(corpus), **config.options.get(method, {}))
     if config.dry_run:
-        for line in (_plan(config, splits), describe_output(config.output, overwrite=config.overwrite)):
+        for line in (_plan(config, corpus), describe_output(config.output, overwrite=config.overwrite)):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         return
 
     output = prepare_output(config.output, overwrite=config.overwrite)
     write_settings(output, asdict(config) | asdict(rouge))
-    # a corpus to tune on, and beside it the rows that the backbone has seen
-    corpus = {"general": splits.general, "train": splits.tuning, "valid": splits.valid, "test": splits.test}
-    for name, examples in corpus.items():
+    for name, examples in corpus.items():  # a corpus to tune on, and beside it the rows that the backbone has seen
         write_examples(output / "corpus" / f"{name}.jsonl", examples)
     if config.corpus is not None and (Path(config.corpus) / TASKS).is_file():
         shutil.copy(Path(config.corpus) / TASKS, output / "corpus")
 
-    console.print(f"[bold]backbone[/bold]: all weights of a new T5 on {len(splits.general)} pairs, scenario not given")
-    stages = _Stages(config, splits, output)
+    console.print(
+        f"[bold]backbone[/bold]: all weights of a new T5 on {len(corpus['general'])} pairs, scenario not given"
+    )
+    stages = _Stages(config, corpus, output)
     backbone = stages.train_backbone(console)
-    texts = baseline_texts(splits.test, splits.known) | {"frozen backbone": stages.summaries()}
+    known = corpus["train"] if config.corpus is None else corpus["general"] + corpus["train"]
+    texts = baseline_texts(corpus["test"], known) | {"frozen backbone": stages.summaries()}
     tuned: dict[str, _Tuned] = {}
     for method in config.methods:
         tuned[method] = stages.tune(method, console)
         texts[method] = tuned[method].summaries
 
-    table = _table(scorer, splits.test, texts, tuned)
+    table = _table(scorer, corpus["test"], texts, tuned)
     (output / "results.md").write_text(to_markdown(table), encoding="utf-8")
-    write_predictions(output, splits.test, texts)
+    write_predictions(output, corpus["test"], texts)
     losses = {method: one.result.losses for method, one in tuned.items()}
     panels = {"training the backbone": {"all weights": backbone.losses}, "tuning, backbone frozen": losses}
     plot_losses(output / "loss.png", panels)
@@ -93,20 +84,24 @@ def run_demo(config: DemoConfig, rouge: Rouge) -> None:
     console.print(_explanation(config, output, stages.model), soft_wrap=True, highlight=False)
 
 
-def _synthetic(config: DemoConfig) -> _Splits:
+def _synthetic(config: DemoConfig) -> _Corpus:
     sizes = {"general": 200, "train": 200, "valid": 10, "test": 30} if config.short else {}
-    corpus = synthetic_corpus(config.seed, **sizes)
-    return _Splits(corpus["general"], corpus["train"], corpus["valid"], corpus["test"], corpus["train"])
+    return synthetic_corpus(config.seed, **sizes)
 
 
-def _halved(config: DemoConfig, folder: str) -> _Splits:
+def _halved(config: DemoConfig, folder: str) -> _Corpus:
     train, valid, test = read_corpus(folder).values()
     random.Random(config.seed).shuffle(train)
     if config.short:
         train = train[:400]
         valid, test = ([e for e in rows if e.scenario in scenarios_of(train)][:30] for rows in (valid, test))
     half = len(train) // 2
-    return _Splits(train[:half], train[half:], valid, test, train)
+    return {"general": train[:half], "train": train[half:], "valid": valid, "test": test}
+
+
+def _scenarios(corpus: _Corpus) -> list[str]:
+    """Return the scenarios of the rows that are trained on."""
+    return scenarios_of(corpus["general"] + corpus["train"])
 
 
 class _Tuned(NamedTuple):
@@ -118,15 +113,15 @@ class _Tuned(NamedTuple):
 class _Stages:
     """The model of the demo, and the stages that change it."""
 
-    def __init__(self, config: DemoConfig, splits: _Splits, output: Path):
-        self._config, self._splits, self._output = config, splits, output
-        texts = (text for e in splits.general + splits.tuning for text in (e.dialogue, e.summary))
+    def __init__(self, config: DemoConfig, corpus: _Corpus, output: Path):
+        self._config, self._corpus, self._output = config, corpus, output
+        texts = (text for e in corpus["general"] + corpus["train"] for text in (e.dialogue, e.summary))
         self._tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, config.vocab_size)
         self.model: PreTrainedModel = build_backbone(config.backbone(len(self._tokenizer)), seed=config.seed)
 
     def train_backbone(self, console: Console) -> TrainingResult:
         """Train all weights of the backbone, and freeze them."""
-        config, general = self._config, self._splits.general
+        config, general = self._config, self._corpus["general"]
         self.model.requires_grad_(True)
         pairs = general + with_other_values(general, config.copies, config.seed)
         if config.copying_steps:
@@ -139,16 +134,16 @@ class _Stages:
 
     def tune(self, method: str, console: Console) -> _Tuned:
         """Tune the frozen backbone by a method, generate the summaries, and detach the method."""
-        config, splits = self._config, self._splits
+        config, rows = self._config, self._corpus["train"]
         set_seed(config.seed)
-        attach(self.model, method, scenarios=splits.scenarios, **config.options.get(method, {}))
+        attach(self.model, method, scenarios=_scenarios(self._corpus), **config.options.get(method, {}))
         count = count_parameters(self.model)
         console.print(
             f"[bold]{method}[/bold]: {count.trained:,} parameters ({100 * count.share:.1f} % of the backbone) on "
-            f"{len(splits.tuning)} other pairs"
+            f"{len(rows)} other pairs"
         )
         training, backbone = config.training(config.tuning_steps, tunes=True), self._output / "backbone" / "backbone"
-        result = self._run(method, splits.tuning, training, backbone=str(backbone.resolve()), method=method)
+        result = self._run(method, rows, training, backbone=str(backbone.resolve()), method=method)
         tuned = _Tuned(self.summaries(), count.trained, result)
         detach(self.model)
         return tuned
@@ -156,7 +151,7 @@ class _Stages:
     def summaries(self) -> list[str]:
         """Return the model's summaries of the test rows."""
         lengths: dict[str, Any] = {"max_source": self._config.max_source, "max_new_tokens": self._config.max_target}
-        return generate_summaries(self.model, self._tokenizer, self._splits.test, progress=True, **lengths)
+        return generate_summaries(self.model, self._tokenizer, self._corpus["test"], progress=True, **lengths)
 
     def _run(self, name: str, rows: Sequence[Example], training: TrainingConfig, **settings: str) -> TrainingResult:
         """Train the plain backbone or the attached method, and write the run folder."""
@@ -166,12 +161,12 @@ class _Stages:
         return result
 
 
-def _plan(config: DemoConfig, splits: _Splits) -> str:
+def _plan(config: DemoConfig, corpus: _Corpus) -> str:
     copying = f"{config.copying_steps} steps of copying, then " if config.copying_steps else ""
     return (
-        f"Would train a new T5 on {copying}{len(splits.general)} pairs for {config.backbone_steps} steps, then "
-        f"{', '.join(config.methods)} on {len(splits.tuning)} others for {config.tuning_steps} steps each, "
-        f"and score {len(splits.test)} rows."
+        f"Would train a new T5 on {copying}{len(corpus['general'])} pairs for {config.backbone_steps} steps, then "
+        f"{', '.join(config.methods)} on {len(corpus['train'])} others for {config.tuning_steps} steps each, "
+        f"and score {len(corpus['test'])} rows."
     )
 
 
