@@ -214,9 +214,7 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
     """
     if not folders:
         raise ValueError("no folders are given. Name at least one that `mop-t5 train` or `mop-t5 table` wrote.")
-    found: dict[Path, list[FinishedRun]] = {}  # folder of a system -> its runs
-    labels: dict[Path, str] = {}
-    given: dict[Path, str] = {}  # folder of a system -> the given folder in which it was found
+    found: dict[Path, tuple[str, list[FinishedRun]]] = {}  # folder of a system -> a given folder, and its runs
     for name in map(str, folders):
         folder = Path(name)
         scored = scored_folders(folder, split)
@@ -225,16 +223,13 @@ def finished_systems(folders: Sequence[str | Path], split: str = "test") -> list
                 f"{folder} holds no run that was evaluated on the {split} split. Run `mop-t5 evaluate` first."
             )
         for path in scored:
-            above = system_folder(path)
             run = FinishedRun(path, split)
             run.check_is_of_its_weights()
             several = path.name.startswith("seed-") and (path.parent / SETTINGS).is_file()
-            key = above or (path.parent if several else path)
-            labels[key] = read_system(above)["label"] if above else _name(key, folder)
-            given.setdefault(key, name)
-            if run not in found.setdefault(key, []):
-                found[key].append(run)
-    systems = {key: _system(labels[key], key, given[key], runs) for key, runs in found.items()}
+            key = system_folder(path) or (path.parent if several else path)
+            _, runs = found.get(key, ("", []))
+            found[key] = name, runs if run in runs else [*runs, run]
+    systems = {key: _system(key, *own) for key, own in found.items()}
     finished = {key: system for key, system in systems.items() if system.seeds}
     if not finished:
         raise FileNotFoundError(f"no seed has all its runs evaluated in {', '.join(map(str, folders))}.")
@@ -267,14 +262,14 @@ def suite_baselines(folder: str | Path, split: str) -> dict[str, dict[str, TaskS
     return read_scores(place) if scored else {}
 
 
-def _system(label: str, folder: Path, given: str, runs: Sequence[FinishedRun]) -> FinishedSystem:
+def _system(folder: Path, given: str, runs: Sequence[FinishedRun]) -> FinishedSystem:
+    known: dict[str, Any] = read_system(folder) if (folder / SYSTEM).is_file() else {"label": _name(folder, given)}
     seeds: dict[int, list[FinishedRun]] = {}
     for run in runs:
         seeds.setdefault(run.seed, []).append(run)
-    known = read_system(folder) if (folder / SYSTEM).is_file() else {}
     whole = {seed: seeds[seed] for seed in sorted(seeds) if len(seeds[seed]) >= known.get("runs", 1)}
     trained, backbone = (known.get(name) or 0 for name in ("trained", "backbone"))
-    return FinishedSystem(label, runs[0].method, trained, backbone, given, whole)
+    return FinishedSystem(known["label"], runs[0].method, trained, backbone, given, whole)
 
 
 def _distinct_labels(systems: Mapping[Path, FinishedSystem]) -> Iterator[FinishedSystem]:
@@ -286,8 +281,8 @@ def _distinct_labels(systems: Mapping[Path, FinishedSystem]) -> Iterator[Finishe
         yield replace(system, label=f"{system.label} ({where})") if labels[system.label] > 1 else system
 
 
-def _name(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path != folder else folder.resolve().name
+def _name(path: Path, given: str) -> str:
+    return str(path.relative_to(given)) if path != Path(given) else path.resolve().name
 
 
 def method_of_run(model: PreTrainedModel, kind: type[MethodT], lacking: str) -> MethodT:
