@@ -92,8 +92,7 @@ def write_draw(
     kept = {name: read_examples(path) for name, path in paths.items() if path.is_file()}
     for name, present in kept.items():
         if name != split and checksum_of(present) != checksum_of(rows.get(name, ())):
-            path = paths[name]
-            raise ValueError(f"{path} holds other rows than would be drawn now. Choose another --output.")
+            raise ValueError(f"{paths[name]} holds other rows than would be drawn now. Choose another --output.")
     for name, drawn in rows.items():
         if kept.get(name) != drawn:
             waiting = folder / f".{name}.jsonl"

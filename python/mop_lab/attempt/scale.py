@@ -34,7 +34,6 @@ def plot_scale(folder: Path, names: Sequence[str], suites: Sequence[Sequence[Fin
             if one.trained:
                 of_trained.setdefault(one.label, []).append((one.backbone, one.trained))
         x_label = "parameters of the backbone"
-        path = folder / "score-by-backbone"
-        yield plot_points(path, of_scores, "scores", x_label=x_label, y_label=score, log_x=True)
+        yield plot_points(folder / "score-by-backbone", of_scores, "scores", x_label=x_label, y_label=score, log_x=True)
         path = folder / "trained-by-backbone"
         yield plot_points(path, of_trained, trained, x_label=x_label, y_label=trained, log_x=True, log_y=True)

@@ -42,13 +42,13 @@ def by_number_of_sources(starts: StartingPoints) -> dict[str, System]:
 
 
 def fill_library(library: str | Path, trials: Sequence[Trial]) -> list[str]:
-    """Copy the prompts of finished trials of SOURCES into a library.
+    """Copy the prompts of finished trials into a library.
 
     A prompt that the library holds already stays.
 
     Args:
         library: The folder of the library.
-        trials: The trials. Trials of other systems are passed over.
+        trials: The trials of SOURCES, each on one task.
 
     Returns:
         The names of the prompts, each the name of its task.
@@ -58,8 +58,6 @@ def fill_library(library: str | Path, trials: Sequence[Trial]) -> list[str]:
     """
     added = []
     for trial in trials:
-        if trial.system.label != SOURCES:
-            continue
         [name] = trial.config.scenarios or [""]
         known = prompt_library.names(library) if Path(library).is_dir() else ()
         new = prompt_library.read_adapter(trial.adapter).prompt

@@ -16,7 +16,7 @@ from mop_lab.attempt.attention_matrix import attempt_of, attention_matrix, atten
 from mop_lab.attempt.few_shot import Draws, few_shot_results, few_shot_suites, plot_few_shot
 from mop_lab.attempt.results import notes_of, plot_modularity, results_table, task_scores
 from mop_lab.attempt.scale import plot_scale
-from mop_lab.attempt.source_prompts import GENERAL, by_number_of_sources, fill_library, prior_system, source_systems
+from mop_lab.attempt.source_prompts import by_number_of_sources, fill_library, prior_system, source_systems
 from mop_lab.commands.analyse import present_sizes
 from mop_lab.commands.table import Shared
 from mop_lab.suites.score_rows import scores_table
@@ -53,10 +53,10 @@ def attempt_sources(
     systems = source_systems(prompt_length)
     planned = suite_of(suite, training, list(systems), systems)
     if carry_out(planned, dry_run):
-        names = fill_library(library, planned.trials)
+        *sources, general = planned.trials
+        names = fill_library(library, sources)
         print(f"Written to {library}: {', '.join(names)}. `mop-t5 prompts list --library {library}`")
-        (general,) = (trial.folder / "adapter" for trial in planned.trials if trial.system.label == GENERAL)
-        print(f"One prompt for all of them: {general}")
+        print(f"One prompt for all of them: {general.folder / 'adapter'}")
 
 
 def attempt_prior(
