@@ -20,6 +20,7 @@ NUMBER = re.compile(r"[-+−]?[\d.,]+( ?[±/] ?[-+−]?[\d.,]+)*( ?%)?|-|nan")  
 _BAR = re.compile(r"(?<!\\)\|")  # ends a cell
 _EARLIER = re.compile(r"(.+)\.\d+")  # the names that write_beside gives to earlier files
 _LONGEST_ALT = 20  # texts of a plot that its description repeats
+_IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}  # in order of their names: an SVG takes the place of a PNG
 _NOT_RESULTS = ("adapter", "backbone", "checkpoints")
 
 
@@ -100,10 +101,8 @@ def find(folders: Sequence[str | Path], split: str) -> Found:
                 continue
             seen.add(path.resolve())
             name = prefixes[place] + path.with_suffix("").relative_to(place).as_posix()
-            if path.suffix == ".svg":
-                plots[name] = Plot(name, "image/svg+xml", path.read_bytes())
-            elif path.suffix == ".png":
-                plots.setdefault(name, Plot(name, "image/png", path.read_bytes()))
+            if path.suffix in _IMAGES:
+                plots[name] = Plot(name, _IMAGES[path.suffix], path.read_bytes())
             else:
                 tables |= _tables(path, name, left_out)
     for place in places:
@@ -186,7 +185,7 @@ def _beside_runs(place: Path) -> Iterator[Path]:
             path = here / name
             earlier = _EARLIER.fullmatch(path.stem)
             kept = earlier is not None and f"{earlier[1]}{path.suffix}" in names
-            if path.suffix in (".md", ".svg", ".png") and not kept:
+            if path.suffix in (".md", *_IMAGES) and not kept:
                 yield path
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mop_t5.checks import check_int
-from mop_t5.data import read_split, scenarios_of
 from mop_t5.evaluation import Table, TaskScores, with_average
 from mop_t5.evaluation.tables import validation_score
 from mop_t5.operations.run_folder import read_history
@@ -108,8 +107,7 @@ class Adaptations:
             )
         self._config, self._training, self._adaptation = config, training, adaptation
         self._inputs = Inputs()
-        present = scenarios_of(read_split(config.corpus, config.split))
-        self.tasks = present if config.scenarios is None else list(config.scenarios)
+        self.tasks = config.scenarios or self._inputs.scenarios(config, config.split)
         self.systems = [System(VANILLA, "fine_tuning", {}, False, 0.0, fixed=True), *self._mixtures()]
         check_options(config.options, self.systems)
 
