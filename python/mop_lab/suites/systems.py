@@ -147,11 +147,9 @@ def all_systems(starts: StartingPoints | None = None) -> dict[str, System]:
             separate = label in own.separate
             found[label] = System(label, name, dict(options), separate, own.learning_rate, fixed=label in fixed)
     printed = list(dict.fromkeys((*paper.TABLE_2, *paper.TABLE_3, *paper.CONTROLS)))
-    place = {label: printed.index(label) if label in printed else len(printed) for label in found}
-    first: dict[str, int] = {}
-    for label, system in found.items():
-        first[system.method] = min(first.get(system.method, len(printed)), place[label])
-    return dict(sorted(found.items(), key=lambda item: (first[item[1].method], item[1].method, place[item[0]])))
+    ranked = sorted(found, key=lambda label: printed.index(label) if label in printed else len(printed))
+    methods = list(dict.fromkeys(found[label].method for label in ranked))
+    return {label: found[label] for label in sorted(ranked, key=lambda label: methods.index(found[label].method))}
 
 
 def table_2_systems() -> list[str]:
