@@ -88,21 +88,19 @@ class MethodComparison:
     def _find_tried(self, label: str) -> dict[float, Suite]:
         """Return the trials of a system: rate -> trials. Empty without a grid, and for the frozen backbone."""
         training = replace(self.training, steps=self.grid.rate_steps or self.training.steps)
-        rates = () if label == FROZEN else self.grid.rates
-        return {rate: self._planned(label, rate, training, trial=True) for rate in rates}
+        config = replace(self.config, seeds=self.config.seeds[:1], split="valid")
+        folder, rates = Path(config.output) / "rates", () if label == FROZEN else self.grid.rates
+        configs = {rate: replace(config, output=str(folder / f"{rate:g}")) for rate in rates}
+        return {rate: self._planned(label, rate, training, one) for rate, one in configs.items()}
 
     def _best(self, label: str) -> Suite:
         """Return the trials of a system with every seed, at its best rate. The trials of the grid must be finished."""
         scores = {rate: average_of(suite.results()[label]) for rate, suite in self.tried(label).items()}
         rate = max(scores, key=scores.__getitem__, default=self.systems[label].learning_rate)
-        return self._planned(label, rate, self.training)
+        seeds = self.config.seeds[:1] if label == FROZEN else self.config.seeds  # the backbone is the same with each
+        return self._planned(label, rate, self.training, replace(self.config, seeds=seeds))
 
-    def _planned(self, label: str, rate: float, training: TrainingConfig, trial: bool = False) -> Suite:
-        config = self.config
-        if trial or label == FROZEN:  # every seed of the frozen backbone is the same
-            config = replace(config, seeds=config.seeds[:1])
-        if trial:
-            config = replace(config, split="valid", output=str(Path(config.output) / "rates" / f"{rate:g}"))
+    def _planned(self, label: str, rate: float, training: TrainingConfig, config: SuiteConfig) -> Suite:
         system = replace(self.systems[label], learning_rate=rate)
         return Suite(trials_of([system], config, training, self._inputs)).plan()
 
@@ -130,28 +128,26 @@ class MethodComparison:
         entries, reference = self._finished(labels), self.grid.reference
         differences = self._differences(entries) if reference in labels else {}
         p = holm({label: one.p for label, one in differences.items()})
-        cells: list[list[object]] = []
+        rows: list[dict[str, object]] = []
         for entry in entries:
             averages = [means[AVERAGE] for means in entry.means]
             one = differences.get(entry.label)
-            cells.append(
-                [
-                    entry.label,
-                    entry.system and entry.system.trained,
-                    entry.system and entry.system.share,
-                    entry.rate,
-                    mean_scores(averages),
-                    100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
-                    100 * mean(one.recall for one in entry.kept),
-                    100 * mean(one.invented for one in entry.kept),
-                    f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" if one else None,
-                    format(p[entry.label], ".4f") if one else None,
-                ]
+            rows.append(
+                {
+                    "system": entry.label,
+                    "trained": entry.system and entry.system.trained,
+                    "% of backbone": entry.system and entry.system.share,
+                    "rate": entry.rate,
+                    "average: R-1/R-2/R-L": mean_scores(averages),
+                    "deviation": 100 * stdev(scores.mean for scores in averages) if len(averages) > 1 else None,
+                    "values kept, %": 100 * mean(one.recall for one in entry.kept),
+                    "invented, %": 100 * mean(one.invented for one in entry.kept),
+                    f"minus {reference} [95 %]": f"{one.mean:+.2f} [{one.low:+.2f}, {one.high:+.2f}]" if one else None,
+                    "p": format(p[entry.label], ".4f") if one else None,
+                }
             )
-        columns = ["system", "trained", "% of backbone", "rate", "average: R-1/R-2/R-L", "deviation", "values kept, %"]
-        columns += ["invented, %", f"minus {reference} [95 %]", "p"]
-        formats = {"trained": ",d", "% of backbone": ".2f", "rate": "g", columns[4]: ".2f", "deviation": ".2f"}
-        formats |= {"values kept, %": ".1f", "invented, %": ".1f"}
+        formats = dict.fromkeys(["% of backbone", "average: R-1/R-2/R-L", "deviation"], ".2f")
+        formats |= {"trained": ",d", "rate": "g", "values kept, %": ".1f", "invented, %": ".1f"}
         config, training = self.config, self.training
         notes = [
             f"{training.steps} steps of {training.step_size} each, seeds "
@@ -164,7 +160,7 @@ class MethodComparison:
             "p after Holm for all rows of this table. The interval shows what other rows would have changed, not what "
             "other seeds would have.",
         ]
-        return Table(config.how_scored(), columns, cells, formats, notes)
+        return Table(config.how_scored(), list(rows[0]), [list(row.values()) for row in rows], formats, notes)
 
     def tables(self) -> dict[str, Table]:
         """Return the tables by their file names: the comparison, the scores by scenario, the grid.
