@@ -89,14 +89,10 @@ def disabling_table(
     for feature, (_, chosen, others) in disabled.items():
         for group, value in (("with it", 1), ("without it", 0)):
             of_group = [task for task, has in zip(tasks, features[feature]) if has == value]
-
-            def drop(scores: Means, of_group=of_group) -> float:
-                return 100 * mean(whole[task] - scores[task] for task in of_group)
-
-            drops = [drop(scores) for scores in others]
+            drop, *drops = (100 * mean(whole[t] - scores[t] for t in of_group) for scores in (chosen, *others))
             spread = stdev(drops) if len(drops) > 1 else None
             score = 100 * mean(whole[task] for task in of_group)
-            rows.append([feature, f"{len(of_group)} tasks {group}", score, drop(chosen), mean(drops), spread])
+            rows.append([feature, f"{len(of_group)} tasks {group}", score, drop, mean(drops), spread])
     columns = ["feature", "on", "all experts", "drop without its experts", "without random ones", "deviation"]
     formats = dict.fromkeys(columns[2:], ".2f")
     notes = [f"{feature}: without {', '.join(names)}" for feature, (names, _, _) in disabled.items()]
