@@ -85,8 +85,7 @@ def analyse_share(runs: Words, output: str, split: str = "test") -> None:
     """
     title = f"Score against the share of parameters that is trained, {split} split"
     baselines = baselines_in(runs, split)
-    by_folder = present_sizes("share", title, runs, output, split, baselines)
-    systems = [one for found in by_folder for one in found]
+    systems = present_sizes("share", title, runs, output, split, baselines)
     say_written(plot_share(Path(output) / "share", systems, baselines, title))
 
 
@@ -97,13 +96,13 @@ def present_sizes(
     output: str,
     split: str,
     baselines: dict[str, float] | None = None,
-) -> list[list[FinishedSystem]]:
-    """Print and write the scores and the parameters of finished systems. Return the systems of each folder."""
+) -> list[FinishedSystem]:
+    """Print and write the scores and the parameters of finished systems. Return the systems, folder by folder."""
     check_writable(output)
-    by_folder = [measured(folder, split) for folder in folders]
+    systems = [one for folder in folders for one in measured(folder, split)]
     remarks = not_comparable(finished_systems(folders, split))
-    present([scale_table(title, [one for found in by_folder for one in found], baselines, remarks)], name, output)
-    return by_folder
+    present([scale_table(title, systems, baselines, remarks)], name, output)
+    return systems
 
 
 def analyse_lengths(

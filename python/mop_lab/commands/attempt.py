@@ -224,7 +224,7 @@ def attempt_scale(suites: list[str], output: str, split: str = "test") -> None:
         split: the scored split, "test" or "valid".
     """
     title = f"Scores (mean of a task's metrics x 100, average over tasks) on {split}, and parameters"
-    for written in plot_scale(Path(output), suites, present_sizes("scale", title, suites, output, split)):
+    for written in plot_scale(Path(output), present_sizes("scale", title, suites, output, split)):
         say_written(written)
 
 
