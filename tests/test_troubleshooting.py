@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,11 @@ def texts_of(path: Path) -> list[str]:
     return texts
 
 
-FOLDERS = ("mop_kernels", "python", "benchmarks")
-SOURCES = [ROOT / "setup.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
-TEXTS = [text for path in SOURCES for text in texts_of(path)]
+@cache
+def texts():
+    folders = ("mop_kernels", "python", "benchmarks")
+    sources = [ROOT / "setup.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    return [text for path in sources for text in texts_of(path)]
 
 
 def test_the_page_is_read():
@@ -54,4 +57,4 @@ def test_the_page_is_read():
 def test_every_quoted_message_exists(quoted):
     pieces = [re.escape(piece.strip()) for piece in quoted.split("…") if piece.strip(" .:")]
     pattern = re.compile(".*".join(pieces), re.DOTALL)
-    assert any(pattern.search(text) for text in TEXTS), f"no message of the package reads {quoted!r}"
+    assert any(pattern.search(text) for text in texts()), f"no message of the package reads {quoted!r}"

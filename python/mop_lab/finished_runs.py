@@ -282,7 +282,8 @@ def _distinct_labels(systems: Mapping[Path, FinishedSystem]) -> Iterator[Finishe
 
 
 def _name(path: Path, given: str) -> str:
-    return str(path.relative_to(given)) if path != Path(given) else path.resolve().name
+    inside = path != Path(given) and path.is_relative_to(given)  # a run of several seeds is above a given seed
+    return str(path.relative_to(given)) if inside else path.resolve().name
 
 
 def method_of_run(model: PreTrainedModel, kind: type[MethodT], lacking: str) -> MethodT:

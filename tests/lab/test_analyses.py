@@ -140,6 +140,16 @@ def test_no_two_systems_have_one_label(suite, tmp_path):
     assert within == [f"{l} ({f / 'runs' / l})" for f in (other, suite) for l in sorted(SYSTEMS)]
 
 
+def test_one_seed_of_a_run_of_several_has_the_name_of_the_run(tmp_path):
+    run = tmp_path / "mine"
+    for seed in (0, 1):
+        put(run / f"seed-{seed}", seed, scores(0.5, 0.4))
+    (run / "run.json").write_text("{}")
+    for given, seeds in ((run, {0, 1}), (run / "seed-1", {1})):
+        (system,) = finished_systems([given])
+        assert (system.label, set(system.seeds)) == ("mine", seeds)
+
+
 def damaged(change, what, file, suite):
     run = finished_systems([suite / "runs" / "MOP"])[0].seeds[0][0]
     path = suite / "runs" / "MOP" / "seed-0" / file
