@@ -157,12 +157,9 @@ def _forward(
     mop_fused: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    attention = getattr(module, "_mop_attention", None)
-    if attention is None:
-        raise RuntimeError(
-            f"the attention of layer {module.layer_idx} was put into the model after attach, and knows no prefix. Call "
-            "mop_t5.detach, replace the layer, then mop_t5.attach."
-        )
+    # before transformers 5.18 no attention of umT5 is marked as causal, but all its self-attentions have a table
+    attends_to_itself = module.is_causal or module.has_relative_attention_bias or not module.is_decoder
+    attention = ("decoder_self" if module.is_decoder else "encoder_self") if attends_to_itself else "cross"
     if mop_additions is None:
         raise called_alone(f"the {attention} attention of layer {module.layer_idx} was called without mop_additions")
     pair = mop_additions.prefix(attention, module.layer_idx, key.device)

@@ -13,7 +13,6 @@ from transformers import T5ForConditionalGeneration as T5
 
 from mop_t5.attachment.additions import Additions
 from mop_t5.attachment.attached_model import is_attached
-from mop_t5.attachment.inject import attention_modules
 
 _NAMED = 3  # number of trained parameters that a message names
 
@@ -59,12 +58,8 @@ def acting_on_cross_keys(model: T5) -> list[str]:
 
 def cross_maps(model: T5) -> list[tuple[str, nn.Module]]:
     """Return the maps of the cross-attentions that make keys and values, with their names: k and v, layer by layer."""
-    attentions = [module for attention, module in attention_modules(model) if attention == "cross"]
-    return [
-        (f"decoder.block.{layer}.layer.1.EncDecAttention.{name}", getattr(attention, name))
-        for layer, attention in enumerate(attentions)
-        for name in ("k", "v")
-    ]
+    ends = ("EncDecAttention.k", "EncDecAttention.v")
+    return [(name, part) for name, part in model.decoder.named_modules(prefix="decoder") if name.endswith(ends)]
 
 
 def _trained(parameters: Iterator[tuple[str, Tensor]]) -> list[str]:

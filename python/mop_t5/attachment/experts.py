@@ -64,9 +64,6 @@ def new_expert(block: nn.Module, stack: str, own_table: bool, **where: Unpack[Wh
     if attention.has_relative_attention_bias and hands_on and not own_table:
         del attention.relative_attention_bias
         attention.has_relative_attention_bias = False
-    attention._mop_attention = f"{stack}_self"
-    if stack == "decoder":
-        expert.layer[1].EncDecAttention._mop_attention = "cross"
     return expert
 
 
@@ -119,14 +116,6 @@ def check_forward(module: nn.Module, name: str, what: str, *, may_be_placed: boo
             f"the forward of {name} was replaced on this instance, as accelerate does for device_map, offloading and "
             f"prepare. Undo that before you {what}, for example by accelerate.hooks.remove_hook_from_submodules(model)."
         )
-
-
-def remove_experts(model: T5) -> None:
-    """Give the blocks their own class back."""
-    for block in (*model.encoder.block, *model.decoder.block):
-        if isinstance(block, MixedBlock):
-            block.__class__ = plain_class(block)
-            del block._mop_block
 
 
 class MixedBlock(RuntimeMixin, T5Block):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.mixin import RuntimeMixin, combined, plain_class
+from mop_t5.attachment.mixin import RuntimeMixin, combined
 
 if TYPE_CHECKING:  # the layers of MT5 and UMT5 have the same attributes
     from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerFF, T5LayerNorm
@@ -142,10 +142,3 @@ def fuse_layers(model: T5) -> None:
         known = plain is nn.Dropout or plain.__module__.startswith("transformers.models.")
         if known and plain.__name__ in _MIXINS and "forward" not in module.__dict__:
             module.__class__ = combined(_MIXINS[plain.__name__], plain)
-
-
-def unfuse_layers(model: nn.Module) -> None:
-    """Give all layers their own classes back."""
-    for module in model.modules():
-        if isinstance(module, tuple(_MIXINS.values())):
-            module.__class__ = plain_class(module)

@@ -11,7 +11,6 @@ a backward pass, the recomputation of activation checkpointing, and several thre
 forward pass. The subclass is AttachedT5 in mop_t5.attachment.attached_model.
 """
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -22,11 +21,11 @@ from transformers import __version__ as transformers_version
 
 from mop_t5.attachment.attached_model import SUBMODULE, AttachedT5, Record
 from mop_t5.attachment.attention import PREFIXED, point_attention, point_back
-from mop_t5.attachment.experts import check_forward, insert_experts, remove_experts
-from mop_t5.attachment.fused_layers import fuse_layers, unfuse_layers
+from mop_t5.attachment.experts import check_forward, insert_experts
+from mop_t5.attachment.fused_layers import fuse_layers
 from mop_t5.attachment.hooks import add_hooks, remove_hooks
 from mop_t5.attachment.method import Method
-from mop_t5.attachment.mixin import change_class, combined, plain_class
+from mop_t5.attachment.mixin import RuntimeMixin, change_class, combined, plain_class
 from mop_t5.backbone.weights import is_quantised, offloads
 
 
@@ -62,8 +61,6 @@ def attach_method(model: T5, method: Method) -> AttachedT5:
         add_hooks(model, method.adapter_places, has_prompt=method.has_prompt)
         # the model takes the decoder's implementation: it decides the kind of mask in static-cache generation
         point_attention(model, [*(PREFIXED[p] for p in plain), PREFIXED[plain[1]]])
-        for attention, module in attention_modules(model):
-            module._mop_attention = attention
         # all keys that save_pretrained does not write: Trainer then does not warn that they are missing
         model._keys_to_ignore_on_save = set(base_state) - trained
         t5._mop_record = record
@@ -132,30 +129,20 @@ def _take_off(model: T5, record: Record) -> None:
     change_class(model, plain_class(model))
     if not record.has_adapters:
         model.__dict__.pop("_hf_peft_config_loaded", None)
-    unfuse_layers(model)  # and the method, which the caller may keep
+    for module in model.modules():  # and those of the method, which the caller may keep
+        if isinstance(module, RuntimeMixin):
+            module.__class__ = plain_class(module)
     model._modules.pop(SUBMODULE, None)
     model.__dict__.pop("_mop_record", None)
     model._keys_to_ignore_on_save = record.keys_to_ignore_on_save
     for module in model.modules():
-        module.__dict__.pop("_mop_attention", None)
+        module.__dict__.pop("_mop_block", None)
         point_back(module)
     remove_hooks(model)
-    remove_experts(model)
     point_attention(model, record.attention)
     for name, parameter in model.named_parameters():
         if record.requires_grad.get(name, parameter.requires_grad) != parameter.requires_grad:
             parameter.requires_grad_(record.requires_grad[name])
-
-
-def attention_modules(model: T5) -> Iterator[tuple[str, Any]]:
-    """Yield (attention, module) of every attention in the model, by its name in ATTENTIONS."""
-    encoder: Any = model.encoder.block
-    decoder: Any = model.decoder.block
-    for block in encoder:
-        yield "encoder_self", block.layer[0].SelfAttention
-    for block in decoder:
-        yield "decoder_self", block.layer[0].SelfAttention
-        yield "cross", block.layer[1].EncDecAttention
 
 
 def _plain_implementation(stack: Any) -> str:
