@@ -2,10 +2,10 @@
 
 An adapter changes the output of an attention's output projection or of a feed-forward network, before dropout and
 residual, or the output of a map or a LayerNorm inside (INNER_PLACES). The adapter is in the Additions of the
-running forward pass. Attention modules get the Additions as a keyword argument. transformers hands no keyword arguments
-to the feed-forward sub-layer, to the modules inside a sub-layer and to the head. For these, the first sub-layer of the
-block (for the head: the decoder) leaves the Additions in a slot of the running thread, so several threads can call one
-model. The block itself cannot leave them: its hooks do not run again where a checkpoint is recomputed.
+running forward pass. transformers hands no keyword arguments to the feed-forward sub-layer, to the modules inside a
+sub-layer and to the head. So the first sub-layer of a block (for the head: the decoder) leaves the Additions in a slot
+of the running thread, and several threads can call one model. The block itself cannot leave them: its hooks do not run
+again where a checkpoint is recomputed.
 
 Each hook holds its own place and slot, because a library that replaces a layer may move the hooks to the new layer.
 """
@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration as T5
 
-from mop_t5.attachment.additions import HEAD, PLACES, STACKS, Additions, called_alone, wide
+from mop_t5.attachment.additions import HEAD, PLACES, STACKS, Adapter, Additions, called_alone, wide
 
 _SUB_LAYERS = (
     ("self_attention", 0, "SelfAttention"),
@@ -56,16 +56,10 @@ def add_hooks(model: T5, places: Collection[tuple[str, str]], *, has_prompt: boo
     if has_prompt:
         model.encoder.register_forward_pre_hook(_before_encoder, with_kwargs=True)
     for slot, giver, modules, last in _hooked(model, places):
-        takes = False
+        giver.register_forward_pre_hook(partial(_before_giver, slot), with_kwargs=True)
         for place, module in modules.items():
-            if place[1] in ("self_attention", "cross_attention"):
-                module.register_forward_hook(partial(_after_attention, place), with_kwargs=True)
-            else:
-                module.register_forward_hook(partial(_after_taker, slot, place))
-                takes = True
-        if takes:
-            giver.register_forward_pre_hook(partial(_before_giver, slot), with_kwargs=True)
-            last.register_forward_hook(partial(_after_last, slot))
+            module.register_forward_hook(partial(_after_taker, slot, place))
+        last.register_forward_hook(partial(_after_last, slot))
 
 
 def check_hooks(model: T5, places: Collection[tuple[str, str]]) -> None:
@@ -121,21 +115,7 @@ def _modules(stack: str, block: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_ours(hook: Any) -> bool:
     function = getattr(hook, "func", hook)
-    return function in (_before_encoder, _after_attention, _before_giver, _after_taker, _after_last)
-
-
-def _adapted(place: Place, hidden: Tensor, additions: Additions | None, scenario_ids: Tensor | None) -> Tensor | None:
-    if additions is None:
-        stack, name, layer = place
-        raise called_alone(f"the {name} of {stack} layer {layer} was called without mop_additions")
-    adapter = additions.adapter(*place)
-    if adapter is None:
-        return None  # the hook leaves the output as it is
-    precision, device = additions.dtype or wide(hidden.dtype), additions.device
-    if device is None:
-        return adapter(hidden.to(precision), scenario_ids).to(hidden.dtype)
-    ids = None if scenario_ids is None else scenario_ids.to(device)
-    return adapter(hidden.to(device, precision), ids).to(hidden)
+    return function in (_before_encoder, _before_giver, _after_taker, _after_last)
 
 
 def _before_encoder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -148,20 +128,29 @@ def _before_encoder(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> N
         )
 
 
-def _after_attention(
-    place: Place, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple
-) -> tuple | None:
-    adapted = _adapted(place, output[0], kwargs.get("mop_additions"), kwargs.get("scenario_ids"))
-    return None if adapted is None else (adapted, *output[1:])
-
-
 def _before_giver(slot: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     setattr(_HANDED, slot, (kwargs.get("mop_additions"), kwargs.get("scenario_ids")))
 
 
-def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+def _after_taker(slot: str, place: Place, module: nn.Module, args: tuple, output: Any) -> Any:
     additions, scenario_ids = getattr(_HANDED, slot, None) or (None, None)
-    return _adapted(place, output, additions, scenario_ids)
+    if additions is None:
+        stack, name, layer = place
+        raise called_alone(f"the {name} of {stack} layer {layer} was called without mop_additions")
+    adapter = additions.adapter(*place)
+    if adapter is None:
+        return None  # the hook leaves the output as it is
+    if isinstance(output, tuple):  # of an attention
+        return (_adapted(adapter, output[0], additions, scenario_ids), *output[1:])
+    return _adapted(adapter, output, additions, scenario_ids)
+
+
+def _adapted(adapter: Adapter, hidden: Tensor, additions: Additions, scenario_ids: Tensor | None) -> Tensor:
+    """Return the output of an adapter, which computes in the dtype and on the device of the additions."""
+    precision, device = additions.dtype or wide(hidden.dtype), additions.device
+    if device is not None and scenario_ids is not None:
+        scenario_ids = scenario_ids.to(device)
+    return adapter(hidden.to(device or hidden.device, precision), scenario_ids).to(hidden)
 
 
 def _after_last(slot: str, module: nn.Module, args: tuple, output: Any) -> None:
