@@ -129,7 +129,7 @@ def test_the_mixture_is_that_of_the_public_code(golden):
     weight, experts = of_golden(golden)
     h, w = (golden[f"mix.{name}"].clone().requires_grad_() for name in "hw")
     mixture = Mixture({("encoder", 0): [None] * 3}, w[None], by_scenario=False, sparse=False)
-    y = mix(experts(h), h, mixture.parts(("encoder", 0), None, len(h)))
+    y = mix(experts(h), h, mixture.parts(None, len(h))["encoder", 0])
     torch.testing.assert_close(y, golden["mix.y"], atol=1e-6, rtol=1e-5)
     (y * golden["mix.g"]).sum().backward()
     for tensor, name in ((h, "gh"), (w, "gw"), (weight, "block_gweight")):
@@ -141,7 +141,7 @@ def test_one_expert_of_each_row_and_not_of_the_first(golden):
     h, best = golden["mix.h"], golden["mix.w"].argmax(-1)
     w = torch.nn.functional.one_hot(best, 3).float()
     mixture = Mixture({("encoder", 0): [None] * 3}, w[None], by_scenario=False, sparse=True)
-    parts = mixture.parts(("encoder", 0), None, len(h))
+    parts = mixture.parts(None, len(h))["encoder", 0]
     assert sum(len(h) if rows is None else len(rows) for _, rows, _ in parts) == len(h)
     y = mix(experts(h), h, parts)
     as_first = best == best[0]

@@ -155,7 +155,7 @@ class AttachedT5(RuntimeMixin, KeptWeights, WithoutLogits):
         if additions.prompt is not None:
             prepend_prompt(self, self.mop, additions.prompt, kwargs, scenario_ids)
         if additions.experts is not None:
-            additions.experts.prepare(scenario_ids, batch)
+            additions.experts.parts(scenario_ids, batch)
             use_cache = self.decoder.config.use_cache if kwargs.get("use_cache") is None else kwargs["use_cache"]
             if use_cache and kwargs.get(CACHE) is None:
                 kwargs[CACHE] = additions.experts.new_cache()

@@ -140,7 +140,7 @@ class MixedBlock(RuntimeMixin, T5Block):
             stack, layer = self._mop_block
             raise called_alone(f"block {layer} of the {stack} was called without the weights of its experts")
         hidden = call["hidden_states"]
-        experts = additions.experts.blocks(self._mop_block)
+        experts = additions.experts.blocks[self._mop_block]
         # a method computes in its own precision, whatever the backbone's
         precision = next(experts[0].parameters()).dtype
         call = {k: v.to(precision) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in call.items()}
@@ -163,8 +163,8 @@ class MixedBlock(RuntimeMixin, T5Block):
             outputs.append(self._plain_forward(experts[expert], **of_expert))
             return outputs[-1][0] if isinstance(outputs[-1], tuple) else outputs[-1]
 
-        parts = additions.experts.parts(self._mop_block, call.get("scenario_ids"), len(hidden))
-        mixed = mix(run, call["hidden_states"], parts).to(hidden.dtype)
+        parts = additions.experts.parts(call.get("scenario_ids"), len(hidden))
+        mixed = mix(run, call["hidden_states"], parts[self._mop_block]).to(hidden.dtype)
         if not isinstance(outputs[0], tuple):
             return mixed
         # a block also returns the bias of positions and the bias of the cross-attention, which is zero

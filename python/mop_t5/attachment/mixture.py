@@ -28,26 +28,17 @@ class Mixture:
     def __init__(
         self, blocks: Mapping[tuple[str, int], Iterable[nn.Module]], weights: Tensor, *, by_scenario: bool, sparse: bool
     ):
-        self._blocks = {place: list(experts) for place, experts in blocks.items()}
+        self.blocks = {place: list(experts) for place, experts in blocks.items()}
         self._weights, self._by_scenario, self._sparse = weights, by_scenario, sparse
-        self._order = {place: index for index, place in enumerate(self._blocks)}
         # (scenario ids, batch, parts) in one object, because other threads may replace it
-        self._made: tuple[Tensor | None, int, list[list[Part]]] | None = None
+        self._made: tuple[Tensor | None, int, dict[tuple[str, int], list[Part]]] | None = None
 
     def new_cache(self) -> ExpertCache:
         """Return an empty cache for these experts."""
         return ExpertCache(self._weights.shape[-1])
 
-    def blocks(self, place: tuple[str, int]) -> Sequence[nn.Module]:
-        """Return the experts in the place of a block."""
-        return self._blocks[place]
-
-    def parts(self, place: tuple[str, int], scenario_ids: Tensor | None, batch: int) -> list[Part]:
-        """Return the parts that one layer runs for a batch."""
-        return self.prepare(scenario_ids, batch)[self._order[place]]
-
-    def prepare(self, scenario_ids: Tensor | None, batch: int) -> list[list[Part]]:
-        """Return the parts of all layers, made once per batch.
+    def parts(self, scenario_ids: Tensor | None, batch: int) -> dict[tuple[str, int], list[Part]]:
+        """Return the parts that each block runs for a batch, made once per batch.
 
         Call it before the forward pass: inside a checkpoint of a block, the recomputation would not find them.
         """
@@ -57,7 +48,7 @@ class Mixture:
             weights = self._rows(scenario_ids, batch)
             sparse = self._sparse and not torch.compiler.is_compiling()
             parts = _sparse(weights) if sparse else [_dense(of_layer) for of_layer in weights]
-            self._made = made = scenario_ids, batch, parts
+            self._made = made = scenario_ids, batch, dict(zip(self.blocks, parts, strict=True))
         return made[2]
 
     def _rows(self, scenario_ids: Tensor | None, batch: int) -> Tensor:
