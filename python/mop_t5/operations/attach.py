@@ -143,22 +143,15 @@ def load(
             names the commit that is loaded.
         PermissionError: The hub refuses the token.
     """
-    backbone = _plain(model)
-    if not hub.is_hub_name(folder):
-        if revision is not None:
-            raise ValueError(
-                f"revision {revision!r} is for a repository of the model hub, owner/name; got the folder "
-                f"{os.fspath(folder)!r}. Leave revision out."
-            )
-        return _load(backbone, folder, folder)
-    found = hub.download(str(folder), revision=revision, token=token)
-    t5 = _load(backbone, found, f"{folder} at {found.name}")
-    t5._mop_record.hub_commit = found.name
-    return t5
-
-
-def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> AttachedT5:
-    """Attach the method saved in folder. name: Name of the adapter, for the message about another backbone."""
+    backbone, name, commit = _plain(model), folder, None
+    if hub.is_hub_name(folder):
+        folder = found = hub.download(str(folder), revision=revision, token=token)
+        name, commit = f"{name} at {found.name}", found.name
+    elif revision is not None:
+        raise ValueError(
+            f"revision {revision!r} is for a repository of the model hub, owner/name; got the folder "
+            f"{os.fspath(folder)!r}. Leave revision out."
+        )
     description, tensors = adapter_folder.read(folder)
     check_same_backbone(backbone, description["backbone"], weights_of(backbone), name)
     with errors_at(str(folder)):
@@ -173,6 +166,7 @@ def _load(backbone: T5, folder: str | os.PathLike, name: str | os.PathLike) -> A
     expected |= {name: p for name, p in backbone.named_parameters() if planned.trains_backbone(name)}
     adapter_folder.check_tensors(folder, tensors, expected)
     t5 = attach_method(backbone, build_method(method_class, config, backbone))
+    t5._mop_record.hub_commit = commit
     t5.load_state_dict(tensors, strict=False)
     return t5
 
