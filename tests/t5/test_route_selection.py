@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from errors import raises
+from mop_t5.methods.task_moe.config import TaskMoEConfig
 from mop_t5.methods.task_moe.selection import (
     entropy,
     expert_mask,
@@ -130,15 +131,17 @@ def test_a_random_expert_a_row():
 def test_golden_fixed_routes(golden):
     for top in (1, 2):
         stored = golden[f"rand.route_top{top}"].float()  # (tasks, layers * experts)
-        routes = fixed_routes(f"random_{top}", 6, 4, 3, seed=21)
+        routes = fixed_routes(top, 6, 4, 3, seed=21)
         torch.testing.assert_close(routes.transpose(0, 1).flatten(1), stored)
-        assert fixed_routes(f"random_{top}", 6, 7, 3, seed=21)[:, :4].equal(routes)
-        assert not fixed_routes(f"random_{top}", 6, 4, 3, seed=22).equal(routes)
-    assert fixed_routes("average", 6, 4, 3).unique().tolist() == pytest.approx([1 / 3])
-    assert not fixed_routes("random_1", 6, 4, 3).requires_grad
+        assert fixed_routes(top, 6, 7, 3, seed=21)[:, :4].equal(routes)
+        assert not fixed_routes(top, 6, 4, 3, seed=22).equal(routes)
+        assert TaskMoEConfig(["a"], routes=f"random_{top}").drawn_experts == top
+    average = TaskMoEConfig(["a"], routes="average").drawn_experts
+    assert fixed_routes(average, 6, 4, 3).unique().tolist() == pytest.approx([1 / 3])
+    assert not fixed_routes(1, 6, 4, 3).requires_grad
     for wrong in ("random_0", "random_4", "random", "averages", "random_-1"):
         with raises(ValueError, "'random_N'", "1 to 3", f"'{wrong}'"):
-            fixed_routes(wrong, 2, 2, 3)
+            TaskMoEConfig(["a"], routes=wrong)
 
 
 @pytest.mark.parametrize(("stage", "schedule"), [("stage1_default", (2.0, 3e-4, 0.1)), ("stage2", (300.0, 1e-4, 1.0))])

@@ -113,9 +113,7 @@ class TaskMoEConfig(MethodConfig):
         return {name: [Path(path)] for name in named if (path := getattr(self, name))}
 
     def _check_routes(self) -> None:
-        count = re.fullmatch(r"random_(\d+)", self.routes)
-        known = self.routes in ("learned", "average", "instance")
-        if not known and not (count and 1 <= int(count[1]) <= self.experts):
+        if self.routes != "learned" and not 1 <= self.drawn_experts <= self.experts:
             raise ValueError(
                 f"routes must be 'learned', 'average', 'instance' or 'random_N' with N from 1 to {self.experts}; got "
                 f"{self.routes!r}."
@@ -124,6 +122,12 @@ class TaskMoEConfig(MethodConfig):
             raise ValueError(f"routes_from needs routes='learned'; got {self.routes!r}. Leave one of them out.")
         if self.alternate and not self.has_router:
             raise ValueError("alternate needs a trained router. Remove routes and routes_from.")
+
+    @property
+    def drawn_experts(self) -> int:
+        """Number of experts in a fixed route, which have equal weights. 0 if routes are learned."""
+        count = re.fullmatch(r"random_(\d+)", self.routes)
+        return int(count[1]) if count else {"average": self.experts, "instance": 1}.get(self.routes, 0)
 
     @property
     def has_router(self) -> bool:

@@ -99,8 +99,8 @@ class TaskMoE(Method[TaskMoEConfig]):
             self.fixed.copy_(self._routes_of(model, c.routes_from))
         else:
             seed = int(torch.randint(2**31, ()).item())
-            kind, tasks = ("random_1", 1) if c.routes == "instance" else (c.routes, len(c.scenarios))
-            routes = selection.fixed_routes(kind, len(self.experts), tasks, c.experts, seed).to(self.fixed)
+            tasks = 1 if c.routes == "instance" else len(c.scenarios)
+            routes = selection.fixed_routes(c.drawn_experts, len(self.experts), tasks, c.experts, seed).to(self.fixed)
             self.fixed.copy_(routes / routes.sum(-1, keepdim=True))  # 1/3 is another number in float64
         return None if start is None else self._start_from(*start)
 

@@ -5,7 +5,6 @@ Logits and routes are (layers, tasks, experts); a route is a row of the last dim
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -93,28 +92,19 @@ def random_experts(routes: Tensor, mask: Tensor | None = None) -> Tensor:
     return _one_hot(draws if mask is None else draws.masked_fill(mask, -1)).to(routes.dtype)
 
 
-def fixed_routes(kind: str, layers: int, tasks: int, experts: int, seed: int = 0) -> Tensor:
+def fixed_routes(top: int, layers: int, tasks: int, experts: int, seed: int = 0) -> Tensor:
     """Return fixed routes (layers, tasks, experts), float32 on the CPU.
 
     Tasks are drawn one after another, so further tasks do not change the routes of the first tasks.
 
     Args:
-        kind: "average": 1/experts each. "random_N": N experts drawn per task and layer, 1/N each.
+        top: Number of experts that are drawn per task and layer, with the weight 1/top each.
         layers: Number of layers.
         tasks: Number of tasks.
         experts: Number of experts.
         seed: Seed of the draws.
-
-    Raises:
-        ValueError: `kind` is unknown, or N is not in 1 to experts.
     """
     routes = torch.zeros(layers, tasks, experts)
-    if kind == "average":
-        return routes + 1 / experts
-    count = re.fullmatch(r"random_(\d+)", kind)
-    top = int(count[1]) if count else 0
-    if not 1 <= top <= experts:
-        raise ValueError(f"routes must be 'average' or 'random_N' with N from 1 to {experts}; got {kind!r}.")
     draw = np.random.RandomState(seed)  # numpy's older generator: the routes of the public code
     for task in range(tasks):
         for layer in range(layers):
