@@ -99,8 +99,6 @@ class Method(nn.Module, Generic[ConfigT]):
     skips_parameters: bool = False
     # parameter group -> the first parts of the names of its parameters; see parameter_groups
     groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    # first part of a parameter's name -> the dimension that counts the scenarios; see expert_parameters
-    scenario_dimensions: ClassVar[Mapping[str, int]] = {}
     trained_scenarios: tuple[int, ...] | None = None  # ids of the scenarios that train, None for all; see train_only
 
     def __init__(self, config: ConfigT, shape: BackboneShape, **where: Unpack[Where]):
@@ -159,11 +157,9 @@ class Method(nn.Module, Generic[ConfigT]):
         """
         if not self.groups:
             return {"method": list(self.parameters())}
-        found = {group: [p for name in names for p in self._below(name)] for group, names in self.groups.items()}
+        own = [(name.partition(".")[0], parameter) for name, parameter in self.named_parameters()]
+        found = {group: [p for first, p in own if first in names] for group, names in self.groups.items()}
         return {group: parameters for group, parameters in found.items() if parameters}
-
-    def _below(self, first: str) -> Iterator[nn.Parameter]:
-        return (p for name, p in self.named_parameters() if name.partition(".")[0] == first)
 
     def idle_groups(self, step: int) -> tuple[str, ...]:
         """Return the parameter groups, possibly "backbone" too, that optimizer step `step` (from 0) does not update."""
@@ -186,9 +182,25 @@ class Method(nn.Module, Generic[ConfigT]):
         If a batch lacks a scenario, its slice has gradient zero, and training applies neither weight decay nor momentum
         to this slice. By default: the parameters in `scenario_dimensions`. Nothing if scenarios are not distinguished.
         """
-        for name, dimension in self.scenario_dimensions.items():
-            for parameter in self._below(name) if self.distinguishes_scenarios else ():
-                yield parameter, dimension
+        if self.distinguishes_scenarios and next(self.parameters(), None) is not None:
+            for name, dimension in self.scenario_dimensions().items():
+                yield self.get_parameter(name), dimension
+
+    def scenario_dimensions(self) -> dict[str, int]:
+        """Return parameter name -> the dimension that counts the scenarios.
+
+        These are the parameters that would be larger with one more scenario.
+        """
+        another = "".join(self.scenarios) + "+"  # longer than every name, so it equals none
+        larger = self.config.with_scenarios([*self.scenarios, another])
+        # both without memory: the method's own parameters may be sharded
+        now, then = (type(self)(config, self.shape, device="meta") for config in (self.config, larger))
+        dimensions = {}
+        for (name, parameter), grown in zip(now.named_parameters(), then.parameters(), strict=True):
+            if parameter.shape != grown.shape:
+                sizes = zip(parameter.shape, grown.shape, strict=True)
+                (dimensions[name],) = (dimension for dimension, (a, b) in enumerate(sizes) if a != b)
+        return dimensions
 
     def only_trained(self, rows: Tensor, needed: Tensor | None = None, dim: int = 0) -> Tensor:
         """Return `rows` so that gradients reach only the rows of trained_scenarios.

@@ -144,7 +144,6 @@ class Attempt(PromptMethod[AttemptConfig]):
     name = "attempt"
     Config = AttemptConfig
     groups: ClassVar = {"prompts": ("target_prompts",), "attention": ("attention",)}
-    scenario_dimensions: ClassVar = {"target_prompts": 0}
 
     def __init__(self, config: AttemptConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)

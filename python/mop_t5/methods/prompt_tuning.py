@@ -106,7 +106,6 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
     name = "prompt_tuning"
     Config = PromptTuningConfig
     groups: ClassVar = {"prompt": ("prompt",)}
-    scenario_dimensions: ClassVar = {"prompt": 0}
 
     def __init__(self, config: PromptTuningConfig, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)

@@ -44,8 +44,7 @@ def add_scenario(model: PreTrainedModel, name: str, like: str | None = None) -> 
         raise ValueError(f"name {name!r} is a scenario of the model already; known are {', '.join(known)}.")
     everyone = list(range(len(known)))
     start = everyone if like is None else [_id(method, "like", like)]
-    new = _with_scenarios(t5, [*known, name], [*([scenario] for scenario in everyone), start])
-    t5.mop = new
+    t5.mop = _with_scenarios(t5, [*known, name], [*([scenario] for scenario in everyone), start])
     train_only(model, [name])
 
 
@@ -87,7 +86,7 @@ def train_only(model: PreTrainedModel, names: list[str] | None) -> None:
     if names is None:
         trained = {f"{SUBMODULE}.{n}" for n, _ in method.named_parameters()} | t5._mop_record.trained.keys()
     else:
-        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(t5)}
+        trained = {f"{SUBMODULE}.{n}" for n in _scenario_dimensions(method)}
         ids = tuple(_id(method, "names", name) for name in check_names("names", names))
         if not ids:
             raise ValueError("names must hold at least one scenario; got none. Use None to train all of the method.")
@@ -112,21 +111,9 @@ def _id(method: Method, argument: str, name: str) -> int:
     return method.scenarios.index(name)
 
 
-def _empty(model: AttachedT5, names: Sequence[str]) -> Method:
-    """Return the attached method for other scenarios, without values."""
-    return build_method(type(model.mop), model.mop.config.with_scenarios(names), model, device="meta")
-
-
-def _scenario_dimensions(model: AttachedT5) -> dict[str, int]:
-    """Return parameter name -> the dimension that counts scenarios, for every parameter with such a dimension."""
-    method = model.mop
-    another = "".join(method.scenarios) + "+"  # longer than every name, so it equals none
-    larger = dict(_empty(model, [*method.scenarios, another]).named_parameters())
-    dimensions = {}
-    for name, parameter in method.named_parameters():
-        grown = [d for d, (a, b) in enumerate(zip(parameter.shape, larger[name].shape, strict=True)) if a != b]
-        if grown:
-            (dimensions[name],) = grown
+def _scenario_dimensions(method: Method) -> dict[str, int]:
+    """Return method.scenario_dimensions(), or raise ValueError if no parameter counts scenarios."""
+    dimensions = method.scenario_dimensions()
     if not dimensions:
         raise ValueError(
             f"the scenarios of this {method.name!r} share all its parameters, so none can be added, removed or trained "
@@ -140,7 +127,8 @@ def _with_scenarios(model: AttachedT5, names: Sequence[str], sources: list[list[
 
     Parameters that scenarios share are the same objects in both.
     """
-    method, dimensions = model.mop, _scenario_dimensions(model)
+    method = model.mop
+    dimensions = _scenario_dimensions(method)
     asks = {name: parameter.requires_grad for name, parameter in method.named_parameters()}
     state = method.state_dict(keep_vars=True)
     for name, dim in dimensions.items():
@@ -148,7 +136,7 @@ def _with_scenarios(model: AttachedT5, names: Sequence[str], sources: list[list[
         parts = (old.index_select(dim, torch.tensor(ids, device=old.device)) for ids in sources)
         # the mean of a single part could turn -0.0 into 0.0
         state[name] = torch.cat([part if part.shape[dim] == 1 else part.mean(dim, True) for part in parts], dim)
-    new = _empty(model, names)
+    new = build_method(type(method), method.config.with_scenarios(names), model, device="meta")
     new.load_state_dict(state, assign=True)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(asks[name])

@@ -134,23 +134,12 @@ class MOP(Method[MOPConfig]):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the groups "experts", "shared" (by the experts) and "generators"."""
-        own = [p for p, _ in self._of_single_experts()]
+        own: list[nn.Parameter] = []
+        if self.config.experts > 1:
+            own += [self.input] if self.config.input_scope == "expert" else []
+            for banks in (self.experts, self.value_experts):  # their shapes begin with (layers or 1, experts or 1)
+                own += [p for p in banks.parameters() if p.shape[1] == self.config.experts]
         generators = list(self.generators.parameters())
         ids = {id(p) for p in own + generators}
         shared = [p for p in self.parameters() if id(p) not in ids]
         return {"experts": own, "shared": shared, "generators": generators}
-
-    def expert_parameters(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield the parameters of single experts. Nothing where a gate chooses the experts."""
-        return self._of_single_experts() if self.distinguishes_scenarios else iter(())
-
-    def _of_single_experts(self) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield (parameter, dimension that counts the experts). Nothing if there is a single expert."""
-        if self.config.experts == 1:
-            return
-        if self.config.input_scope == "expert":
-            yield self.input, 0
-        for banks in (self.experts, self.value_experts):
-            for parameter in banks.parameters():  # their shapes begin with (layers or 1, experts or 1)
-                if parameter.shape[1] == self.config.experts:
-                    yield parameter, 1

@@ -59,8 +59,6 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
     With config.per_scenario there is one row per scenario, else one row that all scenarios share.
     """
 
-    scenario_dimensions: ClassVar = {"adapters": 1}
-
     def __init__(self, config: PerScenarioT, shape: BackboneShape, **where: Unpack[Where]):
         super().__init__(config, shape)
         self.rows = len(config.scenarios) if config.per_scenario else 1

@@ -1,6 +1,6 @@
 """Shared code of HyperFormer and HyperPrefix: one trained embedding per scenario, from which networks make all else."""
 
-from typing import ClassVar, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ class HypernetworkMethod(Method[ConfigT]):
         embedding: Shape of the embedding of one scenario, drawn from N(0, 1).
         where: Device and dtype of the parameters.
     """
-
-    scenario_dimensions: ClassVar = {"scenario_embeddings": 0}
 
     def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], **where: Unpack[Where]):
         super().__init__(config, shape)

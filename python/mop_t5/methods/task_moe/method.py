@@ -34,7 +34,6 @@ class TaskMoE(Method[TaskMoEConfig]):
     name = "task_moe"
     Config = TaskMoEConfig
     groups: ClassVar = {"experts": ("experts",), "router": ("router",), "task_vectors": ("task_vectors",)}
-    scenario_dimensions: ClassVar = {"task_vectors": 0}
 
     temperature: Tensor
     fixed: Tensor  # logits of a router that is not trained here, or else routes
