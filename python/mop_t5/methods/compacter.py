@@ -85,8 +85,7 @@ class Compacter(AdapterMethod[CompacterConfig, ModuleDictOf[_Locals]]):
                     f"terms must divide {what} = {width}; got {c.terms}. Choose other terms or another reduction."
                 )
         super().__init__(c, shape)
-        self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, **where))
-        nn.init.normal_(self.rule, std=c.rule_std)
+        self.rule = nn.Parameter(torch.empty(c.terms, c.terms, c.terms, **where).normal_(std=c.rule_std))
 
         def make(stack: str, place: str) -> ModuleDictOf[_Locals]:
             layers, maps = shape.layers(stack), {"down": (shape.d_model, d_mid), "up": (d_mid, shape.d_model)}

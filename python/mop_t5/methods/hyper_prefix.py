@@ -8,7 +8,7 @@ of Table 2, gives no sizes. Sizes and start are our choice: N(0, 1) for the embe
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import nn
@@ -62,19 +62,13 @@ class HyperPrefix(HypernetworkMethod[HyperPrefixConfig]):
 
     name = "hyper_prefix"
     Config = HyperPrefixConfig
-    groups: ClassVar = {
-        "scenario_embeddings": ("scenario_embeddings",),
-        "hypernetworks": ("layer_embeddings", "attention_embeddings", "hidden", "projection", "prefix"),
-    }
 
     def __init__(self, config: HyperPrefixConfig, shape: BackboneShape, **where: Unpack[Where]):
         c = config
         super().__init__(c, shape, (c.prefix_length, c.d_embedding), **where)
         deepest = max(shape.num_layers, shape.num_decoder_layers)
-        self.layer_embeddings = nn.Parameter(torch.empty(deepest, c.prefix_length, c.d_embedding, **where))
-        self.attention_embeddings = nn.Parameter(torch.empty(len(ATTENTIONS), c.prefix_length, c.d_embedding, **where))
-        nn.init.normal_(self.layer_embeddings)
-        nn.init.normal_(self.attention_embeddings)
+        self.layer_embeddings = nn.Parameter(torch.randn(deepest, c.prefix_length, c.d_embedding, **where))
+        self.attention_embeddings = nn.Parameter(torch.randn(len(ATTENTIONS), c.prefix_length, c.d_embedding, **where))
         self.hidden = nn.Linear(3 * c.d_embedding, c.d_hidden, **where)
         self.projection = nn.Linear(c.d_hidden, c.d_projected, **where)
         self.prefix = nn.Linear(c.d_projected, 2 * shape.inner, **where)

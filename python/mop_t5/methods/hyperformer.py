@@ -11,7 +11,7 @@ Source: Mahabadi et al. 2021 and rabeehk/hyperformer, whose start is kept: maps 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Unpack
+from typing import Annotated, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -164,10 +164,6 @@ class HyperFormer(HypernetworkMethod[HyperFormerConfig]):
 
     name = "hyperformer"
     Config = HyperFormerConfig
-    groups: ClassVar = {
-        "scenario_embeddings": ("scenario_embeddings",),
-        "hypernetworks": ("embedding_network", "hypernetworks"),
-    }
     adapter_places = tuple((stack, place) for stack in STACKS for place in _PLACES)
 
     def __init__(self, config: HyperFormerConfig, shape: BackboneShape, **where: Unpack[Where]):

@@ -45,8 +45,7 @@ class MOP(Method[MOPConfig]):
         c = config
         self.distinguishes_scenarios = c.experts > 1 and not c.routed
         scope = (c.experts,) if c.input_scope == "expert" else ()
-        self.input = nn.Parameter(torch.empty(*scope, c.prefix_length, shape.d_model, **where))  # X'
-        nn.init.normal_(self.input)
+        self.input = nn.Parameter(torch.randn(*scope, c.prefix_length, shape.d_model, **where))  # X'
         dropout = 0.0 if c.routed else c.dropout  # with gates it acts in ResidualNorm
         self.dropout = nn.Dropout(dropout)
         self.experts: ModuleDictOf[MOPFeedForward] = ModuleDictOf()

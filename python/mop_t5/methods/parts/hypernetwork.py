@@ -22,9 +22,12 @@ class HypernetworkMethod(Method[ConfigT]):
     def __init__(self, config: ConfigT, shape: BackboneShape, embedding: tuple[int, ...], **where: Unpack[Where]):
         super().__init__(config, shape)
         self.distinguishes_scenarios = len(config.scenarios) > 1
-        size = (len(config.scenarios), *embedding)
-        self.scenario_embeddings = nn.Parameter(torch.empty(size, **where))
-        nn.init.normal_(self.scenario_embeddings)
+        self.scenario_embeddings = nn.Parameter(torch.randn(len(config.scenarios), *embedding, **where))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the groups "scenario_embeddings" and "hypernetworks", all other parameters."""
+        others = [p for p in self.parameters() if p is not self.scenario_embeddings]
+        return {"scenario_embeddings": [self.scenario_embeddings], "hypernetworks": others}
 
     def embeddings(self, scenario_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the embeddings (rows, ...) of the scenarios of a batch, and these scenarios (rows,), or None: all."""
