@@ -23,7 +23,7 @@ from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import at_least, check_names, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts.precision import full_precision
-from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
+from mop_t5.methods.parts.prompt_method import PromptMethod, draw_vocabulary
 from mop_t5.methods.parts.saved import below, read_saved
 from mop_t5.storage import prompt_library
 
@@ -165,21 +165,16 @@ class Attempt(PromptMethod[AttemptConfig]):
         """Copy the source prompts, and set the start of the target prompts and of G."""
         c = self.config
         if c.library is not None:
-            sources = prompt_library.read_for(model, c.library, c.source_prompts, c.prompt_length)
-            self.source_prompts.copy_(sources)
+            self.source_prompts.copy_(prompt_library.read_for(model, c.library, c.source_prompts, c.prompt_length))
         else:
-            self._draw(self.source_prompts, model)
+            draw_vocabulary(self.source_prompts, model, "prompt_length", _FREQUENT)
         if self.target_prompts is not None and c.init == "source":
             first = 0 if c.init_source is None else c.source_prompts.index(c.init_source)
             self.target_prompts.copy_(self.source_prompts[first])
         elif self.target_prompts is not None and c.init == "vocabulary":
-            self._draw(self.target_prompts, model)
+            draw_vocabulary(self.target_prompts, model, "prompt_length", _FREQUENT)
         if self.attention is not None and c.prior is not None:
             self.attention.load_state_dict(self._prior(model, c.prior))
-
-    def _draw(self, prompts: Tensor, model: T5) -> None:
-        for prompt in prompts:
-            prompt.copy_(vocabulary_rows(model, "prompt_length", self.config.prompt_length, _FREQUENT))
 
     def _prior(self, model: T5, folder: str) -> dict[str, Tensor]:
         """Return the state of the prior's G."""

@@ -19,7 +19,7 @@ from mop_t5.backbone.tokenizer import load_tokenizer
 from mop_t5.checks import at_least, check_names, check_some_scenario, errors_at, one_of, within
 from mop_t5.methods import register
 from mop_t5.methods.parts import spot
-from mop_t5.methods.parts.prompt_method import PromptMethod, vocabulary_rows
+from mop_t5.methods.parts.prompt_method import PromptMethod, draw_vocabulary
 from mop_t5.methods.parts.saved import read_saved
 from mop_t5.storage import prompt_library
 
@@ -127,13 +127,10 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
             self.prompt.copy_(self._stored("init_file", c.init_file, None))
         elif c.init_library and c.init_target:
             self.prompt.copy_(self._rows_of_spot(model, c.init_library, c.init_target))
-        elif c.init in ("vocabulary", "words"):
-            rows = self._rows_of_vocabulary if c.init == "vocabulary" else self._rows_of_words
-            for prompt in self.prompt if c.per_scenario else self.prompt[None]:
-                prompt.copy_(rows(model))
-
-    def _rows_of_vocabulary(self, model: T5) -> Tensor:
-        return vocabulary_rows(model, "prefix_length", self.config.prefix_length, self.config.init_vocabulary)
+        elif c.init == "words":
+            self.prompt.copy_(self._rows_of_words(model))
+        elif c.init == "vocabulary":
+            draw_vocabulary(self.prompt, model, "prefix_length", c.init_vocabulary)
 
     def _rows_of_words(self, model: T5) -> Tensor:
         table, name = model.get_input_embeddings().weight, model.config._name_or_path
@@ -157,7 +154,7 @@ class PromptTuning(PromptMethod[PromptTuningConfig]):
         sources = prompt_library.read_for(model, library, names, c.prefix_length)
         targets = target if target.dim() == 3 else target[None]
         made = [spot.start(one, sources, c.init_similarity, c.init_top) for one in targets]
-        return torch.stack(made) if target.dim() == 3 else made[0]
+        return torch.stack(made).view_as(target)
 
     def _stored(self, argument: str, value: str, model: T5 | None) -> Tensor:
         """Return the prompt at the path `value`. A folder must be for this backbone, unless model is None."""

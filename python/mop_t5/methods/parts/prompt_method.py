@@ -22,20 +22,21 @@ class PromptMethod(Method[ConfigT]):
         return Additions(prompt=self.prepend)
 
 
-def vocabulary_rows(model: T5, argument: str, length: int, first: int) -> Tensor:
-    """Return embeddings of distinct tokens drawn from the first ids, (length, d_model).
+def draw_vocabulary(prompts: Tensor, model: T5, argument: str, first: int) -> None:
+    """Set each prompt to the embeddings of distinct tokens that are drawn from the first ids.
 
     Args:
+        prompts: (length, d_model), or (prompts, length, d_model).
         model: The backbone.
-        argument: The field that set `length`, for the message.
-        length: How many tokens.
+        argument: The field that set the length, for the message.
         first: How many ids to draw from.
 
     Raises:
         ValueError: The vocabulary has fewer than `length` of these ids.
     """
-    table = model.shared.weight
+    table, length = model.shared.weight, prompts.shape[-2]
     known = min(first, len(table))
     if known < length:
         raise ValueError(f"{argument} must be at most the vocabulary's {known} with init='vocabulary'; got {length}.")
-    return table[torch.randperm(known)[:length].to(table.device)]
+    for prompt in prompts if prompts.dim() == 3 else prompts[None]:
+        prompt.copy_(table[torch.randperm(known)[:length].to(table.device)])
