@@ -103,19 +103,17 @@ class Adapter(PerScenarioAdapters[AdapterConfig]):
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return the adapters of all layers but the dropped ones."""
-        adapt = partial(bottleneck, activation=self.config.activation)
-        made, needed = self.adapters_for(scenario_ids, adapt)
-        adapters: dict[tuple[str, str], list[AdapterFunction | None]] = {}
-        if self.config.drop_up_to and self.training:
+        c = self.config
+        made = self.additions_of(scenario_ids, partial(bottleneck, activation=c.activation))
+        if c.drop_up_to and self.training:
             # compilers and parallel training need a choice on the device and a gradient for every parameter
-            dropped = torch.randint(self.config.drop_up_to + 1, (), device=next(self.parameters()).device)
-            for place, layers in made.items():
-                adapters[place] = [partial(_keep, adapter, dropped <= i) for i, adapter in enumerate(layers)]
+            dropped = torch.randint(c.drop_up_to + 1, (), device=next(self.parameters()).device)
+            for place, layers in made.adapters.items():
+                made.adapters[place] = [a and partial(_keep, a, dropped <= layer) for layer, a in enumerate(layers)]
         else:
-            absent = self.config.drop_layers
-            for place, layers in made.items():
-                adapters[place] = [*[None] * absent, *layers[absent - self.dropped :]]
-        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
+            for place, layers in made.adapters.items():
+                made.adapters[place] = [*[None] * c.drop_layers, *layers[c.drop_layers - self.dropped :]]
+        return made
 
 
 def _keep(adapter: AdapterFunction, kept: Tensor, hidden: Tensor, scenario_ids: Tensor | None) -> Tensor:

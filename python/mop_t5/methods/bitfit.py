@@ -54,8 +54,7 @@ class BitFit(PerScenarioAdapters[BitFitConfig]):
 
     def additions(self, scenario_ids: Tensor | None = None) -> Additions:
         """Return one shift per place and layer."""
-        adapters, needed = self.adapters_for(scenario_ids, _shift)
-        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
+        return self.additions_of(scenario_ids, _shift)
 
 
 def _width(place: str, shape: BackboneShape) -> int:

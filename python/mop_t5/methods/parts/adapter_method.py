@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mop_kernels.functional import ACTIVATIONS
-from mop_t5.attachment.additions import STACKS, Adapter, row_index
+from mop_t5.attachment.additions import STACKS, Adapter, Additions, row_index
 from mop_t5.attachment.method import ConfigT, Method, MethodConfig, Where
 from mop_t5.backbone.load import BackboneShape
 from mop_t5.checks import check_some_scenario
@@ -64,10 +64,10 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
         self.rows = len(config.scenarios) if config.per_scenario else 1
         self.distinguishes_scenarios = self.rows > 1
 
-    def adapters_for(
+    def additions_of(
         self, scenario_ids: Tensor | None, adapt: Callable[[Tensors, Tensor | None, Tensor, Tensor | None], Tensor]
-    ) -> tuple[dict[tuple[str, str], tuple[Adapter, ...]], Tensor | None]:
-        """Return one adapter per place and layer, and the scenarios that they are made for, or None for all.
+    ) -> Additions:
+        """Return one adapter per place and layer.
 
         Args:
             scenario_ids: (batch,), or None for all scenarios.
@@ -82,7 +82,7 @@ class PerScenarioAdapters(AdapterMethod[PerScenarioT, nn.ParameterDict]):
                 for name, p in self.adapters[stack][place].items()
             }
             adapters[stack, place] = tuple(partial(adapt, of_layer, needed) for of_layer in by_layer(tensors))
-        return adapters, needed
+        return Additions(scenarios=needed, adapters=adapters, dtype=self.dtype)
 
 
 def by_layer(tensors: Tensors) -> list[dict[str, Tensor]]:
