@@ -69,10 +69,9 @@ class FineTuning(Method[FineTuningConfig]):
         templates = self.config.templates
         if templates is None:
             return dialogue
-        if templates == "default":
-            name = _CHINESE_NAMES.get(scenario.casefold(), scenario)
-            return _DEFAULT_TEMPLATE.replace(_PLACE, name) + dialogue
         if isinstance(templates, str):
+            if templates == "default":
+                templates, scenario = _DEFAULT_TEMPLATE, _CHINESE_NAMES.get(scenario.casefold(), scenario)
             return templates.replace(_PLACE, scenario) + dialogue
         if scenario not in templates:
             raise ValueError(f"templates have no text for scenario {scenario!r}; they have {', '.join(templates)}.")
