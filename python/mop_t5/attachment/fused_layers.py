@@ -1,4 +1,4 @@
-"""Fused layers of an attached T5 in training: dropout, norms and feed-forward networks (mop_kernels.step).
+"""Layers of an attached T5 in training: fused dropout, norms and feed-forward networks (mop_kernels.step), embeddings.
 
 While a method is attached, the classes of these modules are subclasses of their own classes. In training mode, with
 gradients, they call the operations of mop_kernels.step, which save far less for backward. In evaluation mode, and
@@ -114,6 +114,22 @@ class FusedFeedForward(RuntimeMixin, T5LayerFF):
         return dropout_add(changed, hidden_states, self.dropout.p)
 
 
+class ExactEmbedding(RuntimeMixin, nn.Embedding):
+    """Mixed into the class of an embedding, for gradients of tables in 16 bits on a CPU.
+
+    torch adds them in 16 bits there: a bfloat16 sum of ones stops at 256
+    (findings/torch_half_embedding_gradients_stop.sh). The gradients of index_select are added in float32.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the rows of the table."""
+        options = (self.padding_idx, self.max_norm, self.scale_grad_by_freq, self.sparse)
+        trained = type(self.weight) is nn.Parameter and self.weight.requires_grad and self.weight.is_cpu
+        if not trained or self.weight.dtype.itemsize != 2 or options != (None, None, False, False):
+            return super().forward(input)
+        return self.weight.index_select(0, input.flatten()).reshape(*input.shape, self.embedding_dim)
+
+
 def _is_gelu_tanh(act: nn.Module) -> bool:
     """Tell whether an activation is the GELU by tanh, which transformers names gelu_new and gelu_pytorch_tanh."""
     if isinstance(act, nn.GELU):
@@ -127,7 +143,8 @@ def _last_map(network: T5DenseActDense | T5DenseGatedActDense, hidden: Tensor) -
     return network.wo(hidden.to(dtype) if hidden.dtype != dtype and dtype.is_floating_point else hidden)
 
 
-_MIXINS: dict[str, type[RuntimeMixin]] = {"Dropout": FusedDropout}  # by the name of the plain class
+# by the name of the plain class
+_MIXINS: dict[str, type[RuntimeMixin]] = {"Dropout": FusedDropout, "Embedding": ExactEmbedding}
 for _family in ("T5", "MT5", "UMT5"):
     _MIXINS[f"{_family}LayerNorm"] = FusedLayerNorm
     _MIXINS[f"{_family}DenseActDense"] = FusedNetwork
@@ -139,6 +156,6 @@ def fuse_layers(model: T5) -> None:
     """Give the layers of an attached model, and of its method, their fused classes."""
     for module in model.modules():
         plain = type(module)
-        known = plain is nn.Dropout or plain.__module__.startswith("transformers.models.")
+        known = plain in (nn.Dropout, nn.Embedding) or plain.__module__.startswith("transformers.models.")
         if known and plain.__name__ in _MIXINS and "forward" not in module.__dict__:
             module.__class__ = combined(_MIXINS[plain.__name__], plain)
