@@ -7,6 +7,14 @@ import pytest
 from forks import Forks, forks_of
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disk_without_waiting() -> Iterator[None]:
+    """What a test writes need not outlive a power failure. A killed process loses nothing without os.fsync."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def forks_with_t5() -> Iterator[Forks]:
     """Forks of a process that has imported torch and T5 with its trainer, but nothing of this project."""
