@@ -95,6 +95,8 @@ GENERATING = {
 
 def generate(folder, flags):
     """`mop-t5 generate`, in one go and killed."""
+    import mop_t5.cli.generate  # noqa: F401  imported once, for all attempts
+
     straight, killed, report = folder / "straight.jsonl", folder / "killed.jsonl", {}
     command = ["generate", *flags, "--window", "10"]
     attempt(lambda: main([*command, "--output", str(straight)]), folder / "straight.log")

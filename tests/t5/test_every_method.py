@@ -254,13 +254,13 @@ def test_checkpointing_changes_nothing(case):
 def test_compiles_without_graph_breaks(case):
     """For one shape: several are proved in test_injection_attach.py, and cost a minute each.
 
-    Of a method forward and backward are traced; of a variant the forward, where its code differs.
+    The forward is traced. The backward is, too, of methods that call operators of mop_kernels or mix experts.
     """
     torch.compiler.reset()
     model = attached(case, backbone(dtype=torch.float32, num_layers=1, num_decoder_layers=1)).train()
     name, fields = case
-    backend = "aot_eager" if fields == SMALL[name] else "eager"
-    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
+    whole = name in ("mop", "compacter", "attempt", "hyperformer", "task_moe") and fields == SMALL[name]
+    compiled = torch.compile(model, backend="aot_eager" if whole else "eager", fullgraph=True, dynamic=False)
     got = loss_and_gradients(model, compiled, labelled(), IDS)  # first, so that nothing has run before
     torch.testing.assert_close(got, loss_and_gradients(model, model, labelled(), IDS), atol=1e-4, rtol=1e-4)
 

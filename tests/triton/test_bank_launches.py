@@ -29,6 +29,14 @@ ASKED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_cache(tmp_path_factory):
+    """Several cases make the same forward launch, which compiles once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
 def launches_of_a_bank(bank: Bank, asked: tuple[str, ...], bias: bool, with_experts: bool) -> list[Launch]:
     """Forward and backward; `asked`: the factors of both levels that ask for gradients. x asks with all of them."""
     width = 4 if bias else 3
@@ -45,8 +53,7 @@ def launches_of_a_bank(bank: Bank, asked: tuple[str, ...], bias: bool, with_expe
 
 
 @pytest.mark.parametrize(("asked", "bias", "with_experts"), ASKED.values(), ids=ASKED)
-def test_any_factor_may_ask_for_a_gradient_or_be_absent(asked, bias, with_experts, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_any_factor_may_ask_for_a_gradient_or_be_absent(asked, bias, with_experts):
     made = launches_of_a_bank(SMALL, asked, bias, with_experts)
     assert len(made) >= 2
     for launch in made:
@@ -67,9 +74,8 @@ def ptx_of(launch: Launch) -> str:
 
 
 @pytest.mark.parametrize("num_warps", [1, 4, 8])
-def test_hidden_rows_of_fewer_numbers_than_threads(num_warps, tmp_path, monkeypatch):
+def test_hidden_rows_of_fewer_numbers_than_threads(num_warps):
     """Triton 3.6 to 3.8 end the whole process where a program would gather from a tile of so few numbers."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with asked() as choices:
         launches_of_a_bank(NARROW, (), True, False)
     choice = choices[0]

@@ -24,7 +24,8 @@ def segment(text: str, *, hmm: bool = False) -> list[str]:
         import jieba
     except ImportError as error:
         raise ImportError("cutting Chinese text into words needs jieba: pip install jieba") from error
-    jieba.setLogLevel("WARNING")  # otherwise jieba announces its dictionary on stderr
+    if not jieba.dt.initialized:
+        jieba.setLogLevel("WARNING")  # otherwise jieba announces its dictionary on stderr
     return list(jieba.cut(text, HMM=hmm))
 
 
