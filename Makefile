@@ -49,9 +49,10 @@ build/.cuda: $(STAMP)
 	mkdir -p build
 	touch $@
 
-# one thread per process: the two workers share the cores
+# one thread per process: the two workers share the cores. Bytecode is kept, where a variable forbids it, too: the
+# processes that tests start would compile all sources anew
 test: lint docs cuda
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 	$(MAKE) -j2 --output-sync test-extras interpret-banks interpret-layers emulate-cuda gpu-dry-run
 
 # Packages that transformers imports, slowly, as soon as they are installed: in a folder of their own

@@ -1,10 +1,13 @@
 """What tests of several folders share."""
 
+import gc
 import os
 from collections.abc import Iterator
 
 import pytest
 from forks import Forks, forks_of
+
+gc.set_threshold(100_000, 20, 20)  # by default a tenth of the suite is the collector's, which finds little
 
 
 @pytest.fixture(scope="session", autouse=True)
