@@ -4,7 +4,9 @@ No cache, no fused kernel, no transformers code. A prefix is {attention: one (ke
 (scenarios, heads, prefix, d_kv).
 """
 
+import copy
 import math
+from functools import cache
 
 import mop_t5
 import pytest
@@ -34,16 +36,21 @@ SIZES = {
 
 def tiny(kind="t5", *, implementation=None, dtype=torch.float64, seed=0, **overrides):
     """A tiny random backbone whose queries and position biases are large enough to matter; with sdpa if it can."""
-    from transformers import UMT5Config
-
     usable = kind != "umt5" or UMT5_HAS_SDPA
     if implementation == "sdpa" and not usable:
         pytest.skip(f"umT5 has no sdpa in transformers {transformers.__version__}")
     implementation = implementation or ("sdpa" if usable else "eager")
+    # a copy takes less time than to draw the weights again
+    return copy.deepcopy(_built(kind, implementation, dtype, seed, tuple(sorted(overrides.items()))))
+
+
+@cache
+def _built(kind, implementation, dtype, seed, overrides):
+    from transformers import UMT5Config
+
     config = {"t5": "t5-small", "t5_gated": "t5-small", "mt5": "mt5-small"}.get(kind) or UMT5Config()
-    if kind == "t5_gated":
-        overrides = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **overrides}
-    model = mop_t5.build_backbone(config, seed=seed, dtype=dtype, **{**SIZES, **overrides})
+    gated = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if kind == "t5_gated" else {}
+    model = mop_t5.build_backbone(config, seed=seed, dtype=dtype, **{**SIZES, **gated, **dict(overrides)})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".q.weight"):
