@@ -217,8 +217,12 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, *rest) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 
-# norms, activations, dropout and the backward pass of linear_cross_entropy count as zero
-_COUNTS: dict[str, Callable[..., int]] = {name: globals().get(name, lambda *args: 0) for name in ops.SCHEMAS}
+_WITHOUT_PRODUCTS = ("rms_norm", "dropout_add", "relu_dropout", "gated_gelu_dropout")
+_COUNTS: dict[str, Callable[..., int]] = {
+    **dict.fromkeys((*_WITHOUT_PRODUCTS, "linear_cross_entropy_backward"), lambda *args: 0),
+    **dict.fromkeys((f"{name}_backward" for name in _WITHOUT_PRODUCTS), lambda *args: 0),
+}
+_COUNTS |= {name: globals()[name] for name in ops.SCHEMAS if name not in _COUNTS}
 _ARGUMENTS = {
     "phm_weight": ("rule", "local"),
     "phm_linear": ("x", "rule", "local"),
